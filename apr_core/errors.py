@@ -1,0 +1,108 @@
+"""Every error apr shows a person, with the exit code it ends the process with.
+
+AprError                     1   anything else that is wrong
+├─ UsageError                2   wrong arguments or options
+│  └─ ConfigError            2   the user's configuration file
+├─ NotFound                  3   a file, model, tensor or name that does not exist
+├─ PluginError               3   a plugin that is missing, broken, ambiguous or of another API
+│  ├─ PluginNotFound
+│  ├─ PluginBroken
+│  ├─ PluginConflict
+│  └─ PluginIncompatible
+├─ FormatError               4   bytes that are not what they should be
+│  ├─ ContractError          4   tensors or configuration that a family's contract refuses
+│  └─ QuantizationError      4   values that a number format cannot hold
+├─ ValidationFailed          5   `apr validate` ran and the file failed
+├─ InputOutputError          7   disk, permissions, network
+└─ BackendError             14   a device or kernel that refuses
+   └─ BackendUnavailable
+
+A message names the thing, what was expected and what was found; the hint says what to do.
+"""
+
+from __future__ import annotations
+
+
+class AprError(Exception):
+    """Root of all errors meant for a person. `hint` says what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AprError):
+    """Wrong arguments or options."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The user's configuration file holds something it should not."""
+
+
+class NotFound(AprError):
+    """A file, model, tensor or name that does not exist."""
+
+    exit_code = 3
+
+
+class PluginError(AprError):
+    """A plugin stands in the way of what was asked for."""
+
+    exit_code = 3
+
+
+class PluginNotFound(PluginError):
+    """No installed and enabled plugin provides the name."""
+
+
+class PluginBroken(PluginError):
+    """A plugin provides the name but cannot be loaded."""
+
+
+class PluginConflict(PluginError):
+    """Several plugins provide the name and nothing says which one is meant."""
+
+
+class PluginIncompatible(PluginError):
+    """A plugin was written for another API number."""
+
+
+class FormatError(AprError):
+    """Bytes that are not what they should be."""
+
+    exit_code = 4
+
+
+class ContractError(FormatError):
+    """Tensors or configuration that a family's contract refuses."""
+
+
+class QuantizationError(FormatError):
+    """Values that a number format cannot hold."""
+
+
+class ValidationFailed(AprError):
+    """The checks ran and the file failed them."""
+
+    exit_code = 5
+
+
+class InputOutputError(AprError):
+    """Disk, permissions or network."""
+
+    exit_code = 7
+
+
+class BackendError(AprError):
+    """A device or kernel refuses."""
+
+    exit_code = 14
+
+
+class BackendUnavailable(BackendError):
+    """The backend is installed but cannot run on this machine."""

@@ -1,0 +1,118 @@
+"""The hooks a plugin may implement. All of them collect: no arguments, no order, no side effects.
+
+A hooks module returns declarations, which are frozen records holding strings. It must not import
+arrays, tokenizers or device libraries: `apr plugins list` imports every hooks module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pluggy import HookimplMarker, HookspecMarker
+
+if TYPE_CHECKING:
+    from apr_core import declarations as d
+
+API_VERSION = 1  # +1 only when an existing plugin would break
+SUPPORTED_APIS = frozenset({1})
+
+hookspec = HookspecMarker("apr")
+hookimpl = HookimplMarker("apr")
+
+
+@hookspec
+def apr_families() -> Iterable[d.Family]:  # type: ignore[empty-body]
+    """Model families this distribution can import and run.
+
+    @hookimpl
+    def apr_families():
+        return [Family("mine", "apr_mine.family:Mine", summary="Mine 1 and 2",
+                       architectures=("MineForCausalLM",), attention=("full_attention",))]
+    """
+
+
+@hookspec
+def apr_attention() -> Iterable[d.Attention]:  # type: ignore[empty-body]
+    """Attention variants (mixers), and the ops they bring along.
+
+    @hookimpl
+    def apr_attention():
+        return [Attention("sliding", "apr_sliding.mixer:Sliding", summary="sliding window",
+                          state="window", ops=("linear", "rope", "window_attention"),
+                          brings=(("window_attention", "apr_sliding.ops:window_attention"),))]
+    """
+
+
+@hookspec
+def apr_quantizers() -> Iterable[d.Quantizer]:  # type: ignore[empty-body]
+    """Block number formats.
+
+    @hookimpl
+    def apr_quantizers():
+        return [Quantizer("nf4", "apr_nf4.codec:NF4", summary="4-bit NormalFloat",
+                          block=64, bytes_per_block=34)]
+    """
+
+
+@hookspec
+def apr_recipes() -> Iterable[d.Recipe]:  # type: ignore[empty-body]
+    """Recipes: which format each class of tensor gets.
+
+    @hookimpl
+    def apr_recipes():
+        return [Recipe("nf4", "apr_nf4.recipes:nf4", summary="all matrices nf4",
+                       formats=("nf4",))]
+    """
+
+
+@hookspec
+def apr_backends() -> Iterable[d.Backend]:  # type: ignore[empty-body]
+    """Devices: an array namespace, uploads, kernels.
+
+    @hookimpl
+    def apr_backends():
+        return [Backend("cuda", "apr_backend_cuda.backend:Cuda", summary="NVIDIA GPUs",
+                        requires=("torch", "triton"), probe="apr_backend_cuda.probe:probe")]
+    """
+
+
+@hookspec
+def apr_kernels() -> Iterable[d.Kernel]:  # type: ignore[empty-body]
+    """Faster implementations of an op, for a backend that may be somebody else's.
+
+    @hookimpl
+    def apr_kernels():
+        return [Kernel("cpu/linear/nf4", "apr_nf4.kernels:linear", summary="nf4 on the CPU",
+                       backend="cpu", op="linear", weight="nf4")]
+    """
+
+
+@hookspec
+def apr_sources() -> Iterable[d.Source]:  # type: ignore[empty-body]
+    """Places checkpoints come from, by URL scheme.
+
+    @hookimpl
+    def apr_sources():
+        return [Source("s3", "apr_s3.source:fetch", summary="S3 buckets")]
+    """
+
+
+@hookspec
+def apr_exporters() -> Iterable[d.Exporter]:  # type: ignore[empty-body]
+    """Writers of other file formats.
+
+    @hookimpl
+    def apr_exporters():
+        return [Exporter("gguf", "apr_export_gguf.export:export", summary="for llama.cpp")]
+    """
+
+
+@hookspec
+def apr_commands() -> Iterable[d.Command]:  # type: ignore[empty-body]
+    """Further `apr` commands. The target is a click command.
+
+    @hookimpl
+    def apr_commands():
+        return [Command("merge", "apr_merge.cli:merge", summary="merge models")]
+    """

@@ -1,0 +1,1 @@
+"""The CPU backend of apr: NumPy arrays, Numba kernels."""
