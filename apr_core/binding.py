@@ -1,0 +1,251 @@
+"""Binding, once at load: for each (op, weight format) a kernel, else a composite, else the reference.
+
+Knows backends only by the protocol below. The result is plain attributes, so a forward pass makes
+no look-ups; what was bound is kept in a report, because a silent slow path is a lie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.errors import BackendError
+from apr_core.ops import CORE_OPS, Op
+
+Array = Any
+BoundOps = SimpleNamespace  # one attribute an op
+DENSE = "f32"  # what a weight becomes when no kernel reads its format
+
+
+class Weight:
+    """A matrix on a backend, [rows, cols]. `data` is packed bytes or a dense array.
+
+    `linear` and `embed` are bound here and not on the ops, because they depend on the format.
+    """
+
+    __slots__ = ("cols", "data", "decode", "embed", "format", "linear", "name", "rows")
+
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        shape: tuple[int, int],
+        data: Array,
+        decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]] | None = None,
+    ) -> None:
+        self.name, self.format, self.data, self.decode = name, format, data, decode
+        self.rows, self.cols = shape
+        self.linear: Callable[[Array, Weight], Array] | None = None
+        self.embed: Callable[[Array, Weight], Array] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostMatrix:
+    """A matrix as the file has it: `raw` u8 [rows, row bytes], and how to decode rows of it."""
+
+    name: str
+    format: str
+    shape: tuple[int, int]
+    raw: NDArray[np.uint8]
+    decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+
+    def dense(self) -> NDArray[np.float32]:
+        """The whole matrix in float32 [rows, cols]."""
+        return self.decode(self.raw, self.shape[1])
+
+
+class BackendPlugin(Protocol):
+    """What the target of a `Backend` declaration makes, called with `threads=` (None: default)."""
+
+    name: str
+    xp: Any  # array namespace the references run on
+    kernels: Mapping[tuple[str, str], str]  # (op, weight format or "*") -> "module:function"
+
+    def describe(self) -> str:
+        """The device and what was found out about it, in one line."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Float32 zeros on the device."""
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """A dense array (float32 or integers), on the device."""
+
+    def upload_packed(self, matrix: HostMatrix) -> Array:
+        """Packed bytes for this backend's kernels, in place where that is possible."""
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """Back to the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What one (op, weight format) was bound to. `via` is kernel, composite or reference."""
+
+    op: str
+    format: str
+    via: str
+    target: str
+    distribution: str = ""
+
+
+@dataclass(slots=True)
+class BindReport:
+    """What runs where. `expanded` counts bytes of weights that had to be decoded."""
+
+    device: str
+    bound: dict[tuple[str, str], Bound] = field(default_factory=dict)
+    expanded: dict[str, tuple[int, int]] = field(default_factory=dict)  # format -> (from, to) bytes
+    weights: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """What runs slower or larger than it should, in words. Empty when all is well."""
+        slow = [f"{_key(b)} runs on the reference" for b in self.bound.values()
+                if b.via == "reference"]  # fmt: skip
+        big = [
+            f"{name} weights were decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
+            for name, (before, after) in self.expanded.items()
+        ]
+        return slow + big
+
+    def lines(self) -> list[str]:
+        """The report as `apr run -v` prints it."""
+        rows = [self.device]
+        for key, bound in sorted(self.bound.items()):
+            count = f" x{self.weights[key]}" if self.weights[key] else ""
+            origin = f" ({bound.distribution})" if bound.distribution else ""
+            rows.append(f"  {_key(bound) + count:<24} {bound.via:<10} {bound.target}{origin}")
+        return rows + [f"! {line}" for line in self.fallbacks]
+
+    def as_dict(self) -> dict[str, str]:
+        """`{"linear[f32]": "module:function"}`."""
+        return {_key(bound): bound.target for bound in self.bound.values()}
+
+
+def _key(bound: Bound) -> str:
+    return bound.op if bound.format == "*" else f"{bound.op}[{bound.format}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKernel:
+    """A kernel that another distribution brings for this backend."""
+
+    target: str
+    distribution: str
+
+
+class Binder:
+    """Binds ops and weights to one backend and keeps the report."""
+
+    def __init__(
+        self,
+        backend: BackendPlugin,
+        extra_ops: Mapping[str, Op],
+        foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.table = {**CORE_OPS, **extra_ops}
+        self.foreign = dict(foreign or {})
+        self.report = BindReport(backend.describe())
+        self.ops = BoundOps()
+
+    def bind_ops(self, names: Iterable[str]) -> BoundOps:
+        """Bind the named ops. `linear` and `embed` go through each weight's own binding."""
+        self.ops.linear = lambda x, w: w.linear(x, w)
+        self.ops.embed = lambda ids, w: w.embed(ids, w)
+        for name in sorted(set(names) - {"linear", "embed"}):
+            self._bind_op(name)
+        return self.ops
+
+    def _bind_op(self, name: str) -> None:
+        if hasattr(self.ops, name):
+            return
+        if name not in self.table:
+            raise BackendError(
+                f"op {name!r} has no definition", "Install or repair the plugin that brings it."
+            )
+        function = self._kernel(name, "*")
+        if function is None:
+            entry = self.table[name]
+            first = self.ops if entry.is_composite else self.backend.xp
+            function = partial(entry.body, first)
+            self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
+            if entry.is_composite:
+                for needed in composite_ops(entry) - {"linear", "embed"}:
+                    self._bind_op(needed)
+        setattr(self.ops, name, function)
+
+    def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
+        """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
+        uses = tuple(uses)
+        if matrix.format != DENSE and not all(self._has_kernel(u, matrix.format) for u in uses):
+            return self._expanded(matrix, uses)
+        if matrix.format == DENSE:
+            data = self.backend.upload(matrix.dense())
+        else:
+            data = self.backend.upload_packed(matrix)
+        return self._bind_weight(
+            Weight(matrix.name, matrix.format, matrix.shape, data, matrix.decode), uses
+        )
+
+    def _expanded(self, matrix: HostMatrix, uses: tuple[str, ...]) -> Weight:
+        dense = matrix.dense()
+        before, after = self.report.expanded.get(matrix.format, (0, 0))
+        self.report.expanded[matrix.format] = (before + matrix.raw.nbytes, after + dense.nbytes)
+        weight = Weight(matrix.name, DENSE, matrix.shape, self.backend.upload(dense))
+        return self._bind_weight(weight, uses)
+
+    def _bind_weight(self, weight: Weight, uses: tuple[str, ...]) -> Weight:
+        for name in uses:
+            function = self._kernel(name, weight.format)
+            if function is None:
+                function = partial(self.table[name].body, self.backend.xp)
+                self._note(name, weight.format, "reference", self.table[name].body)
+            setattr(weight, name, function)
+            self.report.weights[name, weight.format] += 1
+        return weight
+
+    def _has_kernel(self, name: str, format: str) -> bool:
+        keys = ((name, format), (name, "*"))
+        return any(key in self.foreign or key in self.backend.kernels for key in keys)
+
+    def _kernel(self, name: str, format: str) -> Callable[..., Any] | None:
+        """The kernel for this key, exact format first, others' kernels before the backend's."""
+        for key in dict.fromkeys([(name, format), (name, "*")]):
+            foreign = self.foreign.get(key)
+            target = foreign.target if foreign else self.backend.kernels.get(key)
+            if target:
+                function = _resolve(target)
+                origin = foreign.distribution if foreign else ""
+                self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
+                return function
+        return None
+
+    def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
+        target = f"{body.__module__}:{body.__qualname__}"
+        self.report.bound[name, format] = Bound(name, format, via, target)
+
+
+def composite_ops(entry: Op) -> set[str]:
+    """The ops a composite's body names as attributes of its first argument."""
+    return set(entry.body.__code__.co_names) & set(CORE_OPS)
+
+
+def _resolve(target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BackendError(
+            f"kernel {target!r} cannot be loaded: {error}",
+            "Reinstall the distribution that brings it, or disable it.",
+        ) from error
+    return function

@@ -1,0 +1,143 @@
+"""The ops every decoder needs, as references. They know arrays, not devices and not number formats.
+
+Layouts are part of each meaning: activations are [rows, features], q is [rows, heads, head_dim],
+a row belongs to a sequence slot at a position (`step`), and state is owned by the op that uses it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apr_core.ops.op import Op, composite, op
+
+if TYPE_CHECKING:
+    from apr_core.binding import BoundOps, Weight
+    from apr_core.model.state import KVState
+    from apr_core.model.step import Step
+
+Array = Any  # numpy.ndarray, or what the backend's namespace works on
+
+
+@op
+def embed(xp: Any, ids: Array, w: Weight) -> Array:
+    """Rows of the embedding: ids [T] -> [T, D]."""
+    return xp.take(w.data, ids, axis=0)
+
+
+@op
+def linear(xp: Any, x: Array, w: Weight) -> Array:
+    """Matrix product with a weight stored [out, in]: x [T, in] -> [T, out]."""
+    return xp.matmul(x, w.data.T)
+
+
+@composite
+def linears(o: BoundOps, x: Array, ws: tuple[Weight, ...]) -> tuple[Array, ...]:
+    """Several products with one input, so that a backend can prepare the input once."""
+    return tuple(o.linear(x, w) for w in ws)
+
+
+@op
+def rms_norm(xp: Any, x: Array, w: Array, eps: float, offset: float) -> Array:
+    """Root mean square norm over the last axis: x / sqrt(mean(x^2) + eps) * (offset + w)."""
+    scale = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return x * scale * (w + offset)
+
+
+@composite
+def add_rms_norm(
+    o: BoundOps, h: Array, y: Array, w: Array, eps: float, offset: float
+) -> tuple[Array, Array]:
+    """Residual and norm: (h + y, rms_norm(h + y))."""
+    h = h + y
+    return h, o.rms_norm(h, w, eps, offset)
+
+
+@op
+def rope(xp: Any, x: Array, positions: Array, inv_freq: Array) -> Array:
+    """Rotary embedding, NeoX pairing (i, i + n) over the first 2n dims; the rest pass through.
+
+    x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D.
+    """
+    n = inv_freq.shape[0]
+    angle = positions[:, None].astype(inv_freq.dtype) * inv_freq[None, :]  # [T, n]
+    cos, sin = xp.cos(angle)[:, None, :], xp.sin(angle)[:, None, :]  # [T, 1, n]
+    a, b = x[..., :n], x[..., n : 2 * n]
+    return xp.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * n :]], axis=-1)
+
+
+@op
+def attention(
+    xp: Any, q: Array, k: Array, v: Array, state: KVState, step: Step, scale: float
+) -> Array:
+    """Causal attention with grouped heads; appends k and v to the cache first.
+
+    q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv).
+    """
+    outs = []
+    for seg in step.segments:
+        keys, values = state.append(
+            seg.slot, seg.position, k[seg.start : seg.stop], v[seg.start : seg.stop]
+        )  # [Hkv, L, D] each, L = position + rows
+        outs.append(_attend(xp, q[seg.start : seg.stop], keys, values, seg.position, scale))
+    return xp.concatenate(outs, axis=0)
+
+
+def _attend(xp: Any, q: Array, keys: Array, values: Array, position: int, scale: float) -> Array:
+    """One sequence: q [n, H, D] over keys and values [Hkv, L, D]."""
+    n, heads, dim = q.shape
+    kv_heads, length, _ = keys.shape
+    grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]
+    scores = xp.matmul(grouped, xp.swapaxes(keys, -1, -2)[:, None]) * scale  # [Hkv, G, n, L]
+    row, column = xp.arange(n)[:, None], xp.arange(length)[None, :]
+    scores = xp.where(column <= row + position, scores, -xp.inf)
+    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+    out = xp.matmul(weights, values[:, None])  # [Hkv, G, n, D]
+    return xp.moveaxis(out, 2, 0).reshape(n, heads, dim)
+
+
+@op
+def sigmoid(xp: Any, x: Array) -> Array:
+    """1 / (1 + exp(-x)), written so that no exponent overflows."""
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+@op
+def silu(xp: Any, x: Array) -> Array:
+    """x * sigmoid(x)."""
+    return x * sigmoid(xp, x)
+
+
+@op
+def softplus(xp: Any, x: Array) -> Array:
+    """log(1 + exp(x)), written so that no exponent overflows."""
+    return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+@op
+def swiglu(xp: Any, gate: Array, up: Array) -> Array:
+    """silu(gate) * up."""
+    return silu(xp, gate) * up
+
+
+@op
+def sigmoid_gate(xp: Any, x: Array, gate: Array) -> Array:
+    """x * sigmoid(gate), elementwise."""
+    return x * sigmoid(xp, gate)
+
+
+@composite
+def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
+    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
+    g, u = o.linears(x, (gate, up))
+    return o.linear(o.swiglu(g, u), down)
+
+
+CORE_OPS: dict[str, Op] = {
+    entry.name: entry
+    for entry in (
+        embed, linear, linears, rms_norm, add_rms_norm, rope, attention,
+        sigmoid, silu, softplus, swiglu, sigmoid_gate, mlp,
+    )
+}  # fmt: skip
