@@ -1,4 +1,4 @@
-"""Binding, once at load: for each (op, weight format) a kernel, else a composite, else the reference.
+"""Binding, once at load: for each (op, weight format) a kernel, else composite, else reference.
 
 Knows backends only by the protocol below. The result is plain attributes, so a forward pass makes
 no look-ups; what was bound is kept in a report, because a silent slow path is a lie.
@@ -179,9 +179,13 @@ class Binder:
             function = partial(entry.body, first)
             self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
             if entry.is_composite:
-                for needed in composite_ops(entry) - {"linear", "embed"}:
+                for needed in self._needs(entry):
                     self._bind_op(needed)
         setattr(self.ops, name, function)
+
+    def _needs(self, entry: Op) -> set[str]:
+        """The ops a composite's body names as attributes of its first argument."""
+        return (set(entry.body.__code__.co_names) & set(self.table)) - {"linear", "embed"}
 
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
@@ -232,11 +236,6 @@ class Binder:
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"
         self.report.bound[name, format] = Bound(name, format, via, target)
-
-
-def composite_ops(entry: Op) -> set[str]:
-    """The ops a composite's body names as attributes of its first argument."""
-    return set(entry.body.__code__.co_names) & set(CORE_OPS)
 
 
 def _resolve(target: str) -> Callable[..., Any]:

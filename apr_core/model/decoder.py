@@ -1,0 +1,71 @@
+"""Runs a layer plan. Knows ops, weights and states; knows no family, format or device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from apr_core.binding import BoundOps, Weight
+from apr_core.model.state import State
+from apr_core.model.step import Step
+
+Array = Any
+
+
+class Mixer(Protocol):
+    """What the target of an `Attention` declaration makes, called with a block's options.
+
+    `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
+    arrays, `constants` further arrays that are uploaded with them under their own names.
+    """
+
+    matrices: tuple[str, ...]
+    vectors: tuple[str, ...]
+    constants: dict[str, Any]
+
+    def new_state(self, states: Any) -> State:
+        """The state of one layer, made by `states.kv(...)` or `states.recurrent(...)`."""
+
+    def __call__(self, o: BoundOps, w: Any, x: Array, step: Step, state: State) -> Array:
+        """x [T, hidden] -> [T, hidden], written only in ops, arithmetic, reshape and slices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A block ready to run. `weights` has one attribute a role, uploaded."""
+
+    mixer: Mixer
+    weights: SimpleNamespace
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """`h += mixer(norm(h)); h += mlp(norm(h))` over all layers, then norm and head."""
+
+    ops: BoundOps
+    layers: tuple[Layer, ...]
+    embedding: Weight
+    head: Weight
+    final_norm: Array
+    eps: float
+    offset: float
+
+    def hidden(self, ids: Array, step: Step, states: list[State]) -> Array:
+        """ids [T] -> the normalised hidden state of every row [T, hidden]."""
+        o = self.ops
+        h = o.embed(ids, self.embedding)  # [T, hidden]
+        x = o.rms_norm(h, self.layers[0].weights.input_norm, self.eps, self.offset)
+        for i, layer in enumerate(self.layers):
+            w = layer.weights
+            y = layer.mixer(o, w, x, step, states[i])
+            h, x = o.add_rms_norm(h, y, w.post_attention_norm, self.eps, self.offset)
+            y = o.mlp(x, w.gate_proj, w.up_proj, w.down_proj)
+            last = i + 1 == len(self.layers)
+            norm = self.final_norm if last else self.layers[i + 1].weights.input_norm
+            h, x = o.add_rms_norm(h, y, norm, self.eps, self.offset)
+        return x
+
+    def logits(self, hidden: Array) -> Array:
+        """hidden [R, hidden] -> [R, vocab]."""
+        return self.ops.linear(hidden, self.head)

@@ -1,0 +1,232 @@
+"""A loaded model: logits, and the ragged forward that generation and serving build on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.binding import BackendPlugin, BindReport
+from apr_core.errors import BackendError, FormatError, UsageError
+from apr_core.format import AprFile
+from apr_core.model.decoder import Decoder
+from apr_core.model.loading import build_decoder, make_backend
+from apr_core.model.state import KVState, RecurrentState, State
+from apr_core.model.step import make_step
+from apr_core.modelspec import ModelConfig
+from apr_core.registry import Registry, get_registry
+
+if TYPE_CHECKING:
+    from apr_core.text.tokenizer import Tokenizer
+
+CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
+
+
+class Model:
+    """A model on a backend. Make one with `load`.
+
+    `config` are its numbers, `tokenizer` its tokenizer, `report` what was bound to what,
+    `metadata` the file's metadata. Sequences live in slots; a slot is a number.
+    """
+
+    def __init__(
+        self, file: AprFile, config: ModelConfig, decoder: Decoder, backend: BackendPlugin,
+        report: BindReport, max_len: int,
+    ) -> None:  # fmt: skip
+        self.file, self.config, self.report, self.max_len = file, config, report, max_len
+        self.metadata: dict[str, Any] = file.metadata
+        self.backend = backend
+        self._decoder = decoder
+        self._states: list[State] = self._new_states()
+        self._lengths: dict[int, int] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def _new_states(self) -> list[State]:
+        zeros = self.backend.zeros
+        makers = SimpleNamespace(
+            kv=lambda heads, dim: KVState(zeros, heads, dim),
+            recurrent=lambda **shapes: RecurrentState(zeros, shapes),
+        )
+        return [layer.mixer.new_state(makers) for layer in self._decoder.layers]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer inside the file, made on first use."""
+        if self._tokenizer is None:
+            from apr_core.text.tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.from_metadata(self.metadata)
+        return self._tokenizer
+
+    def new_slot(self) -> int:
+        """Open a slot for a new sequence."""
+        slot = next(i for i in range(len(self._lengths) + 1) if i not in self._lengths)
+        for state in self._states:
+            state.open(slot)
+        self._lengths[slot] = 0
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        """Forget the slot's sequence and free its memory."""
+        del self._lengths[slot]
+        for state in self._states:
+            state.close(slot)
+
+    def length(self, slot: int) -> int:
+        """Tokens the slot's sequence has so far."""
+        return self._lengths[slot]
+
+    @property
+    def rewindable(self) -> bool:
+        """Whether every layer's state can be cut back without a snapshot."""
+        return all(state.rewindable for state in self._states)
+
+    def snapshot(self, slot: int) -> tuple[int, list[Any]]:
+        """A copy of the slot's whole state, to be restored into any slot."""
+        length = self._lengths[slot]
+        return length, [state.snapshot(slot, length) for state in self._states]
+
+    def restore(self, slot: int, snapshot: tuple[int, list[Any]]) -> None:
+        """Put a snapshot into an open slot."""
+        self._lengths[slot], parts = snapshot
+        for state, part in zip(self._states, parts, strict=True):
+            state.restore(slot, part)
+
+    def forward(
+        self, parts: Sequence[tuple[int, Sequence[int]]], all_rows: bool = False
+    ) -> NDArray[np.float32]:
+        """One ragged step over (slot, next token ids) parts, each slot at most once.
+
+        Returns float32 logits [parts, vocab] of each part's last token, or [rows, vocab] of all
+        tokens with `all_rows`. Raises UsageError on bad ids or when a slot would overflow.
+        """
+        self._check(parts)
+        step = make_step(
+            [(slot, len(ids), self._lengths[slot]) for slot, ids in parts], self.backend.upload
+        )
+        ids = np.concatenate([np.asarray(ids, dtype=np.int64) for _, ids in parts])
+        hidden = self._decoder.hidden(self.backend.upload(ids), step, self._states)
+        if not all_rows:
+            hidden = hidden[step.last_rows]
+        logits = self.backend.download(self._decoder.logits(hidden))
+        for slot, new in parts:
+            self._lengths[slot] += len(new)
+        return logits
+
+    def _check(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        if not parts or any(len(ids) == 0 for _, ids in parts):
+            raise UsageError("a forward needs at least one token per sequence")
+        if len({slot for slot, _ in parts}) != len(parts):
+            raise UsageError("a slot may appear once in a forward")
+        for slot, ids in parts:
+            low, high = min(ids), max(ids)
+            if low < 0 or high >= self.config.vocab_size:
+                raise UsageError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of "
+                    f"{self.config.vocab_size}"
+                )
+            if self._lengths[slot] + len(ids) > self.max_len:
+                raise UsageError(
+                    f"the sequence would have {self._lengths[slot] + len(ids)} tokens, the "
+                    f"context holds {self.max_len}",
+                    "Shorten the prompt, or load with a larger context if the model has it.",
+                )
+
+    def logits(self, ids: Sequence[int], chunk: int = CHUNK) -> NDArray[np.float32]:
+        """Logits of every token of one sequence: ids [T] -> float32 [T, vocab]."""
+        slot = self.new_slot()
+        try:
+            parts = [
+                self.forward([(slot, ids[i : i + chunk])], all_rows=True)
+                for i in range(0, len(ids), chunk)
+            ]
+        finally:
+            self.free_slot(slot)
+        if not parts:
+            raise UsageError("logits of an empty sequence", "Give at least one token id.")
+        return np.concatenate(parts)
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Any]:
+        """Generate piece by piece; options as in `apr_core.engine.generate.stream`."""
+        from apr_core.engine.generate import stream
+
+        return stream(self, self._prompt_ids(prompt), **options)
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """Generate to the end; options as in `apr_core.engine.generate.generate`."""
+        from apr_core.engine.generate import generate
+
+        return generate(self, self._prompt_ids(prompt), **options)
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def state_bytes(self) -> int:
+        """Bytes of KV, recurrent and conv state over all open slots."""
+        return sum(state.nbytes() for state in self._states)
+
+    def close(self) -> None:
+        """Unmap the file. The model cannot be used afterwards."""
+        self.file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: str = "cpu",
+    threads: int | None = None,
+    *,
+    strict: bool = False,
+    max_len: int | None = None,
+    registry: Registry | None = None,
+) -> Model:
+    """Load an .apr file onto a backend.
+
+    `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
+    on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
+    by default the model's own. Raises NotFound, FormatError, ContractError, PluginError or
+    BackendError.
+    """
+    registry = registry or get_registry()
+    device = make_backend(registry, backend, threads)
+    file = AprFile.open(Path(path))
+    try:
+        family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
+        family = registry.make("family", family_name)
+        config = family_config(family, file)
+        plan = family.plan(config)
+        decoder, binder = build_decoder(
+            file, family.contract(), config, plan, registry, device, backend
+        )
+        if strict and binder.report.fallbacks:
+            raise BackendError(
+                "--strict refuses: " + "; ".join(binder.report.fallbacks),
+                "Install a plugin with the missing kernel, or run without --strict.",
+            )
+    except BaseException:
+        file.close()
+        raise
+    limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
+    return Model(file, config, decoder, device, binder.report, limit)
+
+
+def family_config(family: Any, file: AprFile) -> ModelConfig:
+    """The configuration of the model in a file, from the config.json it carries."""
+    hf = file.metadata.get("hf_config")
+    if not isinstance(hf, dict):
+        raise FormatError(
+            f"{file.path}: metadata has no `hf_config` object, which says what the model is",
+            "Import the checkpoint again with this version.",
+        )
+    config: ModelConfig = family.config(hf, file.metadata.get("apr.generation_config"))
+    return config

@@ -1,0 +1,46 @@
+"""Full attention as Qwen2 has it: biases on q, k and v, rotary positions over the whole head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+class FullAttention:
+    """Grouped-query attention. Written only in ops."""
+
+    matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        rotary_dim: int,
+        bias: bool = True,
+    ) -> None:
+        self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.bias = bias
+        self.vectors: tuple[str, ...] = ("q_bias", "k_bias", "v_bias") if bias else ()
+        exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+        self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
+
+    def new_state(self, states: Any) -> Any:
+        """Keys and values; `states` makes the core's state kinds."""
+        return states.kv(self.kv_heads, self.head_dim)
+
+    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+        """x [T, hidden] -> [T, hidden]."""
+        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
+        if self.bias:
+            q, k, v = q + w.q_bias, k + w.k_bias, v + w.v_bias
+        q = o.rope(q.reshape(-1, self.heads, self.head_dim), step.positions, w.inv_freq)
+        k = o.rope(k.reshape(-1, self.kv_heads, self.head_dim), step.positions, w.inv_freq)
+        v = v.reshape(-1, self.kv_heads, self.head_dim)
+        out = o.attention(q, k, v, state, step, self.head_dim**-0.5)  # [T, H, D]
+        return o.linear(out.reshape(-1, self.heads * self.head_dim), w.o_proj)

@@ -1,0 +1,92 @@
+"""The two mixers of Qwen3.5: gated full attention and the gated delta net. Written only in ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+class GatedAttention:
+    """Grouped-query attention with q/k norms, partial rotary positions and an output gate."""
+
+    matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
+    vectors = ("q_norm", "k_norm")
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        rotary_dim: int,
+        norm_eps: float,
+    ) -> None:
+        self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.eps = norm_eps
+        exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+        self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
+
+    def new_state(self, states: Any) -> Any:
+        """Keys and values; `states` makes the core's state kinds."""
+        return states.kv(self.kv_heads, self.head_dim)
+
+    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+        """x [T, hidden] -> [T, hidden]. q_proj's rows are, per head, the query, then the gate."""
+        qg, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
+        qg = qg.reshape(-1, self.heads, 2 * self.head_dim)  # [T, H, 2D]
+        q, gate = qg[..., : self.head_dim], qg[..., self.head_dim :]
+        q = o.rms_norm(q, w.q_norm, self.eps, 1.0)
+        k = o.rms_norm(k.reshape(-1, self.kv_heads, self.head_dim), w.k_norm, self.eps, 1.0)
+        q = o.rope(q, step.positions, w.inv_freq)
+        k = o.rope(k, step.positions, w.inv_freq)
+        v = v.reshape(-1, self.kv_heads, self.head_dim)
+        out = o.attention(q, k, v, state, step, self.head_dim**-0.5)  # [T, H, D]
+        out = o.sigmoid_gate(out, gate).reshape(-1, self.heads * self.head_dim)
+        return o.linear(out, w.o_proj)
+
+
+class GatedDeltaNet:
+    """Linear attention by the gated delta rule, behind a short causal convolution."""
+
+    matrices = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+    vectors = ("conv1d", "A_log", "dt_bias", "linear_norm")
+
+    def __init__(
+        self,
+        *,
+        num_k_heads: int,
+        num_v_heads: int,
+        k_head_dim: int,
+        v_head_dim: int,
+        conv_kernel: int,
+        norm_eps: float,
+    ) -> None:
+        self.k_heads, self.v_heads = num_k_heads, num_v_heads
+        self.k_dim, self.v_dim = k_head_dim, v_head_dim
+        self.kernel, self.eps = conv_kernel, norm_eps
+        self.constants: dict[str, Any] = {}
+
+    def new_state(self, states: Any) -> Any:
+        """The last inputs of the convolution and the state matrix of every value head."""
+        channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+        return states.recurrent(
+            conv=(self.kernel - 1, channels), delta=(self.v_heads, self.k_dim, self.v_dim)
+        )
+
+    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+        """x [T, hidden] -> [T, hidden]."""
+        pre, z, a, b = o.linears(x, (w.in_proj_qkv, w.in_proj_z, w.in_proj_a, w.in_proj_b))
+        mixed = o.causal_conv1d(pre, w.conv1d, state, step)  # [T, q | k | v]
+        n = self.k_heads * self.k_dim
+        q = mixed[:, :n].reshape(-1, self.k_heads, self.k_dim)
+        k = mixed[:, n : 2 * n].reshape(-1, self.k_heads, self.k_dim)
+        v = mixed[:, 2 * n :].reshape(-1, self.v_heads, self.v_dim)
+        log_decay, beta = o.delta_gates(a, b, w.A_log, w.dt_bias)  # [T, Hv] each
+        out = o.gated_delta(q, k, v, log_decay, beta, state, step)  # [T, Hv, Dv]
+        z = z.reshape(-1, self.v_heads, self.v_dim)
+        out = o.gated_rms_norm(out, w.linear_norm, z, self.eps)
+        return o.linear(out.reshape(-1, self.v_heads * self.v_dim), w.out_proj)
