@@ -31,7 +31,7 @@ class Weight:
     `linear` and `embed` are bound here and not on the ops, because they depend on the format.
     """
 
-    __slots__ = ("cols", "data", "decode", "embed", "format", "linear", "name", "rows")
+    __slots__ = ("cols", "data", "decode", "embed", "format", "linear", "name", "row_bytes", "rows")
 
     def __init__(
         self,
@@ -40,8 +40,10 @@ class Weight:
         shape: tuple[int, int],
         data: Array,
         decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]] | None = None,
+        row_bytes: int = 0,
     ) -> None:
         self.name, self.format, self.data, self.decode = name, format, data, decode
+        self.row_bytes = row_bytes  # of a row in the file, where `decode` is given
         self.rows, self.cols = shape
         self.linear: Callable[[Array, Weight], Array] | None = None
         self.embed: Callable[[Array, Weight], Array] | None = None
@@ -77,6 +79,9 @@ class BackendPlugin(Protocol):
 
     def upload(self, array: NDArray[Any]) -> Array:
         """A dense array (float32 or integers), on the device."""
+
+    def upload_matrix(self, array: NDArray[np.float32]) -> Array:
+        """A dense weight for `linear` and `embed`; kernels may want its rows padded."""
 
     def upload_packed(self, matrix: HostMatrix) -> Array:
         """Packed bytes for this backend's kernels, in place where that is possible."""
@@ -193,18 +198,17 @@ class Binder:
         if matrix.format != DENSE and not all(self._has_kernel(u, matrix.format) for u in uses):
             return self._expanded(matrix, uses)
         if matrix.format == DENSE:
-            data = self.backend.upload(matrix.dense())
+            data, decode = self.backend.upload_matrix(matrix.dense()), None
         else:
-            data = self.backend.upload_packed(matrix)
-        return self._bind_weight(
-            Weight(matrix.name, matrix.format, matrix.shape, data, matrix.decode), uses
-        )
+            data, decode = self.backend.upload_packed(matrix), matrix.decode
+        weight = Weight(matrix.name, matrix.format, matrix.shape, data, decode, matrix.raw.shape[1])
+        return self._bind_weight(weight, uses)
 
     def _expanded(self, matrix: HostMatrix, uses: tuple[str, ...]) -> Weight:
         dense = matrix.dense()
         before, after = self.report.expanded.get(matrix.format, (0, 0))
         self.report.expanded[matrix.format] = (before + matrix.raw.nbytes, after + dense.nbytes)
-        weight = Weight(matrix.name, DENSE, matrix.shape, self.backend.upload(dense))
+        weight = Weight(matrix.name, DENSE, matrix.shape, self.backend.upload_matrix(dense))
         return self._bind_weight(weight, uses)
 
     def _bind_weight(self, weight: Weight, uses: tuple[str, ...]) -> Weight:

@@ -1,0 +1,74 @@
+"""The CPU as a backend: NumPy arrays, packed weights used where the file is mapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_backend_cpu.compiling import use_threads
+from apr_backend_cpu.unpack import READERS
+from apr_backend_cpu.vector_ir import DOT_MODE, LANES
+
+HERE = "apr_backend_cpu"
+FLOATS = ("f32", "f16", "bf16")
+
+KERNELS: dict[tuple[str, str], str] = {
+    **{("linear", name): f"{HERE}.linear:linear_{name}" for name in (*READERS, *FLOATS)},
+    ("embed", "*"): f"{HERE}.linear:embed",
+    ("linears", "*"): f"{HERE}.linear:linears",
+    ("mlp", "*"): f"{HERE}.linear:mlp",
+    ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
+    ("add_rms_norm", "*"): f"{HERE}.elementwise:add_rms_norm",
+    ("swiglu", "*"): f"{HERE}.elementwise:swiglu",
+    ("sigmoid_gate", "*"): f"{HERE}.elementwise:sigmoid_gate",
+    ("rope", "*"): f"{HERE}.elementwise:rope",
+    ("gated_rms_norm", "*"): f"{HERE}.elementwise:gated_rms_norm",
+    ("delta_gates", "*"): f"{HERE}.elementwise:delta_gates",
+    ("attention", "*"): f"{HERE}.attention:attention",
+    ("causal_conv1d", "*"): f"{HERE}.delta:causal_conv1d",
+    ("gated_delta", "*"): f"{HERE}.delta:gated_delta",
+}
+
+
+def _padded(array: NDArray[Any], width: int) -> NDArray[Any]:
+    """Rows lengthened with zeros to a multiple of `width`; the array itself if they fit."""
+    missing = -array.shape[1] % width
+    return np.pad(array, ((0, 0), (0, missing))) if missing else array
+
+
+class Cpu:
+    """The CPU. `threads` None means one a physical core."""
+
+    name = "cpu"
+    xp = np
+    kernels = KERNELS
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = use_threads(threads)
+
+    def describe(self) -> str:
+        """Device line of the report."""
+        return f"cpu: {self.threads} threads, {DOT_MODE} dot products"
+
+    def zeros(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Float32 zeros."""
+        return np.zeros(shape, np.float32)
+
+    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array itself, contiguous."""
+        return np.ascontiguousarray(array)
+
+    def upload_matrix(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A dense matrix with rows of whole vectors."""
+        return np.ascontiguousarray(_padded(array, LANES))
+
+    def upload_packed(self, matrix: Any) -> NDArray[np.uint8]:
+        """The mapped bytes in place; a copy only where rows are not whole superblocks."""
+        width = 2 * LANES if matrix.format in FLOATS else READERS[matrix.format][1]
+        return _padded(matrix.raw, width)
+
+    def download(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array itself."""
+        return array

@@ -1,0 +1,141 @@
+"""The causal convolution and the gated delta rule.
+
+The rule runs token by token for prefill as for decode. A task is one value head and 16 columns of
+its state, which stay in the first-level cache for the whole segment, so the recurrence costs less
+than the chunked form's extra products (benchmarks/gated_delta.py), and its result does not depend
+on where a prompt was cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.exponential import exp32, sigmoid32
+
+Floats = NDArray[np.float32]
+COLUMNS = 16
+CHANNELS = 256  # of a convolution task
+NORM_EPS = np.float32(1e-6)
+f32 = np.float32
+
+
+@serial
+def _conv_block(x, w, past, first, last, out):  # noqa: ANN001, ANN202
+    """Channels [first, last) of one segment; past [K - 1, C] is replaced."""
+    taps, tokens = w.shape[0], x.shape[0]
+    for t in range(tokens):
+        for c in range(first, last):
+            out[t, c] = f32(0.0)
+        for j in range(taps):
+            at = t + j - (taps - 1)
+            source = x[at] if at >= 0 else past[at + taps - 1]
+            for c in range(first, last):
+                out[t, c] += source[c] * w[j, c]
+        for c in range(first, last):
+            out[t, c] = out[t, c] * sigmoid32(out[t, c])
+    for j in range(taps - 1):  # ascending: a kept row is read before it is overwritten
+        at = tokens + j - (taps - 1)
+        for c in range(first, last):
+            past[j, c] = x[at, c] if at >= 0 else past[at + taps - 1, c]
+
+
+@threaded
+def _conv_many(x, w, past, out):  # noqa: ANN001, ANN202
+    channels = x.shape[1]
+    for block in prange((channels + CHANNELS - 1) // CHANNELS):
+        first = block * CHANNELS
+        _conv_block(x, w, past, first, min(channels, first + CHANNELS), out)
+
+
+def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
+    """silu of the depthwise causal convolution: x [T, C], w [C, 1, K], state [K - 1, C]."""
+    taps = np.ascontiguousarray(w[:, 0, :].T)  # [K, C]
+    out = np.empty_like(x)
+    for seg in step.segments:
+        rows = slice(seg.start, seg.stop)
+        past = state.get("conv", seg.slot)
+        if seg.stop - seg.start < 4:
+            _conv_block(x[rows], taps, past, 0, x.shape[1], out[rows])
+        else:
+            _conv_many(x[rows], taps, past, out[rows])
+    return out
+
+
+@serial_sums
+def _square_sum(x):  # noqa: ANN001, ANN202
+    total = f32(0.0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    return total
+
+
+@serial
+def _unit_rows(x, scale, out):  # noqa: ANN001, ANN202
+    for t in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            inverse = scale / np.sqrt(_square_sum(x[t, h]) + NORM_EPS)
+            for i in range(x.shape[2]):
+                out[t, h, i] = x[t, h, i] * inverse
+
+
+@serial
+def _columns(q, k, v, decay, beta, S, out):  # noqa: ANN001, ANN202
+    """All tokens of a segment for one head and a block of columns.
+
+    q, k [T, Dk]; v, out [T, n]; decay, beta [T]; S [Dk, n], updated in place.
+    """
+    keys, columns = S.shape
+    block = S.copy()
+    read, answer = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    for t in range(k.shape[0]):
+        read[:] = f32(0.0)
+        for d in range(keys):
+            for c in range(columns):
+                block[d, c] *= decay[t]
+                read[c] += block[d, c] * k[t, d]
+        for c in range(columns):
+            read[c] = (v[t, c] - read[c]) * beta[t]
+            answer[c] = f32(0.0)
+        for d in range(keys):
+            for c in range(columns):
+                block[d, c] += k[t, d] * read[c]
+                answer[c] += block[d, c] * q[t, d]
+        for c in range(columns):
+            out[t, c] = answer[c]
+    S[:] = block
+
+
+@threaded
+def _delta(q, k, v, log_decay, beta, S, out):  # noqa: ANN001, ANN202
+    tokens, heads, width = v.shape
+    repeats = heads // k.shape[1]
+    blocks = (width + COLUMNS - 1) // COLUMNS
+    decay = np.empty((heads, tokens), np.float32)
+    for h in range(heads):
+        for t in range(tokens):
+            decay[h, t] = exp32(log_decay[t, h])
+    for task in prange(heads * blocks):
+        h, first = task // blocks, (task % blocks) * COLUMNS
+        last = min(width, first + COLUMNS)
+        _columns(q[:, h // repeats], k[:, h // repeats], v[:, h, first:last], decay[h],
+                 beta[:, h], S[h, :, first:last], out[:, h, first:last])  # fmt: skip
+
+
+def gated_delta(
+    q: Floats, k: Floats, v: Floats, log_decay: Floats, beta: Floats, state: Any, step: Any
+) -> Floats:
+    """Gated delta rule: q, k [T, Hk, Dk]; v [T, Hv, Dv]; state `delta` [Hv, Dk, Dv] a slot."""
+    unit_q, unit_k = np.empty(q.shape, np.float32), np.empty(k.shape, np.float32)
+    _unit_rows(q, f32(q.shape[-1] ** -0.5), unit_q)
+    _unit_rows(k, f32(1.0), unit_k)
+    out = np.empty(v.shape, np.float32)
+    for seg in step.segments:
+        rows = slice(seg.start, seg.stop)
+        S = state.get("delta", seg.slot)
+        _delta(unit_q[rows], unit_k[rows], v[rows], log_decay[rows], beta[rows], S, out[rows])
+    return out

@@ -1,0 +1,185 @@
+"""Norms, gates and rotary positions. Each row is computed by itself, in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.exponential import exp32, sigmoid32
+
+Floats = NDArray[np.float32]
+SMALL = 1 << 15  # values; below this the threads' start costs more than they save
+f32 = np.float32
+
+
+@serial_sums
+def mean_square(x):  # noqa: ANN001, ANN201
+    """mean(x^2) of a contiguous row."""
+    total = f32(0.0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    return total / f32(x.size)
+
+
+@serial
+def _norm_row(x, w, eps, offset, out):  # noqa: ANN001, ANN202
+    scale = f32(1.0) / np.sqrt(mean_square(x) + eps)
+    for i in range(x.size):
+        out[i] = x[i] * scale * (w[i] + offset)
+
+
+@serial
+def _norm_rows(x, w, eps, offset, out):  # noqa: ANN001, ANN202
+    for t in range(x.shape[0]):
+        _norm_row(x[t], w, eps, offset, out[t])
+
+
+@threaded
+def _norm_many(x, w, eps, offset, out):  # noqa: ANN001, ANN202
+    for t in prange(x.shape[0]):
+        _norm_row(x[t], w, eps, offset, out[t])
+
+
+def rms_norm(x: Floats, w: Floats, eps: float, offset: float) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * (offset + w) over the last axis."""
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    out = np.empty_like(rows)
+    run = _norm_rows if rows.size < SMALL else _norm_many
+    run(rows, w, f32(eps), f32(offset), out)
+    return out.reshape(x.shape)
+
+
+@serial
+def _add_norm_rows(h, y, w, eps, offset, total, out):  # noqa: ANN001, ANN202
+    for t in range(h.shape[0]):
+        for i in range(h.shape[1]):
+            total[t, i] = h[t, i] + y[t, i]
+        _norm_row(total[t], w, eps, offset, out[t])
+
+
+@threaded
+def _add_norm_many(h, y, w, eps, offset, total, out):  # noqa: ANN001, ANN202
+    for t in prange(h.shape[0]):
+        for i in range(h.shape[1]):
+            total[t, i] = h[t, i] + y[t, i]
+        _norm_row(total[t], w, eps, offset, out[t])
+
+
+def add_rms_norm(
+    h: Floats, y: Floats, w: Floats, eps: float, offset: float
+) -> tuple[Floats, Floats]:
+    """(h + y, rms_norm(h + y)) of contiguous [T, D] rows."""
+    total, out = np.empty_like(h), np.empty_like(h)
+    run = _add_norm_rows if h.size < SMALL else _add_norm_many
+    run(h, y, w, f32(eps), f32(offset), total, out)
+    return total, out
+
+
+@serial
+def _swiglu_row(gate, up, out):  # noqa: ANN001, ANN202
+    for i in range(gate.size):
+        out[i] = gate[i] * sigmoid32(gate[i]) * up[i]
+
+
+@serial
+def _swiglu_rows(gate, up, out):  # noqa: ANN001, ANN202
+    for t in range(gate.shape[0]):
+        _swiglu_row(gate[t], up[t], out[t])
+
+
+@threaded
+def _swiglu_many(gate, up, out):  # noqa: ANN001, ANN202
+    for t in prange(gate.shape[0]):
+        _swiglu_row(gate[t], up[t], out[t])
+
+
+def swiglu(gate: Floats, up: Floats) -> Floats:
+    """silu(gate) * up of contiguous [T, F] rows."""
+    out = np.empty_like(gate)
+    (_swiglu_rows if gate.size < SMALL else _swiglu_many)(gate, up, out)
+    return out
+
+
+@serial
+def _sigmoid_gate_rows(x, gate, out):  # noqa: ANN001, ANN202
+    for t in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            for i in range(x.shape[2]):
+                out[t, h, i] = x[t, h, i] * sigmoid32(gate[t, h, i])
+
+
+def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
+    """x * sigmoid(gate), [T, H, D]."""
+    out = np.empty_like(x)
+    _sigmoid_gate_rows(x, gate, out)
+    return out
+
+
+@serial
+def _rope_rows(x, cos, sin, out):  # noqa: ANN001, ANN202
+    n = cos.shape[1]
+    for t in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            for i in range(n):
+                a, b = x[t, h, i], x[t, h, n + i]
+                out[t, h, i] = a * cos[t, i] - b * sin[t, i]
+                out[t, h, n + i] = b * cos[t, i] + a * sin[t, i]
+            for i in range(2 * n, x.shape[2]):
+                out[t, h, i] = x[t, h, i]
+
+
+def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
+    """NeoX rotary embedding of the first 2 * len(inv_freq) dims; x [T, H, D]."""
+    angle = positions[:, None].astype(np.float32) * inv_freq[None, :]  # [T, n]
+    out = np.empty(x.shape, np.float32)
+    _rope_rows(x, np.cos(angle), np.sin(angle), out)
+    return out
+
+
+@serial
+def _gated_norm_row(x, w, z, eps, out):  # noqa: ANN001, ANN202
+    for h in range(x.shape[0]):
+        scale = f32(1.0) / np.sqrt(mean_square(x[h]) + eps)
+        for i in range(x.shape[1]):
+            out[h, i] = x[h, i] * scale * w[i] * (z[h, i] * sigmoid32(z[h, i]))
+
+
+@serial
+def _gated_norm_rows(x, w, z, eps, out):  # noqa: ANN001, ANN202
+    for t in range(x.shape[0]):
+        _gated_norm_row(x[t], w, z[t], eps, out[t])
+
+
+@threaded
+def _gated_norm_many(x, w, z, eps, out):  # noqa: ANN001, ANN202
+    for t in prange(x.shape[0]):
+        _gated_norm_row(x[t], w, z[t], eps, out[t])
+
+
+def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:
+    """w * x / sqrt(mean(x^2) + eps) * silu(z) over the last axis of [T, H, D]."""
+    out = np.empty_like(x)
+    run = _gated_norm_rows if x.size < SMALL else _gated_norm_many
+    run(np.ascontiguousarray(x), w, np.ascontiguousarray(z), f32(eps), out)
+    return out
+
+
+@serial
+def _delta_gates(a, b, rate, dt_bias, log_decay, beta):  # noqa: ANN001, ANN202
+    for t in range(a.shape[0]):
+        for h in range(a.shape[1]):
+            x = a[t, h] + dt_bias[h]
+            soft = max(x, f32(0.0)) + np.log1p(exp32(-abs(x)))
+            log_decay[t, h] = -rate[h] * soft
+            beta[t, h] = sigmoid32(b[t, h])
+
+
+def delta_gates(a: Floats, b: Floats, A_log: Floats, dt_bias: Floats) -> Any:
+    """log decay -exp(A_log) * softplus(a + dt_bias) and beta sigmoid(b), [T, Hv] each."""
+    log_decay, beta = np.empty_like(a), np.empty_like(b)
+    _delta_gates(a, b, np.exp(A_log), dt_bias, log_decay, beta)
+    return log_decay, beta

@@ -1,0 +1,19 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Backend
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_backends() -> list[Backend]:
+    """The CPU."""
+    return [
+        Backend(
+            "cpu",
+            "apr_backend_cpu.backend:Cpu",
+            summary="NumPy arrays, Numba kernels that read packed weights in place",
+            requires=("numpy", "numba"),
+        )
+    ]
