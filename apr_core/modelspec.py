@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
-
     from apr_core.contract import Contract
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
