@@ -15,41 +15,44 @@ from numba import prange
 from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.delta_token import COLUMNS, delta_token
 from apr_backend_cpu.exponential import exp32, sigmoid32
 
 Floats = NDArray[np.float32]
-COLUMNS = 16
 CHANNELS = 256  # of a convolution task
 NORM_EPS = np.float32(1e-6)
 f32 = np.float32
+U = np.uint64
 
 
 @serial
-def _conv_block(x, w, past, first, last, out):  # noqa: ANN001, ANN202
-    """Channels [first, last) of one segment; past [K - 1, C] is replaced."""
-    taps, tokens = w.shape[0], x.shape[0]
-    for t in range(tokens):
-        for c in range(first, last):
-            out[t, c] = f32(0.0)
-        for j in range(taps):
-            at = t + j - (taps - 1)
-            source = x[at] if at >= 0 else past[at + taps - 1]
-            for c in range(first, last):
-                out[t, c] += source[c] * w[j, c]
-        for c in range(first, last):
-            out[t, c] = out[t, c] * sigmoid32(out[t, c])
-    for j in range(taps - 1):  # ascending: a kept row is read before it is overwritten
-        at = tokens + j - (taps - 1)
-        for c in range(first, last):
-            past[j, c] = x[at, c] if at >= 0 else past[at + taps - 1, c]
+def _conv_block(rows, w, first, last, out):  # noqa: ANN001, ANN202
+    """Channels [first, last): rows [K - 1 + T, C], w [K, C] -> out [T, C].
+
+    Loops count from 0 over contiguous slices: only then does Numba know that no index is negative.
+    """
+    taps = w.shape[0]
+    for t in range(out.shape[0]):
+        y = out[t][first:last]
+        x, tap = rows[t][first:last], w[0][first:last]
+        for c in range(y.size):
+            y[c] = x[c] * tap[c]
+        for j in range(1, taps - 1):
+            x, tap = rows[t + j][first:last], w[j][first:last]
+            for c in range(y.size):
+                y[c] += x[c] * tap[c]
+        x, tap = rows[t + taps - 1][first:last], w[taps - 1][first:last]
+        for c in range(y.size):
+            total = y[c] + x[c] * tap[c]
+            y[c] = total * sigmoid32(total)
 
 
 @threaded
-def _conv_many(x, w, past, out):  # noqa: ANN001, ANN202
-    channels = x.shape[1]
+def _conv_many(rows, w, out):  # noqa: ANN001, ANN202
+    channels = out.shape[1]
     for block in prange((channels + CHANNELS - 1) // CHANNELS):
         first = block * CHANNELS
-        _conv_block(x, w, past, first, min(channels, first + CHANNELS), out)
+        _conv_block(rows, w, first, min(channels, first + CHANNELS), out)
 
 
 def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
@@ -57,12 +60,14 @@ def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
     taps = np.ascontiguousarray(w[:, 0, :].T)  # [K, C]
     out = np.empty_like(x)
     for seg in step.segments:
-        rows = slice(seg.start, seg.stop)
         past = state.get("conv", seg.slot)
+        rows = np.concatenate([past, x[seg.start : seg.stop]])  # [K - 1 + n, C]
+        part = out[seg.start : seg.stop]
         if seg.stop - seg.start < 4:
-            _conv_block(x[rows], taps, past, 0, x.shape[1], out[rows])
+            _conv_block(rows, taps, 0, x.shape[1], part)
         else:
-            _conv_many(x[rows], taps, past, out[rows])
+            _conv_many(rows, taps, part)
+        past[...] = rows[seg.stop - seg.start :]
     return out
 
 
@@ -85,29 +90,24 @@ def _unit_rows(x, scale, out):  # noqa: ANN001, ANN202
 
 @serial
 def _columns(q, k, v, decay, beta, S, out):  # noqa: ANN001, ANN202
-    """All tokens of a segment for one head and a block of columns.
+    """All tokens of a segment for one head and up to 16 columns.
 
     q, k [T, Dk]; v, out [T, n]; decay, beta [T]; S [Dk, n], updated in place.
     """
     keys, columns = S.shape
-    block = S.copy()
-    read, answer = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    block = np.zeros((keys, COLUMNS), np.float32)
+    block[:, :columns] = S
+    values, answer = np.zeros(COLUMNS, np.float32), np.empty(COLUMNS, np.float32)
     for t in range(k.shape[0]):
-        read[:] = f32(0.0)
-        for d in range(keys):
-            for c in range(columns):
-                block[d, c] *= decay[t]
-                read[c] += block[d, c] * k[t, d]
         for c in range(columns):
-            read[c] = (v[t, c] - read[c]) * beta[t]
-            answer[c] = f32(0.0)
-        for d in range(keys):
-            for c in range(columns):
-                block[d, c] += k[t, d] * read[c]
-                answer[c] += block[d, c] * q[t, d]
+            values[c] = v[t, c]
+        delta_token(
+            U(block.ctypes.data), U(q[t].ctypes.data), U(k[t].ctypes.data), U(values.ctypes.data),
+            U(answer.ctypes.data), decay[t], beta[t], U(keys),
+        )  # fmt: skip
         for c in range(columns):
             out[t, c] = answer[c]
-    S[:] = block
+    S[:] = block[:, :columns]
 
 
 @threaded
