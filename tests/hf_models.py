@@ -1,0 +1,143 @@
+"""Random models made by transformers, saved as checkpoints: the oracle of the parity tests."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+VOCAB = 2048
+VECTORS_F32 = ("linear_attn.A_log", "linear_attn.norm.weight")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint: family, layout, head ratio, tied or not."""
+
+    family: str
+    layout: str = "flat"
+    ratio: int = 2
+    tied: bool = True
+
+    def __str__(self) -> str:
+        ends = "tied" if self.tied else "untied"
+        return f"{self.family}-{self.layout}-r{self.ratio}-{ends}"
+
+
+def build(case: Case, seed: int = 0) -> torch.nn.Module:
+    """A random model in BF16 whose norms and biases are not trivial."""
+    torch.manual_seed(seed)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = _qwen2(case) if case.family == "qwen2" else _qwen3_5(case)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("norm.weight", "bias")) and "dt_bias" not in name:
+                p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def _qwen2(case: Case) -> torch.nn.Module:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=256, num_hidden_layers=4, intermediate_size=512, num_attention_heads=4,
+            num_key_value_heads=2, tie_word_embeddings=case.tied, vocab_size=VOCAB, rope_theta=1e6,
+            max_position_embeddings=32768, eos_token_id=0, bos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def _qwen3_5(case: Case) -> torch.nn.Module:
+    rope = {
+        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
+        "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+    }  # fmt: skip
+    return Qwen3_5ForCausalLM(
+        Qwen3_5TextConfig(
+            hidden_size=256, num_hidden_layers=8, intermediate_size=512, num_attention_heads=4,
+            num_key_value_heads=2, linear_num_key_heads=2, linear_num_value_heads=2 * case.ratio,
+            linear_key_head_dim=32, linear_value_head_dim=32, head_dim=64,
+            tie_word_embeddings=case.tied, vocab_size=VOCAB, max_position_embeddings=262144,
+            eos_token_id=0, rope_parameters=rope,
+        )
+    )  # fmt: skip
+
+
+def save(model: torch.nn.Module, case: Case, out: Path) -> None:
+    """Write the checkpoint in its layout, with a byte tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    if case.layout == "flat":
+        model.save_pretrained(out)
+    else:
+        _save_published(model, out)
+    _byte_tokenizer(out)
+
+
+def _save_published(model: torch.nn.Module, out: Path) -> None:
+    """As on the hub: nested config, long names, two F32 tensors, MTP, vision, two shards."""
+    tied = model.config.tie_word_embeddings
+    tensors = {}
+    for name, t in model.state_dict().items():
+        if name == "lm_head.weight" and tied:
+            continue
+        long = name.replace("model.", "model.language_model.", 1)
+        tensors[long if name.startswith("model.") else name] = (
+            t.float() if name.endswith(VECTORS_F32) else t
+        ).contiguous()
+    tensors |= _mtp_and_vision(model)
+    names = sorted(tensors)
+    weight_map = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model.safetensors-{i:05d}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in part}, out / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    text = model.config.to_dict()
+    text.pop("architectures", None)
+    text |= {"full_attention_interval": 4, "attn_output_gate": True, "mtp_num_hidden_layers": 1}
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+        "text_config": text, "tie_word_embeddings": tied,
+        "vision_config": {"model_type": "qwen3_5", "depth": 1, "hidden_size": 32},
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config))
+
+
+def _mtp_and_vision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    hidden = model.config.hidden_size
+    full = model.config.layer_types.index("full_attention")
+    prefix = f"model.layers.{full}."
+    extra = {
+        name.replace(prefix, "mtp.layers.0."): t.contiguous().clone()
+        for name, t in model.state_dict().items()
+        if name.startswith(prefix)
+    }
+    extra["mtp.fc.weight"] = 0.02 * torch.randn(hidden, 2 * hidden)
+    for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        extra[f"mtp.{name}.weight"] = torch.zeros(hidden)
+    extra["model.visual.patch_embed.proj.weight"] = torch.randn(32, 3, 2, 16, 16)
+    extra["model.visual.patch_embed.proj.bias"] = torch.zeros(32)
+    return extra
+
+
+def _byte_tokenizer(out: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokenizer.add_special_tokens([AddedToken(x, special=True) for x in specials])
+    tokenizer.add_tokens([AddedToken(x, special=False) for x in ("<think>", "</think>")])
+    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>",
+                    "pad_token": "<|endoftext|>", "bos_token": None})
+    )  # fmt: skip
