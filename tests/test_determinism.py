@@ -1,0 +1,146 @@
+"""A request gives the same bits alone, batched, chunked on the 64 grid, on any thread count."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="makes the random checkpoints")
+
+from apr_core import load  # noqa: E402
+from tests import hf_models  # noqa: E402
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    out = tmp_path_factory.mktemp("determinism")
+    case = hf_models.Case("qwen3_5", "published", 2, True)
+    hf_models.save(hf_models.build(case), case, out / "checkpoint")
+    return out
+
+
+@pytest.fixture(scope="module", params=["f32", "q4k", "q6k", "q8_0", "bf16"])
+def apr_file(request, directory):
+    target = directory / f"{request.param}.apr"
+    subprocess.run(
+        [sys.executable, "-m", "apr_core.cli", "import", directory / "checkpoint",
+         "--quantize", request.param, "-o", target],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return target
+
+
+def prompts():
+    rng = np.random.default_rng(11)
+    return [rng.integers(0, hf_models.VOCAB, n).tolist() for n in (1, 37, 64, 130, 321)]
+
+
+def greedy(model, slots, ids, chunk):
+    """Prefill each prompt in chunks, then decode all slots in one batch a step."""
+    logits = []
+    for slot, prompt in zip(slots, ids, strict=True):
+        for i in range(0, len(prompt), chunk):
+            last = model.forward([(slot, prompt[i : i + chunk])])
+        logits.append(last[0])
+    tokens, trace = [[] for _ in slots], [[row] for row in logits]
+    for _ in range(STEPS):
+        chosen = [int(rows[-1].argmax()) for rows in trace]
+        for out, token in zip(tokens, chosen, strict=True):
+            out.append(token)
+        step = model.forward([(s, [t]) for s, t in zip(slots, chosen, strict=True)])
+        for rows, row in zip(trace, step, strict=True):
+            rows.append(row)
+    return tokens, [np.stack(rows) for rows in trace]
+
+
+def run(model, ids, chunk=1024):
+    slots = [model.new_slot() for _ in ids]
+    result = greedy(model, slots, ids, chunk)
+    for slot in slots:
+        model.free_slot(slot)
+    return result
+
+
+def test_same_bits_alone_batched_chunked_and_threaded(apr_file):
+    with load(apr_file, threads=2) as model:
+        alone = [run(model, [p]) for p in prompts()]
+        batched = run(model, prompts())
+        for i, (tokens, logits) in enumerate(alone):
+            assert batched[0][i] == tokens[0]
+            np.testing.assert_array_equal(batched[1][i], logits[0])
+        for chunk in (64, 128, 192, 256):
+            tokens, logits = run(model, prompts()[-1:], chunk)
+            assert tokens == alone[-1][0]
+            np.testing.assert_array_equal(logits[0], alone[-1][1][0])
+    with load(apr_file, threads=1) as model:
+        tokens, logits = run(model, prompts())
+        assert tokens == batched[0]
+        for ours, theirs in zip(logits, batched[1], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_mixed_step_of_prefill_and_decode_changes_nothing(apr_file):
+    with load(apr_file, threads=2) as model:
+        long, short = prompts()[-1], prompts()[1]
+        a, b = model.new_slot(), model.new_slot()
+        model.forward([(a, short)])
+        alone_first = model.forward([(a, [5])])
+        model.free_slot(a)
+        a = model.new_slot()
+        model.forward([(a, short)])
+        mixed = model.forward([(a, [5]), (b, long)])
+        np.testing.assert_array_equal(mixed[0], alone_first[0])
+        c = model.new_slot()
+        np.testing.assert_array_equal(mixed[1], model.forward([(c, long)])[0])
+        for slot in (a, b, c):
+            model.free_slot(slot)
+
+
+@pytest.mark.parametrize("recipe", ["q4k", "q6k", "q8_0", "q4_k_m"])
+def test_packed_logits_equal_decoded_ones_within_int8_activations(directory, recipe, tmp_path):
+    """The same weights, read packed with int8 activations and decoded to float32."""
+    target = tmp_path / "packed.apr"
+    subprocess.run(
+        [sys.executable, "-m", "apr_core.cli", "import", directory / "checkpoint",
+         "--quantize", recipe, "-o", target],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    ids = prompts()[3]
+    with load(target) as model:
+        packed = model.logits(ids)
+    with load(target, registry=registry_without_packed_kernels()) as model:
+        assert any("decoded" in line for line in model.report.fallbacks)
+        decoded = model.logits(ids)
+    error = np.sqrt(np.mean((packed - decoded) ** 2)) / decoded.std()
+    assert 0 < error < 0.02, f"relative RMSE of the logits {error:.4f}"
+
+
+def registry_without_packed_kernels():
+    """The installed plugins, with a CPU backend that has kernels for float weights only."""
+    from apr_backend_cpu.backend import FLOATS, KERNELS, Cpu
+    from apr_core.registry import get_registry
+
+    class FloatsOnly(Cpu):
+        kernels = {
+            key: target for key, target in KERNELS.items()
+            if key[0] not in ("linear", "embed") or key[1] in FLOATS
+        }  # fmt: skip
+
+    class Patched:
+        def __init__(self, registry):
+            self._registry = registry
+
+        def load(self, owned):
+            if owned.declaration.kind == "backend":
+                return FloatsOnly
+            return self._registry.load(owned)
+
+        def __getattr__(self, name):
+            return getattr(self._registry, name)
+
+    return Patched(get_registry())
