@@ -1,0 +1,89 @@
+"""apr: from a Hugging Face checkpoint to a quantized, validated, served model.
+
+Everything in `__all__` is public and imported on first use, so `import apr_core` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apr_core.binding import BackendPlugin, HostMatrix, Weight
+    from apr_core.contract import Contract
+    from apr_core.declarations import (
+        Attention,
+        Backend,
+        Command,
+        Exporter,
+        Family,
+        Kernel,
+        Quantizer,
+        Recipe,
+        Source,
+    )
+    from apr_core.engine.sampling import SamplingParams
+    from apr_core.errors import (
+        AprError,
+        BackendError,
+        BackendUnavailable,
+        ConfigError,
+        ContractError,
+        FormatError,
+        InputOutputError,
+        NotFound,
+        PluginError,
+        QuantizationError,
+        UsageError,
+        ValidationFailed,
+    )
+    from apr_core.format import AprFile
+    from apr_core.hookspecs import API_VERSION, hookimpl
+    from apr_core.model.model import Model, load
+    from apr_core.modelspec import Block, ModelConfig, Plan, TensorClass
+    from apr_core.ops import Op, composite, op
+    from apr_core.text.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "apr_core.binding": ("BackendPlugin", "HostMatrix", "Weight"),
+    "apr_core.contract": ("Contract",),
+    "apr_core.declarations": (
+        "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Quantizer", "Recipe",
+        "Source",
+    ),
+    "apr_core.engine.sampling": ("SamplingParams",),
+    "apr_core.errors": (
+        "AprError", "BackendError", "BackendUnavailable", "ConfigError", "ContractError",
+        "FormatError", "InputOutputError", "NotFound", "PluginError", "QuantizationError",
+        "UsageError", "ValidationFailed",
+    ),
+    "apr_core.format": ("AprFile",),
+    "apr_core.hookspecs": ("API_VERSION", "hookimpl"),
+    "apr_core.model.model": ("Model", "load"),
+    "apr_core.modelspec": ("Block", "ModelConfig", "Plan", "TensorClass"),
+    "apr_core.ops": ("Op", "composite", "op"),
+    "apr_core.text.tokenizer": ("Tokenizer",),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [  # noqa: RUF022  (kept in step with _WHERE by a test)
+    "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError", "BackendPlugin",
+    "BackendUnavailable", "Block", "Command", "ConfigError", "Contract", "ContractError",
+    "Exporter", "Family", "FormatError", "HostMatrix", "InputOutputError", "Kernel", "Model",
+    "ModelConfig", "NotFound", "Op", "Plan", "PluginError", "QuantizationError", "Quantizer",
+    "Recipe", "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError",
+    "ValidationFailed", "Weight", "__version__", "composite", "hookimpl", "load", "op",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'apr_core' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Generation: sampling and the loop from a prompt to text."""

@@ -1,0 +1,191 @@
+"""Looks declared names up and loads their targets. One name, two owners: an error at its use."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from apr_core.declarations import Declaration, Family
+from apr_core.discovery import PluginRow, discover, missing_requirements, normalized_id
+from apr_core.errors import (
+    BackendUnavailable,
+    PluginBroken,
+    PluginConflict,
+    PluginError,
+    PluginNotFound,
+)
+from apr_core.settings import Settings, read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A declaration and the distribution it comes from."""
+
+    declaration: Any  # a Declaration; Any, because callers know which kind they asked for
+    distribution: str
+    version: str
+
+    @property
+    def qualified(self) -> str:
+        """`distribution:name`, which always means one thing."""
+        return f"{self.distribution}:{self.declaration.name}"
+
+
+class Registry:
+    """What all usable plugins provide, by kind and name."""
+
+    def __init__(self, plugins: Iterable[PluginRow], prefer: Iterable[str] = ()) -> None:
+        self.plugins = tuple(plugins)
+        self._prefer = {normalized_id(name) for name in prefer}
+        self._made: dict[tuple[str, str], Any] = {}
+        self._by_kind: dict[str, list[Owned]] = {}
+        for row in self.plugins:
+            if row.status in ("ok", "unavailable"):
+                for d in row.declarations:
+                    owned = Owned(d, row.distribution, row.version)
+                    self._by_kind.setdefault(d.kind, []).append(owned)
+
+    @classmethod
+    def from_declarations(
+        cls, declarations: Mapping[str, Iterable[Declaration]], prefer: Iterable[str] = ()
+    ) -> Registry:
+        """A registry made by hand, {distribution: declarations}: for tests and embedding."""
+        rows = [
+            PluginRow(dist, "0", dist, "", "ok", "", tuple(found))
+            for dist, found in declarations.items()
+        ]
+        return cls(rows, prefer)
+
+    def declarations(self, kind: str) -> list[Owned]:
+        """All declarations of a kind, sorted by name and distribution."""
+        found = self._by_kind.get(kind, [])
+        return sorted(found, key=lambda o: (o.declaration.name, o.distribution))
+
+    def get(self, kind: str, name: str) -> Owned:
+        """The declaration of that name: bare if one distribution has it, else `dist:name`.
+
+        Raises PluginNotFound or PluginConflict.
+        """
+        qualified = normalized_id(name)
+        found = [o for o in self.declarations(kind) if name == o.declaration.name]
+        found = found or [o for o in self.declarations(kind) if qualified == o.qualified]
+        if not found:
+            raise self._not_found(kind, name)
+        if len(found) > 1:
+            found = [o for o in found if o.qualified in self._prefer] or found
+        if len(found) > 1:
+            names = ", ".join(o.qualified for o in found)
+            raise PluginConflict(
+                f"{kind} {name!r} is provided by {len(found)} plugins: {names}",
+                f"Say which one: use {found[0].qualified}, or put into the configuration file\n"
+                f'  [plugins]\n  prefer = ["{found[0].qualified}"]',
+            )
+        return found[0]
+
+    def family_for(self, architectures: Iterable[str], model_type: str) -> Owned:
+        """The family that reads a config.json with these `architectures` and `model_type`."""
+        wanted = [a for a in architectures if isinstance(a, str)]
+        families = self.declarations("family")
+        matches = [o for o in families if set(wanted) & set(o.declaration.architectures)]
+        matches = matches or [o for o in families if model_type in o.declaration.model_types]
+        names = {o.declaration.name for o in matches}
+        if len(names) == 1:
+            return self.get("family", names.pop())
+        what = ", ".join(wanted) or model_type or "nothing"
+        if names:
+            raise PluginConflict(
+                f"architecture {what} is claimed by the families {', '.join(sorted(names))}",
+                "Choose one with --arch.",
+            )
+        error = self._not_found("family", next(iter([*wanted, model_type]), ""))
+        raise PluginNotFound(f"no installed plugin reads architecture {what}", error.hint)
+
+    def _not_found(self, kind: str, name: str) -> PluginNotFound:
+        known = [o.declaration.name for o in self.declarations(kind)]
+        hints = []
+        package = known_plugins().get(kind, {}).get(name)
+        if package:
+            hints.append(f"Install the package that provides it: pip install {package}")
+        close = difflib.get_close_matches(name, known, 3)
+        if close:
+            hints.append(f"Did you mean {' or '.join(close)}?")
+        for row in self.plugins:
+            if row.status in ("broken", "incompatible", "disabled"):
+                hints.append(f"{row.name} is {row.status} ({row.reason}) and may have provided it.")
+        if not hints:
+            listed = ", ".join(sorted(set(known))) or "none"
+            hints.append(f"Installed: {listed}. `apr plugins list` shows all plugins.")
+        return PluginNotFound(f"no installed plugin provides {kind} {name!r}", "\n".join(hints))
+
+    def load(self, owned: Owned) -> Any:
+        """Import a declaration's target. Raises PluginBroken or BackendUnavailable."""
+        missing = missing_requirements([owned.declaration])
+        if missing:
+            raise BackendUnavailable(
+                f"{owned.declaration.kind} {owned.declaration.name!r} of {owned.distribution} "
+                f"needs {', '.join(missing)}, which is not installed",
+                f"pip install {' '.join(missing)}",
+            )
+        return self.load_target(owned.declaration.target, owned.distribution)
+
+    def load_target(self, target: str, distribution: str = "") -> Any:
+        """Import "module:Attr". Raises PluginBroken naming what is missing."""
+        module, _, attribute = target.partition(":")
+        origin = f" of {distribution}" if distribution else ""
+        hint = f"Reinstall {distribution or 'the plugin'}, or disable it: APR_PLUGINS_BLOCK=..."
+        try:
+            return getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise PluginBroken(
+                f"{target}{origin} cannot be imported: no module named {error.name!r}",
+                hint if error.name == module else f"pip install {error.name}",
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise PluginBroken(
+                f"{target}{origin} cannot be loaded: {type(error).__name__}: {error}", hint
+            ) from error
+
+    def make(self, kind: str, name: str) -> Any:
+        """get, load and call without arguments; one object a name is made and kept."""
+        if (kind, name) not in self._made:
+            owned = self.get(kind, name)
+            factory = self.load(owned)
+            try:
+                self._made[kind, name] = factory()
+            except PluginError:
+                raise
+            except Exception as error:
+                raise PluginBroken(
+                    f"{owned.declaration.target} of {owned.distribution} raised "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return self._made[kind, name]
+
+
+_current: Registry | None = None
+
+
+def get_registry() -> Registry:
+    """The process-wide registry of installed plugins, made on first use."""
+    global _current
+    if _current is None:
+        settings = read_settings()
+        off = os.environ.get("APR_NO_PLUGINS") == "1"
+        _current = Registry(() if off else discover(settings), settings.prefer)
+    return _current
+
+
+def known_plugins() -> dict[str, dict[str, str]]:
+    """{kind: {name: distribution}} of well-known plugins, for hints only."""
+    path = Path(__file__).parent / "known_plugins.json"
+    known: dict[str, dict[str, str]] = json.loads(path.read_text("utf-8"))
+    return known
+
+
+__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry", "known_plugins"]
