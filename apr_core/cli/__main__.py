@@ -1,0 +1,5 @@
+"""`python -m apr_core.cli`."""
+
+from apr_core.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""What commands share: JSON output, tables, progress. Progress goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Columns aligned by spaces; numbers are for the caller to format."""
+    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
+    for number, row in enumerate([header, *rows]):
+        cells = [str(c).ljust(w) for c, w in zip(row, widths, strict=True)]
+        line = "  ".join(cells).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+class Progress(Protocol):
+    """What a long task reports to."""
+
+    def advance(self, amount: float) -> None:
+        """So much more is done."""
+
+    def describe(self, text: str) -> None:
+        """What is being done now."""
+
+
+class _Silent:
+    def advance(self, amount: float) -> None:
+        """Nothing to show."""
+
+    def describe(self, text: str) -> None:
+        """Nothing to show."""
+
+
+class _Bar:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self, amount: float) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, amount)
+
+    def describe(self, text: str) -> None:
+        """Change the text before the bar."""
+        self._bar.update(self._task, description=text)
+
+
+@contextmanager
+def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Progress]:
+    """A progress bar on a terminal's stderr; silent elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    amount = DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar, bar.add_task(description, total=total))

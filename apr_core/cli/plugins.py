@@ -1,0 +1,99 @@
+"""`apr plugins`: what is installed, what it provides, and why something does not work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from apr_core.cli.console import print_json, print_table
+from apr_core.discovery import PluginRow
+from apr_core.errors import NotFound
+from apr_core.registry import get_registry
+
+
+@click.group()
+def command() -> None:
+    """List plugins and what they provide."""
+
+
+def _provides(row: PluginRow) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for d in row.declarations:
+        found.setdefault(d.kind, []).append(d.name)
+    return found
+
+
+def _as_dict(row: PluginRow) -> dict[str, Any]:
+    return {
+        "name": row.name, "distribution": row.distribution, "version": row.version,
+        "entry_point": row.entry_point, "module": row.module, "status": row.status,
+        "reason": row.reason, "provides": _provides(row),
+    }  # fmt: skip
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """One line a plugin: version, status, what it provides."""
+    rows = get_registry().plugins
+    if as_json:
+        print_json([_as_dict(row) for row in rows])
+        return
+    if not rows:
+        click.echo("No plugins are installed. A plugin is a pip package, for example:")
+        click.echo("  pip install apr-backend-cpu apr-quant-q4k")
+        return
+    table = [
+        (r.distribution, r.version, r.status, _summary(_provides(r)) or r.reason) for r in rows
+    ]
+    print_table(table, ("plugin", "version", "status", "provides"))
+    for row in rows:
+        if row.status != "ok":
+            click.echo(f"! {row.distribution}: {row.reason}")
+
+
+def _summary(provides: dict[str, Iterable[str]] | dict[str, list[str]]) -> str:
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in provides.items())
+
+
+@command.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, as_json: bool) -> None:
+    """All about one plugin. NAME is a distribution, an entry point or something it provides."""
+    rows = [
+        row
+        for row in get_registry().plugins
+        if name in (row.distribution, row.entry_point, row.name)
+        or any(name == d.name for d in row.declarations)
+    ]
+    if not rows:
+        raise NotFound(f"no installed plugin is called or provides {name!r}", "apr plugins list")
+    if as_json:
+        print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
+        return
+    for row in rows:
+        _print(row)
+
+
+def _details(row: PluginRow) -> list[dict[str, Any]]:
+    return [
+        {"kind": d.kind, **{f: getattr(d, f) for f in d.__dataclass_fields__ if f != "_"}}
+        for d in row.declarations
+    ]
+
+
+def _print(row: PluginRow) -> None:
+    click.echo(f"{row.distribution} {row.version}  (entry point {row.entry_point} = {row.module})")
+    click.echo(f"  status   {row.status}{': ' + row.reason if row.reason else ''}")
+    for detail in _details(row):
+        click.echo(f"  {detail['kind']} {detail['name']}: {detail['summary']}")
+        for key, value in detail.items():
+            if key not in ("kind", "name", "summary") and value not in ("", (), None):
+                click.echo(f"    {key}: {value if not isinstance(value, tuple) else _flat(value)}")
+
+
+def _flat(values: tuple[Any, ...]) -> str:
+    return ", ".join(v if isinstance(v, str) else " = ".join(map(str, v)) for v in values)
