@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from apr_core.contract import Contract
     from numpy.typing import NDArray
+
+    from apr_core.contract import Contract
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,109 @@
+"""Checks a contract against `_schema.yaml`: every problem at once, each with its key path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apr_core.errors import ContractError
+
+MARK = "?"
+
+
+@cache
+def schema() -> dict[str, str]:
+    """{key path: type}, as the schema file lists them."""
+    text = (Path(__file__).parent / "_schema.yaml").read_text("utf-8")
+    fields: dict[str, str] = yaml.safe_load(text)["fields"]
+    return fields
+
+
+def problems(content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a contract, in words; empty if nothing is."""
+    rules = {path.removesuffix(MARK): kind for path, kind in schema().items()}
+    required = [path for path in schema() if not path.endswith(MARK)]
+    found = [
+        f"missing required field: {path}"
+        for pattern in required
+        for path in _missing(content, pattern.split("."), "")
+    ]
+    for path, value in _walk(content, ()):
+        kind, where = _rule(path, rules), ".".join(path)
+        if kind is None:
+            found.append(f"unknown field: {where}")
+        elif not _is(value, kind):
+            found.append(f"{where}: expected {kind}, found {value!r}")
+    return found
+
+
+def check(content: Any, origin: str) -> Mapping[str, Any]:
+    """The content, if it is a valid contract. Raises ContractError listing all problems."""
+    if not isinstance(content, dict):
+        raise ContractError(f"{origin}: a contract is a YAML mapping")
+    found = problems(content) or list(_disagreements(content))
+    if found:
+        raise ContractError(f"{origin}: " + "; ".join(found), "See docs/reference/contracts.md.")
+    return content
+
+
+def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
+    """Roles that one part of the contract has and another lacks."""
+    template = content["tensor_template"]
+    roles = {*template["per_layer"], "embedding", "lm_head", "final_norm"}
+    for part in ("shape_template", "quantization_policy"):
+        for role in sorted(roles ^ set(content[part])):
+            yield f"{part}: role {role!r} is in one of tensor_template and {part} only"
+    for kind, listed in content["layer_types"].items():
+        for role in sorted(set(listed) - set(template["per_layer"])):
+            yield f"layer_types.{kind}: unknown role {role!r}"
+
+
+def _missing(content: Any, keys: list[str], path: str) -> Iterator[str]:
+    key, rest = keys[0], keys[1:]
+    if not isinstance(content, Mapping):
+        return
+    if key == "*":
+        for name, value in content.items():
+            if rest:
+                yield from _missing(value, rest, f"{path}{name}.")
+    elif key not in content:
+        if not rest or rest == ["*"]:
+            yield f"{path}{key}"
+    elif rest:
+        yield from _missing(content[key], rest, f"{path}{key}.")
+
+
+def _walk(
+    content: Mapping[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in content.items():
+        here = (*path, str(key))
+        yield here, value
+        if isinstance(value, Mapping):
+            yield from _walk(value, here)
+
+
+def _rule(path: tuple[str, ...], rules: Mapping[str, str]) -> str | None:
+    """The type of a key path; `*` in a pattern matches any one key."""
+    for pattern, kind in rules.items():
+        keys = pattern.split(".")
+        if len(keys) == len(path) and all(k in ("*", p) for k, p in zip(keys, path, strict=True)):
+            return kind
+    return None
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind.startswith("enum["):
+        return value in [option.strip() for option in kind[5:-1].split(",")]
+    if kind == "list[str]":
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if kind == "bool":
+        return isinstance(value, bool) or value in ("true", "false")
+    if kind == "number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    types = {"str": str, "int": int, "map": dict}
+    return type(value) is types[kind]

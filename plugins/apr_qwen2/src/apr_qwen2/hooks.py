@@ -1,0 +1,35 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Attention, Family
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_families() -> list[Family]:
+    """Qwen2 and Qwen2.5."""
+    return [
+        Family(
+            "qwen2",
+            "apr_qwen2.family:Qwen2",
+            summary="Qwen2 and Qwen2.5, dense",
+            architectures=("Qwen2ForCausalLM",),
+            model_types=("qwen2",),
+            attention=("full_attention",),
+        )
+    ]
+
+
+@hookimpl
+def apr_attention() -> list[Attention]:
+    """Grouped-query attention with biases on q, k and v."""
+    return [
+        Attention(
+            "full_attention",
+            "apr_qwen2.mixers:FullAttention",
+            summary="grouped-query attention, rotary positions over the whole head",
+            state="kv",
+            ops=("linears", "linear", "rope", "attention"),
+        )
+    ]

@@ -1,0 +1,128 @@
+"""Qwen3.5, dense: config reader, contract, layer plan. Knows no device and no number format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from apr_core.contract import Contract
+from apr_core.errors import ContractError
+from apr_core.hfconfig import ConfigReader, sampling_defaults
+from apr_core.modelspec import Block, ModelConfig, Plan
+
+LINEAR_INTEGERS = (
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_conv_kernel_dim",
+)  # fmt: skip
+DEFAULT_INTERVAL = 4  # of transformers' Qwen3_5TextConfig
+
+
+@cache
+def _contract() -> Contract:
+    text = files("apr_qwen3_5").joinpath("contract.yaml").read_text("utf-8")
+    return Contract.load(text, "apr_qwen3_5/contract.yaml")
+
+
+class Qwen35:
+    """The family object."""
+
+    def contract(self) -> Contract:
+        """The tensors of Qwen3.5."""
+        return _contract()
+
+    def config(
+        self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> ModelConfig:
+        """Read config.json, nested or flat. Raises ContractError."""
+        c = ConfigReader(hf, "text_config")
+        c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
+        c.refuse("attention_bias", [False], "this family has no biases")
+        c.refuse("attn_output_gate", [True], "q_proj is read as query and gate")
+        c.refuse("quantization_config", [], "import the unquantized checkpoint")
+        c.refuse("num_experts", [0], "mixture of experts is another family")
+        c.refuse_rope_scaling()
+        head_dim = c.integer("head_dim")
+        layers = c.integer("num_hidden_layers")
+        extra = {key: c.integer(key) for key in LINEAR_INTEGERS}
+        _check_heads(extra)
+        extra["rotary_dim"] = int(head_dim * c.rope("partial_rotary_factor"))
+        extra["mtp_num_hidden_layers"] = c.integer("mtp_num_hidden_layers", 0, minimum=0)
+        return ModelConfig(
+            family="qwen3_5",
+            architecture=(hf.get("architectures") or ["Qwen3_5ForCausalLM"])[0],
+            hidden_size=c.integer("hidden_size"),
+            num_layers=layers,
+            num_heads=c.integer("num_attention_heads"),
+            num_kv_heads=c.integer("num_key_value_heads"),
+            head_dim=head_dim,
+            intermediate_size=c.integer("intermediate_size"),
+            vocab_size=c.integer("vocab_size"),
+            max_position_embeddings=c.integer("max_position_embeddings"),
+            rope_theta=float(c.rope("rope_theta")),
+            rms_norm_eps=c.number("rms_norm_eps"),
+            tied_embeddings=c.flag("tie_word_embeddings", False),
+            layer_types=self._layer_types(c, layers),
+            stop_ids=c.stop_ids(generation),
+            sampling=sampling_defaults(generation),
+            extra=extra,
+        )
+
+    def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:
+        """The list in its present spelling, or what the interval says where there is none."""
+        listed = c.block.get("layer_types")
+        if listed is None:
+            interval = c.integer("full_attention_interval", DEFAULT_INTERVAL)
+            return tuple(
+                "linear_attention" if (n + 1) % interval else "full_attention"
+                for n in range(layers)
+            )
+        if not isinstance(listed, list) or len(listed) != layers:
+            raise ContractError(f"config.json: layer_types must list {layers} layers")
+        return tuple(self.contract().layer_type(str(name)) for name in listed)
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """The delta net or gated attention, as the layer types say; zero-centred norms."""
+        x = config.extra
+        full = Block(
+            "gated_attention",
+            {
+                "num_heads": config.num_heads,
+                "num_kv_heads": config.num_kv_heads,
+                "head_dim": config.head_dim,
+                "rope_theta": config.rope_theta,
+                "rotary_dim": x["rotary_dim"],
+                "norm_eps": config.rms_norm_eps,
+            },
+        )
+        linear = Block(
+            "gated_delta_net",
+            {
+                "num_k_heads": x["linear_num_key_heads"],
+                "num_v_heads": x["linear_num_value_heads"],
+                "k_head_dim": x["linear_key_head_dim"],
+                "v_head_dim": x["linear_value_head_dim"],
+                "conv_kernel": x["linear_conv_kernel_dim"],
+                "norm_eps": config.rms_norm_eps,
+            },
+        )
+        blocks = tuple(full if t == "full_attention" else linear for t in config.layer_types)
+        return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
+
+    def metadata(self, config: ModelConfig) -> dict[str, Any]:
+        """What other readers of the format look for: `linear_attn_hparams`."""
+        hparams = {key: config.extra[key] for key in LINEAR_INTEGERS}
+        hparams["partial_rotary_factor"] = config.extra["rotary_dim"] / config.head_dim
+        kinds = list(config.layer_types)
+        if "full_attention" in kinds:
+            hparams["full_attention_interval"] = kinds.index("full_attention") + 1
+        return {"linear_attn_hparams": hparams}
+
+
+def _check_heads(extra: Mapping[str, int]) -> None:
+    values, keys = extra["linear_num_value_heads"], extra["linear_num_key_heads"]
+    if values % keys:
+        raise ContractError(
+            f"config.json: {values} linear value heads are no multiple of {keys} key heads"
+        )
