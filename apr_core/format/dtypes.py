@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from apr_core.errors import FormatError
 
 FIRST_FILE_ID = 192  # ids from here up mean what the file's own `apr.formats` table says
+TABLE = "apr.formats"
 
 
 @dataclass(frozen=True, slots=True)
 class FormatSpec:
-    """A number format: `block` values take `bytes_per_block` bytes. Native types have block 1."""
+    """A number format: `block` values take `bytes_per_block` bytes. Native types have block 1.
+
+    `dtype_id` None asks the writer for a free id of the file it writes.
+    """
 
     name: str
-    dtype_id: int
+    dtype_id: int | None
     block: int
     bytes_per_block: int
     distribution: str = ""  # who decodes it, "" for native types
@@ -25,6 +29,12 @@ class FormatSpec:
     def row_bytes(self, cols: int) -> int:
         """Bytes of a row, padded to whole blocks."""
         return -(-cols // self.block) * self.bytes_per_block
+
+    def same_layout(self, other: FormatSpec) -> bool:
+        """Whether both mean the same bytes, whoever decodes them."""
+        return (self.name, self.block, self.bytes_per_block) == (
+            other.name, other.block, other.bytes_per_block,
+        )  # fmt: skip
 
 
 NATIVE: dict[str, FormatSpec] = {
@@ -40,58 +50,116 @@ NATIVE: dict[str, FormatSpec] = {
 SPECIFIED: dict[int, FormatSpec] = {
     12: FormatSpec("q4_k", 12, 256, 144),
     14: FormatSpec("q6_k", 14, 256, 210),
-    128: FormatSpec("apr_q4", 128, 32, 18),
 }
+
+# Read, never written. Both run flat over a tensor of any shape; apr_q8 is one block as long as
+# the tensor, so its real sizes are those of `legacy_spec`.
+LEGACY_IDS = {128: "apr_q4", 129: "apr_q8"}
+LEGACY = frozenset(LEGACY_IDS.values())
+
+
+def legacy_spec(dtype_id: int, elements: int) -> FormatSpec:
+    """The spec of a legacy tensor with that many elements."""
+    if dtype_id == 128:
+        return FormatSpec("apr_q4", 128, 32, 18)
+    return FormatSpec("apr_q8", 129, max(1, elements), 4 + elements)
 
 
 def tensor_nbytes(spec: FormatSpec, shape: Sequence[int]) -> int:
     """Bytes of a tensor: 2-D tensors pad each row to whole blocks, others are encoded flat."""
-    if len(shape) == 2:
+    if spec.name == "apr_q8":
+        return 4 + prod(shape)
+    if len(shape) == 2 and spec.name not in LEGACY:
         return shape[0] * spec.row_bytes(shape[1])
     return spec.row_bytes(prod(shape))
+
+
+def number_formats(specs: Iterable[FormatSpec]) -> dict[str, FormatSpec]:
+    """The formats by name, all with an id: those without get 192, 193, .. in order of name.
+
+    Raises FormatError if two formats claim one name or one id, or an id APR v2 gives to another.
+    """
+    by_name: dict[str, FormatSpec] = {}
+    for spec in specs:
+        known = by_name.setdefault(spec.name, spec)
+        if known != spec:
+            raise FormatError(f"two different formats are called {spec.name!r}")
+    taken = {spec.dtype_id for spec in by_name.values()}
+    free = (i for i in range(FIRST_FILE_ID, 256) if i not in taken)
+    owners: dict[int, str] = {}
+    for name in sorted(by_name):
+        spec = by_name[name]
+        if spec.dtype_id is None:
+            dtype_id = next(free, None)
+            if dtype_id is None:
+                raise FormatError("a file holds at most 64 formats without an APR id")
+            spec = by_name[name] = replace(spec, dtype_id=dtype_id)
+        _check_meaning(spec)
+        other = owners.setdefault(_id(spec), name)
+        if other != name:
+            raise FormatError(f"formats {other!r} and {name!r} both claim id {spec.dtype_id}")
+    return by_name
+
+
+def _id(spec: FormatSpec) -> int:
+    assert spec.dtype_id is not None
+    return spec.dtype_id
+
+
+_FIXED = {_id(spec): spec for spec in NATIVE.values()} | SPECIFIED
+_FIXED_NAMES = {spec.name: spec for spec in _FIXED.values()}
+
+
+def _check_meaning(spec: FormatSpec) -> None:
+    """Refuse a format that takes a name or an id which APR v2 gives another meaning."""
+    fixed = _FIXED.get(_id(spec)) or _FIXED_NAMES.get(spec.name)
+    if fixed and not (fixed.same_layout(spec) and fixed.dtype_id == spec.dtype_id):
+        raise FormatError(
+            f"format {spec.name!r} with id {spec.dtype_id} contradicts APR v2, where "
+            f"{fixed.name!r} has id {fixed.dtype_id} and {fixed.bytes_per_block} bytes for "
+            f"{fixed.block} values"
+        )
+    if spec.dtype_id in LEGACY_IDS or spec.name in LEGACY:
+        raise FormatError(f"format {spec.name!r} with id {spec.dtype_id} is reserved by APR v2")
+    if not (0 <= _id(spec) < 256 and 0 < spec.block < 2**20 and 0 < spec.bytes_per_block < 2**24):
+        raise FormatError(f"format {spec.name!r} has impossible sizes: {spec}")
 
 
 def file_formats(metadata: Mapping[str, Any]) -> dict[int, FormatSpec]:
     """All ids that mean something in a file: native, fixed by APR v2, and its own table.
 
-    Raises FormatError if `apr.formats` is not a table of formats.
+    Raises FormatError if `apr.formats` is not a table of formats, or contradicts APR v2.
     """
-    table = {spec.dtype_id: spec for spec in NATIVE.values()} | SPECIFIED
-    rows = metadata.get("apr.formats", [])
-    if not isinstance(rows, list):
-        raise FormatError("metadata `apr.formats` must be a list of formats")
-    for row in rows:
-        spec = _spec(row)
-        fixed = table.get(spec.dtype_id)
-        if fixed and (fixed.name, fixed.block, fixed.bytes_per_block) != (
-            spec.name, spec.block, spec.bytes_per_block,
-        ):  # fmt: skip
-            raise FormatError(f"metadata `apr.formats` redefines format id {spec.dtype_id}")
-        table[spec.dtype_id] = spec
-    return table
+    rows = metadata.get(TABLE) or []
+    if not isinstance(rows, list) or len(rows) > 256:
+        raise FormatError(f"metadata `{TABLE}` must be a list of formats")
+    specs = [_spec(row) for row in rows]
+    if len({spec.name for spec in specs}) != len(specs):
+        raise FormatError(f"metadata `{TABLE}` lists a format twice")
+    try:
+        listed = number_formats(specs)
+    except FormatError as error:
+        raise FormatError(f"metadata `{TABLE}`: {error.message}") from None
+    return _FIXED | {_id(spec): spec for spec in listed.values()}
 
 
 def _spec(row: Any) -> FormatSpec:
     fields = {"id": int, "name": str, "distribution": str, "block": int, "bytes_per_block": int}
     if not isinstance(row, dict) or any(type(row.get(k)) is not t for k, t in fields.items()):
         raise FormatError(
-            "metadata `apr.formats` holds a row without id, name, distribution, block and "
+            f"metadata `{TABLE}` holds a row without id, name, distribution, block and "
             "bytes_per_block"
         )
-    if not (
-        0 <= row["id"] < 256 and 0 < row["block"] < 2**20 and 0 < row["bytes_per_block"] < 2**24
-    ):
-        raise FormatError(f"metadata `apr.formats`: impossible sizes for format {row['name']!r}")
     return FormatSpec(
         row["name"], row["id"], row["block"], row["bytes_per_block"], row["distribution"]
     )
 
 
-def format_table(specs: Sequence[FormatSpec]) -> list[dict[str, Any]]:
-    """The `apr.formats` rows for the block formats among `specs`."""
-    blocks = {spec.dtype_id: spec for spec in specs if spec.name not in NATIVE}
+def format_table(specs: Iterable[FormatSpec]) -> list[dict[str, Any]]:
+    """The `apr.formats` rows for the block formats among `specs`, by id."""
+    blocks = {spec.name: spec for spec in specs if spec.name not in NATIVE}
     return [
         {"id": s.dtype_id, "name": s.name, "distribution": s.distribution, "block": s.block,
          "bytes_per_block": s.bytes_per_block}
-        for s in sorted(blocks.values(), key=lambda s: s.dtype_id)
+        for s in sorted(blocks.values(), key=_id)
     ]  # fmt: skip

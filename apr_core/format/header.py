@@ -14,6 +14,7 @@ ALIGNMENT = 64
 MAX_METADATA = 16 << 20
 MAX_NAME = 256
 MAX_DIMS = 8
+MIN_ENTRY = 21  # bytes of an index entry with a one-letter name and no dimensions
 _HEADER = struct.Struct("<4sBBHIQIQQI20s")
 
 FLAGS = {
@@ -127,20 +128,28 @@ class IndexEntry:
 
     def pack(self) -> bytes:
         """The entry's bytes. Raises FormatError if the format cannot hold it."""
-        name = self.name.encode()
+        try:
+            name = self.name.encode()
+        except UnicodeEncodeError:
+            raise FormatError(
+                f"tensor {self.name!r}: the name cannot be written as UTF-8"
+            ) from None
         if not 0 < len(name) <= MAX_NAME or len(self.shape) > MAX_DIMS:
             raise FormatError(
                 f"tensor {self.name!r}: names have 1..{MAX_NAME} bytes, shapes {MAX_DIMS} dims"
             )
+        if any(not 0 <= n < 2**64 for n in (*self.shape, self.offset, self.nbytes)):
+            raise FormatError(f"tensor {self.name!r}: impossible shape {list(self.shape)}")
         tail = struct.pack(f"<{len(self.shape)}Q2Q", *self.shape, self.offset, self.nbytes)
         return struct.pack("<H", len(name)) + name + bytes((self.dtype_id, len(self.shape))) + tail
 
 
-def parse_index(raw: bytes, count: int) -> tuple[list[IndexEntry], int]:
+def parse_index(raw: memoryview, count: int) -> tuple[list[IndexEntry], int]:
     """The entries, and the bytes they take. Raises FormatError naming the entry."""
-    if count > len(raw) // 21:
+    if count > len(raw) // MIN_ENTRY:
         raise FormatError(f"{count} tensors cannot fit into an index of {len(raw)} bytes")
-    entries, at = [], 0
+    entries: list[IndexEntry] = []
+    at = 0
     for number in range(count):
         entry, at = _parse_entry(raw, at, number)
         if entries and entries[-1].name.encode() >= entry.name.encode():
@@ -150,7 +159,7 @@ def parse_index(raw: bytes, count: int) -> tuple[list[IndexEntry], int]:
     return entries, at
 
 
-def _parse_entry(raw: bytes, at: int, number: int) -> tuple[IndexEntry, int]:
+def _parse_entry(raw: memoryview, at: int, number: int) -> tuple[IndexEntry, int]:
     where = f"tensor index entry {number}"
     try:
         (length,) = struct.unpack_from("<H", raw, at)
@@ -158,7 +167,7 @@ def _parse_entry(raw: bytes, at: int, number: int) -> tuple[IndexEntry, int]:
             raise FormatError(f"{where}: a name of {length} bytes")
         if at + 2 + length > len(raw):
             raise FormatError(f"{where}: cut off in the name")
-        name = raw[at + 2 : at + 2 + length].decode("utf-8")
+        name = bytes(raw[at + 2 : at + 2 + length]).decode("utf-8")
         at += 2 + length
         dtype_id, ndim = struct.unpack_from("<2B", raw, at)
         if ndim > MAX_DIMS:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
+import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import FormatError, InputOutputError, NotFound
-from apr_core.format.dtypes import FormatSpec, file_formats, tensor_nbytes
+from apr_core.format.dtypes import (
+    LEGACY_IDS,
+    FormatSpec,
+    file_formats,
+    legacy_spec,
+    tensor_nbytes,
+)
 from apr_core.format.header import (
+    ALIGNMENT,
     HEADER_SIZE,
     SHARDED,
+    Header,
     IndexEntry,
     parse_header,
     parse_index,
 )
+from apr_core.format.shards import check_shard, sibling_paths
 
 MAX_ELEMENTS = 2**48
 CHUNK = 4 << 20
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,52 +66,47 @@ class _Mapped:
         self.size = len(self._map)
         try:
             self.header = parse_header(self._map[:HEADER_SIZE], self.size)
-            self.metadata = self._read_metadata()
+            start = self.header.metadata_offset
+            self.metadata = parse_metadata(self._map[start : start + self.header.metadata_size])
             self.entries = self._read_entries()
         except FormatError as error:
             self.close()
             raise FormatError(f"{path}: {error.message}", error.hint) from None
-
-    def _read_metadata(self) -> dict[str, Any]:
-        start = self.header.metadata_offset
-        raw = self._map[start : start + self.header.metadata_size]
-        try:
-            metadata = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise FormatError(f"metadata is not JSON: {error}") from None
-        if not isinstance(metadata, dict):
-            raise FormatError("metadata is not a JSON object")
-        return metadata
+        except BaseException:
+            self.close()
+            raise
 
     def _read_entries(self) -> dict[str, TensorEntry]:
         header = self.header
-        raw = self._map[header.index_offset : header.data_offset]
-        parsed, _ = parse_index(raw, header.tensor_count)
+        # A view: the section may be as large as the file, whatever it really holds.
+        with memoryview(self._map) as whole, whole[header.index_offset : header.data_offset] as raw:
+            parsed, length = parse_index(raw, header.tensor_count)
+        self.index_end = header.index_offset + length
         formats = file_formats(self.metadata)
         entries = {e.name: self._entry(e, formats.get(e.dtype_id)) for e in parsed}
         end_before, before = header.data_offset, ""
         for entry in sorted(entries.values(), key=lambda e: (e.offset, e.nbytes)):
-            if entry.offset < end_before and entry.nbytes:
+            if not entry.nbytes:
+                continue
+            if entry.offset < end_before:
                 raise FormatError(f"tensors {before!r} and {entry.name!r} overlap")
-            end_before, before = max(end_before, entry.offset + entry.nbytes), entry.name
+            end_before, before = entry.offset + entry.nbytes, entry.name
         return entries
 
     def _entry(self, e: IndexEntry, spec: FormatSpec | None) -> TensorEntry:
         offset = self.header.data_offset + e.offset
-        elements = 1
-        for dim in e.shape:
-            elements *= dim
-            if dim > MAX_ELEMENTS or elements > MAX_ELEMENTS:
-                raise FormatError(f"tensor {e.name!r}: impossible shape {list(e.shape)}")
+        elements = _elements(e)
         if offset + e.nbytes > self.size - 4:
             raise FormatError(
                 f"tensor {e.name!r} ends at byte {offset + e.nbytes}, the data ends at "
                 f"{self.size - 4}: the file is cut off or damaged"
             )
-        if e.offset % 64:
-            raise FormatError(f"tensor {e.name!r}: offset {e.offset} is not a multiple of 64")
-        if e.dtype_id == 129:  # one f32 scale for the whole tensor: no block format
-            spec = FormatSpec("apr_q8", 129, max(1, elements), 4 + elements)
+        if e.offset % ALIGNMENT:
+            raise FormatError(
+                f"tensor {e.name!r}: offset {e.offset} is not a multiple of {ALIGNMENT}"
+            )
+        if e.dtype_id in LEGACY_IDS:
+            spec = legacy_spec(e.dtype_id, elements)
         if spec and e.nbytes != tensor_nbytes(spec, e.shape):
             raise FormatError(
                 f"tensor {e.name!r}: {e.nbytes} bytes, {spec.name} of shape {list(e.shape)} takes "
@@ -111,38 +120,90 @@ class _Mapped:
 
     def crc(self, progress: Callable[[int], None] | None) -> tuple[int, int]:
         stored = int.from_bytes(self._map[self.size - 4 :], "little")
-        crc, view = 0, memoryview(self._map)
-        try:
+        crc = 0
+        with memoryview(self._map) as view:
             for start in range(0, self.size - 4, CHUNK):
-                part = view[start : min(start + CHUNK, self.size - 4)]
-                crc = zlib.crc32(part, crc)
+                with view[start : min(start + CHUNK, self.size - 4)] as part:
+                    crc = zlib.crc32(part, crc)
+                    read = len(part)
+                self.drop(start, read)
                 if progress:
-                    progress(len(part))
-                part.release()
-        finally:
-            view.release()
+                    progress(read)
         return stored, crc
 
+    def drop(self, start: int, nbytes: int) -> None:
+        """Let the system take back the memory of these pages; they are read again if needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            if nbytes:
+                self._map.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """The spans [start, end) that belong to no section or tensor."""
+        header = self.header
+        spans = [
+            (0, HEADER_SIZE),
+            (header.metadata_offset, header.metadata_offset + header.metadata_size),
+            (header.index_offset, self.index_end),
+            *((e.offset, e.offset + e.nbytes) for e in self.entries.values() if e.nbytes),
+            (self.size - 4, self.size),
+        ]
+        spans.sort()
+        pairs = pairwise(spans)
+        return [(end, start) for (_, end), (start, _) in pairs if end < start]
+
     def close(self) -> None:
-        with suppress(BufferError):  # arrays may still look at it: it ends with the last of them
+        with suppress(BufferError):  # arrays still look at it: it ends with the last of them
             self._map.close()
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _elements(e: IndexEntry) -> int:
+    elements = 1
+    for dim in e.shape:
+        elements *= dim
+        if dim > MAX_ELEMENTS or elements > MAX_ELEMENTS:
+            raise FormatError(f"tensor {e.name!r}: impossible shape {list(e.shape)}")
+    return elements
+
+
+def parse_metadata(raw: bytes) -> dict[str, Any]:
+    """The metadata object. Raises FormatError for anything that is not JSON of finite numbers."""
+    try:
+        metadata = json.loads(raw.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        if _SURROGATE.search(raw):  # half a pair is a string that cannot be printed or stored
+            json.dumps(metadata, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise FormatError("metadata is nested too deeply") from None
+    except (UnicodeError, ValueError) as error:
+        raise FormatError(f"metadata is not JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise FormatError("metadata is not a JSON object")
+    return metadata
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if value - value == 0 else float(_refuse(text))
 
 
 def _map_file(path: Path) -> mmap.mmap:
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise FormatError(f"{path} is a directory, expected an .apr file")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise FormatError(f"{path} is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < HEADER_SIZE + 4:
                 raise FormatError(f"{path}: file too small for APR v2 ({size} bytes)")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path}: no such file", "`apr import` makes an .apr file.") from None
-    except IsADirectoryError:
-        raise FormatError(f"{path} is a directory, expected an .apr file") from None
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -150,7 +211,8 @@ def _map_file(path: Path) -> mmap.mmap:
 class AprFile:
     """An open .apr file, or all shards of one. Close it, or use it as a context manager.
 
-    `tensors` are sorted by name. Array views stay valid after `close`.
+    `tensors` are sorted by name, `metadata` and `header` those of the first shard. Array views
+    stay valid after `close`.
     """
 
     def __init__(self, parts: list[_Mapped]) -> None:
@@ -173,29 +235,25 @@ class AprFile:
         part = _Mapped(Path(path))
         if not part.header.flags & SHARDED:
             return cls([part])
-        from apr_core.format.shards import sibling_paths
-
         try:
             paths = sibling_paths(part.path, part.metadata)
-        except BaseException:
+        finally:
             part.close()
-            raise
-        part.close()
         return cls._join(paths)
 
     @classmethod
     def _join(cls, paths: list[Path]) -> AprFile:
-        from apr_core.format.shards import check_shard
-
         parts: list[_Mapped] = []
         try:
             for index, path in enumerate(paths):
                 parts.append(_Mapped(path))
-                check_shard(path, parts[-1].metadata, index, len(paths))
-            names = [name for part in parts for name in part.entries]
-            twice = sorted({n for n in names if names.count(n) > 1}) if _repeats(names) else []
-            if twice:
-                raise FormatError(f"{paths[0]}: tensor {twice[0]!r} is in two shards")
+                if not parts[-1].header.flags & SHARDED:
+                    raise FormatError(f"{path}: named like a shard, but not flagged as one")
+                check_shard(path, parts[-1].metadata, index, len(paths), parts[0].metadata)
+            names = Counter(name for part in parts for name in part.entries)
+            twice = next((name for name, times in names.items() if times > 1), None)
+            if twice is not None:
+                raise FormatError(f"{paths[0]}: tensor {twice!r} is in two shards")
         except BaseException:
             for part in parts:
                 part.close()
@@ -209,6 +267,11 @@ class AprFile:
             raise NotFound(f"{self.path}: no tensor named {name!r}")
         return self._parts[entry.path].view(entry.offset, entry.nbytes)
 
+    def drop_pages(self, name: str) -> None:
+        """Let the system take back the memory of a tensor that was read; it can be read again."""
+        entry = self.tensors[name]
+        self._parts[entry.path].drop(entry.offset, entry.nbytes)
+
     @property
     def flags(self) -> int:
         """The header's flags."""
@@ -219,27 +282,25 @@ class AprFile:
         """The files, one or one a shard."""
         return list(self._parts)
 
+    @property
+    def headers(self) -> dict[Path, Header]:
+        """The header of each file."""
+        return {path: part.header for path, part in self._parts.items()}
+
     def footer_crcs(
         self, progress: Callable[[int], None] | None = None
     ) -> dict[Path, tuple[int, int]]:
-        """(stored, computed) footer CRC of each file; reads all bytes."""
+        """(stored, computed) footer CRC of each file; reads all bytes, reporting each chunk's."""
         return {path: part.crc(progress) for path, part in self._parts.items()}
 
     def padding_errors(self) -> list[str]:
         """Places between sections and tensors that should be zero and are not."""
-        found = []
-        for path, part in self._parts.items():
-            spans = sorted((e.offset, e.offset + e.nbytes) for e in part.entries.values())
-            at = part.header.data_offset
-            meta_end = part.header.metadata_offset + part.header.metadata_size
-            gaps = [(meta_end, part.header.index_offset)]
-            for start, end in [*spans, (part.size - 4, part.size - 4)]:
-                gaps.append((at, start))
-                at = max(at, end)
-            for start, end in gaps:
-                if end > start and part.view(start, end - start).any():
-                    found.append(f"{path.name}: bytes {start}..{end} are padding but not zero")
-        return found
+        return [
+            f"{path.name}: bytes {start}..{end} are padding but not zero"
+            for path, part in self._parts.items()
+            for start, end in part.gaps()
+            if part.view(start, end - start).any()
+        ]
 
     def close(self) -> None:
         """Unmap the file as soon as no array looks at it."""
@@ -251,7 +312,3 @@ class AprFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _repeats(names: list[str]) -> bool:
-    return len(set(names)) != len(names)

@@ -9,27 +9,38 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from apr_core.errors import AprError, FormatError, InputOutputError, NotFound, UsageError
-from apr_core.format.dtypes import FormatSpec, format_table, tensor_nbytes
+from apr_core.errors import FormatError, InputOutputError, NotFound, UsageError
+from apr_core.format.dtypes import (
+    LEGACY,
+    TABLE,
+    FormatSpec,
+    format_table,
+    number_formats,
+    tensor_nbytes,
+)
 from apr_core.format.header import (
+    HAS_VOCAB,
     HEADER_SIZE,
     MAX_METADATA,
+    QUANTIZED,
     ROW_MAJOR,
     SHARDED,
     Header,
     IndexEntry,
     align,
 )
-from apr_core.format.shards import shard_path
+from apr_core.format.shards import MAX_SHARDS, set_id, shard_metadata, shard_path
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written."""
+    """A tensor to be written. A format without an id gets one of the file's own."""
 
     name: str
     format: FormatSpec
@@ -56,13 +67,14 @@ def check_target(path: Path, force: bool) -> None:
 def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     """Compact UTF-8 JSON. Raises FormatError over 16 MiB or for values JSON does not have."""
     try:
-        raw = json.dumps(
-            metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-        ).encode()
-    except (ValueError, TypeError) as error:
+        text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        raw = text.encode()
+    except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"metadata cannot be written as JSON: {error}") from None
     if len(raw) > MAX_METADATA:
-        raise FormatError(f"metadata would take {len(raw)} bytes, APR v2 allows {MAX_METADATA}")
+        raise FormatError(
+            f"metadata would take {len(raw)} bytes, APR v2 allows {MAX_METADATA} (16 MiB)"
+        )
     return raw
 
 
@@ -77,174 +89,265 @@ def disk_error(path: Path, error: OSError) -> InputOutputError:
     return InputOutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-class AprWriter:
-    """Writes one file. Tensors are added in the order of `names`; leaving the context ends it.
+def check_space(path: Path, nbytes: int) -> None:
+    """Raise InputOutputError if the disk cannot hold that many bytes, before any work."""
+    free = shutil.disk_usage(path.parent).free
+    if nbytes > free:
+        raise InputOutputError(
+            f"{path}: needs {nbytes >> 20} MiB, {free >> 20} MiB are free",
+            "Free some space or write elsewhere with -o.",
+        )
 
-    On any exception the part file is removed and the target is left as it was.
-    """
+
+def in_index_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Sorted as the index is, formats numbered. Raises FormatError for a name given twice."""
+    ordered = sorted(specs, key=lambda s: s.name.encode("utf-8", "surrogatepass"))
+    for before, spec in pairwise(ordered):
+        if before.name == spec.name:
+            raise FormatError(f"tensor {spec.name!r} is given twice")
+    for spec in ordered:
+        if spec.format.name in LEGACY:
+            raise FormatError(f"tensor {spec.name!r}: format {spec.format.name!r} is only read")
+    formats = number_formats(spec.format for spec in ordered)
+    return [replace(spec, format=formats[spec.format.name]) for spec in ordered]
+
+
+def describe(
+    metadata: Mapping[str, Any], specs: Iterable[TensorSpec]
+) -> tuple[dict[str, Any], int]:
+    """The metadata with its format table, and the flags that follow from what is inside."""
+    rows = format_table(spec.format for spec in specs)
+    kept = {key: value for key, value in metadata.items() if key != TABLE}
+    flags = (QUANTIZED if rows else 0) | (HAS_VOCAB if metadata.get("tokenizer.vocabulary") else 0)
+    return (kept | {TABLE: rows} if rows else kept), ROW_MAJOR | flags
+
+
+class _Part:
+    """One file being written: `.<name>.<random>.part` beside its target, until published."""
 
     def __init__(
-        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
-        specs: Sequence[TensorSpec], *, force: bool = False, flags: int = ROW_MAJOR,
-    ) -> None:  # fmt: skip
-        self.path = Path(path)
-        check_target(self.path, force)
-        self._specs = sorted(specs, key=lambda s: s.name.encode())
-        self.names = [spec.name for spec in self._specs]
-        if len(set(self.names)) != len(self.names):
-            raise FormatError("a tensor name appears twice")
-        table = format_table([s.format for s in self._specs])
-        full = {**metadata, "apr.formats": table} if table else dict(metadata)
-        self._prologue = self._lay_out(encode_metadata(full), flags | ROW_MAJOR)
-        self._part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self, path: Path, metadata: Mapping[str, Any], specs: Sequence[TensorSpec], flags: int
+    ) -> None:
+        self.path, self.specs = path, specs
+        self._prologue, self.nbytes = _lay_out(encode_metadata(metadata), specs, flags)
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         self._next, self._crc = 0, 0
         self._file: BinaryIO | None = None
 
-    def _lay_out(self, metadata: bytes, flags: int) -> bytes:
-        """Header, metadata and index: everything before the data."""
-        entries, offset = [], 0
-        for s in self._specs:
-            entries.append(IndexEntry(s.name, s.format.dtype_id, s.shape, offset, s.nbytes).pack())
-            offset = align(offset + s.nbytes)
-        index = b"".join(entries)
-        index_at = align(HEADER_SIZE + len(metadata))
-        data_at = index_at + align(len(index))
-        self.nbytes = data_at + offset + 4
-        header = Header(flags, len(self._specs), len(metadata), index_at, data_at).pack()
-        head = (header + metadata).ljust(index_at, b"\0")
-        return (head + index).ljust(data_at, b"\0")
-
-    def __enter__(self) -> AprWriter:
+    def open(self) -> None:
         try:
             self._file = self._part.open("xb")
-            self._write(self._prologue)
         except OSError as error:
-            self._discard()
             raise disk_error(self.path, error) from error
-        except BaseException:
-            self._discard()
-            raise
-        return self
+        self._write(memoryview(self._prologue))
+        self._prologue = b""
 
-    def _write(self, data: Any) -> int:
+    def _write(self, data: memoryview) -> None:
         assert self._file is not None
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
         self._crc = zlib.crc32(data, self._crc)
-        return memoryview(data).nbytes
+
+    @property
+    def full(self) -> bool:
+        return self._next == len(self.specs)
 
     def add(self, name: str, chunks: Iterable[Any]) -> None:
-        """Write the next tensor from bytes-like chunks. Raises FormatError, InputOutputError."""
-        if self._next >= len(self._specs) or name != self.names[self._next]:
-            expected = self.names[self._next] if self._next < len(self.names) else "nothing"
-            raise FormatError(f"tensor {name!r} is out of turn: expected {expected!r}")
-        spec, written = self._specs[self._next], 0
-        try:
-            for chunk in chunks:
-                written += self._write(chunk)
-            if written == spec.nbytes:
-                self._write(bytes(align(written) - written))
-        except OSError as error:
-            raise disk_error(self.path, error) from error
+        spec, written = self.specs[self._next], 0
+        for chunk in chunks:
+            data = memoryview(chunk)
+            written += data.nbytes
+            if written > spec.nbytes:
+                break
+            self._write(data)
         if written != spec.nbytes:
-            raise FormatError(
-                f"tensor {name!r}: {written} bytes were given, {spec.nbytes} expected"
-            )
+            given = "more" if written > spec.nbytes else str(written)
+            raise FormatError(f"tensor {name!r}: {given} bytes given, {spec.nbytes} expected")
+        self._write(memoryview(bytes(align(written) - written)))
         self._next += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is not None:
-            self._discard()
-            return
+    def seal(self) -> None:
+        """Footer, and everything on disk; still under the part's name."""
+        assert self._file is not None
         try:
-            self._finish()
+            self._file.write(self._crc.to_bytes(4, "little"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         except OSError as error:
-            self._discard()
             raise disk_error(self.path, error) from error
+
+    def publish(self) -> None:
+        try:
+            self._part.replace(self.path)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+        _sync_directory(self.path.parent)
+
+    def discard(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk makes the last flush fail again
+                self._file.close()
+            self._part.unlink(missing_ok=True)
+
+
+def _lay_out(metadata: bytes, specs: Sequence[TensorSpec], flags: int) -> tuple[bytes, int]:
+    """Header, metadata and index: everything before the data; and the bytes of the whole file."""
+    entries, offset = [], 0
+    for s in specs:
+        assert s.format.dtype_id is not None
+        entries.append(IndexEntry(s.name, s.format.dtype_id, s.shape, offset, s.nbytes).pack())
+        offset = align(offset + s.nbytes)
+    index = b"".join(entries)
+    index_at = align(HEADER_SIZE + len(metadata))
+    data_at = index_at + align(len(index))
+    header = Header(flags, len(specs), len(metadata), index_at, data_at).pack()
+    head = (header + metadata).ljust(index_at, b"\0")
+    return (head + index).ljust(data_at, b"\0"), data_at + offset + 4
+
+
+def _sync_directory(path: Path) -> None:
+    with suppress(OSError):  # not every filesystem can, and the file itself is safe
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class _Writer:
+    """Tensors added in the order of `names`, into one part after the other."""
+
+    def __init__(self, parts: list[_Part], specs: Sequence[TensorSpec], force: bool) -> None:
+        self._parts, self._force = parts, force
+        self.names = [spec.name for spec in specs]
+        self.nbytes = sum(part.nbytes for part in parts)
+        self._owners = [part for part in parts for _ in part.specs]
+        self._next, self._current = 0, 0
+        check_space(parts[0].path, self.nbytes)
+
+    def add(self, name: str, chunks: Iterable[Any]) -> None:
+        """Write the next tensor from C-contiguous bytes-like chunks.
+
+        Raises FormatError for another name than the next of `names` or a wrong number of bytes,
+        InputOutputError if the disk refuses. Errors of `chunks` itself pass through.
+        """
+        expected = self.names[self._next] if self._next < len(self.names) else None
+        if name != expected:
+            raise FormatError(f"tensor {name!r} is out of turn: expected {expected!r}")
+        part = self._owners[self._next]
+        if part is not self._parts[self._current]:
+            self._parts[self._current].seal()
+            self._current += 1
+            part.open()
+        part.add(name, chunks)
+        self._next += 1
+
+    def _start(self) -> None:
+        try:
+            self._parts[0].open()
         except BaseException:
             self._discard()
             raise
 
-    def _finish(self) -> None:
-        if self._next != len(self._specs):
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        with ExitStack() as undo:
+            undo.callback(self._discard)
+            if kind is None:
+                self._publish()
+                undo.pop_all()
+
+    def _publish(self) -> None:
+        if self._next != len(self.names):
             raise FormatError(f"tensor {self.names[self._next]!r} was never written")
-        assert self._file is not None
-        self._file.write(self._crc.to_bytes(4, "little"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self.path)
+        self._parts[self._current].seal()
+        for part in self._parts:
+            check_target(part.path, self._force)  # again: somebody else may have been faster
+        published: list[_Part] = []
+        try:
+            for part in self._parts:
+                part.publish()
+                published.append(part)
+        except BaseException:
+            for part in published:
+                part.path.unlink(missing_ok=True)  # part of a set is no set
+            raise
 
     def _discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._part.unlink(missing_ok=True)
+        for part in self._parts:
+            part.discard()
 
 
-class ShardedWriter:
-    """The same interface over several files of at most about `max_bytes` of data each.
+class AprWriter(_Writer):
+    """Writes one file. Tensors are added in the order of `names`; leaving the context ends it.
 
-    All shards are written under part names first; a failure leaves none of them.
+    On any exception the part file is removed and the target is left as it was. `nbytes` is the
+    size the file will have. Flags that follow from the contents are set in addition to `flags`.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
-        specs: Sequence[TensorSpec], max_bytes: int, *, force: bool = False,
-        flags: int = ROW_MAJOR,
+        specs: Iterable[TensorSpec], *, force: bool = False, flags: int = ROW_MAJOR,
     ) -> None:  # fmt: skip
-        ordered = sorted(specs, key=lambda s: s.name.encode())
-        groups: list[list[TensorSpec]] = [[]]
-        room = max_bytes
-        for spec in ordered:
-            if groups[-1] and spec.nbytes > room:
-                groups.append([])
-                room = max_bytes
-            groups[-1].append(spec)
-            room -= align(spec.nbytes)
-        self.names = [spec.name for spec in ordered]
-        total = sum(spec.nbytes for spec in ordered)
-        count = len(groups)
-        self.paths = [shard_path(Path(path), i, count) for i in range(count)]
-        self._writers = [
-            AprWriter(p, self._metadata(metadata, i, count, total), group, force=force,
-                      flags=flags | SHARDED)
-            for i, (p, group) in enumerate(zip(self.paths, groups, strict=True))
-        ]  # fmt: skip
-        self.nbytes = sum(writer.nbytes for writer in self._writers)
-        self._owner = {n: w for w in self._writers for n in w.names}
+        self.path = Path(path)
+        check_target(self.path, force)
+        ordered = in_index_order(specs)
+        full, found = describe(metadata, ordered)
+        super().__init__([_Part(self.path, full, ordered, flags | found)], ordered, force)
 
-    @staticmethod
-    def _metadata(
-        metadata: Mapping[str, Any], index: int, count: int, total: int
-    ) -> dict[str, Any]:
-        info = {"shard_count": count, "shard_index": index, "total_size": total,
-                "pattern": "model-{:05d}-of-{:05d}.apr"}  # fmt: skip
-        kept = dict(metadata) if index == 0 else {}  # the first shard describes the model
-        return {**kept, "sharding": info}
-
-    def __enter__(self) -> ShardedWriter:
-        entered: list[AprWriter] = []
-        try:
-            for writer in self._writers:
-                entered.append(writer.__enter__())
-        except BaseException:
-            for writer in entered:
-                writer.__exit__(AprError)
-            raise
+    def __enter__(self) -> AprWriter:
+        self._start()
         return self
 
-    def add(self, name: str, chunks: Iterable[Any]) -> None:
-        """Write the next tensor."""
-        if name not in self._owner:
-            raise FormatError(f"tensor {name!r} was not announced")
-        self._owner[name].add(name, chunks)
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        for done, writer in enumerate(self._writers):
-            try:
-                writer.__exit__(kind)
-            except BaseException:
-                for later in self._writers[done + 1 :]:
-                    later.__exit__(AprError)
-                for path in self.paths[:done]:
-                    path.unlink(missing_ok=True)
-                raise
+class ShardedWriter(_Writer):
+    """The same interface over several files of at most about `max_bytes` of data each.
+
+    `paths` are the files: `model-00001-of-00003.apr` beside the `model.apr` that was asked for.
+    A tensor larger than `max_bytes` gets a shard of its own. All shards keep their part names
+    until the last is whole; a failure leaves none of them.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
+        specs: Iterable[TensorSpec], max_bytes: int, *, force: bool = False,
+        flags: int = ROW_MAJOR,
+    ) -> None:  # fmt: skip
+        self.path = Path(path)
+        ordered = in_index_order(specs)
+        groups = split(ordered, max_bytes)
+        count = len(groups)
+        if count > MAX_SHARDS:
+            raise UsageError(f"{count} shards, at most {MAX_SHARDS}", "Make the shards larger.")
+        self.paths = [shard_path(self.path, i, count) for i in range(count)]
+        for shard in self.paths:
+            check_target(shard, force)
+        full, found = describe(metadata, ordered)
+        table = {TABLE: full[TABLE]} if TABLE in full else {}
+        total = sum(spec.nbytes for spec in ordered)
+        identity = set_id([encode_metadata(full).decode(), *map(str, ordered)])
+        parts = []
+        for i, (shard, group) in enumerate(zip(self.paths, groups, strict=True)):
+            # The first shard describes the model, the others only themselves.
+            own = (full if i == 0 else table) | shard_metadata(self.path, i, count, total, identity)
+            parts.append(_Part(shard, own, group, flags | found | SHARDED))
+        super().__init__(parts, ordered, force)
+
+    def __enter__(self) -> ShardedWriter:
+        self._start()
+        return self
+
+
+def split(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
+    """Consecutive groups of at most `max_bytes` of data, at least one tensor each."""
+    groups: list[list[TensorSpec]] = [[]]
+    room = max_bytes
+    for spec in specs:
+        if groups[-1] and align(spec.nbytes) > room:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(spec)
+        room -= align(spec.nbytes)
+    return groups
