@@ -49,9 +49,7 @@ def test_exp_and_sigmoid_to_two_ulp():
 @pytest.mark.parametrize("rows", [1, 3, 300])
 def test_norms(rng, rows):
     x, y, w = normal(rng, rows, 200), normal(rng, rows, 200), normal(rng, 200)
-    assert_close(
-        elementwise.rms_norm(x, w, 1e-6, 1.0), core.rms_norm(np, x, w, 1e-6, 1.0)
-    )
+    assert_close(elementwise.rms_norm(x, w, 1e-6, 1.0), core.rms_norm(np, x, w, 1e-6, 1.0))
     total, out = elementwise.add_rms_norm(x, y, w, 1e-6, 0.0)
     np.testing.assert_array_equal(total, x + y)
     assert_close(out, core.rms_norm(np, x + y, w, 1e-6, 0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,30 @@ def _cache_dir() -> str:
     return str(Path(root) / "numba" / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
 
 
-def _kernel_options(parallel: bool) -> dict[str, Any]:
-    """No fastmath: a result may not depend on how a loop was unrolled for a tile."""
-    return {"nogil": True, "cache": True, "error_model": "numpy", "parallel": parallel}
+CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
 
 
-_previous = numba.config.CACHE_DIR
-numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
+def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """njit with options, its disk cache in this package's folder whoever imported what first.
 
-serial = njit(**_kernel_options(False))
-threaded = njit(**_kernel_options(True))
-# sums over a fixed length may be reordered: the order then depends on the code, not on the data
-serial_sums = njit(fastmath={"reassoc", "contract", "nsz"}, **_kernel_options(False))
-threaded_sums = njit(fastmath={"reassoc", "contract", "nsz"}, **_kernel_options(True))
+    No fastmath by default: a result may not depend on how a loop was unrolled for a tile.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
+        try:
+            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate
+
+
+serial = _compiler()
+threaded = _compiler(parallel=True)
+# sums over a fixed length may be reordered: the order then depends on the code, not on the data.
+# Such functions call no others: Numba hands the permission down to whatever they call.
+serial_sums = _compiler(fastmath={"reassoc", "contract", "nsz"})
 
 
 def physical_cores() -> int:
