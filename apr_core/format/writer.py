@@ -54,6 +54,13 @@ class TensorSpec:
 
 def check_target(path: Path, force: bool) -> None:
     """Whether `path` may be written. Raises NotFound or UsageError, before any work."""
+    try:
+        _check_target(path, force)
+    except OSError as error:  # a name too long, a directory that may not be looked into
+        raise disk_error(path, error) from error
+
+
+def _check_target(path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         raise NotFound(
             f"directory {path.parent} does not exist", f"Create it: mkdir -p {path.parent}"
