@@ -1,0 +1,82 @@
+"""Text from ids as they come: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from apr_core.text.tokenizer import Tokenizer
+
+MAX_PENDING = 8  # tokens; a character has at most four bytes
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Turns ids into text piece by piece; the pieces joined are the text of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # decoded before, so that a decoder sees what preceded
+        self._pending: list[int] = []
+
+    def push(self, id_: int) -> str:
+        """The text that is certain after this id; empty while a character is incomplete."""
+        if self._tokenizer.added_token(id_):
+            text = self.flush() + self._tokenizer.decode([id_])
+            self._context = []
+            return text
+        self._pending.append(id_)
+        text = self._new_text()
+        if text.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING:
+            return ""
+        return self._accept(text)
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+
+    def _accept(self, text: str) -> str:
+        self._context, self._pending = self._pending[-1:], []
+        if self._tokenizer.decode(self._context).startswith(REPLACEMENT):
+            self._context = []  # the tail of a character is no context
+        return text
+
+    def flush(self) -> str:
+        """Whatever is left, incomplete characters as U+FFFD."""
+        return self._accept(self._new_text()) if self._pending else ""
+
+
+class StopScanner:
+    """Holds text back while it may be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [s for s in stops if s]
+        self._held = ""
+        self.stopped: str | None = None  # the stop string that was found
+
+    def push(self, text: str) -> str:
+        """The text that can be shown now. After a stop string was found, nothing more."""
+        if self.stopped is not None:
+            return ""
+        self._held += text
+        found = [(self._held.find(s), s) for s in self._stops if s in self._held]
+        if found:
+            at, self.stopped = min(found, key=lambda item: item[0])
+            shown, self._held = self._held[:at], ""
+            return shown
+        keep = self._possible_start()
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return shown
+
+    def _possible_start(self) -> int:
+        """Characters at the end that begin some stop string."""
+        longest = max((len(s) - 1 for s in self._stops), default=0)
+        for n in range(min(longest, len(self._held)), 0, -1):
+            if any(s.startswith(self._held[-n:]) for s in self._stops):
+                return n
+        return 0
+
+    def flush(self) -> str:
+        """The held text, at the end of generation."""
+        held, self._held = self._held, ""
+        return held
