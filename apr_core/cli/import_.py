@@ -1,0 +1,115 @@
+"""`apr import`: a checkpoint becomes an .apr file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_core.cli.console import human_bytes, print_json, print_table, progress
+from apr_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from apr_core.importing import ImportPlan, ImportSummary
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+SMALLEST_SHARD = 1 << 20
+
+
+def parse_size(text: str) -> int:
+    """ "4GiB", "500M" or bytes -> bytes; units are powers of 1024. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    nbytes = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if nbytes < SMALLEST_SHARD:
+        raise UsageError(f"size {text!r} is not usable", "Give at least 1MiB, for example 4GiB.")
+    return nbytes
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE.apr",
+              help="The file to write.")  # fmt: skip
+@click.option("-q", "--quantize", metavar="RECIPE",
+              help="q4k, q6k, q8_0, f16, ..; without it tensors keep their precision.")  # fmt: skip
+@click.option("--arch", metavar="FAMILY", help="Model family, if config.json should not decide.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--shard-size", metavar="SIZE", help="Write shards of at most this size, e.g. 4GiB.")
+@click.option("--threads", type=click.IntRange(1), help="Encoding threads; all cores by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    source: str, output: Path, quantize: str | None, arch: str | None, force: bool,
+    shard_size: str | None, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Turn a checkpoint into a quantized .apr file.
+
+    SRC is a directory with config.json, tokenizer and safetensors, hf://ORG/NAME after
+    `apr pull`, or demo://sums.
+    """
+    summary = run_import(source, output, quantize, arch, force, shard_size, threads)
+    if as_json:
+        print_json(summary.as_dict())
+    else:
+        print_summary(summary)
+
+
+def run_import(
+    source: str, output: Path, quantize: str | None = None, arch: str | None = None,
+    force: bool = False, shard_size: str | None = None, threads: int | None = None,
+) -> ImportSummary:  # fmt: skip
+    """The command without its output: check all, then write under a progress bar."""
+    from apr_core.format import check_target
+    from apr_core.importing import find_source, plan_import
+    from apr_core.registry import get_registry
+
+    shard_bytes = parse_size(shard_size) if shard_size else None
+    if shard_bytes is None:
+        check_target(output, force)
+    registry = get_registry()
+    plan = plan_import(find_source(source, registry), recipe=quantize, arch=arch, registry=registry)
+    return _write(plan, output, force=force, shard_bytes=shard_bytes, threads=threads)
+
+
+def _write(plan: ImportPlan, output: Path, **options: Any) -> ImportSummary:
+    from apr_core.importing import write_import
+
+    with progress(output.name, plan.source_bytes) as bar:
+
+        def advance(name: str, nbytes: int) -> None:
+            bar.describe(name)
+            bar.advance(nbytes)
+
+        return write_import(plan, output, progress=advance, **options)
+
+
+def print_summary(s: ImportSummary) -> None:
+    """The summary for people."""
+    size = f" {s.variant}" if s.variant else ""
+    click.echo(f"{s.source}: {s.family}{size}, {s.layout} layout, {s.parameters:,} parameters")
+    rows = [
+        (
+            r.role,
+            str(r.tensors),
+            ", ".join(f if len(r.formats) == 1 else f"{f} x{n}" for f, n in r.formats.items()),
+            human_bytes(r.nbytes),
+            "exact" if r.relative_error is None else f"{100 * r.relative_error:.3g} %",
+        )
+        for r in s.roles
+    ]
+    print_table(rows, ("role", "tensors", "format", "size", "error"))
+    for reason, row in s.left_out.items():
+        click.echo(f"left out   {row['tensors']} tensors, {human_bytes(row['bytes'])}: {reason}")
+    if s.carried:
+        click.echo(f"carried    {s.carried} tensors that running does not use yet")
+    if s.absent:
+        click.echo(
+            f"absent     {len(s.absent)} tensors that config.json announces: {s.absent[0]} .."
+        )
+    for path in s.paths:
+        click.echo(f"wrote      {path} ({human_bytes(path.stat().st_size)})")
+    click.echo(
+        f"recipe {s.recipe}: {human_bytes(s.source_bytes)} -> {human_bytes(s.file_bytes)}, "
+        f"{s.bits_per_weight:.2f} bits per weight, {s.seconds:.1f} s"
+    )

@@ -1,0 +1,150 @@
+"""Streams one tensor after the other from a checkpoint to bytes of its new format.
+
+Work is cut into blocks of rows, which a few threads encode side by side and which leave in order:
+memory is bounded by the blocks in flight, not by the tensor. The same bytes come out whatever the
+number of threads. Each block is decoded again to measure the error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.errors import QuantizationError
+from apr_core.format import from_float32, to_float32
+from apr_core.importing.checkpoint import Checkpoint
+from apr_core.importing.choosing import Assignment
+
+BLOCK_VALUES = 1 << 20
+
+Progress = Callable[[str, int], None]  # (tensor name, bytes of the source that are done)
+
+
+@dataclass(slots=True)
+class ErrorTally:
+    """Sums of squared values and of squared errors: the relative RMSE is their root ratio."""
+
+    errors: float = 0.0
+    values: float = 0.0
+
+    def add(self, errors: float, values: float) -> None:
+        """Count another block."""
+        self.errors += errors
+        self.values += values
+
+    @property
+    def relative(self) -> float:
+        """sqrt(sum of squared errors / sum of squared values); 0 for a tensor of zeros."""
+        return (self.errors / self.values) ** 0.5 if self.values else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    raw: NDArray[np.uint8]
+    source_bytes: int
+    errors: float = 0.0
+    values: float = 0.0
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Encodes the tensors of one checkpoint; a context manager over its threads."""
+
+    checkpoint: Checkpoint
+    threads: int
+    progress: Progress | None = None
+    tallies: dict[str, ErrorTally] = field(default_factory=dict)  # by tensor; not the exact ones
+    _pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Encoder:
+        self._pool = ThreadPoolExecutor(self.threads, "encode")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._pool is not None
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def chunks(self, a: Assignment) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of a tensor, in order. Raises QuantizationError naming it, or FormatError."""
+        assert self._pool is not None
+        tally = ErrorTally()
+        waiting: deque[Future[_Encoded]] = deque()
+        for start, stop in self._blocks(a):
+            waiting.append(self._pool.submit(self._encode, a, start, stop))
+            if len(waiting) > self.threads:
+                yield self._take(a, tally, waiting.popleft())
+        while waiting:
+            yield self._take(a, tally, waiting.popleft())
+        if not a.is_exact:
+            self.tallies[a.rule.name] = tally
+
+    def _take(self, a: Assignment, tally: ErrorTally, job: Future[_Encoded]) -> NDArray[np.uint8]:
+        block = job.result()
+        tally.add(block.errors, block.values)
+        if self.progress:
+            self.progress(a.rule.name, block.source_bytes)
+        return block.raw
+
+    def _blocks(self, a: Assignment) -> Iterator[tuple[int, int]]:
+        rows, cols = self.checkpoint.rows(a.rule.name)
+        # Formats of blocks run flat over tensors of other than 2 dims, so those go in one piece.
+        whole = a.encoder is not None and len(a.rule.shape) != 2
+        step = rows if whole else max(1, BLOCK_VALUES // max(cols, 1))
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+    def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
+        raw = self.checkpoint.read_raw(a.rule.name, start, stop)
+        _, cols = self.checkpoint.rows(a.rule.name)
+        values = to_float32(raw, _source_format(a), (stop - start, cols))
+        check_finite(a.rule.name, values, start)
+        if a.is_exact:
+            return _Encoded(raw, raw.nbytes)
+        if len(a.rule.shape) != 2:
+            values = values.reshape(1, -1)
+        try:
+            encoded, decoded = _convert(a, values)
+        except QuantizationError as error:
+            raise QuantizationError(
+                f"tensor {a.rule.name!r}: {error.message}", error.hint
+            ) from error
+        miss = decoded - values
+        return _Encoded(encoded, raw.nbytes, _squares(miss), _squares(values))
+
+
+def _source_format(a: Assignment) -> str:
+    from apr_core.importing.checkpoint import float_format
+
+    return float_format(a.source)
+
+
+def _convert(
+    a: Assignment, values: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The block in its new format, and what decoding that gives."""
+    if a.encoder is None:
+        native = from_float32(values, a.spec.name)
+        return native, to_float32(native, a.spec.name, values.shape)
+    encoded = np.ascontiguousarray(a.encoder.encode(values))
+    return encoded, a.encoder.decode(encoded, values.shape[1])
+
+
+def _squares(values: NDArray[np.float32]) -> float:
+    return float(np.square(values).sum(dtype=np.float64))
+
+
+def check_finite(name: str, values: NDArray[np.float32], first_row: int) -> None:
+    """Raise QuantizationError naming the tensor and the first NaN or infinite value."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    row, col = (int(i) for i in np.argwhere(~finite)[0])
+    raise QuantizationError(
+        f"tensor {name!r}: {values[row, col]} at row {first_row + row}, column {col}",
+        "The checkpoint is damaged, or was saved from a run that diverged.",
+    )

@@ -1,0 +1,153 @@
+"""Import: first everything that can be wrong is checked, then tensors stream into the file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from apr_core.contract import Contract, Resolution
+from apr_core.errors import NotFound
+from apr_core.format import AprWriter, ShardedWriter, TensorSpec, check_target
+from apr_core.importing.checkpoint import Checkpoint, read_json
+from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
+from apr_core.importing.encoding import Encoder, Progress
+from apr_core.importing.metadata import build_metadata
+from apr_core.importing.source import FoundSource
+from apr_core.importing.summary import ImportSummary, left_out_rows, role_rows
+from apr_core.modelspec import FamilyPlugin, ModelConfig
+from apr_core.registry import Registry
+
+MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit long before
+
+
+@dataclass(frozen=True, slots=True)
+class ImportPlan:
+    """A checked import: nothing is left that could go wrong but values, the disk and time."""
+
+    source: FoundSource
+    family: FamilyPlugin
+    family_distribution: str
+    config: ModelConfig
+    contract: Contract
+    hf_config: Mapping[str, Any]
+    generation: Mapping[str, Any] | None
+    checkpoint: Checkpoint
+    resolution: Resolution
+    recipe: str
+    assignments: tuple[Assignment, ...]
+    tokenizer: Mapping[str, Any]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that will be read."""
+        return sum(a.source.nbytes for a in self.assignments)
+
+
+def plan_import(
+    source: FoundSource, *, recipe: str | None, arch: str | None, registry: Registry
+) -> ImportPlan:
+    """Read configuration, tokenizer and headers, and check them against the family's contract.
+
+    `recipe` None keeps the checkpoint's precision; `arch` None detects the family from
+    config.json. Raises NotFound, FormatError, ContractError or PluginError.
+    """
+    directory = source.directory
+    hf = read_json(
+        directory / "config.json", "A checkpoint has its config.json beside the weights."
+    )
+    owned = find_family(hf, arch, registry)
+    recipe = recipe or SOURCE
+    family: FamilyPlugin = registry.make("family", owned.qualified)
+    generation = _optional_json(directory / "generation_config.json")
+    config, contract = family.config(hf, generation), family.contract()
+    chooser = FormatChooser(recipe, config.num_layers, registry)
+    checkpoint = Checkpoint.open(directory)
+    resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
+    assignments = chooser.choose(resolution, checkpoint)
+    return ImportPlan(
+        source, family, owned.distribution, config, contract, hf, generation, checkpoint,
+        resolution, recipe, tuple(assignments), read_tokenizer(directory, config, contract),
+    )  # fmt: skip
+
+
+def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Any:
+    """The declaration of the family that reads this config.json, or of the one named."""
+    if arch is not None:
+        return registry.get("family", arch)
+    listed = hf.get("architectures")
+    names = listed if isinstance(listed, list) else []
+    return registry.family_for(names, str(hf.get("model_type") or ""))
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except NotFound:
+        return None
+
+
+def read_tokenizer(directory: Path, config: ModelConfig, contract: Contract) -> dict[str, Any]:
+    """The metadata keys that carry the tokenizer inside the file."""
+    from apr_core.text.tokenizer_files import tokenizer_metadata
+
+    return tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)
+
+
+def write_import(
+    plan: ImportPlan, out: Path, *, force: bool = False, shard_bytes: int | None = None,
+    threads: int | None = None, progress: Progress | None = None,
+) -> ImportSummary:  # fmt: skip
+    """Write the file, or shards of at most about `shard_bytes`, and say what was done.
+
+    `progress` is called with a tensor's name and the bytes of the source that are done. Raises
+    UsageError (the target exists), NotFound, QuantizationError or InputOutputError; then, and when
+    interrupted, the target is as it was before.
+    """
+    began = time.monotonic()
+    check_target(out, force)
+    specs = [TensorSpec(a.rule.name, a.spec, a.rule.shape) for a in plan.assignments]
+    metadata = build_metadata(plan)
+    writer: AprWriter | ShardedWriter
+    if shard_bytes is None:
+        writer = AprWriter(out, metadata, specs, force=force)
+        paths = [out]
+    else:
+        writer = ShardedWriter(out, metadata, specs, shard_bytes, force=force)
+        paths = writer.paths
+    by_name = {a.rule.name: a for a in plan.assignments}
+    workers = threads or min(os.cpu_count() or 1, MAX_THREADS)
+    with writer, Encoder(plan.checkpoint, workers, progress) as encoder:
+        for name in writer.names:
+            writer.add(name, encoder.chunks(by_name[name]))
+    return summarize(plan, encoder, paths, time.monotonic() - began)
+
+
+def summarize(
+    plan: ImportPlan, encoder: Encoder, paths: list[Path], seconds: float
+) -> ImportSummary:
+    """What was written, after it was."""
+    roles = role_rows(plan.assignments, encoder.tallies)
+    parameters = sum(prod(a.rule.shape) for a in plan.assignments)
+    sizes = {name: t.nbytes for name, t in plan.checkpoint.tensors.items()}
+    return ImportSummary(
+        paths=tuple(paths),
+        source=plan.source.origin,
+        family=plan.config.family,
+        variant=plan.contract.variant_of(plan.config),
+        layout=plan.resolution.layout,
+        recipe=plan.recipe,
+        parameters=parameters,
+        source_bytes=plan.source_bytes,
+        file_bytes=sum(path.stat().st_size for path in paths),
+        bits_per_weight=8 * sum(r.nbytes for r in roles) / parameters,
+        roles=roles,
+        left_out=left_out_rows(plan.resolution, sizes),
+        carried=sum(a.rule.group != "model" for a in plan.assignments),
+        absent=plan.resolution.absent,
+        seconds=seconds,
+    )
