@@ -1,0 +1,183 @@
+"""`apr inspect`: what an .apr file says about itself. Needs no plugin and decodes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_core.cli.console import human_bytes, print_json, print_table
+from apr_core.cli.escaping import printable, shortened
+
+if TYPE_CHECKING:
+    from apr_core.format import AprFile
+
+LARGE = 400  # characters of JSON that a value may have before it is summarised
+IDENTITY = (
+    "name", "model_type", "description", "author", "license", "version", "source",
+    "original_format", "created_at", "param_count", "quantization",
+)  # fmt: skip
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--full", is_flag=True, help="Print long values (vocabulary, templates) as they are.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(file: str, full: bool, as_json: bool) -> None:
+    """Show what an .apr file says about itself."""
+    from apr_core.format import AprFile
+
+    with AprFile.open(file) as opened:
+        found = describe(opened, full)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, full)
+
+
+def describe(file: AprFile, full: bool) -> dict[str, Any]:
+    """All that is shown, as one object."""
+    header = file.header
+    return {
+        "file": str(file.path),
+        "files": [str(path) for path in file.paths],
+        "size": file.size,
+        "header": {
+            "version": ".".join(map(str, header.version)),
+            "flags": header.flag_names(),
+            "flag_bits": header.flags,
+            "tensor_count": len(file.tensors),
+            "metadata_offset": header.metadata_offset,
+            "metadata_size": header.metadata_size,
+            "index_offset": header.index_offset,
+            "data_offset": header.data_offset,
+        },
+        "parameters": sum(prod(e.shape) for e in file.tensors.values()),
+        "tensor_bytes": sum(e.nbytes for e in file.tensors.values()),
+        "formats": _formats(file),
+        "roles": _roles(file),
+        "tokenizer": _tokenizer(file.metadata),
+        "metadata": file.metadata if full else summarised(file.metadata),
+    }
+
+
+def summarised(value: Any, depth: int = 0) -> Any:
+    """The value, with everything long replaced by a line that says what it is."""
+    size = len(json.dumps(value, ensure_ascii=False))
+    if size <= LARGE:
+        return value
+    if isinstance(value, dict) and depth < 3:
+        return {k: summarised(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, str):
+        return f"<text of {len(value)} characters>"
+    kind = "object" if isinstance(value, dict) else "list"
+    return f"<{kind} of {len(value)} entries, {size} characters>"
+
+
+def _formats(file: AprFile) -> list[dict[str, Any]]:
+    """Sizes by format. The file's own table says who decodes the block formats."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in file.tensors.values():
+        spec = entry.spec
+        row = rows.setdefault(entry.format, {
+            "format": entry.format, "id": entry.dtype_id,
+            "distribution": spec.distribution if spec else None,
+            "block": spec.block if spec else None,
+            "bytes_per_block": spec.bytes_per_block if spec else None,
+            "tensors": 0, "parameters": 0, "bytes": 0,
+        })  # fmt: skip
+        row["tensors"] += 1
+        row["parameters"] += prod(entry.shape)
+        row["bytes"] += entry.nbytes
+    return sorted(rows.values(), key=lambda r: -r["bytes"])
+
+
+def _roles(file: AprFile) -> list[dict[str, Any]]:
+    """Sizes by name without layer numbers, which needs no contract."""
+    rows: dict[str, dict[str, Any]] = {}
+    formats: dict[str, set[str]] = defaultdict(set)
+    for entry in file.tensors.values():
+        role = _NUMBER.sub("*", entry.name)
+        row = rows.setdefault(role, {"role": role, "tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += prod(entry.shape)
+        row["bytes"] += entry.nbytes
+        formats[role].add(entry.format)
+    ordered = sorted(rows.values(), key=lambda r: -r["bytes"])
+    return [row | {"formats": sorted(formats[row["role"]])} for row in ordered]
+
+
+def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokenizer's small facts, and the lengths of its lists; None if there is none."""
+    found = {
+        key.removeprefix("tokenizer."): value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.") and isinstance(value, str | int) and len(str(value)) < 100
+    }
+    for key in ("vocabulary", "merges"):
+        value = metadata.get(f"tokenizer.{key}")
+        if isinstance(value, list):
+            found[key] = len(value)
+    template = metadata.get("chat_template")
+    if isinstance(template, str):
+        found["chat_template_characters"] = len(template)
+    return found or None
+
+
+def _print(found: dict[str, Any], full: bool) -> None:
+    head = found["header"]
+    click.echo(f"{printable(found['file'])}: APR v{head['version']}, {human_bytes(found['size'])}")
+    if len(found["files"]) > 1:
+        click.echo(f"  shards       {len(found['files'])}")
+    click.echo(f"  flags        {', '.join(head['flags']) or 'none'} ({head['flag_bits']:#06x})")
+    click.echo(f"  tensors      {head['tensor_count']}, {human_bytes(found['tensor_bytes'])}")
+    if found["parameters"]:
+        bits = 8 * found["tensor_bytes"] / found["parameters"]
+        click.echo(f"  parameters   {found['parameters']:,} at {bits:.2f} bits")
+    click.echo(
+        f"  layout       metadata {head['metadata_size']} bytes at {head['metadata_offset']}, "
+        f"index at {head['index_offset']}, data at {head['data_offset']}"
+    )
+    _print_metadata(found["metadata"], full)
+    _print_pairs("tokenizer", found["tokenizer"] or {"": "none in the file"}, 60)
+    click.echo()
+    names = ("format", "id", "tensors", "parameters", "bytes", "distribution")
+    print_table([_cells(row, names) for row in found["formats"]], names)
+    click.echo()
+    columns = ("role", "tensors", "parameters", "bytes", "formats")
+    print_table([_cells(row, columns) for row in found["roles"]], columns)
+
+
+def _print_metadata(metadata: dict[str, Any], full: bool) -> None:
+    own = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
+    identity = {k: own.pop(k) for k in IDENTITY if own.get(k) is not None}
+    width = 10**9 if full else 100
+    _print_pairs("identity", identity, width)
+    _print_pairs("metadata", own, width)
+
+
+def _print_pairs(title: str, pairs: dict[str, Any], width: int) -> None:
+    if not pairs:
+        return
+    click.echo(click.style(title, bold=True))
+    column = max(len(printable(key)) for key in pairs)
+    for key, value in pairs.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        click.echo(f"  {printable(key).ljust(column)}  {shortened(text, width)}")
+
+
+def _cells(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    return [_cell(name, row[name]) for name in names]
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "bytes":
+        return human_bytes(value)
+    if isinstance(value, list):
+        return printable(", ".join(value))
+    return f"{value:,}" if name == "parameters" else printable("" if value is None else value)

@@ -1,0 +1,92 @@
+"""`apr validate`: runs the checks, prints what each found, ends with 5 if one failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from apr_core.cli.console import print_json, print_table, progress
+from apr_core.cli.escaping import printable
+from apr_core.errors import FormatError, ValidationFailed
+
+if TYPE_CHECKING:
+    from apr_core.validation import Report
+
+MARKS = {"passed": ("ok", "green"), "failed": ("FAILED", "red"), "not_run": ("not run", "yellow")}
+WORST = 10
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--quality", is_flag=True, help="Also measure the error against the source.")
+@click.option(
+    "--source", metavar="DIR", help="The checkpoint the file was imported from, for --quality."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(file: str, quality: bool, source: str | None, as_json: bool) -> None:
+    """Check an .apr file, and its quality. Exit code 5 if a check failed."""
+    if source is not None and not quality:
+        raise click.UsageError("--source needs --quality")
+    report = _check(file, quality, source)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _print(report)
+    if not report.valid:
+        failed = report.count("failed")
+        raise ValidationFailed(
+            f"{printable(file)}: {failed} of {report.ran} checks failed",
+            "Import it again from its checkpoint, or copy it again from where it is whole.",
+        )
+
+
+def _check(file: str, quality: bool, source: str | None) -> Report:
+    from apr_core.format import AprFile
+    from apr_core.registry import get_registry
+    from apr_core.validation import Report, check_file, work_bytes
+
+    try:
+        opened = AprFile.open(file)
+    except FormatError as error:
+        report = Report(file, tensors=[] if quality else None)
+        report.failed("structure", error.message)
+        return report
+    with opened, progress("Validating", work_bytes(opened)) as bar:
+        return check_file(
+            opened, get_registry(), quality=quality, source=source, advance=bar.advance
+        )
+
+
+def _print(report: Report) -> None:
+    width = max(len(check.name) for check in report.checks)
+    for check in report.checks:
+        mark, colour = MARKS[check.status]
+        first, *rest = check.detail.splitlines() or [""]
+        status = click.style(mark.ljust(7), fg=colour)
+        click.echo(f"{status}  {check.name.ljust(width)}  {printable(first)}")
+        for line in rest:
+            click.echo(" " * (width + 11) + printable(line))
+    _print_errors(report)
+    ran = f"{report.ran} of {len(report.checks)} checks ran"
+    left = report.count("not_run")
+    unproven = f"; {left} did not and prove nothing" if left else ""
+    verdict = "valid" if report.valid else "NOT VALID"
+    score = f", score {report.score:g} of 100" if report.score is not None else ""
+    click.echo(f"{verdict}{score} ({ran}{unproven})")
+
+
+def _print_errors(report: Report) -> None:
+    if not report.tensors:
+        return
+    worst = sorted(report.tensors, key=lambda t: -t.relative_rmse)[:WORST]
+    rows = [
+        [printable(t.name), t.format, f"{t.relative_rmse:.4f}", _decibel(t.snr_db)] for t in worst
+    ]
+    click.echo(f"\nlargest errors of {len(report.tensors)} tensors compared with their source:")
+    print_table(rows, ("tensor", "format", "relative RMSE", "SNR dB"))
+    click.echo()
+
+
+def _decibel(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"

@@ -1,0 +1,16 @@
+"""Checks of .apr files: structure, contract, values, tokenizer, quantization error."""
+
+from apr_core.validation.report import Check, Report
+from apr_core.validation.statistics import TensorStats, tensor_stats
+from apr_core.validation.tensors import TensorReader
+from apr_core.validation.validate import check_file, work_bytes
+
+__all__ = [
+    "Check",
+    "Report",
+    "TensorReader",
+    "TensorStats",
+    "check_file",
+    "tensor_stats",
+    "work_bytes",
+]

@@ -1,0 +1,145 @@
+"""Quantization error of a file's tensors against the checkpoint they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log10, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.errors import AprError, UsageError
+from apr_core.format import NATIVE, AprFile, TensorEntry
+from apr_core.importing.checkpoint import FLOATS, Checkpoint, read_json
+from apr_core.importing.source import find_source
+from apr_core.registry import Registry
+from apr_core.validation.report import TensorError
+
+NATIVE_LIMITS = {"f32": 0.0, "f64": 0.0, "f16": 2.0**-8, "bf16": 2.0**-8}
+BLOCK_FACTOR, BLOCK_LIMIT = 6.0, 0.5
+
+
+def limit_for(entry: TensorEntry) -> float:
+    """The largest relative RMSE that passes.
+
+    Of a block format with b bits a value: 6 * 2**-b, at most 0.5; a good encoder stays below a
+    third of that on weights, and one that loses a scale or a sign is far above. Half precision
+    may lose 2**-8 (f16 loses more only where values are tiny), float32 nothing.
+    """
+    if entry.format in NATIVE:
+        return NATIVE_LIMITS.get(entry.format, 0.0)
+    assert entry.spec is not None
+    bits = 8 * entry.spec.bytes_per_block / entry.spec.block
+    return float(min(BLOCK_LIMIT, BLOCK_FACTOR * 2.0**-bits))
+
+
+def open_source(
+    file: AprFile, source: str | None, registry: Registry
+) -> tuple[Checkpoint | None, str]:
+    """The checkpoint a file came from, or None and the reason.
+
+    `source` is what the user typed; without it the directory the import noted is taken, if it
+    still holds the same config.json. Raises UsageError if `source` holds another model, and what
+    reading it raises.
+    """
+    config = file.metadata.get("hf_config")
+    if source is not None:
+        directory = find_source(source, registry).directory
+        if read_json(directory / "config.json") != config:
+            raise UsageError(
+                f"--source {source}: its config.json is not the one the file was made from",
+                "Give the checkpoint this file was imported from.",
+            )
+        return Checkpoint.open(directory), ""
+    return _remembered(file.metadata.get("apr.source_path"), config)
+
+
+def _remembered(path: Any, config: Any) -> tuple[Checkpoint | None, str]:
+    say = "give it with --source"
+    if not isinstance(path, str):
+        return None, f"the file does not say where its source is; {say}"
+    try:
+        if not Path(path).is_dir():
+            return None, f"the source {path} is not there any more; {say}"
+        if read_json(Path(path) / "config.json") != config:
+            return None, f"{path} holds another model now; {say}"
+        return Checkpoint.open(Path(path)), ""
+    except (AprError, OSError, ValueError) as error:
+        return None, f"the source cannot be read: {error}; {say}"
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Collects errors, tensor by tensor."""
+
+    checkpoint: Checkpoint
+    errors: list[TensorError] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # not in the source
+    misshapen: list[str] = field(default_factory=list)
+    _error: float = 0.0
+    _signal: float = 0.0
+
+    def has(self, entry: TensorEntry) -> bool:
+        """Whether the source holds this tensor in this shape and as floats; notes if not."""
+        tensor = self.checkpoint.tensors.get(entry.name)
+        if tensor is None or tensor.dtype not in FLOATS:
+            self.missing.append(entry.name)
+        elif tuple(tensor.shape) != entry.shape:
+            self.misshapen.append(
+                f"{entry.name} has shape {list(entry.shape)}, its source {list(tensor.shape)}"
+            )
+        else:
+            return True
+        return False
+
+    def start(self, entry: TensorEntry) -> TensorComparison:
+        """Begin to compare a tensor that the source has."""
+        return TensorComparison(self, entry)
+
+    @property
+    def overall(self) -> float | None:
+        """Relative RMSE over all values of all tensors compared; None if there were none."""
+        return _relative(self._error, self._signal) if self.errors else None
+
+    def add(self, entry: TensorEntry, error: float, signal: float) -> None:
+        """Take in the sums of squares of one tensor."""
+        self._error += error
+        self._signal += signal
+        relative = _relative(error, signal)
+        snr = -20 * log10(relative) if relative else None
+        self.errors.append(TensorError(entry.name, entry.format, relative, snr, limit_for(entry)))
+
+
+@dataclass(slots=True)
+class TensorComparison:
+    """Sums of squares of one tensor: of the source, and of the difference."""
+
+    _owner: Comparison
+    _entry: TensorEntry
+    _error: float = 0.0
+    _signal: float = 0.0
+
+    def add(self, start: int, decoded: NDArray[np.float32]) -> None:
+        """Compare rows from `start` on: decoded float32 [rows, cols]."""
+        stop = start + decoded.shape[0]
+        source = self._owner.checkpoint.read_rows(self._entry.name, start, stop)
+        self._signal += _squares(source)
+        self._error += _squares(decoded - source.reshape(decoded.shape))
+
+    def finish(self) -> None:
+        """The tensor is done."""
+        self._owner.add(self._entry, self._error, self._signal)
+
+
+def _squares(values: NDArray[np.float32]) -> float:
+    flat = values.reshape(-1).astype(np.float64)
+    return float(flat @ flat)
+
+
+def _relative(error: float, signal: float) -> float:
+    """|difference| / |source|; of a source of zeros, 1 if anything else was stored."""
+    if not np.isfinite(error):
+        return 1.0  # NaN in the file: nothing of the tensor is left, and values-finite says so
+    return sqrt(error / signal) if signal else float(error > 0)

@@ -1,0 +1,119 @@
+"""What validation found: checks that passed, failed or did not run, and the score of those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["passed", "failed", "not_run"]
+SHOWN = 5  # problems a detail lists before it counts the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check. `detail` says what was looked at, what is wrong, or why it did not run."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """Quantization error of one tensor against its source.
+
+    `relative_rmse` is |decoded - source| / |source| in the Euclidean norm; `snr_db` is
+    -20 log10 of it, None if nothing was lost. `limit` is the largest error that passes.
+    """
+
+    name: str
+    format: str
+    relative_rmse: float
+    snr_db: float | None
+    limit: float
+
+
+@dataclass(slots=True)
+class Report:
+    """The checks of one file, in the order they ran. `overall_error` is over all tensors."""
+
+    file: str
+    checks: list[Check] = field(default_factory=list)
+    tensors: list[TensorError] | None = None  # None: --quality was not asked for
+    overall_error: float | None = None
+
+    def passed(self, name: str, detail: str) -> None:
+        """Add a check that ran and found nothing wrong."""
+        self.checks.append(Check(name, "passed", detail))
+
+    def failed(self, name: str, detail: str) -> None:
+        """Add a check that ran and found something wrong."""
+        self.checks.append(Check(name, "failed", detail))
+
+    def not_run(self, name: str, reason: str) -> None:
+        """Add a check that could not run."""
+        self.checks.append(Check(name, "not_run", reason))
+
+    def judge(self, name: str, problems: Sequence[str], detail: str) -> None:
+        """Add a check that passes if there are no problems."""
+        if problems:
+            self.failed(name, listed(problems))
+        else:
+            self.passed(name, detail)
+
+    def count(self, status: Status) -> int:
+        """How many checks ended so."""
+        return sum(check.status == status for check in self.checks)
+
+    @property
+    def ran(self) -> int:
+        """How many checks ran."""
+        return len(self.checks) - self.count("not_run")
+
+    @property
+    def valid(self) -> bool:
+        """Whether no check failed. Says nothing about checks that did not run."""
+        return not self.count("failed")
+
+    @property
+    def score(self) -> float | None:
+        """0 to 100, only with --quality: see `score`."""
+        if self.tensors is None or not self.ran:
+            return None
+        return score(self.count("passed"), self.ran, self.overall_error)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as the JSON of `apr validate --json`."""
+        checks = [{"name": c.name, "status": c.status, "detail": c.detail} for c in self.checks]
+        found: dict[str, Any] = {
+            "file": self.file, "valid": self.valid, "checks": checks, "score": self.score,
+            "checks_run": self.ran, "checks_total": len(self.checks),
+        }  # fmt: skip
+        if self.tensors is not None:
+            found["relative_rmse"] = self.overall_error
+            found["tensors"] = [
+                {"name": t.name, "format": t.format, "relative_rmse": t.relative_rmse,
+                 "snr_db": t.snr_db, "limit": t.limit}
+                for t in self.tensors
+            ]  # fmt: skip
+        return found
+
+
+def score(passed: int, ran: int, overall_error: float | None) -> float:
+    """100 * (passed / ran) * fidelity, to one decimal.
+
+    `passed / ran` is over the checks that ran: one that did not is in neither number. `fidelity`
+    is max(0, 1 - 2 * e), where e is the relative RMSE over all tensors compared with their source;
+    without a source it is 1, and the quality check is listed as not run. So a lossless file that
+    passes everything has 100, one with e = 0.075 (common for 4.5 bits a weight) has 85, and at
+    e = 0.5, where half of the signal's amplitude is noise, nothing is left.
+    """
+    fidelity = 1.0 if overall_error is None else max(0.0, 1.0 - 2.0 * overall_error)
+    return round(100.0 * passed / ran * fidelity, 1)
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first few problems and how many more there are."""
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
