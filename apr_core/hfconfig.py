@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apr_core.errors import ContractError
 
 MISSING = object()
+MAX_LAYERS = 4096
 
 
 class ConfigReader:
@@ -20,21 +22,30 @@ class ConfigReader:
             raise ContractError(f"config.json: {nested!r} must be an object")
         self.block: Mapping[str, Any] = inner if inner is not None else hf
 
-    def integer(self, key: str, default: Any = MISSING, minimum: int = 1) -> int:
-        """A whole number of at least `minimum`."""
+    def integer(
+        self, key: str, default: Any = MISSING, minimum: int = 1, maximum: int = 2**31
+    ) -> int:
+        """A whole number from `minimum` to `maximum`."""
         value = self._get(key, default)
-        if type(value) is not int or value < minimum:
+        if type(value) is not int or not minimum <= value <= maximum:
             raise ContractError(
-                f"config.json: {key} is {value!r}, expected a whole number from {minimum} up"
+                f"config.json: {key} is {value!r}, expected a whole number from {minimum} to "
+                f"{maximum}"
             )
         return value
 
+    def layers(self) -> int:
+        """num_hidden_layers, in a range that cannot exhaust memory."""
+        return self.integer("num_hidden_layers", maximum=MAX_LAYERS)
+
+    def architecture(self, default: str) -> str:
+        """The first of `architectures`."""
+        listed = self.top.get("architectures")
+        return str(listed[0]) if isinstance(listed, list) and listed else default
+
     def number(self, key: str, default: Any = MISSING) -> float:
         """A positive number."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ContractError(f"config.json: {key} is {value!r}, expected a positive number")
-        return float(value)
+        return _positive(key, self._get(key, default))
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.block.get(key)
@@ -46,7 +57,7 @@ class ConfigReader:
             )
         return value
 
-    def rope(self, key: str, default: Any = MISSING) -> Any:
+    def rope(self, key: str, default: Any = MISSING) -> float:
         """A value of rope_parameters, or of the same name beside it (the older spelling)."""
         parameters = self.block.get("rope_parameters") or {}
         if not isinstance(parameters, Mapping):
@@ -58,27 +69,30 @@ class ConfigReader:
                 f"config.json lacks {key!r}, in rope_parameters or beside it",
                 "Take the config.json the checkpoint came with.",
             )
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ContractError(f"config.json: {key} is {value!r}, expected a positive number")
-        return value
+        return _positive(key, value)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean: at the top level first, then in the block."""
-        value = self.top.get(key, self.block.get(key, default))
+        found = (source.get(key) for source in (self.top, self.block))
+        value = next((v for v in found if v is not None), default)
         if not isinstance(value, bool):
             raise ContractError(f"config.json: {key} is {value!r}, expected true or false")
         return value
 
     def refuse(self, key: str, allowed: Iterable[Any], why: str) -> None:
         """Raise ContractError unless the value is absent, null or one of `allowed`."""
-        value = self.block.get(key)
-        if value is not None and value not in list(allowed):
-            raise ContractError(f"config.json: {key} = {value!r} is not supported: {why}")
+        for source in (self.top, self.block):
+            value = source.get(key)
+            if value is not None and value not in list(allowed):
+                shown = value if isinstance(value, str | int | float) else "given"
+                raise ContractError(f"config.json: {key} = {shown!r} is not supported: {why}")
 
     def refuse_rope_scaling(self) -> None:
         """Only the plain rotary embedding is supported."""
         for key in ("rope_parameters", "rope_scaling"):
             part = self.block.get(key) or {}
+            if not isinstance(part, Mapping):
+                raise ContractError(f"config.json: {key} must be an object")
             kind = part.get("rope_type", part.get("type", "default")) if part else "default"
             if kind != "default":
                 raise ContractError(
@@ -96,6 +110,12 @@ class ConfigReader:
                 if type(item) is int and item >= 0:
                     found.append(item)
         return tuple(dict.fromkeys(found))
+
+
+def _positive(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ContractError(f"config.json: {key} is {value!r}, expected a positive number")
+    return float(value)
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from apr_core.contract.schema import check as check_schema
 from apr_core.errors import ContractError
 from apr_core.modelspec import ModelConfig
 
+TIED = "the head is tied: it is the embedding, stored once"
 LISTED = 20  # names an error shows of each kind; the rest is counted
 
 
@@ -45,6 +47,10 @@ class Resolution:
         except KeyError:
             where = "" if layer is None else f" of layer {layer}"
             raise ContractError(f"the contract has no tensor for role {role!r}{where}") from None
+
+    def optional(self, role: str, layer: int | None = None) -> str | None:
+        """The tensor in that role, or None if there is none."""
+        return self._names.get((role, layer))
 
 
 class Contract:
@@ -111,7 +117,7 @@ class Contract:
         for n, kind in enumerate(config.layer_types):
             own = set(self.content["layer_types"][self.layer_type(kind)])
             for role, name in template["per_layer"].items():
-                if role in own or role not in special:
+                if name is not None and (role in own or role not in special):
                     full = name.format(n=n, **names)
                     yield self._rule(full, role, n, config, self._class(role))
 
@@ -138,8 +144,8 @@ class Contract:
 
     def reason_to_leave_out(self, name: str) -> str | None:
         """Why a tensor of that name is not imported, if the contract says so."""
-        for prefix, reason in self.content.get("leave_out", {}).items():
-            if name.startswith(prefix):
+        for pattern, reason in self.content.get("leave_out", {}).items():
+            if fnmatchcase(name, pattern):
                 return str(reason)
         return None
 
@@ -153,9 +159,10 @@ class Contract:
         carried = self.carried(config)
         absent = tuple(r.name for r in carried if r.name not in found)
         rules = {r.name: r for r in [*model, *(r for r in carried if r.name in found)]}
-        left_out = {n: why for n in found if (why := self.reason_to_leave_out(n))}
-        unexpected = [n for n in found if n not in rules and n not in left_out]
-        unexpected = [n for n in unexpected if not self._is_tied_head(config, layout, n)]
+        others = [n for n in found if n not in rules]
+        left_out = {n: why for n in others if (why := self.reason_to_leave_out(n))}
+        left_out |= {n: TIED for n in others if self._is_tied_head(config, layout, n)}
+        unexpected = [n for n in others if n not in left_out]
         missing = [r.name for r in model if r.name not in found]
         misshapen = [
             f"{r.name} has shape {list(found[r.name])}, expected {list(r.shape)}"

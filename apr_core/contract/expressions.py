@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from apr_core.errors import ContractError
 
+MAX_LENGTH = 500
 OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
@@ -16,9 +17,11 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:
     """The shape an expression means. Raises ContractError naming what it cannot read."""
+    if len(text) > MAX_LENGTH:
+        raise ContractError(f"shape expression of {len(text)} characters, at most {MAX_LENGTH}")
     try:
         tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ContractError(f"shape expression {text!r} is not readable") from None
     if not isinstance(tree, ast.List):
         raise ContractError(f"shape expression {text!r} must be a list in brackets")

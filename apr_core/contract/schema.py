@@ -31,12 +31,12 @@ def problems(content: Mapping[str, Any]) -> list[str]:
         for pattern in required
         for path in _missing(content, pattern.split("."), "")
     ]
-    for path, value in _walk(content, ()):
+    for path, value in _walk(content, (), rules):
         kind, where = _rule(path, rules), ".".join(path)
         if kind is None:
             found.append(f"unknown field: {where}")
-        elif not _is(value, kind):
-            found.append(f"{where}: expected {kind}, found {value!r}")
+        elif not any(_is(value, option) for option in _options(kind)):
+            found.append(f"{where}: expected {kind.replace('|', ' or ')}, found {value!r}")
     return found
 
 
@@ -52,14 +52,20 @@ def check(content: Any, origin: str) -> Mapping[str, Any]:
 
 def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
     """Roles that one part of the contract has and another lacks."""
-    template = content["tensor_template"]
-    roles = {*template["per_layer"], "embedding", "lm_head", "final_norm"}
+    per_layer = {role for role, name in content["tensor_template"]["per_layer"].items() if name}
+    roles = {*per_layer, "embedding", "lm_head", "final_norm"}
     for part in ("shape_template", "quantization_policy"):
         for role in sorted(roles ^ set(content[part])):
             yield f"{part}: role {role!r} is in one of tensor_template and {part} only"
     for kind, listed in content["layer_types"].items():
-        for role in sorted(set(listed) - set(template["per_layer"])):
+        for role in sorted(set(listed) - per_layer):
             yield f"layer_types.{kind}: unknown role {role!r}"
+    for alias, kind in content.get("layer_type_aliases", {}).items():
+        if kind not in content["layer_types"]:
+            yield f"layer_type_aliases.{alias}: unknown layer type {kind!r}"
+    for group, part in content.get("carry", {}).items():
+        for name in sorted(set(part.get("policy", {})) - set(part.get("tensors", {}))):
+            yield f"carry.{group}.policy: {name!r} is not among its tensors"
 
 
 def _missing(content: Any, keys: list[str], path: str) -> Iterator[str]:
@@ -78,13 +84,13 @@ def _missing(content: Any, keys: list[str], path: str) -> Iterator[str]:
 
 
 def _walk(
-    content: Mapping[str, Any], path: tuple[str, ...]
+    content: Mapping[str, Any], path: tuple[str, ...], rules: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in content.items():
         here = (*path, str(key))
         yield here, value
-        if isinstance(value, Mapping):
-            yield from _walk(value, here)
+        if isinstance(value, Mapping) and _rule(here, rules) not in (None, "any"):
+            yield from _walk(value, here, rules)
 
 
 def _rule(path: tuple[str, ...], rules: Mapping[str, str]) -> str | None:
@@ -96,7 +102,13 @@ def _rule(path: tuple[str, ...], rules: Mapping[str, str]) -> str | None:
     return None
 
 
+def _options(kind: str) -> list[str]:
+    return [option.strip() for option in kind.split("|")]
+
+
 def _is(value: Any, kind: str) -> bool:
+    if kind == "any":
+        return True
     if kind.startswith("enum["):
         return value in [option.strip() for option in kind[5:-1].split(",")]
     if kind == "list[str]":
@@ -105,5 +117,5 @@ def _is(value: Any, kind: str) -> bool:
         return isinstance(value, bool) or value in ("true", "false")
     if kind == "number":
         return isinstance(value, int | float) and not isinstance(value, bool)
-    types = {"str": str, "int": int, "map": dict}
+    types = {"str": str, "int": int, "map": dict, "null": type(None)}
     return type(value) is types[kind]

@@ -34,12 +34,12 @@ class Qwen2:
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
         c.refuse_rope_scaling()
-        layers, heads = c.integer("num_hidden_layers"), c.integer("num_attention_heads")
+        layers, heads = c.layers(), c.integer("num_attention_heads")
         hidden = c.integer("hidden_size")
         head_dim = c.integer("head_dim", hidden // heads)
         return ModelConfig(
             family="qwen2",
-            architecture=(hf.get("architectures") or ["Qwen2ForCausalLM"])[0],
+            architecture=c.architecture("Qwen2ForCausalLM"),
             hidden_size=hidden,
             num_layers=layers,
             num_heads=heads,
@@ -48,7 +48,7 @@ class Qwen2:
             intermediate_size=c.integer("intermediate_size"),
             vocab_size=c.integer("vocab_size"),
             max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=float(c.rope("rope_theta")),
+            rope_theta=c.rope("rope_theta"),
             rms_norm_eps=c.number("rms_norm_eps"),
             tied_embeddings=c.flag("tie_word_embeddings", False),
             layer_types=("full_attention",) * layers,
@@ -69,3 +69,7 @@ class Qwen2:
         }
         blocks = (Block("full_attention", options),) * config.num_layers
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
+
+    def metadata(self, config: ModelConfig) -> dict[str, Any]:
+        """What other readers of the format look for; rope_type 2 pairs i with i + head_dim / 2."""
+        return {"rope_type": 2}

@@ -16,7 +16,6 @@ LINEAR_INTEGERS = (
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
     "linear_value_head_dim", "linear_conv_kernel_dim",
 )  # fmt: skip
-DEFAULT_INTERVAL = 4  # of transformers' Qwen3_5TextConfig
 
 
 @cache
@@ -44,14 +43,15 @@ class Qwen35:
         c.refuse("num_experts", [0], "mixture of experts is another family")
         c.refuse_rope_scaling()
         head_dim = c.integer("head_dim")
-        layers = c.integer("num_hidden_layers")
-        extra = {key: c.integer(key) for key in LINEAR_INTEGERS}
+        layers = c.layers()
+        extra: dict[str, Any] = {key: c.integer(key) for key in LINEAR_INTEGERS}
         _check_heads(extra)
-        extra["rotary_dim"] = int(head_dim * c.rope("partial_rotary_factor"))
+        extra["rotary_dim"] = _rotary_dim(head_dim, c.rope("partial_rotary_factor"))
+        extra["mrope_section"] = (c.block.get("rope_parameters") or {}).get("mrope_section")
         extra["mtp_num_hidden_layers"] = c.integer("mtp_num_hidden_layers", 0, minimum=0)
         return ModelConfig(
             family="qwen3_5",
-            architecture=(hf.get("architectures") or ["Qwen3_5ForCausalLM"])[0],
+            architecture=c.architecture("Qwen3_5ForCausalLM"),
             hidden_size=c.integer("hidden_size"),
             num_layers=layers,
             num_heads=c.integer("num_attention_heads"),
@@ -60,7 +60,7 @@ class Qwen35:
             intermediate_size=c.integer("intermediate_size"),
             vocab_size=c.integer("vocab_size"),
             max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=float(c.rope("rope_theta")),
+            rope_theta=c.rope("rope_theta"),
             rms_norm_eps=c.number("rms_norm_eps"),
             tied_embeddings=c.flag("tie_word_embeddings", False),
             layer_types=self._layer_types(c, layers),
@@ -73,7 +73,7 @@ class Qwen35:
         """The list in its present spelling, or what the interval says where there is none."""
         listed = c.block.get("layer_types")
         if listed is None:
-            interval = c.integer("full_attention_interval", DEFAULT_INTERVAL)
+            interval = c.integer("full_attention_interval")
             return tuple(
                 "linear_attention" if (n + 1) % interval else "full_attention"
                 for n in range(layers)
@@ -111,16 +111,28 @@ class Qwen35:
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
 
     def metadata(self, config: ModelConfig) -> dict[str, Any]:
-        """What other readers of the format look for: `linear_attn_hparams`."""
+        """What other readers of the format look for; rope_type 2 pairs i with i + rotary / 2."""
         hparams = {key: config.extra[key] for key in LINEAR_INTEGERS}
         hparams["partial_rotary_factor"] = config.extra["rotary_dim"] / config.head_dim
         kinds = list(config.layer_types)
         if "full_attention" in kinds:
             hparams["full_attention_interval"] = kinds.index("full_attention") + 1
-        return {"linear_attn_hparams": hparams}
+        if config.extra["mrope_section"]:
+            hparams["mrope_section"] = config.extra["mrope_section"]
+        return {"linear_attn_hparams": hparams, "rope_type": 2}
 
 
-def _check_heads(extra: Mapping[str, int]) -> None:
+def _rotary_dim(head_dim: int, factor: float) -> int:
+    rotary = int(head_dim * factor)
+    if rotary % 2 or not 0 < rotary <= head_dim:
+        raise ContractError(
+            f"config.json: partial_rotary_factor {factor} of head_dim {head_dim} gives {rotary} "
+            "dimensions, expected an even number of them"
+        )
+    return rotary
+
+
+def _check_heads(extra: Mapping[str, Any]) -> None:
     values, keys = extra["linear_num_value_heads"], extra["linear_num_key_heads"]
     if values % keys:
         raise ContractError(
