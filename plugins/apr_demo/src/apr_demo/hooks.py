@@ -1,0 +1,12 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Source
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_sources() -> list[Source]:
+    """The bundled model, as demo://sums."""
+    return [Source("demo", "apr_demo.source:fetch", summary="demo://sums, a small trained model")]

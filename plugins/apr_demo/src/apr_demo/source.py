@@ -1,0 +1,27 @@
+"""The scheme `demo`: checkpoints that are package data. Downloads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from apr_core.errors import NotFound
+
+MODELS = {"sums": Path(__file__).parent / "checkpoint"}
+
+
+def fetch(
+    url: str, *, progress: Callable[[str, int], None] | None = None, force: bool = False
+) -> Path:
+    """The directory of demo://NAME. Raises NotFound listing the names there are."""
+    name = url.partition("://")[2].strip("/")
+    known = ", ".join(f"demo://{n}" for n in MODELS)
+    if name not in MODELS:
+        raise NotFound(f"no demo model is called {name!r}", f"There is: {known}")
+    directory = MODELS[name]
+    if not (directory / "config.json").exists():
+        raise NotFound(
+            f"demo://{name}: {directory} holds no checkpoint",
+            "Reinstall apr-demo: its wheel carries the model.",
+        )
+    return directory
