@@ -12,19 +12,12 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.exponential import exp32
+from apr_backend_cpu.reductions import dot
 
 Floats = NDArray[np.float32]
 f32 = np.float32
-
-
-@serial_sums
-def _dot(x, y):  # noqa: ANN001, ANN202
-    total = f32(0.0)
-    for i in range(x.size):
-        total += x[i] * y[i]
-    return total
 
 
 @serial
@@ -34,7 +27,7 @@ def _attend_row(q, keys, values, length, scale, out):  # noqa: ANN001, ANN202
     scores = np.empty((group, length), np.float32)
     for p in range(length):
         for g in range(group):
-            scores[g, p] = _dot(q[g], keys[p]) * scale
+            scores[g, p] = dot(q[g], keys[p]) * scale
     for g in range(group):
         row = scores[g]
         top = row[0]

@@ -49,9 +49,6 @@ def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 serial = _compiler()
 threaded = _compiler(parallel=True)
-# sums over a fixed length may be reordered: the order then depends on the code, not on the data.
-# Such functions call no others: Numba hands the permission down to whatever they call.
-serial_sums = _compiler(fastmath={"reassoc", "contract", "nsz"})
 
 
 def physical_cores() -> int:

@@ -14,9 +14,10 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.delta_token import COLUMNS, delta_token
 from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.reductions import dot
 
 Floats = NDArray[np.float32]
 CHANNELS = 256  # of a convolution task
@@ -71,19 +72,11 @@ def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
     return out
 
 
-@serial_sums
-def _square_sum(x):  # noqa: ANN001, ANN202
-    total = f32(0.0)
-    for i in range(x.size):
-        total += x[i] * x[i]
-    return total
-
-
 @serial
 def _unit_rows(x, scale, out):  # noqa: ANN001, ANN202
     for t in range(x.shape[0]):
         for h in range(x.shape[1]):
-            inverse = scale / np.sqrt(_square_sum(x[t, h]) + NORM_EPS)
+            inverse = scale / np.sqrt(dot(x[t, h], x[t, h]) + NORM_EPS)
             for i in range(x.shape[2]):
                 out[t, h, i] = x[t, h, i] * inverse
 

@@ -8,26 +8,18 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import serial, serial_sums, threaded
+from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.reductions import dot
 
 Floats = NDArray[np.float32]
 SMALL = 1 << 15  # values; below this the threads' start costs more than they save
 f32 = np.float32
 
 
-@serial_sums
-def mean_square(x):  # noqa: ANN001, ANN201
-    """mean(x^2) of a contiguous row."""
-    total = f32(0.0)
-    for i in range(x.size):
-        total += x[i] * x[i]
-    return total / f32(x.size)
-
-
 @serial
 def _norm_row(x, w, eps, offset, out):  # noqa: ANN001, ANN202
-    scale = f32(1.0) / np.sqrt(mean_square(x) + eps)
+    scale = f32(1.0) / np.sqrt(dot(x, x) / f32(x.size) + eps)
     for i in range(x.size):
         out[i] = x[i] * scale * (w[i] + offset)
 
@@ -143,7 +135,7 @@ def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
 @serial
 def _gated_norm_row(x, w, z, eps, out):  # noqa: ANN001, ANN202
     for h in range(x.shape[0]):
-        scale = f32(1.0) / np.sqrt(mean_square(x[h]) + eps)
+        scale = f32(1.0) / np.sqrt(dot(x[h], x[h]) / f32(x.shape[1]) + eps)
         for i in range(x.shape[1]):
             out[h, i] = x[h, i] * scale * w[i] * (z[h, i] * sigmoid32(z[h, i]))
 
