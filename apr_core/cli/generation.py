@@ -1,0 +1,153 @@
+"""What `apr run` and `apr chat` share: options, loading, printing pieces as they come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from apr_core.engine.generate import Generation, Piece, Timings
+    from apr_core.engine.sampling import SamplingParams
+    from apr_core.model.model import Model
+
+Function = Callable[..., Any]
+
+OPTIONS = (
+    click.option("--max-tokens", type=click.IntRange(1), help="At most this many tokens."),
+    click.option("--temperature", type=float, help="0 is greedy."),
+    click.option("--top-k", type=int, help="Sample among the k most likely tokens; 0: all."),
+    click.option("--top-p", type=float, help="Sample among the most likely up to this share."),
+    click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest."),
+    click.option("--seed", type=int, help="The same seed gives the same answer."),
+    click.option("--presence-penalty", type=float, help="Subtracted once a token was used."),
+    click.option("--frequency-penalty", type=float, help="Subtracted for every use of a token."),
+    click.option("--repetition-penalty", type=float, help="Divides scores of used tokens."),
+    click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
+    click.option("--system", help="System message."),
+    click.option("--thinking", type=click.Choice(["on", "off"]), help="Default: the model's."),
+    click.option("--backend", default="cpu", show_default=True, help="Where to run."),
+    click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
+    click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
+    click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
+    click.option("-v", "--verbose", is_flag=True, help="Show what runs on what."),
+)
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
+    "repetition_penalty",
+)  # fmt: skip
+
+
+def generation_options(function: Function) -> Function:
+    """Add the options above to a command."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
+    """The model's defaults, replaced by what was given on the command line."""
+    from apr_core.engine.sampling import SamplingParams
+
+    given = {name: options[name] for name in SAMPLING}
+    return SamplingParams.from_defaults(model.config.sampling, **given)
+
+
+@contextmanager
+def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
+    """The model, with its report on stderr if asked for or if something runs slowly."""
+    from apr_core.model.model import load
+
+    with load(
+        file, options["backend"], options["threads"],
+        strict=options["strict"], max_len=options["context"],
+    ) as model:  # fmt: skip
+        if options["verbose"]:
+            for line in model.report.lines():
+                click.echo(line, err=True)
+        elif model.report.fallbacks:
+            count = len(model.report.fallbacks)
+            click.echo(
+                f"! {count} slow or large fallback{'s' if count > 1 else ''} on "
+                f"{options['backend']}: -v shows them, --strict refuses them",
+                err=True,
+            )
+        yield model
+
+
+def thinking(options: Mapping[str, Any]) -> bool | None:
+    """--thinking as the template's `enable_thinking`; None leaves it to the template."""
+    chosen = options["thinking"]
+    return None if chosen is None else chosen == "on"
+
+
+def chat_prompt(
+    model: Model, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> list[int]:
+    """Ids of the chat prompt. Raises UsageError if the model has no template."""
+    from apr_core.text.chat import ChatTemplate, encode_chat
+
+    source = model.metadata.get("chat_template")
+    if not isinstance(source, str):
+        raise UsageError(
+            "the model has no chat template", "Give --raw to complete the text as it is."
+        )
+    return encode_chat(
+        model.tokenizer, ChatTemplate(source), messages, enable_thinking=thinking(options)
+    )
+
+
+class Printer:
+    """Writes pieces to stdout; reasoning dimmed on a terminal, and to stderr where stdout is not.
+
+    So a pipe receives the answer alone.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._before = ""
+
+    def show(self, piece: Piece) -> None:
+        """Write one piece."""
+        if piece.channel == "reasoning":
+            click.echo(click.style(piece.text, dim=True), nl=False, err=not self._terminal)
+        else:
+            text = piece.text
+            if self._before != "text":
+                text = text.lstrip("\n")
+                if self._before == "reasoning" and text:
+                    click.echo("\n", err=not self._terminal)
+            click.echo(text, nl=False)
+            if not text:
+                return
+        self._before = piece.channel
+
+    def end(self) -> None:
+        """End the line."""
+        click.echo()
+
+
+def collect(pieces: Iterable[Piece], result: Generation, show: Callable[[Piece], None]) -> None:
+    """Show pieces as they come and gather them."""
+    for piece in pieces:
+        show(piece)
+        if piece.channel == "text":
+            result.text += piece.text
+        else:
+            result.reasoning += piece.text
+        result.ids += piece.ids
+        result.finish_reason = piece.finish_reason or result.finish_reason
+
+
+def speed(t: Timings, load_s: float, reason: str) -> str:
+    """The summary line."""
+    return (
+        f"{t.prompt_tokens} prompt tokens at {t.prefill_tok_s:.0f} tok/s, "
+        f"{t.tokens} generated at {t.decode_tok_s:.1f} tok/s, load {load_s:.2f} s, "
+        f"ended by {reason or 'interruption'}"
+    )
