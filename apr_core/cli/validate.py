@@ -72,21 +72,19 @@ def _print(report: Report) -> None:
     left = report.count("not_run")
     unproven = f"; {left} did not and prove nothing" if left else ""
     verdict = "valid" if report.valid else "NOT VALID"
-    score = f", score {report.score:g} of 100" if report.score is not None else ""
+    score = f", score {report.score:.1f} of 100" if report.score is not None else ""
     click.echo(f"{verdict}{score} ({ran}{unproven})")
 
 
 def _print_errors(report: Report) -> None:
-    if not report.tensors:
+    lossy = [t for t in report.tensors or [] if t.snr_db is not None]
+    if not lossy:
         return
-    worst = sorted(report.tensors, key=lambda t: -t.relative_rmse)[:WORST]
+    worst = sorted(lossy, key=lambda t: -t.relative_rmse)[:WORST]
     rows = [
-        [printable(t.name), t.format, f"{t.relative_rmse:.4f}", _decibel(t.snr_db)] for t in worst
+        [printable(t.name), t.format, f"{t.relative_rmse:.4f}", f"{t.snr_db:.1f}"] for t in worst
     ]
-    click.echo(f"\nlargest errors of {len(report.tensors)} tensors compared with their source:")
+    exact = len(report.tensors or []) - len(lossy)
+    click.echo(f"\nlargest errors against the source, of {len(lossy)} tensors ({exact} are exact):")
     print_table(rows, ("tensor", "format", "relative RMSE", "SNR dB"))
     click.echo()
-
-
-def _decibel(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log10, sqrt
+from math import log10, prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ class Comparison:
     errors: list[TensorError] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # not in the source
     misshapen: list[str] = field(default_factory=list)
-    _error: float = 0.0
-    _signal: float = 0.0
+    _noise: float = 0.0  # sum over all values of the squared relative error of their tensor
+    _values: int = 0
 
     def has(self, entry: TensorEntry) -> bool:
         """Whether the source holds this tensor in this shape and as floats; notes if not."""
@@ -100,14 +100,20 @@ class Comparison:
 
     @property
     def overall(self) -> float | None:
-        """Relative RMSE over all values of all tensors compared; None if there were none."""
-        return _relative(self._error, self._signal) if self.errors else None
+        """Root mean square of the tensors' relative errors, each by its number of values.
+
+        A ratio of sums over the whole file would be that of the few tensors with the largest
+        values. None if nothing was compared.
+        """
+        if not self.errors:
+            return None
+        return sqrt(self._noise / self._values) if self._values else 0.0
 
     def add(self, entry: TensorEntry, error: float, signal: float) -> None:
         """Take in the sums of squares of one tensor."""
-        self._error += error
-        self._signal += signal
-        relative = _relative(error, signal)
+        relative, count = _relative(error, signal), prod(entry.shape)
+        self._noise += relative**2 * count
+        self._values += count
         snr = -20 * log10(relative) if relative else None
         self.errors.append(TensorError(entry.name, entry.format, relative, snr, limit_for(entry)))
 

@@ -36,7 +36,9 @@ class TensorError:
 
 @dataclass(slots=True)
 class Report:
-    """The checks of one file, in the order they ran. `overall_error` is over all tensors."""
+    """The checks of one file, in the order they ran. `overall_error` is the relative RMSE of
+    all tensors together, by their number of values.
+    """
 
     file: str
     checks: list[Check] = field(default_factory=list)
@@ -104,10 +106,10 @@ def score(passed: int, ran: int, overall_error: float | None) -> float:
     """100 * (passed / ran) * fidelity, to one decimal.
 
     `passed / ran` is over the checks that ran: one that did not is in neither number. `fidelity`
-    is max(0, 1 - 2 * e), where e is the relative RMSE over all tensors compared with their source;
-    without a source it is 1, and the quality check is listed as not run. So a lossless file that
-    passes everything has 100, one with e = 0.075 (common for 4.5 bits a weight) has 85, and at
-    e = 0.5, where half of the signal's amplitude is noise, nothing is left.
+    is max(0, 1 - 2 * e), where e is the root mean square of the tensors' relative errors, each
+    counted by its number of values; without a source it is 1, and the quality check is listed as
+    not run. So a lossless file that passes everything has 100, one with e = 0.075 (common for 4.5
+    bits a weight) has 85, and at e = 0.5, where half of the amplitude is noise, nothing is left.
     """
     fidelity = 1.0 if overall_error is None else max(0.0, 1.0 - 2.0 * overall_error)
     return round(100.0 * passed / ran * fidelity, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from apr_core.errors import AprError
@@ -99,6 +99,9 @@ def _check_loads(report: Report, metadata: Mapping[str, Any], rows: int | None) 
     except AprError as error:
         report.failed("tokenizer-loads", error.message)
         return
+    except Exception as error:  # hostile metadata: whatever goes wrong, it does not load
+        report.failed("tokenizer-loads", f"{type(error).__name__}: {error}")
+        return
     problems = [f"id {i} is beyond the embedding" for i in ids if rows is not None and i >= rows]
     # Normalizers may change text, so equality is not asked for; something must come back.
     if not ids or not text.strip():
@@ -112,12 +115,12 @@ def check_stop_ids(report: Report, metadata: Mapping[str, Any], config: ModelCon
     if not isinstance(listed, list):
         report.failed("stop-ids", "apr.stop_ids is not a list")
         return
-    ids: Iterable[Any] = [*config.stop_ids, *listed]
+    ids = [*config.stop_ids, *listed]
     problems = [
         f"stop id {i!r} is no id below {config.vocab_size}"
-        for i in dict.fromkeys(map(repr, ids))
-        if not (i.isdecimal() and int(i) < config.vocab_size)
+        for i in ids
+        if not _is_id(i, config.vocab_size)
     ]
     if not config.stop_ids and not listed:
         problems.append("no stop id: answers would never end")
-    report.judge("stop-ids", problems, ", ".join(str(i) for i in dict.fromkeys(ids)))
+    report.judge("stop-ids", problems, ", ".join(dict.fromkeys(map(str, ids))))
