@@ -23,7 +23,10 @@ def train_tokenizer(seed: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre.Sequence(
-        [pre.Split(Regex(PATTERN), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre.Split(Regex(PATTERN), "isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
