@@ -16,6 +16,7 @@ from apr_core.importing.checkpoint import FLOATS, Checkpoint, read_json
 from apr_core.importing.source import find_source
 from apr_core.registry import Registry
 from apr_core.validation.report import TensorError
+from apr_core.validation.statistics import sum_squares
 
 NATIVE_LIMITS = {"f32": 0.0, "f64": 0.0, "f16": 2.0**-8, "bf16": 2.0**-8}
 BLOCK_FACTOR, BLOCK_LIMIT = 6.0, 0.5
@@ -131,17 +132,12 @@ class TensorComparison:
         """Compare rows from `start` on: decoded float32 [rows, cols]."""
         stop = start + decoded.shape[0]
         source = self._owner.checkpoint.read_rows(self._entry.name, start, stop)
-        self._signal += _squares(source)
-        self._error += _squares(decoded - source.reshape(decoded.shape))
+        self._signal += sum_squares(source)
+        self._error += sum_squares(decoded - source.reshape(decoded.shape))
 
     def finish(self) -> None:
         """The tensor is done."""
         self._owner.add(self._entry, self._error, self._signal)
-
-
-def _squares(values: NDArray[np.float32]) -> float:
-    flat = values.reshape(-1).astype(np.float64)
-    return float(flat @ flat)
 
 
 def _relative(error: float, signal: float) -> float:

@@ -9,6 +9,19 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+SLICE = 1 << 16  # values turned to float64 at once, so that they stay in the cache
+
+
+def sum_squares(values: NDArray[np.float32], shift: float = 0.0) -> float:
+    """Sum of (value - shift) squared, in float64."""
+    flat, total = values.reshape(-1), 0.0
+    for start in range(0, flat.size, SLICE):
+        part = flat[start : start + SLICE].astype(np.float64)
+        part -= shift
+        part *= part  # not a BLAS dot, whose threads wait for each other on slices this small
+        total += float(part.sum())
+    return total
+
 
 @dataclass(slots=True)
 class TensorStats:
@@ -64,7 +77,7 @@ class TensorStats:
         after = self.finite
         before = after - values.size
         mean = float(values.mean(dtype=np.float64))
-        squares = float(np.square(values.astype(np.float64) - mean).sum())
+        squares = sum_squares(values, mean)
         delta = mean - self.mean
         self._squares += squares + delta * delta * before * values.size / after
         self.mean += delta * values.size / after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from apr_core.contract import Contract, Resolution
@@ -137,26 +138,30 @@ def read_values(
         why = reader.why_not(entry)
         if why is None:
             try:
-                values.stats[name] = _read(reader, entry, comparison)
+                values.stats[name] = _read(reader, entry, comparison, advance)
             except AprError as error:
                 why = error.message
         if why is not None:
             values.unreadable[name] = why
-        advance(entry.nbytes)
+            advance(entry.nbytes)
     return values
 
 
-def _read(reader: TensorReader, entry: TensorEntry, comparison: Comparison | None) -> TensorStats:
-    stats = TensorStats()
-    if comparison is None or not comparison.has(entry):
-        for piece in reader.pieces(entry):
-            stats.add(piece)
-        return stats
-    compared = comparison.start(entry)
-    for start, piece in reader.rows(entry):
+def _read(
+    reader: TensorReader, entry: TensorEntry, comparison: Comparison | None, advance: Advance
+) -> TensorStats:
+    stats, count, told = TensorStats(), max(1, prod(entry.shape)), 0
+    compared = comparison.start(entry) if comparison and comparison.has(entry) else None
+    numbered = reader.rows(entry) if compared else ((0, p) for p in reader.pieces(entry))
+    for start, piece in numbered:
         stats.add(piece)
-        compared.add(start, piece)
-    compared.finish()
+        if compared:
+            compared.add(start, piece)
+        done = entry.nbytes * stats.count // count
+        advance(done - told)
+        told = done
+    if compared:
+        compared.finish()
     return stats
 
 
