@@ -481,3 +481,11 @@ def test_huge_rows_are_decoded_in_pieces(tmp_path: Path) -> None:
             sizes = [piece.size for piece in reader.pieces(file.tensors[name])]
             assert max(sizes) <= PIECE and sum(sizes) == count
             assert tensor_stats(reader.pieces(file.tensors[name])).mean == pytest.approx(1)
+
+
+def test_every_check_is_documented(tmp_path: Path) -> None:
+    manual = Path(__file__).parent.parent / "docs" / "reference" / "validation.md"
+    listed = {
+        line.split("`")[1] for line in manual.read_text("utf-8").splitlines() if line[:3] == "| `"
+    }
+    assert listed == set(statuses(check(save(tmp_path / "m.apr"), quality=True)))
