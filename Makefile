@@ -1,0 +1,48 @@
+# The README's commands. Everything happens in .venv; `make setup` makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_demo
+EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
+RUNTIME := .venv/.runtime
+TESTING := .venv/.testing
+
+.PHONY: setup demo test test-all lint types bench clean help
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(TESTING)  ## everything into .venv, pinned
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(RUNTIME): requirements/runtime.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) | $(BIN)/python
+	$(BIN)/python -m pip install -q -r requirements/runtime.txt
+	$(BIN)/python -m pip install -q $(EDITABLE)
+	touch $@
+
+$(TESTING): requirements/test.txt $(RUNTIME)
+	$(BIN)/python -m pip install -q -r requirements/test.txt
+	touch $@
+
+demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
+	$(BIN)/apr demo
+
+test: $(TESTING)  ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(TESTING)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(TESTING)  ## mypy, strict on apr_core
+	$(BIN)/mypy
+
+bench: $(TESTING)  ## figures for docs/: quality of the demo model, quantization error, start-up
+	$(BIN)/python benchmarks/demo_quality.py
+	$(BIN)/python benchmarks/quantization_error.py
+	$(BIN)/python benchmarks/cli_start.py
+
+clean:           ## remove .venv and caches
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
