@@ -71,6 +71,8 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         AprFile.open(tmp_path / "file" / "none.apr")
     with pytest.raises(FormatError, match="is a directory"):
         AprFile.open(tmp_path)
+    with pytest.raises(NotFound, match="no such file"):
+        AprFile.open("a\0b")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FormatError, match="not a regular file"):
         AprFile.open(tmp_path / "pipe")

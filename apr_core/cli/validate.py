@@ -82,7 +82,7 @@ def _print_errors(report: Report) -> None:
         return
     worst = sorted(lossy, key=lambda t: -t.relative_rmse)[:WORST]
     rows = [
-        [printable(t.name), t.format, f"{t.relative_rmse:.4f}", f"{t.snr_db:.1f}"] for t in worst
+        [printable(t.name), t.format, f"{t.relative_rmse:.3g}", f"{t.snr_db:.1f}"] for t in worst
     ]
     exact = len(report.tensors or []) - len(lossy)
     click.echo(f"\nlargest errors against the source, of {len(lossy)} tensors ({exact} are exact):")

@@ -202,7 +202,7 @@ def _map_file(path: Path) -> mmap.mmap:
             if size < HEADER_SIZE + 4:
                 raise FormatError(f"{path}: file too small for APR v2 ({size} bytes)")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
         raise NotFound(f"{path}: no such file", "`apr import` makes an .apr file.") from None
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
