@@ -83,7 +83,8 @@ def discover(settings: Settings, env: Mapping[str, str] = os.environ) -> tuple[P
 def examine(found: Found, settings: Settings, env: Mapping[str, str]) -> PluginRow:
     """Load one plugin's hooks module and collect its declarations."""
     status: Status = "ok"
-    reason, declarations = "", ()
+    reason = ""
+    declarations: tuple[Declaration, ...] = ()
     try:
         _refuse_disabled(found, settings, env)
         declarations = tuple(collect(found.entry))

@@ -11,10 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import BackendPlugin, Binder, BoundOps, ForeignKernel, HostMatrix, Weight
+from apr_core.binding import (
+    DENSE,
+    BackendPlugin,
+    Binder,
+    BoundOps,
+    ForeignKernel,
+    HostMatrix,
+    Weight,
+)
 from apr_core.contract import Contract, Resolution
 from apr_core.errors import BackendError, FormatError
-from apr_core.format import AprFile, decode_tensor, to_float32
+from apr_core.format import (
+    NATIVE,
+    AprFile,
+    check_declared,
+    decode_tensor,
+    quantizer_for,
+    to_float32,
+)
+from apr_core.format.dtypes import LEGACY
 from apr_core.model.decoder import Decoder, Layer, Mixer
 from apr_core.modelspec import ModelConfig, Plan
 from apr_core.ops import Op
@@ -80,8 +96,6 @@ class WeightLoader:
         return self.registry.make("quantizer", format)
 
     def _decoder(self, format: str) -> Callable[[NDArray[np.uint8], int], NDArray[np.float32]]:
-        from apr_core.format import NATIVE
-
         if format in NATIVE:
             return partial(_decode_native, format)
         decode: Callable[..., NDArray[np.float32]] = self._quantizer(format).decode
@@ -91,9 +105,15 @@ class WeightLoader:
         """A [rows, cols] tensor for `linear` and `embed`, packed where kernels read it."""
         entry = self.file.tensors[self.resolution.name_of(role, layer)]
         rows, cols = entry.shape
-        raw = self.file.raw(entry.name).reshape(rows, -1)
+        raw, format = self.file.raw(entry.name), entry.format
+        if format in LEGACY:  # no backend reads these in place, and no plugin brings them
+            raw, format = decode_tensor(entry, raw, self._quantizer).view(np.uint8), DENSE
+        elif format not in NATIVE:
+            quantizer_for(entry, self._quantizer)  # its error names the package to install
+            # kernels trust the block size: a file may not redefine it
+            check_declared(entry, self.registry.get("quantizer", format).declaration)
         matrix = HostMatrix(
-            entry.name, entry.format, (rows, cols), raw, self._decoder(entry.format)
+            entry.name, format, (rows, cols), raw.reshape(rows, -1), self._decoder(format)
         )
         return self.binder.weight(matrix, uses)
 

@@ -36,6 +36,8 @@ class Tokenizer:
         self.stop_ids = tuple(stop_ids)
         self.added: dict[str, AddedToken] = {}
         for t in content.get("added_tokens") or []:
+            if not (isinstance(t, dict) and type(t.get("id")) is int and t.get("content")):
+                raise FormatError("the tokenizer in the file has an added token without id or text")
             self.added[t["content"]] = AddedToken(t["id"], t["content"], bool(t.get("special")))
         self._added_by_id = {t.id: t for t in self.added.values()}
         plain = {**content, "added_tokens": [], "post_processor": None}
@@ -56,7 +58,9 @@ class Tokenizer:
                 "Import the checkpoint again with this version.",
             )
         size, stops = metadata.get("tokenizer.vocab_size"), metadata.get("apr.stop_ids", [])
-        if type(size) is not int or not all(type(i) is int for i in stops):
+        if type(size) is not int or not (
+            isinstance(stops, list) and all(type(i) is int for i in stops)
+        ):
             raise FormatError("tokenizer.vocab_size or apr.stop_ids in the file is damaged")
         return cls(content, size, stops)
 
