@@ -88,13 +88,14 @@ class Tokenizer:
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of the text. Added tokens in it stay plain text unless `allow_special`."""
         try:
-            if not allow_special:
-                return self._encode_plain(text)
-            ids: list[int] = []
-            for piece, token in self.split(text):
-                ids += [token.id] if token else self._encode_plain(piece)
+            text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not valid Unicode: {error}") from None
+        if not allow_special:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for piece, token in self.split(text):
+            ids += [token.id] if token else self._encode_plain(piece)
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
