@@ -33,7 +33,7 @@ def parse_size(text: str) -> int:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE.apr",
               help="The file to write.")  # fmt: skip
 @click.option("-q", "--quantize", metavar="RECIPE",
-              help="q4k, q6k, q8_0, f16, ..; without it tensors keep their precision.")  # fmt: skip
+              help="A recipe of an installed plugin; without it, precision is kept.")  # fmt: skip
 @click.option("--arch", metavar="FAMILY", help="Model family, if config.json should not decide.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--shard-size", metavar="SIZE", help="Write shards of at most this size, e.g. 4GiB.")

@@ -107,6 +107,8 @@ def _search(x, scales):  # noqa: ANN001, ANN202
         if abs(steps[g]) > abs(top):
             top = steps[g]
     bits = half_bits(top / f32(-128))  # the largest scale becomes -128, which int8 has
+    if bits & 0x3FF > 0 and bits & 0x7C00 == 0:
+        bits = np.uint16(bits + 1)  # subnormal: rounded up, the scales can make it precise again
     d = half_value(bits)
     for g in range(GROUPS):
         ratio = steps[g] / d if d != 0 else f32(0)
