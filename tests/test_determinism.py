@@ -110,20 +110,29 @@ def test_packed_logits_equal_decoded_ones_within_int8_activations(directory, rec
          "--quantize", recipe, "-o", target],
         check=True, capture_output=True,
     )  # fmt: skip
-    ids = prompts()[3]
     with load(target) as model:
-        packed = model.logits(ids)
+        packed = single_tokens(model)
     with load(target, registry=with_backend(float_kernels("linear_f32"))) as model:
         assert any("decoded" in line for line in model.report.fallbacks)
-        exact = model.logits(ids)
+        exact = single_tokens(model)
     with load(target, registry=with_backend(float_kernels("linear_int8"))) as model:
-        rounded = model.logits(ids)
+        rounded = single_tokens(model)
     assert relative_rmse(packed, exact) < 0.05
-    # The rounding of activations is what differs, and nothing else: the first tokens agree to
-    # float32. Later a sum that falls on the other side of a rounding step moves one code.
-    assert relative_rmse(rounded[:5], exact[:5]) > 0.005
-    assert relative_rmse(packed[:5], rounded[:5]) < 1e-5
+    assert relative_rmse(rounded, exact) > 0.005
+    # The rounding of activations is what differs, and nothing else: most tokens agree to float32.
+    # In the others some sum fell on the other side of a rounding step and moved one code.
+    errors = np.sqrt(np.mean((packed - rounded) ** 2, axis=1)) / exact.std()
+    assert np.quantile(errors, 0.25) < 1e-5
     assert relative_rmse(packed, rounded) < relative_rmse(packed, exact)
+
+
+def single_tokens(model):
+    """Logits of 64 sequences of one token each."""
+    slots = [model.new_slot() for _ in range(64)]
+    logits = model.forward([(slot, [31 * slot + 7]) for slot in slots])
+    for slot in slots:
+        model.free_slot(slot)
+    return logits
 
 
 def relative_rmse(actual, expected):

@@ -77,9 +77,10 @@ def answer(
     try:
         collect(pieces, result, printer.show)
     finally:
-        printer.end()
-        line = speed(result.timings, load_s, result.finish_reason)
-        click.echo(click.style(line, dim=True), err=True)
+        if result.timings.prompt_tokens:  # else nothing was begun: the prompt was refused
+            printer.end()
+            line = speed(result.timings, load_s, result.finish_reason)
+            click.echo(click.style(line, dim=True), err=True)
 
 
 def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
