@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,3 +119,30 @@ def test_products_with_one_input_share_its_rounding(rng):
     x = rng.standard_normal((2, 256)).astype(np.float32)
     for got, w in zip(linear.linears(x, tuple(weights)), weights, strict=True):
         np.testing.assert_array_equal(got, linear.linear_q4_k(x, w))
+
+
+def test_the_portable_path_gives_the_same_bits():
+    """Run in another process, because the choice is made when the kernels are made."""
+    code = (
+        "import hashlib, numpy as np\n"
+        "from types import SimpleNamespace as N\n"
+        "from apr_backend_cpu import linear, vector_ir\n"
+        "from apr_backend_cpu.unpack import READERS\n"
+        "rng, digest = np.random.default_rng(1), hashlib.sha256()\n"
+        "x = rng.standard_normal((9, 512)).astype(np.float32)\n"
+        "for name, (_, n) in READERS.items():\n"
+        "    raw = rng.integers(0, 60, (33, 2 * n), dtype=np.uint8)\n"
+        "    w = N(format=name, rows=33, cols=512, data=raw)\n"
+        "    digest.update(getattr(linear, 'linear_' + name)(x, w).tobytes())\n"
+        "print(vector_ir.DOT_MODE, digest.hexdigest())\n"
+    )
+    found = {}
+    for isa in ("", "generic"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"APR_CPU_ISA": isa},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        mode, digest = done.stdout.split()
+        found[isa] = digest
+        assert not isa or mode == isa
+    assert found[""] == found["generic"]

@@ -85,10 +85,18 @@ def dot(b: ir.IRBuilder, w: Value, x: Value) -> Value:
     zero = const(V16I, 0)
     if DOT_MODE == "vnni":
         return intrinsic_call(b, "llvm.x86.avx512.vpdpbusd.512", V16I, zero, w, x)
-    wide = ir.VectorType(I32, 64)
-    product = b.mul(b.zext(w, wide), b.sext(x, wide))
-    name = "llvm.vector.partial.reduce.add.v16i32.v64i32"
-    return intrinsic_call(b, name, V16I, zero, product)
+    # neighbours are multiplied and added twice over: the shape of pmaddwd, which LLVM knows.
+    # llvm.vector.partial.reduce.add would be shorter, but may sum any four, not neighbours.
+    wide = ir.VectorType(I16, 64)
+    w16, x16 = b.zext(w, wide), b.sext(x, wide)
+    pair = ir.VectorType(I32, 32)
+    even, odd = list(range(0, 64, 2)), list(range(1, 64, 2))
+    products = [
+        b.mul(b.sext(shuffle(b, w16, lanes), pair), b.sext(shuffle(b, x16, lanes), pair))
+        for lanes in (even, odd)
+    ]
+    pairs = b.add(*products)
+    return b.add(shuffle(b, pairs, even[:16]), shuffle(b, pairs, odd[:16]))
 
 
 def horizontal_sum(b: ir.IRBuilder, v: Value) -> Value:
