@@ -9,11 +9,11 @@ import click
 
 from apr_core.cli.generation import (
     Printer,
-    chat_prompt,
     collect,
     generation_options,
     loaded,
     sampling_params,
+    thinking,
 )
 from apr_core.errors import UsageError
 
@@ -94,7 +94,7 @@ class Conversation:
         result, printer = Generation(), Printer()
         try:
             pieces = self.model.stream(
-                chat_prompt(self.model, self.messages(), self.options),
+                self.model.chat_ids(self.messages(), thinking(self.options)),
                 params=sampling_params(self.model, self.options),
                 max_tokens=self.options["max_tokens"],
                 stop=self.options["stop"],

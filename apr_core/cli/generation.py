@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
     from apr_core.engine.generate import Generation, Piece, Timings
@@ -84,22 +82,6 @@ def thinking(options: Mapping[str, Any]) -> bool | None:
     """--thinking as the template's `enable_thinking`; None leaves it to the template."""
     chosen = options["thinking"]
     return None if chosen is None else chosen == "on"
-
-
-def chat_prompt(
-    model: Model, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> list[int]:
-    """Ids of the chat prompt. Raises UsageError if the model has no template."""
-    from apr_core.text.chat import ChatTemplate, encode_chat
-
-    source = model.metadata.get("chat_template")
-    if not isinstance(source, str):
-        raise UsageError(
-            "the model has no chat template", "Give --raw to complete the text as it is."
-        )
-    return encode_chat(
-        model.tokenizer, ChatTemplate(source), messages, enable_thinking=thinking(options)
-    )
 
 
 class Printer:

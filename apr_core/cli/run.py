@@ -12,12 +12,12 @@ import click
 from apr_core.cli.console import print_json
 from apr_core.cli.generation import (
     Printer,
-    chat_prompt,
     collect,
     generation_options,
     loaded,
     sampling_params,
     speed,
+    thinking,
 )
 from apr_core.errors import UsageError
 
@@ -52,7 +52,7 @@ def prompt_ids(model: Model, text: str, options: dict[str, Any]) -> list[int]:
     messages = [{"role": "user", "content": text}]
     if options["system"]:
         messages.insert(0, {"role": "system", "content": options["system"]})
-    return chat_prompt(model, messages, options)
+    return model.chat_ids(messages, thinking(options))
 
 
 def answer(

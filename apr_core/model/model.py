@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,23 @@ class Model:
         from apr_core.engine.generate import generate
 
         return generate(self, self._prompt_ids(prompt), **options)
+
+    def chat_ids(
+        self, messages: Sequence[Mapping[str, Any]], enable_thinking: bool | None = None
+    ) -> list[int]:
+        """The prompt for an answer to chat messages, by the model's own template.
+
+        Raises UsageError if the model has no template or its template refuses the messages.
+        """
+        from apr_core.text.chat import ChatTemplate, encode_chat
+
+        source = self.metadata.get("chat_template")
+        if not isinstance(source, str):
+            raise UsageError(
+                "the model has no chat template", "Complete plain text instead (--raw)."
+            )
+        template = ChatTemplate(source)
+        return encode_chat(self.tokenizer, template, messages, enable_thinking=enable_thinking)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
