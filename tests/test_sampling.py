@@ -47,8 +47,9 @@ def test_top_k_top_p_min_p():
 
 
 def test_temperature_sharpens():
-    cold = Sampler(SamplingParams(temperature=0.05, seed=3), 3)
-    assert {cold(np.array([1, 2, 1], np.float32)) for _ in range(50)} == {1}
+    for temperature in (0.05, 1e-310):
+        cold = Sampler(SamplingParams(temperature=temperature, seed=3), 3)
+        assert {cold(np.array([1, 2, 1], np.float32)) for _ in range(50)} == {1}
 
 
 def test_same_seed_same_draws():
@@ -73,15 +74,16 @@ def test_penalties():
 def test_logits_that_are_not_finite():
     with pytest.raises(AprError, match="not finite"):
         Sampler(SamplingParams(), 3)(np.full(3, np.nan, np.float32))
-    mixed = np.array([np.nan, 1.0, -np.inf], np.float32)
-    assert Sampler(SamplingParams(), 3)(mixed) == 1
-    assert Sampler(SamplingParams(temperature=1, seed=0), 3)(mixed) == 1
+    mixed = np.array([np.nan, 1.0, -np.inf, np.inf], np.float32)
+    assert Sampler(SamplingParams(), 4)(mixed) == 1
+    assert Sampler(SamplingParams(temperature=1, seed=0, presence_penalty=1), 4)(mixed) == 1
 
 
 @pytest.mark.parametrize(
     "bad",
     [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1},
-     {"temperature": float("nan")}, {"repetition_penalty": 0.0}],
+     {"temperature": float("nan")}, {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 0.5},
+     {"temperature": "hot"}],
 )  # fmt: skip
 def test_limits(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
     "repetition_penalty",
 )  # fmt: skip
+
+CONTROL = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd") | {9: "\t", 10: "\n"}
 
 
 def generation_options(function: Function) -> Function:
@@ -97,33 +99,35 @@ class Printer:
     def show(self, piece: Piece) -> None:
         """Write one piece."""
         if piece.channel == "reasoning":
-            click.echo(click.style(piece.text, dim=True), nl=False, err=not self._terminal)
+            text = click.style(piece.text.translate(CONTROL), dim=True)
+            click.echo(text, nl=False, err=not self._terminal)
         else:
-            text = piece.text
-            if self._before != "text":
-                text = text.lstrip("\n")
-                if self._before == "reasoning" and text:
-                    click.echo("\n", err=not self._terminal)
-            click.echo(text, nl=False)
-            if not text:
+            if not piece.text:
                 return
+            if self._before == "reasoning":
+                click.echo("\n", err=not self._terminal)
+            click.echo(self._safe(piece.text), nl=False, color=True)  # color: pass it unchanged
         self._before = piece.channel
+
+    def _safe(self, text: str) -> str:
+        """On a terminal, a model's text must not move the cursor or worse; a pipe gets it all."""
+        return text.translate(CONTROL) if self._terminal else text
 
     def end(self) -> None:
         """End the line."""
         click.echo()
 
 
-def collect(pieces: Iterable[Piece], result: Generation, show: Callable[[Piece], None]) -> None:
-    """Show pieces as they come and gather them."""
-    for piece in pieces:
-        show(piece)
-        if piece.channel == "text":
-            result.text += piece.text
-        else:
-            result.reasoning += piece.text
-        result.ids += piece.ids
-        result.finish_reason = piece.finish_reason or result.finish_reason
+def collect(pieces: Iterator[Piece], result: Generation, show: Callable[[Piece], None]) -> None:
+    """Show pieces as they come and gather them; an interruption ends the generation."""
+    try:
+        for piece in pieces:
+            show(piece)
+            result.add(piece)
+    finally:
+        close = getattr(pieces, "close", None)
+        if close:
+            close()  # frees the slot now, not when the generator is collected
 
 
 def speed(t: Timings, load_s: float, reason: str) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model
 
 Channel = Literal["reasoning", "text"]
-CHUNK = 512  # prompt tokens a forward, a multiple of 64
+GRID = 64  # tokens; recurrent mixers are cut at its multiples
+CHUNK = 512  # prompt tokens a forward
 
 
 @dataclass(slots=True)
@@ -62,6 +63,15 @@ class Generation:
     finish_reason: str = ""
     timings: Timings = field(default_factory=Timings)
 
+    def add(self, piece: Piece) -> None:
+        """Append a piece."""
+        if piece.channel == "text":
+            self.text += piece.text
+        else:
+            self.reasoning += piece.text
+        self.ids += piece.ids
+        self.finish_reason = piece.finish_reason or self.finish_reason
+
 
 def stream(
     model: Model,
@@ -76,9 +86,12 @@ def stream(
     """Generate until a stop id, a stop string, `max_tokens` or the end of the context.
 
     `params` None means the model's defaults. The slot is freed when the iterator ends or is
-    closed. Raises UsageError for an empty or too long prompt.
+    closed. `chunk` prompt tokens go into one forward, a multiple of 64. Blank lines between
+    reasoning and answer belong to neither. Raises UsageError for an empty or too long prompt.
     """
     check_prompt(model, prompt_ids, max_tokens)
+    if chunk < 1 or chunk % GRID:
+        raise UsageError(f"chunk must be a multiple of {GRID}, found {chunk}")
     params = params or SamplingParams.from_defaults(model.config.sampling)
     timings = timings if timings is not None else Timings()
     writer = _Writer(model, prompt_ids, stop)
@@ -142,6 +155,7 @@ class _Writer:
         thinking = starts_thinking(model.tokenizer, prompt_ids)
         self._channel: Channel = "reasoning" if thinking else "text"
         self._ids: list[int] = []
+        self._border = False  # right after a thinking tag: the template's line breaks follow
 
     @property
     def stopped(self) -> bool:
@@ -152,10 +166,19 @@ class _Writer:
         added = self._tokenizer.added_token(token)
         switch = {THINK: "reasoning", END_THINK: "text"}.get(added.content if added else "")
         if switch and switch != self._channel:
-            yield from self._emit(self._detokenizer.flush() + "", flush=True)
+            yield from self._emit(self._detokenizer.flush(), flush=True)
             self._channel = "reasoning" if switch == "reasoning" else "text"
+            self._border = True
             return
-        yield from self._emit(self._detokenizer.push(token))
+        yield from self._emit(self._inner(self._detokenizer.push(token)))
+
+    def _inner(self, text: str) -> str:
+        """The text without the line breaks that follow a thinking tag."""
+        if not self._border:
+            return text
+        text = text.lstrip("\n")
+        self._border = not text
+        return text
 
     def _emit(self, text: str, flush: bool = False) -> Iterator[Piece]:
         shown = self._scanner.push(text)
@@ -173,7 +196,8 @@ class _Writer:
             self._ids.append(token)
         shown = ""
         if not self.stopped:
-            shown = self._scanner.push(self._detokenizer.flush()) + self._scanner.flush()
+            rest = self._inner(self._detokenizer.flush())
+            shown = self._scanner.push(rest) + self._scanner.flush()
         yield Piece(shown, self._channel, self._take(), "stop" if self.stopped else reason)
 
 
@@ -181,10 +205,5 @@ def generate(model: Model, prompt_ids: Sequence[int], **options: object) -> Gene
     """All of an answer; options as in `stream`."""
     result = Generation()
     for piece in stream(model, prompt_ids, timings=result.timings, **options):  # type: ignore[arg-type]
-        if piece.channel == "text":
-            result.text += piece.text
-        else:
-            result.reasoning += piece.text
-        result.ids += piece.ids
-        result.finish_reason = piece.finish_reason or result.finish_reason
+        result.add(piece)
     return result

@@ -43,6 +43,8 @@ class SamplingParams:
                 raise UsageError(f"{name} must be a number, found {value!r}")
             if not low <= value <= high:
                 raise UsageError(f"{name} must be between {low:g} and {high:g}, found {value:g}")
+        if self.seed is not None and not (type(self.seed) is int and self.seed >= 0):
+            raise UsageError(f"seed must be a whole number from 0 up, found {self.seed!r}")
 
     @classmethod
     def from_defaults(
@@ -76,7 +78,7 @@ class Sampler:
                 "the model's logits are not finite",
                 "The file may be damaged: `apr validate` checks it.",
             )
-        scores = np.where(np.isnan(scores), -np.inf, scores)
+        scores = np.where(np.isfinite(scores), scores, -np.inf)
         self._penalize(scores)
         token = int(scores.argmax()) if self.params.temperature == 0 else self._draw(scores)
         self._counts[token] = self._counts.get(token, 0) + 1
@@ -100,8 +102,9 @@ class Sampler:
         ids = np.arange(scores.size)
         if 0 < p.top_k < scores.size:  # a partial selection: the vocabulary is never sorted
             ids = np.argpartition(scores, -p.top_k)[-p.top_k :]
-        chosen = scores[ids] / p.temperature
-        weights = np.exp(chosen - chosen.max())
+        chosen = scores[ids]
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the best become exp(-inf)
+            weights = np.exp((chosen - chosen.max()) / p.temperature)
         weights /= weights.sum()
         order = np.argsort(-weights, kind="stable")
         ids, weights = ids[order], weights[order]

@@ -13,7 +13,7 @@ from apr_core.text.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
 MAX_PROMPT = 16 << 20  # characters a template may produce
-GUARD = 0xF0000  # first of the private-use characters that stand for control tokens in content
+PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters that may stand for others while a template runs
 
 Message = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError, MemoryError) as error:
             raise FormatError(f"the chat template in the file is broken: {error}") from None
 
     def render(
@@ -44,11 +44,16 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises UsageError with the template's own words if it refuses."""
+        """The prompt. Raises UsageError with the template's own words if it refuses.
+
+        `variables` are further names the template may use, such as `bos_token`.
+        """
         import jinja2
 
         values: dict[str, Any] = {
+            **(variables or {}),
             "messages": [dict(m) for m in messages],
             "add_generation_prompt": add_generation_prompt, "tools": tools,
         }  # fmt: skip
@@ -63,13 +68,12 @@ class ChatTemplate:
                     raise FormatError(f"the chat template produced over {MAX_PROMPT} characters")
         except FormatError:
             raise
+        except MemoryError:
+            raise FormatError("the chat template asks for more memory than there is") from None
         except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
+            ArithmeticError, RecursionError,
+        ) as error:  # fmt: skip
             raise UsageError(f"the chat template refuses these messages: {error}") from None
         return "".join(parts)
 
@@ -85,31 +89,47 @@ def _raise_exception(message: str) -> None:
 
 
 class _Guard:
-    """Replaces control tokens in content by private-use characters, and back."""
+    """Replaces what could spell a control token in content by private-use characters, and back.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokens = sorted(tokenizer.added, key=len, reverse=True)
-        self._stand_in = {t: chr(GUARD + i) for i, t in enumerate(self._tokens)}
-        self._token = {c: t for t, c in self._stand_in.items()}
-        self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+    Where a token begins with a sign, such as `<`, every such sign is replaced: a template may join
+    two contents, and a token could be spelled across them. Other tokens are replaced as a whole,
+    because their first letter may be any letter. The stand-ins are characters the values lack.
+    """
 
-    def protect(self, value: Any, keep: frozenset[str]) -> Any:
+    def __init__(self, tokenizer: Tokenizer, *values: Any) -> None:
+        spellings = sorted((t for t in tokenizer.added if t.strip()), key=len, reverse=True)
+        signs = {t[0] for t in spellings if not (t[0].isalnum() or t[0].isspace())}
+        guarded = [*sorted(signs), *(t for t in spellings if t[0] not in signs)]
+        used = set(json.dumps(values, ensure_ascii=False, default=str))
+        free = (c for c in map(chr, range(*PRIVATE_USE)) if c not in used)
+        self._stand_in = dict(zip(guarded, free, strict=False))
+        self._spelling = {c: t for t, c in self._stand_in.items()}
+        self._pattern = _any_of(guarded)
+
+    def protect(self, value: Any, keep: Sequence[str] = ()) -> Any:
         """The value with every string in it protected, but for the tokens in `keep`."""
         if isinstance(value, str):
-            return self._pattern.sub(
-                lambda m: m.group() if m.group() in keep else self._stand_in[m.group()], value
-            )
+            parts = _any_of(keep, group=True).split(value) if keep else [value]
+            return "".join(p if p in keep else self._replaced(p) for p in parts)
         if isinstance(value, Mapping):
-            return {k: self.protect(v, keep) for k, v in value.items()}
+            return {self.protect(k): self.protect(v, keep) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self.protect(v, keep) for v in value]
         return value
 
+    def _replaced(self, text: str) -> str:
+        return self._pattern.sub(lambda m: self._stand_in[m.group()], text)
+
     def restore(self, text: str) -> str:
-        return "".join(self._token.get(c, c) for c in text)
+        return "".join(self._spelling.get(c, c) for c in text)
 
 
-REASONING = frozenset({THINK, END_THINK})
+def _any_of(spellings: Sequence[str], group: bool = False) -> re.Pattern[str]:
+    form = "|".join(map(re.escape, spellings)) or "(?!)"
+    return re.compile(f"({form})" if group else form)
+
+
+REASONING = (THINK, END_THINK)
 
 
 def encode_chat(
@@ -123,27 +143,30 @@ def encode_chat(
     """Ids of the prompt for an answer to `messages`.
 
     Control tokens come from the template only: the same spellings inside a message's content are
-    encoded as the plain text they are. In assistant messages the thinking tags keep their meaning,
+    encoded as the plain text they are, and so in the names and arguments of tools. In the content
+    of assistant messages the thinking tags keep their meaning,
     because templates take reasoning out of history by them.
     """
-    guard = _Guard(tokenizer)
-    protected = [
-        {
-            k: v if k == "role"
-            else guard.protect(v, REASONING if m.get("role") == "assistant" else frozenset())
-            for k, v in m.items()
-        }
-        for m in messages
-    ]  # fmt: skip
+    guard = _Guard(tokenizer, messages, tools)
+    protected = [{k: _protected(guard, m, k) for k in m} for m in messages]
     text = template.render(
         protected,
         enable_thinking=enable_thinking,
-        tools=guard.protect(tools, frozenset()) if tools else None,
+        tools=guard.protect(tools) if tools else None,
+        variables=tokenizer.special_tokens,
     )
     ids: list[int] = []
     for piece, token in tokenizer.split(text):
         ids += [token.id] if token else tokenizer.encode(guard.restore(piece))
     return ids
+
+
+def _protected(guard: _Guard, message: Message, key: str) -> Any:
+    """One field of a message, so that it cannot spell a control token."""
+    value, role = message[key], message.get("role")
+    if key == "role" and isinstance(value, str) and value.isidentifier():
+        return value  # a plain word, which templates compare
+    return guard.protect(value, REASONING if (role, key) == ("assistant", "content") else ())
 
 
 def starts_thinking(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> bool:

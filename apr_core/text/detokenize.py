@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from apr_core.text.tokenizer import Tokenizer
@@ -15,15 +16,42 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._run: _ByteRun | _TokenRun
+        self._run = _ByteRun(tokenizer) if tokenizer.byte_level else _TokenRun(tokenizer)
+
+    def push(self, id_: int) -> str:
+        """The text that is certain after this id; empty while a character is incomplete."""
+        added = self._tokenizer.added_token(id_)
+        return self._run.flush() + added.content if added else self._run.push(id_)
+
+    def flush(self) -> str:
+        """Whatever is left, incomplete characters as U+FFFD."""
+        return self._run.flush()
+
+
+class _ByteRun:
+    """Tokens that spell bytes: an incremental UTF-8 decoder does it all."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id_: int) -> str:
+        return self._decoder.decode(self._tokenizer.token_bytes(id_))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _TokenRun:
+    """Any other tokens: what a token adds to the text of the one before it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._context: list[int] = []  # decoded before, so that a decoder sees what preceded
         self._pending: list[int] = []
 
     def push(self, id_: int) -> str:
-        """The text that is certain after this id; empty while a character is incomplete."""
-        if self._tokenizer.added_token(id_):
-            text = self.flush() + self._tokenizer.decode([id_])
-            self._context = []
-            return text
         self._pending.append(id_)
         text = self._new_text()
         if text.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING:
@@ -41,8 +69,9 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """Whatever is left, incomplete characters as U+FFFD."""
-        return self._accept(self._new_text()) if self._pending else ""
+        text = self._accept(self._new_text()) if self._pending else ""
+        self._context = []
+        return text
 
 
 class StopScanner:

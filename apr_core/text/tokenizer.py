@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.errors import FormatError, UsageError
-from apr_core.text.tokenizer_files import read_json, unpack, with_added_tokens
+from apr_core.text.tokenizer_files import (
+    build,
+    is_added_token,
+    read_config,
+    read_json,
+    special_metadata,
+    unpack,
+    vocabulary,
+    with_added_tokens,
+)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE (Radford et al., 2019): unprintable bytes are shifted."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(shifted)}
+
+
+BYTE_OF = _byte_alphabet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +42,26 @@ class AddedToken:
 
 
 class Tokenizer:
-    """Encodes and decodes. Make one with `from_metadata` or `from_directory`."""
+    """Encodes and decodes. Make one with `from_metadata` or `from_directory`.
+
+    `stop_ids` end an answer; `special_tokens` are the names that templates use (`bos_token`).
+    """
 
     def __init__(
-        self, content: Mapping[str, Any], vocab_size: int, stop_ids: Sequence[int] = ()
-    ) -> None:
-        from tokenizers import Tokenizer as Backend
-
+        self, content: Mapping[str, Any], vocab_size: int, stop_ids: Sequence[int] = (),
+        special_tokens: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._content = content
         self.vocab_size = vocab_size
         self.stop_ids = tuple(stop_ids)
+        self.special_tokens = {k: v for k, v in (special_tokens or {}).items() if v is not None}
         self.added: dict[str, AddedToken] = {}
         for t in content.get("added_tokens") or []:
-            if not (isinstance(t, dict) and type(t.get("id")) is int and t.get("content")):
+            if not is_added_token(t):
                 raise FormatError("the tokenizer in the file has an added token without id or text")
             self.added[t["content"]] = AddedToken(t["id"], t["content"], bool(t.get("special")))
         self._added_by_id = {t.id: t for t in self.added.values()}
-        plain = {**content, "added_tokens": [], "post_processor": None}
-        try:
-            self._plain = Backend.from_str(json.dumps(plain, ensure_ascii=False))
-        except Exception as error:  # the package raises bare Exception
-            raise FormatError(f"the tokenizer cannot be built: {error}") from None
+        self._plain = build({**content, "added_tokens": [], "post_processor": None})
         self._plain.no_truncation()
         self._plain.no_padding()
 
@@ -53,25 +70,32 @@ class Tokenizer:
         """The tokenizer of an .apr file. Raises FormatError if it has none or a damaged one."""
         content = unpack(metadata)
         if content is None:
+            what = "no apr.tokenizer_json"
+            if "tokenizer.vocabulary" in metadata:
+                kind = metadata.get("tokenizer.pre_type")
+                what = f"a vocabulary, but not how text is split (tokenizer.pre_type is {kind!r})"
             raise FormatError(
-                "the file has no tokenizer that can be rebuilt exactly (apr.tokenizer_json)",
-                "Import the checkpoint again with this version.",
+                f"the file has no tokenizer that can be rebuilt exactly: it holds {what}",
+                "Another tool wrote it: import the checkpoint again with this version.",
             )
         size, stops = metadata.get("tokenizer.vocab_size"), metadata.get("apr.stop_ids", [])
         if type(size) is not int or not (
             isinstance(stops, list) and all(type(i) is int for i in stops)
         ):
             raise FormatError("tokenizer.vocab_size or apr.stop_ids in the file is damaged")
-        return cls(content, size, stops)
+        special = metadata.get("special_tokens")
+        return cls(content, size, stops, special if isinstance(special, dict) else None)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
         """The tokenizer of a checkpoint. Raises NotFound or FormatError."""
-        config_path = directory / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.exists() else {}
+        config = read_config(directory)
         content = with_added_tokens(read_json(directory / "tokenizer.json"), config, directory)
-        ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content["added_tokens"])]
-        return cls(content, max(ids) + 1)
+        vocab, added = vocabulary(content, directory)
+        tokens = {**vocab, **added}
+        special = special_metadata(config, tokens, ())
+        size = max(tokens.values(), default=-1) + 1
+        return cls(content, size, special["apr.stop_ids"], special["special_tokens"])
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -127,6 +151,19 @@ class Tokenizer:
             if token and not (skip_special and token.special):
                 parts.append(token.content)
         return "".join(parts)
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether tokens spell bytes, so that text is the joined bytes of its tokens."""
+        return (self._content.get("decoder") or {}).get("type") == "ByteLevel"
+
+    def token_bytes(self, id_: int) -> bytes:
+        """The bytes of a base token of a byte-level tokenizer; none for an unknown id."""
+        token = self._plain.id_to_token(id_) or ""
+        try:
+            return bytes(BYTE_OF[c] for c in token)
+        except KeyError:  # an entry that is spelled as text
+            return str(token).encode()
 
     def added_token(self, id_: int) -> AddedToken | None:
         """The added token with this id, if it is one."""

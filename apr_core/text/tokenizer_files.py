@@ -12,23 +12,45 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apr_core.errors import ContractError, FormatError, NotFound
+from apr_core.errors import ContractError, FormatError, InputOutputError, NotFound
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 REBUILT = "apr.tokenizer_json"
+CONFIG = "apr.tokenizer_config"  # tokenizer_config.json without the chat template
 WHOLE = "apr.tokenizer_json_zlib"
 MAX_UNPACKED = 256 << 20
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises NotFound or FormatError naming it."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises NotFound or FormatError naming it."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise NotFound(f"{path.parent}: {path.name} is missing") from None
+        content = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"{path.parent}: {path.name} is missing") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8: {error}") from None
+    except OSError as error:
+        raise InputOutputError(f"{path}: {error.strerror}") from None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty if there is none."""
+    path = directory / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
 
 
 def tokenizer_metadata(
@@ -46,23 +68,23 @@ def tokenizer_metadata(
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it.",
         )
     original = read_json(directory / "tokenizer.json")
-    config_path = directory / "tokenizer_config.json"
-    config = read_json(config_path) if config_path.exists() else {}
+    config = read_config(directory)
     content = with_added_tokens(original, config, directory)
-    vocab, added = _vocabulary(content, directory)
+    vocab, added = vocabulary(content, directory)
     _check_ids({**vocab, **added}, vocab_size)
     by_id = {i: token for token, i in {**vocab, **added}.items()}
     listed = [by_id.get(i, f"<|pad_{i}|>") for i in range(vocab_size)]
-    merges = content["model"].get("merges") or []
     metadata: dict[str, Any] = {
         "tokenizer.vocabulary": listed,
-        "tokenizer.merges": [m if isinstance(m, str) else " ".join(m) for m in merges],
+        "tokenizer.merges": joined_merges(content, directory),
+        "tokenizer.token_type": _token_types(content, by_id, vocab_size),
         "tokenizer.vocab_size": vocab_size,
         "tokenizer.model_type": str(content["model"].get("type") or "BPE"),
         "tokenizer.add_bos_token": bool(config.get("add_bos_token", False)),
-        **_packed(content, listed),
-        **_special(config, {**vocab, **added}, stop_ids),
+        CONFIG: {k: v for k, v in config.items() if k != "chat_template"},
+        **special_metadata(config, {**vocab, **added}, stop_ids),
     }
+    metadata |= _packed(content, metadata)
     if pre_type:
         metadata["tokenizer.pre_type"] = pre_type
     template = chat_template(directory, config)
@@ -75,20 +97,39 @@ def with_added_tokens(
     original: Mapping[str, Any], config: Mapping[str, Any], origin: Path
 ) -> dict[str, Any]:
     """tokenizer.json plus the added tokens that only tokenizer_config.json knows."""
-    if not isinstance(original, dict) or not isinstance(original.get("model"), dict):
+    if not isinstance(original.get("model"), dict):
         raise FormatError(f"{origin}: tokenizer.json has no model")
-    content = {**original, "added_tokens": list(original.get("added_tokens") or [])}
-    known = {t["id"] for t in content["added_tokens"]}
+    added = original.get("added_tokens") or []
+    if not (isinstance(added, list) and all(map(is_added_token, added))):
+        raise FormatError(f"{origin}: tokenizer.json: added_tokens without id or content")
+    content = {**original, "added_tokens": list(added)}
+    known = {t["id"] for t in added}
     decoder = config.get("added_tokens_decoder") or {}
-    for key, token in sorted(decoder.items(), key=lambda item: int(item[0])):
-        if int(key) not in known and isinstance(token, dict):
+    try:
+        extra = {int(key): token for key, token in decoder.items()}
+        for key in sorted(extra.keys() - known):
             flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-            row = {"id": int(key), "content": token["content"]}
-            content["added_tokens"].append(row | {f: bool(token.get(f, False)) for f in flags})
+            row = {"id": key, "content": extra[key]["content"]}
+            row |= {f: bool(extra[key].get(f, False)) for f in flags}
+            if not is_added_token(row):
+                raise ValueError(f"token {key}")
+            content["added_tokens"].append(row)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FormatError(
+            f"{origin}: tokenizer_config.json: added_tokens_decoder is damaged: {error}"
+        ) from None
     return content
 
 
-def _vocabulary(content: Mapping[str, Any], origin: Path) -> tuple[dict[str, int], dict[str, int]]:
+def is_added_token(value: Any) -> bool:
+    """Whether it is an object with an id and a text."""
+    if not isinstance(value, dict):
+        return False
+    id_, content = value.get("id"), value.get("content")
+    return type(id_) is int and id_ >= 0 and isinstance(content, str) and content != ""
+
+
+def vocabulary(content: Mapping[str, Any], origin: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(base vocabulary, added tokens), token -> id."""
     vocab = content["model"].get("vocab")
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
@@ -96,10 +137,26 @@ def _vocabulary(content: Mapping[str, Any], origin: Path) -> tuple[dict[str, int
             f"{origin}: tokenizer.json: model.vocab must map tokens to ids",
             "Byte-level BPE tokenizers are supported.",
         )
+    return vocab, {t["content"]: t["id"] for t in content["added_tokens"]}
+
+
+def joined_merges(content: Mapping[str, Any], origin: Path) -> list[str]:
+    """The merges as "left right", also where they are stored as pairs."""
+    merges = content["model"].get("merges") or []
     try:
-        return vocab, {t["content"]: t["id"] for t in content["added_tokens"]}
-    except (KeyError, TypeError):
-        raise FormatError(f"{origin}: tokenizer.json: added_tokens without id or content") from None
+        return [m if isinstance(m, str) else " ".join(m) for m in merges]
+    except TypeError:
+        raise FormatError(f"{origin}: tokenizer.json: model.merges are not pairs") from None
+
+
+def _token_types(
+    content: Mapping[str, Any], by_id: Mapping[int, str], vocab_size: int
+) -> list[int]:
+    """One number a row, as GGUF has them: 1 normal, 3 control, 4 user-defined, 5 unused."""
+    types = [1 if i in by_id else 5 for i in range(vocab_size)]
+    for token in content["added_tokens"]:
+        types[token["id"]] = 3 if token.get("special") else 4
+    return types
 
 
 def _check_ids(tokens: Mapping[str, int], vocab_size: int) -> None:
@@ -111,21 +168,28 @@ def _check_ids(tokens: Mapping[str, int], vocab_size: int) -> None:
         )
 
 
-def _packed(content: dict[str, Any], listed: list[str]) -> dict[str, Any]:
+def _packed(content: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The original, without vocabulary and merges if they can be rebuilt, else compressed whole."""
+    build(content)
     model = content["model"]
     merges = model.get("merges")
     pairs = bool(merges) and not isinstance(merges[0], str)
     rest = {**content, "model": {**model, "vocab": len(model["vocab"]), "merges": None}}
     packed = {REBUILT: json.dumps({"tokenizer": rest, "pairs": pairs}, ensure_ascii=False)}
-    rebuilt = unpack(packed | {
-        "tokenizer.vocabulary": listed,
-        "tokenizer.merges": [m if isinstance(m, str) else " ".join(m) for m in merges or []],
-    })  # fmt: skip
-    if rebuilt == content:
+    if unpack({**metadata, **packed}) == content:
         return packed
     raw = zlib.compress(json.dumps(content, ensure_ascii=False).encode(), 9)
     return {WHOLE: base64.b85encode(raw).decode()}
+
+
+def build(content: Mapping[str, Any]) -> Backend:
+    """The tokenizers object of a tokenizer.json. Raises FormatError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+    except Exception as error:  # the package raises bare Exception
+        raise FormatError(f"the tokenizer cannot be built: {error}") from None
 
 
 def unpack(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -155,14 +219,15 @@ def _decompressed(text: str) -> dict[str, Any]:
     return content
 
 
-def _special(
+def special_metadata(
     config: Mapping[str, Any], tokens: Mapping[str, int], stop_ids: tuple[int, ...]
 ) -> dict[str, Any]:
     """bos, eos, unk, pad as tokens and ids, and the union of all stop ids."""
     found: dict[str, str | None] = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)
-        found[key] = value.get("content") if isinstance(value, dict) else value
+        text = value.get("content") if isinstance(value, dict) else value
+        found[key] = text if isinstance(text, str) else None
     for key, token in (("im_start_token", "<|im_start|>"), ("im_end_token", "<|im_end|>")):
         found[key] = token if token in tokens else None
     metadata: dict[str, Any] = {"special_tokens": found}
@@ -180,7 +245,7 @@ def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja if there is one, else the template in tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text("utf-8")
+        return _read_text(path)
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones: the default
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
