@@ -2,128 +2,65 @@
 
 1. For each group of 32, a line through the values: candidates for the step around (max - min) /
    levels, each improved by least squares; the offset is never positive.
-2. d and dmin from the largest scale and offset, rounded to float16.
+2. d and dmin from the largest step and offset, rounded to float16.
 3. With d and dmin fixed, every group tries the neighbours of its (sc, mn) and keeps the best codes;
    then d and dmin are fitted by least squares to those codes, and step 3 repeats.
-The error is the plain sum of squares. Every comparison uses the rounded d and dmin.
+The error is the plain sum of squares. Every comparison uses the rounded d and dmin. Only the first
+`count` values of a block are real: the others are padding, and nothing looks at them.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from apr_quant_q4k.compiling import nearest, serial, serial_sums
-from apr_quant_q4k.half import half_bits, half_value
+from apr_quant_q4k.compiling import serial
+from apr_quant_q4k.half import half_bits, half_value, scale_bits
+from apr_quant_q4k.lanes import nearest
+from apr_quant_q4k.line_search import best_pair, fit_line
+from apr_quant_q4k.sums import code_sums_32, extent
 
 f32 = np.float32
 GROUPS, WIDTH = 8, 32
-CANDIDATES = 21
-ROUNDS = 3
-
-
-@serial_sums
-def _line(x, low, inverse, levels):  # noqa: ANN001, ANN202
-    """Least-squares (step, offset <= 0, error) for the codes that (low, 1/step) gives."""
-    sq, sqq, sqx, sx, sxx = f32(0), f32(0), f32(0), f32(0), f32(0)
-    for i in range(WIDTH):
-        q = nearest((x[i] - low) * inverse)
-        q = min(max(q, f32(0)), levels)
-        sq += q
-        sqq += q * q
-        sqx += q * x[i]
-        sx += x[i]
-        sxx += x[i] * x[i]
-    det = f32(WIDTH) * sqq - sq * sq
-    if det <= 0:
-        return f32(0), min(sx / f32(WIDTH), f32(0)), f32(np.inf)
-    step = (f32(WIDTH) * sqx - sx * sq) / det
-    offset = (sqq * sx - sq * sqx) / det
-    if offset > 0:
-        offset = f32(0)
-        step = sqx / sqq
-    return step, offset, sxx - step * sqx - offset * sx
-
-
-@serial_sums
-def _extremes(x):  # noqa: ANN001, ANN202
-    low, high = x[0], x[0]
-    for i in range(WIDTH):
-        low = min(low, x[i])
-        high = max(high, x[i])
-    return low, high
+ROUNDS = 4
 
 
 @serial
-def _fit_group(x, levels):  # noqa: ANN001, ANN202
-    """(step >= 0, minus offset >= 0) of one group."""
-    low, high = _extremes(x)
-    low = min(low, f32(0))
-    if high <= low:
+def _fit_group(x, start, count, levels):  # noqa: ANN001, ANN202
+    """(step >= 0, offset >= 0) of one group."""
+    low, span, y, yy = extent(x, start, count)
+    if span <= 0:
         return f32(0), -low
-    span = high - low
-    best_step, best_offset = span / levels, low
-    best = f32(np.inf)
-    for c in range(CANDIDATES):
-        delta = f32(-1.0) + f32(0.1) * f32(c)
-        step, offset, error = _line(x, low, (levels + delta) / span, levels)
-        if step > 0:
-            step, offset, error = _line(x, offset, f32(1.0) / step, levels)
-        if step > 0 and error < best:
-            best_step, best_offset, best = step, offset, error
-    return best_step, -best_offset
-
-
-@serial_sums
-def _group_error(x, step, offset, levels):  # noqa: ANN001, ANN202
-    """Squared error of the best codes for value = step * q - offset."""
-    inverse = f32(1.0) / step if step > 0 else f32(0)
-    error = f32(0)
-    for i in range(WIDTH):
-        q = nearest((x[i] + offset) * inverse)
-        q = min(max(q, f32(0)), levels)
-        miss = x[i] - (step * q - offset)
-        error += miss * miss
-    return error
+    error, step, offset = fit_line(x, start, count, low, span, y, yy, levels)
+    if error < f32(np.inf):
+        return step, max(-offset, f32(0))
+    return span / levels, -low
 
 
 @serial
-def _choose(x, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
+def _choose(x, count, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
     """Each group's best (sc, mn) among the neighbours of the present ones; the total error."""
     total = f32(0)
-    for g in range(GROUPS):
-        group = x[WIDTH * g : WIDTH * (g + 1)]
-        best, best_s, best_m = f32(np.inf), sc[g], mn[g]
-        for s in range(max(sc[g] - 1, 0), min(sc[g] + 2, 64)):
-            for m in range(max(mn[g] - 1, 0), min(mn[g] + 2, 64)):
-                error = _group_error(group, d * f32(s), dmin * f32(m), levels)
-                if error < best:
-                    best, best_s, best_m = error, s, m
-        sc[g], mn[g] = best_s, best_m
-        total += best
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
+        error, s, m = best_pair(x, WIDTH * g, inside, d, dmin, f32(sc[g]), f32(mn[g]), levels)
+        sc[g], mn[g] = int(s), int(m)
+        total += error
     return total
 
 
-@serial_sums
-def _refit(x, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
+@serial
+def _refit(x, count, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
     """Least-squares d and dmin for the codes that the present ones give."""
     aa, ab, bb, ax, bx = 0.0, 0.0, 0.0, 0.0, 0.0
-    for g in range(GROUPS):
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
         step, offset = d * f32(sc[g]), dmin * f32(mn[g])
-        inverse = f32(1.0) / step if step > 0 else f32(0)
-        sq, sqq, sqx, sx = f32(0), f32(0), f32(0), f32(0)
-        group = x[WIDTH * g : WIDTH * (g + 1)]
-        for i in range(WIDTH):
-            q = nearest((group[i] + offset) * inverse)
-            q = min(max(q, f32(0)), levels)
-            sq += q
-            sqq += q * q
-            sqx += q * group[i]
-            sx += group[i]
+        q, qq, qx, sx = code_sums_32(x, WIDTH * g, inside, step, offset, f32(0), levels)
         s, m = float(sc[g]), float(mn[g])
-        aa += s * s * sqq
-        ab += s * m * sq
-        bb += m * m * WIDTH
-        ax += s * sqx
+        aa += s * s * qq
+        ab += s * m * q
+        bb += m * m * inside
+        ax += s * qx
         bx += m * sx
     det = aa * bb - ab * ab
     if det > 1e-9 * aa * bb:
@@ -132,25 +69,26 @@ def _refit(x, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
 
 
 @serial
-def search(x, levels, sc, mn):  # noqa: ANN001, ANN201
-    """Fill sc, mn (int64 [8]) for 256 values; returns the float16 bits of d and dmin."""
-    steps, offsets = np.empty(GROUPS, np.float32), np.empty(GROUPS, np.float32)
-    for g in range(GROUPS):
-        steps[g], offsets[g] = _fit_group(x[WIDTH * g : WIDTH * (g + 1)], levels)
-    d_bits, m_bits = half_bits(steps.max() / f32(63)), half_bits(offsets.max() / f32(63))
+def search(x, count, levels, sc, mn):  # noqa: ANN001, ANN201
+    """Fill sc, mn (int64 [8]) for `count` values; returns the float16 bits of d and dmin."""
+    steps, offsets = np.zeros(GROUPS, np.float32), np.zeros(GROUPS, np.float32)
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
+        steps[g], offsets[g] = _fit_group(x, WIDTH * g, inside, levels)
+    d_bits, m_bits = scale_bits(steps.max(), f32(63)), scale_bits(offsets.max(), f32(63))
     d, dmin = half_value(d_bits), half_value(m_bits)
     for g in range(GROUPS):
         sc[g] = min(63, int(steps[g] / d + f32(0.5))) if d > 0 else 0
         mn[g] = min(63, int(offsets[g] / dmin + f32(0.5))) if dmin > 0 else 0
-    error = _choose(x, d, dmin, levels, sc, mn)
+    error = _choose(x, count, d, dmin, levels, sc, mn)
     trial_sc, trial_mn = sc.copy(), mn.copy()
     for _ in range(ROUNDS):
-        new_d, new_m = _refit(x, d, dmin, levels, trial_sc, trial_mn)
+        new_d, new_m = _refit(x, count, d, dmin, levels, trial_sc, trial_mn)
         if not (new_d > 0 and new_m >= 0 and new_d < f32(65504) and new_m < f32(65504)):
             break
         trial_d, trial_m = half_bits(new_d), half_bits(new_m)
         d, dmin = half_value(trial_d), half_value(trial_m)
-        trial = _choose(x, d, dmin, levels, trial_sc, trial_mn)
+        trial = _choose(x, count, d, dmin, levels, trial_sc, trial_mn)
         if trial >= error:
             break
         error, d_bits, m_bits = trial, trial_d, trial_m

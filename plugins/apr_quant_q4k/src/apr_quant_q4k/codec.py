@@ -1,22 +1,30 @@
-"""What the four codecs share: checks, padding of rows to whole blocks, the loops over rows."""
+"""What the four codecs share: checks, blocks at the end of rows, spreading over threads."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any, ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import ClassVar
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import FormatError, QuantizationError
 
+SHARE = 1 << 16  # values that are worth a thread
 
-def check_values(rows: NDArray[np.float32], largest: float, name: str) -> None:
+
+def check_values(
+    rows: NDArray[np.float32], smallest: float, largest: float, name: str
+) -> None:
     """Raise QuantizationError on NaN, Inf, or a value whose scale float16 cannot hold."""
     if not rows.size:
         return
-    top = float(max(rows.max(), -rows.min()))  # NaN if there is one
-    if np.isfinite(top) and top <= largest:
+    low, high = float(rows.min()), float(rows.max())  # NaN if there is one
+    if smallest <= low and high <= largest:
         return
     bad = ~np.isfinite(rows)
     if bad.any():
@@ -26,44 +34,76 @@ def check_values(rows: NDArray[np.float32], largest: float, name: str) -> None:
             f"column {first[1]}",
             "The checkpoint is damaged, or was saved from a run that diverged.",
         )
+    value = low if low < smallest else high
     raise QuantizationError(
-        f"value {top:g} is too large for {name}, which holds up to {largest:g}",
+        f"value {value:g} is out of range for {name}: its float16 scales hold values from "
+        f"{smallest:g} to {largest:g}",
         "Use bf16 or f32 for this checkpoint.",
     )
 
 
+def thread_count(values: int) -> int:
+    """Threads worth using: Numba's setting, but one for a caller that has threads of its own.
+
+    Only the main thread spreads its work. A pool that encodes several tensors at once has split it
+    already, and Numba's own parallel loops end the process there under some threading layers.
+    """
+    if values < 2 * SHARE or threading.current_thread() is not threading.main_thread():
+        return 1
+    return min(numba.get_num_threads(), values // SHARE)
+
+
+def spread(
+    run: Callable[..., None], source: NDArray[np.generic], out: NDArray[np.generic], *rest: int
+) -> None:
+    """run(source, out, start, stop, ...) over all blocks, in one piece for each thread."""
+    blocks, threads = len(out), thread_count(max(source.size, out.size))
+    if threads == 1:
+        run(source, out, 0, blocks, *rest)
+        return
+    cuts = [blocks * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads, "codec") as pool:
+        jobs = [pool.submit(run, source, out, *cut, *rest) for cut in pairwise(cuts)]
+    for job in jobs:
+        job.result()
+
+
 class BlockCodec:
-    """A quantizer over blocks; subclasses name the compiled loops."""
+    """A quantizer over blocks; subclasses name the compiled loops.
+
+    `smallest` and `largest` are the values that are always representable with float16 scales.
+    """
 
     name: ClassVar[str]
     block: ClassVar[int]
     nbytes: ClassVar[int]
+    smallest: ClassVar[float]
     largest: ClassVar[float]
-    encode_rows: ClassVar[Callable[..., None]]
-    decode_rows: ClassVar[Callable[..., None]]
+    encode_blocks: ClassVar[Callable[..., None]]
+    decode_blocks: ClassVar[Callable[..., None]]
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """f32 [R, C] -> u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
         rows = np.ascontiguousarray(rows, np.float32)
-        check_values(rows, self.largest, self.name)
+        check_values(rows, self.smallest, self.largest, self.name)
         count, cols = rows.shape
-        blocks = -(-cols // self.block)
+        across = -(-cols // self.block)
         if cols % self.block:
-            rows = np.pad(rows, ((0, 0), (0, blocks * self.block - cols)))
-        out = np.zeros((count, blocks, self.nbytes), np.uint8)
-        type(self).encode_rows(rows.reshape(count, blocks, self.block), out)
-        return out.reshape(count, blocks * self.nbytes)
+            rows = np.pad(rows, ((0, 0), (0, across * self.block - cols)))
+        out = np.zeros((count * across, self.nbytes), np.uint8)
+        last = cols - (across - 1) * self.block  # values in a row's last block
+        spread(type(self).encode_blocks, rows.reshape(-1, self.block), out, across, last)
+        return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
         """u8 [R, row bytes] -> f32 [R, cols]. Raises FormatError if the bytes do not fit."""
-        blocks = -(-cols // self.block)
-        if raw.ndim != 2 or raw.shape[1] != blocks * self.nbytes:
+        across = -(-cols // self.block)
+        if raw.ndim != 2 or raw.shape[1] != across * self.nbytes:
             raise FormatError(
-                f"{self.name}: rows of {cols} values take {blocks * self.nbytes} bytes, found an "
+                f"{self.name}: rows of {cols} values take {across * self.nbytes} bytes, found an "
                 f"array of shape {list(raw.shape)}"
             )
-        count = raw.shape[0]
-        packed = np.ascontiguousarray(raw).reshape(count, blocks, self.nbytes)
-        out: NDArray[Any] = np.empty((count, blocks, self.block), np.float32)
-        type(self).decode_rows(packed, out)
-        return out.reshape(count, blocks * self.block)[:, :cols]
+        packed = np.ascontiguousarray(raw).reshape(-1, self.nbytes)
+        out = np.empty((len(packed), self.block), np.float32)
+        spread(type(self).decode_blocks, packed, out)
+        return out.reshape(len(raw), across * self.block)[:, :cols]

@@ -1,4 +1,4 @@
-"""Numba options of the codecs, where their compiled code is kept, and rounding."""
+"""Numba options of the codecs, and where their compiled code is kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 
 def _cache_dir() -> str:
@@ -28,34 +26,13 @@ def _cache_dir() -> str:
 CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
 
 
-def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """njit with options, its disk cache in this package's folder whoever imported what first."""
+def serial(function: Callable[..., Any]) -> Any:
+    """njit without the GIL, its disk cache in this package's folder whoever imported what first.
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
-        try:
-            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-
-    return decorate
-
-
-# sums may be reordered: they only rank candidates, the same way in every build of the same code
-serial = _compiler()
-serial_sums = _compiler(fastmath={"reassoc", "contract", "nsz"})
-threaded = _compiler(parallel=True)
-
-
-@intrinsic
-def nearest(typing: Any, x: Any) -> Any:
-    """The nearest integer, ties to even, as float32."""
-
-    def codegen(context: Any, b: Any, _: Any, args: Any) -> Any:
-        name, single = "llvm.rint.f32", ir.FloatType()
-        function = b.module.globals.get(name) or ir.Function(
-            b.module, ir.FunctionType(single, [single]), name
-        )
-        return b.call(function, args)
-
-    return types.float32(types.float32), codegen
+    No fastmath: the same bytes must come out on every processor.
+    """
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before

@@ -42,6 +42,19 @@ def half_value(bits):  # noqa: ANN001, ANN201
 
 
 @serial
+def scale_bits(largest, top):  # noqa: ANN001, ANN201
+    """Bits of the float16 nearest to largest / top, at most 65504.
+
+    A subnormal that came out too small is rounded up: the largest scale would be clipped, while
+    integer scales can make up for a step that is too coarse. Only 0 gives 0.
+    """
+    bits = min(half_bits(largest / top), np.uint16(0x7BFF))
+    if bits < np.uint16(0x400) and half_value(bits) * top < largest:
+        return np.uint16(bits + 1)
+    return np.uint16(bits)
+
+
+@serial
 def store_half(block, at, bits):  # noqa: ANN001, ANN201
     """Two bytes, low one first."""
     block[at] = bits & np.uint16(255)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from apr_quant_q4k.affine import codes, pack_scales, search, unpack_scales
 from apr_quant_q4k.codec import BlockCodec
-from apr_quant_q4k.compiling import serial, threaded
+from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_value, load_half, store_half
 
 LEVELS = np.float32(31)
 
 
 @serial
-def _encode_block(x, block):  # noqa: ANN001, ANN202
+def _encode_block(x, count, block):  # noqa: ANN001, ANN202
     sc, mn, q = np.zeros(8, np.int64), np.zeros(8, np.int64), np.empty(256, np.uint8)
-    d_bits, m_bits = search(x, LEVELS, sc, mn)
+    d_bits, m_bits = search(x, count, LEVELS, sc, mn)
     codes(x, half_value(d_bits), half_value(m_bits), LEVELS, sc, mn, q)
     store_half(block, 0, d_bits)
     store_half(block, 2, m_bits)
@@ -42,24 +41,23 @@ def _decode_block(block, x):  # noqa: ANN001, ANN202
             x[64 * j + 32 + i] = d1 * np.float32((byte >> 4) | ((bits & 2) << 3)) - m1
 
 
-@threaded
-def encode_rows(rows, out):  # noqa: ANN001, ANN201
-    """rows [R, B, 256] -> out [R, B, 176], zeroed by the caller."""
-    for r in prange(rows.shape[0]):
-        for b in range(rows.shape[1]):
-            _encode_block(rows[r, b], out[r, b])
+@serial
+def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201
+    """values [N, 256] -> out [N, 176], zeroed by the caller; every `across`-th block holds only `last` values."""
+    for n in range(start, stop):
+        _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 
 
-@threaded
-def decode_rows(raw, out):  # noqa: ANN001, ANN201
-    """raw [R, B, 176] -> out [R, B, 256]."""
-    for r in prange(raw.shape[0]):
-        for b in range(raw.shape[1]):
-            _decode_block(raw[r, b], out[r, b])
+@serial
+def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
+    """raw [N, 176] -> out [N, 256]."""
+    for n in range(start, stop):
+        _decode_block(raw[n], out[n])
 
 
 class Q5K(BlockCodec):
     """The codec of q5_k."""
 
-    name, block, nbytes, largest = "q5_k", 256, 176, 6e7
-    encode_rows, decode_rows = encode_rows, decode_rows
+    name, block, nbytes = "q5_k", 256, 176
+    smallest, largest = float(-63 * 65504), float(63 * 65504 * LEVELS)  # dmin * mn, d * sc * q
+    encode_blocks, decode_blocks = encode_blocks, decode_blocks

@@ -1,126 +1,89 @@
 """q6_k: 256 values in 210 bytes: 16 groups of 16, value = d * scale * (q - 32), int8 scales (GGML).
 
-Encoding: each group tries steps around max / 32 of either sign (the code -32 has no partner 32),
-improved by least squares; then, with d rounded to float16, each group tries neighbouring scales,
-d is fitted again to the codes, and both repeat while the squared error falls.
+Encoding: d from the group that needs the largest step, rounded to float16. With it, each group
+tries the integer scales around max / 32, and around max / 31 of the other sign (the code -32 has no
+partner 32), and keeps the one with the least squared error. Then d is fitted by least squares to
+those codes, each group tries the neighbours of its scale, and both repeat while the error falls.
+Only the first `count` values of a block are real, the others are padding and are not looked at.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from apr_quant_q4k.codec import BlockCodec
-from apr_quant_q4k.compiling import nearest, serial, serial_sums, threaded
-from apr_quant_q4k.half import half_bits, half_value, load_half, store_half
+from apr_quant_q4k.compiling import serial
+from apr_quant_q4k.half import half_bits, half_value, load_half, scale_bits, store_half
+from apr_quant_q4k.lanes import nearest
+from apr_quant_q4k.scale_search import best_scale
+from apr_quant_q4k.sums import code_sums_16
 
 f32 = np.float32
 GROUPS, WIDTH = 16, 16
 LOW, HIGH = f32(-32), f32(31)
-CANDIDATES = 19
 ROUNDS = 3
 
 
-@serial_sums
-def _fit(x, inverse):  # noqa: ANN001, ANN202
-    """Least-squares step for the codes of 1/step, and the error it leaves."""
-    qq, qx, xx = f32(0), f32(0), f32(0)
-    for i in range(WIDTH):
-        q = min(max(nearest(x[i] * inverse), LOW), HIGH)
-        qq += q * q
-        qx += q * x[i]
-        xx += x[i] * x[i]
-    if qq <= 0:
-        return f32(0), xx
-    step = qx / qq
-    return step, xx - step * qx
-
-
 @serial
-def _group_step(x):  # noqa: ANN001, ANN202
-    top = f32(0)
-    for i in range(WIDTH):
-        if abs(x[i]) > abs(top):
-            top = x[i]
-    if top == 0:
-        return f32(0)
-    best_step, best = top / LOW, f32(np.inf)
-    for c in range(CANDIDATES):
-        size = f32(30.2) + f32(0.2) * f32(c)
-        step, error = _fit(x, -size / top)
-        if step != 0 and error < best:
-            best_step, best = step, error
-    return best_step
-
-
-@serial_sums
-def _error(x, step):  # noqa: ANN001, ANN202
-    inverse = f32(1.0) / step if step != 0 else f32(0)
+def _first_scales(x, count, tops, d, scales):  # noqa: ANN001, ANN202
+    """Each group's best scale around those that map its largest value to -32 or 31."""
     total = f32(0)
-    for i in range(WIDTH):
-        q = min(max(nearest(x[i] * inverse), LOW), HIGH)
-        miss = x[i] - step * q
-        total += miss * miss
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
+        minus = nearest(tops[g] / (LOW * d)) if d != 0 else f32(0)
+        plus = nearest(tops[g] / (HIGH * d)) if d != 0 else f32(0)
+        error, scale = best_scale(x, WIDTH * g, inside, d, minus - f32(8))
+        other, other_scale = best_scale(x, WIDTH * g, inside, d, plus - f32(8))
+        if other < error:
+            error, scale = other, other_scale
+        scales[g] = int(scale)
+        total += error
     return total
 
 
 @serial
-def _choose(x, d, scales):  # noqa: ANN001, ANN202
-    """Each group's best scale among the neighbours of the present one; the total error."""
+def _choose(x, count, d, scales):  # noqa: ANN001, ANN202
+    """Each group's best scale around the present one; the total error."""
     total = f32(0)
-    for g in range(GROUPS):
-        group = x[WIDTH * g : WIDTH * (g + 1)]
-        best, best_scale = f32(np.inf), scales[g]
-        for s in range(max(scales[g] - 2, -128), min(scales[g] + 3, 128)):
-            error = _error(group, d * f32(s))
-            if error < best:
-                best, best_scale = error, s
-        scales[g] = best_scale
-        total += best
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
+        error, scale = best_scale(x, WIDTH * g, inside, d, f32(scales[g]) - f32(8))
+        scales[g] = int(scale)
+        total += error
     return total
 
 
-@serial_sums
-def _refit(x, d, scales):  # noqa: ANN001, ANN202
+@serial
+def _refit(x, count, d, scales):  # noqa: ANN001, ANN202
+    """The least-squares d for the codes that the present one gives."""
     aa, ax = 0.0, 0.0
-    for g in range(GROUPS):
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
         step = d * f32(scales[g])
-        inverse = f32(1.0) / step if step != 0 else f32(0)
-        qq, qx = f32(0), f32(0)
-        group = x[WIDTH * g : WIDTH * (g + 1)]
-        for i in range(WIDTH):
-            q = min(max(nearest(group[i] * inverse), LOW), HIGH)
-            qq += q * q
-            qx += q * group[i]
+        _, qq, qx, _ = code_sums_16(x, WIDTH * g, inside, step, f32(0), LOW, HIGH)
         aa += float(scales[g]) ** 2 * qq
         ax += float(scales[g]) * qx
     return f32(ax / aa) if aa > 0 else d
 
 
 @serial
-def _search(x, scales):  # noqa: ANN001, ANN202
-    """Fill scales (int64 [16]); returns the float16 bits of d."""
-    steps = np.empty(GROUPS, np.float32)
-    top = f32(0)
-    for g in range(GROUPS):
-        steps[g] = _group_step(x[WIDTH * g : WIDTH * (g + 1)])
-        if abs(steps[g]) > abs(top):
-            top = steps[g]
-    bits = half_bits(top / f32(-128))  # the largest scale becomes -128, which int8 has
-    if bits & 0x3FF > 0 and bits & 0x7C00 == 0:
-        bits = np.uint16(bits + 1)  # subnormal: rounded up, the scales can make it precise again
+def _search(x, count, scales):  # noqa: ANN001, ANN202
+    """Fill scales (int64 [16]); returns the float16 bits of d >= 0."""
+    tops, top = np.zeros(GROUPS, np.float32), f32(0)
+    for i in range(count):
+        if abs(x[i]) > abs(tops[i // WIDTH]):
+            tops[i // WIDTH] = x[i]
+            top = max(top, abs(x[i]))
+    bits = scale_bits(top / f32(32), f32(126))
     d = half_value(bits)
-    for g in range(GROUPS):
-        ratio = steps[g] / d if d != 0 else f32(0)
-        scales[g] = int(min(max(nearest(ratio), f32(-128)), f32(127)))
-    error = _choose(x, d, scales)
+    error = _first_scales(x, count, tops, d, scales)
     trial = scales.copy()
     for _ in range(ROUNDS):
-        new = half_bits(_refit(x, d, trial))
+        new = half_bits(_refit(x, count, d, trial))
         d = half_value(new)
-        if not (d != 0 and abs(d) <= f32(65504)):
+        if not (d > 0 and d <= f32(65504)):
             break
-        found = _choose(x, d, trial)
+        found = _choose(x, count, d, trial)
         if found >= error:
             break
         error, bits = found, new
@@ -129,16 +92,22 @@ def _search(x, scales):  # noqa: ANN001, ANN202
 
 
 @serial
-def _encode_block(x, block):  # noqa: ANN001, ANN202
-    scales, q = np.zeros(GROUPS, np.int64), np.empty(256, np.uint8)
-    bits = _search(x, scales)
-    d = half_value(bits)
+def _codes(x, d, scales, q):  # noqa: ANN001, ANN202
+    """The codes 0..63 of 256 values."""
     for g in range(GROUPS):
         step = d * f32(scales[g])
         inverse = f32(1.0) / step if step != 0 else f32(0)
         for i in range(WIDTH * g, WIDTH * (g + 1)):
             code = min(max(nearest(x[i] * inverse), LOW), HIGH)
             q[i] = np.uint8(np.int32(code) + 32)
+
+
+@serial
+def _encode_block(x, count, block):  # noqa: ANN001, ANN202
+    scales, q = np.zeros(GROUPS, np.int64), np.empty(256, np.uint8)
+    bits = _search(x, count, scales)
+    _codes(x, half_value(bits), scales, q)
+    for g in range(GROUPS):
         block[192 + g] = np.uint8(scales[g] & 255)
     store_half(block, 208, bits)
     for h in range(2):
@@ -168,24 +137,23 @@ def _decode_block(block, x):  # noqa: ANN001, ANN202
             x[i] = step * (x[i] - f32(32))
 
 
-@threaded
-def encode_rows(rows, out):  # noqa: ANN001, ANN201
-    """rows [R, B, 256] -> out [R, B, 210]."""
-    for r in prange(rows.shape[0]):
-        for b in range(rows.shape[1]):
-            _encode_block(rows[r, b], out[r, b])
+@serial
+def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201
+    """values [N, 256] -> out [N, 210]; every `across`-th block holds only `last` values."""
+    for n in range(start, stop):
+        _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 
 
-@threaded
-def decode_rows(raw, out):  # noqa: ANN001, ANN201
-    """raw [R, B, 210] -> out [R, B, 256]."""
-    for r in prange(raw.shape[0]):
-        for b in range(raw.shape[1]):
-            _decode_block(raw[r, b], out[r, b])
+@serial
+def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
+    """raw [N, 210] -> out [N, 256]."""
+    for n in range(start, stop):
+        _decode_block(raw[n], out[n])
 
 
 class Q6K(BlockCodec):
     """The codec of q6_k."""
 
-    name, block, nbytes, largest = "q6_k", 256, 210, 2e8
-    encode_rows, decode_rows = encode_rows, decode_rows
+    name, block, nbytes = "q6_k", 256, 210
+    smallest, largest = -126 * 32 * 65504.0, 126 * 32 * 65504.0
+    encode_blocks, decode_blocks = encode_blocks, decode_blocks

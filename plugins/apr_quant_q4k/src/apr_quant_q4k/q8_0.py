@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from apr_quant_q4k.codec import BlockCodec
-from apr_quant_q4k.compiling import nearest, serial, threaded
+from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_bits, half_value, load_half, store_half
+from apr_quant_q4k.lanes import nearest
 
 f32 = np.float32
+BLOCK = 32
+
+
+@serial
+def _step_bits(top):  # noqa: ANN001, ANN202
+    """Bits of the float16 step. A subnormal under which the largest value clips is rounded up."""
+    bits = half_bits(top / f32(127))
+    d = half_value(bits)
+    if bits < np.uint16(0x400) and top - f32(127) * d > f32(0.5) * d:
+        return np.uint16(bits + 1)
+    return np.uint16(bits)
 
 
 @serial
 def _encode_block(x, block):  # noqa: ANN001, ANN202
     top = f32(0)
-    for i in range(32):
+    for i in range(BLOCK):
         top = max(top, abs(x[i]))
-    bits = half_bits(top / f32(127))
+    bits = _step_bits(top)
     d = half_value(bits)  # codes are for the rounded step, which is the one that decodes
     inverse = f32(1.0) / d if d > 0 else f32(0)
     store_half(block, 0, bits)
-    for i in range(32):
+    for i in range(BLOCK):
         q = min(max(nearest(x[i] * inverse), f32(-127)), f32(127))
         block[2 + i] = np.uint8(np.int32(q) & 255)
 
 
-@threaded
-def encode_rows(rows, out):  # noqa: ANN001, ANN201
-    """rows [R, B, 32] -> out [R, B, 34]."""
-    for r in prange(rows.shape[0]):
-        for b in range(rows.shape[1]):
-            _encode_block(rows[r, b], out[r, b])
+@serial
+def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201, ARG001
+    """values [N, 32] -> out [N, 34]. The zeros after a row's `last` values change nothing."""
+    for n in range(start, stop):
+        _encode_block(values[n], out[n])
 
 
-@threaded
-def decode_rows(raw, out):  # noqa: ANN001, ANN201
-    """raw [R, B, 34] -> out [R, B, 32]."""
-    for r in prange(raw.shape[0]):
-        for b in range(raw.shape[1]):
-            d = load_half(raw[r, b], 0)
-            for i in range(32):
-                out[r, b, i] = d * f32(np.int8(raw[r, b, 2 + i]))
+@serial
+def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
+    """raw [N, 34] -> out [N, 32]."""
+    for n in range(start, stop):
+        d = load_half(raw[n], 0)
+        for i in range(BLOCK):
+            out[n, i] = d * f32(np.int8(raw[n, 2 + i]))
 
 
 class Q8_0(BlockCodec):
     """The codec of q8_0."""
 
-    name, block, nbytes, largest = "q8_0", 32, 34, 8e6
-    encode_rows, decode_rows = encode_rows, decode_rows
+    name, block, nbytes = "q8_0", BLOCK, 34
+    smallest, largest = -127 * 65504.0, 127 * 65504.0
+    encode_blocks, decode_blocks = encode_blocks, decode_blocks
