@@ -2,9 +2,10 @@
 
 1. For each group of 32, a line through the values: candidates for the step around (max - min) /
    levels, each improved by least squares; the offset is never positive.
-2. d and dmin from the largest step and offset, rounded to float16.
+2. d and dmin from the largest step and offset, rounded to float16: two guesses.
 3. With d and dmin fixed, every group tries the neighbours of its (sc, mn) and keeps the best codes;
-   then d and dmin are fitted by least squares to those codes, and step 3 repeats.
+   then d and dmin are fitted by least squares to those codes, and this repeats while it helps. The
+   better of the two searches stays.
 The error is the plain sum of squares. Every comparison uses the rounded d and dmin. Only the first
 `count` values of a block are real: the others are padding, and nothing looks at them.
 """
@@ -21,7 +22,9 @@ from apr_quant_q4k.sums import code_sums_32, extent
 
 f32 = np.float32
 GROUPS, WIDTH = 8, 32
-ROUNDS = 4
+ROUNDS = 2
+# The largest scale and minimum in two searches: different grids for all groups at once.
+STARTS = ((f32(63), f32(60)), (f32(58), f32(63)))
 
 
 @serial
@@ -69,17 +72,9 @@ def _refit(x, count, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
 
 
 @serial
-def search(x, count, levels, sc, mn):  # noqa: ANN001, ANN201
-    """Fill sc, mn (int64 [8]) for `count` values; returns the float16 bits of d and dmin."""
-    steps, offsets = np.zeros(GROUPS, np.float32), np.zeros(GROUPS, np.float32)
-    for g in range((count + WIDTH - 1) // WIDTH):
-        inside = min(count - WIDTH * g, WIDTH)
-        steps[g], offsets[g] = _fit_group(x, WIDTH * g, inside, levels)
-    d_bits, m_bits = scale_bits(steps.max(), f32(63)), scale_bits(offsets.max(), f32(63))
+def _refine(x, count, levels, d_bits, m_bits, sc, mn):  # noqa: ANN001, ANN202
+    """(error, bits of d, bits of dmin) after step 3; sc and mn change with them."""
     d, dmin = half_value(d_bits), half_value(m_bits)
-    for g in range(GROUPS):
-        sc[g] = min(63, int(steps[g] / d + f32(0.5))) if d > 0 else 0
-        mn[g] = min(63, int(offsets[g] / dmin + f32(0.5))) if dmin > 0 else 0
     error = _choose(x, count, d, dmin, levels, sc, mn)
     trial_sc, trial_mn = sc.copy(), mn.copy()
     for _ in range(ROUNDS):
@@ -93,7 +88,29 @@ def search(x, count, levels, sc, mn):  # noqa: ANN001, ANN201
             break
         error, d_bits, m_bits = trial, trial_d, trial_m
         sc[:], mn[:] = trial_sc, trial_mn
-    return d_bits, m_bits
+    return error, d_bits, m_bits
+
+
+@serial
+def search(x, count, levels, sc, mn):  # noqa: ANN001, ANN201
+    """Fill sc, mn (int64 [8]) for `count` values; returns the float16 bits of d and dmin."""
+    steps, offsets = np.zeros(GROUPS, np.float32), np.zeros(GROUPS, np.float32)
+    for g in range((count + WIDTH - 1) // WIDTH):
+        inside = min(count - WIDTH * g, WIDTH)
+        steps[g], offsets[g] = _fit_group(x, WIDTH * g, inside, levels)
+    best, best_d, best_m = f32(np.inf), np.uint16(0), np.uint16(0)
+    trial_sc, trial_mn = np.empty(GROUPS, np.int64), np.empty(GROUPS, np.int64)
+    for top_sc, top_mn in STARTS:
+        d_bits, m_bits = scale_bits(steps.max(), top_sc), scale_bits(offsets.max(), top_mn)
+        d, dmin = half_value(d_bits), half_value(m_bits)
+        for g in range(GROUPS):
+            trial_sc[g] = min(63, int(steps[g] / d + f32(0.5))) if d > 0 else 0
+            trial_mn[g] = min(63, int(offsets[g] / dmin + f32(0.5))) if dmin > 0 else 0
+        error, d_bits, m_bits = _refine(x, count, levels, d_bits, m_bits, trial_sc, trial_mn)
+        if error < best:
+            best, best_d, best_m = error, d_bits, m_bits
+            sc[:], mn[:] = trial_sc, trial_mn
+    return best_d, best_m
 
 
 @serial

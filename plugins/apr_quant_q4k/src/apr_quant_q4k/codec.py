@@ -17,9 +17,7 @@ from apr_core.errors import FormatError, QuantizationError
 SHARE = 1 << 16  # values that are worth a thread
 
 
-def check_values(
-    rows: NDArray[np.float32], smallest: float, largest: float, name: str
-) -> None:
+def check_values(rows: NDArray[np.float32], smallest: float, largest: float, name: str) -> None:
     """Raise QuantizationError on NaN, Inf, or a value whose scale float16 cannot hold."""
     if not rows.size:
         return

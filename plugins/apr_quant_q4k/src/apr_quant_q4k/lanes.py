@@ -1,7 +1,7 @@
 """Vector IR of the searches: sixteen candidates side by side, one in each lane.
 
 A lane sums over a group's values one after the other, and nothing is reordered or fused: every
-processor finds the same scales, whatever its vectors are wide. LLVM splits the lanes as needed.
+processor finds the same scales, however wide its vectors are. LLVM splits the lanes as needed.
 Plain Numba loops would need reordered sums to vectorize, and bytes would depend on the machine.
 """
 
@@ -112,23 +112,14 @@ class Group:
         return [b.load(slot) for slot in slots]
 
 
-def best_lane(b: ir.IRBuilder, errors: list[Value], rows: list[list[Value]]) -> list[Value]:
-    """Of candidates in several vectors, the first with the least error: [its error, its row].
-
-    `rows` has a list of vectors, one per quantity, for each vector of `errors`.
-    """
-    best_error, best = errors[0], rows[0]
-    for error, row in zip(errors[1:], rows[1:], strict=True):
-        less = b.fcmp_ordered("<", error, best_error)
-        best_error = b.select(less, error, best_error)
-        best = [b.select(less, new, old) for new, old in zip(row, best, strict=True)]
-    found = [best_error, *best]
+def best_lane(b: ir.IRBuilder, found: list[Value]) -> list[Value]:
+    """One lane of each vector: the one with the smallest value in the first vector."""
     width = LANES
     while width > 1:
         width //= 2
         lows, highs = zip(*(halves(b, v, width) for v in found), strict=True)
         less = b.fcmp_ordered("<", highs[0], lows[0])
-        found = [b.select(less, h, lo) for h, lo in zip(highs, lows, strict=True)]
+        found = [b.select(less, high, low) for low, high in zip(lows, highs, strict=True)]
     return [b.extract_element(v, I32(0)) for v in found]
 
 

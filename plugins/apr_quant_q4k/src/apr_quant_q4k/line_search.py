@@ -1,4 +1,4 @@
-"""Sixteen-lane searches of one group of q4_k and q5_k: value = step * q - offset, q in 0..levels."""
+"""Sixteen-lane searches of one group of q4_k or q5_k: value = step * q - offset, q in 0..levels."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from numba import types
 from numba.extending import intrinsic
 
 from apr_quant_q4k.lanes import (
-    INFINITY, LANES, Group, Value, best_lane, f32, i64, larger, make_tuple, reciprocal, rounded,
-    smaller, splat, table,
+    INFINITY,
+    LANES,
+    Group,
+    Value,
+    best_lane,
+    f32,
+    i64,
+    larger,
+    make_tuple,
+    reciprocal,
+    rounded,
+    smaller,
+    splat,
+    table,
 )  # fmt: skip
 
 ZERO, ONE = table([0] * LANES), table([1] * LANES)
-# How far the first step is from span / levels: from one level fewer to one level more, and so on.
-FIRST = [[-1.0 + 0.125 * k for k in range(LANES)]]
+# The first steps are span / (levels + these): fewer levels pay off where few values are far out.
+FIRST = [-2.5 + 0.25 * k for k in range(LANES)]
 PASSES = 2  # of least squares, each from the codes of the line before
-# Neighbours (scale, minimum) that are tried; a larger step with a larger offset is the same line
-# turned about its middle, so the diagonal is the valley. The present pair comes first: it wins ties.
+# Neighbours (scale, minimum) that are tried. A larger step with a larger offset is the same line
+# turned about its middle, so the valley is the diagonal. The present pair is first: it wins ties.
 WINDOW = [
     (0, 0), (1, 1), (-1, -1), (1, 0), (0, 1), (-1, 0), (0, -1), (2, 1), (1, 2), (-2, -1), (-1, -2),
     (2, 2), (-2, -2), (1, -1), (-1, 1), (2, 0),
@@ -64,22 +76,17 @@ def fit_line(
         group = Group(context, b, sig, args)
         low, span, y, yy, levels = (splat(b, a) for a in args[3:])
         all_of = splat(b, b.sitofp(args[2], args[3].type)), y, yy
-        errors, rows = [], []
-        for deltas in FIRST:
-            inverse = b.fdiv(b.fadd(levels, table(deltas)), span)
-            offset = ZERO
-            for _ in range(PASSES):
+        inverse, offset = b.fdiv(b.fadd(levels, table(FIRST)), span), ZERO
+        for _ in range(PASSES):
 
-                def terms(value: Value, offset: Value = offset, inverse: Value = inverse) -> Any:
-                    above = b.fsub(value, low)
-                    q = rounded(b, b.fmul(b.fsub(above, offset), inverse), ZERO, levels)
-                    return [q, b.fmul(q, q), b.fmul(q, above)]
+            def terms(value: Value, offset: Value = offset, inverse: Value = inverse) -> Any:
+                above = b.fsub(value, low)
+                q = rounded(b, b.fmul(b.fsub(above, offset), inverse), ZERO, levels)
+                return [q, b.fmul(q, q), b.fmul(q, above)]
 
-                step, offset, error = _least_squares(b, low, group.sums(3, terms), all_of)
-                inverse = b.fdiv(ONE, step)
-            errors.append(error)
-            rows.append([step, b.fadd(low, offset)])
-        return make_tuple(context, b, sig, best_lane(b, errors, rows))
+            step, offset, error = _least_squares(b, low, group.sums(3, terms), all_of)
+            inverse = b.fdiv(ONE, step)
+        return make_tuple(context, b, sig, best_lane(b, [error, step, b.fadd(low, offset)]))
 
     result = types.UniTuple(f32, 3)
     return result(x, i64, i64, f32, f32, f32, f32, f32), codegen
@@ -94,25 +101,19 @@ def best_pair(
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         group = Group(context, b, sig, args)
         d, dmin, sc, mn, levels = (splat(b, a) for a in args[3:])
-        errors, rows = [], []
-        for first in range(0, len(WINDOW), LANES):
-            near = WINDOW[first : first + LANES]
-            top = table([63] * LANES)
-            s = smaller(b, larger(b, b.fadd(sc, table([p[0] for p in near])), ZERO), top)
-            m = smaller(b, larger(b, b.fadd(mn, table([p[1] for p in near])), ZERO), top)
-            step, offset = b.fmul(d, s), b.fmul(dmin, m)
-            inverse = reciprocal(b, step)
+        top = table([63] * LANES)
+        s = smaller(b, larger(b, b.fadd(sc, table([p[0] for p in WINDOW])), ZERO), top)
+        m = smaller(b, larger(b, b.fadd(mn, table([p[1] for p in WINDOW])), ZERO), top)
+        step, offset = b.fmul(d, s), b.fmul(dmin, m)
+        inverse = reciprocal(b, step)
 
-            def terms(
-                value: Value, step: Value = step, offset: Value = offset, inverse: Value = inverse
-            ) -> Any:
-                q = rounded(b, b.fmul(b.fadd(value, offset), inverse), ZERO, levels)
-                miss = b.fsub(value, b.fsub(b.fmul(step, q), offset))
-                return [b.fmul(miss, miss)]
+        def terms(value: Value) -> list[Value]:
+            q = rounded(b, b.fmul(b.fadd(value, offset), inverse), ZERO, levels)
+            miss = b.fsub(value, b.fsub(b.fmul(step, q), offset))
+            return [b.fmul(miss, miss)]
 
-            errors += group.sums(1, terms)
-            rows.append([s, m])
-        return make_tuple(context, b, sig, best_lane(b, errors, rows))
+        (error,) = group.sums(1, terms)
+        return make_tuple(context, b, sig, best_lane(b, [error, s, m]))
 
     result = types.UniTuple(f32, 3)
     return result(x, i64, i64, f32, f32, f32, f32, f32), codegen

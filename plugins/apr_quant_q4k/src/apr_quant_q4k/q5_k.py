@@ -43,7 +43,7 @@ def _decode_block(block, x):  # noqa: ANN001, ANN202
 
 @serial
 def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201
-    """values [N, 256] -> out [N, 176], zeroed by the caller; every `across`-th block holds only `last` values."""
+    """values [N, 256] -> out [N, 176], zeroed; every `across`-th block holds only `last` values."""
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 

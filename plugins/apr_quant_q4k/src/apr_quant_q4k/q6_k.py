@@ -1,10 +1,11 @@
 """q6_k: 256 values in 210 bytes: 16 groups of 16, value = d * scale * (q - 32), int8 scales (GGML).
 
-Encoding: d from the group that needs the largest step, rounded to float16. With it, each group
-tries the integer scales around max / 32, and around max / 31 of the other sign (the code -32 has no
-partner 32), and keeps the one with the least squared error. Then d is fitted by least squares to
-those codes, each group tries the neighbours of its scale, and both repeat while the error falls.
-Only the first `count` values of a block are real, the others are padding and are not looked at.
+Encoding: d from the group that needs the largest step, rounded to float16: two guesses. Each group
+tries the integer scales from max / 32 on, and those from max / 31 on with the other sign (the code
+-32 has no partner 32), and keeps the one with the least squared error. Then d is fitted by least
+squares to those codes, each group tries the neighbours of its scale, and both repeat while the
+error falls. The better of the two searches stays. Only the first `count` values of a block are
+real: the others are padding, and nothing looks at them.
 """
 
 from __future__ import annotations
@@ -16,26 +17,28 @@ from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_bits, half_value, load_half, scale_bits, store_half
 from apr_quant_q4k.lanes import nearest
 from apr_quant_q4k.scale_search import best_scale
-from apr_quant_q4k.sums import code_sums_16
+from apr_quant_q4k.sums import code_sums_16, peak
 
 f32 = np.float32
 GROUPS, WIDTH = 16, 16
 LOW, HIGH = f32(-32), f32(31)
-ROUNDS = 3
+ROUNDS = 2
+STARTS = (f32(122), f32(112))  # the largest scale at first, with room for a larger one
 
 
 @serial
 def _first_scales(x, count, tops, d, scales):  # noqa: ANN001, ANN202
-    """Each group's best scale around those that map its largest value to -32 or 31."""
+    """Each group's best scale near those that map its largest value to -32 or 31."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
         minus = nearest(tops[g] / (LOW * d)) if d != 0 else f32(0)
         plus = nearest(tops[g] / (HIGH * d)) if d != 0 else f32(0)
-        error, scale = best_scale(x, WIDTH * g, inside, d, minus - f32(8))
-        other, other_scale = best_scale(x, WIDTH * g, inside, d, plus - f32(8))
-        if other < error:
-            error, scale = other, other_scale
+        if minus < 0:  # eight scales, from the nearest one away from 0
+            minus -= f32(7)
+        if plus < 0:
+            plus -= f32(7)
+        error, scale = best_scale(x, WIDTH * g, inside, d, minus, plus)
         scales[g] = int(scale)
         total += error
     return total
@@ -47,7 +50,8 @@ def _choose(x, count, d, scales):  # noqa: ANN001, ANN202
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
-        error, scale = best_scale(x, WIDTH * g, inside, d, f32(scales[g]) - f32(8))
+        present = f32(scales[g])
+        error, scale = best_scale(x, WIDTH * g, inside, d, present - f32(8), present)
         scales[g] = int(scale)
         total += error
     return total
@@ -67,14 +71,8 @@ def _refit(x, count, d, scales):  # noqa: ANN001, ANN202
 
 
 @serial
-def _search(x, count, scales):  # noqa: ANN001, ANN202
-    """Fill scales (int64 [16]); returns the float16 bits of d >= 0."""
-    tops, top = np.zeros(GROUPS, np.float32), f32(0)
-    for i in range(count):
-        if abs(x[i]) > abs(tops[i // WIDTH]):
-            tops[i // WIDTH] = x[i]
-            top = max(top, abs(x[i]))
-    bits = scale_bits(top / f32(32), f32(126))
+def _refine(x, count, tops, bits, scales):  # noqa: ANN001, ANN202
+    """(error, bits of d) of the search that starts from d; fills scales."""
     d = half_value(bits)
     error = _first_scales(x, count, tops, d, scales)
     trial = scales.copy()
@@ -88,7 +86,23 @@ def _search(x, count, scales):  # noqa: ANN001, ANN202
             break
         error, bits = found, new
         scales[:] = trial
-    return bits
+    return error, bits
+
+
+@serial
+def _search(x, count, scales):  # noqa: ANN001, ANN202
+    """Fill scales (int64 [16]); returns the float16 bits of d >= 0."""
+    tops, top = np.zeros(GROUPS, np.float32), f32(0)
+    for g in range((count + WIDTH - 1) // WIDTH):
+        tops[g] = peak(x, WIDTH * g, min(count - WIDTH * g, WIDTH))
+        top = max(top, abs(tops[g]))
+    best, best_bits, trial = f32(np.inf), np.uint16(0), np.zeros(GROUPS, np.int64)
+    for largest_scale in STARTS:
+        error, bits = _refine(x, count, tops, scale_bits(top / f32(32), largest_scale), trial)
+        if error < best:
+            best, best_bits = error, bits
+            scales[:] = trial
+    return best_bits
 
 
 @serial

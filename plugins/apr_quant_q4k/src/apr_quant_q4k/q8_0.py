@@ -38,7 +38,7 @@ def _encode_block(x, block):  # noqa: ANN001, ANN202
 
 
 @serial
-def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201, ARG001
+def encode_blocks(values, out, start, stop, across, last):  # noqa: ANN001, ANN201
     """values [N, 32] -> out [N, 34]. The zeros after a row's `last` values change nothing."""
     for n in range(start, stop):
         _encode_block(values[n], out[n])

@@ -47,7 +47,7 @@ q4_k_m = _recipe(
     (("sensitive", "q5_k"), ("fused_input", "q5_k"), ("head", "q6_k")),
     (("value", "q6_k"), ("down", "q6_k")),
 )
-q6k = _recipe("q6_k", (("sensitive", "q8_0"), ("head", "q8_0")))
+q6k = _recipe("q6_k", (("sensitive", "q8_0"),))
 q8_0 = _recipe("q8_0")
 f16 = _recipe("f16")
 bf16 = _recipe("bf16")

@@ -10,8 +10,24 @@ from numba import types
 from numba.extending import intrinsic
 
 from apr_quant_q4k.lanes import (
-    I32, I64, INFINITY, LANES, VECTOR, Value, extreme, f32, i64, larger, make_tuple, reciprocal,
-    rounded, smaller, splat, table, total,
+    I32,
+    I64,
+    INFINITY,
+    LANES,
+    VECTOR,
+    Value,
+    best_lane,
+    extreme,
+    f32,
+    i64,
+    larger,
+    make_tuple,
+    reciprocal,
+    rounded,
+    smaller,
+    splat,
+    table,
+    total,
 )  # fmt: skip
 
 ZERO = table([0] * LANES)
@@ -21,7 +37,7 @@ INDEX = ir.VectorType(I64, LANES)
 def _vectors(
     context: Any, b: ir.IRBuilder, sig: Any, args: Any, width: int
 ) -> Iterator[tuple[Value, Value]]:
-    """Of x[start : start + width]: vectors, and which of their lanes are among the first `count`."""
+    """Vectors of x[start : start + width], and which of their lanes are within `count`."""
     array, start, count = args[:3]
     data = context.make_array(sig.args[0])(context, b, value=array).data
     limit = ir.Constant(INDEX, ir.Undefined)
@@ -56,6 +72,18 @@ def extent(typing: Any, x: Any, start: Any, count: Any) -> Any:
         return make_tuple(context, b, sig, [low, b.fsub(high, low), total(b, y), total(b, yy)])
 
     return types.UniTuple(f32, 4)(x, i64, i64), codegen
+
+
+@intrinsic
+def peak(typing: Any, x: Any, start: Any, count: Any) -> Any:
+    """Of up to 16 values the one furthest from 0."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        ((x, inside),) = _vectors(context, b, sig, args, LANES)
+        x = b.select(inside, x, ZERO)
+        return best_lane(b, [smaller(b, x, b.fsub(ZERO, x)), x])[1]
+
+    return f32(x, i64, i64), codegen
 
 
 def _code_sums(width: int) -> Any:
