@@ -31,7 +31,10 @@ class Weight:
     `linear` and `embed` are bound here and not on the ops, because they depend on the format.
     """
 
-    __slots__ = ("cols", "data", "decode", "embed", "format", "linear", "name", "row_bytes", "rows")
+    __slots__ = (
+        "cols", "data", "decode", "embed", "format", "linear", "name", "prepared", "row_bytes",
+        "rows",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Weight:
         self.rows, self.cols = shape
         self.linear: Callable[[Array, Weight], Array] | None = None
         self.embed: Callable[[Array, Weight], Array] | None = None
+        self.prepared: Any = None  # what a backend's kernels keep with the weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class BackendPlugin(Protocol):
     def describe(self) -> str:
         """The device and what was found out about it, in one line."""
 
-    def zeros(self, shape: tuple[int, ...]) -> Array:
-        """Float32 zeros on the device."""
+    def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> Array:
+        """Zeros on the device, in `f32` or `f16`."""
 
     def upload(self, array: NDArray[Any]) -> Array:
         """A dense array (float32 or integers), on the device."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import BackendPlugin, BindReport
+from apr_core.binding import DENSE, BackendPlugin, BindReport
 from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.loading import build_decoder, make_backend
-from apr_core.model.state import KVState, RecurrentState, State
+from apr_core.model.state import KVState, KVType, RecurrentState, State
 from apr_core.model.step import make_step
 from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry, get_registry
@@ -36,11 +36,11 @@ class Model:
 
     def __init__(
         self, file: AprFile, config: ModelConfig, decoder: Decoder, backend: BackendPlugin,
-        report: BindReport, max_len: int,
+        report: BindReport, max_len: int, kv_type: KVType = "f32",
     ) -> None:  # fmt: skip
         self.file, self.config, self.report, self.max_len = file, config, report, max_len
         self.metadata: dict[str, Any] = file.metadata
-        self.backend = backend
+        self.backend, self.kv_type = backend, kv_type
         self._decoder = decoder
         self._states: list[State] = self._new_states()
         self._lengths: dict[int, int] = {}
@@ -49,7 +49,7 @@ class Model:
     def _new_states(self) -> list[State]:
         zeros = self.backend.zeros
         makers = SimpleNamespace(
-            kv=lambda heads, dim: KVState(zeros, heads, dim),
+            kv=lambda heads, dim: KVState(zeros, heads, dim, self.kv_type),
             recurrent=lambda **shapes: RecurrentState(zeros, shapes),
         )
         return [layer.mixer.new_state(makers) for layer in self._decoder.layers]
@@ -205,13 +205,15 @@ def load(
     *,
     strict: bool = False,
     max_len: int | None = None,
+    kv_type: KVType | None = None,
     registry: Registry | None = None,
 ) -> Model:
     """Load an .apr file onto a backend.
 
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
-    by default the model's own. Raises NotFound, FormatError, ContractError, PluginError or
+    by default the model's own. `kv_type` is the precision of cached keys and values: f16 by default,
+    f32 where all matrices are. Raises NotFound, FormatError, ContractError, PluginError or
     BackendError.
     """
     registry = registry or get_registry()
@@ -234,7 +236,10 @@ def load(
         file.close()
         raise
     limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
-    return Model(file, config, decoder, device, binder.report, limit)
+    if kv_type is None:
+        formats = {format for _, format in binder.report.weights}
+        kv_type = "f32" if formats == {DENSE} else "f16"
+    return Model(file, config, decoder, device, binder.report, limit, kv_type)
 
 
 def family_config(family: Any, file: AprFile) -> ModelConfig:

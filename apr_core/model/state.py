@@ -1,16 +1,18 @@
 """What a sequence keeps between steps. Each state says whether it can be rewound.
 
-A state belongs to one layer and holds all slots. Arrays come from the backend (`zeros`), in
-float32: rounding of recurrent state would accumulate over the whole sequence.
+A state belongs to one layer and holds all slots. Arrays come from the backend (`zeros`). Recurrent
+state is float32, because its rounding would accumulate over the whole sequence; keys and values may
+be float16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Array = Any
-Zeros = Callable[[tuple[int, ...]], Array]  # float32 zeros on the backend
+Zeros = Callable[..., Array]  # (shape, dtype="f32") -> zeros on the backend
+KVType = Literal["f32", "f16"]
 
 
 class State(Protocol):
@@ -40,15 +42,20 @@ class KVState:
     rewindable = True
     growth = 256  # positions; capacity doubles from here
 
-    def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int) -> None:
-        self._zeros, self._heads, self._dim = zeros, kv_heads, head_dim
+    def __init__(
+        self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32"
+    ) -> None:
+        self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
         self.keys: dict[int, Array] = {}
         self.values: dict[int, Array] = {}
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
-        self.keys[slot] = self._zeros((self._heads, self.growth, self._dim))
-        self.values[slot] = self._zeros((self._heads, self.growth, self._dim))
+        self.keys[slot] = self._zeros(self.growth)
+        self.values[slot] = self._zeros(self.growth)
+
+    def _zeros(self, capacity: int) -> Array:
+        return self._make((self._heads, capacity, self._dim), self.dtype)
 
     def close(self, slot: int) -> None:
         """Forget the slot and give its memory back."""
@@ -62,7 +69,7 @@ class KVState:
         while capacity < length:
             capacity *= 2
         for cache in (self.keys, self.values):
-            grown = self._zeros((self._heads, capacity, self._dim))
+            grown = self._zeros(capacity)
             grown[:, : cache[slot].shape[1]] = cache[slot]
             cache[slot] = grown
 

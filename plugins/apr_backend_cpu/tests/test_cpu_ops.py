@@ -16,8 +16,8 @@ from apr_core.ops import reference as core
 qwen = pytest.importorskip("apr_qwen3_5.ops", reason="the delta ops come with apr-qwen3-5")
 
 
-def zeros(shape):
-    return np.zeros(shape, np.float32)
+def zeros(shape, dtype="f32"):
+    return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
 
 def normal(rng, *shape):

@@ -1,4 +1,11 @@
-"""Activations as packed products want them: int8 with one scale a 64 values, quantized once."""
+"""Activations as packed products want them: int8 with integer sub-scales, quantized once.
+
+A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d a
+superblock and one integer s_j from 1 to 16 for each 64 values. All that a product sums over a
+superblock is then an integer, and integers can be summed in any order.
+
+A superblock is a record of 512 bytes, offsets as below; sums are over q.
+"""
 
 from __future__ import annotations
 
@@ -7,83 +14,115 @@ from numba import prange
 from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial, threaded
-from apr_backend_cpu.packed_linear import SUPERBLOCK
 
-GROUP = 64
+SUPERBLOCK, GROUP = 256, 64
+RECORD = 512
+AT_Q = 0  # 256 int8
+AT_SCALE16 = 256  # 16 int32: s_j of each 16 values
+AT_SUM16 = 320  # 16 int16: s_j times the sum of each 16 values, at most 16 * 16 * 127 < 2^15
+AT_SCALE32, AT_SUM32 = 352, 384  # 8 int32 each: s_j, and s_j times the sum of 32 values
+AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
+AT_GROUP_D, AT_D = 448, 464  # 4 float32: d * s_j; then d
+
+STEPS = np.float32(16.0)  # of s_j
 INFINITY_BITS = np.uint32(0x7F800000)
 ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, ties to even
 ROUND_BITS = np.int32(0x4B400000)
 
 
 @serial
-def _quantize_group(bits, x, q, sums):  # noqa: ANN001, ANN202
-    """One group of 64 of one row; returns the scale, NaN if any value is not finite."""
+def _largest(x):  # noqa: ANN001, ANN202
+    """The largest magnitude of a slice, as bits: a NaN is larger than infinity."""
     top = np.uint32(0)
-    for i in range(64):
-        top = max(top, bits[i] & np.uint32(0x7FFFFFFF))
-    if top >= INFINITY_BITS:
-        sums[:] = np.float32(np.nan)
-        return np.float32(np.nan)
-    largest = np.float32(0.0)
-    for i in range(64):
-        largest = max(largest, abs(x[i]))
-    scale = largest / np.float32(127.0)
-    inverse = np.float32(127.0) / largest if scale > 0 else np.float32(0.0)
-    if not np.isfinite(inverse):  # a subnormal maximum: the group is zero for all purposes
-        inverse, scale = np.float32(0.0), np.float32(0.0)
-    rounded = np.empty(64, np.float32)
-    for i in range(64):
-        rounded[i] = x[i] * inverse + ROUND
-    codes = rounded.view(np.int32)
-    for i in range(64):
-        q[i] = np.int8(codes[i] - ROUND_BITS)
-    for g in range(4):
-        total = np.int32(0)
-        for i in range(16):
-            total += codes[16 * g + i] - ROUND_BITS
-        sums[g] = np.float32(total) * scale
-    return scale
+    for i in range(x.size):
+        top = max(top, x[i] & np.uint32(0x7FFFFFFF))
+    return top
 
 
 @serial
-def _quantize_row(bits, x, q, scales, sums):  # noqa: ANN001, ANN202
-    for g in range(x.size // 64):
-        part = slice(64 * g, 64 * g + 64)
-        scales[g] = _quantize_group(bits[part], x[part], q[part], sums[4 * g : 4 * g + 4])
+def _round_group(x, inverse, codes, q):  # noqa: ANN001, ANN202
+    """64 values to int8; `codes` int32 [64] gets them too."""
+    for i in range(GROUP):
+        scaled = min(max(x[i] * inverse, np.float32(-127.0)), np.float32(127.0)) + ROUND
+        codes[i] = np.int32(np.float32(scaled).view(np.int32) - ROUND_BITS)
+    for i in range(GROUP):
+        q[i] = np.int8(codes[i])
 
 
 @serial
-def _quantize_rows(bits, x, q, scales, sums):  # noqa: ANN001, ANN202
-    for t in range(x.shape[0]):
-        _quantize_row(bits[t], x[t], q[t], scales[t], sums[t])
+def _sums(codes, j, scale, shorts, ints):  # noqa: ANN001, ANN202
+    """Scales and sums of the j-th group of 64, into the record's integers."""
+    for h in range(2):
+        total32 = np.int32(0)
+        for g in range(2):
+            part = codes[32 * h + 16 * g : 32 * h + 16 * g + 16]
+            total = np.int32(0)
+            for i in range(16):
+                total += part[i]
+            ints[AT_SCALE16 // 4 + 4 * j + 2 * h + g] = scale
+            shorts[AT_SUM16 // 2 + 4 * j + 2 * h + g] = np.int16(scale * total)
+            total32 += total
+        ints[AT_SCALE32 // 4 + 2 * j + h] = scale
+        ints[AT_SUM32 // 4 + 2 * j + h] = scale * total32
+        ints[AT_SHIFT32 // 4 + 2 * j + h] = np.int32(-128) * total32
+
+
+@serial
+def _superblock(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN202
+    """One record from 256 values; d is NaN if any of them is not finite."""
+    codes = np.zeros(GROUP, np.int32)
+    tops = np.zeros(4, np.uint32)
+    for j in range(4):
+        tops[j] = _largest(bits[GROUP * j : GROUP * j + GROUP])
+    tops_f = tops.view(np.float32)
+    top = tops.max()
+    unit = tops_f.max() / np.float32(127.0 * 16.0)
+    finite = top < INFINITY_BITS
+    if not finite or not np.isfinite(np.float32(1.0) / unit):  # zero or subnormal: zero, then
+        unit = np.float32(0.0)
+    for j in range(4):
+        scale, inverse = np.int32(1), np.float32(0.0)
+        if unit > 0:
+            wanted = np.ceil(tops_f[j] / (unit * np.float32(127.0)))
+            scale = np.int32(min(max(wanted, np.float32(1.0)), STEPS))
+            inverse = np.float32(1.0) / (unit * np.float32(scale))
+        part = slice(GROUP * j, GROUP * j + GROUP)
+        _round_group(x[part] if finite else np.zeros(GROUP, np.float32), inverse, codes, q[part])
+        _sums(codes, j, scale, shorts, ints)
+        d = unit * np.float32(scale)
+        floats[AT_GROUP_D // 4 + j] = d if finite else np.float32(np.nan)
+    floats[AT_D // 4] = unit if finite else np.float32(np.nan)
+
+
+@serial
+def quantize_row(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN201
+    """x [K] -> records [K / 256]: q, ints and floats are views of them; K may end anywhere."""
+    whole = x.size // SUPERBLOCK
+    for i in range(whole):
+        part = slice(SUPERBLOCK * i, SUPERBLOCK * i + SUPERBLOCK)
+        _superblock(x[part], bits[part], q[i], shorts[i], ints[i], floats[i])
+    if whole < q.shape[0]:
+        rest = np.zeros(SUPERBLOCK, np.float32)
+        for i in range(x.size - SUPERBLOCK * whole):
+            rest[i] = x[SUPERBLOCK * whole + i]
+        _superblock(rest, rest.view(np.uint32), q[whole], shorts[whole], ints[whole], floats[whole])
 
 
 @threaded
-def _quantize_many(bits, x, q, scales, sums):  # noqa: ANN001, ANN202
-    for t in prange(x.shape[0]):
-        _quantize_row(bits[t], x[t], q[t], scales[t], sums[t])
+def quantize_rows(x, records):  # noqa: ANN001, ANN201
+    """x [T, K] -> records [T, superblocks, 512]; threads only where there are many rows."""
+    bits, q, shorts = x.view(np.uint32), records.view(np.int8), records.view(np.int16)
+    ints, floats = records.view(np.int32), records.view(np.float32)
+    if x.shape[0] < 8:
+        for t in range(x.shape[0]):
+            quantize_row(x[t], bits[t], q[t], shorts[t], ints[t], floats[t])
+    else:
+        for t in prange(x.shape[0]):
+            quantize_row(x[t], bits[t], q[t], shorts[t], ints[t], floats[t])
 
 
-class Activations:
-    """Rows [T, K] of float32, and their int8 form, made when the first packed weight asks."""
-
-    __slots__ = ("dense", "q", "scales", "sums")
-
-    def __init__(self, x: NDArray[np.float32]) -> None:
-        self.dense = np.ascontiguousarray(x, dtype=np.float32)
-        self.q: NDArray[np.int8] | None = None
-
-    def quantize(self) -> None:
-        """Fill q [T, Kp] int8, scales [T, Kp / 64] and sums [T, Kp / 16]; Kp % 256 == 0."""
-        if self.q is not None:
-            return
-        x = self.dense
-        tokens, cols = x.shape
-        padded = -(-cols // SUPERBLOCK) * SUPERBLOCK
-        if padded != cols:
-            x = np.concatenate([x, np.zeros((tokens, padded - cols), np.float32)], axis=1)
-        self.q = np.empty((tokens, padded), np.int8)
-        self.scales = np.empty((tokens, padded // GROUP), np.float32)
-        self.sums = np.empty((tokens, padded // 16), np.float32)
-        run = _quantize_rows if tokens < 8 else _quantize_many
-        run(x.view(np.uint32), x, self.q, self.scales, self.sums)
+def quantize(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The records [T, superblocks, 512] of contiguous rows [T, K]."""
+    records = np.empty((x.shape[0], -(-x.shape[1] // SUPERBLOCK), RECORD), np.uint8)
+    quantize_rows(x, records)
+    return records

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import use_threads
-from apr_backend_cpu.unpack import READERS
+from apr_backend_cpu.compiling import keep_freed_memory, use_threads
+from apr_backend_cpu.formats import FORMATS
 from apr_backend_cpu.vector_ir import DOT_MODE, LANES
 
 HERE = "apr_backend_cpu"
 FLOATS = ("f32", "f16", "bf16")
 
 KERNELS: dict[tuple[str, str], str] = {
-    **{("linear", name): f"{HERE}.linear:linear_{name}" for name in (*READERS, *FLOATS)},
+    **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
     ("mlp", "*"): f"{HERE}.linear:mlp",
@@ -47,14 +47,15 @@ class Cpu:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = use_threads(threads)
+        keep_freed_memory()
 
     def describe(self) -> str:
         """Device line of the report."""
         return f"cpu: {self.threads} threads, {DOT_MODE} dot products"
 
-    def zeros(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Float32 zeros."""
-        return np.zeros(shape, np.float32)
+    def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
+        """Zeros in f32 or f16."""
+        return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself, contiguous."""
@@ -66,7 +67,7 @@ class Cpu:
 
     def upload_packed(self, matrix: Any) -> NDArray[np.uint8]:
         """The mapped bytes in place; a copy only where rows are not whole superblocks."""
-        width = 2 * LANES if matrix.format in FLOATS else READERS[matrix.format][1]
+        width = 2 * LANES if matrix.format in FLOATS else FORMATS[matrix.format].nbytes
         return _padded(matrix.raw, width)
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ product and the package's own sources, because Numba looks only at the file a fu
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Callable
@@ -62,9 +63,33 @@ def physical_cores() -> int:
     return len(cores) or (len(allowed) if allowed else os.cpu_count() or 1)
 
 
+_in_use = 0  # threads; numba.get_num_threads() takes 20 us, and products ask for every call
+
+
 def use_threads(threads: int | None) -> int:
     """Set the thread count of all kernels; returns what is in force."""
+    global _in_use
     count = threads or physical_cores()
-    count = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(count)
-    return count
+    _in_use = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(_in_use)
+    return _in_use
+
+
+def threads_in_use() -> int:
+    """The thread count of all kernels."""
+    return _in_use or use_threads(None)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks instead of giving each back to the system when it is freed.
+
+    A forward allocates the same activations again and again; mapping them anew, page by page,
+    took a fifth of a prefill's time. Elsewhere than on glibc this does nothing.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+    mallopt(trim_threshold, 512 << 20)

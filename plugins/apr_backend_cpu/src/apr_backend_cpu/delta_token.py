@@ -1,4 +1,8 @@
-"""One token of the gated delta rule on 16 columns of one head's state, as vector IR."""
+"""One token of the gated delta rule on some columns of one head's state, as vector IR.
+
+The sums over keys run in two, even and odd keys, whatever the number of columns: a prompt in
+narrow blocks and a single token in wide ones give the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +13,87 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from apr_backend_cpu.vector_ir import F32, I64, LANES, V16F, Value, at, const, fma, load, splat
+from apr_backend_cpu.vector_ir import (
+    F32,
+    I64,
+    LANES,
+    V16F,
+    Value,
+    advance,
+    at,
+    const,
+    count_loop,
+    fma,
+    load,
+    splat,
+    store,
+)
 
-COLUMNS = LANES
-UNROLL = 4  # independent sums hide the latency of the multiply-add
-
-
-def _store(b: ir.IRBuilder, value: Value, address: Value) -> None:
-    b.store(value, b.inttoptr(address, V16F.as_pointer())).align = 4
-
-
-def _over_keys(
-    b: ir.IRBuilder, n: Value, body: Callable[[Value, list[Value]], list[Value]]
-) -> Value:
-    """Run `body(first key, sums) -> sums` for every UNROLL keys; returns the sum of the sums."""
-    before = b.block
-    loop, done = b.append_basic_block("keys"), b.append_basic_block("keys.done")
-    b.branch(loop)
-    b.position_at_end(loop)
-    d = b.phi(I64)
-    d.add_incoming(ir.Constant(I64, 0), before)
-    sums = [b.phi(V16F) for _ in range(UNROLL)]
-    for phi in sums:
-        phi.add_incoming(const(V16F, 0.0), before)
-    results = body(d, list(sums))
-    following = b.add(d, ir.Constant(I64, UNROLL))
-    d.add_incoming(following, loop)
-    for phi, result in zip(sums, results, strict=True):
-        phi.add_incoming(result, loop)
-    b.cbranch(b.icmp_unsigned("<", following, n), loop, done)
-    b.position_at_end(done)
-    return b.fadd(b.fadd(results[0], results[1]), b.fadd(results[2], results[3]))
+VECTOR = 4 * LANES  # bytes
 
 
-@intrinsic
-def delta_token(
-    typing: Any, S: Any, q: Any, k: Any, v: Any, out: Any, decay: Any, beta: Any, keys: Any
-) -> Any:
-    """Decay, read, write, query. S [keys, 16], q and k [keys], v and out [16] are addresses.
+def make_delta_token(vectors: int) -> Any:
+    """An intrinsic: decay, read, write, query of `vectors` times 16 columns.
 
-    `keys` is a multiple of 4.
+    Arguments: addresses of S, q and k [keys], v and out; decay, beta; keys, an even number; bytes
+    between the rows of S.
     """
-    signature = types.void(*[types.uintp] * 5, types.float32, types.float32, types.uintp)
+    signature = types.void(
+        *[types.uintp] * 5, types.float32, types.float32, types.uintp, types.uintp
+    )
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        S, q, k, v, out, decay, beta, keys = args
-        decays = splat(b, decay)
+        S, q, k, v, out, decay, beta, keys, stride = args
+        decays, betas = splat(b, decay), splat(b, beta)
+        pairs = b.lshr(keys, ir.Constant(I64, 1))
 
-        def row(d: Value, u: int) -> Value:
-            return at(b, b.add(S, b.mul(d, ir.Constant(I64, 4 * LANES))), 4 * LANES * u)
+        def over_keys(step: Callable[[Value, Value, int], Value], vector: Value) -> list[Value]:
+            """Sums of step(address, key, column vector) times the scalars of `vector`."""
 
-        def scalar(base: Value, d: Value, u: int) -> Value:
-            return splat(b, load(b, at(b, b.add(base, b.mul(d, ir.Constant(I64, 4))), 4 * u), F32))
+            def body(i: Value, sums: list[Value]) -> list[Value]:
+                results = []
+                for odd in (0, 1):
+                    d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
+                    row = advance(b, S, d, stride)
+                    scalars = [splat(b, load(b, advance(b, p, d, 4), F32)) for p in (vector, k)]
+                    for c in range(vectors):
+                        address = at(b, row, VECTOR * c)
+                        s = step(address, scalars[1], c)
+                        results.append(fma(b, s, scalars[0], sums[vectors * odd + c]))
+                return results
 
-        def read(d: Value, sums: list[Value]) -> list[Value]:
-            results = []
-            for u in range(UNROLL):
-                s = b.fmul(load(b, row(d, u), V16F), decays)
-                _store(b, s, row(d, u))
-                results.append(fma(b, s, scalar(k, d, u), sums[u]))
-            return results
+            sums = count_loop(b, pairs, [const(V16F, 0.0)] * (2 * vectors), body)
+            return [b.fadd(sums[c], sums[vectors + c]) for c in range(vectors)]
 
-        recalled = _over_keys(b, keys, read)
-        delta = b.fmul(b.fsub(load(b, v, V16F), recalled), splat(b, beta))
+        def read(address: Value, key: Value, c: int) -> Value:
+            s = b.fmul(load(b, address, V16F), decays)
+            store(b, s, address)
+            return s
 
-        def write(d: Value, sums: list[Value]) -> list[Value]:
-            results = []
-            for u in range(UNROLL):
-                s = fma(b, scalar(k, d, u), delta, load(b, row(d, u), V16F))
-                _store(b, s, row(d, u))
-                results.append(fma(b, s, scalar(q, d, u), sums[u]))
-            return results
+        recalled = over_keys(read, k)
+        deltas = [
+            b.fmul(b.fsub(load(b, at(b, v, VECTOR * c), V16F), r), betas)
+            for c, r in enumerate(recalled)
+        ]
 
-        _store(b, _over_keys(b, keys, write), out)
+        def write(address: Value, key: Value, c: int) -> Value:
+            s = fma(b, key, deltas[c], load(b, address, V16F))
+            store(b, s, address)
+            return s
+
+        for c, answer in enumerate(over_keys(write, q)):
+            store(b, answer, at(b, out, VECTOR * c))
         return context.get_dummy_value()
 
-    return signature, codegen
+    @intrinsic
+    def delta_token(
+        typing: Any, S: Any, q: Any, k: Any, v: Any, out: Any, decay: Any, beta: Any, keys: Any,
+        stride: Any,
+    ) -> Any:  # fmt: skip
+        return signature, codegen
+
+    return delta_token
+
+
+NARROW, WIDE = 32, 128  # columns
+delta_narrow, delta_wide = make_delta_token(NARROW // LANES), make_delta_token(WIDE // LANES)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.exponential import exp32, sigmoid32
 from apr_backend_cpu.reductions import dot
+from apr_backend_cpu.rows import row
 
 Floats = NDArray[np.float32]
 SMALL = 1 << 15  # values; below this the threads' start costs more than they save
@@ -72,63 +73,87 @@ def add_rms_norm(
 
 
 @serial
-def _swiglu_row(gate, up, out):  # noqa: ANN001, ANN202
+def _swiglu_row(gate, up):  # noqa: ANN001, ANN202
     for i in range(gate.size):
-        out[i] = gate[i] * sigmoid32(gate[i]) * up[i]
-
-
-@serial
-def _swiglu_rows(gate, up, out):  # noqa: ANN001, ANN202
-    for t in range(gate.shape[0]):
-        _swiglu_row(gate[t], up[t], out[t])
+        gate[i] = gate[i] * sigmoid32(gate[i]) * up[i]
 
 
 @threaded
-def _swiglu_many(gate, up, out):  # noqa: ANN001, ANN202
-    for t in prange(gate.shape[0]):
-        _swiglu_row(gate[t], up[t], out[t])
+def swiglu_rows(gate, up):  # noqa: ANN001, ANN201
+    """gate = silu(gate) * up, [T, F] rows, in place."""
+    if gate.size < SMALL:
+        for t in range(gate.shape[0]):
+            _swiglu_row(gate[t], up[t])
+    else:
+        for t in prange(gate.shape[0]):
+            _swiglu_row(gate[t], up[t])
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
-    """silu(gate) * up of contiguous [T, F] rows."""
-    out = np.empty_like(gate)
-    (_swiglu_rows if gate.size < SMALL else _swiglu_many)(gate, up, out)
+    """silu(gate) * up of [T, F] rows."""
+    out = np.array(gate, np.float32, order="C")
+    swiglu_rows(out, np.ascontiguousarray(up))
     return out
 
 
 @serial
-def _sigmoid_gate_rows(x, gate, out):  # noqa: ANN001, ANN202
-    for t in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for i in range(x.shape[2]):
-                out[t, h, i] = x[t, h, i] * sigmoid32(gate[t, h, i])
+def _sigmoid_gate_row(x, gate, out):  # noqa: ANN001, ANN202
+    for h in range(x.shape[0]):
+        source, gates, target = row(x[h]), row(gate[h]), out[h]
+        for i in range(target.size):
+            target[i] = source[i] * sigmoid32(gates[i])
+
+
+@threaded
+def _sigmoid_gate(x, gate, out):  # noqa: ANN001, ANN202
+    if out.size < SMALL:
+        for t in range(x.shape[0]):
+            _sigmoid_gate_row(x[t], gate[t], out[t])
+    else:
+        for t in prange(x.shape[0]):
+            _sigmoid_gate_row(x[t], gate[t], out[t])
 
 
 def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
     """x * sigmoid(gate), [T, H, D]."""
-    out = np.empty_like(x)
-    _sigmoid_gate_rows(x, gate, out)
+    out = np.empty(x.shape, np.float32)
+    _sigmoid_gate(x, gate, out)
     return out
 
 
 @serial
-def _rope_rows(x, cos, sin, out):  # noqa: ANN001, ANN202
-    n = cos.shape[1]
-    for t in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for i in range(n):
-                a, b = x[t, h, i], x[t, h, n + i]
-                out[t, h, i] = a * cos[t, i] - b * sin[t, i]
-                out[t, h, n + i] = b * cos[t, i] + a * sin[t, i]
-            for i in range(2 * n, x.shape[2]):
-                out[t, h, i] = x[t, h, i]
+def _rope_row(x, position, inv_freq, out):  # noqa: ANN001, ANN202
+    """One token: x, out [H, D]. Angles are float32, as in the models' own code."""
+    n = inv_freq.size
+    cos, sin = np.empty(n, np.float32), np.empty(n, np.float32)
+    for i in range(n):
+        angle = np.float32(position) * inv_freq[i]
+        cos[i], sin[i] = np.cos(angle), np.sin(angle)
+    for h in range(x.shape[0]):
+        a, b, rest = row(x[h, :n]), row(x[h, n : 2 * n]), row(x[h, 2 * n :])
+        first, second, kept = out[h][:n], out[h][n : 2 * n], out[h][2 * n :]
+        for i in range(n):
+            first[i] = a[i] * cos[i] - b[i] * sin[i]
+        for i in range(n):
+            second[i] = b[i] * cos[i] + a[i] * sin[i]
+        for i in range(kept.size):
+            kept[i] = rest[i]
+
+
+@threaded
+def _rope(x, positions, inv_freq, out):  # noqa: ANN001, ANN202
+    if out.size < SMALL:
+        for t in range(x.shape[0]):
+            _rope_row(x[t], positions[t], inv_freq, out[t])
+    else:
+        for t in prange(x.shape[0]):
+            _rope_row(x[t], positions[t], inv_freq, out[t])
 
 
 def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
     """NeoX rotary embedding of the first 2 * len(inv_freq) dims; x [T, H, D]."""
-    angle = positions[:, None].astype(np.float32) * inv_freq[None, :]  # [T, n]
     out = np.empty(x.shape, np.float32)
-    _rope_rows(x, np.cos(angle), np.sin(angle), out)
+    _rope(x, positions, inv_freq, out)
     return out
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from apr_backend_cpu.compiling import threaded
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.vector_ir import (
     F16,
     F32,
@@ -101,61 +101,70 @@ f16_11 = make_tile(_load_f16, 2, 1, 1)
 bf16_44, bf16_41 = make_tile(_load_bf16, 2, ROWS, TOKENS), make_tile(_load_bf16, 2, ROWS, 1)
 bf16_11 = make_tile(_load_bf16, 2, 1, 1)
 
-# One driver a format: Numba keeps compiled code on disk only for functions without closures.
+F32_CODE, F16_CODE, BF16_CODE = 16, 17, 18  # format numbers in tables; packed ones are below 16
+CODES = {"f32": F32_CODE, "f16": F16_CODE, "bf16": BF16_CODE}
 
 
-@threaded
-def linear_f32(wp, ws, rows, xp, xs, tokens, op, n):  # noqa: ANN001, ANN201
-    """All rows times all tokens; out [tokens, rows] float32."""
-    for block in prange((rows + U(3)) // U(4)):
-        r, t = U(block) * U(4), U(0)
-        if r + U(4) > rows:
-            for one in range(r, rows):
-                for t1 in range(tokens):
-                    f32_11(wp + one * ws, ws, xp + t1 * xs, xs,
-                           op + (t1 * rows + one) * U(4), rows * U(4), n)  # fmt: skip
-            continue
-        while t + U(4) <= tokens:
-            f32_44(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
-            t += U(4)
+@serial
+def _f32_rows(w, ws, rows, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
+    t, r = U(0), U(0)
+    while r + U(ROWS) <= rows:
+        t = U(0)
+        while t + U(TOKENS) <= tokens:
+            f32_44(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
+            t += U(TOKENS)
         while t < tokens:
-            f32_41(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
+            f32_41(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
             t += U(1)
+        r += U(ROWS)
+    while r < rows:
+        for t1 in range(tokens):
+            f32_11(w + r * ws, ws, xp + U(t1) * xs, xs, op + U(t1) * os_ + r * U(4), os_, n)
+        r += U(1)
 
 
-@threaded
-def linear_f16(wp, ws, rows, xp, xs, tokens, op, n):  # noqa: ANN001, ANN201
-    """All rows times all tokens; out [tokens, rows] float32."""
-    for block in prange((rows + U(3)) // U(4)):
-        r, t = U(block) * U(4), U(0)
-        if r + U(4) > rows:
-            for one in range(r, rows):
-                for t1 in range(tokens):
-                    f16_11(wp + one * ws, ws, xp + t1 * xs, xs,
-                           op + (t1 * rows + one) * U(4), rows * U(4), n)  # fmt: skip
-            continue
-        while t + U(4) <= tokens:
-            f16_44(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
-            t += U(4)
+@serial
+def _f16_rows(w, ws, rows, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
+    t, r = U(0), U(0)
+    while r + U(ROWS) <= rows:
+        t = U(0)
+        while t + U(TOKENS) <= tokens:
+            f16_44(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
+            t += U(TOKENS)
         while t < tokens:
-            f16_41(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
+            f16_41(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
             t += U(1)
+        r += U(ROWS)
+    while r < rows:
+        for t1 in range(tokens):
+            f16_11(w + r * ws, ws, xp + U(t1) * xs, xs, op + U(t1) * os_ + r * U(4), os_, n)
+        r += U(1)
 
 
-@threaded
-def linear_bf16(wp, ws, rows, xp, xs, tokens, op, n):  # noqa: ANN001, ANN201
-    """All rows times all tokens; out [tokens, rows] float32."""
-    for block in prange((rows + U(3)) // U(4)):
-        r, t = U(block) * U(4), U(0)
-        if r + U(4) > rows:
-            for one in range(r, rows):
-                for t1 in range(tokens):
-                    bf16_11(wp + one * ws, ws, xp + t1 * xs, xs,
-                            op + (t1 * rows + one) * U(4), rows * U(4), n)  # fmt: skip
-            continue
-        while t + U(4) <= tokens:
-            bf16_44(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
-            t += U(4)
+@serial
+def _bf16_rows(w, ws, rows, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
+    t, r = U(0), U(0)
+    while r + U(ROWS) <= rows:
+        t = U(0)
+        while t + U(TOKENS) <= tokens:
+            bf16_44(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
+            t += U(TOKENS)
         while t < tokens:
-            bf16_41(wp + r * ws, ws, xp + t * xs, xs, op + (t * rows + r) * U(4), rows * U(4), n)
+            bf16_41(w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
             t += U(1)
+        r += U(ROWS)
+    while r < rows:
+        for t1 in range(tokens):
+            bf16_11(w + r * ws, ws, xp + U(t1) * xs, xs, op + U(t1) * os_ + r * U(4), os_, n)
+        r += U(1)
+
+
+@serial
+def float_rows(code, w, ws, rows, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN201
+    """Some rows times all tokens: addresses, strides in bytes, n groups of 16 values."""
+    if code == U(F32_CODE):
+        _f32_rows(w, ws, rows, xp, xs, tokens, op, os_, n)
+    elif code == U(F16_CODE):
+        _f16_rows(w, ws, rows, xp, xs, tokens, op, os_, n)
+    else:
+        _bf16_rows(w, ws, rows, xp, xs, tokens, op, os_, n)

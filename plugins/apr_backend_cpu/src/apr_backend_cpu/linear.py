@@ -1,102 +1,127 @@
-"""`linear`, `linears`, `mlp` and `embed` of the CPU backend, in terms of the compiled drivers."""
+"""`linear`, `linears`, `mlp` and `embed` of the CPU backend, in terms of the compiled products."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu import float_linear, packed_linear
-from apr_backend_cpu.activations import Activations
-from apr_backend_cpu.elementwise import swiglu
-from apr_backend_cpu.packed_linear import SUPERBLOCK
+from apr_backend_cpu import products
+from apr_backend_cpu.compiling import threads_in_use
+from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
+from apr_backend_cpu.products import CODES, FEW, ROWS
 
 Floats = NDArray[np.float32]
-U = np.uint64
+WIDTH = 16  # values; rows of dense activations are whole vectors where a weight is not packed
 
 
-def prepare(x: Floats | Activations) -> Activations:
-    """Wrap an input so that several products share its int8 form."""
-    return x if isinstance(x, Activations) else Activations(x)
+class Group:
+    """Weights that are multiplied with one input: what the compiled code has to know of them."""
+
+    def __init__(self, weights: tuple[Any, ...]) -> None:
+        self.rows = [w.rows for w in weights]
+        self.total = sum(self.rows)
+        self.weights = weights  # so that no other object takes their identity
+        self._tails: list[NDArray[Any]] = []
+        parts: list[list[int]] = []
+        tile, before = 0, 0
+        for w in weights:
+            for data, first, rows in self._parts(w):
+                row_bytes = data.strides[0]
+                address = data.ctypes.data
+                parts.append([tile, address, row_bytes, rows, CODES[w.format], before, first,
+                              w.rows])  # fmt: skip
+                tile += -(-rows // ROWS)
+            before += w.rows
+        self.table = np.array(parts, np.uint64)
+        self.packed = any(w.format not in FLOAT_CODES for w in weights)
+        self.padded = any(w.format in FLOAT_CODES and w.cols % WIDTH for w in weights)
+        self._bounds: dict[tuple[int, bool], NDArray[np.int64]] = {}
+
+    def _parts(self, w: Any) -> list[tuple[NDArray[Any], int, int]]:
+        """(bytes, first row, rows) of a weight: whole tiles in place, the rest in a copy."""
+        left = w.rows % ROWS if w.format not in FLOAT_CODES else 0
+        whole = w.rows - left
+        parts = [(w.data, 0, whole)] if whole else []
+        if left:
+            tail = np.zeros((ROWS, w.data.shape[1]), w.data.dtype)
+            tail[:left] = w.data[whole:]
+            self._tails.append(tail)
+            parts.append((tail, whole, left))
+        return parts
+
+    def bounds(self, tokens: int) -> NDArray[np.int64]:
+        """Where each thread's tiles begin: equal bytes for few rows, equal tiles for many."""
+        threads, few = threads_in_use(), tokens < FEW
+        found = self._bounds.get((threads, few))
+        if found is None:
+            rows, row_bytes = self.table[:, products.PART_ROWS], self.table[:, products.ROW_BYTES]
+            counts = -(-rows.astype(np.int64) // ROWS)
+            cost = np.repeat(row_bytes if few else np.ones_like(row_bytes), counts)
+            done = np.concatenate([[0], np.cumsum(cost.astype(np.float64))])
+            shares = done[-1] * np.arange(threads + 1) / threads
+            found = np.searchsorted(done, shares).astype(np.int64)
+            found[0], found[-1] = 0, cost.size
+            self._bounds[threads, few] = found
+        return found
+
+    def __call__(self, x: Floats) -> list[Floats]:
+        """x [T, in] -> one [T, rows] a weight."""
+        x = self.input(x)
+        tokens = x.shape[0]
+        out = np.empty(tokens * self.total, np.float32)
+        run = products.multiply if self.packed else products.multiply_dense
+        run(x, self.table, self.bounds(tokens), out)
+        results, start = [], 0
+        for rows in self.rows:
+            results.append(out[start : start + tokens * rows].reshape(tokens, rows))
+            start += tokens * rows
+        return results
+
+    def input(self, x: Floats) -> Floats:
+        """Contiguous rows, padded with zeros if a weight's rows are."""
+        if self.padded:
+            x = np.pad(x, ((0, 0), (0, -x.shape[1] % WIDTH)))
+        return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def _packed(driver: Callable[..., None], x: Floats | Activations, w: Any) -> Floats:
-    a = prepare(x)
-    a.quantize()
-    tokens = a.dense.shape[0]
-    out = np.empty((tokens, w.rows), np.float32)
-    driver(
-        U(w.data.ctypes.data), U(w.data.shape[1]), U(w.rows), U(a.q.shape[1] // SUPERBLOCK),
-        U(a.q.ctypes.data), U(a.scales.ctypes.data), U(a.sums.ctypes.data), U(tokens),
-        U(out.ctypes.data),
-    )  # fmt: skip
-    return out
+def group(weights: tuple[Any, ...]) -> Group:
+    """The group of these weights, made on first use and kept with the first of them."""
+    kept = weights[0].prepared
+    if kept is None:
+        kept = weights[0].prepared = {}
+    key = tuple(map(id, weights))
+    found: Group | None = kept.get(key)
+    if found is None:
+        found = kept[key] = Group(weights)
+    return found
 
 
-def _float(driver: Callable[..., None], x: Floats | Activations, w: Any) -> Floats:
-    a = prepare(x)
-    tokens, cols = a.dense.shape
-    dense = a.dense
-    width = w.data.shape[1] * w.data.itemsize // (2 if w.format in ("f16", "bf16") else 4)
-    if width != cols:  # the weight's rows were padded to whole vectors at upload
-        dense = np.concatenate([dense, np.zeros((tokens, width - cols), np.float32)], axis=1)
-    out = np.empty((tokens, w.rows), np.float32)
-    driver(
-        U(w.data.ctypes.data), U(w.data.strides[0]), U(w.rows), U(dense.ctypes.data),
-        U(dense.strides[0]), U(tokens), U(out.ctypes.data), U(width // 16),
-    )  # fmt: skip
-    return out
-
-
-def linear_q4_k(x: Floats | Activations, w: Any) -> Floats:
+def linear(x: Floats, w: Any) -> Floats:
     """x [T, in] -> [T, out]."""
-    return _packed(packed_linear.linear_q4_k, x, w)
-
-
-def linear_q5_k(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _packed(packed_linear.linear_q5_k, x, w)
-
-
-def linear_q6_k(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _packed(packed_linear.linear_q6_k, x, w)
-
-
-def linear_q8_0(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _packed(packed_linear.linear_q8_0, x, w)
-
-
-def linear_f32(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _float(float_linear.linear_f32, x, w)
-
-
-def linear_f16(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _float(float_linear.linear_f16, x, w)
-
-
-def linear_bf16(x: Floats | Activations, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
-    return _float(float_linear.linear_bf16, x, w)
+    return group((w,))(x)[0]
 
 
 def linears(x: Floats, ws: tuple[Any, ...]) -> tuple[Floats, ...]:
-    """Products with one input, which is quantized at most once."""
-    a = Activations(x)
-    return tuple(w.linear(a, w) for w in ws)
+    """Products with one input, which is quantized once."""
+    return tuple(group(ws)(x))
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
     """down(silu(gate(x)) * up(x))."""
-    a = Activations(x)
-    hidden = swiglu(gate.linear(a, gate), up.linear(a, up))
-    result: Floats = down.linear(hidden, down)
-    return result
+    first, second = group((gate, up)), group((down,))
+    if not (first.packed and second.packed) or first.padded or second.padded:
+        from apr_backend_cpu.elementwise import swiglu
+
+        return second(swiglu(*first(x)))[0]
+    x = first.input(x)
+    tokens = x.shape[0]
+    out = np.empty(tokens * down.rows, np.float32)
+    products.gated(
+        x, first.table, first.bounds(tokens), second.table, second.bounds(tokens), out
+    )
+    return out.reshape(tokens, down.rows)
 
 
 def embed(ids: NDArray[np.int64], w: Any) -> Floats:

@@ -1,138 +1,181 @@
-"""How one superblock of 256 weights of each packed format reads, as vector IR.
+"""16 weight rows unpacked into a tile for `matmul`: lanes are rows.
 
-Every reader gives the same shape: four vectors of 64 unsigned bytes w, four vectors of 16 scales s
-(lane l belongs to bytes 4l..4l+3) and 16 offsets o, such that over the superblock
+A tile is a record of 6,272 bytes a superblock. Codes are unsigned bytes [64][16 rows][4 values];
+after them stands what the kind of format needs, every vector a lane a row:
 
-    sum(weight * x) = sum_j s_j * dot4(w_j, x_j) + sum_g o_g * (sum of the g-th 16 values of x)
-
-Block layouts are GGML's (ggml-common.h: block_q4_K, block_q5_K, block_q6_K, block_q8_0).
+    affine (q4_k, q5_k)  scales int32 [8], minimum pairs int16 [8][2], d, -dmin float32
+    signed (q6_k)        scales int32 [16], offset pairs int16 [8][2], d float32
+    blocks (q8_0)        d float32 [8]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from apr_backend_cpu.formats import FORMATS, six_bit
+from apr_backend_cpu.lanes import columns4, transpose
+from apr_backend_cpu.matvec import byte, halves, low_half
 from apr_backend_cpu.vector_ir import (
-    F32,
-    I8,
     I32,
+    LANES,
     V16F,
-    V64B,
+    V16I,
     Value,
+    advance,
     at,
     const,
-    half,
+    count_loop,
     load,
-    shuffle,
-    splat,
+    prefetch,
+    store,
 )
 
-Superblock = tuple[list[Value], list[Value], Value]
-Reader = Callable[[ir.IRBuilder, Value], Superblock]
-V32B = ir.VectorType(I8, 32)
-V8F = ir.VectorType(F32, 8)
+TILE_RECORD = 6272
+VECTOR = 4 * LANES
+AT_SCALES, AT_PAIRS, AT_D, AT_DMIN = 4096, 5120, 5632, 5696
+V4I = ir.VectorType(I32, 4)
 
 
-def _join(b: ir.IRBuilder, low: Value, high: Value) -> Value:
-    """Two vectors, one after the other."""
-    return shuffle(b, low, list(range(2 * low.type.count)), high)
+def _raw(b: ir.IRBuilder, rows: list[Value], offset: int) -> list[Value]:
+    """64 bytes of every row, transposed: 16 vectors of 4 bytes a row."""
+    return transpose(b, [load(b, at(b, p, offset), V16I) for p in rows])
 
 
-def _six_bit_scales(b: ir.IRBuilder, p: Value) -> tuple[Value, Value]:
-    """The 8 scales and 8 mins packed in 12 bytes at p, as float32 x 8 each."""
-    s0, s1, s2 = (load(b, at(b, p, 4 * i), I32) for i in range(3))
-    c = lambda v: ir.Constant(I32, v)  # noqa: E731
-    scale_low = b.and_(s0, c(0x3F3F3F3F))
-    min_low = b.and_(s1, c(0x3F3F3F3F))
-    scale_high = b.or_(b.and_(s2, c(0x0F0F0F0F)), b.lshr(b.and_(s0, c(0xC0C0C0C0)), c(2)))
-    min_high = b.or_(
-        b.and_(b.lshr(s2, c(4)), c(0x0F0F0F0F)), b.lshr(b.and_(s1, c(0xC0C0C0C0)), c(2))
-    )
-
-    def floats(low: Value, high: Value) -> Value:
-        pair = b.insert_element(ir.Constant(ir.VectorType(I32, 2), ir.Undefined), low, c(0))
-        pair = b.insert_element(pair, high, c(1))
-        return b.uitofp(b.bitcast(pair, ir.VectorType(I8, 8)), V8F)
-
-    return floats(scale_low, scale_high), floats(min_low, min_high)
+def _store_run(b: ir.IRBuilder, out: Value, run: int, columns: list[Value]) -> None:
+    """8 vectors of codes: 32 values of each row, the run-th of the superblock."""
+    for c, column in enumerate(columns):
+        store(b, column, at(b, out, VECTOR * (8 * run + c)))
 
 
-def _scaled_mins(b: ir.IRBuilder, p: Value) -> tuple[list[Value], Value]:
-    """Scales and offsets of q4_k and q5_k, whose blocks begin alike: d, dmin, 12 bytes."""
-    scales, mins = _six_bit_scales(b, at(b, p, 4))
-    scales = b.fmul(scales, splat(b, half(b, p), 8))
-    mins = b.fmul(mins, splat(b, b.fneg(half(b, at(b, p, 2))), 8))
-    spread = [shuffle(b, scales, [2 * j] * 8 + [2 * j + 1] * 8) for j in range(4)]
-    return spread, shuffle(b, mins, [g // 2 for g in range(16)])
+def _low(b: ir.IRBuilder, column: Value) -> Value:
+    return b.and_(column, const(V16I, 0x0F0F0F0F))
 
 
-def q4_k(b: ir.IRBuilder, p: Value) -> Superblock:
-    """144 bytes: d, dmin, 12 bytes of scales, 4 chunks of 32 low then 32 high nibbles."""
-    spread, offsets = _scaled_mins(b, p)
-    weights = []
-    for j in range(4):
-        q = load(b, at(b, p, 16 + 32 * j), V32B)
-        weights.append(_join(b, b.and_(q, const(V32B, 15)), b.lshr(q, const(V32B, 4))))
-    return weights, spread, offsets
+def _high(b: ir.IRBuilder, column: Value) -> Value:
+    return _low(b, b.lshr(column, const(V16I, 4)))
 
 
-def q5_k(b: ir.IRBuilder, p: Value) -> Superblock:
-    """176 bytes: as q4_k, with a fifth bit of each value in 32 bytes before the nibbles."""
-    spread, offsets = _scaled_mins(b, p)
-    bits = load(b, at(b, p, 16), V32B)
-    weights = []
-    for j in range(4):
-        q = load(b, at(b, p, 48 + 32 * j), V32B)
-        halves = []
-        for k, nibble in enumerate((b.and_(q, const(V32B, 15)), b.lshr(q, const(V32B, 4)))):
-            bit = b.and_(b.lshr(bits, const(V32B, 2 * j + k)), const(V32B, 1))
-            halves.append(b.or_(nibble, b.shl(bit, const(V32B, 4))))
-        weights.append(_join(b, *halves))
-    return weights, spread, offsets
+def _bits(b: ir.IRBuilder, column: Value, first: int, mask: int) -> Value:
+    """Bits of every byte from `first` on, moved to bit 4; `mask` says which stay."""
+    distance = const(V16I, abs(first - 4))
+    moved = b.shl(column, distance) if first < 4 else b.lshr(column, distance)
+    return b.and_(moved, const(V16I, mask * 0x01010101))
 
 
-def q6_k(b: ir.IRBuilder, p: Value) -> Superblock:
-    """210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d. Values are q - 32."""
-    weights = []
+def _codes_q4_k(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
     for h in range(2):
-        low = load(b, at(b, p, 64 * h), V64B)
-        high = load(b, at(b, p, 128 + 32 * h), V32B)
-        pairs = [b.lshr(high, const(V32B, 2 * k)) for k in range(4)]
-        nibbles = (b.and_(low, const(V64B, 15)), b.lshr(low, const(V64B, 4)))
-        for k, nibble in enumerate(nibbles):
-            top = b.and_(_join(b, pairs[2 * k], pairs[2 * k + 1]), const(V64B, 3))
-            weights.append(b.or_(nibble, b.shl(top, const(V64B, 4))))
-    scales = b.sitofp(load(b, at(b, p, 192), ir.VectorType(I8, 16)), V16F)
-    scales = b.fmul(scales, splat(b, half(b, at(b, p, 208))))
-    spread = [shuffle(b, scales, [4 * j + lane // 4 for lane in range(16)]) for j in range(4)]
-    return weights, spread, b.fmul(scales, const(V16F, -32.0))
+        raw = _raw(b, rows, 16 + 64 * h)
+        for k in range(2):
+            chunk = raw[8 * k : 8 * k + 8]
+            _store_run(b, out, 4 * h + 2 * k, [_low(b, c) for c in chunk])
+            _store_run(b, out, 4 * h + 2 * k + 1, [_high(b, c) for c in chunk])
 
 
-def q8_0(b: ir.IRBuilder, p: Value) -> Superblock:
-    """Eight blocks of 34 bytes: d and 32 int8. Values are stored + 128 - 128 to be unsigned."""
-    weights, spread, offsets = [], [], None
+def _codes_q5_k(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    first = _raw(b, rows, 16)
+    fifth = first[:8]
+    middle: list[Value] = []
     for j in range(4):
-        q = [load(b, at(b, p, 34 * (2 * j + k) + 2), V32B) for k in range(2)]
-        weights.append(b.xor(_join(b, *q), const(V64B, 0x80)))
-        d = [splat(b, half(b, at(b, p, 34 * (2 * j + k))), 8) for k in range(2)]
-        spread.append(_join(b, *d))
-        quarter = shuffle(b, spread[-1], [0, 0, 8, 8])
-        offsets = quarter if offsets is None else _join_uneven(b, offsets, quarter)
-    return weights, spread, b.fmul(offsets, const(V16F, -128.0))
+        if j == 1:
+            middle = _raw(b, rows, 80)
+        chunk = (first[8:], middle[:8], middle[8:])[j] if j < 3 else _raw(b, rows, 112)[8:]
+        for k, half in enumerate((_low, _high)):
+            codes = [
+                b.or_(half(b, c), _bits(b, f, 2 * j + k, 0x10))
+                for c, f in zip(chunk, fifth, strict=True)
+            ]
+            _store_run(b, out, 2 * j + k, codes)
 
 
-def _join_uneven(b: ir.IRBuilder, left: Value, right: Value) -> Value:
-    """Append a 4-lane vector to a longer one."""
-    n = left.type.count
-    padded = shuffle(b, right, [0, 1, 2, 3] + [3] * (n - 4))
-    return shuffle(b, left, list(range(n)) + [n + i for i in range(4)], padded)
+def _codes_q6_k(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    tops = _raw(b, rows, 128)
+    for h in range(2):
+        raw, top = _raw(b, rows, 64 * h), tops[8 * h : 8 * h + 8]
+        for k in range(4):  # 32 values each: two of low nibbles, two of high ones
+            half, chunk = (_low, _high)[k // 2], raw[8 * (k % 2) : 8 * (k % 2) + 8]
+            codes = [
+                b.or_(half(b, c), _bits(b, t, 2 * k, 0x30))
+                for c, t in zip(chunk, top, strict=True)
+            ]
+            _store_run(b, out, 4 * h + k, codes)
 
 
-READERS: dict[str, tuple[Reader, int]] = {  # format -> (reader, bytes a superblock)
-    "q4_k": (q4_k, 144),
-    "q5_k": (q5_k, 176),
-    "q6_k": (q6_k, 210),
-    "q8_0": (q8_0, 272),
+def _codes_q8_0(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    packed = FORMATS["q8_0"]
+    for v in range(4):
+        columns = transpose(b, [b.bitcast(packed.code(b, p, v), V16I) for p in rows])
+        _store_run(b, out, 2 * v, columns)
+
+
+def _affine(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    ds, *words = columns4(b, [load(b, p, V4I) for p in rows])
+    scales, mins = six_bit(b, *words)
+    for g in range(8):
+        store(b, byte(b, scales, g), at(b, out, AT_SCALES + VECTOR * g))
+        low = byte(b, mins, g)
+        store(b, b.or_(low, b.shl(low, const(V16I, 16))), at(b, out, AT_PAIRS + VECTOR * g))
+    store(b, low_half(b, ds), at(b, out, AT_D))
+    dmin = low_half(b, b.lshr(ds, const(V16I, 16)))
+    store(b, b.fneg(dmin), at(b, out, AT_DMIN))
+
+
+def _signed(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    words = columns4(b, [load(b, at(b, p, 192), V4I) for p in rows])
+    c = lambda v: const(V16I, v)  # noqa: E731
+    scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
+    for g, scale in enumerate(scales):
+        store(b, scale, at(b, out, AT_SCALES + VECTOR * g))
+    for g in range(8):  # codes are 32 too large
+        low, high = (b.shl(scales[2 * g + k], c(5)) for k in range(2))
+        pair = b.or_(b.and_(low, c(0xFFFF)), b.shl(high, c(16)))
+        store(b, pair, at(b, out, AT_PAIRS + VECTOR * g))
+    store(b, halves(b, [at(b, p, 208) for p in rows]), at(b, out, AT_D))
+
+
+def _blocks(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
+    for g in range(8):
+        d = halves(b, [at(b, p, 34 * g) for p in rows])
+        store(b, d, at(b, out, AT_SCALES + VECTOR * g))
+
+
+PARTS: dict[str, Any] = {
+    "q4_k": (_codes_q4_k, _affine),
+    "q5_k": (_codes_q5_k, _affine),
+    "q6_k": (_codes_q6_k, _signed),
+    "q8_0": (_codes_q8_0, _blocks),
 }
+
+
+def make_unpack(format: str) -> Any:
+    """An intrinsic: address of 16 rows, bytes a row, address of the tile, superblocks."""
+    nbytes, (codes, scales) = FORMATS[format].nbytes, PARTS[format]
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        wp, row_bytes, tile, n = args
+        rows = [advance(b, wp, ir.Constant(row_bytes.type, r), row_bytes) for r in range(LANES)]
+        following = advance(b, wp, ir.Constant(row_bytes.type, LANES), row_bytes)
+
+        def body(i: Value, values: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, following, i, LANES * nbytes), LANES * nbytes)
+            here = [advance(b, p, i, nbytes) for p in rows]
+            out = advance(b, tile, i, TILE_RECORD)
+            codes(b, here, out)
+            scales(b, here, out)
+            return values
+
+        count_loop(b, n, [], body)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def unpack(typing: Any, wp: Any, row_bytes: Any, tile: Any, n: Any) -> Any:
+        return types.void(*[types.uintp] * 4), codegen
+
+    return unpack
+
+
+unpack_q4_k, unpack_q5_k = make_unpack("q4_k"), make_unpack("q5_k")
+unpack_q6_k, unpack_q8_0 = make_unpack("q6_k"), make_unpack("q8_0")

@@ -1,0 +1,171 @@
+"""An unpacked tile of 16 weight rows times several rows of activations: lanes are weight rows.
+
+The tile is unpacked once for all rows of activations. Sums equal `matvec`'s bit for bit: within a
+superblock they are integers, and over superblocks they run in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from apr_backend_cpu.activations import (
+    AT_D,
+    AT_GROUP_D,
+    AT_SCALE32,
+    AT_SHIFT32,
+    AT_SUM16,
+    RECORD,
+)
+from apr_backend_cpu.unpack import AT_D as TILE_D
+from apr_backend_cpu.unpack import AT_DMIN, AT_PAIRS, AT_SCALES, TILE_RECORD, VECTOR
+from apr_backend_cpu.vector_ir import (
+    F32,
+    I32,
+    I64,
+    V16F,
+    V16I,
+    V64B,
+    Value,
+    advance,
+    at,
+    const,
+    count_loop,
+    dot,
+    fma,
+    load,
+    pair_dot,
+    splat,
+    store,
+)
+
+TOKENS = 8  # rows of activations a tile meets at once
+Values = list[Value]
+
+
+def _splat_int(b: ir.IRBuilder, p: Value, offset: int) -> Value:
+    return splat(b, load(b, at(b, p, offset), I32))
+
+
+def _splat_float(b: ir.IRBuilder, p: Value, offset: int) -> Value:
+    return splat(b, load(b, at(b, p, offset), F32))
+
+
+def _group(
+    b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int, start: Values | None = None
+) -> Values:
+    """Dots of a group of `size` values at w (codes) and xs, one for each row of activations."""
+    sums = start or [const(V16I, 0)] * len(xs)
+    for k in range(size // 4):
+        codes = load(b, at(b, w, VECTOR * k), V64B)
+        for t, x in enumerate(xs):
+            value = b.bitcast(_splat_int(b, x, 4 * k), V64B)
+            sums[t] = dot(b, sums[t], codes, value, bits)
+    return sums
+
+
+def _scaled(b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int) -> Values:
+    """Integer sums of a superblock: step of 64 values * (scale of a group * its dot)."""
+    per_step = 64 // size
+
+    def body(j: Value, totals: Values) -> Values:
+        codes, scales = advance(b, w, j, VECTOR * 16), advance(b, w, j, VECTOR * per_step)
+        here = [advance(b, x, j, 64) for x in xs]
+        sums = [const(V16I, 0)] * len(xs)
+        for g in range(per_step):
+            part = [at(b, x, size * g) for x in here]
+            dots = _group(b, at(b, codes, VECTOR * size // 4 * g), part, size, bits)
+            scale = load(b, at(b, scales, AT_SCALES + VECTOR * g), V16I)
+            sums = [b.add(s, b.mul(d, scale)) for s, d in zip(sums, dots, strict=True)]
+        steps = [_splat_int(b, advance(b, x, j, 8), AT_SCALE32) for x in xs]
+        return [
+            b.add(total, b.mul(s, step))
+            for total, s, step in zip(totals, sums, steps, strict=True)
+        ]
+
+    return count_loop(b, ir.Constant(I64, 4), [const(V16I, 0)] * len(xs), body)
+
+
+def _pairs(b: ir.IRBuilder, w: Value, xs: Values) -> Values:
+    """Integer sums of minimum or offset times the sums of 16 activations."""
+    sums = [const(V16I, 0)] * len(xs)
+    for g in range(8):
+        pair = load(b, at(b, w, AT_PAIRS + VECTOR * g), V16I)
+        for t, x in enumerate(xs):
+            sums[t] = pair_dot(b, sums[t], pair, _splat_int(b, x, AT_SUM16 + 4 * g))
+    return sums
+
+
+def _affine(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
+    scaled, low = _scaled(b, w, xs, 32, bits), _pairs(b, w, xs)
+    d, dmin = (load(b, at(b, w, offset), V16F) for offset in (TILE_D, AT_DMIN))
+    results = []
+    for x, y, total, minimum in zip(xs, ys, scaled, low, strict=True):
+        dx = _splat_float(b, x, AT_D)
+        y = fma(b, b.sitofp(total, V16F), b.fmul(d, dx), y)
+        results.append(fma(b, b.sitofp(minimum, V16F), b.fmul(dmin, dx), y))
+    return results
+
+
+def _signed(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
+    scaled, offsets = _scaled(b, w, xs, 16, bits), _pairs(b, w, xs)
+    d = load(b, at(b, w, TILE_D), V16F)
+    results = []
+    for x, y, total, offset in zip(xs, ys, scaled, offsets, strict=True):
+        value = b.sitofp(b.sub(total, offset), V16F)
+        results.append(fma(b, value, b.fmul(d, _splat_float(b, x, AT_D)), y))
+    return results
+
+
+def _blocks(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
+    def body(g: Value, totals: Values) -> Values:
+        codes, here = advance(b, w, g, VECTOR * 8), [advance(b, x, g, 32) for x in xs]
+        starts = [_splat_int(b, advance(b, x, g, 4), AT_SHIFT32) for x in xs]
+        dots = _group(b, codes, here, 32, bits, starts)
+        d = load(b, at(b, advance(b, w, g, VECTOR), AT_SCALES), V16F)
+        step = b.lshr(g, ir.Constant(I64, 1))
+        dx = [_splat_float(b, advance(b, x, step, 4), AT_GROUP_D) for x in xs]
+        return [
+            fma(b, b.sitofp(dot_, V16F), b.fmul(d, s), total)
+            for dot_, s, total in zip(dots, dx, totals, strict=True)
+        ]
+
+    return count_loop(b, ir.Constant(I64, 8), ys, body)
+
+
+Superblock = Callable[[ir.IRBuilder, Value, Values, Values, int], Values]
+
+
+def make_matmul(superblock: Superblock, bits: int, tokens: int) -> Any:
+    """An intrinsic: addresses of a tile, of records and of results, their strides, superblocks.
+
+    Results are 16 float32 a row of activations; strides are in bytes.
+    """
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        tile, xp, x_stride, op, out_stride, n = args
+        rows = [advance(b, xp, ir.Constant(I64, t), x_stride) for t in range(tokens)]
+
+        def body(i: Value, totals: Values) -> Values:
+            xs = [advance(b, x, i, RECORD) for x in rows]
+            return superblock(b, advance(b, tile, i, TILE_RECORD), xs, totals, bits)
+
+        totals = count_loop(b, n, [const(V16F, 0.0)] * tokens, body)
+        for t, total in enumerate(totals):
+            store(b, total, advance(b, op, ir.Constant(I64, t), out_stride))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def matmul(typing: Any, tile: Any, xp: Any, xs: Any, op: Any, os_: Any, n: Any) -> Any:
+        return types.void(*[types.uintp] * 6), codegen
+
+    return matmul
+
+
+affine_8, affine_1 = make_matmul(_affine, 5, TOKENS), make_matmul(_affine, 5, 1)
+signed_8, signed_1 = make_matmul(_signed, 6, TOKENS), make_matmul(_signed, 6, 1)
+blocks_8, blocks_1 = make_matmul(_blocks, 8, TOKENS), make_matmul(_blocks, 8, 1)

@@ -1,0 +1,142 @@
+"""Matrix products with any mix of formats that share one input, in one parallel pass.
+
+Work is cut into tiles of 16 weight rows. Up to three rows of activations stream the weights
+(`matvec`), more unpack each tile once (`unpack`, `matmul`); both give the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from apr_backend_cpu.activations import RECORD, SUPERBLOCK, quantize_rows
+from apr_backend_cpu.compiling import serial, threaded
+from apr_backend_cpu.elementwise import swiglu_rows
+from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
+from apr_backend_cpu.float_linear import F32_CODE, float_rows
+from apr_backend_cpu.matmul import TOKENS, affine_1, affine_8, blocks_1, blocks_8, signed_1, signed_8
+from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
+from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
+
+U = np.uint64
+ROWS = 16  # of a tile
+FEW = 4  # rows of activations from which unpacking pays
+Q4_K, Q5_K, Q6_K, Q8_0 = range(4)
+CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
+# Columns of a table of parts, uint64. A part is a matrix up to a whole number of tiles, or what is
+# left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one after another.
+FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, COLUMNS = range(9)
+
+
+@serial
+def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
+    for t in range(tokens):
+        x, out = xp + U(t) * xs, op + U(t) * os_
+        if code == U(Q4_K):
+            matvec_q4_k(w, row_bytes, x, out, n)
+        elif code == U(Q5_K):
+            matvec_q5_k(w, row_bytes, x, out, n)
+        elif code == U(Q6_K):
+            matvec_q6_k(w, row_bytes, x, out, n)
+        else:
+            matvec_q8_0(w, row_bytes, x, out, n)
+
+
+@serial
+def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
+    if code == U(Q4_K):
+        unpack_q4_k(w, row_bytes, tile, n)
+    elif code == U(Q5_K):
+        unpack_q5_k(w, row_bytes, tile, n)
+    elif code == U(Q6_K):
+        unpack_q6_k(w, row_bytes, tile, n)
+    else:
+        unpack_q8_0(w, row_bytes, tile, n)
+    t = U(0)
+    while t < tokens:
+        x, out, many = xp + t * xs, op + t * os_, t + U(TOKENS) <= tokens
+        if code == U(Q6_K):
+            if many:
+                signed_8(tile, x, xs, out, os_, n)
+            else:
+                signed_1(tile, x, xs, out, os_, n)
+        elif code == U(Q8_0):
+            if many:
+                blocks_8(tile, x, xs, out, os_, n)
+            else:
+                blocks_1(tile, x, xs, out, os_, n)
+        elif many:
+            affine_8(tile, x, xs, out, os_, n)
+        else:
+            affine_1(tile, x, xs, out, os_, n)
+        t += U(TOKENS) if many else U(1)
+
+
+@serial
+def _packed_tile(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
+    if tokens < U(FEW):
+        _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n)
+    else:
+        _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile)
+
+
+@serial
+def _tile(part, index, xp, xs, n, dense, out, tile):  # noqa: ANN001, ANN202
+    """One tile of a part, times all rows. `out` is all results, `tile` room to unpack."""
+    tokens, rows, row_bytes = U(dense.shape[0]), part[PART_ROWS], part[ROW_BYTES]
+    w = part[ADDRESS] + index * U(ROWS) * row_bytes
+    first = tokens * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
+    op, os_ = U(out.ctypes.data) + U(4) * first, U(4) * part[ALL_ROWS]
+    left = rows - index * U(ROWS)
+    if part[CODE] >= U(F32_CODE):
+        float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), U(dense.ctypes.data),
+                   U(4 * dense.shape[1]), tokens, op, os_, U(dense.shape[1] // 16))  # fmt: skip
+    elif left >= U(ROWS):
+        _packed_tile(part[CODE], w, row_bytes, xp, xs, tokens, op, os_, n, tile)
+    else:
+        result = np.empty((dense.shape[0], ROWS), np.float32)
+        _packed_tile(part[CODE], w, row_bytes, xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS),
+                     n, tile)  # fmt: skip
+        for t in range(dense.shape[0]):
+            start = first + U(t) * part[ALL_ROWS]
+            for r in range(left):
+                out[start + U(r)] = result[t, r]
+
+
+@threaded
+def _multiply(table, bounds, xp, n, dense, out):  # noqa: ANN001, ANN202
+    """All parts times the rows of `dense` [T, K], whose records are at xp, n a row."""
+    for c in prange(bounds.size - 1):
+        room = np.empty(n * TILE_RECORD + 64, np.uint8)
+        tile = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
+        m = 0
+        for i in range(bounds[c], bounds[c + 1]):
+            while m + 1 < table.shape[0] and U(i) >= table[m + 1, FIRST_TILE]:
+                m += 1
+            index = U(i) - table[m, FIRST_TILE]
+            _tile(table[m], index, xp, U(n * RECORD), U(n), dense, out, tile)
+
+
+@serial
+def multiply(x, table, bounds, out):  # noqa: ANN001, ANN201
+    """Quantize x [T, K] and multiply; `out` float32 [T * all rows]."""
+    records = np.empty((x.shape[0], -(-x.shape[1] // SUPERBLOCK), RECORD), np.uint8)
+    quantize_rows(x, records)
+    _multiply(table, bounds, U(records.ctypes.data), records.shape[1], x, out)
+
+
+@serial
+def multiply_dense(x, table, bounds, out):  # noqa: ANN001, ANN201
+    """As `multiply`, where no weight is packed."""
+    _multiply(table, bounds, U(0), 0, x, out)
+
+
+@serial
+def gated(x, first, first_bounds, second, second_bounds, out):  # noqa: ANN001, ANN201
+    """down(silu(gate(x)) * up(x)): `first` is the table of gate and up, `second` that of down."""
+    width = int(first[0, ALL_ROWS])
+    both = np.empty(2 * x.shape[0] * width, np.float32)
+    multiply(x, first, first_bounds, both)
+    hidden = both.reshape(2, x.shape[0], width)
+    swiglu_rows(hidden[0], hidden[1])
+    multiply(hidden[0], second, second_bounds, out)
