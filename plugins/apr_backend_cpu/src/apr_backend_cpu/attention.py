@@ -36,6 +36,7 @@ from apr_backend_cpu.attention_tiles import (
 from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.exponential import exp32
 from apr_backend_cpu.reductions import dot
+from apr_backend_cpu.rows import address
 from apr_core.ops import CORE_OPS
 
 Floats = NDArray[np.float32]
@@ -256,17 +257,17 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
         state.reserve(seg.slot, seg.position + seg.stop - seg.start)
         keys, values = state.keys[seg.slot], state.values[seg.slot]
         half, capacity = keys.dtype == np.float16, keys.shape[1]
-        addresses = (U(keys.ctypes.data), U(values.ctypes.data))
+        at_keys, at_values = address(keys), address(values)
         rows = slice(seg.start, seg.stop)
-        _append(half, k[rows], v[rows], seg.position, capacity, *addresses)
+        _append(half, k[rows], v[rows], seg.position, capacity, U(at_keys), U(at_values))
         if seg.stop - seg.start < FEW:
             few_rows += range(seg.start, seg.stop)
             for t in range(seg.stop - seg.start):
-                few.append((keys.ctypes.data, values.ctypes.data, capacity, seg.position + t))
+                few.append((at_keys, at_values, capacity, seg.position + t))
         else:
             some = slice(seg.start * group, seg.stop * group)
-            _attend_many(half, by_head[:, some], *addresses, capacity, seg.position, group,
-                         f32(scale), out[:, some])  # fmt: skip
+            _attend_many(half, by_head[:, some], U(at_keys), U(at_values), capacity, seg.position,
+                         group, f32(scale), out[:, some])  # fmt: skip
     if few:
         table = np.array(few, np.int64)
         if len(few) == tokens:

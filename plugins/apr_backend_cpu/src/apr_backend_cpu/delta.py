@@ -19,7 +19,7 @@ from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.delta_token import NARROW, WIDE, delta_narrow, delta_wide
 from apr_backend_cpu.exponential import exp32, sigmoid32
 from apr_backend_cpu.reductions import dot
-from apr_backend_cpu.rows import cube_at, row
+from apr_backend_cpu.rows import address, cube_at, row
 
 Floats = NDArray[np.float32]
 CHANNELS = 256  # of a convolution task
@@ -179,7 +179,7 @@ def gated_delta(
     out = np.empty(v.shape, np.float32)
     starts = np.array([seg.start for seg in step.segments] + [step.n_rows])
     states = np.array(
-        [state.get("delta", seg.slot).ctypes.data for seg in step.segments], np.uint64
+        [address(state.get("delta", seg.slot)) for seg in step.segments], np.uint64
     )
     _delta(q, k, v, log_decay, beta, starts, states, out)
     return out

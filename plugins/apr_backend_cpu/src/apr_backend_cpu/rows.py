@@ -8,10 +8,17 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial
 
 U = np.uint64
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's values begin; `array.ctypes` would make several objects to say so."""
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 @intrinsic
