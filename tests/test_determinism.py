@@ -140,20 +140,25 @@ def relative_rmse(actual, expected):
 
 
 def linear_f32(x, w):
-    from apr_backend_cpu.linear import linear_f32, prepare
+    from apr_backend_cpu.linear import linear
 
-    return linear_f32(prepare(x).dense, w)
+    return linear(x, w)
 
 
 def linear_int8(x, w):
-    """A float product of activations rounded to int8 in groups of 64, as packed kernels round."""
-    from apr_backend_cpu.linear import linear_f32, prepare
+    """A float product of activations rounded as packed kernels round them.
 
-    x = prepare(x).dense
-    groups = np.pad(x, ((0, 0), (0, -x.shape[1] % 64))).reshape(x.shape[0], -1, 64)
-    scale = np.abs(groups).max(-1, keepdims=True) / np.float32(127)
-    codes = np.rint(groups / np.where(scale > 0, scale, 1))
-    return linear_f32((codes * scale).reshape(x.shape[0], -1)[:, : x.shape[1]], w)
+    int8 codes; 64 values share a scale that is 1 to 16 times what 256 values share.
+    """
+    from apr_backend_cpu.linear import linear
+
+    blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % 256))).reshape(x.shape[0], -1, 4, 64)
+    tops = np.abs(blocks).max(-1, keepdims=True)
+    unit = tops.max(-2, keepdims=True) / np.float32(127 * 16)
+    steps = np.clip(np.ceil(tops / np.where(unit > 0, unit * np.float32(127), 1)), 1, 16)
+    scale = (unit * steps).astype(np.float32)
+    codes = np.rint(np.clip(blocks / np.where(scale > 0, scale, 1), -127, 127))
+    return linear((codes * scale).reshape(x.shape[0], -1)[:, : x.shape[1]], w)
 
 
 def float_kernels(linear):

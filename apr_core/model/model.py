@@ -213,7 +213,7 @@ def load(
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
     by default the model's own. `kv_type` is the precision of cached keys and values: f16 by default,
-    f32 where all matrices are. Raises NotFound, FormatError, ContractError, PluginError or
+    f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
     BackendError.
     """
     registry = registry or get_registry()
@@ -237,8 +237,7 @@ def load(
         raise
     limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
     if kv_type is None:
-        formats = {format for _, format in binder.report.weights}
-        kv_type = "f32" if formats == {DENSE} else "f16"
+        kv_type = "f32" if decoder.embedding.format == DENSE else "f16"
     return Model(file, config, decoder, device, binder.report, limit, kv_type)
 
 
