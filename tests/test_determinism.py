@@ -110,12 +110,12 @@ def test_packed_logits_equal_decoded_ones_within_int8_activations(directory, rec
          "--quantize", recipe, "-o", target],
         check=True, capture_output=True,
     )  # fmt: skip
-    with load(target) as model:
+    with load(target, kv_type="f32") as model:
         packed = single_tokens(model)
-    with load(target, registry=with_backend(float_kernels("linear_f32"))) as model:
+    with load(target, kv_type="f32", registry=with_backend(float_kernels("linear_f32"))) as model:
         assert any("decoded" in line for line in model.report.fallbacks)
         exact = single_tokens(model)
-    with load(target, registry=with_backend(float_kernels("linear_int8"))) as model:
+    with load(target, kv_type="f32", registry=with_backend(float_kernels("linear_int8"))) as model:
         rounded = single_tokens(model)
     assert relative_rmse(packed, exact) < 0.05
     assert relative_rmse(rounded, exact) > 0.005

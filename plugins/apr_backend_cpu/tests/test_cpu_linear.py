@@ -23,7 +23,7 @@ def rng():
 
 
 def weight(name, rows, cols, data):
-    return SimpleNamespace(format=name, rows=rows, cols=cols, data=data, prepared=None)
+    return SimpleNamespace(format=name, rows=rows, cols=cols, data=data, prepared=None, linear=linear.linear)
 
 
 def packed_weight(rng, name, rows, cols):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu import products
 from apr_backend_cpu.compiling import threads_in_use
+from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.products import CODES, FEW, ROWS
 
@@ -103,25 +104,36 @@ def linear(x: Floats, w: Any) -> Floats:
     return group((w,))(x)[0]
 
 
+def _ours(*ws: Any) -> bool:
+    """Whether all products are this module's; another distribution may bring a kernel."""
+    return all(w.linear is linear for w in ws)
+
+
 def linears(x: Floats, ws: tuple[Any, ...]) -> tuple[Floats, ...]:
     """Products with one input, which is quantized once."""
+    if not _ours(*ws):
+        return tuple(w.linear(x, w) for w in ws)
     return tuple(group(ws)(x))
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
     """down(silu(gate(x)) * up(x))."""
+    if not _ours(gate, up, down):
+        return _mlp_in_steps(x, gate, up, down)
     first, second = group((gate, up)), group((down,))
     if not (first.packed and second.packed) or first.padded or second.padded:
-        from apr_backend_cpu.elementwise import swiglu
-
-        return second(swiglu(*first(x)))[0]
+        return _mlp_in_steps(x, gate, up, down)
     x = first.input(x)
     tokens = x.shape[0]
     out = np.empty(tokens * down.rows, np.float32)
-    products.gated(
-        x, first.table, first.bounds(tokens), second.table, second.bounds(tokens), out
-    )
+    tables = (first.table, first.bounds(tokens), second.table, second.bounds(tokens))
+    products.gated(x, *tables, out)
     return out.reshape(tokens, down.rows)
+
+
+def _mlp_in_steps(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
+    result: Floats = down.linear(swiglu(*linears(x, (gate, up))), down)
+    return result
 
 
 def embed(ids: NDArray[np.int64], w: Any) -> Floats:
