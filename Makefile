@@ -1,7 +1,7 @@
 # The README's commands. Everything happens in .venv; `make setup` makes it.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_demo
+PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_export_gguf plugins/apr_demo
 EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
 RUNTIME := .venv/.runtime
 TESTING := .venv/.testing

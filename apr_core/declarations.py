@@ -106,7 +106,12 @@ class Source(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Exporter(Declaration):
-    """A file format to export to."""
+    """A file format to export to.
+
+    The target is `export(file, out, *, progress=None) -> mapping`: an open AprFile, the path to
+    write, and a Progress to report bytes to. It writes beside `out` and renames, and returns
+    `path`, `tensors` (how many), `bytes`, `left_out` (names) and `warnings` (sentences).
+    """
 
     kind: ClassVar[str] = "exporter"
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("apr_core.cli.validate", "Check an .apr file, and its quality."),
     "tensors": ("apr_core.cli.tensors", "List the tensors of an .apr file."),
     "inspect": ("apr_core.cli.inspect", "Show what an .apr file says about itself."),
+    "export": ("apr_core.cli.export", "Write an .apr file in another format."),
     "run": ("apr_core.cli.run", "Answer a prompt."),
     "chat": ("apr_core.cli.chat", "Talk in turns."),
     "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),

@@ -1,0 +1,55 @@
+"""`apr export`: an .apr file in another program's format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from apr_core.cli.console import human_bytes, print_json, progress
+from apr_core.errors import UsageError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "format_", metavar="NAME", required=True,
+              help="gguf, safetensors, or what a plugin brings.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT",
+              help="The file to write; a directory for safetensors.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(file: Path, format_: str, output: Path, force: bool, as_json: bool) -> None:
+    """Write FILE in another format. Number formats both know pass through unchanged."""
+    summary = run_export(file, format_, output, force)
+    if as_json:
+        print_json(dict(summary))
+        return
+    for warning in summary.get("warnings", ()):
+        click.echo(f"{click.style('note:', fg='yellow')} {warning}", err=True)
+    if summary.get("left_out"):
+        names = summary["left_out"]
+        click.echo(f"left out   {len(names)} tensors this format has no place for: {names[0]} ..")
+    click.echo(
+        f"wrote      {summary['path']} ({human_bytes(summary['bytes'])}, "
+        f"{summary['tensors']} tensors)"
+    )
+
+
+def run_export(file: Path, format_: str, output: Path, force: bool = False) -> Mapping[str, Any]:
+    """The command without its output: check, then write under a progress bar."""
+    from apr_core.format import AprFile
+    from apr_core.registry import get_registry
+
+    registry = get_registry()
+    export = registry.load(registry.get("exporter", format_))
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists", "Give another name, or --force to replace it.")
+    if output.resolve() == file.resolve():
+        raise UsageError("the output would replace the file that is exported")
+    with AprFile.open(file) as source:
+        total = sum(source.raw(name).nbytes for name in source.tensors)
+        with progress(output.name, total) as bar:
+            summary: Mapping[str, Any] = export(source, output, progress=bar)
+    return summary

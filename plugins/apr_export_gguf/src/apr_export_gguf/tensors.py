@@ -1,0 +1,222 @@
+"""What each tensor is called in GGUF, and how its bytes change on the way.
+
+Sources: gguf's own tensor names, llama.cpp's convert_hf_to_gguf.py (classes Qwen2Model and
+Qwen3_5TextModel), and its pull request 19468 for the order of value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from apr_core.errors import AprError
+from apr_core.format import AprFile, TensorEntry, decode_tensor
+
+PACKED = {"q4_k": "Q4_K", "q5_k": "Q5_K", "q6_k": "Q6_K", "q8_0": "Q8_0"}
+FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+PREFIXES = ("model.language_model.", "language_model.model.", "model.")
+
+GLOBAL = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
+HEAD = {"lm_head.weight": "output.weight"}
+IN_LAYER = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_proj.bias": "attn_q.bias",
+    "self_attn.k_proj.bias": "attn_k.bias",
+    "self_attn.v_proj.bias": "attn_v.bias",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "linear_attn.in_proj_qkv.weight": "attn_qkv.weight",
+    "linear_attn.in_proj_z.weight": "attn_gate.weight",
+    "linear_attn.in_proj_a.weight": "ssm_alpha.weight",
+    "linear_attn.in_proj_b.weight": "ssm_beta.weight",
+    "linear_attn.conv1d.weight": "ssm_conv1d.weight",
+    "linear_attn.A_log": "ssm_a",
+    "linear_attn.dt_bias": "ssm_dt.bias",
+    "linear_attn.norm.weight": "ssm_norm.weight",
+    "linear_attn.out_proj.weight": "ssm_out.weight",
+}
+POST_NORM = {"qwen35": "post_attention_norm.weight", "qwen2": "ffn_norm.weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Of Qwen3.5's linear attention: key heads, value heads, and their sizes."""
+
+    keys: int
+    values: int
+    key_dim: int
+    value_dim: int
+
+    def order(self) -> NDArray[np.int64]:
+        """GGUF's value head j is the checkpoint's order()[j]: ggml pairs it with key j mod keys."""
+        ratio, j = self.values // self.keys, np.arange(self.values)
+        return (j % self.keys) * ratio + j // self.keys
+
+    def positions(self, size: int) -> NDArray[np.int64]:
+        """The same for rows or columns of `size` a head."""
+        return (self.order()[:, None] * size + np.arange(size)).ravel()
+
+    @property
+    def moved(self) -> bool:
+        """Whether the order differs at all."""
+        return self.values != self.keys
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor to write: shape [rows, cols] or [n], bytes made on demand."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    nbytes: int
+    make: Callable[[], NDArray[Any]]
+    note: str = ""  # what was changed beyond moving values
+
+
+class TensorMap:
+    """Makes targets of a file's tensors. `find` is quantizer name -> quantizer."""
+
+    def __init__(
+        self, file: AprFile, arch: str, heads: Heads | None, find: Callable[[str], Any]
+    ) -> None:
+        self.file, self.arch, self.heads, self.find = file, arch, heads, find
+        self.left_out: list[str] = []
+
+    def targets(self) -> Iterator[Target]:
+        """One for each tensor GGUF has a place for; the rest goes into `left_out`."""
+        for entry in self.file.tensors.values():
+            name = self._name(entry.name)
+            if name is None:
+                self.left_out.append(entry.name)
+            else:
+                yield self._target(name, entry)
+
+    def _name(self, name: str) -> str | None:
+        if name in HEAD:
+            return HEAD[name]
+        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
+        if prefix is None:
+            return None
+        rest = name[len(prefix) :]
+        if rest in GLOBAL:
+            return GLOBAL[rest]
+        kind, _, rest = rest.partition(".")
+        layer, _, rest = rest.partition(".")
+        if kind != "layers" or not layer.isdigit():
+            return None
+        table = {**IN_LAYER, "post_attention_layernorm.weight": POST_NORM[self.arch]}
+        return f"blk.{layer}.{table[rest]}" if rest in table else None
+
+    def _target(self, name: str, entry: TensorEntry) -> Target:
+        part = name.split(".", 2)[-1] if name.startswith("blk.") else name
+        if len(entry.shape) != 2:
+            return self._vector(name, part, entry)
+        rows = self._row_order(part)
+        if part == "ssm_out.weight" and self.heads and self.heads.moved:
+            return self._moved_columns(name, entry)
+        return self._matrix(name, entry, rows)
+
+    def _row_order(self, part: str) -> NDArray[np.int64] | None:
+        h = self.heads
+        if h is None or not h.moved:
+            return None
+        if part == "attn_qkv.weight":
+            before = 2 * h.keys * h.key_dim
+            return np.concatenate([np.arange(before), before + h.positions(h.value_dim)])
+        if part == "attn_gate.weight":
+            return h.positions(h.value_dim)
+        return h.order() if part in ("ssm_alpha.weight", "ssm_beta.weight") else None
+
+    def _matrix(
+        self, name: str, entry: TensorEntry, rows: NDArray[np.int64] | None
+    ) -> Target:
+        kind = PACKED.get(entry.format) or FLOATS.get(entry.format)
+        if kind is None:
+            raise AprError(
+                f"tensor {entry.name!r} has format {entry.format!r}, which GGUF does not know",
+                f"Import again with one of: {', '.join([*PACKED, *FLOATS])}.",
+            )
+
+        def make() -> NDArray[np.uint8]:
+            raw = self.file.raw(entry.name).reshape(entry.shape[0], -1)
+            return raw if rows is None else raw[rows]
+
+        if entry.format in PACKED and entry.shape[1] % (32 if entry.format == "q8_0" else 256):
+            return self._decoded(name, entry, lambda x: x, "F16", "its rows end inside a block")
+        nbytes = self.file.raw(entry.name).nbytes
+        return Target(name, entry.name, entry.shape, GGMLQuantizationType[kind], nbytes, make)
+
+    def _moved_columns(self, name: str, entry: TensorEntry) -> Target:
+        assert self.heads is not None
+        columns = self.heads.positions(self.heads.value_dim)
+        if entry.format in FLOATS or (entry.format == "q8_0" and self.heads.value_dim % 32 == 0):
+            unit = 1 if entry.format in FLOATS else 32
+            order = columns[::unit] // unit
+            plain = self._matrix(name, entry, None)
+
+            def make() -> NDArray[np.uint8]:
+                raw = plain.make()
+                blocks = raw.reshape(raw.shape[0], order.size, -1)
+                return np.ascontiguousarray(blocks[:, order]).reshape(raw.shape)
+
+            return Target(name, entry.name, plain.shape, plain.type, plain.nbytes, make)
+        reason = f"value heads are reordered across blocks of {entry.format}"
+        return self._decoded(name, entry, lambda x: x[:, columns], "F16", reason)
+
+    def _decoded(
+        self, name: str, entry: TensorEntry,
+        change: Callable[[NDArray[np.float32]], NDArray[np.float32]], kind: str, note: str = "",
+    ) -> Target:  # fmt: skip
+        dtype = np.float16 if kind == "F16" else np.float32
+
+        def make() -> NDArray[Any]:
+            values = decode_tensor(entry, self.file.raw(entry.name), self.find)
+            return np.ascontiguousarray(change(values).astype(dtype))
+
+        shape = tuple(n for i, n in enumerate(entry.shape) if n != 1 or i != 1)
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        said = f"{entry.name}: stored as {kind}, because {note}" if note else ""
+        return Target(name, entry.name, shape, GGMLQuantizationType[kind], nbytes, make, said)
+
+    def _vector(self, name: str, part: str, entry: TensorEntry) -> Target:
+        """Vectors and the convolution: always float32."""
+        changes: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {}
+        if self.heads is not None:
+            changes = dict.fromkeys(
+                ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight",
+                 "attn_k_norm.weight", "output_norm.weight"), _plus_one,
+            )  # fmt: skip
+            changes["ssm_a"] = lambda x: -np.exp(x[self._heads()])
+            changes["ssm_dt.bias"] = lambda x: x[self._heads()]
+            changes["ssm_conv1d.weight"] = partial(_channels, self.heads)
+        return self._decoded(name, entry, changes.get(part, lambda x: x), "F32")
+
+    def _heads(self) -> NDArray[np.int64]:
+        assert self.heads is not None
+        return self.heads.order()
+
+
+def _plus_one(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x + np.float32(1)
+
+
+def _channels(heads: Heads, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """conv1d [C, 1, K] -> [C, K], value channels in GGUF's order."""
+    before = 2 * heads.keys * heads.key_dim
+    order = np.concatenate([np.arange(before), before + heads.positions(heads.value_dim)])
+    return x[order, 0]
