@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("apr_core.cli.inspect", "Show what an .apr file says about itself."),
     "export": ("apr_core.cli.export", "Write an .apr file in another format."),
     "run": ("apr_core.cli.run", "Answer a prompt."),
+    "bench": ("apr_core.cli.bench", "Measure how fast a file runs here."),
     "chat": ("apr_core.cli.chat", "Talk in turns."),
     "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),
     "plugins": ("apr_core.cli.plugins", "List plugins and what they provide."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import DENSE, BackendPlugin, BindReport
+from apr_core.binding import DENSE, BackendPlugin, BindReport, BoundOps, Weight
 from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
@@ -62,6 +62,16 @@ class Model:
 
             self._tokenizer = Tokenizer.from_metadata(self.metadata)
         return self._tokenizer
+
+    @property
+    def ops(self) -> BoundOps:
+        """The bound ops, one attribute each."""
+        return self._decoder.ops
+
+    def matrices(self) -> list[Weight]:
+        """Every matrix that a step multiplies with: those of the layers, and the head."""
+        found = [w for layer in self._decoder.layers for w in vars(layer.weights).values()]
+        return [w for w in [*found, self._decoder.head] if isinstance(w, Weight)]
 
     def new_slot(self) -> int:
         """Open a slot for a new sequence."""
@@ -212,8 +222,8 @@ def load(
 
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
-    by default the model's own. `kv_type` is the precision of cached keys and values: f16 by default,
-    f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
+    by default the model's own. `kv_type` is the precision of cached keys and values: f16 by
+    default, f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
     BackendError.
     """
     registry = registry or get_registry()

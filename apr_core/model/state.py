@@ -42,9 +42,7 @@ class KVState:
     rewindable = True
     growth = 256  # positions; capacity doubles from here
 
-    def __init__(
-        self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32"
-    ) -> None:
+    def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32") -> None:
         self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
         self.keys: dict[int, Array] = {}
         self.values: dict[int, Array] = {}

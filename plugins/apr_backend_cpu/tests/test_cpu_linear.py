@@ -23,7 +23,9 @@ def rng():
 
 
 def weight(name, rows, cols, data):
-    return SimpleNamespace(format=name, rows=rows, cols=cols, data=data, prepared=None, linear=linear.linear)
+    return SimpleNamespace(
+        format=name, rows=rows, cols=cols, data=data, prepared=None, linear=linear.linear
+    )
 
 
 def packed_weight(rng, name, rows, cols):

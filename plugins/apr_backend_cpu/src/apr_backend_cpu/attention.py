@@ -247,9 +247,9 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
         return answer
     kv_heads = k.shape[1]
     group = heads // kv_heads
-    by_head = np.ascontiguousarray(
-        q.reshape(tokens, kv_heads, group, dim).swapaxes(0, 1)
-    ).reshape(kv_heads, tokens * group, dim)
+    by_head = np.ascontiguousarray(q.reshape(tokens, kv_heads, group, dim).swapaxes(0, 1)).reshape(
+        kv_heads, tokens * group, dim
+    )
     out = np.empty(by_head.shape, np.float32)
     few: list[tuple[int, int, int, int]] = []
     few_rows: list[int] = []

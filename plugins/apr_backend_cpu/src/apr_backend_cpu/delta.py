@@ -178,8 +178,6 @@ def gated_delta(
     """Gated delta rule: q, k [T, Hk, Dk]; v [T, Hv, Dv]; state `delta` [Hv, Dk, Dv] a slot."""
     out = np.empty(v.shape, np.float32)
     starts = np.array([seg.start for seg in step.segments] + [step.n_rows])
-    states = np.array(
-        [address(state.get("delta", seg.slot)) for seg in step.segments], np.uint64
-    )
+    states = np.array([address(state.get("delta", seg.slot)) for seg in step.segments], np.uint64)
     _delta(q, k, v, log_decay, beta, starts, states, out)
     return out

@@ -42,9 +42,7 @@ def transpose(b: ir.IRBuilder, rows: list[Value]) -> list[Value]:
     columns: list[Value] = [None] * LANES
     for c in range(4):
         first = [pick(pairs[c], pairs[4 + c], lanes) for lanes in (FIRST_HALVES, SECOND_HALVES)]
-        last = [
-            pick(pairs[8 + c], pairs[12 + c], lanes) for lanes in (FIRST_HALVES, SECOND_HALVES)
-        ]
+        last = [pick(pairs[8 + c], pairs[12 + c], lanes) for lanes in (FIRST_HALVES, SECOND_HALVES)]
         for half in (0, 1):
             columns[8 * half + c] = pick(first[half], last[half], EVEN_QUARTERS)
             columns[8 * half + 4 + c] = pick(first[half], last[half], ODD_QUARTERS)

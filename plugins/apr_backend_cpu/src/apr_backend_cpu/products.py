@@ -14,7 +14,15 @@ from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.elementwise import swiglu_rows
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
-from apr_backend_cpu.matmul import TOKENS, affine_1, affine_8, blocks_1, blocks_8, signed_1, signed_8
+from apr_backend_cpu.matmul import (
+    TOKENS,
+    affine_1,
+    affine_8,
+    blocks_1,
+    blocks_8,
+    signed_1,
+    signed_8,
+)
 from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
@@ -24,7 +32,7 @@ FEW = 4  # rows of activations from which unpacking pays
 Q4_K, Q5_K, Q6_K, Q8_0 = range(4)
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
 # Columns of a table of parts, uint64. A part is a matrix up to a whole number of tiles, or what is
-# left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one after another.
+# left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one.
 FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, COLUMNS = range(9)
 
 

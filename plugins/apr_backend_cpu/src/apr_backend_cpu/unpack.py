@@ -22,7 +22,6 @@ from apr_backend_cpu.matvec import byte, halves, low_half
 from apr_backend_cpu.vector_ir import (
     I32,
     LANES,
-    V16F,
     V16I,
     Value,
     advance,
@@ -98,8 +97,7 @@ def _codes_q6_k(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
         for k in range(4):  # 32 values each: two of low nibbles, two of high ones
             half, chunk = (_low, _high)[k // 2], raw[8 * (k % 2) : 8 * (k % 2) + 8]
             codes = [
-                b.or_(half(b, c), _bits(b, t, 2 * k, 0x30))
-                for c, t in zip(chunk, top, strict=True)
+                b.or_(half(b, c), _bits(b, t, 2 * k, 0x30)) for c, t in zip(chunk, top, strict=True)
             ]
             _store_run(b, out, 4 * h + k, codes)
 

@@ -44,7 +44,7 @@ def dot_mode() -> str:
     if forced and (forced not in ISAS or ISAS.index(forced) < ISAS.index(best)):
         raise BackendError(
             f"APR_CPU_ISA={forced} is not possible here",
-            f"This processor runs {', '.join(ISAS[ISAS.index(best):])}.",
+            f"This processor runs {', '.join(ISAS[ISAS.index(best) :])}.",
         )
     return forced or best
 
@@ -117,9 +117,7 @@ def dot(b: ir.IRBuilder, total: Value, w: Value, x: Value, bits: int = 8) -> Val
         for lanes in (even, odd)
     ]
     pairs = b.add(*products)
-    return b.add(
-        total, b.add(shuffle(b, pairs, even[:16]), shuffle(b, pairs, odd[:16]))
-    )
+    return b.add(total, b.add(shuffle(b, pairs, even[:16]), shuffle(b, pairs, odd[:16])))
 
 
 def weigh(b: ir.IRBuilder, total: Value, x: Value, scale: Value) -> Value:
@@ -139,8 +137,9 @@ def pair_dot(b: ir.IRBuilder, total: Value, x: Value, y: Value) -> Value:
         pair = [b.bitcast(v, v32) for v in (x, y)]
         return intrinsic_call(b, "llvm.x86.avx512.vpdpwssd.512", V16I, total, *pair)
     sixteen = const(V16I, 16)
-    low, high = (b.ashr(b.shl(v, sixteen), sixteen) for v in (x, y)), (b.ashr(v, sixteen) for v in (x, y))
-    return b.add(total, b.add(b.mul(*low), b.mul(*high)))
+    low = b.mul(*(b.ashr(b.shl(v, sixteen), sixteen) for v in (x, y)))
+    high = b.mul(*(b.ashr(v, sixteen) for v in (x, y)))
+    return b.add(total, b.add(low, high))
 
 
 def _join_halves(b: ir.IRBuilder, w: Value, x: Value, half: Any) -> Value:

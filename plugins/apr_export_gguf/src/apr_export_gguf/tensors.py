@@ -142,9 +142,7 @@ class TensorMap:
             return h.positions(h.value_dim)
         return h.order() if part in ("ssm_alpha.weight", "ssm_beta.weight") else None
 
-    def _matrix(
-        self, name: str, entry: TensorEntry, rows: NDArray[np.int64] | None
-    ) -> Target:
+    def _matrix(self, name: str, entry: TensorEntry, rows: NDArray[np.int64] | None) -> Target:
         kind = PACKED.get(entry.format) or FLOATS.get(entry.format)
         if kind is None:
             raise AprError(

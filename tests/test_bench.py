@@ -1,0 +1,101 @@
+"""`apr bench`: its figures fit together. No test says how long anything may take."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from apr_core import load
+from apr_core.engine.measuring import Plan, Spread, measure, memory_bandwidth, weight_bytes
+from apr_core.engine.profiling import profiled
+from apr_core.errors import UsageError
+from tests.test_journeys import apr, fails
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    target = tmp_path_factory.mktemp("bench") / "demo.apr"
+    assert apr("import", "demo://sums", "--quantize", "q4k", "-o", target).returncode == 0
+    return target
+
+
+@pytest.fixture
+def model(path):
+    with load(path) as loaded:
+        yield loaded
+
+
+def test_json_has_every_figure_and_they_fit_together(path):
+    done = apr(
+        "bench", path, "--warmup", 1, "--measure", 2, "--prompt-tokens", 20, "--max-tokens", 4,
+        "--batch", 3, "--profile", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    r = json.loads(done.stdout)
+    assert {"load_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "bandwidth_share"} <= set(r)
+    assert (r["batch"], r["prompt_tokens"], r["max_tokens"]) == (3, 20, 4)
+    for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
+        assert 0 < r[f"{name}_p10"] <= r[name] <= r[f"{name}_p90"]
+    assert r["bytes_per_token"] == pytest.approx((r["weight_bytes"] + r["state_bytes"]) / 3)
+    share = r["bytes_per_token"] * r["decode_tok_s"] / r["memory_bandwidth_bytes_s"]
+    assert r["bandwidth_share"] == pytest.approx(share)
+    assert r["ttft_s"] > 20 / r["prefill_tok_s_p90"] * 0.99
+    assert any(key.startswith("linear[") for key in r["bound"])
+    assert not r["fallbacks"]
+
+
+def test_weight_bytes_are_those_of_every_matrix_but_the_embedding(model):
+    layers = model.config.num_layers
+    expected = sum(
+        entry_bytes(model, name)
+        for name, entry in model.file.tensors.items()
+        if len(entry.shape) == 2 and (model.config.tied_embeddings or "embed_tokens" not in name)
+    )
+    assert weight_bytes(model) == expected
+    assert layers > 1
+
+
+def entry_bytes(model, name):
+    """Rows on the backend may be padded to whole vectors: the same number of rows, at least."""
+    uploaded = {w.name: w.data.nbytes for w in model.matrices()}
+    assert uploaded[name] >= model.file.raw(name).nbytes
+    return uploaded[name]
+
+
+def test_slots_are_freed_and_batches_counted(model):
+    runs = []
+    found = measure(model, Plan(8, 3, 2, 0, 2), lambda: runs.append(1))
+    assert len(runs) == 2
+    assert model.state_bytes() == 0
+    assert found.state_bytes > 0 and found.batch == 2
+
+
+def test_profile_counts_an_op_inside_another_once(model):
+    slot = model.new_slot()
+    before = dict(vars(model.ops))
+    with profiled(model) as profile:
+        model.forward([(slot, [1, 2, 3])])
+    assert vars(model.ops) == before
+    rows = profile.rows()
+    assert rows[-1]["op"] == "(between)" and rows[-1]["seconds"] >= 0
+    assert sum(row["seconds"] for row in rows) == pytest.approx(profile.total_s)
+    names = {row["op"].split("[")[0] for row in rows}
+    assert {"linears", "mlp", "embed", "rms_norm", "gated_delta", "attention"} <= names
+    model.free_slot(slot)
+
+
+def test_spread_of_known_numbers():
+    assert Spread.of(range(11)) == Spread(5.0, 1.0, 9.0)
+
+
+def test_bandwidth_is_a_plausible_number():
+    assert 1e8 < memory_bandwidth(1, rounds=1) < 1e13
+
+
+def test_what_does_not_fit_is_refused(model, path):
+    with pytest.raises(UsageError, match="do not fit"):
+        measure(model, Plan(prompt_tokens=model.max_len, max_tokens=1))
+    fails(2, "do not fit", "bench", path, "--prompt-tokens", 10**7)
+    fails(2, "0 is not in the range", "bench", path, "--measure", 0)
+    fails(3, "nowhere.apr", "bench", "nowhere.apr")
