@@ -148,11 +148,11 @@ def linear_f32(x, w):
 def linear_int8(x, w):
     """A float product of activations rounded as packed kernels round them.
 
-    int8 codes; 64 values share a scale that is 1 to 16 times what 256 values share.
+    int8 codes; 32 values share a scale that is 1 to 16 times what 256 values share.
     """
     from apr_backend_cpu.linear import linear
 
-    blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % 256))).reshape(x.shape[0], -1, 4, 64)
+    blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % 256))).reshape(x.shape[0], -1, 8, 32)
     tops = np.abs(blocks).max(-1, keepdims=True)
     unit = tops.max(-2, keepdims=True) / np.float32(127 * 16)
     steps = np.clip(np.ceil(tops / np.where(unit > 0, unit * np.float32(127), 1)), 1, 16)

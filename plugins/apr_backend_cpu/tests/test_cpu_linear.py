@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from apr_backend_cpu import linear
-from apr_backend_cpu.activations import AT_D, AT_GROUP_D, SUPERBLOCK, quantize
+from apr_backend_cpu.activations import (
+    AT_D,
+    AT_GROUP_D,
+    AT_SCALE16,
+    AT_SCALE32,
+    AT_SHIFT32,
+    AT_SUM16,
+    AT_SUM32,
+    SUPERBLOCK,
+    quantize,
+)
 from apr_backend_cpu.backend import Cpu
 
 BLOCKS = {"q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210), "q8_0": (32, 34)}
@@ -39,10 +49,10 @@ def packed_weight(rng, name, rows, cols):
 
 
 def rounded(x):
-    """What the kernels make of activations: int8 codes times one scale a 64 values."""
+    """What the kernels make of activations: int8 codes times one scale a 32 values."""
     records = quantize(np.ascontiguousarray(x))
-    codes = records.view(np.int8)[..., :SUPERBLOCK].reshape(*records.shape[:2], 4, 64)
-    scales = records.view(np.float32)[..., AT_GROUP_D // 4 :][..., :4]
+    codes = records.view(np.int8)[..., :SUPERBLOCK].reshape(*records.shape[:2], 8, 32)
+    scales = records.view(np.float32)[..., AT_GROUP_D // 4 :][..., :8]
     return (codes * scales[..., None]).reshape(x.shape[0], -1)[:, : x.shape[1]]
 
 
@@ -153,22 +163,25 @@ def test_every_instruction_set_gives_the_same_bits():
     assert found[""] == found["avx2"] == found["generic"]
 
 
-def test_activations_are_rounded_by_less_than_a_step_of_their_64(rng):
+def test_activations_are_rounded_by_less_than_a_step_of_their_32(rng):
     x = rng.standard_normal((3, 600)).astype(np.float32)
-    x[:, 100] = 40.0  # an outlier coarsens its own 64 values, and the rest by a sixteenth of it
+    x[:, 100] = 40.0  # an outlier coarsens its own 32 values, and the rest by a sixteenth of it
     error = np.abs(rounded(x) - x)
-    groups = np.pad(x, ((0, 0), (0, 168))).reshape(3, 3, 4, 64)
+    groups = np.pad(x, ((0, 0), (0, 168))).reshape(3, 3, 8, 32)
     step = (np.abs(groups).max(-1) / 127 + np.abs(groups).max((-1, -2))[..., None] / 127 / 16) / 2
-    assert (error <= np.repeat(step, 64, -1).reshape(3, -1)[:, :600] * 1.0001).all()
+    assert (error <= np.repeat(step, 32, -1).reshape(3, -1)[:, :600] * 1.0001).all()
 
 
 def test_the_records_sums_are_those_of_their_codes(rng):
     records = quantize(rng.standard_normal((2, 512)).astype(np.float32))
     codes = records.view(np.int8)[..., :SUPERBLOCK].astype(int)
-    steps = records.view(np.int32)[..., 64:80]
-    sums = records.view(np.int16)[..., 160:176]
+    ints, shorts, floats = (records.view(t) for t in (np.int32, np.int16, np.float32))
+    steps = ints[..., AT_SCALE16 // 4 :][..., :16]
+    sums = shorts[..., AT_SUM16 // 2 :][..., :16]
     np.testing.assert_array_equal(sums, steps * codes.reshape(2, 2, 16, 16).sum(-1))
-    shift = records.view(np.int32)[..., 104:112]
-    np.testing.assert_array_equal(shift, -128 * codes.reshape(2, 2, 8, 32).sum(-1))
-    d, scaled = records.view(np.float32)[..., AT_D // 4], records.view(np.float32)[..., 112:116]
-    np.testing.assert_allclose(scaled, d[..., None] * steps[..., ::4], rtol=1e-6)
+    totals = codes.reshape(2, 2, 8, 32).sum(-1)
+    np.testing.assert_array_equal(ints[..., AT_SCALE32 // 4 :][..., :8], steps[..., ::2])
+    np.testing.assert_array_equal(ints[..., AT_SUM32 // 4 :][..., :8], steps[..., ::2] * totals)
+    np.testing.assert_array_equal(ints[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)
+    d, scaled = floats[..., AT_D // 4], floats[..., AT_GROUP_D // 4 :][..., :8]
+    np.testing.assert_allclose(scaled, d[..., None] * steps[..., ::2], rtol=1e-6)

@@ -1,7 +1,7 @@
 """Activations as packed products want them: int8 with integer sub-scales, quantized once.
 
 A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d a
-superblock and one integer s_j from 1 to 16 for each 64 values. All that a product sums over a
+superblock and one integer s_j from 1 to 16 for each 32 values. All that a product sums over a
 superblock is then an integer, and integers can be summed in any order.
 
 A superblock is a record of 512 bytes, offsets as below; sums are over q.
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial, threaded
 
-SUPERBLOCK, GROUP = 256, 64
+SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
 AT_Q = 0  # 256 int8
 AT_SCALE16 = 256  # 16 int32: s_j of each 16 values
 AT_SUM16 = 320  # 16 int16: s_j times the sum of each 16 values, at most 16 * 16 * 127 < 2^15
 AT_SCALE32, AT_SUM32 = 352, 384  # 8 int32 each: s_j, and s_j times the sum of 32 values
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
-AT_GROUP_D, AT_D = 448, 464  # 4 float32: d * s_j; then d
+AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 
 STEPS = np.float32(16.0)  # of s_j
 INFINITY_BITS = np.uint32(0x7F800000)
@@ -41,7 +41,7 @@ def _largest(x):  # noqa: ANN001, ANN202
 
 @serial
 def _round_group(x, inverse, codes, q):  # noqa: ANN001, ANN202
-    """64 values to int8; `codes` int32 [64] gets them too."""
+    """32 values to int8; `codes` int32 [32] gets them too."""
     for i in range(GROUP):
         scaled = min(max(x[i] * inverse, np.float32(-127.0)), np.float32(127.0)) + ROUND
         codes[i] = np.int32(np.float32(scaled).view(np.int32) - ROUND_BITS)
@@ -51,28 +51,27 @@ def _round_group(x, inverse, codes, q):  # noqa: ANN001, ANN202
 
 @serial
 def _sums(codes, j, scale, shorts, ints):  # noqa: ANN001, ANN202
-    """Scales and sums of the j-th group of 64, into the record's integers."""
-    for h in range(2):
-        total32 = np.int32(0)
-        for g in range(2):
-            part = codes[32 * h + 16 * g : 32 * h + 16 * g + 16]
-            total = np.int32(0)
-            for i in range(16):
-                total += part[i]
-            ints[AT_SCALE16 // 4 + 4 * j + 2 * h + g] = scale
-            shorts[AT_SUM16 // 2 + 4 * j + 2 * h + g] = np.int16(scale * total)
-            total32 += total
-        ints[AT_SCALE32 // 4 + 2 * j + h] = scale
-        ints[AT_SUM32 // 4 + 2 * j + h] = scale * total32
-        ints[AT_SHIFT32 // 4 + 2 * j + h] = np.int32(-128) * total32
+    """Scales and sums of the j-th group of 32, into the record's integers."""
+    total32 = np.int32(0)
+    for g in range(2):
+        part = codes[16 * g : 16 * g + 16]
+        total = np.int32(0)
+        for i in range(16):
+            total += part[i]
+        ints[AT_SCALE16 // 4 + 2 * j + g] = scale
+        shorts[AT_SUM16 // 2 + 2 * j + g] = np.int16(scale * total)
+        total32 += total
+    ints[AT_SCALE32 // 4 + j] = scale
+    ints[AT_SUM32 // 4 + j] = scale * total32
+    ints[AT_SHIFT32 // 4 + j] = np.int32(-128) * total32
 
 
 @serial
 def _superblock(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN202
     """One record from 256 values; d is NaN if any of them is not finite."""
     codes = np.zeros(GROUP, np.int32)
-    tops = np.zeros(4, np.uint32)
-    for j in range(4):
+    tops = np.zeros(SUPERBLOCK // GROUP, np.uint32)
+    for j in range(SUPERBLOCK // GROUP):
         tops[j] = _largest(bits[GROUP * j : GROUP * j + GROUP])
     tops_f = tops.view(np.float32)
     top = tops.max()
@@ -80,7 +79,7 @@ def _superblock(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN202
     finite = top < INFINITY_BITS
     if not finite or not np.isfinite(np.float32(1.0) / unit):  # zero or subnormal: zero, then
         unit = np.float32(0.0)
-    for j in range(4):
+    for j in range(SUPERBLOCK // GROUP):
         scale, inverse = np.int32(1), np.float32(0.0)
         if unit > 0:
             wanted = np.ceil(tops_f[j] / (unit * np.float32(127.0)))

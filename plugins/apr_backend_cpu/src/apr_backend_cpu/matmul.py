@@ -69,24 +69,25 @@ def _group(
 
 
 def _scaled(b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int) -> Values:
-    """Integer sums of a superblock: step of 64 values * (scale of a group * its dot)."""
-    per_step = 64 // size
+    """Integer sums of a superblock: step of 32 values * (scale of a group * its dot)."""
+    per_step = 32 // size
 
     def body(j: Value, totals: Values) -> Values:
-        codes, scales = advance(b, w, j, VECTOR * 16), advance(b, w, j, VECTOR * per_step)
-        here = [advance(b, x, j, 64) for x in xs]
+        codes, scales = advance(b, w, j, VECTOR * 8), advance(b, w, j, VECTOR * per_step)
+        here = [advance(b, x, j, 32) for x in xs]
         sums = [const(V16I, 0)] * len(xs)
         for g in range(per_step):
             part = [at(b, x, size * g) for x in here]
             dots = _group(b, at(b, codes, VECTOR * size // 4 * g), part, size, bits)
             scale = load(b, at(b, scales, AT_SCALES + VECTOR * g), V16I)
             sums = [b.add(s, b.mul(d, scale)) for s, d in zip(sums, dots, strict=True)]
-        steps = [_splat_int(b, advance(b, x, j, 8), AT_SCALE32) for x in xs]
+        steps = [_splat_int(b, advance(b, x, j, 4), AT_SCALE32) for x in xs]
         return [
-            b.add(total, b.mul(s, step)) for total, s, step in zip(totals, sums, steps, strict=True)
+            b.add(total, b.mul(s, step))
+            for total, s, step in zip(totals, sums, steps, strict=True)
         ]
 
-    return count_loop(b, ir.Constant(I64, 4), [const(V16I, 0)] * len(xs), body)
+    return count_loop(b, ir.Constant(I64, 8), [const(V16I, 0)] * len(xs), body)
 
 
 def _pairs(b: ir.IRBuilder, w: Value, xs: Values) -> Values:
@@ -126,8 +127,7 @@ def _blocks(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Val
         starts = [_splat_int(b, advance(b, x, g, 4), AT_SHIFT32) for x in xs]
         dots = _group(b, codes, here, 32, bits, starts)
         d = load(b, at(b, advance(b, w, g, VECTOR), AT_SCALES), V16F)
-        step = b.lshr(g, ir.Constant(I64, 1))
-        dx = [_splat_float(b, advance(b, x, step, 4), AT_GROUP_D) for x in xs]
+        dx = [_splat_float(b, advance(b, x, g, 4), AT_GROUP_D) for x in xs]
         return [
             fma(b, b.sitofp(dot_, V16F), b.fmul(d, s), total)
             for dot_, s, total in zip(dots, dx, totals, strict=True)

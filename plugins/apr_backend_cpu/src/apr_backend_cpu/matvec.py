@@ -142,15 +142,15 @@ def _signed(
 def _blocks(
     b: ir.IRBuilder, packed: Packed, rows: list[Value], x: Value, q: list[Value], y: Value
 ) -> Value:
-    """One superblock of q8_0: y + d[g] * dx_j * I[g], group by group."""
+    """One superblock of q8_0: y + d[g] * dx[g] * I[g], group by group."""
     sums = [Reduction(b) for _ in range(4)]
     for p in rows:
         for j, lanes in enumerate(_dots(b, packed, p, q)):
             sums[j].push(lanes)
     for j in range(4):
-        dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * j), F32))
         for k, total in enumerate(sums[j].halves()):
             g = 2 * j + k
+            dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
             shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
             d = halves(b, [at(b, p, 34 * g) for p in rows])
             y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(d, dx), y)
