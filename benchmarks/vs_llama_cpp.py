@@ -3,8 +3,8 @@
     python benchmarks/vs_llama_cpp.py [--sizes 0.8b 2b] [--rounds 5] [--work DIR]
 
 Builds checkpoints of real sizes with random weights, imports them as q4_k_m, exports that file to
-GGUF so that llama.cpp runs the very same blocks, checks that both engines agree, and times both (and
-transformers in bfloat16, where it is installed) in turns: ratios of medians, in one run.
+GGUF so that llama.cpp runs the very same blocks, checks that both engines agree, and times both
+(and transformers in bfloat16, where it is installed) in turns: ratios of medians, in one run.
 """
 
 from __future__ import annotations

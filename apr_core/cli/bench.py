@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, print_table, progress
+from apr_core.cli.console import human_bytes, print_json, print_table, progress, show_notices
 
 if TYPE_CHECKING:
     from apr_core.engine.measuring import Measurement, Plan
@@ -57,6 +57,7 @@ def run_bench(
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     plan = Plan(**options)
+    show_notices()
     started = time.perf_counter()
     with load(file, backend, threads, strict=strict) as model:
         load_s = time.perf_counter() - started

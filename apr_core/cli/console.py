@@ -85,3 +85,20 @@ def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Pr
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _Bar(bar, bar.add_task(description, total=total))
+
+
+def show_notices() -> None:
+    """Show what takes long on stderr: a line that counts on a terminal, one line elsewhere."""
+    from apr_core import notices
+
+    said: set[str] = set()
+
+    def show(text: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\r" + " " * (len(text) + 20) + "\r" if done == total else ""
+            click.echo(f"\r{text}: {done} of {total}{end}", nl=False, err=True)
+        elif text not in said:
+            click.echo(text, err=True)
+        said.add(text)
+
+    notices.show_with(show)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from apr_core.errors import UsageError
               help="gguf, safetensors, or what a plugin brings.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT",
               help="The file to write; a directory for safetensors.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]),
+              help="With safetensors: what quantized tensors are decoded to.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(file: Path, format_: str, output: Path, force: bool, as_json: bool) -> None:
+def command(
+    file: Path, format_: str, output: Path, dtype: str | None, force: bool, as_json: bool
+) -> None:
     """Write FILE in another format. Number formats both know pass through unchanged."""
-    summary = run_export(file, format_, output, force)
+    summary = run_export(file, format_, output, force, dtype)
     if as_json:
         print_json(dict(summary))
         return
@@ -37,13 +42,13 @@ def command(file: Path, format_: str, output: Path, force: bool, as_json: bool) 
     )
 
 
-def run_export(file: Path, format_: str, output: Path, force: bool = False) -> Mapping[str, Any]:
+def run_export(
+    file: Path, format_: str, output: Path, force: bool = False, dtype: str | None = None
+) -> Mapping[str, Any]:
     """The command without its output: check, then write under a progress bar."""
     from apr_core.format import AprFile
-    from apr_core.registry import get_registry
 
-    registry = get_registry()
-    export = registry.load(registry.get("exporter", format_))
+    export = _exporter(format_, dtype)
     if output.exists() and not force:
         raise UsageError(f"{output} exists", "Give another name, or --force to replace it.")
     if output.resolve() == file.resolve():
@@ -53,3 +58,18 @@ def run_export(file: Path, format_: str, output: Path, force: bool = False) -> M
         with progress(output.name, total) as bar:
             summary: Mapping[str, Any] = export(source, output, progress=bar)
     return summary
+
+
+def _exporter(format_: str, dtype: str | None) -> Callable[..., Mapping[str, Any]]:
+    """Core's own, or a plugin's by its name."""
+    if format_ == "safetensors":
+        from apr_core.exporting.safetensors import export as own
+
+        return partial(own, dtype=dtype)
+    if dtype:
+        raise UsageError("--dtype goes with --format safetensors only")
+    from apr_core.registry import get_registry
+
+    registry = get_registry()
+    export: Callable[..., Mapping[str, Any]] = registry.load(registry.get("exporter", format_))
+    return export

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli.console import show_notices
+
 if TYPE_CHECKING:
     from apr_core.engine.generate import Generation, Piece, Timings
     from apr_core.engine.sampling import SamplingParams
@@ -63,6 +65,7 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
     """The model, with its report on stderr if asked for or if something runs slowly."""
     from apr_core.model.model import load
 
+    show_notices()
     with load(
         file, options["backend"], options["threads"],
         strict=options["strict"], max_len=options["context"],

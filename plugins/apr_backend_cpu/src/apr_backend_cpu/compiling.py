@@ -15,8 +15,10 @@ from typing import Any
 
 import numba
 from numba import njit
+from numba.core import event
 
 from apr_backend_cpu.vector_ir import DOT_MODE
+from apr_core.notices import working
 
 
 def _cache_dir() -> str:
@@ -32,6 +34,31 @@ def _cache_dir() -> str:
 CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
 
 
+class _Compilations(event.Listener):
+    """Tells the user of the core's notices what is compiled, when nothing is cached yet."""
+
+    known = 0  # functions of this package; some are compiled for several types of arrays
+    text = "compiling kernels for this processor (once, then they are kept on disk)"
+
+    def __init__(self) -> None:
+        self._done = self._depth = 0
+
+    def on_start(self, event: event.Event) -> None:
+        """One more, perhaps inside another."""
+        self._depth += 1
+        working(self.text, self._done, max(self.known, self._done + self._depth))
+
+    def on_end(self, event: event.Event) -> None:
+        """It is compiled."""
+        self._depth -= 1
+        self._done += 1
+        total = max(self.known, self._done + self._depth) if self._depth else self._done
+        working(self.text, self._done, total)
+
+
+event.register("numba:compile", _Compilations())
+
+
 def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """njit with options, its disk cache in this package's folder whoever imported what first.
 
@@ -39,6 +66,7 @@ def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        _Compilations.known += 1
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
         try:
             return njit(nogil=True, cache=True, error_model="numpy", **options)(function)

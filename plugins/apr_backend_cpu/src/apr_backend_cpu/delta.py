@@ -9,6 +9,7 @@ head in place, which reads and writes the state once, in order.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,22 @@ def _conv(x, past, w, out):  # noqa: ANN001, ANN202
             _conv_block(x, past, w, first, min(channels, first + CHANNELS), out)
 
 
+_transposed: dict[int, tuple[weakref.ref[Floats], Floats]] = {}
+
+
+def _taps(w: Floats) -> Floats:
+    """w [C, 1, K] as [K, C], kept as long as w lives."""
+    found = _transposed.get(id(w))
+    if found is None or found[0]() is not w:
+        number = id(w)
+        forget = weakref.ref(w, lambda _: _transposed.pop(number, None))
+        found = _transposed[number] = forget, np.ascontiguousarray(w[:, 0, :].T)
+    return found[1]
+
+
 def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
     """silu of the depthwise causal convolution: x [T, C], w [C, 1, K], state [K - 1, C]."""
-    taps = np.ascontiguousarray(w[:, 0, :].T)  # [K, C]
+    taps = _taps(w)
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
     for seg in step.segments:

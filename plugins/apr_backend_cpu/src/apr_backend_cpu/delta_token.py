@@ -66,18 +66,16 @@ def make_delta_token(vectors: int) -> Any:
             return [b.fadd(sums[c], sums[vectors + c]) for c in range(vectors)]
 
         def read(address: Value, key: Value, c: int) -> Value:
-            s = b.fmul(load(b, address, V16F), decays)
-            store(b, s, address)
-            return s
+            return load(b, address, V16F)  # decay is a factor of the sum: no store is needed here
 
-        recalled = over_keys(read, k)
+        recalled = [b.fmul(r, decays) for r in over_keys(read, k)]
         deltas = [
             b.fmul(b.fsub(load(b, at(b, v, VECTOR * c), V16F), r), betas)
             for c, r in enumerate(recalled)
         ]
 
         def write(address: Value, key: Value, c: int) -> Value:
-            s = fma(b, key, deltas[c], load(b, address, V16F))
+            s = fma(b, key, deltas[c], b.fmul(load(b, address, V16F), decays))
             store(b, s, address)
             return s
 

@@ -83,8 +83,7 @@ def _scaled(b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int) -> Valu
             sums = [b.add(s, b.mul(d, scale)) for s, d in zip(sums, dots, strict=True)]
         steps = [_splat_int(b, advance(b, x, j, 4), AT_SCALE32) for x in xs]
         return [
-            b.add(total, b.mul(s, step))
-            for total, s, step in zip(totals, sums, steps, strict=True)
+            b.add(total, b.mul(s, step)) for total, s, step in zip(totals, sums, steps, strict=True)
         ]
 
     return count_loop(b, ir.Constant(I64, 8), [const(V16I, 0)] * len(xs), body)

@@ -37,17 +37,20 @@ FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, CO
 
 
 @serial
-def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
-    for t in range(tokens):
-        x, out = xp + U(t) * xs, op + U(t) * os_
-        if code == U(Q4_K):
-            matvec_q4_k(w, row_bytes, x, out, n)
-        elif code == U(Q5_K):
-            matvec_q5_k(w, row_bytes, x, out, n)
-        elif code == U(Q6_K):
-            matvec_q6_k(w, row_bytes, x, out, n)
-        else:
-            matvec_q8_0(w, row_bytes, x, out, n)
+def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, tiles):  # noqa: ANN001, ANN202
+    """Several tiles in a row, each times a few rows of activations."""
+    for i in range(tiles):
+        here, out = w + U(i) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
+        for t in range(tokens):
+            x, to = xp + U(t) * xs, out + U(t) * os_
+            if code == U(Q4_K):
+                matvec_q4_k(here, row_bytes, x, to, n)
+            elif code == U(Q5_K):
+                matvec_q5_k(here, row_bytes, x, to, n)
+            elif code == U(Q6_K):
+                matvec_q6_k(here, row_bytes, x, to, n)
+            else:
+                matvec_q8_0(here, row_bytes, x, to, n)
 
 
 @serial
@@ -83,7 +86,7 @@ def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: AN
 @serial
 def _packed_tile(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
     if tokens < U(FEW):
-        _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n)
+        _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, U(1))
     else:
         _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile)
 
@@ -117,12 +120,22 @@ def _multiply(table, bounds, xp, n, dense, out):  # noqa: ANN001, ANN202
     for c in prange(bounds.size - 1):
         room = np.empty(n * TILE_RECORD + 64, np.uint8)
         tile = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
-        m = 0
-        for i in range(bounds[c], bounds[c + 1]):
+        i, m, last = bounds[c], 0, bounds[c + 1]
+        while i < last:
             while m + 1 < table.shape[0] and U(i) >= table[m + 1, FIRST_TILE]:
                 m += 1
-            index = U(i) - table[m, FIRST_TILE]
-            _tile(table[m], index, xp, U(n * RECORD), U(n), dense, out, tile)
+            part, index = table[m], U(i) - table[m, FIRST_TILE]
+            tiles = min(U(last - i), part[PART_ROWS] // U(ROWS) - index)
+            if part[CODE] < U(F32_CODE) and U(dense.shape[0]) < U(FEW) and tiles > U(0):
+                first = U(dense.shape[0]) * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
+                _stream(part[CODE], part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES],
+                        part[ROW_BYTES], xp, U(n * RECORD), U(dense.shape[0]),
+                        U(out.ctypes.data) + U(4) * first, U(4) * part[ALL_ROWS], U(n),
+                        tiles)  # fmt: skip
+                i += np.int64(tiles)
+            else:
+                _tile(part, index, xp, U(n * RECORD), U(n), dense, out, tile)
+                i += 1
 
 
 @serial

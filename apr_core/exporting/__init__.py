@@ -1,0 +1,1 @@
+"""Export to the format checkpoints come in. Other formats come with plugins."""

@@ -1,0 +1,157 @@
+"""An .apr file as a checkpoint directory: safetensors, config.json, tokenizer.
+
+Tensors keep their names and their bytes; a quantized one has to be decoded, which is only done
+where a type to decode to was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.errors import UsageError
+from apr_core.format import NATIVE, AprFile, TensorEntry, decode_tensor, from_float32, tensor_nbytes
+from apr_core.registry import get_registry
+from apr_core.text.tokenizer_files import unpack
+
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+SHARD = 5 << 30  # bytes
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def export(
+    file: AprFile, out: Path, *, progress: Any = None, dtype: str | None = None,
+    shard_bytes: int = SHARD,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the directory `out`, beside it first and then renamed.
+
+    `dtype` (f32, f16, bf16) is what quantized tensors are decoded to. Raises UsageError if there
+    are any and no dtype, OSError.
+    """
+    kinds = {name: _kind(entry, dtype) for name, entry in file.tensors.items()}
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        _write_all(file, kinds, part, progress, shard_bytes)
+        _write_rest(file.metadata, part)
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    decoded = sorted({e.format for e in file.tensors.values() if e.format not in DTYPES})
+    warnings = [f"{name} tensors were decoded to {dtype}" for name in decoded]
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return {
+        "path": str(out), "tensors": len(kinds), "bytes": size, "left_out": [],
+        "warnings": warnings,
+    }  # fmt: skip
+
+
+def _kind(entry: TensorEntry, dtype: str | None) -> str:
+    """The number format a tensor is written in."""
+    if entry.format in DTYPES:
+        return entry.format
+    if dtype is None:
+        raise UsageError(
+            f"tensor {entry.name!r} is {entry.format}, which safetensors cannot hold",
+            "Give --dtype bf16 (or f16, f32) to decode quantized tensors.",
+        )
+    return dtype
+
+
+def _shards(
+    file: AprFile, kinds: Mapping[str, str], limit: int
+) -> list[dict[str, tuple[str, int]]]:
+    """{name: (format, bytes)} of each shard."""
+    shards: list[dict[str, tuple[str, int]]] = [{}]
+    size = 0
+    for name, kind in kinds.items():
+        nbytes = tensor_nbytes(NATIVE[kind], file.tensors[name].shape)
+        if shards[-1] and size + nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = kind, nbytes
+        size += nbytes
+    return shards
+
+
+def _write_all(
+    file: AprFile, kinds: Mapping[str, str], out: Path, progress: Any, limit: int
+) -> None:
+    shards = _shards(file, kinds, limit)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(shard, name)
+        _write_shard(file, shard, out / name, progress)
+    if len(shards) > 1:
+        total = sum(nbytes for shard in shards for _, nbytes in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(out / "model.safetensors.index.json", index)
+
+
+def _write_shard(
+    file: AprFile, shard: Mapping[str, tuple[str, int]], path: Path, progress: Any
+) -> None:
+    """8 bytes of header length, the header as JSON, then the tensors one after the other."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (kind, nbytes) in shard.items():
+        header[name] = {
+            "dtype": DTYPES[kind], "shape": list(file.tensors[name].shape),
+            "data_offsets": [at, at + nbytes],
+        }  # fmt: skip
+        at += nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # readers map the data: keep it aligned
+    find = partial(get_registry().make, "quantizer")
+    with path.open("wb") as target:
+        target.write(len(raw).to_bytes(8, "little") + raw)
+        for name, (kind, nbytes) in shard.items():
+            if progress is not None:
+                progress.describe(name)
+            entry = file.tensors[name]
+            target.write(_bytes(entry, file.raw(name), kind, find).data)
+            file.drop_pages(name)
+            if progress is not None:
+                progress.advance(nbytes)
+
+
+def _bytes(entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any) -> NDArray[np.uint8]:
+    if entry.format == kind:
+        return np.ascontiguousarray(raw).reshape(-1)
+    values = from_float32(decode_tensor(entry, raw, find), kind)
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _write_rest(metadata: Mapping[str, Any], out: Path) -> None:
+    """config.json, generation_config.json, tokenizer and chat template, as far as there are any."""
+    if isinstance(metadata.get("hf_config"), dict):
+        _write_json(out / "config.json", metadata["hf_config"])
+    if isinstance(metadata.get("apr.generation_config"), dict):
+        _write_json(out / "generation_config.json", metadata["apr.generation_config"])
+    content = unpack(metadata)
+    if content is not None:
+        _write_json(out / "tokenizer.json", content)
+    special = metadata.get("special_tokens") or {}
+    config = metadata.get("apr.tokenizer_config")
+    if not isinstance(config, dict):
+        config = {key: special.get(key) for key in SPECIAL}
+    _write_json(out / "tokenizer_config.json", config)
+    if isinstance(metadata.get("chat_template"), str):
+        (out / "chat_template.jinja").write_text(metadata["chat_template"], "utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), "utf-8")
