@@ -45,17 +45,25 @@ BLOCK = 32  # positions whose values stay in the first-level cache
 FEW = 4  # rows; below this parts are shared out, not rows
 QUERIES = 16  # of a task, all of one key head
 LANES = 16
+AHEAD = 32  # keys
 f32 = np.float32
 U = np.uint64
 
 
 @serial
-def _scores(half, q, keys, stride, count, scale, scores):  # noqa: ANN001, ANN202
-    """q [n, D] times `count` keys at an address -> scores [n, 256]."""
+def _scores(half, q, keys, values, stride, count, scale, scores, stream):  # noqa: ANN001, ANN202
+    """q [n, D] times `count` keys at an address -> scores [n, 256].
+
+    With `stream`, keys further on are fetched meanwhile, and the values that are needed next.
+    """
     n, qp, op = U(q.shape[1] // LANES), U(q.ctypes.data), U(scores.ctypes.data)
     qs, os_ = U(4 * q.shape[1]), U(4 * PART)
+    size = (U(KEYS) * stride + U(511)) // U(512)
     for first in range(0, count, KEYS):
         kp, out, i = keys + U(first) * stride, op + U(4 * first), U(0)
+        if stream:
+            ask_for(kp + U(AHEAD) * stride, size)
+            ask_for(values + U(first) * stride, size)
         while i + U(4) <= U(q.shape[0]):
             if half:
                 scores_f16_4(qp + i * qs, qs, kp, stride, out + i * os_, os_, scale, n)
@@ -120,16 +128,15 @@ def _exponentials(scores, seen, ones, tops, sums):  # noqa: ANN001, ANN202
 
 
 @serial
-def _part(half, q, keys, values, stride, seen, scale, scores, ones, tops, sums, out):  # noqa: ANN001, ANN202
+def _part(half, q, keys, values, stride, seen, scale, scores, ones, tops, sums, out, stream):  # noqa: ANN001, ANN202
     """One part for some queries: q, out [n, D]; addresses of its first key and value."""
     count = min(PART, max(0, seen.max()))
-    _scores(half, q, keys, stride, count, scale, scores)
+    _scores(half, q, keys, values, stride, count, scale, scores, stream)
     _exponentials(scores, seen, ones, tops, sums)
     out[:] = f32(0.0)
     for first in range(0, count, BLOCK):
         some = U(min(BLOCK, count - first))
         here = values + U(first) * stride
-        ask_for(here + U(BLOCK) * stride, (U(BLOCK) * stride + U(511)) // U(512))
         _mix_block(half, U(scores.ctypes.data) + U(4 * first), U(4 * PART), here, stride,
                    U(out.ctypes.data), U(4 * q.shape[1]), U(q.shape[0]), U(q.shape[1]),
                    some)  # fmt: skip
@@ -179,7 +186,7 @@ def _attend_many(half, q, keys, values, capacity, position, group, scale, out): 
                 seen[i] = position + (first + i) // group + 1 - start
             offset = U(h * capacity + start) * stride
             _part(half, q[h, first:last], keys + offset, values + offset, stride, seen, scale,
-                  scores, ones, part_tops, part_sums, part)  # fmt: skip
+                  scores, ones, part_tops, part_sums, part, False)  # fmt: skip
             _merge(tops, sums, result, part_tops, part_sums, part)
         _finish(sums, tops, result, out[h, first:last])
 
@@ -210,7 +217,7 @@ def _attend_few(half, q, rows, group, scale, out):  # noqa: ANN001, ANN202
         offset = U(h * rows[t, 2] + start) * stride
         _part(half, q[h, t * group : (t + 1) * group], U(rows[t, 0]) + offset,
               U(rows[t, 1]) + offset, stride, seen, scale, scores, ones, tops[h, part],
-              sums[h, part], results[h, part])  # fmt: skip
+              sums[h, part], results[h, part], True)  # fmt: skip
     for task in prange(heads * tokens):
         h, t = task // tokens, task % tokens
         top, total = np.full(group, f32(-np.inf)), np.zeros(group, np.float32)
