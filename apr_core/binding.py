@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.declarations import Layout
 from apr_core.errors import BackendError
 from apr_core.ops import CORE_OPS, Op
 
 Array = Any
 BoundOps = SimpleNamespace  # one attribute an op
 DENSE = "f32"  # what a weight becomes when no kernel reads its format
+GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
 
 
 class Weight:
@@ -32,8 +34,8 @@ class Weight:
     """
 
     __slots__ = (
-        "cols", "data", "decode", "embed", "format", "linear", "name", "prepared", "row_bytes",
-        "rows",
+        "cols", "data", "decode", "embed", "format", "layout", "linear", "name", "prepared",
+        "row_bytes", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +53,16 @@ class Weight:
         self.linear: Callable[[Array, Weight], Array] | None = None
         self.embed: Callable[[Array, Weight], Array] | None = None
         self.prepared: Any = None  # what a backend's kernels keep with the weight
+        self.layout: BlockLayout | None = None  # where a generic kernel reads the blocks
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """A declared layout and the size of its blocks: `block` values in `nbytes` bytes."""
+
+    layout: Layout
+    block: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,7 @@ class HostMatrix:
     shape: tuple[int, int]
     raw: NDArray[np.uint8]
     decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+    layout: BlockLayout | None = None
 
     def dense(self) -> NDArray[np.float32]:
         """The whole matrix in float32 [rows, cols]."""
@@ -199,13 +212,14 @@ class Binder:
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
         uses = tuple(uses)
-        if matrix.format != DENSE and not all(self._has_kernel(u, matrix.format) for u in uses):
+        if matrix.format != DENSE and not all(self._has_kernel(u, matrix) for u in uses):
             return self._expanded(matrix, uses)
         if matrix.format == DENSE:
             data, decode = self.backend.upload_matrix(matrix.dense()), None
         else:
             data, decode = self.backend.upload_packed(matrix), matrix.decode
         weight = Weight(matrix.name, matrix.format, matrix.shape, data, decode, matrix.raw.shape[1])
+        weight.layout = matrix.layout
         return self._bind_weight(weight, uses)
 
     def _expanded(self, matrix: HostMatrix, uses: tuple[str, ...]) -> Weight:
@@ -217,7 +231,7 @@ class Binder:
 
     def _bind_weight(self, weight: Weight, uses: tuple[str, ...]) -> Weight:
         for name in uses:
-            function = self._kernel(name, weight.format)
+            function = self._kernel(name, weight.format, weight.layout is not None)
             if function is None:
                 function = partial(self.table[name].body, self.backend.xp)
                 self._note(name, weight.format, "reference", self.table[name].body)
@@ -225,13 +239,18 @@ class Binder:
             self.report.weights[name, weight.format] += 1
         return weight
 
-    def _has_kernel(self, name: str, format: str) -> bool:
-        keys = ((name, format), (name, "*"))
+    def _has_kernel(self, name: str, matrix: HostMatrix) -> bool:
+        keys = self._keys(name, matrix.format, matrix.layout is not None)
         return any(key in self.foreign or key in self.backend.kernels for key in keys)
 
-    def _kernel(self, name: str, format: str) -> Callable[..., Any] | None:
+    def _keys(self, name: str, format: str, generic: bool) -> list[tuple[str, str]]:
+        """Where to look, in order: the format, any format, declared layouts."""
+        keys = [(name, format), (name, "*"), *([(name, GENERIC)] if generic else [])]
+        return list(dict.fromkeys(keys))
+
+    def _kernel(self, name: str, format: str, generic: bool = False) -> Callable[..., Any] | None:
         """The kernel for this key, exact format first, others' kernels before the backend's."""
-        for key in dict.fromkeys([(name, format), (name, "*")]):
+        for key in self._keys(name, format, generic):
             foreign = self.foreign.get(key)
             target = foreign.target if foreign else self.backend.kernels.get(key)
             if target:

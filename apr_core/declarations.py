@@ -50,16 +50,47 @@ class Attention(Declaration):
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """Numbers inside a block, from byte `offset` on: one for each group, or one for the block."""
+
+    offset: int
+    dtype: Literal["f32", "f16", "bf16", "u8", "i8"]
+    per_block: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Blocks that are `scale * level + minimum`: backends have a kernel for all of these.
+
+    `scale` and `minimum` are products. A level is the code less `zero`, or `codebook[code]`. Codes
+    of 4 bits stand as `pairs` (byte i holds values 2i, low, and 2i + 1) or as `halves` (16 bytes
+    hold 32 values: low nibbles the first 16). `group` is a multiple of 32. See apr_core.layouts.
+    """
+
+    group: int
+    codes: int  # byte offset
+    bits: Literal[4, 8]
+    scale: tuple[Numbers, ...]
+    minimum: tuple[Numbers, ...] = ()
+    order: Literal["pairs", "halves"] = "pairs"
+    zero: int = 0
+    signed: bool = False  # codes of 8 bits are int8
+    codebook: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Quantizer(Declaration):
     """A block number format: `block` values become `bytes_per_block` bytes.
 
     `dtype_id` is the APR v2 id if the format has one; others get ids from 192 up in each file.
+    With a `layout` it needs no kernels of its own to run at speed.
     """
 
     _: KW_ONLY
     block: int = 0
     bytes_per_block: int = 0
     dtype_id: int | None = None
+    layout: Layout | None = None
 
     kind: ClassVar[str] = "quantizer"
 

@@ -15,6 +15,7 @@ from apr_core.binding import (
     DENSE,
     BackendPlugin,
     Binder,
+    BlockLayout,
     BoundOps,
     ForeignKernel,
     HostMatrix,
@@ -31,6 +32,7 @@ from apr_core.format import (
     to_float32,
 )
 from apr_core.format.dtypes import LEGACY
+from apr_core.layouts import check as check_layout
 from apr_core.model.decoder import Decoder, Layer, Mixer
 from apr_core.modelspec import ModelConfig, Plan
 from apr_core.ops import Op
@@ -108,12 +110,17 @@ class WeightLoader:
         raw, format = self.file.raw(entry.name), entry.format
         if format in LEGACY:  # no backend reads these in place, and no plugin brings them
             raw, format = decode_tensor(entry, raw, self._quantizer).view(np.uint8), DENSE
-        elif format not in NATIVE:
+        layout = None
+        if format not in NATIVE:
             quantizer_for(entry, self._quantizer)  # its error names the package to install
             # kernels trust the block size: a file may not redefine it
-            check_declared(entry, self.registry.get("quantizer", format).declaration)
+            declared = self.registry.get("quantizer", format).declaration
+            check_declared(entry, declared)
+            if declared.layout:
+                check_layout(declared.layout, declared.block, declared.bytes_per_block)
+                layout = BlockLayout(declared.layout, declared.block, declared.bytes_per_block)
         matrix = HostMatrix(
-            entry.name, format, (rows, cols), raw.reshape(rows, -1), self._decoder(format)
+            entry.name, format, (rows, cols), raw.reshape(rows, -1), self._decoder(format), layout
         )
         return self.binder.weight(matrix, uses)
 

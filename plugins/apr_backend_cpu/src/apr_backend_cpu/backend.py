@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_backend_cpu.activations import SUPERBLOCK
 from apr_backend_cpu.compiling import keep_freed_memory, use_threads
 from apr_backend_cpu.formats import FORMATS
 from apr_backend_cpu.vector_ir import DOT_MODE, LANES
@@ -16,6 +17,7 @@ FLOATS = ("f32", "f16", "bf16")
 
 KERNELS: dict[tuple[str, str], str] = {
     **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
+    ("linear", "layout"): f"{HERE}.linear:linear",
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
     ("mlp", "*"): f"{HERE}.linear:mlp",
@@ -67,8 +69,14 @@ class Cpu:
 
     def upload_packed(self, matrix: Any) -> NDArray[np.uint8]:
         """The mapped bytes in place; a copy only where rows are not whole superblocks."""
-        width = 2 * LANES if matrix.format in FLOATS else FORMATS[matrix.format].nbytes
-        return _padded(matrix.raw, width)
+        if matrix.format in FLOATS:
+            return _padded(matrix.raw, 2 * LANES)
+        if matrix.format in FORMATS:
+            return _padded(matrix.raw, FORMATS[matrix.format].nbytes)
+        spec = matrix.layout
+        blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
+        missing = blocks * spec.nbytes - matrix.raw.shape[1]
+        return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

@@ -11,6 +11,7 @@ from apr_backend_cpu import products
 from apr_backend_cpu.compiling import threads_in_use
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
+from apr_backend_cpu.generic import Layout16
 from apr_backend_cpu.products import CODES, FEW, ROWS
 
 Floats = NDArray[np.float32]
@@ -25,20 +26,35 @@ class Group:
         self.total = sum(self.rows)
         self.weights = weights  # so that no other object takes their identity
         self._tails: list[NDArray[Any]] = []
+        self._layouts: dict[str, Layout16] = {}
         parts: list[list[int]] = []
         tile, before = 0, 0
         for w in weights:
             for data, first, rows in self._parts(w):
                 row_bytes = data.strides[0]
                 address = data.ctypes.data
-                parts.append([tile, address, row_bytes, rows, CODES[w.format], before, first,
-                              w.rows])  # fmt: skip
+                parts.append([tile, address, row_bytes, rows, self._code(w), before, first,
+                              w.rows, self._parameters(w)])  # fmt: skip
                 tile += -(-rows // ROWS)
             before += w.rows
         self.table = np.array(parts, np.uint64)
         self.packed = any(w.format not in FLOAT_CODES for w in weights)
         self.padded = any(w.format in FLOAT_CODES and w.cols % WIDTH for w in weights)
         self._bounds: dict[tuple[int, bool], NDArray[np.int64]] = {}
+
+    def _code(self, w: Any) -> int:
+        """The number of a weight's format in the compiled code."""
+        found = CODES.get(w.format)
+        return products.LAYOUT_CODES[self._layout(w).kind] if found is None else found
+
+    def _parameters(self, w: Any) -> int:
+        """Where the compiled code finds a declared layout; 0 for a format it knows."""
+        return 0 if w.format in CODES else self._layout(w).params.ctypes.data
+
+    def _layout(self, w: Any) -> Layout16:
+        if w.name not in self._layouts:
+            self._layouts[w.name] = Layout16(w)
+        return self._layouts[w.name]
 
     def _parts(self, w: Any) -> list[tuple[NDArray[Any], int, int]]:
         """(bytes, first row, rows) of a weight: whole tiles in place, the rest in a copy."""

@@ -22,7 +22,7 @@ from apr_backend_cpu.activations import (
     RECORD,
 )
 from apr_backend_cpu.unpack import AT_D as TILE_D
-from apr_backend_cpu.unpack import AT_DMIN, AT_PAIRS, AT_SCALES, TILE_RECORD, VECTOR
+from apr_backend_cpu.unpack import AT_DMIN, AT_MINIMA, AT_PAIRS, AT_SCALES, TILE_RECORD, VECTOR
 from apr_backend_cpu.vector_ir import (
     F32,
     I32,
@@ -120,19 +120,33 @@ def _signed(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Val
     return results
 
 
-def _blocks(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
+def _blocks(
+    b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int, minima: bool = False
+) -> Values:
     def body(g: Value, totals: Values) -> Values:
         codes, here = advance(b, w, g, VECTOR * 8), [advance(b, x, g, 32) for x in xs]
-        starts = [_splat_int(b, advance(b, x, g, 4), AT_SHIFT32) for x in xs]
-        dots = _group(b, codes, here, 32, bits, starts)
-        d = load(b, at(b, advance(b, w, g, VECTOR), AT_SCALES), V16F)
+        shifts = [_splat_int(b, advance(b, x, g, 4), AT_SHIFT32) for x in xs]
+        dots = _group(b, codes, here, 32, bits, list(shifts))
+        scales = advance(b, w, g, VECTOR)
+        d = load(b, at(b, scales, AT_SCALES), V16F)
         dx = [_splat_float(b, advance(b, x, g, 4), AT_GROUP_D) for x in xs]
-        return [
+        totals = [
             fma(b, b.sitofp(dot_, V16F), b.fmul(d, s), total)
             for dot_, s, total in zip(dots, dx, totals, strict=True)
         ]
+        if not minima:
+            return totals
+        low = load(b, at(b, scales, AT_MINIMA), V16F)
+        return [
+            fma(b, b.sitofp(shift, V16F), b.fmul(low, s), total)
+            for shift, s, total in zip(shifts, dx, totals, strict=True)
+        ]
 
     return count_loop(b, ir.Constant(I64, 8), ys, body)
+
+
+def _layouts(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
+    return _blocks(b, w, xs, ys, bits, minima=True)
 
 
 Superblock = Callable[[ir.IRBuilder, Value, Values, Values, int], Values]
@@ -167,3 +181,4 @@ def make_matmul(superblock: Superblock, bits: int, tokens: int) -> Any:
 affine_8, affine_1 = make_matmul(_affine, 5, TOKENS), make_matmul(_affine, 5, 1)
 signed_8, signed_1 = make_matmul(_signed, 6, TOKENS), make_matmul(_signed, 6, 1)
 blocks_8, blocks_1 = make_matmul(_blocks, 8, TOKENS), make_matmul(_blocks, 8, 1)
+layouts_8, layouts_1 = make_matmul(_layouts, 8, TOKENS), make_matmul(_layouts, 8, 1)

@@ -14,26 +14,39 @@ from apr_backend_cpu.compiling import serial, threaded
 from apr_backend_cpu.elementwise import swiglu_rows
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
+from apr_backend_cpu.generic import (
+    MINIMA,
+    SCALES,
+    TILE_BYTES,
+    unpack_bytes,
+    unpack_halves,
+    unpack_pairs,
+)
 from apr_backend_cpu.matmul import (
     TOKENS,
     affine_1,
     affine_8,
     blocks_1,
     blocks_8,
+    layouts_1,
+    layouts_8,
     signed_1,
     signed_8,
 )
 from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
+from apr_backend_cpu.rows import words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
 U = np.uint64
 ROWS = 16  # of a tile
 FEW = 4  # rows of activations from which unpacking pays
-Q4_K, Q5_K, Q6_K, Q8_0 = range(4)
+Q4_K, Q5_K, Q6_K, Q8_0, PAIRS, HALVES, BYTES = range(7)
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
+LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 # Columns of a table of parts, uint64. A part is a matrix up to a whole number of tiles, or what is
 # left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one.
-FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, COLUMNS = range(9)
+# PARAMETERS is the address of a declared layout's, 0 for formats that are built in.
+FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS = range(9)
 
 
 @serial
@@ -54,7 +67,25 @@ def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, tiles):  # noqa: ANN
 
 
 @serial
-def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
+def _unpack_layout(code, w, row_bytes, tile, n, given, index):  # noqa: ANN001, ANN202
+    """The index-th tile of a weight whose layout's parameters are at `given`."""
+    params = np.empty(8, np.uint64)
+    for i in range(8):
+        params[i] = words_at(given, 8)[i]
+    offset = index * params[TILE_BYTES]
+    params[SCALES] += offset
+    params[MINIMA] += offset
+    ahead, address = w + U(ROWS) * row_bytes, U(params.ctypes.data)
+    if code == U(PAIRS):
+        unpack_pairs(w, row_bytes, tile, n, ahead, address)
+    elif code == U(HALVES):
+        unpack_halves(w, row_bytes, tile, n, ahead, address)
+    else:
+        unpack_bytes(w, row_bytes, tile, n, ahead, address)
+
+
+@serial
+def _unpack(code, w, row_bytes, tile, n):  # noqa: ANN001, ANN202
     if code == U(Q4_K):
         unpack_q4_k(w, row_bytes, tile, n)
     elif code == U(Q5_K):
@@ -63,6 +94,11 @@ def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: AN
         unpack_q6_k(w, row_bytes, tile, n)
     else:
         unpack_q8_0(w, row_bytes, tile, n)
+
+
+@serial
+def _meet(code, tile, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
+    """An unpacked tile times all rows of activations."""
     t = U(0)
     while t < tokens:
         x, out, many = xp + t * xs, op + t * os_, t + U(TOKENS) <= tokens
@@ -76,6 +112,11 @@ def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: AN
                 blocks_8(tile, x, xs, out, os_, n)
             else:
                 blocks_1(tile, x, xs, out, os_, n)
+        elif code >= U(PAIRS):
+            if many:
+                layouts_8(tile, x, xs, out, os_, n)
+            else:
+                layouts_1(tile, x, xs, out, os_, n)
         elif many:
             affine_8(tile, x, xs, out, os_, n)
         else:
@@ -84,11 +125,17 @@ def _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: AN
 
 
 @serial
-def _packed_tile(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
-    if tokens < U(FEW):
+def _packed_tile(part, index, w, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
+    code, row_bytes = part[CODE], part[ROW_BYTES]
+    if code >= U(PAIRS):
+        number = part[FIRST_ROW] // U(ROWS) + index
+        _unpack_layout(code, w, row_bytes, tile, n, part[PARAMETERS], number)
+        _meet(code, tile, xp, xs, tokens, op, os_, n)
+    elif tokens < U(FEW):
         _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, U(1))
     else:
-        _unpacked(code, w, row_bytes, xp, xs, tokens, op, os_, n, tile)
+        _unpack(code, w, row_bytes, tile, n)
+        _meet(code, tile, xp, xs, tokens, op, os_, n)
 
 
 @serial
@@ -103,11 +150,10 @@ def _tile(part, index, xp, xs, n, dense, out, tile):  # noqa: ANN001, ANN202
         float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), U(dense.ctypes.data),
                    U(4 * dense.shape[1]), tokens, op, os_, U(dense.shape[1] // 16))  # fmt: skip
     elif left >= U(ROWS):
-        _packed_tile(part[CODE], w, row_bytes, xp, xs, tokens, op, os_, n, tile)
+        _packed_tile(part, index, w, xp, xs, tokens, op, os_, n, tile)
     else:
         result = np.empty((dense.shape[0], ROWS), np.float32)
-        _packed_tile(part[CODE], w, row_bytes, xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS),
-                     n, tile)  # fmt: skip
+        _packed_tile(part, index, w, xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS), n, tile)
         for t in range(dense.shape[0]):
             start = first + U(t) * part[ALL_ROWS]
             for r in range(left):
@@ -126,7 +172,7 @@ def _multiply(table, bounds, xp, n, dense, out):  # noqa: ANN001, ANN202
                 m += 1
             part, index = table[m], U(i) - table[m, FIRST_TILE]
             tiles = min(U(last - i), part[PART_ROWS] // U(ROWS) - index)
-            if part[CODE] < U(F32_CODE) and U(dense.shape[0]) < U(FEW) and tiles > U(0):
+            if part[CODE] < U(PAIRS) and U(dense.shape[0]) < U(FEW) and tiles > U(0):
                 first = U(dense.shape[0]) * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
                 _stream(part[CODE], part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES],
                         part[ROW_BYTES], xp, U(n * RECORD), U(dense.shape[0]),

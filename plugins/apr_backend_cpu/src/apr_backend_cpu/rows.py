@@ -36,9 +36,9 @@ def row(x):  # noqa: ANN001, ANN201
 
 
 @serial
-def vector_at(address, size):  # noqa: ANN001, ANN201
-    """`size` float32 at an address."""
-    return carray(_pointer(address), (size,), np.float32)
+def words_at(address, size):  # noqa: ANN001, ANN201
+    """`size` uint64 at an address."""
+    return carray(_pointer(address), (size,), np.uint64)
 
 
 @serial

@@ -6,6 +6,7 @@ after them stands what the kind of format needs, every vector a lane a row:
     affine (q4_k, q5_k)  scales int32 [8], minimum pairs int16 [8][2], d, -dmin float32
     signed (q6_k)        scales int32 [16], offset pairs int16 [8][2], d float32
     blocks (q8_0)        d float32 [8]
+    layouts (generic)    scales float32 [8], minima over -128 float32 [8]
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from apr_backend_cpu.vector_ir import (
 TILE_RECORD = 6272
 VECTOR = 4 * LANES
 AT_SCALES, AT_PAIRS, AT_D, AT_DMIN = 4096, 5120, 5632, 5696
+AT_MINIMA = AT_PAIRS
 V4I = ir.VectorType(I32, 4)
 
 

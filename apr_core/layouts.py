@@ -1,0 +1,99 @@
+"""Blocks that are numbers times levels: what a quantizer may declare instead of bringing kernels.
+
+    value = scale * level(code) + minimum
+
+`scale` and `minimum` are products of numbers inside the block, one for each group or one for all.
+A level is the code less `zero`, or an entry of a codebook of up to 16. A backend's generic kernel
+reads such blocks in place; `decode` below is what it has to agree with, and may serve a quantizer
+as its own.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.declarations import Layout, Numbers
+from apr_core.errors import PluginError
+
+WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}
+RUN = 32  # values; a group is one run or several
+
+
+def check(layout: Layout, block: int, nbytes: int) -> None:
+    """Raise PluginError unless the layout fits its block."""
+    if layout.group % RUN or block % layout.group:
+        _refuse(f"group {layout.group} must be a multiple of {RUN} that divides {block}")
+    if layout.codes + block * layout.bits // 8 > nbytes or layout.codes < 0:
+        _refuse(f"{block} codes of {layout.bits} bits from byte {layout.codes} exceed {nbytes}")
+    for numbers in (*layout.scale, *layout.minimum):
+        count = 1 if numbers.per_block else block // layout.group
+        if numbers.offset < 0 or numbers.offset + count * WIDTH[numbers.dtype] > nbytes:
+            _refuse(f"{numbers} exceeds the block of {nbytes} bytes")
+    if layout.codebook and (layout.bits != 4 or len(layout.codebook) != 16):
+        _refuse("a codebook has 16 levels for codes of 4 bits")
+    if not layout.scale:
+        _refuse("there is no scale")
+
+
+def _refuse(reason: str) -> None:
+    raise PluginError(f"a quantizer's layout is impossible: {reason}", "Correct its declaration.")
+
+
+def levels(layout: Layout) -> NDArray[np.float32]:
+    """What each code is worth before scaling: float32 [16] or [256]."""
+    if layout.codebook:
+        return np.array(layout.codebook, np.float32)
+    codes = np.arange(1 << layout.bits)
+    if layout.signed:
+        codes = codes.astype(np.uint8).view(np.int8).astype(int)
+    return (codes - layout.zero).astype(np.float32)
+
+
+def codes(layout: Layout, raw: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
+    """Codes of raw u8 [R, blocks, bytes], in order: u8 [R, blocks * block]."""
+    packed = raw[:, :, layout.codes : layout.codes + block * layout.bits // 8]
+    if layout.bits == 8:
+        return np.ascontiguousarray(packed).reshape(raw.shape[0], -1)
+    low, high = packed & 15, packed >> 4
+    if layout.order == "pairs":
+        both = np.stack([low, high], axis=-1)  # [R, blocks, bytes, 2]
+    else:
+        halves = (*packed.shape[:2], -1, 1, RUN // 2)
+        both = np.concatenate([low.reshape(halves), high.reshape(halves)], axis=-2)
+    return np.ascontiguousarray(both).reshape(raw.shape[0], -1)
+
+
+def products(
+    parts: tuple[Numbers, ...], layout: Layout, raw: NDArray[np.uint8], block: int
+) -> NDArray[np.float32]:
+    """The product of some numbers of raw u8 [R, blocks, bytes], a group: f32 [R, groups]."""
+    groups = block // layout.group
+    found = [_numbers(n, raw, 1 if n.per_block else groups) for n in parts]
+    shape = (*raw.shape[:2], groups)
+    return prod(np.broadcast_to(f, shape) for f in found).reshape(raw.shape[0], -1)  # type: ignore
+
+
+def _numbers(n: Numbers, raw: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    part = np.ascontiguousarray(raw[:, :, n.offset : n.offset + count * WIDTH[n.dtype]])
+    if n.dtype == "bf16":
+        wide = part.view("<u2").astype(np.uint32) << 16
+        return wide.view(np.float32)
+    kinds = {"f32": "<f4", "f16": "<f2", "u8": "u1", "i8": "i1"}
+    return part.view(kinds[n.dtype]).astype(np.float32)
+
+
+def decode(
+    layout: Layout, block: int, nbytes: int, raw: NDArray[np.uint8], cols: int
+) -> NDArray[np.float32]:
+    """u8 [R, row bytes] -> f32 [R, cols]: the meaning of a layout."""
+    blocks = raw.reshape(raw.shape[0], -1, nbytes)
+    values = levels(layout)[codes(layout, blocks, block)]
+    scale = np.repeat(products(layout.scale, layout, blocks, block), layout.group, axis=1)
+    values = values * scale
+    if layout.minimum:
+        low = products(layout.minimum, layout, blocks, block)
+        values = values + np.repeat(low, layout.group, axis=1)
+    return np.ascontiguousarray(values[:, :cols], np.float32)

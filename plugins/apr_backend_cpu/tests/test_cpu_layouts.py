@@ -1,0 +1,118 @@
+"""Blocks of declared layouts through the generic kernel, against what a layout means."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from apr_backend_cpu import linear
+from apr_backend_cpu.backend import Cpu
+from apr_core.binding import BlockLayout
+from apr_core.declarations import Layout, Numbers
+from apr_core.errors import PluginError
+from apr_core.layouts import check, decode
+
+NF4 = (
+    -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+)  # fmt: skip
+LAYOUTS = {  # name -> (layout, block, bytes)
+    "q4_0": (Layout(32, 2, 4, (Numbers(0, "f16"),), order="halves", zero=8), 32, 18),
+    "q4_1": (
+        Layout(32, 4, 4, (Numbers(0, "f16"),), (Numbers(2, "f16"),), order="halves"), 32, 20,
+    ),
+    "nf4": (
+        Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=NF4), 256, 140,
+    ),
+    "int8": (Layout(128, 4, 8, (Numbers(0, "bf16"),), signed=True), 128, 132),
+    "uint8": (Layout(32, 8, 8, (Numbers(0, "f16"),), (Numbers(2, "f16"),), zero=100), 64, 72),
+    "wide": (Layout(64, 32, 4, (Numbers(0, "f16"),)), 1024, 544),
+}  # fmt: skip
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+def weight(rng, name, rows, cols):
+    """(a bound weight, its decoded values) of random blocks with sane scales."""
+    layout, block, nbytes = LAYOUTS[name]
+    blocks = -(-cols // block)
+    raw = rng.integers(0, 256, (rows, blocks, nbytes), dtype=np.uint8)
+    for part in (*layout.scale, *layout.minimum):
+        count = 1 if part.per_block else block // layout.group
+        numbers = rng.uniform(0.01, 0.02, (rows, blocks, count)).astype(np.float32)
+        if part.dtype == "f16":
+            stored = numbers.astype(np.float16).view(np.uint8)
+        elif part.dtype == "bf16":
+            stored = (numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        elif part.dtype == "f32":
+            stored = numbers.view(np.uint8)
+        else:
+            continue
+        raw[:, :, part.offset : part.offset + stored.shape[-1]] = stored
+    raw = raw.reshape(rows, -1)
+    spec = BlockLayout(layout, block, nbytes)
+    matrix = SimpleNamespace(raw=raw, format=name, shape=(rows, cols), layout=spec)
+    data = Cpu(2).upload_packed(matrix)
+    found = SimpleNamespace(
+        name=name, format=name, rows=rows, cols=cols, data=data, prepared=None, layout=spec,
+        linear=linear.linear,
+    )  # fmt: skip
+    return found, decode(layout, block, nbytes, raw, cols)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("rows", "cols"), [(16, 1024), (37, 512), (5, 320)])
+def test_products_follow_the_layout(rng, name, rows, cols):
+    w, values = weight(rng, name, rows, cols)
+    x = rng.standard_normal((11, cols)).astype(np.float32)
+    got, expected = linear.linear(x, w), x @ values.T
+    noise = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert noise < 0.012  # activations of 8 bits; a codebook's levels too
+    alone = np.concatenate([linear.linear(x[i : i + 1], w) for i in range(11)])
+    np.testing.assert_array_equal(got, alone)
+
+
+def test_integer_levels_are_exact(rng):
+    w, values = weight(rng, "q4_1", 32, 256)
+    x = np.zeros((1, 256), np.float32)
+    x[0, ::32] = 127.0  # rounded without error
+    np.testing.assert_allclose(linear.linear(x, w), x @ values.T, rtol=2e-5, atol=1e-5)
+
+
+def test_layouts_share_an_input_with_other_formats(rng):
+    ws = tuple(weight(rng, name, 33, 512)[0] for name in ("nf4", "q4_0", "int8"))
+    x = rng.standard_normal((6, 512)).astype(np.float32)
+    for got, w in zip(linear.linears(x, ws), ws, strict=True):
+        np.testing.assert_array_equal(got, linear.linear(x, w))
+
+
+def test_what_a_layout_means_is_known_for_q4_0():
+    raw = np.zeros((1, 18), np.uint8)
+    raw[0, :2] = np.array([0.5], np.float16).view(np.uint8)
+    raw[0, 2:] = np.arange(16) + 16 * (15 - np.arange(16))
+    values = decode(*LAYOUTS["q4_0"], raw, 32)
+    expected = 0.5 * (np.concatenate([np.arange(16), 15 - np.arange(16)]) - 8)
+    np.testing.assert_array_equal(values[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"group": 48}, "group 48"),
+        ({"codes": 100}, "exceed 140"),
+        ({"scale": ()}, "no scale"),
+        ({"scale": (Numbers(139, "f32", True),)}, "exceeds the block"),
+        ({"codebook": (1.0,)}, "16 levels"),
+    ],
+)
+def test_impossible_layouts_are_refused(change, words):
+    import dataclasses
+
+    layout = dataclasses.replace(LAYOUTS["nf4"][0], **change)
+    with pytest.raises(PluginError, match=words):
+        check(layout, 256, 140)
