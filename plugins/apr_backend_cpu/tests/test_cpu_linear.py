@@ -149,6 +149,16 @@ def test_every_instruction_set_gives_the_same_bits():
         "    w = N(format=name, rows=33, cols=512, data=raw, prepared=None)\n"
         "    digest.update(linear.linear(x, w).tobytes())\n"
         "    digest.update(linear.linear(x[:1], w).tobytes())\n"
+        "from apr_core.binding import BlockLayout\n"
+        "from apr_core.declarations import Layout, Numbers\n"
+        "book = tuple(float(i * i) for i in range(16))\n"
+        "for i, (order, bits) in enumerate((('pairs', 4), ('halves', 4), ('pairs', 8))):\n"
+        "    layout = Layout(32, 0, bits, (Numbers(250, 'u8', True),), order=order,\n"
+        "                    codebook=book if order == 'halves' else ())\n"
+        "    raw = rng.integers(0, 256, (33, 1020), dtype=np.uint8)\n"
+        "    w = N(name=str(i), format=str(i), rows=33, cols=512, data=raw, prepared=None,\n"
+        "          layout=BlockLayout(layout, 128, 255))\n"
+        "    digest.update(linear.linear(x, w).tobytes())\n"
         "print(vector_ir.DOT_MODE, digest.hexdigest())\n"
     )
     found = {}

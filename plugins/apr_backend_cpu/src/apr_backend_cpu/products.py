@@ -40,6 +40,7 @@ from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack
 U = np.uint64
 ROWS = 16  # of a tile
 FEW = 4  # rows of activations from which unpacking pays
+SIDE_BY_SIDE = 4  # tiles that are unpacked together
 Q4_K, Q5_K, Q6_K, Q8_0, PAIRS, HALVES, BYTES = range(7)
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
 LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
@@ -125,63 +126,76 @@ def _meet(code, tile, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
 
 
 @serial
-def _packed_tile(part, index, w, xp, xs, tokens, op, os_, n, tile):  # noqa: ANN001, ANN202
-    code, row_bytes = part[CODE], part[ROW_BYTES]
-    if code >= U(PAIRS):
-        number = part[FIRST_ROW] // U(ROWS) + index
-        _unpack_layout(code, w, row_bytes, tile, n, part[PARAMETERS], number)
-        _meet(code, tile, xp, xs, tokens, op, os_, n)
-    elif tokens < U(FEW):
-        _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, U(1))
-    else:
-        _unpack(code, w, row_bytes, tile, n)
-        _meet(code, tile, xp, xs, tokens, op, os_, n)
+def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
+    """`count` tiles in a row, unpacked side by side, so that activations are fetched once."""
+    code, row_bytes, size = part[CODE], part[ROW_BYTES], n * U(TILE_RECORD)
+    for i in range(count):
+        number, tile = index + U(i), room + U(i) * size
+        w = part[ADDRESS] + number * U(ROWS) * row_bytes
+        if code >= U(PAIRS):
+            number += part[FIRST_ROW] // U(ROWS)
+            _unpack_layout(code, w, row_bytes, tile, n, part[PARAMETERS], number)
+        else:
+            _unpack(code, w, row_bytes, tile, n)
+    t = U(0)
+    while t < tokens:
+        some = min(U(TOKENS), tokens - t)
+        for i in range(count):
+            _meet(code, room + U(i) * size, xp + t * xs, xs, some,
+                  op + t * os_ + U(i) * U(4 * ROWS), os_, n)  # fmt: skip
+        t += some
 
 
 @serial
-def _tile(part, index, xp, xs, n, dense, out, tile):  # noqa: ANN001, ANN202
-    """One tile of a part, times all rows. `out` is all results, `tile` room to unpack."""
-    tokens, rows, row_bytes = U(dense.shape[0]), part[PART_ROWS], part[ROW_BYTES]
-    w = part[ADDRESS] + index * U(ROWS) * row_bytes
+def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
+    if part[CODE] < U(PAIRS) and tokens < U(FEW):
+        w = part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES]
+        _stream(part[CODE], w, part[ROW_BYTES], xp, xs, tokens, op, os_, n, count)
+        return
+    done = U(0)
+    while done < count:
+        some = min(U(SIDE_BY_SIDE), count - done)
+        _unpacked(part, index + done, some, xp, xs, tokens, op + done * U(4 * ROWS), os_, n, room)
+        done += some
+
+
+@serial
+def _run(part, index, count, xp, xs, n, dense, out, room):  # noqa: ANN001, ANN202
+    """Tiles of a part, times all rows; returns how many. `room` is for unpacked tiles."""
+    tokens, row_bytes = U(dense.shape[0]), part[ROW_BYTES]
     first = tokens * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
     op, os_ = U(out.ctypes.data) + U(4) * first, U(4) * part[ALL_ROWS]
-    left = rows - index * U(ROWS)
+    left = part[PART_ROWS] - index * U(ROWS)
+    whole = min(count, left // U(ROWS))
     if part[CODE] >= U(F32_CODE):
+        w = part[ADDRESS] + index * U(ROWS) * row_bytes
         float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), U(dense.ctypes.data),
                    U(4 * dense.shape[1]), tokens, op, os_, U(dense.shape[1] // 16))  # fmt: skip
-    elif left >= U(ROWS):
-        _packed_tile(part, index, w, xp, xs, tokens, op, os_, n, tile)
-    else:
-        result = np.empty((dense.shape[0], ROWS), np.float32)
-        _packed_tile(part, index, w, xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS), n, tile)
-        for t in range(dense.shape[0]):
-            start = first + U(t) * part[ALL_ROWS]
-            for r in range(left):
-                out[start + U(r)] = result[t, r]
+        return 1
+    if whole > U(0):
+        _packed_tiles(part, index, whole, xp, xs, tokens, op, os_, n, room)
+        return np.int64(whole)
+    result = np.empty((dense.shape[0], ROWS), np.float32)
+    _packed_tiles(part, index, U(1), xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS), n, room)
+    for t in range(dense.shape[0]):
+        start = first + U(t) * part[ALL_ROWS]
+        for r in range(left):
+            out[start + U(r)] = result[t, r]
+    return 1
 
 
 @threaded
 def _multiply(table, bounds, xp, n, dense, out):  # noqa: ANN001, ANN202
     """All parts times the rows of `dense` [T, K], whose records are at xp, n a row."""
     for c in prange(bounds.size - 1):
-        room = np.empty(n * TILE_RECORD + 64, np.uint8)
-        tile = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
+        room = np.empty(SIDE_BY_SIDE * n * TILE_RECORD + 64, np.uint8)
+        aligned = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
         i, m, last = bounds[c], 0, bounds[c + 1]
         while i < last:
             while m + 1 < table.shape[0] and U(i) >= table[m + 1, FIRST_TILE]:
                 m += 1
-            part, index = table[m], U(i) - table[m, FIRST_TILE]
-            tiles = min(U(last - i), part[PART_ROWS] // U(ROWS) - index)
-            if part[CODE] < U(PAIRS) and U(dense.shape[0]) < U(FEW) and tiles > U(0):
-                first = U(dense.shape[0]) * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
-                _stream(part[CODE], part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES],
-                        part[ROW_BYTES], xp, U(n * RECORD), U(dense.shape[0]),
-                        U(out.ctypes.data) + U(4) * first, U(4) * part[ALL_ROWS], U(n),
-                        tiles)  # fmt: skip
-                i += np.int64(tiles)
-            else:
-                _tile(part, index, xp, U(n * RECORD), U(n), dense, out, tile)
-                i += 1
+            index = U(i) - table[m, FIRST_TILE]
+            i += _run(table[m], index, U(last - i), xp, U(n * RECORD), U(n), dense, out, aligned)
 
 
 @serial
