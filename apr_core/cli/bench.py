@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, print_table, progress, show_notices
+from apr_core.cli.console import (
+    human_bytes,
+    print_json,
+    print_table,
+    progress,
+    show_notices,
+    spare_collections,
+)
 
 if TYPE_CHECKING:
     from apr_core.engine.measuring import Measurement, Plan
@@ -62,6 +69,7 @@ def run_bench(
     with load(file, backend, threads, strict=strict) as model:
         load_s = time.perf_counter() - started
         plan.check(model)
+        spare_collections()
         with progress("measuring", plan.warmup + plan.measure, unit="runs") as bar:
             found = measure(model, plan, lambda: bar.advance(1))
         used = getattr(model.backend, "threads", None) or os.cpu_count() or 1

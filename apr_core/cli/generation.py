@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import show_notices
+from apr_core.cli.console import show_notices, spare_collections
 
 if TYPE_CHECKING:
     from apr_core.engine.generate import Generation, Piece, Timings
@@ -70,6 +70,7 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
         file, options["backend"], options["threads"],
         strict=options["strict"], max_len=options["context"],
     ) as model:  # fmt: skip
+        spare_collections()
         if options["verbose"]:
             for line in model.report.lines():
                 click.echo(line, err=True)
