@@ -45,7 +45,7 @@ BLOCK = 32  # positions whose values stay in the first-level cache
 FEW = 4  # rows; below this parts are shared out, not rows
 QUERIES = 16  # of a task, all of one key head
 LANES = 16
-AHEAD = 32  # keys
+AHEAD = 64  # keys
 f32 = np.float32
 U = np.uint64
 
