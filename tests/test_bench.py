@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from apr_core import load
-from apr_core.engine.measuring import Plan, Spread, measure, memory_bandwidth, weight_bytes
+from apr_core.cli import bench
+from apr_core.engine import measuring
+from apr_core.engine.measuring import (
+    Plan,
+    Spread,
+    measure,
+    memory_bandwidth,
+    state_bytes,
+    weight_bytes,
+)
 from apr_core.engine.profiling import profiled
 from apr_core.errors import UsageError
 from tests.test_journeys import apr, fails
@@ -43,6 +54,10 @@ def test_json_has_every_figure_and_they_fit_together(path):
     assert r["ttft_s"] > 20 / r["prefill_tok_s_p90"] * 0.99
     assert any(key.startswith("linear[") for key in r["bound"])
     assert not r["fallbacks"]
+    targets = set(r["bound"].values())
+    for rows in (r["profile"]["prefill"], r["profile"]["decode"]):
+        assert {row["kernel"] for row in rows if row["op"] != "(between)"} <= targets
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
 def test_weight_bytes_are_those_of_every_matrix_but_the_embedding(model):
@@ -69,6 +84,48 @@ def test_slots_are_freed_and_batches_counted(model):
     assert len(runs) == 2
     assert model.state_bytes() == 0
     assert found.state_bytes > 0 and found.batch == 2
+
+
+def test_state_bytes_grow_by_the_keys_and_values_of_a_token(model):
+    """The caches hold room for more tokens; a step reads only those that are there."""
+    slot = model.new_slot()
+    read = []
+    for ids in ([1, 2, 3], [4], [5, 6]):
+        model.forward([(slot, ids)])
+        read.append(state_bytes(model, [slot]))
+    a_token = read[1] - read[0]
+    assert a_token > 0 and read[2] - read[1] == 2 * a_token
+    assert read[2] < model.state_bytes()
+    model.free_slot(slot)
+    assert state_bytes(model, []) == 0
+
+
+def test_peak_memory_does_not_count_the_buffers_of_the_bandwidth(path, monkeypatch):
+    """They are larger than a small model, and are not what running it takes."""
+    calls = []
+    monkeypatch.setattr(bench, "_peak_memory", lambda: calls.append("peak") or 1)
+    monkeypatch.setattr(measuring, "memory_bandwidth", lambda n: calls.append("bandwidth") or 1e9)
+    plan = {"warmup": 0, "measure": 1, "prompt_tokens": 4, "max_tokens": 1, "batch": 1}
+    bench.run_bench(str(path), "cpu", 1, False, False, plan)
+    assert calls == ["peak", "bandwidth"]
+
+
+def test_an_interrupted_bandwidth_measurement_ends_the_process():
+    """Interrupted while threads still wait for each other, which none may do for ever."""
+    code = (
+        "from threading import Thread\n"
+        "from apr_core.engine.measuring import memory_bandwidth\n"
+        "start, started = Thread.start, []\n"
+        "def interrupted(self):\n"
+        "    if started: raise KeyboardInterrupt\n"
+        "    started.append(self)\n"
+        "    start(self)\n"
+        "Thread.start = interrupted\n"
+        "try: memory_bandwidth(2, rounds=1)\n"
+        "except KeyboardInterrupt: print('left')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
 
 
 def test_profile_counts_an_op_inside_another_once(model):

@@ -73,8 +73,8 @@ def run_bench(
         with progress("measuring", plan.warmup + plan.measure, unit="runs") as bar:
             found = measure(model, plan, lambda: bar.advance(1))
         used = getattr(model.backend, "threads", None) or os.cpu_count() or 1
+        result = _facts(file, backend, model, plan, found, used)  # peak memory: before the next
         bandwidth = memory_bandwidth(used)
-        result = _facts(file, backend, model, plan, found, used)
         result |= {
             "load_s": load_s, "memory_bandwidth_bytes_s": bandwidth,
             "bandwidth_share": found.bandwidth_share(bandwidth), "load_average": busy,
@@ -114,23 +114,24 @@ def _peak_memory() -> int | None:
 
 def _profiles(model: Model, plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """Time by op, in runs of their own because taking it costs time."""
+    from apr_core.engine.measuring import prefill
     from apr_core.engine.profiling import profiled
 
     valid = model.tokenizer.valid_size
     ids = [7 * i % valid for i in range(plan.prompt_tokens)]
     slots = [model.new_slot() for _ in range(plan.batch)]
     try:
-        with profiled(model) as prefill:
-            model.forward([(slots[0], ids)])
+        with profiled(model) as reading:
+            prefill(model, slots[0], ids)
         for slot in slots[1:]:
-            model.forward([(slot, ids)])
+            prefill(model, slot, ids)
         with profiled(model) as decode:
             for _ in range(plan.max_tokens):
                 model.forward([(slot, [1]) for slot in slots])
     finally:
         for slot in slots:
             model.free_slot(slot)
-    return {"prefill": prefill.rows(), "decode": _a_step(decode, plan.max_tokens)}
+    return {"prefill": reading.rows(), "decode": _a_step(decode, plan.max_tokens)}
 
 
 def _a_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
@@ -159,10 +160,11 @@ def _print(r: dict[str, Any]) -> None:
         click.echo()
         unit = "of one prompt" if phase == "prefill" else "of one step"
         table = [
-            (p["op"], f"{p['calls']:.0f}", f"{1e3 * p['seconds']:.2f}", f"{100 * p['share']:.1f} %")
+            (p["op"], p["kernel"].rpartition(".")[2], f"{p['calls']:.0f}",
+             f"{1e3 * p['seconds']:.2f}", f"{100 * p['share']:.1f} %")
             for p in profile
-        ]
-        print_table(table, (f"{phase}, {unit}", "calls", "ms", "share"))
+        ]  # fmt: skip
+        print_table(table, (f"{phase}, {unit}", "kernel", "calls", "ms", "share"))
     for fallback in r["fallbacks"]:
         click.echo(f"{click.style('slow:', fg='yellow')} {fallback}", err=True)
     if r["load_average"] > (os.cpu_count() or 1) / 2:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Barrier, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apr_core.engine.generate import CHUNK
 from apr_core.engine.sampling import Sampler, SamplingParams
@@ -74,7 +75,7 @@ class Measurement:
     prefill_tok_s: Spread
     decode_tok_s: Spread
     weight_bytes: int  # read by one step
-    state_bytes: int  # KV, recurrent and conv state at the end, over the batch
+    state_bytes: int  # KV, recurrent and conv state that a step reads at the end, over the batch
     batch: int
 
     @property
@@ -90,9 +91,9 @@ class Measurement:
 def measure(model: Model, plan: Plan, done: Callable[[], None] = lambda: None) -> Measurement:
     """Run the plan; `done` is called after each repetition. Raises UsageError."""
     plan.check(model)
-    runs, state_bytes = [], 0
+    runs, state = [], 0
     for number in range(plan.warmup + plan.measure):
-        run, state_bytes = repetition(model, plan, number)
+        run, state = repetition(model, plan, number)
         if number >= plan.warmup:
             runs.append(run)
         done()
@@ -101,7 +102,7 @@ def measure(model: Model, plan: Plan, done: Callable[[], None] = lambda: None) -
         Spread.of([run.ttft_s for run in runs]),
         Spread.of([plan.prompt_tokens / run.prefill_s for run in runs]),
         Spread.of([plan.batch / s for s in steps]),
-        weight_bytes(model), state_bytes, plan.batch,
+        weight_bytes(model), state, plan.batch,
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
             ids = rng.integers(0, valid, plan.prompt_tokens).tolist()
             sampler = Sampler(SamplingParams(), valid)
             started = time.perf_counter()
-            logits = _prefill(model, slot, ids)
+            logits = prefill(model, slot, ids)
             prefilled = time.perf_counter()
             tokens.append(sampler(logits))
             run = run or Run(prefilled - started, time.perf_counter() - started)
@@ -126,16 +127,17 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
             step = model.forward([(s, [t]) for s, t in zip(slots, tokens, strict=True)])
             tokens = [int(row[:valid].argmax()) for row in step]
             run.steps_s.append(time.perf_counter() - started)
-        return run, model.state_bytes()
+        return run, state_bytes(model, slots)
     finally:
         for slot in slots:
             model.free_slot(slot)
 
 
-def _prefill(model: Model, slot: int, ids: list[int]) -> np.ndarray:
+def prefill(model: Model, slot: int, ids: list[int]) -> NDArray[np.float32]:
+    """Read a prompt in chunks, as generation does; logits of its last token."""
     for i in range(0, len(ids), CHUNK):
         logits = model.forward([(slot, ids[i : i + CHUNK])])
-    row: np.ndarray = logits[0]
+    row: NDArray[np.float32] = logits[0]
     return row
 
 
@@ -144,25 +146,46 @@ def weight_bytes(model: Model) -> int:
     return sum(int(w.data.nbytes) for w in model.matrices())
 
 
+def state_bytes(model: Model, slots: Iterable[int]) -> int:
+    """Bytes of state that the next step of these slots reads.
+
+    Counted on snapshots, which hold what is in use: what a model holds is more, because caches
+    grow ahead of the sequence.
+    """
+    return sum(_nbytes(part) for slot in slots for part in model.snapshot(slot)[1])
+
+
+def _nbytes(part: Any) -> int:
+    """Bytes of an array, or of the arrays in a mapping or a sequence of them."""
+    if hasattr(part, "nbytes"):
+        return int(part.nbytes)
+    return sum(map(_nbytes, part.values() if isinstance(part, Mapping) else part))
+
+
 def memory_bandwidth(threads: int, rounds: int = 5) -> float:
-    """Bytes a second that `threads` read together from memory, each its own stream: the best."""
+    """Bytes a second that `threads` read from memory together: the best of `rounds`.
+
+    Each thread reduces a buffer of its own, once, front to back; reductions release the GIL and
+    are limited by memory. The clock runs from the first thread's start to the last one's end.
+    """
     parts = [np.ones(STREAMED // 8, np.uint64) for _ in range(threads)]
-    best = 0.0
-    for _ in range(rounds):
-        gate = Barrier(threads + 1)
+    return threads * STREAMED / min(_seconds_to_read(parts) for _ in range(rounds))
 
-        def read(part: np.ndarray, gate: Barrier = gate) -> None:
-            gate.wait()
-            np.bitwise_or.reduce(part)
-            gate.wait()
 
-        workers = [Thread(target=read, args=(part,)) for part in parts]
-        for worker in workers:
-            worker.start()
+def _seconds_to_read(parts: Sequence[NDArray[np.uint64]]) -> float:
+    gate = Barrier(len(parts))
+    spans: list[tuple[float, float]] = []
+
+    def read(part: NDArray[np.uint64]) -> None:
         gate.wait()
         started = time.perf_counter()
-        gate.wait()
-        best = max(best, threads * STREAMED / (time.perf_counter() - started))
-        for worker in workers:
-            worker.join()
-    return best
+        np.bitwise_or.reduce(part)
+        spans.append((started, time.perf_counter()))
+
+    # daemons: an interruption here must not leave the process waiting for threads at the gate
+    workers = [Thread(target=read, args=(part,), daemon=True) for part in parts]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(end for _, end in spans) - min(start for start, _ in spans)

@@ -28,17 +28,29 @@ class Profile:
 
     total_s: float = 0.0
     ops: dict[str, OpTime] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)  # BindReport.as_dict() of the model
     _inside: list[float] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Slowest first: op, calls, seconds, share; last what no op accounts for."""
+        """Slowest first: op, kernel, calls, seconds, share; last what no op accounts for."""
         named = sorted(self.ops.items(), key=lambda item: -item[1].seconds)
         rows = [
-            {"op": label, "calls": t.calls, "seconds": t.seconds, "share": self._share(t.seconds)}
+            {
+                "op": label,
+                "kernel": self._kernel(label),
+                "calls": t.calls,
+                "seconds": t.seconds,
+                "share": self._share(t.seconds),
+            }
             for label, t in named
         ]
         rest = self.total_s - sum(t.seconds for t in self.ops.values())
-        return [*rows, {"op": "(between)", "calls": 0, "seconds": rest, "share": self._share(rest)}]
+        between = {"op": "(between)", "kernel": "", "calls": 0}
+        return [*rows, between | {"seconds": rest, "share": self._share(rest)}]
+
+    def _kernel(self, label: str) -> str:
+        """What the op is bound to: by its weight's format, or whatever its weights are."""
+        return self.kernels.get(label) or self.kernels.get(label.partition("[")[0], "")
 
     def _share(self, seconds: float) -> float:
         return seconds / self.total_s if self.total_s else 0.0
@@ -72,8 +84,12 @@ def _formats(args: tuple[Any, ...]) -> str:
 
 @contextmanager
 def profiled(model: Model) -> Iterator[Profile]:
-    """Wrap the model's ops inside the block."""
-    profile, ops = Profile(), model.ops
+    """Wrap the model's ops inside the block.
+
+    Weights keep their own kernels unwrapped: a backend may look at these to decide whether to
+    fuse, so wrapping would time other code than what runs.
+    """
+    profile, ops = Profile(kernels=model.report.as_dict()), model.ops
     before = dict(vars(ops))
     for name, function in before.items():
         setattr(ops, name, profile.wrap(name, function))
