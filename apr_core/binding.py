@@ -23,6 +23,7 @@ from apr_core.ops import CORE_OPS, Op
 
 Array = Any
 BoundOps = SimpleNamespace  # one attribute an op
+StepFunction = Callable[[Array, Any], Array]  # (ids [T], step) -> logits
 DENSE = "f32"  # what a weight becomes when no kernel reads its format
 GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
 
@@ -82,7 +83,12 @@ class HostMatrix:
 
 
 class BackendPlugin(Protocol):
-    """What the target of a `Backend` declaration makes, called with `threads=` (None: default)."""
+    """What the target of a `Backend` declaration makes, called with `threads=` (None: default).
+
+    A backend may also have `capture(step: StepFunction) -> StepFunction`: it gets the function that
+    turns token ids and a `Step` into logits, and returns one with the same results that may
+    remember what the ops did, and do it again at once when a step of the same shape comes.
+    """
 
     name: str
     xp: Any  # array namespace the references run on

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import DENSE, BackendPlugin, BindReport, BoundOps, Weight
+from apr_core.binding import (
+    DENSE,
+    BackendPlugin,
+    BindReport,
+    BoundOps,
+    StepFunction,
+    Weight,
+)
 from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.loading import build_decoder, make_backend
 from apr_core.model.state import KVState, KVType, RecurrentState, State
-from apr_core.model.step import make_step
+from apr_core.model.step import Step, make_step
 from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry, get_registry
 
@@ -45,6 +52,8 @@ class Model:
         self._states: list[State] = self._new_states()
         self._lengths: dict[int, int] = {}
         self._tokenizer: Tokenizer | None = None
+        capture = getattr(backend, "capture", None)
+        self._step: StepFunction = capture(self._last_logits) if capture else self._last_logits
 
     def _new_states(self) -> list[State]:
         zeros = self.backend.zeros
@@ -119,14 +128,23 @@ class Model:
         step = make_step(
             [(slot, len(ids), self._lengths[slot]) for slot, ids in parts], self.backend.upload
         )
-        ids = np.concatenate([np.asarray(ids, dtype=np.int64) for _, ids in parts])
-        hidden = self._decoder.hidden(self.backend.upload(ids), step, self._states)
-        if not all_rows:
-            hidden = hidden[step.last_rows]
-        logits = self.backend.download(self._decoder.logits(hidden))
+        ids = self.backend.upload(np.concatenate([np.asarray(ids, np.int64) for _, ids in parts]))
+        result = self._all_logits(ids, step) if all_rows else self._step(ids, step)
+        logits = self.backend.download(result)
         for slot, new in parts:
             self._lengths[slot] += len(new)
         return logits
+
+    def _all_logits(self, ids: Any, step: Step) -> Any:
+        """Logits of every row."""
+        return self._decoder.logits(self._decoder.hidden(ids, step, self._states))
+
+    def _last_logits(self, ids: Any, step: Step) -> Any:
+        """Logits of every segment's last row: what a backend may capture."""
+        hidden = self._decoder.hidden(ids, step, self._states)
+        if len(step.segments) < step.n_rows:
+            hidden = hidden[step.last_rows]
+        return self._decoder.logits(hidden)
 
     def _check(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
         if not parts or any(len(ids) == 0 for _, ids in parts):

@@ -10,10 +10,11 @@ A superblock is a record of 512 bytes, offsets as below; sums are over q.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+from numba import carray
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import serial, threaded
+from apr_backend_cpu.compiling import serial
+from apr_backend_cpu.rows import U, floats_at, pointer
 
 SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
@@ -94,30 +95,53 @@ def _superblock(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN202
 
 
 @serial
-def quantize_row(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN201
-    """x [K] -> records [K / 256]: q, ints and floats are views of them; K may end anywhere."""
-    whole = x.size // SUPERBLOCK
-    for i in range(whole):
-        part = slice(SUPERBLOCK * i, SUPERBLOCK * i + SUPERBLOCK)
-        _superblock(x[part], bits[part], q[i], shorts[i], ints[i], floats[i])
-    if whole < q.shape[0]:
-        rest = np.zeros(SUPERBLOCK, np.float32)
-        for i in range(x.size - SUPERBLOCK * whole):
-            rest[i] = x[SUPERBLOCK * whole + i]
-        _superblock(rest, rest.view(np.uint32), q[whole], shorts[whole], ints[whole], floats[whole])
-
-
-@threaded
-def quantize_rows(x, records):  # noqa: ANN001, ANN201
-    """x [T, K] -> records [T, superblocks, 512]; threads only where there are many rows."""
-    bits, q, shorts = x.view(np.uint32), records.view(np.int8), records.view(np.int16)
-    ints, floats = records.view(np.int32), records.view(np.float32)
-    if x.shape[0] < 8:
-        for t in range(x.shape[0]):
-            quantize_row(x[t], bits[t], q[t], shorts[t], ints[t], floats[t])
+def quantize_superblock(x, count, record):  # noqa: ANN001, ANN201
+    """The record at an address from `count` of 256 values at another; the rest are zeros."""
+    if count < SUPERBLOCK:
+        values = np.zeros(SUPERBLOCK, np.float32)
+        given = floats_at(x, count)
+        for i in range(count):
+            values[i] = given[i]
+        _at(U(values.ctypes.data), record)
     else:
-        for t in prange(x.shape[0]):
-            quantize_row(x[t], bits[t], q[t], shorts[t], ints[t], floats[t])
+        _at(U(x), record)
+
+
+@serial
+def _at(x, record):  # noqa: ANN001, ANN202
+    """The record at an address from 256 values at another."""
+    _superblock(
+        carray(pointer(x), (SUPERBLOCK,), np.float32),
+        carray(pointer(x), (SUPERBLOCK,), np.uint32),
+        carray(pointer(U(record)), (RECORD,), np.int8),
+        carray(pointer(U(record)), (RECORD // 2,), np.int16),
+        carray(pointer(U(record)), (RECORD // 4,), np.int32),
+        carray(pointer(U(record)), (RECORD // 4,), np.float32),
+    )
+
+
+@serial
+def quantize_block(x, size, block, records):  # noqa: ANN001, ANN201
+    """The block-th record of a row: addresses of its `size` values and of its first record."""
+    first = block * SUPERBLOCK
+    count = min(size - first, SUPERBLOCK)
+    quantize_superblock(x + 4 * first, count, records + RECORD * block)
+
+
+@serial
+def quantize_task(a, i):  # noqa: ANN001, ANN201
+    """Task of QUANTIZE: one superblock of one row. x, row stride, columns, records, superblocks."""
+    t, block = i // a[4], i % a[4]
+    quantize_block(a[0] + t * a[1], a[2], block, a[3] + t * a[4] * RECORD)
+
+
+@serial
+def quantize_rows(x, records):  # noqa: ANN001, ANN201
+    """x [T, K] -> records [T, superblocks, 512]."""
+    for t in range(x.shape[0]):
+        for block in range(records.shape[1]):
+            quantize_block(np.int64(x[t].ctypes.data), x.shape[1], block,
+                           np.int64(records[t].ctypes.data))  # fmt: skip
 
 
 def quantize(x: NDArray[np.float32]) -> NDArray[np.uint8]:

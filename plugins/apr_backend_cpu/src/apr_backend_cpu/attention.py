@@ -3,7 +3,7 @@
 Positions are cut into parts of 256 on a fixed grid. For a part and some queries of one key head:
 scores, their largest, exponentials, sums and weighted values; parts are then merged in order. So
 memory does not grow with the context, and a query's result does not depend on its batch, on the
-cut of the prompt or on threads. Few queries spread their parts over the threads, many themselves.
+cut of the prompt or on threads. A task is some queries, or, where there are few, a part for one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from apr_backend_cpu.attention_tiles import (
@@ -33,19 +32,24 @@ from apr_backend_cpu.attention_tiles import (
     scores_f32_1,
     scores_f32_4,
 )
-from apr_backend_cpu.compiling import serial, threaded
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.exponential import exp32
+from apr_backend_cpu.program import Opcode, Program, each_time, instructions, new, strided
+from apr_backend_cpu.recording import plain, settle
 from apr_backend_cpu.reductions import dot
-from apr_backend_cpu.rows import address
+from apr_backend_cpu.rows import address, as_float, bits, floats_at, ints_at, matrix_at
 from apr_core.ops import CORE_OPS
 
 Floats = NDArray[np.float32]
 PART = 256  # positions; caches have room for whole parts
 BLOCK = 32  # positions whose values stay in the first-level cache
-FEW = 4  # rows; below this parts are shared out, not rows
+FEW = 4  # rows of a segment; below this parts are tasks, not queries
 QUERIES = 16  # of a task, all of one key head
 LANES = 16
 AHEAD = 64  # keys
+# columns of a table of segments, and of a table of single tokens
+START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)
+SEGMENT = 7
 f32 = np.float32
 U = np.uint64
 
@@ -157,90 +161,165 @@ def _merge(tops, sums, out, part_tops, part_sums, part_out):  # noqa: ANN001, AN
 
 
 @serial
-def _finish(sums, tops, result, out):  # noqa: ANN001, ANN202
-    for i in range(sums.size):
-        inverse = f32(1.0) / sums[i]
-        line, target = result[i], out[i]
-        for d in range(line.size):
-            target[d] = line[d] * inverse
+def _finish(total, result, out):  # noqa: ANN001, ANN202
+    inverse = f32(1.0) / total
+    for d in range(result.size):
+        out[d] = result[d] * inverse
 
 
-@threaded
-def _attend_many(half, q, keys, values, capacity, position, group, scale, out):  # noqa: ANN001, ANN202
-    """One segment: q, out [Hkv, T * G, D] by token; a task is some queries of one head."""
-    heads, count, dim = q.shape
-    tiles = (count + QUERIES - 1) // QUERIES
-    stride = U(dim * (2 if half else 4))
-    for task in prange(heads * tiles):
-        h, first = task // tiles, task % tiles * QUERIES
-        last = min(count, first + QUERIES)
-        n = last - first
-        scores, ones = np.empty((n, PART), np.float32), np.ones(PART, np.float32)
-        tops, sums = np.full(n, f32(-np.inf)), np.zeros(n, np.float32)
-        part_tops, part_sums = np.empty(n, np.float32), np.empty(n, np.float32)
-        result, part = np.zeros((n, dim), np.float32), np.empty((n, dim), np.float32)
-        seen = np.empty(n, np.int64)
-        length = position + (last - 1) // group + 1
-        for start in range(0, length, PART):
-            for i in range(n):
-                seen[i] = position + (first + i) // group + 1 - start
-            offset = U(h * capacity + start) * stride
-            _part(half, q[h, first:last], keys + offset, values + offset, stride, seen, scale,
-                  scores, ones, part_tops, part_sums, part, False)  # fmt: skip
-            _merge(tops, sums, result, part_tops, part_sums, part)
-        _finish(sums, tops, result, out[h, first:last])
+@serial
+def append_task(a, i):  # noqa: ANN001, ANN201
+    """A token's keys and values: k, v, segments, their number, Hkv, D, whether float16."""
+    heads, dim, half = a[4], a[5], a[6] != 0
+    stride, n = dim * (2 if half else 4), U(dim // LANES)
+    number = 0
+    while number + 1 < a[3] and i >= ints_at(a[2] + 8 * SEGMENT * (number + 1), SEGMENT)[START]:
+        number += 1
+    seg = ints_at(a[2] + 8 * SEGMENT * number, SEGMENT)
+    position = seg[POSITION] + i - seg[START]
+    for h in range(heads):
+        offset, source = (h * seg[CAPACITY] + position) * stride, 4 * dim * (i * heads + h)
+        if half:
+            append_f16(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_f16(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+        else:
+            append_f32(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_f32(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
 
 
-@threaded
-def _attend_few(half, q, rows, group, scale, out):  # noqa: ANN001, ANN202
-    """Some tokens: q, out [Hkv, T * G, D]; a task is one part, for one token and one head.
+@serial
+def many_task(a, i):  # noqa: ANN001, ANN201
+    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, float16, tiles.
 
-    rows int64 [T, 4]: addresses of keys and values, capacity, position.
+    Queries of a key head count token by token: number n is token n // G, head n % G of its group.
     """
-    heads, dim = q.shape[0], q.shape[2]
+    heads, kv_heads, dim, half, tiles = a[3], a[4], a[5], a[7] != 0, a[8]
+    seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
+    first = i % tiles * QUERIES
+    n = min((seg[STOP] - seg[START]) * group - first, QUERIES)
     stride = U(dim * (2 if half else 4))
-    tokens = rows.shape[0]
-    starts = np.zeros(tokens + 1, np.int64)
-    for t in range(tokens):
-        starts[t + 1] = starts[t] + rows[t, 3] // PART + 1
-    parts = starts[tokens]
-    tops = np.empty((heads, parts, group), np.float32)
-    sums = np.empty((heads, parts, group), np.float32)
-    results = np.empty((heads, parts, group, dim), np.float32)
-    for task in prange(heads * parts):
-        h, part, t = task // parts, task % parts, 0
-        while starts[t + 1] <= part:
-            t += 1
-        start = (part - starts[t]) * PART
-        scores, ones = np.empty((group, PART), np.float32), np.ones(PART, np.float32)
-        seen = np.full(group, rows[t, 3] + 1 - start)
-        offset = U(h * rows[t, 2] + start) * stride
-        _part(half, q[h, t * group : (t + 1) * group], U(rows[t, 0]) + offset,
-              U(rows[t, 1]) + offset, stride, seen, scale, scores, ones, tops[h, part],
-              sums[h, part], results[h, part], True)  # fmt: skip
-    for task in prange(heads * tokens):
-        h, t = task // tokens, task % tokens
-        top, total = np.full(group, f32(-np.inf)), np.zeros(group, np.float32)
-        result = np.zeros((group, dim), np.float32)
-        for part in range(starts[t], starts[t + 1]):
-            _merge(top, total, result, tops[h, part], sums[h, part], results[h, part])
-        _finish(total, top, result, out[h, t * group : (t + 1) * group])
+    q, result, part = np.empty((n, dim), f32), np.zeros((n, dim), f32), np.empty((n, dim), f32)
+    place = np.empty(n, np.int64)  # of each query, in q and in out
+    for j in range(n):
+        token, member = (first + j) // group, (first + j) % group
+        place[j] = 4 * dim * ((seg[START] + token) * heads + h * group + member)
+        q[j] = floats_at(a[0] + place[j], dim)
+    scores, ones = np.empty((n, PART), f32), np.ones(PART, f32)
+    tops, sums = np.full(n, f32(-np.inf)), np.zeros(n, f32)
+    part_tops, part_sums, seen = np.empty(n, f32), np.empty(n, f32), np.empty(n, np.int64)
+    for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
+        for j in range(n):
+            seen[j] = seg[POSITION] + (first + j) // group + 1 - start
+        offset = U(h * seg[CAPACITY] + start) * stride
+        _part(half, q, U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, stride, seen,
+              as_float(a[6]), scores, ones, part_tops, part_sums, part, False)  # fmt: skip
+        _merge(tops, sums, result, part_tops, part_sums, part)
+    for j in range(n):
+        _finish(sums[j], result[j], floats_at(a[1] + place[j], dim))
 
 
-@threaded
-def _append(half, k, v, position, capacity, keys, values):  # noqa: ANN001, ANN202
-    """k, v [T, Hkv, D] into the caches at two addresses, from `position` on."""
-    tokens, heads, dim = k.shape
-    stride, n = U(dim * (2 if half else 4)), U(dim // LANES)
-    for t in prange(tokens):
-        for h in range(heads):
-            offset = U(h * capacity + position + t) * stride
-            if half:
-                append_f16(U(k[t, h].ctypes.data), keys + offset, n)
-                append_f16(U(v[t, h].ctypes.data), values + offset, n)
-            else:
-                append_f32(U(k[t, h].ctypes.data), keys + offset, n)
-                append_f32(U(v[t, h].ctypes.data), values + offset, n)
+@serial
+def few_task(a, i):  # noqa: ANN001, ANN201
+    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, float16, parts,
+    tops, sums, results."""
+    heads, kv_heads, dim, half, parts = a[3], a[4], a[5], a[7] != 0, a[8]
+    group, h, number = heads // kv_heads, i // parts, i % parts
+    t = 0
+    while t + 1 < a[2] and number >= ints_at(a[1] + 8 * SEGMENT * (t + 1), SEGMENT)[FIRST_PART]:
+        t += 1
+    token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
+    start = (number - token[FIRST_PART]) * PART
+    stride = U(dim * (2 if half else 4))
+    offset = U(h * token[CAPACITY] + start) * stride
+    scores, ones = np.empty((group, PART), f32), np.ones(PART, f32)
+    seen = np.full(group, token[POSITION] + 1 - start)
+    q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
+    _part(half, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
+          as_float(a[6]), scores, ones, floats_at(a[9] + 4 * group * i, group),
+          floats_at(a[10] + 4 * group * i, group),
+          matrix_at(a[11] + 4 * group * dim * i, group, dim), True)  # fmt: skip
+
+
+@serial
+def merge_task(a, i):  # noqa: ANN001, ANN201
+    """A token's parts for a key head: as `few_task`, and out. Arguments 8 to 11 are shared."""
+    heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
+    group, h, t = heads // kv_heads, i // a[2], i % a[2]
+    token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
+    top, total = np.full(group, f32(-np.inf)), np.zeros(group, f32)
+    result = np.zeros((group, dim), f32)
+    first = token[FIRST_PART]
+    for number in range(first, first + token[POSITION] // PART + 1):
+        at = h * parts + number
+        _merge(top, total, result, floats_at(a[9] + 4 * group * at, group),
+               floats_at(a[10] + 4 * group * at, group),
+               matrix_at(a[11] + 4 * group * dim * at, group, dim))  # fmt: skip
+    for j in range(group):
+        _finish(total[j], result[j],
+                floats_at(a[12] + 4 * dim * (token[START] * heads + h * group + j), dim))  # fmt: skip
+
+
+def _fill(table: NDArray[np.int64], state: Any, step: Any) -> None:
+    """A row a segment; makes room in the caches."""
+    for i, seg in enumerate(step.segments):
+        state.reserve(seg.slot, seg.position + seg.stop - seg.start)
+        keys, values = state.keys[seg.slot], state.values[seg.slot]
+        table[i, :FIRST_PART] = (
+            seg.start, seg.stop, address(keys), address(values), keys.shape[1], seg.position,
+        )  # fmt: skip
+
+
+class _Few:
+    """Tokens whose parts are tasks. The number of parts grows with the context."""
+
+    def __init__(
+        self, p: Program, single: NDArray[np.int64], numbers: tuple[int, ...], q: Floats,
+        out: Floats,
+    ) -> None:  # fmt: skip
+        heads, kv_heads, dim, scale, half = numbers
+        self.single = single  # [tokens, 2]: number of the segment, token within it
+        self.tokens = np.zeros((len(single), SEGMENT), np.int64)
+        self.program, self.kv_heads, self.group, self.dim = p, kv_heads, heads // kv_heads, dim
+        self.room = np.empty(0, np.float32)
+        given = (address(q), address(self.tokens), len(single), heads, kv_heads, dim, scale, half)
+        parts = p.add(Opcode.ATTEND_FEW, 0, *given, 0, 0, 0, 0)
+        self.number = p.last
+        merge = p.add(Opcode.MERGE, kv_heads * len(single), *given, 0, 0, 0, 0, address(out))
+        self.arguments = (parts, merge)
+        p.keep(self)
+
+    def refresh(self, table: NDArray[np.int64]) -> None:
+        """The parts of every token, where segments stand as `table` says."""
+        self.tokens[:] = table[self.single[:, 0]]
+        self.tokens[:, START] += self.single[:, 1]
+        self.tokens[:, POSITION] += self.single[:, 1]
+        counts = self.tokens[:, POSITION] // PART + 1
+        self.tokens[:, FIRST_PART] = np.cumsum(counts) - counts
+        parts = int(counts.sum())
+        tasks = self.kv_heads * parts
+        queries = tasks * self.group
+        if self.room.size < queries * (self.dim + 2):
+            self.room = np.empty(2 * queries * (self.dim + 2), np.float32)
+        tops = address(self.room)
+        for arguments in self.arguments:
+            arguments[8:12] = parts, tops, tops + 4 * queries, tops + 8 * queries
+        self.program.set_tasks(self.number, tasks)
+
+
+def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int, ...],
+            q: Floats, out: Floats) -> _Few | None:  # fmt: skip
+    """Instructions for all segments; returns the tokens of short ones."""
+    heads, kv_heads, dim, scale, half = numbers
+    single = []
+    for i, seg in enumerate(step.segments):
+        size = seg.stop - seg.start
+        if size < FEW:
+            single += [(i, t) for t in range(size)]
+        else:
+            tiles = -(-size * (heads // kv_heads) // QUERIES)
+            p.add(Opcode.ATTEND_MANY, kv_heads * tiles, address(q), address(out),
+                  address(table[i]), heads, kv_heads, dim, scale, half, tiles)  # fmt: skip
+    return _Few(p, np.array(single), numbers, q, out) if single else None
 
 
 def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: float) -> Floats:
@@ -250,39 +329,22 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
     """
     tokens, heads, dim = q.shape
     if dim % LANES:
-        answer: Floats = CORE_OPS["attention"](np, q, k, v, state, step, scale)
+        settle()
+        answer: Floats = CORE_OPS["attention"](np, *map(plain, (q, k, v)), state, step, scale)
         return answer
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    by_head = np.ascontiguousarray(q.reshape(tokens, kv_heads, group, dim).swapaxes(0, 1)).reshape(
-        kv_heads, tokens * group, dim
-    )
-    out = np.empty(by_head.shape, np.float32)
-    few: list[tuple[int, int, int, int]] = []
-    few_rows: list[int] = []
-    for seg in step.segments:
-        state.reserve(seg.slot, seg.position + seg.stop - seg.start)
-        keys, values = state.keys[seg.slot], state.values[seg.slot]
-        half, capacity = keys.dtype == np.float16, keys.shape[1]
-        at_keys, at_values = address(keys), address(values)
-        rows = slice(seg.start, seg.stop)
-        _append(half, k[rows], v[rows], seg.position, capacity, U(at_keys), U(at_values))
-        if seg.stop - seg.start < FEW:
-            few_rows += range(seg.start, seg.stop)
-            for t in range(seg.stop - seg.start):
-                few.append((at_keys, at_values, capacity, seg.position + t))
-        else:
-            some = slice(seg.start * group, seg.stop * group)
-            _attend_many(half, by_head[:, some], U(at_keys), U(at_values), capacity, seg.position,
-                         group, f32(scale), out[:, some])  # fmt: skip
-    if few:
-        table = np.array(few, np.int64)
-        if len(few) == tokens:
-            _attend_few(half, by_head, table, group, f32(scale), out)
-        else:
-            at = (np.array(few_rows)[:, None] * group + np.arange(group)).ravel()
-            part = np.empty((kv_heads, at.size, dim), np.float32)
-            _attend_few(half, np.ascontiguousarray(by_head[:, at]), table, group, f32(scale), part)
-            out[:, at] = part
-    result = out.reshape(kv_heads, tokens, group, dim).swapaxes(0, 1)
-    return np.ascontiguousarray(result).reshape(tokens, heads, dim)
+    q, k, v = (strided(x, whole=True).array for x in (q, k, v))
+    kv_heads, table = k.shape[1], np.zeros((len(step.segments), SEGMENT), np.int64)
+    half = int(state.dtype == "f16")
+    out = new(q.shape)
+    with instructions(q, k, v, table, out) as p:
+        p.add(Opcode.APPEND, tokens, address(k), address(v), address(table), len(table), kv_heads,
+              dim, half)  # fmt: skip
+        few = _attend(p, table, step, (heads, kv_heads, dim, bits(scale), half), q, out)
+
+        def refresh(ids: Any, step: Any) -> None:
+            _fill(table, state, step)
+            if few:
+                few.refresh(table)
+
+        each_time(p, refresh, step=step)
+    return out

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from apr_backend_cpu.activations import SUPERBLOCK
 from apr_backend_cpu.compiling import keep_freed_memory, use_threads
 from apr_backend_cpu.formats import FORMATS
+from apr_backend_cpu.recording import Captured, StepFunction, plain, settle
 from apr_backend_cpu.vector_ir import DOT_MODE, LANES
 
 HERE = "apr_backend_cpu"
@@ -78,6 +79,12 @@ class Cpu:
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
+    def capture(self, function: StepFunction) -> StepFunction:
+        """The step function, recorded at its first use and then run without Python in between."""
+        return Captured(function)
+
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""
-        return array
+        settle()
+        found: NDArray[Any] = plain(array)
+        return found

@@ -1,202 +1,246 @@
-"""Norms, gates and rotary positions. Each row is computed by itself, in a fixed order."""
+"""Norms, gates and rotary positions. Each row is computed by itself, in a fixed order.
+
+A function that ends in `_task` does one task of an instruction: `a` are the instruction's arguments
+(int64: addresses, strides in bytes, counts, bits of float32), `i` is the number of the task. Where
+a result is wanted in int8 for a product, the same task rounds it (`records`, 0: not wanted).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from apr_backend_cpu.compiling import serial, threaded
+from apr_backend_cpu.activations import RECORD, SUPERBLOCK, quantize_block
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.program import Opcode, constant, instructions, new, strided
 from apr_backend_cpu.reductions import dot
-from apr_backend_cpu.rows import row
+from apr_backend_cpu.rows import address, as_float, bits, floats_at, ints_at
 
 Floats = NDArray[np.float32]
-SMALL = 1 << 15  # values; below this the threads' start costs more than they save
 f32 = np.float32
 
 
 @serial
-def _norm_row(x, w, eps, offset, out):  # noqa: ANN001, ANN202
+def _blocks(size):  # noqa: ANN001, ANN202
+    """Superblocks of a row."""
+    return (size + SUPERBLOCK - 1) // SUPERBLOCK
+
+
+@serial
+def _round(x, size, records, number):  # noqa: ANN001, ANN202
+    """The records of the number-th row, at an address, if they are wanted."""
+    if records != 0:
+        blocks = _blocks(size)
+        for block in range(blocks):
+            quantize_block(x, size, block, records + number * blocks * RECORD)
+
+
+@serial
+def _norm(x, w, eps, offset, out):  # noqa: ANN001, ANN202
     scale = f32(1.0) / np.sqrt(dot(x, x) / f32(x.size) + eps)
     for i in range(x.size):
         out[i] = x[i] * scale * (w[i] + offset)
 
 
 @serial
-def _norm_rows(x, w, eps, offset, out):  # noqa: ANN001, ANN202
-    for t in range(x.shape[0]):
-        _norm_row(x[t], w, eps, offset, out[t])
+def norm_task(a, i):  # noqa: ANN001, ANN201
+    """A row: records, x, its outer stride, inner count and stride, size, w, eps, offset, out."""
+    size = a[5]
+    x = a[1] + i // a[3] * a[2] + i % a[3] * a[4]
+    out = a[9] + 4 * size * i
+    _norm(floats_at(x, size), floats_at(a[6], size), as_float(a[7]), as_float(a[8]),
+          floats_at(out, size))  # fmt: skip
+    _round(out, size, a[0], i)
 
 
-@threaded
-def _norm_many(x, w, eps, offset, out):  # noqa: ANN001, ANN202
-    for t in prange(x.shape[0]):
-        _norm_row(x[t], w, eps, offset, out[t])
+@serial
+def add_norm_task(a, i):  # noqa: ANN001, ANN201
+    """A row: records, h, y, size, w, eps, offset, sum, out."""
+    size = a[3]
+    skip = 4 * size * i
+    h, y = floats_at(a[1] + skip, size), floats_at(a[2] + skip, size)
+    total = floats_at(a[7] + skip, size)
+    for c in range(size):
+        total[c] = h[c] + y[c]
+    _norm(total, floats_at(a[4], size), as_float(a[5]), as_float(a[6]),
+          floats_at(a[8] + skip, size))  # fmt: skip
+    _round(a[8] + skip, size, a[0], i)
 
 
 def rms_norm(x: Floats, w: Floats, eps: float, offset: float) -> Floats:
     """x / sqrt(mean(x^2) + eps) * (offset + w) over the last axis."""
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    out = np.empty_like(rows)
-    run = _norm_rows if rows.size < SMALL else _norm_many
-    run(rows, w, f32(eps), f32(offset), out)
-    return out.reshape(x.shape)
-
-
-@serial
-def _add_norm_rows(h, y, w, eps, offset, total, out):  # noqa: ANN001, ANN202
-    for t in range(h.shape[0]):
-        for i in range(h.shape[1]):
-            total[t, i] = h[t, i] + y[t, i]
-        _norm_row(total[t], w, eps, offset, out[t])
-
-
-@threaded
-def _add_norm_many(h, y, w, eps, offset, total, out):  # noqa: ANN001, ANN202
-    for t in prange(h.shape[0]):
-        for i in range(h.shape[1]):
-            total[t, i] = h[t, i] + y[t, i]
-        _norm_row(total[t], w, eps, offset, out[t])
+    s = strided(x)
+    out = new(x.shape)
+    with instructions(s.array, w, out) as p:
+        p.add(Opcode.NORM, s.rows, 0, s.address, s.outer, s.count, s.inner, s.size, address(w),
+              bits(eps), bits(offset), address(out))  # fmt: skip
+        p.rounds(out, s.size)
+    return out
 
 
 def add_rms_norm(
     h: Floats, y: Floats, w: Floats, eps: float, offset: float
 ) -> tuple[Floats, Floats]:
     """(h + y, rms_norm(h + y)) of contiguous [T, D] rows."""
-    total, out = np.empty_like(h), np.empty_like(h)
-    run = _add_norm_rows if h.size < SMALL else _add_norm_many
-    run(h, y, w, f32(eps), f32(offset), total, out)
+    h, y = strided(h, whole=True).array, strided(y, whole=True).array
+    total, out = new(h.shape), new(h.shape)
+    with instructions(h, y, w, total, out) as p:
+        p.add(Opcode.ADD_NORM, h.shape[0], 0, address(h), address(y), h.shape[1], address(w),
+              bits(eps), bits(offset), address(total), address(out))  # fmt: skip
+        p.rounds(out, h.shape[1])
     return total, out
 
 
 @serial
-def _swiglu_row(gate, up):  # noqa: ANN001, ANN202
-    for i in range(gate.size):
-        gate[i] = gate[i] * sigmoid32(gate[i]) * up[i]
-
-
-@threaded
-def swiglu_rows(gate, up):  # noqa: ANN001, ANN201
-    """gate = silu(gate) * up, [T, F] rows, in place."""
-    if gate.size < SMALL:
-        for t in range(gate.shape[0]):
-            _swiglu_row(gate[t], up[t])
-    else:
-        for t in prange(gate.shape[0]):
-            _swiglu_row(gate[t], up[t])
+def swiglu_task(a, i):  # noqa: ANN001, ANN201
+    """256 values of a row: records, gate, up, size, out."""
+    size, blocks = a[3], _blocks(a[3])
+    t, block = i // blocks, i % blocks
+    first = block * SUPERBLOCK
+    n, skip = min(size - first, SUPERBLOCK), 4 * (t * size + first)
+    gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
+    for c in range(n):
+        out[c] = gate[c] * sigmoid32(gate[c]) * up[c]
+    if a[0] != 0:
+        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up of [T, F] rows."""
-    out = np.array(gate, np.float32, order="C")
-    swiglu_rows(out, np.ascontiguousarray(up))
+    gate, up = strided(gate, whole=True).array, strided(up, whole=True).array
+    tokens, size = gate.shape
+    out = new(gate.shape)
+    with instructions(gate, up, out) as p:
+        p.add(Opcode.SWIGLU, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size,
+              address(out))  # fmt: skip
+        p.rounds(out, size)
     return out
 
 
 @serial
-def _sigmoid_gate_row(x, gate, out):  # noqa: ANN001, ANN202
-    for h in range(x.shape[0]):
-        source, gates, target = row(x[h]), row(gate[h]), out[h]
-        for i in range(target.size):
-            target[i] = source[i] * sigmoid32(gates[i])
-
-
-@threaded
-def _sigmoid_gate(x, gate, out):  # noqa: ANN001, ANN202
-    if out.size < SMALL:
-        for t in range(x.shape[0]):
-            _sigmoid_gate_row(x[t], gate[t], out[t])
-    else:
-        for t in prange(x.shape[0]):
-            _sigmoid_gate_row(x[t], gate[t], out[t])
+def sigmoid_gate_task(a, i):  # noqa: ANN001, ANN201
+    """256 values of a token: records, x, gate, its strides a token and a head, H, D, out."""
+    dim, size = a[6], a[5] * a[6]
+    blocks = _blocks(size)
+    t, block = i // blocks, i % blocks
+    at, end = block * SUPERBLOCK, min(size, block * SUPERBLOCK + SUPERBLOCK)
+    while at < end:  # a block may end within a head
+        h, d = at // dim, at % dim
+        n, skip = min(dim - d, end - at), 4 * (t * size + at)
+        x, out = floats_at(a[1] + skip, n), floats_at(a[7] + skip, n)
+        gate = floats_at(a[2] + t * a[3] + h * a[4] + 4 * d, n)
+        for c in range(n):
+            out[c] = x[c] * sigmoid32(gate[c])
+        at += n
+    if a[0] != 0:
+        quantize_block(a[7] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
 
 
 def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
     """x * sigmoid(gate), [T, H, D]."""
-    out = np.empty(x.shape, np.float32)
-    _sigmoid_gate(x, gate, out)
+    x, g = strided(x, whole=True).array, strided(gate)
+    tokens, heads, dim = x.shape
+    out = new(x.shape)
+    with instructions(x, g.array, out) as p:
+        p.add(Opcode.SIGMOID_GATE, tokens * -(-heads * dim // SUPERBLOCK), 0, address(x),
+              g.address, g.outer, g.inner, heads, dim, address(out))  # fmt: skip
+        p.rounds(out, heads * dim)
     return out
 
 
 @serial
-def _rope_row(x, position, inv_freq, out):  # noqa: ANN001, ANN202
-    """One token: x, out [H, D]. Angles are float32, as in the models' own code."""
-    n = inv_freq.size
+def rope_task(a, i):  # noqa: ANN001, ANN201
+    """A token: x, its strides, H, D, positions, inverse frequencies, their number, out.
+
+    Angles are float32, as in the models' own code.
+    """
+    heads, dim, n = a[3], a[4], a[7]
+    position = np.float32(ints_at(a[5], i + 1)[i])
+    inv_freq = floats_at(a[6], n)
     cos, sin = np.empty(n, np.float32), np.empty(n, np.float32)
-    for i in range(n):
-        angle = np.float32(position) * inv_freq[i]
-        cos[i], sin[i] = np.cos(angle), np.sin(angle)
-    for h in range(x.shape[0]):
-        a, b, rest = row(x[h, :n]), row(x[h, n : 2 * n]), row(x[h, 2 * n :])
-        first, second, kept = out[h][:n], out[h][n : 2 * n], out[h][2 * n :]
-        for i in range(n):
-            first[i] = a[i] * cos[i] - b[i] * sin[i]
-        for i in range(n):
-            second[i] = b[i] * cos[i] + a[i] * sin[i]
-        for i in range(kept.size):
-            kept[i] = rest[i]
-
-
-@threaded
-def _rope(x, positions, inv_freq, out):  # noqa: ANN001, ANN202
-    if out.size < SMALL:
-        for t in range(x.shape[0]):
-            _rope_row(x[t], positions[t], inv_freq, out[t])
-    else:
-        for t in prange(x.shape[0]):
-            _rope_row(x[t], positions[t], inv_freq, out[t])
+    for c in range(n):
+        angle = position * inv_freq[c]
+        cos[c], sin[c] = np.cos(angle), np.sin(angle)
+    for h in range(heads):
+        x, out = a[0] + i * a[1] + h * a[2], a[8] + 4 * dim * (i * heads + h)
+        first, second = floats_at(x, n), floats_at(x + 4 * n, n)
+        turned, other = floats_at(out, n), floats_at(out + 4 * n, n)
+        for c in range(n):
+            turned[c] = first[c] * cos[c] - second[c] * sin[c]
+        for c in range(n):
+            other[c] = second[c] * cos[c] + first[c] * sin[c]
+        rest, kept = floats_at(x + 8 * n, dim - 2 * n), floats_at(out + 8 * n, dim - 2 * n)
+        for c in range(dim - 2 * n):
+            kept[c] = rest[c]
 
 
 def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
     """NeoX rotary embedding of the first 2 * len(inv_freq) dims; x [T, H, D]."""
-    out = np.empty(x.shape, np.float32)
-    _rope(x, positions, inv_freq, out)
+    s = strided(x)
+    out = new(x.shape)
+    with instructions(s.array, inv_freq, positions, out) as p:
+        p.add(Opcode.ROPE, x.shape[0], s.address, s.outer, s.inner, x.shape[1], s.size,
+              address(positions), address(inv_freq), inv_freq.size, address(out))  # fmt: skip
     return out
 
 
 @serial
-def _gated_norm_row(x, w, z, eps, out):  # noqa: ANN001, ANN202
-    for h in range(x.shape[0]):
-        scale = f32(1.0) / np.sqrt(dot(x[h], x[h]) / f32(x.shape[1]) + eps)
-        for i in range(x.shape[1]):
-            out[h, i] = x[h, i] * scale * w[i] * (z[h, i] * sigmoid32(z[h, i]))
-
-
-@serial
-def _gated_norm_rows(x, w, z, eps, out):  # noqa: ANN001, ANN202
-    for t in range(x.shape[0]):
-        _gated_norm_row(x[t], w, z[t], eps, out[t])
-
-
-@threaded
-def _gated_norm_many(x, w, z, eps, out):  # noqa: ANN001, ANN202
-    for t in prange(x.shape[0]):
-        _gated_norm_row(x[t], w, z[t], eps, out[t])
+def gated_norm_task(a, i):  # noqa: ANN001, ANN201
+    """Heads of a token: records, x, w, z, its strides, H, D, eps, out, heads a task."""
+    heads, dim, some = a[6], a[7], a[10]
+    tasks = (heads + some - 1) // some
+    t, first = i // tasks, i % tasks * some
+    w, eps = floats_at(a[2], dim), as_float(a[8])
+    for h in range(first, min(heads, first + some)):
+        skip = 4 * dim * (t * heads + h)
+        x, out = floats_at(a[1] + skip, dim), floats_at(a[9] + skip, dim)
+        z = floats_at(a[3] + t * a[4] + h * a[5], dim)
+        scale = f32(1.0) / np.sqrt(dot(x, x) / f32(dim) + eps)
+        for c in range(dim):
+            out[c] = x[c] * scale * w[c] * (z[c] * sigmoid32(z[c]))
+    if a[0] != 0:
+        size = heads * dim
+        quantize_block(a[9] + 4 * t * size, size, i % tasks, a[0] + t * tasks * RECORD)
 
 
 def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:
     """w * x / sqrt(mean(x^2) + eps) * silu(z) over the last axis of [T, H, D]."""
-    out = np.empty_like(x)
-    run = _gated_norm_rows if x.size < SMALL else _gated_norm_many
-    run(np.ascontiguousarray(x), w, np.ascontiguousarray(z), f32(eps), out)
+    x, gate = strided(x, whole=True).array, strided(z)
+    tokens, heads, dim = x.shape
+    some = max(1, SUPERBLOCK // dim)  # heads a superblock
+    out = new(x.shape)
+    with instructions(x, w, gate.array, out) as p:
+        p.add(Opcode.GATED_NORM, tokens * -(-heads // some), 0, address(x), address(w),
+              gate.address, gate.outer, gate.inner, heads, dim, bits(eps), address(out),
+              some)  # fmt: skip
+        if SUPERBLOCK % dim == 0:
+            p.rounds(out, heads * dim)
     return out
 
 
 @serial
-def _delta_gates(a, b, rate, dt_bias, log_decay, beta):  # noqa: ANN001, ANN202
-    for t in range(a.shape[0]):
-        for h in range(a.shape[1]):
-            x = a[t, h] + dt_bias[h]
-            soft = max(x, f32(0.0)) + np.log1p(exp32(-abs(x)))
-            log_decay[t, h] = -rate[h] * soft
-            beta[t, h] = sigmoid32(b[t, h])
+def delta_gates_task(a, i):  # noqa: ANN001, ANN201
+    """A token: a, b, their strides, H, decay rates, dt bias, log decay, beta."""
+    n = a[4]
+    given, b = floats_at(a[0] + i * a[1], n), floats_at(a[2] + i * a[3], n)
+    rate, bias = floats_at(a[5], n), floats_at(a[6], n)
+    log_decay, beta = floats_at(a[7] + 4 * n * i, n), floats_at(a[8] + 4 * n * i, n)
+    for h in range(n):
+        x = given[h] + bias[h]
+        soft = max(x, f32(0.0)) + np.log1p(exp32(-abs(x)))
+        log_decay[h] = -rate[h] * soft
+        beta[h] = sigmoid32(b[h])
 
 
 def delta_gates(a: Floats, b: Floats, A_log: Floats, dt_bias: Floats) -> Any:
     """log decay -exp(A_log) * softplus(a + dt_bias) and beta sigmoid(b), [T, Hv] each."""
-    log_decay, beta = np.empty_like(a), np.empty_like(b)
-    _delta_gates(a, b, np.exp(A_log), dt_bias, log_decay, beta)
+    x, y = strided(a), strided(b)
+    rates = constant(A_log, np.exp)
+    log_decay, beta = new(a.shape), new(b.shape)
+    with instructions(x.array, y.array, rates, dt_bias, log_decay, beta) as p:
+        p.add(Opcode.DELTA_GATES, a.shape[0], x.address, x.outer, y.address, y.outer, x.size,
+              address(rates), address(dt_bias), address(log_decay), address(beta))  # fmt: skip
     return log_decay, beta

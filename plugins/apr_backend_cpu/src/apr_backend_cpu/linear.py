@@ -8,13 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu import products
-from apr_backend_cpu.compiling import threads_in_use
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.generic import Layout16
-from apr_backend_cpu.products import CODES, FEW, ROWS
+from apr_backend_cpu.products import CODES, FEW, ROWS, SIDE_BY_SIDE
+from apr_backend_cpu.program import Opcode, Program, instructions, new, recorder, strided
+from apr_backend_cpu.recording import plain, settle
+from apr_backend_cpu.rows import address
+from apr_backend_cpu.unpack import TILE_RECORD
 
 Floats = NDArray[np.float32]
+TASK_BYTES = 64 << 10  # weights of a task where memory is the limit
 WIDTH = 16  # values; rows of dense activations are whole vectors where a weight is not packed
 
 
@@ -40,7 +44,8 @@ class Group:
         self.table = np.array(parts, np.uint64)
         self.packed = any(w.format not in FLOAT_CODES for w in weights)
         self.padded = any(w.format in FLOAT_CODES and w.cols % WIDTH for w in weights)
-        self._bounds: dict[tuple[int, bool], NDArray[np.int64]] = {}
+        self.layouts = any(w.format not in CODES for w in weights)
+        self._bounds: dict[bool, NDArray[np.int64]] = {}
 
     def _code(self, w: Any) -> int:
         """The number of a weight's format in the compiled code."""
@@ -68,39 +73,52 @@ class Group:
             parts.append((tail, whole, left))
         return parts
 
-    def bounds(self, tokens: int) -> NDArray[np.int64]:
-        """Where each thread's tiles begin: equal bytes for few rows, equal tiles for many."""
-        threads, few = threads_in_use(), tokens < FEW
-        found = self._bounds.get((threads, few))
+    def bounds(self, few: bool) -> NDArray[np.int64]:
+        """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many."""
+        found = self._bounds.get(few)
         if found is None:
             rows, row_bytes = self.table[:, products.PART_ROWS], self.table[:, products.ROW_BYTES]
             counts = -(-rows.astype(np.int64) // ROWS)
-            cost = np.repeat(row_bytes if few else np.ones_like(row_bytes), counts)
-            done = np.concatenate([[0], np.cumsum(cost.astype(np.float64))])
-            shares = done[-1] * np.arange(threads + 1) / threads
-            found = np.searchsorted(done, shares).astype(np.int64)
-            found[0], found[-1] = 0, cost.size
-            self._bounds[threads, few] = found
+            size = ROWS * row_bytes if few else np.ones_like(row_bytes)
+            done = np.concatenate([[0], np.cumsum(np.repeat(size, counts).astype(np.float64))])
+            tasks = max(1, round(done[-1] / (TASK_BYTES if few else SIDE_BY_SIDE)))
+            found = np.searchsorted(done, done[-1] * np.arange(tasks + 1) / tasks).astype(np.int64)
+            found[0], found[-1] = 0, done.size - 1
+            self._bounds[few] = found
         return found
 
     def __call__(self, x: Floats) -> list[Floats]:
         """x [T, in] -> one [T, rows] a weight."""
         x = self.input(x)
         tokens = x.shape[0]
-        out = np.empty(tokens * self.total, np.float32)
-        run = products.multiply if self.packed else products.multiply_dense
-        run(x, self.table, self.bounds(tokens), out)
+        out = new((tokens * self.total,))
+        with instructions(x, out, self) as p:
+            self.add(p, x, out)
         results, start = [], 0
         for rows in self.rows:
             results.append(out[start : start + tokens * rows].reshape(tokens, rows))
             start += tokens * rows
         return results
 
+    def add(self, p: Program, x: Floats, out: Floats) -> None:
+        """The product's instructions: x [T, in], out [T * all rows]."""
+        (tokens, cols), n = x.shape, 0
+        bounds = self.bounds(tokens < FEW)
+        records = p.records(x) if self.packed else None
+        if records is not None:
+            n = records.shape[1]
+        room = SIDE_BY_SIDE * n * TILE_RECORD if tokens >= FEW or self.layouts else 0
+        p.keep(self, bounds)
+        p.add(Opcode.PRODUCT, len(bounds) - 1, address(self.table), len(self.table),
+              address(bounds), 0 if records is None else address(records), n, address(x), tokens,
+              cols, address(out), room)  # fmt: skip
+
     def input(self, x: Floats) -> Floats:
         """Contiguous rows, padded with zeros if a weight's rows are."""
         if self.padded:
-            x = np.pad(x, ((0, 0), (0, -x.shape[1] % WIDTH)))
-        return np.ascontiguousarray(x, dtype=np.float32)
+            settle()
+            x = np.pad(plain(x), ((0, 0), (0, -x.shape[1] % WIDTH)))
+        return strided(x, whole=True).array
 
 
 def group(weights: tuple[Any, ...]) -> Group:
@@ -141,10 +159,11 @@ def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
         return _mlp_in_steps(x, gate, up, down)
     x = first.input(x)
     tokens = x.shape[0]
-    out = np.empty(tokens * down.rows, np.float32)
-    tables = (first.table, first.bounds(tokens), second.table, second.bounds(tokens))
-    products.gated(x, *tables, out)
-    return out.reshape(tokens, down.rows)
+    both, out = new((2, tokens, gate.rows)), new((tokens, down.rows))
+    with instructions(x, both, out, first, second) as p:
+        first.add(p, x, both)
+        second.add(p, swiglu(both[0], both[1]), out)
+    return out
 
 
 def _mlp_in_steps(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
@@ -154,9 +173,25 @@ def _mlp_in_steps(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
 
 def embed(ids: NDArray[np.int64], w: Any) -> Floats:
     """Rows of the embedding in any format: the few rows asked for are decoded."""
+    recording = recorder()
+    if recording is None or ids is not recording.ids:
+        settle()
+        return _decoded(plain(ids), w)
+    out = new((len(ids), w.cols))
+    rows = out.view(np.ndarray)
+
+    def refresh(ids: Any, step: Any) -> None:
+        rows[:] = _decoded(ids, w)
+
+    recording.program.each_time(refresh)
+    return out
+
+
+def _decoded(ids: NDArray[np.int64], w: Any) -> Floats:
     rows = w.data[ids]
     if w.decode is None:
-        return rows[:, : w.cols].astype(np.float32)
+        dense: Floats = rows[:, : w.cols].astype(np.float32)
+        return dense
     packed = np.ascontiguousarray(rows).view(np.uint8)[:, : w.row_bytes]
     decoded: Floats = w.decode(np.ascontiguousarray(packed), w.cols)
     return decoded

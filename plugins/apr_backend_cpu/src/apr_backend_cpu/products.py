@@ -1,4 +1,4 @@
-"""Matrix products with any mix of formats that share one input, in one parallel pass.
+"""Matrix products with any mix of formats that share one input, in one instruction.
 
 Work is cut into tiles of 16 weight rows. Up to three rows of activations stream the weights
 (`matvec`), more unpack each tile once (`unpack`, `matmul`); both give the same bits.
@@ -7,11 +7,9 @@ Work is cut into tiles of 16 weight rows. Up to three rows of activations stream
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from apr_backend_cpu.activations import RECORD, SUPERBLOCK, quantize_rows
-from apr_backend_cpu.compiling import serial, threaded
-from apr_backend_cpu.elementwise import swiglu_rows
+from apr_backend_cpu.activations import RECORD
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
 from apr_backend_cpu.generic import (
@@ -34,7 +32,7 @@ from apr_backend_cpu.matmul import (
     signed_8,
 )
 from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
-from apr_backend_cpu.rows import words_at
+from apr_backend_cpu.rows import floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
 U = np.uint64
@@ -48,6 +46,7 @@ LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 # left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one.
 # PARAMETERS is the address of a declared layout's, 0 for formats that are built in.
 FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS = range(9)
+COLUMNS = 9
 
 
 @serial
@@ -160,64 +159,43 @@ def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa
 
 
 @serial
-def _run(part, index, count, xp, xs, n, dense, out, room):  # noqa: ANN001, ANN202
+def _run(part, index, count, xp, n, dense, tokens, cols, out, room):  # noqa: ANN001, ANN202
     """Tiles of a part, times all rows; returns how many. `room` is for unpacked tiles."""
-    tokens, row_bytes = U(dense.shape[0]), part[ROW_BYTES]
+    row_bytes = part[ROW_BYTES]
     first = tokens * part[BEFORE] + part[FIRST_ROW] + index * U(ROWS)
-    op, os_ = U(out.ctypes.data) + U(4) * first, U(4) * part[ALL_ROWS]
+    op, os_ = out + U(4) * first, U(4) * part[ALL_ROWS]
     left = part[PART_ROWS] - index * U(ROWS)
     whole = min(count, left // U(ROWS))
     if part[CODE] >= U(F32_CODE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
-        float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), U(dense.ctypes.data),
-                   U(4 * dense.shape[1]), tokens, op, os_, U(dense.shape[1] // 16))  # fmt: skip
+        float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), dense, U(4) * cols, tokens, op,
+                   os_, cols // U(16))  # fmt: skip
         return 1
+    xs = n * U(RECORD)
     if whole > U(0):
         _packed_tiles(part, index, whole, xp, xs, tokens, op, os_, n, room)
         return np.int64(whole)
-    result = np.empty((dense.shape[0], ROWS), np.float32)
+    result = np.empty((np.int64(tokens), ROWS), np.float32)
     _packed_tiles(part, index, U(1), xp, xs, tokens, U(result.ctypes.data), U(4 * ROWS), n, room)
-    for t in range(dense.shape[0]):
-        start = first + U(t) * part[ALL_ROWS]
-        for r in range(left):
-            out[start + U(r)] = result[t, r]
+    for t in range(result.shape[0]):
+        target = floats_at(op + U(t) * os_, np.int64(left))
+        for r in range(target.size):
+            target[r] = result[t, r]
     return 1
 
 
-@threaded
-def _multiply(table, bounds, xp, n, dense, out):  # noqa: ANN001, ANN202
-    """All parts times the rows of `dense` [T, K], whose records are at xp, n a row."""
-    for c in prange(bounds.size - 1):
-        room = np.empty(SIDE_BY_SIDE * n * TILE_RECORD + 64, np.uint8)
-        aligned = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
-        i, m, last = bounds[c], 0, bounds[c + 1]
-        while i < last:
-            while m + 1 < table.shape[0] and U(i) >= table[m + 1, FIRST_TILE]:
-                m += 1
-            index = U(i) - table[m, FIRST_TILE]
-            i += _run(table[m], index, U(last - i), xp, U(n * RECORD), U(n), dense, out, aligned)
-
-
 @serial
-def multiply(x, table, bounds, out):  # noqa: ANN001, ANN201
-    """Quantize x [T, K] and multiply; `out` float32 [T * all rows]."""
-    records = np.empty((x.shape[0], -(-x.shape[1] // SUPERBLOCK), RECORD), np.uint8)
-    quantize_rows(x, records)
-    _multiply(table, bounds, U(records.ctypes.data), records.shape[1], x, out)
-
-
-@serial
-def multiply_dense(x, table, bounds, out):  # noqa: ANN001, ANN201
-    """As `multiply`, where no weight is packed."""
-    _multiply(table, bounds, U(0), 0, x, out)
-
-
-@serial
-def gated(x, first, first_bounds, second, second_bounds, out):  # noqa: ANN001, ANN201
-    """down(silu(gate(x)) * up(x)): `first` is the table of gate and up, `second` that of down."""
-    width = int(first[0, ALL_ROWS])
-    both = np.empty(2 * x.shape[0] * width, np.float32)
-    multiply(x, first, first_bounds, both)
-    hidden = both.reshape(2, x.shape[0], width)
-    swiglu_rows(hidden[0], hidden[1])
-    multiply(hidden[0], second, second_bounds, out)
+def product_task(a, number):  # noqa: ANN001, ANN201
+    """Some tiles: table of parts, their number, bounds of tasks, records, superblocks, x, T, K,
+    out, bytes of room."""
+    parts, n = a[1], U(a[4])
+    i, last = ints_at(a[2] + 8 * number, 2)
+    room = np.empty(a[9] + 64, np.uint8)
+    aligned = (U(room.ctypes.data) + U(63)) // U(64) * U(64)
+    m = 0
+    while i < last:
+        while m + 1 < parts and i >= ints_at(a[0] + 8 * COLUMNS * (m + 1), COLUMNS)[FIRST_TILE]:
+            m += 1
+        part = words_at(a[0] + 8 * COLUMNS * m, COLUMNS)
+        i += _run(part, U(i) - part[FIRST_TILE], U(last - i), U(a[3]), n, U(a[5]), U(a[6]),
+                  U(a[7]), U(a[8]), aligned)  # fmt: skip

@@ -1,4 +1,8 @@
-"""Views that compiled code may vectorize over: what is known to be contiguous is typed so."""
+"""Memory at addresses, as arrays that compiled code may vectorize over.
+
+What is known to be contiguous is typed so. Addresses and sizes are int64 in compiled code; numbers
+mixed of int64 and uint64 would become floating point.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,15 @@ def address(array: NDArray[Any]) -> int:
     return found
 
 
+def bits(value: float) -> int:
+    """A float32 as an argument of an instruction; `as_float` reads it."""
+    return int(np.float32(value).view(np.uint32))
+
+
 @intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
+def pointer(typing: Any, address: Any) -> Any:
+    """An address as what `carray` takes."""
+
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         return b.inttoptr(args[0], ir.IntType(8).as_pointer())
 
@@ -32,16 +43,34 @@ def _pointer(typing: Any, address: Any) -> Any:
 @serial
 def row(x):  # noqa: ANN001, ANN201
     """A float32 vector whose elements stand side by side, as a contiguous array."""
-    return carray(_pointer(U(x.ctypes.data)), (x.size,), np.float32)
+    return carray(pointer(U(x.ctypes.data)), (x.size,), np.float32)
+
+
+@serial
+def as_float(word):  # noqa: ANN001, ANN201
+    """The float32 that `bits` made."""
+    return np.uint32(word).view(np.float32)
 
 
 @serial
 def words_at(address, size):  # noqa: ANN001, ANN201
     """`size` uint64 at an address."""
-    return carray(_pointer(address), (size,), np.uint64)
+    return carray(pointer(U(address)), (size,), np.uint64)
 
 
 @serial
-def cube_at(address, shape):  # noqa: ANN001, ANN201
-    """Contiguous float32 of a shape of three numbers, at an address."""
-    return carray(_pointer(address), shape, np.float32)
+def ints_at(address, size):  # noqa: ANN001, ANN201
+    """`size` int64 at an address."""
+    return carray(pointer(U(address)), (size,), np.int64)
+
+
+@serial
+def floats_at(address, size):  # noqa: ANN001, ANN201
+    """`size` contiguous float32 at an address."""
+    return carray(pointer(U(address)), (size,), np.float32)
+
+
+@serial
+def matrix_at(address, rows, cols):  # noqa: ANN001, ANN201
+    """Contiguous float32 [rows, cols] at an address."""
+    return carray(pointer(U(address)), (rows, cols), np.float32)
