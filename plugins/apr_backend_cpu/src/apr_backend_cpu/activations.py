@@ -9,12 +9,33 @@ A superblock is a record of 512 bytes, offsets as below; sums are over q.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import carray
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial
-from apr_backend_cpu.rows import U, floats_at, pointer
+from apr_backend_cpu.lanes import Reduction
+from apr_backend_cpu.rows import U, floats_at
+from apr_backend_cpu.vector_ir import (
+    F32,
+    I8,
+    I16,
+    I32,
+    LANES,
+    V16F,
+    V16I,
+    Value,
+    at,
+    const,
+    intrinsic_call,
+    load,
+    shuffle,
+    store,
+)
 
 SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
@@ -25,73 +46,115 @@ AT_SCALE32, AT_SUM32 = 352, 384  # 8 int32 each: s_j, and s_j times the sum of 3
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 
-STEPS = np.float32(16.0)  # of s_j
-INFINITY_BITS = np.uint32(0x7F800000)
-ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, ties to even
-ROUND_BITS = np.int32(0x4B400000)
+STEPS = 16.0  # of s_j
+INFINITY_BITS = 0x7F800000
+ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
+ROUND_BITS = 0x4B400000
+GROUPS = SUPERBLOCK // GROUP
+V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
+V16B, V16H = ir.VectorType(I8, LANES), ir.VectorType(I16, LANES)
 
 
-@serial
-def _largest(x):  # noqa: ANN001, ANN202
-    """The largest magnitude of a slice, as bits: a NaN is larger than infinity."""
-    top = np.uint32(0)
-    for i in range(x.size):
-        top = max(top, x[i] & np.uint32(0x7FFFFFFF))
-    return top
+def _umax(b: ir.IRBuilder, x: Value, y: Value) -> Value:
+    return b.select(b.icmp_unsigned(">", x, y), x, y)
 
 
-@serial
-def _round_group(x, inverse, codes, q):  # noqa: ANN001, ANN202
-    """32 values to int8; `codes` int32 [32] gets them too."""
-    for i in range(GROUP):
-        scaled = min(max(x[i] * inverse, np.float32(-127.0)), np.float32(127.0)) + ROUND
-        codes[i] = np.int32(np.float32(scaled).view(np.int32) - ROUND_BITS)
-    for i in range(GROUP):
-        q[i] = np.int8(codes[i])
+def _halves(b: ir.IRBuilder, x: Value, y: Value, width: int) -> tuple[Value, Value]:
+    """x and y hold runs of `width` lanes: the first halves of all runs, and the second halves."""
+    starts = range(0, x.type.count + y.type.count, width)
+    low = [start + lane for start in starts for lane in range(width // 2)]
+    return shuffle(b, x, low, y), shuffle(b, x, [lane + width // 2 for lane in low], y)
 
 
-@serial
-def _sums(codes, j, scale, shorts, ints):  # noqa: ANN001, ANN202
-    """Scales and sums of the j-th group of 32, into the record's integers."""
-    total32 = np.int32(0)
-    for g in range(2):
-        part = codes[16 * g : 16 * g + 16]
-        total = np.int32(0)
-        for i in range(16):
-            total += part[i]
-        ints[AT_SCALE16 // 4 + 2 * j + g] = scale
-        shorts[AT_SUM16 // 2 + 2 * j + g] = np.int16(scale * total)
-        total32 += total
-    ints[AT_SCALE32 // 4 + j] = scale
-    ints[AT_SUM32 // 4 + j] = scale * total32
-    ints[AT_SHIFT32 // 4 + j] = np.int32(-128) * total32
+def _tops(b: ir.IRBuilder, values: list[Value]) -> Value:
+    """16 vectors -> the largest magnitude of each two, as bits: NaN is larger than infinity."""
+    magnitude = const(V16I, 0x7FFFFFFF)
+    bits = [b.and_(b.bitcast(v, V16I), magnitude) for v in values]
+    tops, width = [_umax(b, *bits[2 * j : 2 * j + 2]) for j in range(GROUPS)], LANES
+    while len(tops) > 1:
+        tops = [_umax(b, *_halves(b, tops[i], tops[i + 1], width)) for i in range(0, len(tops), 2)]
+        width //= 2
+    even = [2 * j for j in range(GROUPS)]  # two lanes a group are left
+    return _umax(b, shuffle(b, tops[0], even), shuffle(b, tops[0], [lane + 1 for lane in even]))
 
 
-@serial
-def _superblock(x, bits, q, shorts, ints, floats):  # noqa: ANN001, ANN202
+def _largest(b: ir.IRBuilder, tops: Value) -> Value:
+    """The largest of 8 lanes, in all of them."""
+    for distance in (4, 2, 1):
+        turned = shuffle(b, tops, [(lane + distance) % GROUPS for lane in range(GROUPS)])
+        tops = _umax(b, tops, turned)
+    return tops
+
+
+def _scales(b: ir.IRBuilder, tops: Value) -> tuple[Value, Value, Value, Value]:
+    """Of 8 groups: whether all values are finite, s_j, 1 / (d * s_j), and d (the same in all)."""
+    top, one, zero = _largest(b, tops), const(V8F, 1.0), const(V8F, 0.0)
+    finite = b.icmp_unsigned("<", top, const(V8I, INFINITY_BITS))
+    unit = b.fdiv(b.bitcast(top, V8F), const(V8F, 127.0 * STEPS))
+    inverse_bits = b.bitcast(b.fdiv(one, unit), V8I)  # of zero or a subnormal: infinite
+    usable = b.and_(finite, b.icmp_unsigned("<", inverse_bits, const(V8I, INFINITY_BITS)))
+    unit = b.select(usable, unit, zero)
+    wanted = b.fdiv(b.bitcast(tops, V8F), b.fmul(unit, const(V8F, 127.0)))
+    wanted = intrinsic_call(b, "llvm.ceil.v8f32", V8F, wanted)
+    steps = const(V8F, STEPS)
+    wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # also where it is NaN
+    wanted = b.select(b.fcmp_ordered("<", wanted, steps), wanted, steps)
+    wanted = b.select(usable, wanted, one)
+    inverse = b.select(usable, b.fdiv(one, b.fmul(unit, wanted)), zero)
+    return finite, wanted, inverse, unit
+
+
+def _codes(b: ir.IRBuilder, x: Value, inverse: Value) -> Value:
+    """16 values to integers from -127 to 127."""
+    top, bottom = const(V16F, 127.0), const(V16F, -127.0)
+    scaled = b.fmul(x, inverse)
+    scaled = b.select(b.fcmp_ordered(">", scaled, bottom), scaled, bottom)
+    scaled = b.select(b.fcmp_ordered("<", scaled, top), scaled, top)
+    rounded = b.bitcast(b.fadd(scaled, const(V16F, ROUND)), V16I)
+    return b.sub(rounded, const(V16I, ROUND_BITS))
+
+
+def _quantize(b: ir.IRBuilder, x: Value, record: Value) -> None:
     """One record from 256 values; d is NaN if any of them is not finite."""
-    codes = np.zeros(GROUP, np.int32)
-    tops = np.zeros(SUPERBLOCK // GROUP, np.uint32)
-    for j in range(SUPERBLOCK // GROUP):
-        tops[j] = _largest(bits[GROUP * j : GROUP * j + GROUP])
-    tops_f = tops.view(np.float32)
-    top = tops.max()
-    unit = tops_f.max() / np.float32(127.0 * 16.0)
-    finite = top < INFINITY_BITS
-    if not finite or not np.isfinite(np.float32(1.0) / unit):  # zero or subnormal: zero, then
-        unit = np.float32(0.0)
-    for j in range(SUPERBLOCK // GROUP):
-        scale, inverse = np.int32(1), np.float32(0.0)
-        if unit > 0:
-            wanted = np.ceil(tops_f[j] / (unit * np.float32(127.0)))
-            scale = np.int32(min(max(wanted, np.float32(1.0)), STEPS))
-            inverse = np.float32(1.0) / (unit * np.float32(scale))
-        part = slice(GROUP * j, GROUP * j + GROUP)
-        _round_group(x[part] if finite else np.zeros(GROUP, np.float32), inverse, codes, q[part])
-        _sums(codes, j, scale, shorts, ints)
-        d = unit * np.float32(scale)
-        floats[AT_GROUP_D // 4 + j] = d if finite else np.float32(np.nan)
-    floats[AT_D // 4] = unit if finite else np.float32(np.nan)
+    values = [load(b, at(b, x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
+    finite, wanted, inverse, unit = _scales(b, _tops(b, values))
+    all_finite = shuffle(b, finite, [0] * LANES)
+    sums = Reduction(b)
+    for v, value in enumerate(values):
+        value = b.select(all_finite, value, const(V16F, 0.0))
+        codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
+        store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
+        sums.push(codes)
+    _store_integers(b, record, sums.whole(), b.fptosi(wanted, V8I))
+    nan = const(V8F, float("nan"))
+    unit = b.select(finite, unit, nan)
+    store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
+    store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
+
+
+def _store_integers(b: ir.IRBuilder, record: Value, sums: Value, steps: Value) -> None:
+    """Scales, and sums [16] of 16 codes each, in the forms that products want."""
+    steps16 = shuffle(b, steps, [lane // 2 for lane in range(LANES)])
+    weighed = b.mul(sums, steps16)
+    store(b, steps16, at(b, record, AT_SCALE16))
+    store(b, b.trunc(weighed, V16H), at(b, record, AT_SUM16))
+    even = [2 * j for j in range(GROUPS)]
+    odd = [lane + 1 for lane in even]
+    pairs = lambda v: b.add(shuffle(b, v, even), shuffle(b, v, odd))  # noqa: E731
+    store(b, steps, at(b, record, AT_SCALE32))
+    store(b, pairs(weighed), at(b, record, AT_SUM32))
+    store(b, b.mul(pairs(sums), const(V8I, -128)), at(b, record, AT_SHIFT32))
+
+
+@intrinsic
+def _superblock(typing: Any, x: Any, record: Any) -> Any:
+    """The record at an address from 256 values at another."""
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        _quantize(b, *args)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp), codegen
 
 
 @serial
@@ -102,22 +165,9 @@ def quantize_superblock(x, count, record):  # noqa: ANN001, ANN201
         given = floats_at(x, count)
         for i in range(count):
             values[i] = given[i]
-        _at(U(values.ctypes.data), record)
+        _superblock(U(values.ctypes.data), U(record))
     else:
-        _at(U(x), record)
-
-
-@serial
-def _at(x, record):  # noqa: ANN001, ANN202
-    """The record at an address from 256 values at another."""
-    _superblock(
-        carray(pointer(x), (SUPERBLOCK,), np.float32),
-        carray(pointer(x), (SUPERBLOCK,), np.uint32),
-        carray(pointer(U(record)), (RECORD,), np.int8),
-        carray(pointer(U(record)), (RECORD // 2,), np.int16),
-        carray(pointer(U(record)), (RECORD // 4,), np.int32),
-        carray(pointer(U(record)), (RECORD // 4,), np.float32),
-    )
+        _superblock(U(x), U(record))
 
 
 @serial

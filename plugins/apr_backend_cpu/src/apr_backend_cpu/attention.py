@@ -33,7 +33,7 @@ from apr_backend_cpu.attention_tiles import (
     scores_f32_4,
 )
 from apr_backend_cpu.compiling import serial
-from apr_backend_cpu.exponential import exp32
+from apr_backend_cpu.exponential import exp32, exps
 from apr_backend_cpu.program import Opcode, Program, each_time, instructions, new, strided
 from apr_backend_cpu.recording import plain, settle
 from apr_backend_cpu.reductions import dot
@@ -127,7 +127,8 @@ def _exponentials(scores, seen, ones, tops, sums):  # noqa: ANN001, ANN202
                 line[p] = f32(0.0)
         else:
             for p in range(PART):
-                line[p] = exp32(line[p] - top)
+                line[p] = line[p] - top
+            exps(line, line)
         sums[i] = dot(line, ones)
 
 

@@ -12,14 +12,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial
-from apr_backend_cpu.delta_token import NARROW, WIDE, delta_narrow, delta_wide
-from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.delta_token import NARROW, WIDE, delta_run, delta_wide
+from apr_backend_cpu.exponential import exp32, sigmoid16, sigmoid32
 from apr_backend_cpu.program import Opcode, constant, each_time, instructions, new, strided
 from apr_backend_cpu.reductions import dot
 from apr_backend_cpu.rows import address, floats_at, ints_at, matrix_at, row
+from apr_backend_cpu.vector_ir import (
+    I64,
+    LANES,
+    V16F,
+    Value,
+    advance,
+    const,
+    count_loop,
+    fma,
+    load,
+    store,
+)
 
 Floats = NDArray[np.float32]
 CHANNELS = 256  # of a convolution task
@@ -44,29 +59,53 @@ def _find_states(table: NDArray[np.int64], state: Any, name: str) -> Any:
     return refresh
 
 
+@intrinsic
+def _conv_vectors(typing: Any, rows: Any, taps: Any, w: Any, w_bytes: Any, out: Any, n: Any) -> Any:
+    """silu(sum of w[j] * row j) of n times 16 channels; `rows` is where `taps` addresses stand."""
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        rows, taps, w, w_bytes, out, n = args
+
+        def vector(i: Value, values: list[Value]) -> list[Value]:
+            skip = advance(b, ir.Constant(I64, 0), i, 4 * LANES)
+
+            def tap(j: Value, sums: list[Value]) -> list[Value]:
+                source = load(b, b.add(load(b, advance(b, rows, j, 8), I64), skip), V16F)
+                return [fma(b, source, load(b, b.add(advance(b, w, j, w_bytes), skip), V16F), *sums)]
+
+            total = count_loop(b, taps, [const(V16F, 0.0)], tap)[0]
+            store(b, b.fmul(total, sigmoid16(b, total)), b.add(out, skip))
+            return values
+
+        count_loop(b, n, [], vector)
+        return context.get_dummy_value()
+
+    return types.void(*[types.uintp] * 6), codegen
+
+
 @serial
 def _conv_block(x, past, w, first, last, out):  # noqa: ANN001, ANN202
-    """Channels [first, last): x [T, C] after past [K - 1, C], w [K, C] -> out [T, C].
-
-    Loops count from 0 over contiguous slices: only then does Numba know that no index is negative.
-    """
-    taps = w.shape[0]
-    kept = taps - 1
-    for t in range(out.shape[0]):
-        y = out[t][first:last]
-        for c in range(y.size):
-            y[c] = f32(0.0)
-        for j in range(taps):
+    """Channels [first, last): x [T, C] after past [K - 1, C], w [K, C] -> out [T, C]."""
+    (tokens, channels), taps = x.shape, w.shape[0]
+    kept, size = taps - 1, last - first
+    whole, skip = size // LANES, 4 * first
+    stride, rows = 4 * channels, np.empty(taps, np.int64)
+    for t in range(tokens):
+        for j in range(taps):  # the last `taps` inputs, oldest first
             before = t + j - kept
-            source = x[before][first:last] if before >= 0 else past[t + j][first:last]
-            tap = w[j][first:last]
-            for c in range(y.size):
-                y[c] += source[c] * tap[c]
-        for c in range(y.size):
-            y[c] = y[c] * sigmoid32(y[c])
-    for j in range(kept):  # the last inputs, oldest first
-        before = x.shape[0] + j - kept
-        source = x[before][first:last] if before >= 0 else past[x.shape[0] + j][first:last]
+            rows[j] = skip + (x.ctypes.data + before * stride if before >= 0
+                              else past.ctypes.data + (t + j) * stride)  # fmt: skip
+        if whole > 0:
+            _conv_vectors(U(rows.ctypes.data), U(taps), U(w.ctypes.data) + U(skip), U(stride),
+                          U(out[t].ctypes.data) + U(skip), U(whole))  # fmt: skip
+        for c in range(whole * LANES, size):
+            total = f32(0.0)
+            for j in range(taps):
+                total += floats_at(rows[j], size)[c] * w[j, first + c]
+            out[t, first + c] = total * sigmoid32(total)
+    for j in range(kept):
+        before = tokens + j - kept
+        source = x[before][first:last] if before >= 0 else past[tokens + j][first:last]
         target = past[j][first:last]
         for c in range(target.size):
             target[c] = source[c]
@@ -125,28 +164,31 @@ def _in_place(q, k, v, decay, beta, S, out):  # noqa: ANN001, ANN202
 
 
 @serial
-def _columns(q, k, v, decay, beta, S, out):  # noqa: ANN001, ANN202
+def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out):  # noqa: ANN001, ANN202
     """All tokens of a segment for one head and up to 32 columns.
 
-    q, k [T, Dk]; v, out [T, n]; decay, beta [T]; S [Dk, n], updated in place.
+    Addresses of q, k [T, Dk], decay and beta [T], with bytes between tokens; v, out [T, n]; S
+    [Dk, n], updated in place.
     """
-    keys, columns = S.shape
+    tokens, (keys, columns) = v.shape[0], S.shape
     block = np.zeros((keys, NARROW), np.float32)
     for d in range(keys):
         source, target = row(S[d]), block[d]
         for c in range(columns):
             target[c] = source[c]
-    values, answer = np.zeros(NARROW, np.float32), np.empty(NARROW, np.float32)
-    for t in range(k.shape[0]):
-        wanted, given = row(v[t]), row(out[t])
+    values, answers = np.zeros((tokens, NARROW), np.float32), np.empty((tokens, NARROW), np.float32)
+    for t in range(tokens):
+        wanted, target = row(v[t]), values[t]
         for c in range(columns):
-            values[c] = wanted[c]
-        delta_narrow(
-            U(block.ctypes.data), U(q[t].ctypes.data), U(k[t].ctypes.data), U(values.ctypes.data),
-            U(answer.ctypes.data), decay[t], beta[t], U(keys), U(4 * NARROW),
-        )  # fmt: skip
+            target[c] = wanted[c]
+    delta_run(
+        U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
+        U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
+    )  # fmt: skip
+    for t in range(tokens):
+        source, given = answers[t], row(out[t])
         for c in range(columns):
-            given[c] = answer[c]
+            given[c] = source[c]
     for d in range(keys):
         source, target = block[d], row(S[d])
         for c in range(columns):
@@ -184,19 +226,18 @@ def delta_task(a, i):  # noqa: ANN001, ANN201
     h, first = i // blocks % heads, i % blocks * NARROW
     kh, start, size = h // (heads // k_heads), seg[START], seg[STOP] - seg[START]
     S = matrix_at(seg[STATE] + 4 * h * keys * width, keys, width)
-    k_skip, k_stride = 4 * kh * keys, 4 * k_heads * keys
-    q = _heads(a[0] + k_skip, k_stride, start, size, keys)
-    k = _heads(a[1] + k_skip, k_stride, start, size, keys)
-    decay = _heads(a[5] + 4 * h, 4 * heads, start, size, 1)[:, 0]
-    beta = _heads(a[6] + 4 * h, 4 * heads, start, size, 1)[:, 0]
+    k_bytes, gate_bytes = 4 * k_heads * keys, 4 * heads
+    k_skip, gate_skip = start * k_bytes + 4 * kh * keys, start * gate_bytes + 4 * h
+    q, k, decay, beta = a[0] + k_skip, a[1] + k_skip, a[5] + gate_skip, a[6] + gate_skip
     v_at, out_at = a[2] + h * a[4], a[13] + 4 * h * width
     if a[14] != 0:
-        _in_place(q[0], k[0], floats_at(v_at + start * a[3], width), decay[0], beta[0], S,
+        _in_place(floats_at(q, keys), floats_at(k, keys), floats_at(v_at + start * a[3], width),
+                  floats_at(decay, 1)[0], floats_at(beta, 1)[0], S,
                   floats_at(out_at + start * 4 * heads * width, width))  # fmt: skip
     else:
         n = min(width - first, NARROW)
-        _columns(q, k, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,
-                 S[:, first : first + n],
+        _columns(q, k, k_bytes, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,
+                 gate_bytes, S[:, first : first + n],
                  _heads(out_at + 4 * first, 4 * heads * width, start, size, n))  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.activations import RECORD, SUPERBLOCK, quantize_block
 from apr_backend_cpu.compiling import serial
-from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.exponential import exp32, sigmoid32, sigmoids
 from apr_backend_cpu.program import Opcode, constant, instructions, new, strided
 from apr_backend_cpu.reductions import dot
 from apr_backend_cpu.rows import address, as_float, bits, floats_at, ints_at
@@ -102,8 +102,10 @@ def swiglu_task(a, i):  # noqa: ANN001, ANN201
     first = block * SUPERBLOCK
     n, skip = min(size - first, SUPERBLOCK), 4 * (t * size + first)
     gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
+    weights = np.empty(n, np.float32)
+    sigmoids(gate, weights)
     for c in range(n):
-        out[c] = gate[c] * sigmoid32(gate[c]) * up[c]
+        out[c] = gate[c] * weights[c] * up[c]
     if a[0] != 0:
         quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
 
@@ -131,9 +133,9 @@ def sigmoid_gate_task(a, i):  # noqa: ANN001, ANN201
         h, d = at // dim, at % dim
         n, skip = min(dim - d, end - at), 4 * (t * size + at)
         x, out = floats_at(a[1] + skip, n), floats_at(a[7] + skip, n)
-        gate = floats_at(a[2] + t * a[3] + h * a[4] + 4 * d, n)
+        sigmoids(floats_at(a[2] + t * a[3] + h * a[4] + 4 * d, n), out)
         for c in range(n):
-            out[c] = x[c] * sigmoid32(gate[c])
+            out[c] = x[c] * out[c]
         at += n
     if a[0] != 0:
         quantize_block(a[7] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
@@ -199,8 +201,9 @@ def gated_norm_task(a, i):  # noqa: ANN001, ANN201
         x, out = floats_at(a[1] + skip, dim), floats_at(a[9] + skip, dim)
         z = floats_at(a[3] + t * a[4] + h * a[5], dim)
         scale = f32(1.0) / np.sqrt(dot(x, x) / f32(dim) + eps)
+        sigmoids(z, out)
         for c in range(dim):
-            out[c] = x[c] * scale * w[c] * (z[c] * sigmoid32(z[c]))
+            out[c] = x[c] * scale * w[c] * (z[c] * out[c])
     if a[0] != 0:
         size = heads * dim
         quantize_block(a[9] + 4 * t * size, size, i % tasks, a[0] + t * tasks * RECORD)

@@ -1,11 +1,33 @@
-"""exp and sigmoid in float32 that LLVM can vectorize: libm's would be one call a value."""
+"""exp and sigmoid in float32: of a value, and of 16 side by side as vector IR.
+
+libm's would be one call a value, and LLVM leaves the scalar form below scalar. Both forms follow
+the same steps (Cephes expf); products and sums are rounded one by one in both, so they agree.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from apr_backend_cpu.compiling import serial
+from apr_backend_cpu.vector_ir import (
+    LANES,
+    V16F,
+    V16I,
+    Value,
+    advance,
+    const,
+    count_loop,
+    intrinsic_call,
+    load,
+    store,
+)
 
+U = np.uint64
 LOG2E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)  # ln 2 = high - low, the high part exact in few bits
 LN2_LOW = np.float32(-2.12194440e-4)
@@ -46,3 +68,75 @@ def sigmoid32(x):  # noqa: ANN001, ANN201
     e = exp32(-abs(x))
     positive = np.float32(1.0) / (np.float32(1.0) + e)
     return positive if x >= 0 else e * positive if x == x else x
+
+
+def exp16(b: ir.IRBuilder, x: Value) -> Value:
+    """exp of 16 values, as `exp32`."""
+    low, high, ones = (const(V16F, float(v)) for v in (LOWEST, HIGHEST, 1.0))
+    clamped = b.select(b.fcmp_ordered("<", x, high), x, high)
+    clamped = b.select(b.fcmp_ordered(">", clamped, low), clamped, low)
+    magic = const(V16F, float(ROUND))
+    n = b.fsub(b.fadd(b.fmul(clamped, const(V16F, float(LOG2E))), magic), magic)
+    r = b.fsub(clamped, b.fmul(n, const(V16F, float(LN2_HIGH))))
+    r = b.fsub(r, b.fmul(n, const(V16F, float(LN2_LOW))))
+    p = const(V16F, float(C0))
+    for c in C[1:]:
+        p = b.fadd(b.fmul(p, r), const(V16F, float(c)))
+    value = b.fadd(b.fadd(b.fmul(b.fmul(p, r), r), r), ones)
+    exponent = b.shl(b.add(b.fptosi(n, V16I), const(V16I, 127)), const(V16I, 23))
+    value = b.fmul(value, b.bitcast(exponent, V16F))
+    value = b.select(b.fcmp_ordered(">=", x, low), value, const(V16F, 0.0))
+    return b.select(b.fcmp_ordered("==", x, x), value, x)
+
+
+def sigmoid16(b: ir.IRBuilder, x: Value) -> Value:
+    """1 / (1 + exp(-x)) of 16 values, as `sigmoid32`."""
+    ones = const(V16F, 1.0)
+    e = exp16(b, b.fneg(intrinsic_call(b, "llvm.fabs.v16f32", V16F, x)))
+    positive = b.fdiv(ones, b.fadd(ones, e))
+    value = b.select(b.fcmp_ordered(">=", x, const(V16F, 0.0)), positive, b.fmul(e, positive))
+    return b.select(b.fcmp_ordered("==", x, x), value, x)
+
+
+def _each16(function: Any) -> Any:
+    """An intrinsic: addresses of float32 values and of results, n times 16 of them, n at least 1."""
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        source, target, n = args
+
+        def body(i: Value, values: list[Value]) -> list[Value]:
+            x = load(b, advance(b, source, i, 4 * LANES), V16F)
+            store(b, function(b, x), advance(b, target, i, 4 * LANES))
+            return values
+
+        count_loop(b, n, [], body)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(typing: Any, source: Any, target: Any, n: Any) -> Any:
+        return types.void(*[types.uintp] * 3), codegen
+
+    return run
+
+
+_sigmoids16, _exps16 = _each16(sigmoid16), _each16(exp16)
+
+
+@serial
+def sigmoids(source, target):  # noqa: ANN001, ANN201
+    """Sigmoids of a contiguous vector into another, or into itself."""
+    whole = source.size // LANES
+    if whole > 0:
+        _sigmoids16(U(source.ctypes.data), U(target.ctypes.data), U(whole))
+    for i in range(whole * LANES, source.size):
+        target[i] = sigmoid32(source[i])
+
+
+@serial
+def exps(source, target):  # noqa: ANN001, ANN201
+    """Exponentials of a contiguous vector into another, or into itself."""
+    whole = source.size // LANES
+    if whole > 0:
+        _exps16(U(source.ctypes.data), U(target.ctypes.data), U(whole))
+    for i in range(whole * LANES, source.size):
+        target[i] = exp32(source[i])

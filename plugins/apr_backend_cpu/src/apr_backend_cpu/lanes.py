@@ -102,11 +102,3 @@ class Reduction:
         v = self.fours
         pairs = [self._add(v[i], v[i + 1], FIRST_HALVES, SECOND_HALVES) for i in (0, 2)]
         return self._add(*pairs, EVEN_QUARTERS, ODD_QUARTERS)
-
-    def halves(self) -> tuple[Value, Value]:
-        """Of 16 vectors: sums of their first eight lanes, and of their last eight."""
-        v = self.fours
-        sums = [self._add(v[i], v[i + 1], EVEN_QUARTERS, ODD_QUARTERS) for i in (0, 2)]
-        return tuple(  # type: ignore[return-value]
-            shuffle(self._b, sums[0], lanes, sums[1]) for lanes in (EVEN_QUARTERS, ODD_QUARTERS)
-        )

@@ -11,6 +11,7 @@ from apr_backend_cpu import products
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.generic import Layout16
+from apr_backend_cpu.matvec import MATVEC_ROOM
 from apr_backend_cpu.products import CODES, FEW, ROWS, SIDE_BY_SIDE
 from apr_backend_cpu.program import Opcode, Program, instructions, new, recorder, strided
 from apr_backend_cpu.recording import plain, settle
@@ -107,7 +108,8 @@ class Group:
         records = p.records(x) if self.packed else None
         if records is not None:
             n = records.shape[1]
-        room = SIDE_BY_SIDE * n * TILE_RECORD if tokens >= FEW or self.layouts else 0
+        unpacks = tokens >= FEW or self.layouts
+        room = n * (SIDE_BY_SIDE * TILE_RECORD if unpacks else MATVEC_ROOM)
         p.keep(self, bounds)
         p.add(Opcode.PRODUCT, len(bounds) - 1, address(self.table), len(self.table),
               address(bounds), 0 if records is None else address(records), n, address(x), tokens,

@@ -1,8 +1,11 @@
 """16 weight rows times one row of activations: lanes are positions along the row.
 
-Every weight is read once and used at once. What a superblock sums is an integer, so it does not
-matter that `matmul` sums it in another order; the float32 sum over superblocks runs in order there
-as here, one lane a weight row. So a row gives the same bits alone and in any batch.
+Every weight is read once and used at once, row by row, so that memory is read in order: that is
+what processors foresee. A row leaves a vector of integers for each superblock in a small room; when
+all 16 rows have been read, these are summed across and meet their float scales, one lane a weight
+row. What a superblock sums is an integer, so it does not matter that `matmul` sums it in another
+order; the float32 sum over superblocks runs in order there as here. So a row gives the same bits
+alone and in any batch.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from apr_backend_cpu.activations import (
     RECORD,
 )
 from apr_backend_cpu.formats import FORMATS, V8I, V32B, Packed, join, six_bit
-from apr_backend_cpu.lanes import HIGH_WORDS, LOW_WORDS, Reduction, columns4
+from apr_backend_cpu.lanes import Reduction, columns4
 from apr_backend_cpu.vector_ir import (
     F16,
     F32,
@@ -51,8 +54,10 @@ from apr_backend_cpu.vector_ir import (
     weigh,
 )
 
-Superblocks = Callable[[ir.IRBuilder, list[Value], Value, list[Value], Value], Value]
-V16H = ir.VectorType(I16, LANES)
+RowStep = Callable[[ir.IRBuilder, Packed, Value, Value], Value]
+RowsStep = Callable[[ir.IRBuilder, list[Value], Value, Value, Value], Value]
+AHEAD = 16 << 10  # bytes; memory answers late, and the processor foresees only up to the next page
+V16H, V4I = ir.VectorType(I16, LANES), ir.VectorType(I32, 4)
 UNDEFINED16 = ir.Constant(ir.VectorType(I16, LANES), ir.Undefined)
 
 
@@ -85,113 +90,136 @@ def _weigh(b: ir.IRBuilder, packed: Packed, dots: list[Value], scales: Value) ->
     return total
 
 
-def _dots(b: ir.IRBuilder, packed: Packed, p: Value, x: list[Value]) -> list[Value]:
-    zero = const(V16I, 0)
-    return [dot(b, zero, packed.code(b, p, v), x[v], packed.bits) for v in range(4)]
+def _dots(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> list[Value]:
+    """The products of a superblock at p with a record at x, summed in fours."""
+    zero, dots = const(V16I, 0), []
+    for v, pair in enumerate(packed.runs):
+        q = join(b, *(load(b, at(b, x, 32 * run), V32B) for run in pair))
+        dots.append(dot(b, zero, packed.code(b, p, v), q, packed.bits))
+    return dots
 
 
-def _words_of_rows(b: ir.IRBuilder, words: list[Value]) -> list[Value]:
-    """Two vectors with a lane a row -> for each row the 8 bytes of its two words, as int32 x 8."""
-    pairs = [shuffle(b, words[0], lanes, words[1]) for lanes in (LOW_WORDS, HIGH_WORDS)]
-    rows = []
-    for r in range(LANES):
-        first = r // 4 * 4 + r % 2 * 2
-        two = shuffle(b, pairs[r % 4 // 2], [first, first + 1])
-        rows.append(b.zext(b.bitcast(two, ir.VectorType(I8, 8)), V8I))
-    return rows
+def _scale_bytes(b: ir.IRBuilder, p: Value) -> Value:
+    """The 8 scales of a superblock of q4_k or q5_k, as int32 x 8. Scalar code: vectors are busy."""
+    scales, _ = six_bit(b, *(load(b, at(b, p, 4 + 4 * k), I32) for k in range(3)))
+    low, high = (b.zext(word, I64) for word in scales)
+    both = b.or_(low, b.shl(high, ir.Constant(I64, 32)))
+    return b.zext(b.bitcast(both, ir.VectorType(I8, 8)), V8I)
 
 
-def _affine(
-    b: ir.IRBuilder, packed: Packed, rows: list[Value], x: Value, q: list[Value], y: Value
-) -> Value:
-    """One superblock of q4_k or q5_k: y + d * dx * I - dmin * dx * M."""
-    steps = load(b, at(b, x, AT_SCALE32), V8I)
-    ds, *words = columns4(b, [load(b, p, ir.VectorType(I32, 4)) for p in rows])
-    scale_words, min_words = six_bit(b, *words)
-    scaled = Reduction(b)
-    for p, scales in zip(rows, _words_of_rows(b, scale_words), strict=True):
-        scaled.push(_weigh(b, packed, _dots(b, packed, p, q), b.mul(scales, steps)))
+def _affine_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
+    """Lanes whose sum is that of scale * step * dot over a superblock of q4_k or q5_k."""
+    scales = b.mul(_scale_bytes(b, p), load(b, at(b, x, AT_SCALE32), V8I))
+    return _weigh(b, packed, _dots(b, packed, p, x), scales)
+
+
+def _affine_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
+    """One superblock of 16 rows: y + d * dx * I - dmin * dx * M."""
+    ds, *words = columns4(b, [load(b, p, V4I) for p in rows])
+    _, mins = six_bit(b, *words)
     low = const(V16I, 0)
     for g in range(8):
         sums = splat(b, load(b, at(b, x, AT_SUM32 + 4 * g), I32))
-        low = b.add(low, b.mul(byte(b, min_words, g), sums))
+        low = b.add(low, b.mul(byte(b, mins, g), sums))
     dx = splat(b, load(b, at(b, x, AT_D), F32))
     d, dmin = low_half(b, ds), low_half(b, b.lshr(ds, const(V16I, 16)))
-    y = fma(b, b.sitofp(scaled.whole(), V16F), b.fmul(d, dx), y)
+    y = fma(b, b.sitofp(_across(b, room), V16F), b.fmul(d, dx), y)
     return fma(b, b.sitofp(low, V16F), b.fmul(b.fneg(dmin), dx), y)
 
 
-def _signed(
-    b: ir.IRBuilder, packed: Packed, rows: list[Value], x: Value, q: list[Value], y: Value
-) -> Value:
-    """One superblock of q6_k: y + d * dx * I."""
+def _signed_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
+    """As `_affine_row`, for q6_k; codes are 32 too large."""
     steps = load(b, at(b, x, AT_SCALE16), V16I)
-    sums = b.sext(load(b, at(b, x, AT_SUM16), V16H), V16I)
-    sums = b.shl(sums, const(V16I, 5))  # codes are 32 too large
-    scaled = Reduction(b)
-    for p in rows:
-        scales = b.sext(load(b, at(b, p, 192), ir.VectorType(I8, 16)), V16I)
-        stepped = b.and_(b.mul(scales, steps), const(V16I, 0xFFFF))  # signed, in the lower half
-        weighed = _weigh(b, packed, _dots(b, packed, p, q), stepped)
-        scaled.push(b.sub(weighed, b.mul(scales, sums)))
+    sums = b.shl(b.sext(load(b, at(b, x, AT_SUM16), V16H), V16I), const(V16I, 5))
+    scales = b.sext(load(b, at(b, p, 192), ir.VectorType(I8, 16)), V16I)
+    stepped = b.and_(b.mul(scales, steps), const(V16I, 0xFFFF))  # signed, in the lower half
+    return b.sub(_weigh(b, packed, _dots(b, packed, p, x), stepped), b.mul(scales, sums))
+
+
+def _signed_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
+    """One superblock of 16 rows of q6_k: y + d * dx * I."""
     dx = splat(b, load(b, at(b, x, AT_D), F32))
     d = halves(b, [at(b, p, 208) for p in rows])
-    return fma(b, b.sitofp(scaled.whole(), V16F), b.fmul(d, dx), y)
+    return fma(b, b.sitofp(_across(b, room), V16F), b.fmul(d, dx), y)
 
 
-def _blocks(
-    b: ir.IRBuilder, packed: Packed, rows: list[Value], x: Value, q: list[Value], y: Value
-) -> Value:
-    """One superblock of q8_0: y + d[g] * dx[g] * I[g], group by group."""
-    sums = [Reduction(b) for _ in range(4)]
-    for p in rows:
-        for j, lanes in enumerate(_dots(b, packed, p, q)):
-            sums[j].push(lanes)
-    for j in range(4):
-        for k, total in enumerate(sums[j].halves()):
-            g = 2 * j + k
-            dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
-            shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
-            d = halves(b, [at(b, p, 34 * g) for p in rows])
-            y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(d, dx), y)
+def _blocks_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
+    """The dots of the 8 groups of a superblock of q8_0: int32 x 8."""
+    total = Reduction(b)
+    for lanes in _dots(b, packed, p, x):  # 8 lanes a group
+        total.push(lanes)
+    fours = total.fours[0]  # quarters 0 and 1 hold groups 0, 2, 4, 6; 2 and 3 the odd ones
+    parts = [shuffle(b, fours, [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
+             for first in (0, 4)]  # fmt: skip
+    return b.add(*parts)
+
+
+def _blocks_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
+    """One superblock of 16 rows of q8_0: y + d[g] * dx[g] * I[g], group by group."""
+    totals: list[Value] = []
+    for half in (0, 16):
+        totals += columns4(b, [load(b, at(b, room, 32 * r + half), V4I) for r in range(LANES)])
+    for g, total in enumerate(totals):
+        dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
+        shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
+        d = halves(b, [at(b, p, 34 * g) for p in rows])
+        y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(d, dx), y)
     return y
 
 
-KINDS: dict[str, Any] = {"q4_k": _affine, "q5_k": _affine, "q6_k": _signed, "q8_0": _blocks}
+def _across(b: ir.IRBuilder, room: Value) -> Value:
+    """The sums of 16 vectors of 16 lanes."""
+    total = Reduction(b)
+    for r in range(LANES):
+        total.push(load(b, at(b, room, 4 * LANES * r), V16I))
+    return total.whole()
 
 
-def _runs(b: ir.IRBuilder, x: Value, pair: tuple[int, int]) -> Value:
-    """Two runs of 32 activations as one vector."""
-    return join(b, *(load(b, at(b, x, 32 * run), V32B) for run in pair))
+# a row's vector of a superblock, bytes of it, and what 16 of them become
+KINDS: dict[str, tuple[RowStep, int, RowsStep]] = {
+    "q4_k": (_affine_row, 64, _affine_rows),
+    "q5_k": (_affine_row, 64, _affine_rows),
+    "q6_k": (_signed_row, 64, _signed_rows),
+    "q8_0": (_blocks_row, 32, _blocks_rows),
+}
+MATVEC_ROOM = 64 * LANES  # bytes a superblock that `room` must have
 
 
 def make_matvec(format: str) -> Any:
-    """An intrinsic: addresses of 16 rows, bytes a row, address of records, of 16 results; n.
+    """An intrinsic: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
 
-    n is the number of superblocks.
+    n is the number of superblocks, room an address of n times MATVEC_ROOM bytes.
     """
-    packed, superblock = FORMATS[format], KINDS[format]
+    packed, (row_step, size, rows_step) = FORMATS[format], KINDS[format]
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        wp, row_bytes, xp, op, n = args
-        rows = [advance(b, wp, ir.Constant(I64, r), row_bytes) for r in range(LANES)]
+        wp, row_bytes, xp, op, n, room = args
 
-        # 16 rows are too many streams for a processor to foresee: ask for the next 16 in order
-        following = advance(b, wp, ir.Constant(I64, LANES), row_bytes)
+        def row(r: Value, values: list[Value]) -> list[Value]:
+            first, out = advance(b, wp, r, row_bytes), advance(b, room, r, size)
 
-        def body(i: Value, totals: list[Value]) -> list[Value]:
-            prefetch(b, advance(b, following, i, LANES * packed.nbytes), LANES * packed.nbytes)
-            here = [advance(b, p, i, packed.nbytes) for p in rows]
-            x = advance(b, xp, i, RECORD)
-            q = [_runs(b, x, pair) for pair in packed.runs]
-            return [superblock(b, packed, here, x, q, totals[0])]
+            def superblock(i: Value, values: list[Value]) -> list[Value]:
+                p = advance(b, first, i, packed.nbytes)
+                prefetch(b, at(b, p, AHEAD), packed.nbytes)
+                lanes = row_step(b, packed, p, advance(b, xp, i, RECORD))
+                store(b, lanes, advance(b, out, i, size * LANES))
+                return values
 
-        store(b, count_loop(b, n, [const(V16F, 0.0)], body)[0], op)
+            return count_loop(b, n, values, superblock)
+
+        def finish(i: Value, totals: list[Value]) -> list[Value]:
+            start = advance(b, wp, i, packed.nbytes)
+            rows = [advance(b, start, ir.Constant(I64, r), row_bytes) for r in range(LANES)]
+            x, here = advance(b, xp, i, RECORD), advance(b, room, i, size * LANES)
+            return [rows_step(b, rows, x, here, totals[0])]
+
+        count_loop(b, ir.Constant(I64, LANES), [], row)
+        store(b, count_loop(b, n, [const(V16F, 0.0)], finish)[0], op)
         return context.get_dummy_value()
 
     @intrinsic
-    def matvec(typing: Any, wp: Any, row_bytes: Any, xp: Any, op: Any, n: Any) -> Any:
-        return types.void(*[types.uintp] * 5), codegen
+    def matvec(typing: Any, wp: Any, row_bytes: Any, xp: Any, op: Any, n: Any, room: Any) -> Any:
+        return types.void(*[types.uintp] * 6), codegen
 
     return matvec
 

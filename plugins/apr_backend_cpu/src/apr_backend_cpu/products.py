@@ -50,20 +50,20 @@ COLUMNS = 9
 
 
 @serial
-def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, tiles):  # noqa: ANN001, ANN202
+def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, tiles, room):  # noqa: ANN001, ANN202
     """Several tiles in a row, each times a few rows of activations."""
     for i in range(tiles):
         here, out = w + U(i) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
         for t in range(tokens):
             x, to = xp + U(t) * xs, out + U(t) * os_
             if code == U(Q4_K):
-                matvec_q4_k(here, row_bytes, x, to, n)
+                matvec_q4_k(here, row_bytes, x, to, n, room)
             elif code == U(Q5_K):
-                matvec_q5_k(here, row_bytes, x, to, n)
+                matvec_q5_k(here, row_bytes, x, to, n, room)
             elif code == U(Q6_K):
-                matvec_q6_k(here, row_bytes, x, to, n)
+                matvec_q6_k(here, row_bytes, x, to, n, room)
             else:
-                matvec_q8_0(here, row_bytes, x, to, n)
+                matvec_q8_0(here, row_bytes, x, to, n, room)
 
 
 @serial
@@ -149,7 +149,7 @@ def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: AN
 def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
     if part[CODE] < U(PAIRS) and tokens < U(FEW):
         w = part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES]
-        _stream(part[CODE], w, part[ROW_BYTES], xp, xs, tokens, op, os_, n, count)
+        _stream(part[CODE], w, part[ROW_BYTES], xp, xs, tokens, op, os_, n, count, room)
         return
     done = U(0)
     while done < count:
