@@ -87,7 +87,9 @@ class BackendPlugin(Protocol):
 
     A backend may also have `capture(step: StepFunction) -> StepFunction`: it gets the function that
     turns token ids and a `Step` into logits, and returns one with the same results that may
-    remember what the ops did, and do it again at once when a step of the same shape comes.
+    remember what the ops did, and do it again at once when a step of the same shape comes. And
+    `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
+    where it says nothing.
     """
 
     name: str

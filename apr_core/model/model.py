@@ -31,6 +31,7 @@ from apr_core.registry import Registry, get_registry
 if TYPE_CHECKING:
     from apr_core.text.tokenizer import Tokenizer
 
+Q8_GROUP = 32  # values with one scale
 CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
 
 
@@ -53,7 +54,8 @@ class Model:
         self._lengths: dict[int, int] = {}
         self._tokenizer: Tokenizer | None = None
         capture = getattr(backend, "capture", None)
-        self._step: StepFunction = capture(self._last_logits) if capture else self._last_logits
+        self._captured: StepFunction = capture(self._last_logits) if capture else self._last_logits
+        self.captures = True  # False: every op of every step is called by itself, to be looked at
 
     def _new_states(self) -> list[State]:
         zeros = self.backend.zeros
@@ -129,8 +131,8 @@ class Model:
             [(slot, len(ids), self._lengths[slot]) for slot, ids in parts], self.backend.upload
         )
         ids = self.backend.upload(np.concatenate([np.asarray(ids, np.int64) for _, ids in parts]))
-        result = self._all_logits(ids, step) if all_rows else self._step(ids, step)
-        logits = self.backend.download(result)
+        last = self._captured if self.captures else self._last_logits
+        logits = self.backend.download((self._all_logits if all_rows else last)(ids, step))
         for slot, new in parts:
             self._lengths[slot] += len(new)
         return logits
@@ -240,8 +242,8 @@ def load(
 
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
-    by default the model's own. `kv_type` is the precision of cached keys and values: f16 by
-    default, f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
+    by default the model's own. `kv_type` is the precision of cached keys and values: f32, f16 or
+    q8; by default f16, or f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
     BackendError.
     """
     registry = registry or get_registry()
@@ -266,7 +268,23 @@ def load(
     limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
     if kv_type is None:
         kv_type = "f32" if decoder.embedding.format == DENSE else "f16"
+    _check_kv_type(kv_type, device, config)
     return Model(file, config, decoder, device, binder.report, limit, kv_type)
+
+
+def _check_kv_type(kv_type: str, backend: BackendPlugin, config: ModelConfig) -> None:
+    """Raise BackendError if the backend cannot keep keys and values of this model so."""
+    known = getattr(backend, "kv_types", ("f32", "f16"))
+    if kv_type not in known:
+        raise BackendError(
+            f"backend {backend.name!r} keeps keys and values in {', '.join(known)}, not {kv_type}",
+            "Choose another kv_type.",
+        )
+    if kv_type == "q8" and config.head_dim % Q8_GROUP:
+        raise BackendError(
+            f"q8 needs heads of a multiple of {Q8_GROUP} values, this model's have {config.head_dim}",
+            "Choose kv_type f16.",
+        )
 
 
 def family_config(family: Any, file: AprFile) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 A state belongs to one layer and holds all slots. Arrays come from the backend (`zeros`). Recurrent
 state is float32, because its rounding would accumulate over the whole sequence; keys and values may
-be float16.
+be float16, or 8 bits with scales where a backend has attention over those (`q8`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
+from apr_core.errors import BackendError
+
 Array = Any
 Zeros = Callable[..., Array]  # (shape, dtype="f32") -> zeros on the backend
-KVType = Literal["f32", "f16"]
+KVType = Literal["f32", "f16", "q8"]
 
 
 class State(Protocol):
@@ -37,7 +39,10 @@ class State(Protocol):
 
 
 class KVState:
-    """Keys and values of full attention, one growing array [Hkv, capacity, D] a slot."""
+    """Keys and values of full attention, one growing array [Hkv, capacity, D] a slot.
+
+    With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
+    """
 
     rewindable = True
     growth = 256  # positions; capacity doubles from here
@@ -73,6 +78,11 @@ class KVState:
 
     def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Write k, v [n, Hkv, D] at `position`; returns all keys and values so far [Hkv, L, D]."""
+        if self.dtype == "q8":
+            raise BackendError(
+                "keys and values of 8 bits are read by a backend's own attention only",
+                "Load with kv_type='f16'.",
+            )
         length = position + k.shape[0]
         self.reserve(slot, length)
         self.keys[slot][:, position:length] = k.swapaxes(0, 1)

@@ -12,14 +12,13 @@ import pytest
 from numba import njit
 
 from apr_backend_cpu import attention_q8 as tiles
-from apr_backend_cpu.attention_q8_rows import append_q8, round_q8
+from apr_backend_cpu.attention_q8_rows import append_q8
 from apr_backend_cpu.vector_ir import DOT_MODE, ISAS
 
 U = np.uint64
 compiled = njit(error_model="numpy")  # not kept on disk, where another process would find it
 DIMS = [32, 64, 96, 128, 192, 256, 512]
 scores_4, scores_1 = tiles.scores_q8_4, tiles.scores_q8_1
-rounded_4, rounded_1 = tiles.scores_q8_int4, tiles.scores_q8_int1
 weigh_4, weigh_1 = tiles.weigh_q8_4, tiles.weigh_q8_1
 mix_44, mix_41, mix_14, mix_11 = (
     tiles.mix_q8_44, tiles.mix_q8_41, tiles.mix_q8_14, tiles.mix_q8_11,
@@ -33,24 +32,14 @@ def _append(x, rows):
 
 
 @compiled
-def _round(q, rows):
-    for i in range(q.shape[0]):
-        round_q8(U(q[i].ctypes.data), U(rows[i].ctypes.data), U(q.shape[1] // 16))
-
-
-@compiled
-def _scores(rounded, four, q, stride, rows, dims, scale, out):
+def _scores(four, q, stride, rows, dims, scale, out):
     kp, ks, n = U(rows.ctypes.data), U(rows.shape[1]), U(dims // 16)
     op, os_, step = U(out.ctypes.data), U(4 * out.shape[1]), U(4 if four else 1)
     for i in range(U(0), U(out.shape[0]), step):
         query, to = U(q.ctypes.data) + i * stride, op + i * os_
         for j in range(U(0), U(rows.shape[0]), U(4)):
             key, at = kp + j * ks, to + j * U(4)
-            if rounded and four:
-                rounded_4(query, stride, key, ks, at, os_, scale, n)
-            elif rounded:
-                rounded_1(query, stride, key, ks, at, os_, scale, n)
-            elif four:
+            if four:
                 scores_4(query, stride, key, ks, at, os_, scale, n)
             else:
                 scores_1(query, stride, key, ks, at, os_, scale, n)
@@ -112,16 +101,9 @@ def append(x):
     return rows
 
 
-def rounded(q):
-    rows = np.zeros((len(q), 2 * q.shape[1] + 64), np.uint8)
-    _round(q, rows)
-    return rows
-
-
-def scores(q, rows, dims, *, four, ints=False, scale=0.25):
-    given = rounded(q) if ints else q
+def scores(q, rows, dims, *, four, scale=0.25):
     out = np.full((len(q), len(rows)), np.nan, np.float32)
-    _scores(ints, four, given, U(given.strides[0]), rows, dims, np.float32(scale), out)
+    _scores(four, q, U(q.strides[0]), rows, dims, np.float32(scale), out)
     return out
 
 
@@ -180,11 +162,8 @@ def test_nan_stays_visible(rng, dims, at):
     touched = grouped(np.isnan(x)).any(axis=(2, 4))
     np.testing.assert_array_equal(np.isnan(scales_of(rows, dims)[:, :, 0, :, 0]), touched)
     q = normal(rng, 4, dims)
-    for ints in (False, True):
-        got = scores(q, rows, dims, four=True, ints=ints)
-        np.testing.assert_array_equal(
-            np.isnan(got), np.isnan(x).any(axis=1) & np.full((4, 8), True)
-        )
+    got = scores(q, rows, dims, four=True)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x).any(axis=1) & np.full((4, 8), True))
     out = mix(np.full((4, 8), 0.125, np.float32), rows, np.zeros((4, dims), np.float32),
               four=True, wide=dims == 256)  # fmt: skip
     np.testing.assert_array_equal(
@@ -192,26 +171,16 @@ def test_nan_stays_visible(rng, dims, at):
     )
 
 
-def test_nan_and_infinity_of_a_query_stay_visible(rng):
-    q = normal(rng, 4, 64)
-    q[1, 5], q[2, 6], q[3] = np.nan, np.inf, 0
-    got = scores(q, append(normal(rng, 4, 64)), 64, four=True, ints=True)
-    np.testing.assert_array_equal(np.isfinite(got).all(axis=1), [True, False, False, True])
-    assert not got[3].any()
-
-
-@pytest.mark.parametrize("ints", [False, True])
 @pytest.mark.parametrize("dims", DIMS)
-def test_scores_equal_those_of_decoded_rows(rng, dims, ints):
+def test_scores_equal_those_of_decoded_rows(rng, dims):
     q, rows = normal(rng, 8, dims), append(normal(rng, 20, dims))
     keys = decode(rows, dims)
     norms = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(keys, axis=1)
-    got = scores(q, rows, dims, four=True, ints=ints)
-    tolerance = 1e-4 / dims**0.5 if ints else 1e-5  # a query has steps of a 32767th of its largest
-    assert (np.abs(got - 0.25 * (q @ keys.T)) <= 0.25 * tolerance * norms).all()
-    np.testing.assert_array_equal(got, scores(q, rows, dims, four=False, ints=ints))
+    got = scores(q, rows, dims, four=True)
+    assert (np.abs(got - 0.25 * (q @ keys.T)) <= 0.25e-5 * norms).all()
+    np.testing.assert_array_equal(got, scores(q, rows, dims, four=False))
     for i in range(0, 8, 4):
-        some = scores(q[i : i + 4], rows[4:8], dims, four=True, ints=ints)
+        some = scores(q[i : i + 4], rows[4:8], dims, four=True)
         np.testing.assert_array_equal(some, got[i : i + 4, 4:8])
 
 
@@ -241,9 +210,9 @@ rng = np.random.default_rng(3)
 digest = hashlib.sha256()
 for dims in (96, 256):
     rows, q = t.append(t.normal(rng, 12, dims) * 1e-3), t.normal(rng, 4, dims)
-    out = t.scores(q, rows, dims, four=True), t.scores(q, rows, dims, four=True, ints=True)
-    mixed = t.mix(out[0], rows, q, four=True, wide=dims == 256)
-    for part in (rows, t.rounded(q), *out, mixed):
+    out = t.scores(q, rows, dims, four=True)
+    mixed = t.mix(out, rows, q, four=True, wide=dims == 256)
+    for part in (rows, out, mixed):
         digest.update(np.ascontiguousarray(part).tobytes())
 print(digest.hexdigest())
 """

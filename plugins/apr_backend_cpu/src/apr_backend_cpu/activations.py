@@ -1,8 +1,12 @@
 """Activations as packed products want them: int8 with integer sub-scales, quantized once.
 
 A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d a
-superblock and one integer s_j from 1 to 16 for each 32 values. All that a product sums over a
+superblock and one integer s_j from 1 to S for each 32 values. All that a product sums over a
 superblock is then an integer, and integers can be summed in any order.
+
+S is 32 where the integers of every format then stay below 2^31 and their sums of 16 below 2^15,
+which is nearly always; else 16, where they do whatever the values are. The largest are those of
+q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
 
 A superblock is a record of 512 bytes, offsets as below; sums are over q.
 """
@@ -19,7 +23,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.lanes import Reduction
-from apr_backend_cpu.rows import U, floats_at
+from apr_backend_cpu.rows import U, alive, floats_at
 from apr_backend_cpu.vector_ir import (
     F32,
     I8,
@@ -41,12 +45,14 @@ SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
 AT_Q = 0  # 256 int8
 AT_SCALE16 = 256  # 16 int32: s_j of each 16 values
-AT_SUM16 = 320  # 16 int16: s_j times the sum of each 16 values, at most 16 * 16 * 127 < 2^15
+AT_SUM16 = 320  # 16 int16: s_j times the sum of each 16 values
 AT_SCALE32, AT_SUM32 = 352, 384  # 8 int32 each: s_j, and s_j times the sum of 32 values
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 
-STEPS = 16.0  # of s_j
+STEPS, SAFE_STEPS = 32, 16  # S above
+LARGEST_SUM16 = 2**15 - 1
+SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
 INFINITY_BITS = 0x7F800000
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
 ROUND_BITS = 0x4B400000
@@ -86,19 +92,19 @@ def _largest(b: ir.IRBuilder, tops: Value) -> Value:
     return tops
 
 
-def _scales(b: ir.IRBuilder, tops: Value) -> tuple[Value, Value, Value, Value]:
+def _scales(b: ir.IRBuilder, tops: Value, steps: int) -> tuple[Value, Value, Value, Value]:
     """Of 8 groups: whether all values are finite, s_j, 1 / (d * s_j), and d (the same in all)."""
     top, one, zero = _largest(b, tops), const(V8F, 1.0), const(V8F, 0.0)
     finite = b.icmp_unsigned("<", top, const(V8I, INFINITY_BITS))
-    unit = b.fdiv(b.bitcast(top, V8F), const(V8F, 127.0 * STEPS))
+    unit = b.fdiv(b.bitcast(top, V8F), const(V8F, 127.0 * steps))
     inverse_bits = b.bitcast(b.fdiv(one, unit), V8I)  # of zero or a subnormal: infinite
     usable = b.and_(finite, b.icmp_unsigned("<", inverse_bits, const(V8I, INFINITY_BITS)))
     unit = b.select(usable, unit, zero)
     wanted = b.fdiv(b.bitcast(tops, V8F), b.fmul(unit, const(V8F, 127.0)))
     wanted = intrinsic_call(b, "llvm.ceil.v8f32", V8F, wanted)
-    steps = const(V8F, STEPS)
+    most = const(V8F, float(steps))
     wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # also where it is NaN
-    wanted = b.select(b.fcmp_ordered("<", wanted, steps), wanted, steps)
+    wanted = b.select(b.fcmp_ordered("<", wanted, most), wanted, most)
     wanted = b.select(usable, wanted, one)
     inverse = b.select(usable, b.fdiv(one, b.fmul(unit, wanted)), zero)
     return finite, wanted, inverse, unit
@@ -114,26 +120,35 @@ def _codes(b: ir.IRBuilder, x: Value, inverse: Value) -> Value:
     return b.sub(rounded, const(V16I, ROUND_BITS))
 
 
-def _quantize(b: ir.IRBuilder, x: Value, record: Value) -> None:
-    """One record from 256 values; d is NaN if any of them is not finite."""
+def _quantize(b: ir.IRBuilder, x: Value, record: Value, steps: int) -> Value:
+    """One record from 256 values, d NaN if any of them is not finite; whether its sums fit."""
     values = [load(b, at(b, x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
-    finite, wanted, inverse, unit = _scales(b, _tops(b, values))
-    all_finite = shuffle(b, finite, [0] * LANES)
-    sums = Reduction(b)
+    finite, wanted, inverse, unit = _scales(b, _tops(b, values), steps)
+    all_finite, scales = shuffle(b, finite, [0] * LANES), b.fptosi(wanted, V8I)
+    sums, size = Reduction(b), const(V16I, 0)
     for v, value in enumerate(values):
         value = b.select(all_finite, value, const(V16F, 0.0))
         codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
         store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
         sums.push(codes)
-    _store_integers(b, record, sums.whole(), b.fptosi(wanted, V8I))
+        size = b.add(size, b.mul(_absolute(b, codes), shuffle(b, scales, [v // 2] * LANES)))
+    weighed = _store_integers(b, record, sums.whole(), scales)
     nan = const(V8F, float("nan"))
     unit = b.select(finite, unit, nan)
     store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
     store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
+    total = intrinsic_call(b, "llvm.vector.reduce.add.v16i32", I32, size)
+    top = intrinsic_call(b, "llvm.vector.reduce.umax.v16i32", I32, _absolute(b, weighed))
+    return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
+                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM16)))  # fmt: skip
 
 
-def _store_integers(b: ir.IRBuilder, record: Value, sums: Value, steps: Value) -> None:
-    """Scales, and sums [16] of 16 codes each, in the forms that products want."""
+def _absolute(b: ir.IRBuilder, x: Value) -> Value:
+    return b.select(b.icmp_signed("<", x, const(V16I, 0)), b.neg(x), x)
+
+
+def _store_integers(b: ir.IRBuilder, record: Value, sums: Value, steps: Value) -> Value:
+    """Scales, and sums [16] of 16 codes each, in the forms that products want; s_j * sums."""
     steps16 = shuffle(b, steps, [lane // 2 for lane in range(LANES)])
     weighed = b.mul(sums, steps16)
     store(b, steps16, at(b, record, AT_SCALE16))
@@ -144,6 +159,7 @@ def _store_integers(b: ir.IRBuilder, record: Value, sums: Value, steps: Value) -
     store(b, steps, at(b, record, AT_SCALE32))
     store(b, pairs(weighed), at(b, record, AT_SUM32))
     store(b, b.mul(pairs(sums), const(V8I, -128)), at(b, record, AT_SHIFT32))
+    return weighed
 
 
 @intrinsic
@@ -151,7 +167,8 @@ def _superblock(typing: Any, x: Any, record: Any) -> Any:
     """The record at an address from 256 values at another."""
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        _quantize(b, *args)
+        with b.if_then(b.not_(_quantize(b, *args, STEPS)), likely=False):
+            _quantize(b, *args, SAFE_STEPS)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uintp), codegen
@@ -166,6 +183,7 @@ def quantize_superblock(x, count, record):  # noqa: ANN001, ANN201
         for i in range(count):
             values[i] = given[i]
         _superblock(U(values.ctypes.data), U(record))
+        alive(values)
     else:
         _superblock(U(x), U(record))
 

@@ -13,6 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_backend_cpu.attention_q8 import (
+    mix_q8_11,
+    mix_q8_14,
+    mix_q8_41,
+    mix_q8_44,
+    scores_q8_1,
+    scores_q8_4,
+    weigh_q8_1,
+    weigh_q8_4,
+)
+from apr_backend_cpu.attention_q8_rows import append_q8
 from apr_backend_cpu.attention_tiles import (
     KEYS,
     append_f16,
@@ -37,12 +48,14 @@ from apr_backend_cpu.exponential import exp32, exps
 from apr_backend_cpu.program import Opcode, Program, each_time, instructions, new, strided
 from apr_backend_cpu.recording import plain, settle
 from apr_backend_cpu.reductions import dot
-from apr_backend_cpu.rows import address, as_float, bits, floats_at, ints_at, matrix_at
+from apr_backend_cpu.rows import address, alive, as_float, bits, floats_at, ints_at, matrix_at
 from apr_core.ops import CORE_OPS
 
 Floats = NDArray[np.float32]
 PART = 256  # positions; caches have room for whole parts
 BLOCK = 32  # positions whose values stay in the first-level cache
+KINDS = {"f32": 0, "f16": 1, "q8": 2}
+F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
 FEW = 4  # rows of a segment; below this parts are tasks, not queries
 QUERIES = 16  # of a task, all of one key head
 LANES = 16
@@ -55,7 +68,15 @@ U = np.uint64
 
 
 @serial
-def _scores(half, q, keys, values, stride, count, scale, scores, stream):  # noqa: ANN001, ANN202
+def _row_bytes(kind, dim):  # noqa: ANN001, ANN202
+    """Of one position of one head in a cache."""
+    if kind == Q8:
+        return dim + dim // 16
+    return dim * (2 if kind == F16 else 4)
+
+
+@serial
+def _scores(kind, q, keys, values, stride, count, scale, scores, stream):  # noqa: ANN001, ANN202
     """q [n, D] times `count` keys at an address -> scores [n, 256].
 
     With `stream`, keys further on are fetched meanwhile, and the values that are needed next.
@@ -69,36 +90,73 @@ def _scores(half, q, keys, values, stride, count, scale, scores, stream):  # noq
             ask_for(kp + U(AHEAD) * stride, size)
             ask_for(values + U(first) * stride, size)
         while i + U(4) <= U(q.shape[0]):
-            if half:
-                scores_f16_4(qp + i * qs, qs, kp, stride, out + i * os_, os_, scale, n)
+            query, to = qp + i * qs, out + i * os_
+            if kind == F16:
+                scores_f16_4(query, qs, kp, stride, to, os_, scale, n)
+            elif kind == Q8:
+                scores_q8_4(query, qs, kp, stride, to, os_, scale, n)
             else:
-                scores_f32_4(qp + i * qs, qs, kp, stride, out + i * os_, os_, scale, n)
+                scores_f32_4(query, qs, kp, stride, to, os_, scale, n)
             i += U(4)
         while i < U(q.shape[0]):
-            if half:
-                scores_f16_1(qp + i * qs, qs, kp, stride, out + i * os_, os_, scale, n)
+            query, to = qp + i * qs, out + i * os_
+            if kind == F16:
+                scores_f16_1(query, qs, kp, stride, to, os_, scale, n)
+            elif kind == Q8:
+                scores_q8_1(query, qs, kp, stride, to, os_, scale, n)
             else:
-                scores_f32_1(qp + i * qs, qs, kp, stride, out + i * os_, os_, scale, n)
+                scores_f32_1(query, qs, kp, stride, to, os_, scale, n)
             i += U(1)
 
 
 @serial
-def _mix_block(half, p, ps, v, vs, op, os_, queries, dims, count):  # noqa: ANN001, ANN202
+def _mix_q8(p, ps, v, vs, op, os_, queries, dims, count, room):  # noqa: ANN001, ANN202
+    """out [queries, dims] += weights times `count` 8-bit values; addresses, strides in bytes.
+
+    `room` is for weights times scales: 16 float32 a position and block, for four queries.
+    """
+    block = U(32) * U(np.gcd(np.int64(dims) // 32, 8))
+    size, i = U(4 * LANES) * count, U(0)
+    each = size * (dims // block)  # of a query
+    while i < queries:
+        four = i + U(4) <= queries
+        weights, out, d = p + i * ps, op + i * os_, U(0)
+        if four:
+            weigh_q8_4(weights, ps, v + dims, vs, room, each, count, dims // U(LANES))
+        else:
+            weigh_q8_1(weights, ps, v + dims, vs, room, each, count, dims // U(LANES))
+        while d < dims:
+            wide = block % U(4 * LANES) == U(0)
+            here, values, to = room + d // block * size, v + d, out + d * U(4)
+            if four and wide:
+                mix_q8_44(here, each, values, vs, to, os_, count)
+            elif four:
+                mix_q8_41(here, each, values, vs, to, os_, count)
+            elif wide:
+                mix_q8_14(here, each, values, vs, to, os_, count)
+            else:
+                mix_q8_11(here, each, values, vs, to, os_, count)
+            d += U(4 * LANES) if wide else U(LANES)
+        i += U(4) if four else U(1)
+
+
+@serial
+def _mix_block(kind, p, ps, v, vs, op, os_, queries, dims, count):  # noqa: ANN001, ANN202
     """out [queries, dims] += weights times `count` values; addresses and strides in bytes."""
-    size, i = U(2 if half else 4), U(0)
+    size, i = U(2 if kind == F16 else 4), U(0)
     while i < queries:
         four = i + U(4) <= queries
         d, weights, out = U(0), p + i * ps, op + i * os_
         while d < dims:
             wide = d + U(4 * LANES) <= dims
             values, to = v + d * size, out + d * U(4)
-            if half and four and wide:
+            if kind == F16 and four and wide:
                 mix_f16_44(weights, ps, values, vs, to, os_, count)
-            elif half and four:
+            elif kind == F16 and four:
                 mix_f16_41(weights, ps, values, vs, to, os_, count)
-            elif half and wide:
+            elif kind == F16 and wide:
                 mix_f16_14(weights, ps, values, vs, to, os_, count)
-            elif half:
+            elif kind == F16:
                 mix_f16_11(weights, ps, values, vs, to, os_, count)
             elif four and wide:
                 mix_f32_44(weights, ps, values, vs, to, os_, count)
@@ -133,18 +191,24 @@ def _exponentials(scores, seen, ones, tops, sums):  # noqa: ANN001, ANN202
 
 
 @serial
-def _part(half, q, keys, values, stride, seen, scale, scores, ones, tops, sums, out, stream):  # noqa: ANN001, ANN202
+def _part(kind, q, keys, values, stride, seen, scale, scores, ones, tops, sums, out, stream):  # noqa: ANN001, ANN202
     """One part for some queries: q, out [n, D]; addresses of its first key and value."""
     count = min(PART, max(0, seen.max()))
-    _scores(half, q, keys, values, stride, count, scale, scores, stream)
+    _scores(kind, q, keys, values, stride, count, scale, scores, stream)
     _exponentials(scores, seen, ones, tops, sums)
     out[:] = f32(0.0)
+    queries, dims = U(q.shape[0]), U(q.shape[1])
+    room = np.empty(BLOCK * 4 * q.shape[1] // 2 if kind == Q8 else 0, np.float32)
     for first in range(0, count, BLOCK):
-        some = U(min(BLOCK, count - first))
-        here = values + U(first) * stride
-        _mix_block(half, U(scores.ctypes.data) + U(4 * first), U(4 * PART), here, stride,
-                   U(out.ctypes.data), U(4 * q.shape[1]), U(q.shape[0]), U(q.shape[1]),
-                   some)  # fmt: skip
+        some, here = U(min(BLOCK, count - first)), values + U(first) * stride
+        weights, op = U(scores.ctypes.data) + U(4 * first), U(out.ctypes.data)
+        if kind == Q8:
+            _mix_q8(weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims, some,
+                    U(room.ctypes.data))  # fmt: skip
+        else:
+            _mix_block(kind, weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims,
+                       some)  # fmt: skip
+    alive(room)
 
 
 @serial
@@ -170,9 +234,9 @@ def _finish(total, result, out):  # noqa: ANN001, ANN202
 
 @serial
 def append_task(a, i):  # noqa: ANN001, ANN201
-    """A token's keys and values: k, v, segments, their number, Hkv, D, whether float16."""
-    heads, dim, half = a[4], a[5], a[6] != 0
-    stride, n = dim * (2 if half else 4), U(dim // LANES)
+    """A token's keys and values: k, v, segments, their number, Hkv, D, kind of cache."""
+    heads, dim, kind = a[4], a[5], a[6]
+    stride, n = _row_bytes(kind, dim), U(dim // LANES)
     number = 0
     while number + 1 < a[3] and i >= ints_at(a[2] + 8 * SEGMENT * (number + 1), SEGMENT)[START]:
         number += 1
@@ -180,9 +244,12 @@ def append_task(a, i):  # noqa: ANN001, ANN201
     position = seg[POSITION] + i - seg[START]
     for h in range(heads):
         offset, source = (h * seg[CAPACITY] + position) * stride, 4 * dim * (i * heads + h)
-        if half:
+        if kind == F16:
             append_f16(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
             append_f16(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+        elif kind == Q8:
+            append_q8(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_q8(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
         else:
             append_f32(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
             append_f32(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
@@ -190,15 +257,15 @@ def append_task(a, i):  # noqa: ANN001, ANN201
 
 @serial
 def many_task(a, i):  # noqa: ANN001, ANN201
-    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, float16, tiles.
+    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, kind, tiles.
 
     Queries of a key head count token by token: number n is token n // G, head n % G of its group.
     """
-    heads, kv_heads, dim, half, tiles = a[3], a[4], a[5], a[7] != 0, a[8]
+    heads, kv_heads, dim, kind, tiles = a[3], a[4], a[5], a[7], a[8]
     seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
     first = i % tiles * QUERIES
     n = min((seg[STOP] - seg[START]) * group - first, QUERIES)
-    stride = U(dim * (2 if half else 4))
+    stride = U(_row_bytes(kind, dim))
     q, result, part = np.empty((n, dim), f32), np.zeros((n, dim), f32), np.empty((n, dim), f32)
     place = np.empty(n, np.int64)  # of each query, in q and in out
     for j in range(n):
@@ -212,7 +279,7 @@ def many_task(a, i):  # noqa: ANN001, ANN201
         for j in range(n):
             seen[j] = seg[POSITION] + (first + j) // group + 1 - start
         offset = U(h * seg[CAPACITY] + start) * stride
-        _part(half, q, U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, stride, seen,
+        _part(kind, q, U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, stride, seen,
               as_float(a[6]), scores, ones, part_tops, part_sums, part, False)  # fmt: skip
         _merge(tops, sums, result, part_tops, part_sums, part)
     for j in range(n):
@@ -221,21 +288,21 @@ def many_task(a, i):  # noqa: ANN001, ANN201
 
 @serial
 def few_task(a, i):  # noqa: ANN001, ANN201
-    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, float16, parts,
+    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, kind, parts,
     tops, sums, results."""
-    heads, kv_heads, dim, half, parts = a[3], a[4], a[5], a[7] != 0, a[8]
+    heads, kv_heads, dim, kind, parts = a[3], a[4], a[5], a[7], a[8]
     group, h, number = heads // kv_heads, i // parts, i % parts
     t = 0
     while t + 1 < a[2] and number >= ints_at(a[1] + 8 * SEGMENT * (t + 1), SEGMENT)[FIRST_PART]:
         t += 1
     token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
     start = (number - token[FIRST_PART]) * PART
-    stride = U(dim * (2 if half else 4))
+    stride = U(_row_bytes(kind, dim))
     offset = U(h * token[CAPACITY] + start) * stride
     scores, ones = np.empty((group, PART), f32), np.ones(PART, f32)
     seen = np.full(group, token[POSITION] + 1 - start)
     q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
-    _part(half, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
+    _part(kind, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
           as_float(a[6]), scores, ones, floats_at(a[9] + 4 * group * i, group),
           floats_at(a[10] + 4 * group * i, group),
           matrix_at(a[11] + 4 * group * dim * i, group, dim), True)  # fmt: skip
@@ -277,12 +344,12 @@ class _Few:
         self, p: Program, single: NDArray[np.int64], numbers: tuple[int, ...], q: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
-        heads, kv_heads, dim, scale, half = numbers
+        heads, kv_heads, dim, scale, kind = numbers
         self.single = single  # [tokens, 2]: number of the segment, token within it
         self.tokens = np.zeros((len(single), SEGMENT), np.int64)
         self.program, self.kv_heads, self.group, self.dim = p, kv_heads, heads // kv_heads, dim
         self.room = np.empty(0, np.float32)
-        given = (address(q), address(self.tokens), len(single), heads, kv_heads, dim, scale, half)
+        given = (address(q), address(self.tokens), len(single), heads, kv_heads, dim, scale, kind)
         parts = p.add(Opcode.ATTEND_FEW, 0, *given, 0, 0, 0, 0)
         self.number = p.last
         merge = p.add(Opcode.MERGE, kv_heads * len(single), *given, 0, 0, 0, 0, address(out))
@@ -310,7 +377,7 @@ class _Few:
 def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int, ...],
             q: Floats, out: Floats) -> _Few | None:  # fmt: skip
     """Instructions for all segments; returns the tokens of short ones."""
-    heads, kv_heads, dim, scale, half = numbers
+    heads, kv_heads, dim, scale, kind = numbers
     single = []
     for i, seg in enumerate(step.segments):
         size = seg.stop - seg.start
@@ -319,7 +386,7 @@ def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int,
         else:
             tiles = -(-size * (heads // kv_heads) // QUERIES)
             p.add(Opcode.ATTEND_MANY, kv_heads * tiles, address(q), address(out),
-                  address(table[i]), heads, kv_heads, dim, scale, half, tiles)  # fmt: skip
+                  address(table[i]), heads, kv_heads, dim, scale, kind, tiles)  # fmt: skip
     return _Few(p, np.array(single), numbers, q, out) if single else None
 
 
@@ -329,18 +396,18 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
     Head sizes that are no multiple of 16 run on the reference.
     """
     tokens, heads, dim = q.shape
-    if dim % LANES:
+    if dim % (2 * LANES if state.dtype == "q8" else LANES):
         settle()
         answer: Floats = CORE_OPS["attention"](np, *map(plain, (q, k, v)), state, step, scale)
         return answer
     q, k, v = (strided(x, whole=True).array for x in (q, k, v))
     kv_heads, table = k.shape[1], np.zeros((len(step.segments), SEGMENT), np.int64)
-    half = int(state.dtype == "f16")
+    kind = KINDS[state.dtype]
     out = new(q.shape)
     with instructions(q, k, v, table, out) as p:
         p.add(Opcode.APPEND, tokens, address(k), address(v), address(table), len(table), kv_heads,
-              dim, half)  # fmt: skip
-        few = _attend(p, table, step, (heads, kv_heads, dim, bits(scale), half), q, out)
+              dim, kind)  # fmt: skip
+        few = _attend(p, table, step, (heads, kv_heads, dim, bits(scale), kind), q, out)
 
         def refresh(ids: Any, step: Any) -> None:
             _fill(table, state, step)

@@ -18,7 +18,6 @@ from apr_backend_cpu.attention_tiles import KEYS
 from apr_backend_cpu.vector_ir import (
     F32,
     I8,
-    I16,
     LANES,
     V16F,
     V16I,
@@ -29,14 +28,12 @@ from apr_backend_cpu.vector_ir import (
     count_loop,
     fma,
     load,
-    pair_dot,
     shuffle,
     splat,
     store,
 )
 
 V16B = ir.VectorType(I8, LANES)
-V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
 
 
 def _join(b: ir.IRBuilder, x: Value, y: Value, width: int) -> Value:
@@ -48,9 +45,8 @@ def _join(b: ir.IRBuilder, x: Value, y: Value, width: int) -> Value:
 def _fold(b: ir.IRBuilder, vectors: list[Value], width: int) -> list[Value]:
     """Sums of lanes `width` apart, those of x, y in one vector as `_join` has them."""
     swapped = [lane ^ width for lane in range(LANES)]
-    add = b.add if vectors[0].type == V16I else b.fadd
     return [
-        add(_join(b, x, y, width), shuffle(b, _join(b, y, x, width), swapped))
+        b.fadd(_join(b, x, y, width), shuffle(b, _join(b, y, x, width), swapped))
         for x, y in zip(vectors[::2], vectors[1::2], strict=True)
     ]
 
@@ -59,61 +55,44 @@ def _codes(b: ir.IRBuilder, p: Value) -> Value:
     return b.sitofp(b.sext(load(b, p, V16B), V16I), V16F)
 
 
-def _pairs(b: ir.IRBuilder, p: Value) -> Value:
-    """32 codes as int16, two a lane."""
-    return b.bitcast(b.sext(load(b, p, V32B), V32S), V16I)
-
-
 def _rows(b: ir.IRBuilder, p: Value, stride: Value, count: int) -> list[Value]:
     return [advance(b, p, int64(i), stride) for i in range(count)]
 
 
-def make_scores(queries: int, rounded: bool) -> Any:
+def make_scores(queries: int) -> Any:
     """An intrinsic: dots of `queries` queries with 4 keys, times a scale.
 
-    Arguments as of `attention_tiles.make_scores`. Queries are float32, or rows of
-    `round_q8`: a lane then sums 16 products of 127 * 32767 at most a block, exactly, in int32.
+    Arguments as of `attention_tiles.make_scores`.
     """
     signature = types.void(*[types.uintp] * 6, types.float32, types.uintp)
-    lanes, codes = (V16I, 2) if rounded else (V16F, 1)  # codes of a lane
-    # lanes with one scale come first, so that they are added before it is needed
-    widths = (8, 1, 2, 4) if rounded else (1, 2, 4, 8)
-    order = [i % 2 * 8 + i // 2 if rounded else i for i in range(LANES)]
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         qp, q_stride, kp, k_stride, op, o_stride, scale, n = args
         qs, ks = _rows(b, qp, q_stride, queries), _rows(b, kp, k_stride, KEYS)
         groups = groups_of(b, n)
-        steps = groups if rounded else b.shl(groups, int64(1))  # of a block
+        steps = b.shl(groups, int64(1))  # vectors of a block
 
         def block(k: Value, totals: list[Value]) -> list[Value]:
             first = b.mul(k, steps)
 
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 i = b.add(first, i)
-                keys = [
-                    (_pairs if rounded else _codes)(b, advance(b, p, i, codes * LANES)) for p in ks
-                ]
+                keys = [_codes(b, advance(b, p, i, LANES)) for p in ks]
                 results = []
                 for number, q in enumerate(qs):
-                    query = load(b, advance(b, q, i, 4 * LANES), lanes)
+                    query = load(b, advance(b, q, i, 4 * LANES), V16F)
                     for j, key in enumerate(keys):
-                        total = sums[KEYS * number + j]
-                        results.append(
-                            pair_dot(b, total, query, key) if rounded else fma(b, query, key, total)
-                        )
+                        results.append(fma(b, query, key, sums[KEYS * number + j]))
                 return results
 
-            dots = count_loop(b, steps, [const(lanes, 0)] * (queries * KEYS), body)
+            dots = count_loop(b, steps, [const(V16F, 0.0)] * (queries * KEYS), body)
             here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
-            scales = lane_scales(b, [b.add(p, here) for p in ks], groups, codes)
-            pairs = [_join(b, scales[j], scales[j + 1], widths[0]) for j in range(0, KEYS, 2)]
-            dots = _fold(b, dots, widths[0])
-            if rounded:
-                dots = [b.sitofp(dot, V16F) for dot in dots]
+            scales = lane_scales(b, [b.add(p, here) for p in ks], groups)
+            pairs = [_join(b, scales[j], scales[j + 1], 1) for j in range(0, KEYS, 2)]
+            dots = _fold(b, dots, 1)
             dots = [b.fmul(dot, pairs[i % 2]) for i, dot in enumerate(dots)]
             dots += [const(V16F, 0.0)] * (LANES // 2 - len(dots))
-            for width in widths[1:]:
+            for width in (2, 4, 8):
                 dots = _fold(b, dots, width)
             return [b.fadd(totals[0], dots[0])]
 
@@ -121,11 +100,7 @@ def make_scores(queries: int, rounded: bool) -> Any:
         sums = count_loop(b, blocks, [const(V16F, 0.0)], block)[0]
         sums = b.fmul(sums, splat(b, scale))
         for i, out in enumerate(_rows(b, op, o_stride, queries)):
-            four = shuffle(b, sums, [order[KEYS * i + j] for j in range(KEYS)])
-            if rounded:
-                factor = load(b, advance(b, qs[i], n, 2 * LANES), F32)
-                four = b.fmul(four, splat(b, factor, KEYS))
-            store(b, four, out)
+            store(b, shuffle(b, sums, [KEYS * i + j for j in range(KEYS)]), out)
         return context.get_dummy_value()
 
     @intrinsic
@@ -210,8 +185,7 @@ def make_mix(queries: int, vectors: int) -> Any:
     return mix
 
 
-scores_q8_4, scores_q8_1 = make_scores(4, False), make_scores(1, False)
-scores_q8_int4, scores_q8_int1 = make_scores(4, True), make_scores(1, True)
+scores_q8_4, scores_q8_1 = make_scores(4), make_scores(1)
 weigh_q8_4, weigh_q8_1 = make_weigh(4), make_weigh(1)
 mix_q8_44, mix_q8_41 = make_mix(4, 4), make_mix(4, 1)
 mix_q8_14, mix_q8_11 = make_mix(1, 4), make_mix(1, 1)

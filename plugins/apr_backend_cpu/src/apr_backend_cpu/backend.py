@@ -47,6 +47,7 @@ class Cpu:
     name = "cpu"
     xp = np
     kernels = KERNELS
+    kv_types = ("f32", "f16", "q8")
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = use_threads(threads)
@@ -57,7 +58,9 @@ class Cpu:
         return f"cpu: {self.threads} threads, {DOT_MODE} dot products"
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
-        """Zeros in f32 or f16."""
+        """Zeros in f32 or f16; in q8, bytes for rows of codes and scales (`attention_q8_rows`)."""
+        if dtype == "q8":
+            return np.zeros((*shape[:-1], shape[-1] + shape[-1] // 16), np.uint8)
         return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:

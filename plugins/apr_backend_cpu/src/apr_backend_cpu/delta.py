@@ -22,7 +22,7 @@ from apr_backend_cpu.delta_token import NARROW, WIDE, delta_run, delta_wide
 from apr_backend_cpu.exponential import exp32, sigmoid16, sigmoid32
 from apr_backend_cpu.program import Opcode, constant, each_time, instructions, new, strided
 from apr_backend_cpu.reductions import dot
-from apr_backend_cpu.rows import address, floats_at, ints_at, matrix_at, row
+from apr_backend_cpu.rows import address, alive, floats_at, ints_at, matrix_at, row
 from apr_backend_cpu.vector_ir import (
     I64,
     LANES,
@@ -103,6 +103,7 @@ def _conv_block(x, past, w, first, last, out):  # noqa: ANN001, ANN202
             for j in range(taps):
                 total += floats_at(rows[j], size)[c] * w[j, first + c]
             out[t, first + c] = total * sigmoid32(total)
+    alive(rows)
     for j in range(kept):
         before = tokens + j - kept
         source = x[before][first:last] if before >= 0 else past[tokens + j][first:last]
@@ -185,6 +186,7 @@ def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out):  # noqa: ANN00
         U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
         U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
     )  # fmt: skip
+    alive(values)
     for t in range(tokens):
         source, given = answers[t], row(out[t])
         for c in range(columns):

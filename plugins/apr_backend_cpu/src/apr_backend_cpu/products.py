@@ -32,7 +32,7 @@ from apr_backend_cpu.matmul import (
     signed_8,
 )
 from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
-from apr_backend_cpu.rows import floats_at, ints_at, words_at
+from apr_backend_cpu.rows import alive, floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
 U = np.uint64
@@ -82,6 +82,7 @@ def _unpack_layout(code, w, row_bytes, tile, n, given, index):  # noqa: ANN001, 
         unpack_halves(w, row_bytes, tile, n, ahead, address)
     else:
         unpack_bytes(w, row_bytes, tile, n, ahead, address)
+    alive(params)
 
 
 @serial
@@ -199,3 +200,4 @@ def product_task(a, number):  # noqa: ANN001, ANN201
         part = words_at(a[0] + 8 * COLUMNS * m, COLUMNS)
         i += _run(part, U(i) - part[FIRST_TILE], U(last - i), U(a[3]), n, U(a[5]), U(a[6]),
                   U(a[7]), U(a[8]), aligned)  # fmt: skip
+    alive(room)

@@ -74,3 +74,9 @@ def floats_at(address, size):  # noqa: ANN001, ANN201
 def matrix_at(address, rows, cols):  # noqa: ANN001, ANN201
     """Contiguous float32 [rows, cols] at an address."""
     return carray(pointer(U(address)), (rows, cols), np.float32)
+
+
+@serial
+def alive(array):  # noqa: ANN001, ANN201
+    """Mention an array whose address is in use: Numba frees one after its last mention."""
+    return array.size
