@@ -50,6 +50,8 @@ class Registry:
                 for d in row.declarations:
                     owned = Owned(d, row.distribution, row.version)
                     self._by_kind.setdefault(d.kind, []).append(owned)
+        for found in self._by_kind.values():
+            found.sort(key=lambda o: (o.declaration.name, o.distribution))
 
     @classmethod
     def from_declarations(
@@ -64,8 +66,7 @@ class Registry:
 
     def declarations(self, kind: str) -> list[Owned]:
         """All declarations of a kind, sorted by name and distribution."""
-        found = self._by_kind.get(kind, [])
-        return sorted(found, key=lambda o: (o.declaration.name, o.distribution))
+        return list(self._by_kind.get(kind, ()))
 
     def get(self, kind: str, name: str) -> Owned:
         """The declaration of that name: bare if one distribution has it, else `dist:name`.

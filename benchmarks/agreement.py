@@ -21,7 +21,6 @@ from benchmarks.demo_quality import log_softmax, prompts
 from benchmarks.engines import LlamaCpp
 from benchmarks.files import exported, imported
 
-
 SEED = 1
 
 

@@ -106,7 +106,7 @@ def test_peak_memory_does_not_count_the_buffers_of_the_bandwidth(path, monkeypat
     monkeypatch.setattr(bench, "_peak_memory", lambda: calls.append("peak") or 1)
     monkeypatch.setattr(measuring, "memory_bandwidth", lambda n: calls.append("bandwidth") or 1e9)
     plan = {"warmup": 0, "measure": 1, "prompt_tokens": 4, "max_tokens": 1, "batch": 1}
-    bench.run_bench(str(path), "cpu", 1, False, False, plan)
+    bench.run_bench(str(path), {"backend": "cpu", "threads": 1}, False, plan)
     assert calls == ["peak", "bandwidth"]
 
 

@@ -18,7 +18,7 @@ from apr_core.format.header import MAX_METADATA
 from apr_core.text.chat import ChatTemplate, encode_chat, starts_thinking
 from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
-from apr_core.text.tokenizer_files import REBUILT, WHOLE, tokenizer_metadata
+from apr_core.text.tokenizer_files import REBUILT, WHOLE, build, pair_model, tokenizer_metadata
 
 DATA = Path(__file__).parent / "data"
 PATTERN = (
@@ -138,6 +138,30 @@ def test_the_original_json_comes_back_exactly(tmp_path, pairs):
     types = metadata["tokenizer.token_type"]
     assert len(types) == 640 and (types[0], types[eos], types[-1]) == (1, 3, 5)
     assert types[rebuilt["added_tokens"][3]["id"]] == 4
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_built_by_parts_or_by_json_it_is_the_same(tmp_path, pairs):
+    make_tokenizer(tmp_path, pairs=pairs)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content |= {"added_tokens": [], "post_processor": None}
+    for options in ({}, {"unk_token": "a", "byte_fallback": True, "ignore_merges": True}):
+        content["model"] |= options
+        assert pair_model(content["model"]) is not None
+        whole = Original.from_str(json.dumps(content))
+        assert json.loads(build(content).to_str()) == json.loads(whole.to_str())
+
+
+def test_models_that_are_not_plain_pairs_go_through_json():
+    plain = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    assert pair_model(plain) is not None
+    for other in (
+        {"type": "WordLevel"}, {"vocab": [["a", 0.0]]}, {"merges": None}, {"new": 1},
+        {"merges": ["#version: 0.2", "a b"]}, {"merges": ["a b c"]},
+    ):  # fmt: skip
+        assert pair_model({**plain, **other}) is None
+    with pytest.raises(FormatError, match="cannot be built"):
+        build({"model": {**plain, "merges": [["a", "c"]]}})
 
 
 def test_a_vocabulary_with_holes_is_stored_whole(tmp_path):

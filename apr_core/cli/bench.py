@@ -16,13 +16,15 @@ from apr_core.cli.console import (
     print_table,
     progress,
     show_notices,
-    spare_collections,
+    sparing_collections,
 )
+from apr_core.cli.generation import kv_type_option
 
 if TYPE_CHECKING:
     from apr_core.engine.measuring import Measurement, Plan
     from apr_core.engine.profiling import Profile
     from apr_core.model.model import Model
+    from apr_core.model.state import KVType
 
 
 @click.command()
@@ -39,15 +41,17 @@ if TYPE_CHECKING:
               help="Sequences that decode together.")  # fmt: skip
 @click.option("--backend", default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=click.IntRange(1), help="Default: one a physical core.")
+@kv_type_option
 @click.option("--profile", "with_profile", is_flag=True, help="A table of time by op.")
 @click.option("--strict", is_flag=True, help="Refuse slow fallbacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    file: str, backend: str, threads: int | None, with_profile: bool, strict: bool,
-    as_json: bool, **plan: int,
+    file: str, backend: str, threads: int | None, kv_type: KVType | None, with_profile: bool,
+    strict: bool, as_json: bool, **plan: int,
 ) -> None:  # fmt: skip
     """Measure FILE: load, time to first token, prefill, decode, share of memory bandwidth."""
-    result = run_bench(file, backend, threads, with_profile, strict, plan)
+    loading = {"backend": backend, "threads": threads, "strict": strict, "kv_type": kv_type}
+    result = run_bench(file, loading, with_profile, plan)
     if as_json:
         print_json(result)
     else:
@@ -55,25 +59,27 @@ def command(
 
 
 def run_bench(
-    file: str, backend: str, threads: int | None, with_profile: bool, strict: bool,
-    options: dict[str, int],
-) -> dict[str, Any]:  # fmt: skip
-    """Everything `--json` prints."""
+    file: str, loading: dict[str, Any], with_profile: bool, options: dict[str, int]
+) -> dict[str, Any]:
+    """Everything `--json` prints. `loading` is what `load` takes beside the file."""
     from apr_core.engine.measuring import Plan, measure, memory_bandwidth
     from apr_core.model.model import load
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     plan = Plan(**options)
     show_notices()
-    started = time.perf_counter()
-    with load(file, backend, threads, strict=strict) as model:
+    with sparing_collections():
+        started = time.perf_counter()
+        model = load(file, **loading)
         load_s = time.perf_counter() - started
+    with model:
         plan.check(model)
-        spare_collections()
         with progress("measuring", plan.warmup + plan.measure, unit="runs") as bar:
             found = measure(model, plan, lambda: bar.advance(1))
         used = getattr(model.backend, "threads", None) or os.cpu_count() or 1
-        result = _facts(file, backend, model, plan, found, used)  # peak memory: before the next
+        result = _facts(
+            file, loading["backend"], model, plan, found, used
+        )  # peak memory: before the next
         bandwidth = memory_bandwidth(used)
         result |= {
             "load_s": load_s, "memory_bandwidth_bytes_s": bandwidth,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import show_notices, spare_collections
+from apr_core.cli.console import show_notices, sparing_collections
 
 if TYPE_CHECKING:
     from apr_core.engine.generate import Generation, Piece, Timings
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 
+kv_type_option = click.option(
+    "--kv-type", type=click.Choice(["f32", "f16", "q8"]),
+    help="Precision of cached keys and values; q8 halves what long contexts cost. Default: f16.",
+)  # fmt: skip
 OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(1), help="At most this many tokens."),
     click.option("--temperature", type=float, help="0 is greedy."),
@@ -34,6 +38,7 @@ OPTIONS = (
     click.option("--backend", default="cpu", show_default=True, help="Where to run."),
     click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
     click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
+    kv_type_option,
     click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
     click.option("-v", "--verbose", is_flag=True, help="Show what runs on what."),
 )
@@ -63,14 +68,15 @@ def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
 @contextmanager
 def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
     """The model, with its report on stderr if asked for or if something runs slowly."""
-    from apr_core.model.model import load
-
     show_notices()
-    with load(
-        file, options["backend"], options["threads"],
-        strict=options["strict"], max_len=options["context"],
-    ) as model:  # fmt: skip
-        spare_collections()
+    with sparing_collections():
+        from apr_core.model.model import load
+
+        model = load(
+            file, options["backend"], options["threads"],
+            strict=options["strict"], max_len=options["context"], kv_type=options["kv_type"],
+        )  # fmt: skip
+    with model:
         if options["verbose"]:
             for line in model.report.lines():
                 click.echo(line, err=True)

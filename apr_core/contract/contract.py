@@ -10,15 +10,13 @@ from typing import Any
 import yaml
 
 from apr_core.contract.expressions import evaluate_shape
+from apr_core.contract.schema import YAML_LOADER
 from apr_core.contract.schema import check as check_schema
 from apr_core.errors import ContractError
 from apr_core.modelspec import ModelConfig
 
 TIED = "the head is tied: it is the embedding, stored once"
 LISTED = 20  # names an error shows of each kind; the rest is counted
-
-# libyaml where PyYAML has it: contracts are read on every load, and it takes a tenth of the time
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Contract:
     def load(cls, text: str, origin: str) -> Contract:
         """Read YAML and check it. Raises ContractError naming every problem."""
         try:
-            content = yaml.load(text, SAFE_LOADER)
+            content = yaml.load(text, YAML_LOADER)
         except yaml.YAMLError as error:
             raise ContractError(f"{origin}: not YAML: {error}") from error
         return cls(check_schema(content, origin), origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from apr_core.errors import ContractError
 
@@ -17,6 +18,11 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:
     """The shape an expression means. Raises ContractError naming what it cannot read."""
+    return tuple(_value(node, text, dims) for node in _parsed(text))
+
+
+@lru_cache(maxsize=256)  # the same few stand for every layer
+def _parsed(text: str) -> list[ast.expr]:
     if len(text) > MAX_LENGTH:
         raise ContractError(f"shape expression of {len(text)} characters, at most {MAX_LENGTH}")
     try:
@@ -25,7 +31,7 @@ def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:
         raise ContractError(f"shape expression {text!r} is not readable") from None
     if not isinstance(tree, ast.List):
         raise ContractError(f"shape expression {text!r} must be a list in brackets")
-    return tuple(_value(node, text, dims) for node in tree.elts)
+    return tree.elts
 
 
 def _value(node: ast.expr, text: str, dims: Mapping[str, int]) -> int:

@@ -67,7 +67,9 @@ class _Mapped:
         try:
             self.header = parse_header(self._map[:HEADER_SIZE], self.size)
             start = self.header.metadata_offset
-            self.metadata = parse_metadata(self._map[start : start + self.header.metadata_size])
+            stop = start + self.header.metadata_size
+            with memoryview(self._map) as whole, whole[start:stop] as raw:
+                self.metadata = parse_metadata(raw)
             self.entries = self._read_entries()
         except FormatError as error:
             self.close()
@@ -166,10 +168,10 @@ def _elements(e: IndexEntry) -> int:
     return elements
 
 
-def parse_metadata(raw: bytes) -> dict[str, Any]:
+def parse_metadata(raw: bytes | memoryview) -> dict[str, Any]:
     """The metadata object. Raises FormatError for anything that is not JSON of finite numbers."""
     try:
-        metadata = json.loads(raw.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+        metadata = json.loads(str(raw, "utf-8"), parse_constant=_refuse, parse_float=_finite)
         if _SURROGATE.search(raw):  # half a pair is a string that cannot be printed or stored
             json.dumps(metadata, ensure_ascii=False).encode("utf-8")
     except RecursionError:

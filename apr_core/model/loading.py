@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from apr_core.binding import (
     Weight,
 )
 from apr_core.contract import Contract, Resolution
+from apr_core.declarations import Quantizer
 from apr_core.errors import BackendError, FormatError
 from apr_core.format import (
     NATIVE,
@@ -41,6 +44,20 @@ from apr_core.registry import Registry
 MLP_MATRICES = ("gate_proj", "up_proj", "down_proj")
 NORMS = ("input_norm", "post_attention_norm")
 DECODER_OPS = ("linear", "embed", "linears", "rms_norm", "add_rms_norm", "mlp")
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """No garbage collection inside. Loading makes many objects and drops few, so to go over them
+    again and again finds nothing, and took a tenth of its time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_backend(registry: Registry, name: str, threads: int | None) -> BackendPlugin:
@@ -93,15 +110,21 @@ class WeightLoader:
     ) -> None:
         self.file, self.resolution = file, resolution
         self.registry, self.binder = registry, binder
+        self._layouts: dict[str, BlockLayout | None] = {}  # by format, once it was checked
 
     def _quantizer(self, format: str) -> Any:
         return self.registry.make("quantizer", format)
 
-    def _decoder(self, format: str) -> Callable[[NDArray[np.uint8], int], NDArray[np.float32]]:
+    def _declared(self, format: str) -> Quantizer:
+        declaration: Quantizer = self.registry.get("quantizer", format).declaration
+        return declaration
+
+    def _decode(self, format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
+        """Rows as float32. A codec is imported when it first decodes; kernels need none."""
         if format in NATIVE:
-            return partial(_decode_native, format)
-        decode: Callable[..., NDArray[np.float32]] = self._quantizer(format).decode
-        return decode
+            return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
+        decoded: NDArray[np.float32] = self._quantizer(format).decode(raw, cols)
+        return decoded
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
         """A [rows, cols] tensor for `linear` and `embed`, packed where kernels read it."""
@@ -112,17 +135,24 @@ class WeightLoader:
             raw, format = decode_tensor(entry, raw, self._quantizer).view(np.uint8), DENSE
         layout = None
         if format not in NATIVE:
-            quantizer_for(entry, self._quantizer)  # its error names the package to install
+            declared = quantizer_for(entry, self._declared)  # its error names what to install
             # kernels trust the block size: a file may not redefine it
-            declared = self.registry.get("quantizer", format).declaration
             check_declared(entry, declared)
-            if declared.layout:
-                check_layout(declared.layout, declared.block, declared.bytes_per_block)
-                layout = BlockLayout(declared.layout, declared.block, declared.bytes_per_block)
-        matrix = HostMatrix(
-            entry.name, format, (rows, cols), raw.reshape(rows, -1), self._decoder(format), layout
-        )
+            layout = self._layout(format, declared)
+            if "embed" in uses:  # the first step decodes: it should not wait for an import
+                self._quantizer(format)
+        decode = partial(self._decode, format)
+        matrix = HostMatrix(entry.name, format, (rows, cols), raw.reshape(rows, -1), decode, layout)
         return self.binder.weight(matrix, uses)
+
+    def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
+        """The blocks a generic kernel can read, if the format declares them."""
+        if format not in self._layouts:
+            layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
+            if layout:
+                check_layout(layout, block, nbytes)
+            self._layouts[format] = BlockLayout(layout, block, nbytes) if layout else None
+        return self._layouts[format]
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Any other tensor, as a dense float32 array on the backend."""
@@ -142,10 +172,6 @@ class WeightLoader:
         return Layer(mixer, weights)
 
 
-def _decode_native(format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-    return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
-
-
 def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op], set[str]]:
     """The ops that the named mixers bring along, and the names of all ops they use."""
     brought: dict[str, Op] = {}
@@ -161,10 +187,11 @@ def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op]
 def make_mixers(registry: Registry, plan: Plan) -> list[Mixer]:
     """One mixer a block, made with the block's options."""
     mixers = []
+    signature_of = cache(inspect.signature)
     for block in plan.blocks:
         factory = registry.load(registry.get("attention", block.mixer))
         try:
-            inspect.signature(factory).bind(**block.options)
+            signature_of(factory).bind(**block.options)
         except TypeError as error:
             raise FormatError(
                 f"attention {block.mixer!r} does not take the options of this family: {error}",

@@ -22,7 +22,7 @@ from apr_core.binding import (
 from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
-from apr_core.model.loading import build_decoder, make_backend
+from apr_core.model.loading import build_decoder, make_backend, without_collections
 from apr_core.model.state import KVState, KVType, RecurrentState, State
 from apr_core.model.step import Step, make_step
 from apr_core.modelspec import ModelConfig
@@ -228,6 +228,7 @@ class Model:
         self.close()
 
 
+@without_collections()
 def load(
     path: str | os.PathLike[str],
     backend: str = "cpu",
@@ -243,8 +244,8 @@ def load(
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
     by default the model's own. `kv_type` is the precision of cached keys and values: f32, f16 or
-    q8; by default f16, or f32 where the embedding is. Raises NotFound, FormatError, ContractError, PluginError or
-    BackendError.
+    q8; by default f16, or f32 where the embedding is. Raises NotFound, FormatError,
+    ContractError, PluginError or BackendError.
     """
     registry = registry or get_registry()
     device = make_backend(registry, backend, threads)
@@ -282,7 +283,7 @@ def _check_kv_type(kv_type: str, backend: BackendPlugin, config: ModelConfig) ->
         )
     if kv_type == "q8" and config.head_dim % Q8_GROUP:
         raise BackendError(
-            f"q8 needs heads of a multiple of {Q8_GROUP} values, this model's have {config.head_dim}",
+            f"kv_type q8 needs heads of a multiple of {Q8_GROUP} values, found {config.head_dim}",
             "Choose kv_type f16.",
         )
 

@@ -106,8 +106,10 @@ class Tokenizer:
     @cached_property
     def valid_size(self) -> int:
         """One past the highest id that is a token; rows of the embedding above are padding."""
-        ids = [*self._plain.get_vocab(with_added_tokens=False).values(), *self._added_by_id]
-        return max(ids, default=-1) + 1
+        vocab = (self._content.get("model") or {}).get("vocab")
+        if not isinstance(vocab, dict):  # other models than BPE list it otherwise
+            vocab = self._plain.get_vocab(with_added_tokens=False)
+        return max([*vocab.values(), *self._added_by_id], default=-1) + 1
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of the text. Added tokens in it stay plain text unless `allow_special`."""

@@ -219,7 +219,7 @@ def test_programs_of_several_python_threads_do_not_mix(weights):
 
 
 def test_a_sleeping_team_wakes_up(weights):
-    """A thread that finds no work for a while sleeps; a program that comes meanwhile is not lost."""
+    """A thread without work sleeps after a while; a program that comes just then is not lost."""
     x, before = normal(40, 64), Cpu().threads
     expected = linear.linear(x, weights[1])
     try:

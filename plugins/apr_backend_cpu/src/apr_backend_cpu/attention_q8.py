@@ -1,5 +1,7 @@
 """The inner products of attention over 8-bit keys and values, whose rows are `attention_q8_rows`.
 
+Queries are rounded to int16, 200 times finer than the keys are, so that two products a lane are
+summed in one instruction and exactly; that costs a fifth less time than float32 queries.
 A dot product takes the scales of a key once a block of dims, and the product of a weight and the
 scales of a value serves all its dims. As in `attention_tiles`, the order of a sum does not depend
 on how many queries a tile has.
@@ -18,6 +20,7 @@ from apr_backend_cpu.attention_tiles import KEYS
 from apr_backend_cpu.vector_ir import (
     F32,
     I8,
+    I16,
     LANES,
     V16F,
     V16I,
@@ -28,12 +31,14 @@ from apr_backend_cpu.vector_ir import (
     count_loop,
     fma,
     load,
+    pair_dot,
     shuffle,
     splat,
     store,
 )
 
 V16B = ir.VectorType(I8, LANES)
+V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
 
 
 def _join(b: ir.IRBuilder, x: Value, y: Value, width: int) -> Value:
@@ -45,14 +50,20 @@ def _join(b: ir.IRBuilder, x: Value, y: Value, width: int) -> Value:
 def _fold(b: ir.IRBuilder, vectors: list[Value], width: int) -> list[Value]:
     """Sums of lanes `width` apart, those of x, y in one vector as `_join` has them."""
     swapped = [lane ^ width for lane in range(LANES)]
+    add = b.add if vectors[0].type == V16I else b.fadd
     return [
-        b.fadd(_join(b, x, y, width), shuffle(b, _join(b, y, x, width), swapped))
+        add(_join(b, x, y, width), shuffle(b, _join(b, y, x, width), swapped))
         for x, y in zip(vectors[::2], vectors[1::2], strict=True)
     ]
 
 
 def _codes(b: ir.IRBuilder, p: Value) -> Value:
     return b.sitofp(b.sext(load(b, p, V16B), V16I), V16F)
+
+
+def _pairs(b: ir.IRBuilder, p: Value) -> Value:
+    """32 codes as int16, two a lane."""
+    return b.bitcast(b.sext(load(b, p, V32B), V32S), V16I)
 
 
 def _rows(b: ir.IRBuilder, p: Value, stride: Value, count: int) -> list[Value]:
@@ -62,37 +73,40 @@ def _rows(b: ir.IRBuilder, p: Value, stride: Value, count: int) -> list[Value]:
 def make_scores(queries: int) -> Any:
     """An intrinsic: dots of `queries` queries with 4 keys, times a scale.
 
-    Arguments as of `attention_tiles.make_scores`.
+    Arguments as of `attention_tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
+    16 products of 127 * 32767 at most a block, exactly, in int32.
     """
     signature = types.void(*[types.uintp] * 6, types.float32, types.uintp)
+    order = [i % 2 * 8 + i // 2 for i in range(LANES)]
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         qp, q_stride, kp, k_stride, op, o_stride, scale, n = args
         qs, ks = _rows(b, qp, q_stride, queries), _rows(b, kp, k_stride, KEYS)
-        groups = groups_of(b, n)
-        steps = b.shl(groups, int64(1))  # vectors of a block
+        groups = groups_of(b, n)  # as many steps of 32 codes has a block
 
         def block(k: Value, totals: list[Value]) -> list[Value]:
-            first = b.mul(k, steps)
+            first = b.mul(k, groups)
 
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 i = b.add(first, i)
-                keys = [_codes(b, advance(b, p, i, LANES)) for p in ks]
+                keys = [_pairs(b, advance(b, p, i, 2 * LANES)) for p in ks]
                 results = []
                 for number, q in enumerate(qs):
-                    query = load(b, advance(b, q, i, 4 * LANES), V16F)
+                    query = load(b, advance(b, q, i, 4 * LANES), V16I)
                     for j, key in enumerate(keys):
-                        results.append(fma(b, query, key, sums[KEYS * number + j]))
+                        total = sums[KEYS * number + j]
+                        results.append(pair_dot(b, total, query, key))
                 return results
 
-            dots = count_loop(b, steps, [const(V16F, 0.0)] * (queries * KEYS), body)
+            dots = count_loop(b, groups, [const(V16I, 0)] * (queries * KEYS), body)
             here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
-            scales = lane_scales(b, [b.add(p, here) for p in ks], groups)
-            pairs = [_join(b, scales[j], scales[j + 1], 1) for j in range(0, KEYS, 2)]
-            dots = _fold(b, dots, 1)
+            scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
+            # lanes with one scale are added first, before it is needed
+            pairs = [_join(b, scales[j], scales[j + 1], 8) for j in range(0, KEYS, 2)]
+            dots = [b.sitofp(dot, V16F) for dot in _fold(b, dots, 8)]
             dots = [b.fmul(dot, pairs[i % 2]) for i, dot in enumerate(dots)]
             dots += [const(V16F, 0.0)] * (LANES // 2 - len(dots))
-            for width in (2, 4, 8):
+            for width in (1, 2, 4):
                 dots = _fold(b, dots, width)
             return [b.fadd(totals[0], dots[0])]
 
@@ -100,7 +114,9 @@ def make_scores(queries: int) -> Any:
         sums = count_loop(b, blocks, [const(V16F, 0.0)], block)[0]
         sums = b.fmul(sums, splat(b, scale))
         for i, out in enumerate(_rows(b, op, o_stride, queries)):
-            store(b, shuffle(b, sums, [KEYS * i + j for j in range(KEYS)]), out)
+            four = shuffle(b, sums, [order[KEYS * i + j] for j in range(KEYS)])
+            factor = load(b, advance(b, qs[i], n, 2 * LANES), F32)
+            store(b, b.fmul(four, splat(b, factor, KEYS)), out)
         return context.get_dummy_value()
 
     @intrinsic
@@ -129,7 +145,7 @@ def make_weigh(queries: int) -> Any:
         def block(i: Value, values: list[Value]) -> list[Value]:
             def body(k: Value, values: list[Value]) -> list[Value]:
                 here = b.add(advance(b, sp, k, s_stride), b.mul(i, b.shl(groups, int64(1))))
-                scales = lane_scales(b, [here], groups)[0]
+                scales = lane_scales(b, [here], groups, 1)[0]
                 to = b.add(b.mul(i, count), k)
                 for p, out in zip(weights, outs, strict=True):
                     weight = splat(b, load(b, advance(b, p, k, 4), F32))

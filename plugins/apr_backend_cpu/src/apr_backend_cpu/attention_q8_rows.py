@@ -51,8 +51,8 @@ def groups_of(b: ir.IRBuilder, n: Value) -> Value:
     return b.and_(pairs, b.neg(pairs))
 
 
-def lane_scales(b: ir.IRBuilder, addresses: list[Value], groups: Value) -> list[Value]:
-    """The scales of a block at each address, one for each of 16 lanes."""
+def lane_scales(b: ir.IRBuilder, addresses: list[Value], groups: Value, codes: int) -> list[Value]:
+    """The scales of a block at each address, as 16 lanes of so many codes each."""
     done = b.append_basic_block("scales")
     cases = [b.append_basic_block(f"groups.{count}") for count in GROUPS]
     switch = b.switch(groups, cases[-1])
@@ -61,7 +61,7 @@ def lane_scales(b: ir.IRBuilder, addresses: list[Value], groups: Value) -> list[
         if count != GROUPS[-1]:
             switch.add_case(int64(count), case)
         b.position_at_end(case)
-        lanes = [lane * count // LANES for lane in range(LANES)]
+        lanes = [lane * codes % LANES * count // LANES for lane in range(LANES)]
         halves = [load(b, p, ir.VectorType(F16, count)) for p in addresses]
         wide = [b.fpext(h, ir.VectorType(F32, count)) for h in halves]
         loaded.append([shuffle(b, w, lanes) for w in wide])
@@ -89,10 +89,10 @@ def _magnitude(b: ir.IRBuilder, source: Value, n: Value, lanes: Value) -> Value:
     return b.bitcast(top, V16F)
 
 
-def _round(b: ir.IRBuilder, x: Value, unit: Value) -> Value:
-    """x / unit as integers within +-127."""
+def _round(b: ir.IRBuilder, x: Value, unit: Value, limit: int) -> Value:
+    """x / unit as integers within +-limit; where unit is 0, any."""
     x = b.fdiv(x, unit)
-    for bound, beyond in ((const(V16F, 127.0), ">"), (const(V16F, -127.0), "<")):
+    for bound, beyond in ((const(V16F, limit), ">"), (const(V16F, -limit), "<")):
         x = b.select(b.fcmp_ordered(beyond, x, bound), bound, x)
     return b.sub(b.bitcast(b.fadd(x, const(V16F, ROUND)), V16I), const(V16I, ROUND_BITS))
 
@@ -129,13 +129,35 @@ def append_q8(typing: Any, source: Any, target: Any, n: Any) -> Any:
 
             def body(i: Value, values: list[Value]) -> list[Value]:
                 x = load(b, advance(b, begin, i, 4 * LANES), V16F)
-                codes = b.trunc(_round(b, x, unit), V16B)
+                codes = b.trunc(_round(b, x, unit, 127), V16B)
                 store(b, codes, advance(b, target, b.add(first, i), LANES))
                 return values
 
             return count_loop(b, vectors, values, body)
 
         count_loop(b, b.udiv(n, vectors), [], block)
+        return context.get_dummy_value()
+
+    return types.void(*[types.uintp] * 3), codegen
+
+
+@intrinsic
+def round_q8(typing: Any, source: Any, target: Any, n: Any) -> Any:
+    """A query of n times 16 float32 as int16, then a float32 factor: 32 * n + 4 bytes."""
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        source, target, n = args
+        unit = b.fdiv(_magnitude(b, source, n, int64(LANES)), const(V16F, 32767.0))
+        factor = b.extract_element(unit, ir.Constant(I32, 0))
+        store(b, factor, advance(b, target, n, 2 * LANES))
+        unit = b.select(b.fcmp_ordered("==", unit, const(V16F, 0.0)), const(V16F, 1.0), unit)
+
+        def body(i: Value, values: list[Value]) -> list[Value]:
+            x = load(b, advance(b, source, i, 4 * LANES), V16F)
+            store(b, b.trunc(_round(b, x, unit, 32767), V16S), advance(b, target, i, 2 * LANES))
+            return values
+
+        count_loop(b, n, [], body)
         return context.get_dummy_value()
 
     return types.void(*[types.uintp] * 3), codegen

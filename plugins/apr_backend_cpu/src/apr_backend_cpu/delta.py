@@ -71,7 +71,9 @@ def _conv_vectors(typing: Any, rows: Any, taps: Any, w: Any, w_bytes: Any, out: 
 
             def tap(j: Value, sums: list[Value]) -> list[Value]:
                 source = load(b, b.add(load(b, advance(b, rows, j, 8), I64), skip), V16F)
-                return [fma(b, source, load(b, b.add(advance(b, w, j, w_bytes), skip), V16F), *sums)]
+                return [
+                    fma(b, source, load(b, b.add(advance(b, w, j, w_bytes), skip), V16F), *sums)
+                ]
 
             total = count_loop(b, taps, [const(V16F, 0.0)], tap)[0]
             store(b, b.fmul(total, sigmoid16(b, total)), b.add(out, skip))

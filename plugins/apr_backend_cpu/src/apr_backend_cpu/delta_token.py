@@ -132,8 +132,12 @@ def make_delta_run(vectors: int) -> Any:
         def token(t: Value, recalled: list[Value]) -> list[Value]:
             last = b.sub(tokens, ir.Constant(I64, 1))
             following = b.select(b.icmp_unsigned("<", t, last), b.add(t, ir.Constant(I64, 1)), t)
-            here, now, then = (advance(b, p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following)))
-            decays, betas = (splat(b, load(b, advance(b, p, t, bytes_), F32)) for p in (decay, beta))
+            here, now, then = (
+                advance(b, p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following))
+            )
+            decays, betas = (
+                splat(b, load(b, advance(b, p, t, bytes_), F32)) for p in (decay, beta)
+            )
             wanted = advance(b, v, t, v_bytes)
             deltas = []
             for c in columns:

@@ -20,8 +20,10 @@ from apr_backend_cpu.program import Opcode
 from apr_backend_cpu.rows import ints_at
 
 MOST = 32  # arguments of an instruction
-QUANTIZE, PRODUCT, NORM, ADD_NORM, SWIGLU, SIGMOID_GATE, ROPE, GATED_NORM = map(int, list(Opcode)[:8])
-DELTA_GATES, CONV, UNITS, DELTA, APPEND, ATTEND_FEW, MERGE, ATTEND_MANY = map(int, list(Opcode)[8:])
+(
+    QUANTIZE, PRODUCT, NORM, ADD_NORM, SWIGLU, SIGMOID_GATE, ROPE, GATED_NORM, DELTA_GATES, CONV,
+    UNITS, DELTA, APPEND, ATTEND_FEW, MERGE, ATTEND_MANY,
+) = map(int, Opcode)  # fmt: skip
 
 
 @serial

@@ -99,7 +99,7 @@ def sigmoid16(b: ir.IRBuilder, x: Value) -> Value:
 
 
 def _each16(function: Any) -> Any:
-    """An intrinsic: addresses of float32 values and of results, n times 16 of them, n at least 1."""
+    """An intrinsic: addresses of float32 values and of results, n times 16 of them, n above 0."""
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         source, target, n = args

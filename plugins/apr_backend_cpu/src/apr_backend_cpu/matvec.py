@@ -27,8 +27,10 @@ from apr_backend_cpu.activations import (
     AT_SUM32,
     RECORD,
 )
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.formats import FORMATS, V8I, V32B, Packed, join, six_bit
 from apr_backend_cpu.lanes import Reduction, columns4
+from apr_backend_cpu.rows import U
 from apr_backend_cpu.vector_ir import (
     F16,
     F32,
@@ -226,3 +228,17 @@ def make_matvec(format: str) -> Any:
 
 matvec_q4_k, matvec_q5_k = make_matvec("q4_k"), make_matvec("q5_k")
 matvec_q6_k, matvec_q8_0 = make_matvec("q6_k"), make_matvec("q8_0")
+Q4_K, Q5_K, Q6_K, Q8_0 = range(4)  # what compiled code calls the formats
+
+
+@serial
+def matvec(code, w, row_bytes, xp, op, n, room):  # noqa: ANN001, ANN201
+    """A tile of 16 rows of a format, times one row of activations."""
+    if code == U(Q4_K):
+        matvec_q4_k(w, row_bytes, xp, op, n, room)
+    elif code == U(Q5_K):
+        matvec_q5_k(w, row_bytes, xp, op, n, room)
+    elif code == U(Q6_K):
+        matvec_q6_k(w, row_bytes, xp, op, n, room)
+    else:
+        matvec_q8_0(w, row_bytes, xp, op, n, room)

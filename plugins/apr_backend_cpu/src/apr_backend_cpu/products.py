@@ -1,7 +1,8 @@
 """Matrix products with any mix of formats that share one input, in one instruction.
 
-Work is cut into tiles of 16 weight rows. Up to three rows of activations stream the weights
-(`matvec`), more unpack each tile once (`unpack`, `matmul`); both give the same bits.
+Work is cut into tiles of 16 weight rows. One row of activations streams the weights (`matvec`), a
+few meet a tile's packed bytes in registers (`few_rows`), more unpack each tile once (`unpack`,
+`matmul`); all give the same bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 
 from apr_backend_cpu.activations import RECORD
 from apr_backend_cpu.compiling import serial
+from apr_backend_cpu.few_rows import multiply_few
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
 from apr_backend_cpu.generic import (
@@ -31,13 +33,13 @@ from apr_backend_cpu.matmul import (
     signed_1,
     signed_8,
 )
-from apr_backend_cpu.matvec import matvec_q4_k, matvec_q5_k, matvec_q6_k, matvec_q8_0
+from apr_backend_cpu.matvec import matvec
 from apr_backend_cpu.rows import alive, floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
 U = np.uint64
 ROWS = 16  # of a tile
-FEW = 4  # rows of activations from which unpacking pays
+FEW = 13  # rows of activations from which unpacking pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
 Q4_K, Q5_K, Q6_K, Q8_0, PAIRS, HALVES, BYTES = range(7)
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
@@ -47,23 +49,6 @@ LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 # PARAMETERS is the address of a declared layout's, 0 for formats that are built in.
 FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS = range(9)
 COLUMNS = 9
-
-
-@serial
-def _stream(code, w, row_bytes, xp, xs, tokens, op, os_, n, tiles, room):  # noqa: ANN001, ANN202
-    """Several tiles in a row, each times a few rows of activations."""
-    for i in range(tiles):
-        here, out = w + U(i) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
-        for t in range(tokens):
-            x, to = xp + U(t) * xs, out + U(t) * os_
-            if code == U(Q4_K):
-                matvec_q4_k(here, row_bytes, x, to, n, room)
-            elif code == U(Q5_K):
-                matvec_q5_k(here, row_bytes, x, to, n, room)
-            elif code == U(Q6_K):
-                matvec_q6_k(here, row_bytes, x, to, n, room)
-            else:
-                matvec_q8_0(here, row_bytes, x, to, n, room)
 
 
 @serial
@@ -149,8 +134,14 @@ def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: AN
 @serial
 def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
     if part[CODE] < U(PAIRS) and tokens < U(FEW):
-        w = part[ADDRESS] + index * U(ROWS) * part[ROW_BYTES]
-        _stream(part[CODE], w, part[ROW_BYTES], xp, xs, tokens, op, os_, n, count, room)
+        row_bytes = part[ROW_BYTES]
+        for i in range(count):
+            w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
+            out = op + U(i) * U(4 * ROWS)
+            if tokens == U(1):
+                matvec(part[CODE], w, row_bytes, xp, out, n, room)
+            else:
+                multiply_few(part[CODE], w, row_bytes, xp, xs, tokens, out, os_, n, room)
         return
     done = U(0)
     while done < count:
