@@ -89,7 +89,8 @@ class BackendPlugin(Protocol):
     turns token ids and a `Step` into logits, and returns one with the same results that may
     remember what the ops did, and do it again at once when a step of the same shape comes. And
     `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
-    where it says nothing.
+    where it says nothing. And `adopt(function) -> function`, through which every function of
+    somebody else passes (references, other distributions' kernels) before it is bound.
     """
 
     name: str
@@ -205,8 +206,10 @@ class Binder:
         function = self._kernel(name, "*")
         if function is None:
             entry = self.table[name]
-            first = self.ops if entry.is_composite else self.backend.xp
-            function = partial(entry.body, first)
+            if entry.is_composite:
+                function = partial(entry.body, self.ops)
+            else:
+                function = self._adopted(partial(entry.body, self.backend.xp))
             self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
             if entry.is_composite:
                 for needed in self._needs(entry):
@@ -241,7 +244,7 @@ class Binder:
         for name in uses:
             function = self._kernel(name, weight.format, weight.layout is not None)
             if function is None:
-                function = partial(self.table[name].body, self.backend.xp)
+                function = self._adopted(partial(self.table[name].body, self.backend.xp))
                 self._note(name, weight.format, "reference", self.table[name].body)
             setattr(weight, name, function)
             self.report.weights[name, weight.format] += 1
@@ -265,8 +268,14 @@ class Binder:
                 function = _resolve(target)
                 origin = foreign.distribution if foreign else ""
                 self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
-                return function
+                return self._adopted(function) if foreign else function
         return None
+
+    def _adopted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is not the backend's own, as the backend wants it called."""
+        adopt: Callable[[Callable[..., Any]], Callable[..., Any]] | None
+        adopt = getattr(self.backend, "adopt", None)
+        return adopt(function) if adopt else function
 
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"

@@ -8,7 +8,8 @@ S is 32 where the integers of every format then stay below 2^31 and their sums o
 which is nearly always; else 16, where they do whatever the values are. The largest are those of
 q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
 
-A superblock is a record of 512 bytes, offsets as below; sums are over q.
+A superblock is a record of 512 bytes, offsets as below; sums are over q. Rows of records are
+`row_of_records` bytes apart.
 """
 
 from __future__ import annotations
@@ -175,6 +176,15 @@ def _superblock(typing: Any, x: Any, record: Any) -> Any:
 
 
 @serial
+def row_of_records(blocks):  # noqa: ANN001, ANN201
+    """Bytes from one row's records to the next one's: an odd number of records.
+
+    Else many rows would begin a multiple of 4096 bytes apart, and meet in a few lines of the cache.
+    """
+    return (blocks | 1) * RECORD
+
+
+@serial
 def quantize_superblock(x, count, record):  # noqa: ANN001, ANN201
     """The record at an address from `count` of 256 values at another; the rest are zeros."""
     if count < SUPERBLOCK:
@@ -200,7 +210,7 @@ def quantize_block(x, size, block, records):  # noqa: ANN001, ANN201
 def quantize_task(a, i):  # noqa: ANN001, ANN201
     """Task of QUANTIZE: one superblock of one row. x, row stride, columns, records, superblocks."""
     t, block = i // a[4], i % a[4]
-    quantize_block(a[0] + t * a[1], a[2], block, a[3] + t * a[4] * RECORD)
+    quantize_block(a[0] + t * a[1], a[2], block, a[3] + t * row_of_records(a[4]))
 
 
 @serial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ class Cpu:
     def capture(self, function: StepFunction) -> StepFunction:
         """The step function, recorded at its first use and then run without Python in between."""
         return Captured(function)
+
+    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of somebody else, which gets arrays that have their values."""
+
+        def settled(*args: Any, **options: Any) -> Any:
+            settle()
+            return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
+
+        return settled
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.activations import RECORD, SUPERBLOCK, quantize_block
+from apr_backend_cpu.activations import SUPERBLOCK, quantize_block, row_of_records
 from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.exponential import exp32, sigmoid32, sigmoids
 from apr_backend_cpu.program import Opcode, constant, instructions, new, strided
@@ -35,7 +35,7 @@ def _round(x, size, records, number):  # noqa: ANN001, ANN202
     if records != 0:
         blocks = _blocks(size)
         for block in range(blocks):
-            quantize_block(x, size, block, records + number * blocks * RECORD)
+            quantize_block(x, size, block, records + number * row_of_records(blocks))
 
 
 @serial
@@ -107,7 +107,7 @@ def swiglu_task(a, i):  # noqa: ANN001, ANN201
     for c in range(n):
         out[c] = gate[c] * weights[c] * up[c]
     if a[0] != 0:
-        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
+        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * row_of_records(blocks))
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
@@ -138,7 +138,7 @@ def sigmoid_gate_task(a, i):  # noqa: ANN001, ANN201
             out[c] = x[c] * out[c]
         at += n
     if a[0] != 0:
-        quantize_block(a[7] + 4 * t * size, size, block, a[0] + t * blocks * RECORD)
+        quantize_block(a[7] + 4 * t * size, size, block, a[0] + t * row_of_records(blocks))
 
 
 def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
@@ -206,7 +206,7 @@ def gated_norm_task(a, i):  # noqa: ANN001, ANN201
             out[c] = x[c] * scale * w[c] * (z[c] * out[c])
     if a[0] != 0:
         size = heads * dim
-        quantize_block(a[9] + 4 * t * size, size, i % tasks, a[0] + t * tasks * RECORD)
+        quantize_block(a[9] + 4 * t * size, size, i % tasks, a[0] + t * row_of_records(tasks))
 
 
 def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu import products
+from apr_backend_cpu.activations import SUPERBLOCK
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.generic import Layout16
@@ -103,11 +104,9 @@ class Group:
 
     def add(self, p: Program, x: Floats, out: Floats) -> None:
         """The product's instructions: x [T, in], out [T * all rows]."""
-        (tokens, cols), n = x.shape, 0
+        tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
-        records = p.records(x) if self.packed else None
-        if records is not None:
-            n = records.shape[1]
+        records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
         unpacks = tokens >= FEW or self.layouts
         room = n * (SIDE_BY_SIDE * TILE_RECORD if unpacks else MATVEC_ROOM)
         p.keep(self, bounds)

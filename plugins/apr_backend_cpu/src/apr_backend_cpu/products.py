@@ -39,7 +39,7 @@ from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack
 
 U = np.uint64
 ROWS = 16  # of a tile
-FEW = 13  # rows of activations from which unpacking pays
+FEW = 17  # rows of activations from which unpacking pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
 Q4_K, Q5_K, Q6_K, Q8_0, PAIRS, HALVES, BYTES = range(7)
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
@@ -163,7 +163,7 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):  # noqa: AN
         float_rows(part[CODE], w, row_bytes, min(left, U(ROWS)), dense, U(4) * cols, tokens, op,
                    os_, cols // U(16))  # fmt: skip
         return 1
-    xs = n * U(RECORD)
+    xs = (n | U(1)) * U(RECORD)
     if whole > U(0):
         _packed_tiles(part, index, whole, xp, xs, tokens, op, os_, n, room)
         return np.int64(whole)

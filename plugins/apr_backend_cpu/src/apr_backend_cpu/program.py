@@ -98,8 +98,7 @@ class Program:
         """x [T, K] rounded to int8: by what makes x if that can, else by an instruction; once."""
         found = self._rounding.get(address(x))
         if found is None or found[2] != x.shape[1]:
-            records = self._room(*x.shape)
-            blocks = records.shape[1]
+            records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
             self.add(Opcode.QUANTIZE, x.shape[0] * blocks, address(x), 4 * x.shape[1], x.shape[1],
                      address(records), blocks)  # fmt: skip
             self._rounding[address(x)] = (None, records, x.shape[1])
@@ -110,7 +109,7 @@ class Program:
         return records
 
     def _room(self, rows: int, size: int) -> NDArray[np.uint8]:
-        room = new((rows, -(-size // SUPERBLOCK), RECORD), np.uint8)
+        room = new((rows, -(-size // SUPERBLOCK) | 1, RECORD), np.uint8)  # as `row_of_records`
         if recorder() is None:
             self._kept.append(room)
         return room
