@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="makes the random checkpoints")
 
 from apr_core import load  # noqa: E402
-from tests import hf_models  # noqa: E402
+from apr_core.errors import BackendError  # noqa: E402
+from tests import hf_models, tiny_checkpoints  # noqa: E402
 
 STEPS = 24
 
@@ -82,6 +83,57 @@ def test_same_bits_alone_batched_chunked_and_threaded(apr_file):
         assert tokens == batched[0]
         for ours, theirs in zip(logits, batched[1], strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_step_gives_the_same_bits_captured_or_not(apr_file):
+    """A backend may remember what a step did, and do it again without calling its ops."""
+    with load(apr_file, threads=2) as model:
+        captured = run(model, prompts())
+        model.captures = False
+        called = run(model, prompts())
+    assert captured[0] == called[0]
+    for ours, theirs in zip(captured[1], called[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_same_bits_with_keys_and_values_of_8_bits(apr_file):
+    with load(apr_file, threads=2, kv_type="q8") as model:
+        alone = [run(model, [p]) for p in prompts()]
+        batched = run(model, prompts())
+        chunked = run(model, prompts()[-1:], 64)
+        half = model.state_bytes()
+    for i, (tokens, logits) in enumerate(alone):
+        assert batched[0][i] == tokens[0]
+        np.testing.assert_array_equal(batched[1][i], logits[0])
+    np.testing.assert_array_equal(chunked[1][0], alone[-1][1][0])
+    with load(apr_file, threads=1, kv_type="f16") as model:
+        exact = run(model, prompts()[-1:])
+    assert half == 0 == model.state_bytes(), "slots were freed"
+    first = [logits[0][0] for _, logits in (alone[-1], exact)]  # before tokens may part ways
+    assert relative_rmse(*first) < 0.02
+
+
+def test_a_precision_of_keys_and_values_that_is_not_there_is_refused(apr_file):
+    from apr_backend_cpu.backend import Cpu
+
+    class Older(Cpu):
+        kv_types = ("f32", "f16")
+
+    with pytest.raises(BackendError, match=r"keeps keys and values in f32, f16, not q8"):
+        load(apr_file, kv_type="q8", registry=with_backend(Older))
+    with load(apr_file, kv_type="f16", registry=with_backend(Older)) as model:
+        assert model.kv_type == "f16"
+
+
+def test_heads_that_8_bits_cannot_hold_are_refused(tmp_path):
+    source = tiny_checkpoints.write(tmp_path / "checkpoint", head_dim=48)
+    target = tmp_path / "model.apr"
+    subprocess.run(
+        [sys.executable, "-m", "apr_core.cli", "import", source, "--quantize", "f16", "-o", target],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with pytest.raises(BackendError, match="multiple of 32 values, found 48"):
+        load(target, kv_type="q8")
 
 
 def test_mixed_step_of_prefill_and_decode_changes_nothing(apr_file):

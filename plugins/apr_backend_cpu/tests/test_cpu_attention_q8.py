@@ -46,9 +46,9 @@ def _scores(four, q, stride, rows, dims, scale, out):
         for j in range(U(0), U(rows.shape[0]), U(4)):
             key, at = kp + j * ks, to + j * U(4)
             if four:
-                scores_4(query, stride, key, ks, at, os_, scale, n)
+                scores_4(query, stride, key, ks, at, os_, scale, n, key)
             else:
-                scores_1(query, stride, key, ks, at, os_, scale, n)
+                scores_1(query, stride, key, ks, at, os_, scale, n, key)
 
 
 @compiled
@@ -70,13 +70,13 @@ def _mix(four, wide, weights, rows, block, scratch, out):
         for d in range(U(0), dims, U(64 if wide else 16)):
             p, v, to = tp + d // U(block) * size, vp + d, op + U(4) * d
             if four and wide:
-                mix_44(p, ts, v, vs, to, os_, count)
+                mix_44(p, ts, v, vs, to, os_, count, v)
             elif four:
-                mix_41(p, ts, v, vs, to, os_, count)
+                mix_41(p, ts, v, vs, to, os_, count, v)
             elif wide:
-                mix_14(p, ts, v, vs, to, os_, count)
+                mix_14(p, ts, v, vs, to, os_, count, v)
             else:
-                mix_11(p, ts, v, vs, to, os_, count)
+                mix_11(p, ts, v, vs, to, os_, count, v)
 
 
 def groups_of(dims):

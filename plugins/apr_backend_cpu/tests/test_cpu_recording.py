@@ -18,6 +18,7 @@ from apr_backend_cpu.compiling import serial, use_threads
 from apr_backend_cpu.program import new, recorder
 from apr_backend_cpu.recording import KEPT, MOST, Captured, Pending
 from apr_core.binding import Weight
+from apr_core.errors import UsageError
 from apr_core.model.step import make_step
 
 
@@ -199,6 +200,12 @@ def test_results_do_not_depend_on_threads(weights, threads):
             np.testing.assert_array_equal(linear.mlp(x, square, square, square), expected)
     finally:
         use_threads(before)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_absurd_thread_counts_are_refused(threads):
+    with pytest.raises(UsageError, match="threads must be between 1 and"):
+        Cpu(threads=threads)
 
 
 def test_every_task_runs_once(weights):

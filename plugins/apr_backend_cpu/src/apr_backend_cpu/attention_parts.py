@@ -20,7 +20,6 @@ from apr_backend_cpu.attention_q8 import (
 from apr_backend_cpu.attention_q8_rows import round_q8
 from apr_backend_cpu.attention_tiles import (
     KEYS,
-    ask_for,
     largest,
     mix_f16_11,
     mix_f16_14,
@@ -44,7 +43,6 @@ PART = 256  # positions; caches have room for whole parts
 BLOCK = 32  # positions whose values stay in the first-level cache
 F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
 LANES = 16
-AHEAD = 64  # keys
 f32 = np.float32
 
 
@@ -60,7 +58,7 @@ def row_bytes(kind, dim):  # noqa: ANN001, ANN201
 def _scores(kind, q, keys, values, stride, count, scale, scores, stream):  # noqa: ANN001, ANN202
     """q [n, D] times `count` keys at an address -> scores [n, 256].
 
-    With `stream`, keys further on are fetched meanwhile, and the values that are needed next.
+    With `stream`, the values that are needed next are fetched meanwhile.
     """
     n, op, os_ = U(q.shape[1] // LANES), U(scores.ctypes.data), U(4 * PART)
     qp, qs = U(q.ctypes.data), U(4 * q.shape[1])
@@ -69,35 +67,32 @@ def _scores(kind, q, keys, values, stride, count, scale, scores, stream):  # noq
         for i in range(q.shape[0]):
             round_q8(U(q[i].ctypes.data), U(rounded[i].ctypes.data), n)
         qp, qs = U(rounded.ctypes.data), U(rounded.shape[1])
-    size = (U(KEYS) * stride + U(511)) // U(512)
     for first in range(0, count, KEYS):
         kp, out, i = keys + U(first) * stride, op + U(4 * first), U(0)
-        if stream:
-            ask_for(kp + U(AHEAD) * stride, size)
-            ask_for(values + U(first) * stride, size)
+        ahead = values + U(first) * stride if stream else kp
         while i + U(4) <= U(q.shape[0]):
             query, to = qp + i * qs, out + i * os_
             if kind == F16:
-                scores_f16_4(query, qs, kp, stride, to, os_, scale, n)
+                scores_f16_4(query, qs, kp, stride, to, os_, scale, n, ahead)
             elif kind == Q8:
-                scores_q8_4(query, qs, kp, stride, to, os_, scale, n)
+                scores_q8_4(query, qs, kp, stride, to, os_, scale, n, ahead)
             else:
-                scores_f32_4(query, qs, kp, stride, to, os_, scale, n)
+                scores_f32_4(query, qs, kp, stride, to, os_, scale, n, ahead)
             i += U(4)
         while i < U(q.shape[0]):
             query, to = qp + i * qs, out + i * os_
             if kind == F16:
-                scores_f16_1(query, qs, kp, stride, to, os_, scale, n)
+                scores_f16_1(query, qs, kp, stride, to, os_, scale, n, ahead)
             elif kind == Q8:
-                scores_q8_1(query, qs, kp, stride, to, os_, scale, n)
+                scores_q8_1(query, qs, kp, stride, to, os_, scale, n, ahead)
             else:
-                scores_f32_1(query, qs, kp, stride, to, os_, scale, n)
+                scores_f32_1(query, qs, kp, stride, to, os_, scale, n, ahead)
             i += U(1)
     alive(rounded)
 
 
 @serial
-def _mix_q8(p, ps, v, vs, op, os_, queries, dims, count, room):  # noqa: ANN001, ANN202
+def _mix_q8(p, ps, v, vs, op, os_, queries, dims, count, ahead, room):  # noqa: ANN001, ANN202
     """out [queries, dims] += weights times `count` 8-bit values; addresses, strides in bytes.
 
     `room` is for weights times scales: 16 float32 a position and block, for four queries.
@@ -115,20 +110,21 @@ def _mix_q8(p, ps, v, vs, op, os_, queries, dims, count, room):  # noqa: ANN001,
         while d < dims:
             wide = block % U(4 * LANES) == U(0)
             here, values, to = room + d // block * size, v + d, out + d * U(4)
+            fetched = ahead + d
             if four and wide:
-                mix_q8_44(here, each, values, vs, to, os_, count)
+                mix_q8_44(here, each, values, vs, to, os_, count, fetched)
             elif four:
-                mix_q8_41(here, each, values, vs, to, os_, count)
+                mix_q8_41(here, each, values, vs, to, os_, count, fetched)
             elif wide:
-                mix_q8_14(here, each, values, vs, to, os_, count)
+                mix_q8_14(here, each, values, vs, to, os_, count, fetched)
             else:
-                mix_q8_11(here, each, values, vs, to, os_, count)
+                mix_q8_11(here, each, values, vs, to, os_, count, fetched)
             d += U(4 * LANES) if wide else U(LANES)
         i += U(4) if four else U(1)
 
 
 @serial
-def _mix_block(kind, p, ps, v, vs, op, os_, queries, dims, count):  # noqa: ANN001, ANN202
+def _mix_block(kind, p, ps, v, vs, op, os_, queries, dims, count, ahead):  # noqa: ANN001, ANN202
     """out [queries, dims] += weights times `count` values; addresses and strides in bytes."""
     size, i = U(2 if kind == F16 else 4), U(0)
     while i < queries:
@@ -136,23 +132,23 @@ def _mix_block(kind, p, ps, v, vs, op, os_, queries, dims, count):  # noqa: ANN0
         d, weights, out = U(0), p + i * ps, op + i * os_
         while d < dims:
             wide = d + U(4 * LANES) <= dims
-            values, to = v + d * size, out + d * U(4)
+            values, to, fetched = v + d * size, out + d * U(4), ahead + d * size
             if kind == F16 and four and wide:
-                mix_f16_44(weights, ps, values, vs, to, os_, count)
+                mix_f16_44(weights, ps, values, vs, to, os_, count, fetched)
             elif kind == F16 and four:
-                mix_f16_41(weights, ps, values, vs, to, os_, count)
+                mix_f16_41(weights, ps, values, vs, to, os_, count, fetched)
             elif kind == F16 and wide:
-                mix_f16_14(weights, ps, values, vs, to, os_, count)
+                mix_f16_14(weights, ps, values, vs, to, os_, count, fetched)
             elif kind == F16:
-                mix_f16_11(weights, ps, values, vs, to, os_, count)
+                mix_f16_11(weights, ps, values, vs, to, os_, count, fetched)
             elif four and wide:
-                mix_f32_44(weights, ps, values, vs, to, os_, count)
+                mix_f32_44(weights, ps, values, vs, to, os_, count, fetched)
             elif four:
-                mix_f32_41(weights, ps, values, vs, to, os_, count)
+                mix_f32_41(weights, ps, values, vs, to, os_, count, fetched)
             elif wide:
-                mix_f32_14(weights, ps, values, vs, to, os_, count)
+                mix_f32_14(weights, ps, values, vs, to, os_, count, fetched)
             else:
-                mix_f32_11(weights, ps, values, vs, to, os_, count)
+                mix_f32_11(weights, ps, values, vs, to, os_, count, fetched)
             d += U(4 * LANES) if wide else U(LANES)
         i += U(4) if four else U(1)
 
@@ -188,13 +184,14 @@ def part(kind, q, keys, values, stride, seen, scale, scores, ones, tops, sums, o
     room = np.empty(BLOCK * 4 * q.shape[1] // 2 if kind == Q8 else 0, np.float32)
     for first in range(0, count, BLOCK):
         some, here = U(min(BLOCK, count - first)), values + U(first) * stride
+        ahead = keys + U(PART + first) * stride if stream else here  # the next part's keys
         weights, op = U(scores.ctypes.data) + U(4 * first), U(out.ctypes.data)
         if kind == Q8:
             _mix_q8(weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims, some,
-                    U(room.ctypes.data))  # fmt: skip
+                    ahead, U(room.ctypes.data))  # fmt: skip
         else:
             _mix_block(kind, weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims,
-                       some)  # fmt: skip
+                       some, ahead)  # fmt: skip
     alive(room)
 
 

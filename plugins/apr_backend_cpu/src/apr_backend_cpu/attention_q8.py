@@ -32,6 +32,7 @@ from apr_backend_cpu.vector_ir import (
     fma,
     load,
     pair_dot,
+    prefetch,
     shuffle,
     splat,
     store,
@@ -76,11 +77,12 @@ def make_scores(queries: int) -> Any:
     Arguments as of `attention_tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
     16 products of 127 * 32767 at most a block, exactly, in int32.
     """
-    signature = types.void(*[types.uintp] * 6, types.float32, types.uintp)
+    signature = types.void(*[types.uintp] * 6, types.float32, *[types.uintp] * 2)
+    size = KEYS * (2 * LANES + 2)  # bytes of 32 codes and their scale, of four keys
     order = [i % 2 * 8 + i // 2 for i in range(LANES)]
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        qp, q_stride, kp, k_stride, op, o_stride, scale, n = args
+        qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
         qs, ks = _rows(b, qp, q_stride, queries), _rows(b, kp, k_stride, KEYS)
         groups = groups_of(b, n)  # as many steps of 32 codes has a block
 
@@ -89,6 +91,7 @@ def make_scores(queries: int) -> Any:
 
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 i = b.add(first, i)
+                prefetch(b, advance(b, ahead, i, size), 8 * LANES)  # two lines: nearly all
                 keys = [_pairs(b, advance(b, p, i, 2 * LANES)) for p in ks]
                 results = []
                 for number, q in enumerate(qs):
@@ -121,8 +124,9 @@ def make_scores(queries: int) -> Any:
 
     @intrinsic
     def scores(
-        typing: Any, qp: Any, qs: Any, kp: Any, ks: Any, op: Any, os_: Any, scale: Any, n: Any
-    ) -> Any:
+        typing: Any, qp: Any, qs: Any, kp: Any, ks: Any, op: Any, os_: Any, scale: Any, n: Any,
+        ahead: Any,
+    ) -> Any:  # fmt: skip
         return signature, codegen
 
     return scores
@@ -172,14 +176,15 @@ def make_mix(queries: int, vectors: int) -> Any:
     Arguments as of `attention_tiles.make_mix`, but the weights are those of `make_weigh` for the
     block that the dims are of.
     """
-    signature = types.void(*[types.uintp] * 7)
+    signature = types.void(*[types.uintp] * 8)
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        pp, p_stride, vp, v_stride, op, o_stride, n = args
+        pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
         rows = _rows(b, op, o_stride, queries)
         outs = [at(b, out, 4 * LANES * c) for out in rows for c in range(vectors)]
 
         def body(k: Value, sums: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, ahead, k, v_stride), LANES * vectors)
             here = advance(b, vp, k, v_stride)
             values = [_codes(b, at(b, here, LANES * c)) for c in range(vectors)]
             results = []
@@ -195,7 +200,9 @@ def make_mix(queries: int, vectors: int) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def mix(typing: Any, pp: Any, ps: Any, vp: Any, vs: Any, op: Any, os_: Any, n: Any) -> Any:
+    def mix(
+        typing: Any, pp: Any, ps: Any, vp: Any, vs: Any, op: Any, os_: Any, n: Any, ahead: Any
+    ) -> Any:
         return signature, codegen
 
     return mix

@@ -1,7 +1,9 @@
 """The inner products of attention as vector IR: queries times keys, and weights times values.
 
 Caches hold float16 or float32; everything is summed in float32. The order of a sum does not depend
-on how many queries a tile has, so a query gives the same bits alone and in any batch.
+on how many queries a tile has, so a query gives the same bits alone and in any batch. Each tile
+also fetches, a little with every step, what another will read: asking for much at once would make
+it wait.
 """
 
 from __future__ import annotations
@@ -65,17 +67,20 @@ def make_scores(loader: Loader, itemsize: int, queries: int) -> Any:
     """An intrinsic: dots of `queries` float32 queries with 4 keys, times a scale.
 
     Arguments: addresses of the first query and key, bytes between them, address of the scores and
-    bytes between the scores of two queries, the scale, vectors of 16 a key.
+    bytes between the scores of two queries, the scale, vectors of 16 a key; an address from which
+    as many bytes as four keys have are fetched meanwhile.
     """
-    signature = types.void(*[types.uintp] * 6, types.float32, types.uintp)
+    signature = types.void(*[types.uintp] * 6, types.float32, *[types.uintp] * 2)
+    size = KEYS * LANES * itemsize
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        qp, q_stride, kp, k_stride, op, o_stride, scale, n = args
+        qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
         row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
         qs = [row(qp, i, q_stride) for i in range(queries)]
         ks = [row(kp, j, k_stride) for j in range(KEYS)]
 
         def body(i: Value, sums: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, ahead, i, size), size)
             keys = [loader(b, advance(b, k, i, LANES * itemsize)) for k in ks]
             results = []
             for number, q in enumerate(qs):
@@ -95,8 +100,9 @@ def make_scores(loader: Loader, itemsize: int, queries: int) -> Any:
 
     @intrinsic
     def scores(
-        typing: Any, qp: Any, qs: Any, kp: Any, ks: Any, op: Any, os_: Any, scale: Any, n: Any
-    ) -> Any:
+        typing: Any, qp: Any, qs: Any, kp: Any, ks: Any, op: Any, os_: Any, scale: Any, n: Any,
+        ahead: Any,
+    ) -> Any:  # fmt: skip
         return signature, codegen
 
     return scores
@@ -106,12 +112,13 @@ def make_mix(loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
     """An intrinsic: out += weights times values, `queries` rows of `vectors` times 16 dims.
 
     Arguments: addresses of the weights and bytes between two queries', of the values and bytes
-    between two positions', of the results and bytes between two queries', positions.
+    between two positions', of the results and bytes between two queries', positions; an address
+    from which as many bytes of as many rows are fetched meanwhile.
     """
-    signature = types.void(*[types.uintp] * 7)
+    signature = types.void(*[types.uintp] * 8)
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        pp, p_stride, vp, v_stride, op, o_stride, n = args
+        pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
         row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
         outs = [
             at(b, row(op, i, o_stride), 4 * LANES * c)
@@ -120,6 +127,7 @@ def make_mix(loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
         ]
 
         def body(k: Value, sums: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, ahead, k, v_stride), LANES * itemsize * vectors)
             here = advance(b, vp, k, v_stride)
             values = [loader(b, at(b, here, LANES * itemsize * c)) for c in range(vectors)]
             results = []
@@ -135,7 +143,9 @@ def make_mix(loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def mix(typing: Any, pp: Any, ps: Any, vp: Any, vs: Any, op: Any, os_: Any, n: Any) -> Any:
+    def mix(
+        typing: Any, pp: Any, ps: Any, vp: Any, vs: Any, op: Any, os_: Any, n: Any, ahead: Any
+    ) -> Any:
         return signature, codegen
 
     return mix
@@ -191,21 +201,6 @@ def largest(typing: Any, p: Any, n: Any) -> Any:
         return b.extract_element(v, ir.Constant(ir.IntType(32), 0))
 
     return types.float32(types.uintp, types.uintp), codegen
-
-
-@intrinsic
-def ask_for(typing: Any, p: Any, n: Any) -> Any:
-    """Prefetch n times 512 bytes from an address on."""
-
-    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        def body(i: Value, values: list[Value]) -> list[Value]:
-            prefetch(b, advance(b, args[0], i, 512), 512)
-            return values
-
-        count_loop(b, args[1], [], body)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uintp), codegen
 
 
 scores_f16_4, scores_f16_1 = make_scores(_load_f16, 2, 4), make_scores(_load_f16, 2, 1)

@@ -18,6 +18,7 @@ from numba import njit
 from numba.core import event
 
 from apr_backend_cpu.vector_ir import DOT_MODE
+from apr_core.errors import UsageError
 from apr_core.notices import working
 
 
@@ -59,25 +60,18 @@ class _Compilations(event.Listener):
 event.register("numba:compile", _Compilations())
 
 
-def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """njit with options, its disk cache in this package's folder whoever imported what first.
+def serial(function: Callable[..., Any]) -> Any:
+    """njit with a disk cache in this package's folder, whoever imported what first.
 
-    No fastmath by default: a result may not depend on how a loop was unrolled for a tile.
+    No fastmath: a result may not depend on how a loop was unrolled for a tile. No parallel loops:
+    threads are those of `team.py`.
     """
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        _Compilations.known += 1
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
-        try:
-            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-
-    return decorate
-
-
-serial = _compiler()
-threaded = _compiler(parallel=True)
+    _Compilations.known += 1
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def physical_cores() -> int:
@@ -91,15 +85,17 @@ def physical_cores() -> int:
     return len(cores) or (len(allowed) if allowed else os.cpu_count() or 1)
 
 
-_in_use = 0  # threads; numba.get_num_threads() takes 20 us, and products ask for every call
+MOST_THREADS = 64  # or as many as there are processors
+_in_use = 0  # threads
 
 
 def use_threads(threads: int | None) -> int:
-    """Set the thread count of all kernels; returns what is in force."""
+    """Set the thread count of all kernels; returns what is in force. Raises UsageError."""
     global _in_use
-    count = threads or physical_cores()
-    _in_use = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(_in_use)
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if threads is not None and not 0 < threads <= most:
+        raise UsageError(f"threads must be between 1 and {most}, found {threads}")
+    _in_use = threads or physical_cores()
     return _in_use
 
 

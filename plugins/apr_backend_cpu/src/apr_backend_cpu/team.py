@@ -147,25 +147,19 @@ class Team:
             execute(self._address, U(0))
 
 
-_team: Team | None = None
+_teams: dict[int, Team] = {}
 
 
 def team(threads: int) -> Team:
-    """The team of that size; another size replaces the one there was."""
-    global _team
-    if _team is None or _team.threads != threads:
-        _team = Team(threads)
-    return _team
-
-
-def _forget() -> None:
-    """A forked process has none of the threads."""
-    global _team
-    _team = None
+    """The team of that size. Teams that are not used sleep."""
+    found = _teams.get(threads)
+    if found is None:
+        found = _teams[threads] = Team(threads)
+    return found
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_teams.clear)  # a forked process has no such threads
 
 
 def program_words(size: int, threads: int) -> Any:

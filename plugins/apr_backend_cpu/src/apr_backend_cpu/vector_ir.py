@@ -7,6 +7,7 @@ same IR runs everywhere. Only the 8-bit dot product has a variant for one instru
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,11 @@ def dot_mode() -> str:
     `vnni` needs AVX-512 VNNI, `avx2` AVX2; `generic` is plain LLVM vectors for any processor.
     """
     features = binding.get_host_cpu_features()
+    if platform.machine() in ("x86_64", "AMD64") and not features.get("f16c"):
+        raise BackendError(
+            "this processor cannot convert float16 numbers (F16C), which weights and caches hold",
+            "Use an x86 processor of 2013 or later, or another backend.",
+        )
     if features.get("avx512vnni") and features.get("avx512vl"):
         best = "vnni"
     else:
