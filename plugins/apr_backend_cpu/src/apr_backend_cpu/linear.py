@@ -37,10 +37,8 @@ class Group:
         tile, before = 0, 0
         for w in weights:
             for data, first, rows in self._parts(w):
-                row_bytes = data.strides[0]
-                address = data.ctypes.data
-                parts.append([tile, address, row_bytes, rows, self._code(w), before, first,
-                              w.rows, self._parameters(w)])  # fmt: skip
+                parts.append([tile, address(data), data.strides[0], rows, self._code(w), before,
+                              first, w.rows, self._parameters(w)])  # fmt: skip
                 tile += -(-rows // ROWS)
             before += w.rows
         self.table = np.array(parts, np.uint64)
@@ -56,7 +54,7 @@ class Group:
 
     def _parameters(self, w: Any) -> int:
         """Where the compiled code finds a declared layout; 0 for a format it knows."""
-        return 0 if w.format in CODES else self._layout(w).params.ctypes.data
+        return 0 if w.format in CODES else address(self._layout(w).params)
 
     def _layout(self, w: Any) -> Layout16:
         if w.name not in self._layouts:

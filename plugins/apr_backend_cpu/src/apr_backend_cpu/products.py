@@ -33,7 +33,7 @@ from apr_backend_cpu.matmul import (
     signed_1,
     signed_8,
 )
-from apr_backend_cpu.matvec import matvec
+from apr_backend_cpu.matvec import Q4_K, Q5_K, Q6_K, Q8_0, matvec
 from apr_backend_cpu.rows import alive, floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
@@ -41,7 +41,7 @@ U = np.uint64
 ROWS = 16  # of a tile
 FEW = 17  # rows of activations from which unpacking pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
-Q4_K, Q5_K, Q6_K, Q8_0, PAIRS, HALVES, BYTES = range(7)
+PAIRS, HALVES, BYTES = range(Q8_0 + 1, Q8_0 + 4)  # declared layouts, after the formats
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
 LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 # Columns of a table of parts, uint64. A part is a matrix up to a whole number of tiles, or what is
