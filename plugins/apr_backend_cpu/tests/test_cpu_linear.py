@@ -14,10 +14,9 @@ from apr_backend_cpu import linear
 from apr_backend_cpu.activations import (
     AT_D,
     AT_GROUP_D,
-    AT_SCALE16,
     AT_SCALE32,
+    AT_SHIFT16,
     AT_SHIFT32,
-    AT_SUM16,
     AT_SUM32,
     SUPERBLOCK,
     quantize,
@@ -186,12 +185,11 @@ def test_the_records_sums_are_those_of_their_codes(rng):
     records = quantize(rng.standard_normal((2, 512)).astype(np.float32))
     codes = records.view(np.int8)[..., :SUPERBLOCK].astype(int)
     ints, shorts, floats = (records.view(t) for t in (np.int32, np.int16, np.float32))
-    steps = ints[..., AT_SCALE16 // 4 :][..., :16]
-    sums = shorts[..., AT_SUM16 // 2 :][..., :16]
-    np.testing.assert_array_equal(sums, steps * codes.reshape(2, 2, 16, 16).sum(-1))
+    steps = ints[..., AT_SCALE32 // 4 :][..., :8]
+    shifts = ints[..., AT_SHIFT16 // 4 :][..., :16]
+    np.testing.assert_array_equal(shifts, -32 * codes.reshape(2, 2, 16, 16).sum(-1))
     totals = codes.reshape(2, 2, 8, 32).sum(-1)
-    np.testing.assert_array_equal(ints[..., AT_SCALE32 // 4 :][..., :8], steps[..., ::2])
-    np.testing.assert_array_equal(ints[..., AT_SUM32 // 4 :][..., :8], steps[..., ::2] * totals)
+    np.testing.assert_array_equal(shorts[..., AT_SUM32 // 2 :][..., :8], steps * totals)
     np.testing.assert_array_equal(ints[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)
     d, scaled = floats[..., AT_D // 4], floats[..., AT_GROUP_D // 4 :][..., :8]
-    np.testing.assert_allclose(scaled, d[..., None] * steps[..., ::2], rtol=1e-6)
+    np.testing.assert_allclose(scaled, d[..., None] * steps, rtol=1e-6)

@@ -4,8 +4,8 @@ A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one fl
 superblock and one integer s_j from 1 to S for each 32 values. All that a product sums over a
 superblock is then an integer, and integers can be summed in any order.
 
-S is 32 where the integers of every format then stay below 2^31 and their sums of 16 below 2^15,
-which is nearly always; else 16, where they do whatever the values are. The largest are those of
+S is 32 where the integers of every format then stay below 2^31 and their sums of 32 below 2^15,
+which is nearly always; else 8, where they do whatever the values are. The largest are those of
 q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
 
 A superblock is a record of 512 bytes, offsets as below; sums are over q. Rows of records are
@@ -45,21 +45,21 @@ from apr_backend_cpu.vector_ir import (
 SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
 AT_Q = 0  # 256 int8
-AT_SCALE16 = 256  # 16 int32: s_j of each 16 values
-AT_SUM16 = 320  # 16 int16: s_j times the sum of each 16 values
-AT_SCALE32, AT_SUM32 = 352, 384  # 8 int32 each: s_j, and s_j times the sum of 32 values
+AT_SHIFT16 = 256  # 16 int32: -32 times the sum of each 16 values
+AT_SUM32 = 320  # 8 int16: s_j times the sum of 32 values
+AT_SCALE32 = 352  # 8 int32: s_j
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 
-STEPS, SAFE_STEPS = 32, 16  # S above
-LARGEST_SUM16 = 2**15 - 1
+STEPS, SAFE_STEPS = 32, 8  # S above
+LARGEST_SUM32 = 2**15 - 1
 SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
 INFINITY_BITS = 0x7F800000
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
 ROUND_BITS = 0x4B400000
 GROUPS = SUPERBLOCK // GROUP
 V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
-V16B, V16H = ir.VectorType(I8, LANES), ir.VectorType(I16, LANES)
+V16B, V8H = ir.VectorType(I8, LANES), ir.VectorType(I16, GROUPS)
 
 
 def _umax(b: ir.IRBuilder, x: Value, y: Value) -> Value:
@@ -139,27 +139,25 @@ def _quantize(b: ir.IRBuilder, x: Value, record: Value, steps: int) -> Value:
     store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
     store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
     total = intrinsic_call(b, "llvm.vector.reduce.add.v16i32", I32, size)
-    top = intrinsic_call(b, "llvm.vector.reduce.umax.v16i32", I32, _absolute(b, weighed))
+    top = intrinsic_call(b, "llvm.vector.reduce.umax.v8i32", I32, _absolute(b, weighed))
     return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
-                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM16)))  # fmt: skip
+                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM32)))  # fmt: skip
 
 
 def _absolute(b: ir.IRBuilder, x: Value) -> Value:
-    return b.select(b.icmp_signed("<", x, const(V16I, 0)), b.neg(x), x)
+    return b.select(b.icmp_signed("<", x, const(x.type, 0)), b.neg(x), x)
 
 
 def _store_integers(b: ir.IRBuilder, record: Value, sums: Value, steps: Value) -> Value:
-    """Scales, and sums [16] of 16 codes each, in the forms that products want; s_j * sums."""
-    steps16 = shuffle(b, steps, [lane // 2 for lane in range(LANES)])
-    weighed = b.mul(sums, steps16)
-    store(b, steps16, at(b, record, AT_SCALE16))
-    store(b, b.trunc(weighed, V16H), at(b, record, AT_SUM16))
+    """Scales, and sums [16] of 16 codes each, in the forms that products want; s_j * sums of 32."""
     even = [2 * j for j in range(GROUPS)]
     odd = [lane + 1 for lane in even]
-    pairs = lambda v: b.add(shuffle(b, v, even), shuffle(b, v, odd))  # noqa: E731
+    pairs = b.add(shuffle(b, sums, even), shuffle(b, sums, odd))
+    weighed = b.mul(pairs, steps)
+    store(b, b.mul(sums, const(V16I, -32)), at(b, record, AT_SHIFT16))
+    store(b, b.trunc(weighed, V8H), at(b, record, AT_SUM32))
     store(b, steps, at(b, record, AT_SCALE32))
-    store(b, pairs(weighed), at(b, record, AT_SUM32))
-    store(b, b.mul(pairs(sums), const(V8I, -128)), at(b, record, AT_SHIFT32))
+    store(b, b.mul(pairs, const(V8I, -128)), at(b, record, AT_SHIFT32))
     return weighed
 
 

@@ -21,14 +21,15 @@ from apr_backend_cpu.activations import (
     AT_D,
     AT_GROUP_D,
     AT_SCALE32,
+    AT_SHIFT16,
     AT_SHIFT32,
-    AT_SUM16,
+    AT_SUM32,
     RECORD,
 )
 from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.formats import FORMATS, Packed, six_bit
 from apr_backend_cpu.lanes import columns4, transpose
-from apr_backend_cpu.matvec import byte, halves, low_half, matvec
+from apr_backend_cpu.matvec import byte, byte_pairs, halves, low_half, matvec
 from apr_backend_cpu.rows import U
 from apr_backend_cpu.vector_ir import (
     F32,
@@ -154,11 +155,11 @@ def _steps(b: ir.IRBuilder, xs: Values, group: int) -> Values:
 
 
 def _pairs(b: ir.IRBuilder, s: Block, pairs: Values) -> Values:
-    """Integer sums of minimum or offset, int16 [8][2], times the sums of 16 activations."""
+    """Integer sums of minima, int16 [4][2], times the sums of 32 activations."""
     sums, xs = s.zeros(), s.xs(b)
     for g, pair in enumerate(pairs):
         for t, x in enumerate(xs):
-            sums[t] = pair_dot(b, sums[t], pair, _splat(b, x, AT_SUM16 + 4 * g))
+            sums[t] = pair_dot(b, sums[t], pair, _splat(b, x, AT_SUM32 + 4 * g))
     return sums
 
 
@@ -204,8 +205,7 @@ def _affine(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
     if s.packed.bits == 5:
         _store(b, _columns(b, rows, 16) + _columns(b, rows, 32), s.room, TOPS)
     scaled = _affine_sums(b, s)
-    minima = [byte(b, mins, g) for g in range(8)]
-    low = _pairs(b, s, [b.or_(m, b.shl(m, const(V16I, 16))) for m in minima])
+    low = _pairs(b, s, byte_pairs(b, mins))
     d, dmin = low_half(b, ds), low_half(b, b.lshr(ds, const(V16I, 16)))
     results = []
     for x, y, total, minimum in zip(s.xs(b), ys, scaled, low, strict=True):
@@ -225,15 +225,18 @@ def _signed_scale(b: ir.IRBuilder, words: Value, h: int, i: int, shift: Value) -
 def _signed_chunk(
     b: ir.IRBuilder, s: Block, j: Value, half: Value, group: Value, shift: Value
 ) -> list[Values]:
-    """The j-th 32 bytes of nibbles times all rows, scaled: low ones; high ones, 64 values on."""
+    """The j-th 32 bytes of nibbles times all rows, scaled: low ones; high ones, 64 values on.
+
+    Codes are 32 too large.
+    """
     words, tops = (advance(b, s.room, half, VECTOR * n) for n in (2, 8))
     rows = s.rows.advance(b, j, 32)(b)
     columns = _columns(b, rows, 0) + _columns(b, rows, 16)
-    xs, results = s.xs.advance(b, group, 32)(b), []
+    xs, shifts, results = s.xs.advance(b, group, 32)(b), s.xs.advance(b, group, 8)(b), []
     for h in range(2):
         weighed = s.zeros()
         for i in range(2):
-            sums = s.zeros()
+            sums = [_splat(b, x, AT_SHIFT16 + 16 * h + 4 * i) for x in shifts]
             for c in range(4 * i, 4 * i + 4):
                 top = b.lshr(load(b, at(b, tops, TOPS + VECTOR * c), V16I), shift)
                 codes = _with_top(b, _nibbles(b, columns[c], h), top, 4 - 4 * h, 0x30)
@@ -263,21 +266,16 @@ def _signed_sums(b: ir.IRBuilder, s: Block) -> Values:
 
 def _signed(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
     """One superblock of q6_k: y + d * dx * I."""
-    c, rows = lambda v: const(V16I, v), s.rows(b)
+    rows = s.rows(b)
     words = _columns(b, rows, 192)
     _store(b, words, s.room, SCALES)
     _store(b, transpose(b, [load(b, at(b, p, 128), V16I) for p in rows]), s.room, TOPS)
-    scaled, pairs = _signed_sums(b, s), []
-    for g in range(8):  # codes are 32 too large
-        low, high = (b.shl(words[g // 2], c(24 - 16 * (g % 2) - 8 * k)) for k in range(2))
-        low, high = (b.shl(b.ashr(v, c(24)), c(5)) for v in (low, high))
-        pairs.append(b.or_(b.and_(low, c(0xFFFF)), b.shl(high, c(16))))
-    offsets, results = _pairs(b, s, pairs), []
+    scaled = _signed_sums(b, s)
     d = halves(b, [at(b, p, 208) for p in s.rows(b)])
-    for x, y, total, offset in zip(s.xs(b), ys, scaled, offsets, strict=True):
-        value = b.sitofp(b.sub(total, offset), V16F)
-        results.append(fma(b, value, b.fmul(d, _splat(b, x, AT_D, F32)), y))
-    return results
+    return [
+        fma(b, b.sitofp(total, V16F), b.fmul(d, _splat(b, x, AT_D, F32)), y)
+        for x, y, total in zip(s.xs(b), ys, scaled, strict=True)
+    ]
 
 
 def _blocks(b: ir.IRBuilder, s: Block, ys: Values) -> Values:

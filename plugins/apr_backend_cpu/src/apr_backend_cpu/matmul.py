@@ -17,8 +17,9 @@ from apr_backend_cpu.activations import (
     AT_D,
     AT_GROUP_D,
     AT_SCALE32,
+    AT_SHIFT16,
     AT_SHIFT32,
-    AT_SUM16,
+    AT_SUM32,
     RECORD,
 )
 from apr_backend_cpu.unpack import AT_D as TILE_D
@@ -69,16 +70,21 @@ def _group(
 
 
 def _scaled(b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int) -> Values:
-    """Integer sums of a superblock: step of 32 values * (scale of a group * its dot)."""
+    """Integer sums of a superblock: step of 32 values * (scale of a group * its dot).
+
+    Codes of groups of 16 are 32 too large.
+    """
     per_step = 32 // size
 
     def body(j: Value, totals: Values) -> Values:
         codes, scales = advance(b, w, j, VECTOR * 8), advance(b, w, j, VECTOR * per_step)
         here = [advance(b, x, j, 32) for x in xs]
+        starts = [advance(b, x, j, 8) for x in xs] if size == 16 else []
         sums = [const(V16I, 0)] * len(xs)
         for g in range(per_step):
             part = [at(b, x, size * g) for x in here]
-            dots = _group(b, at(b, codes, VECTOR * size // 4 * g), part, size, bits)
+            start = [_splat_int(b, x, AT_SHIFT16 + 4 * g) for x in starts] if starts else None
+            dots = _group(b, at(b, codes, VECTOR * size // 4 * g), part, size, bits, start)
             scale = load(b, at(b, scales, AT_SCALES + VECTOR * g), V16I)
             sums = [b.add(s, b.mul(d, scale)) for s, d in zip(sums, dots, strict=True)]
         steps = [_splat_int(b, advance(b, x, j, 4), AT_SCALE32) for x in xs]
@@ -90,12 +96,12 @@ def _scaled(b: ir.IRBuilder, w: Value, xs: Values, size: int, bits: int) -> Valu
 
 
 def _pairs(b: ir.IRBuilder, w: Value, xs: Values) -> Values:
-    """Integer sums of minimum or offset times the sums of 16 activations."""
+    """Integer sums of minima times the sums of 32 activations."""
     sums = [const(V16I, 0)] * len(xs)
-    for g in range(8):
+    for g in range(4):
         pair = load(b, at(b, w, AT_PAIRS + VECTOR * g), V16I)
         for t, x in enumerate(xs):
-            sums[t] = pair_dot(b, sums[t], pair, _splat_int(b, x, AT_SUM16 + 4 * g))
+            sums[t] = pair_dot(b, sums[t], pair, _splat_int(b, x, AT_SUM32 + 4 * g))
     return sums
 
 
@@ -111,13 +117,11 @@ def _affine(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Val
 
 
 def _signed(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Values:
-    scaled, offsets = _scaled(b, w, xs, 16, bits), _pairs(b, w, xs)
-    d = load(b, at(b, w, TILE_D), V16F)
-    results = []
-    for x, y, total, offset in zip(xs, ys, scaled, offsets, strict=True):
-        value = b.sitofp(b.sub(total, offset), V16F)
-        results.append(fma(b, value, b.fmul(d, _splat_float(b, x, AT_D)), y))
-    return results
+    scaled, d = _scaled(b, w, xs, 16, bits), load(b, at(b, w, TILE_D), V16F)
+    return [
+        fma(b, b.sitofp(total, V16F), b.fmul(d, _splat_float(b, x, AT_D)), y)
+        for x, y, total in zip(xs, ys, scaled, strict=True)
+    ]
 
 
 def _blocks(

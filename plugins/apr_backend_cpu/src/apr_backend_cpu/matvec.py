@@ -20,10 +20,9 @@ from numba.extending import intrinsic
 from apr_backend_cpu.activations import (
     AT_D,
     AT_GROUP_D,
-    AT_SCALE16,
     AT_SCALE32,
+    AT_SHIFT16,
     AT_SHIFT32,
-    AT_SUM16,
     AT_SUM32,
     RECORD,
 )
@@ -49,6 +48,7 @@ from apr_backend_cpu.vector_ir import (
     dot,
     fma,
     load,
+    pair_dot,
     prefetch,
     shuffle,
     splat,
@@ -80,6 +80,17 @@ def byte(b: ir.IRBuilder, words: list[Value], index: int) -> Value:
     """The index-th unsigned byte of vectors of words, as int32."""
     shifted = b.lshr(words[index // 4], const(V16I, index % 4 * 8))
     return b.and_(shifted, const(V16I, 0xFF))
+
+
+def byte_pairs(b: ir.IRBuilder, words: list[Value]) -> list[Value]:
+    """The unsigned bytes of vectors of two words, two by two: int16 [4][2] in each lane."""
+    low, high = const(V16I, 0x00FF), const(V16I, 0xFF00)
+    pairs = []
+    for word in words:
+        for value in (word, b.lshr(word, const(V16I, 16))):
+            above = b.shl(b.and_(value, high), const(V16I, 8))
+            pairs.append(b.or_(b.and_(value, low), above))
+    return pairs
 
 
 def _weigh(b: ir.IRBuilder, packed: Packed, dots: list[Value], scales: Value) -> Value:
@@ -120,9 +131,8 @@ def _affine_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: V
     ds, *words = columns4(b, [load(b, p, V4I) for p in rows])
     _, mins = six_bit(b, *words)
     low = const(V16I, 0)
-    for g in range(8):
-        sums = splat(b, load(b, at(b, x, AT_SUM32 + 4 * g), I32))
-        low = b.add(low, b.mul(byte(b, mins, g), sums))
+    for g, pair in enumerate(byte_pairs(b, mins)):
+        low = pair_dot(b, low, pair, splat(b, load(b, at(b, x, AT_SUM32 + 4 * g), I32)))
     dx = splat(b, load(b, at(b, x, AT_D), F32))
     d, dmin = low_half(b, ds), low_half(b, b.lshr(ds, const(V16I, 16)))
     y = fma(b, b.sitofp(_across(b, room), V16F), b.fmul(d, dx), y)
@@ -131,11 +141,13 @@ def _affine_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: V
 
 def _signed_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
     """As `_affine_row`, for q6_k; codes are 32 too large."""
-    steps = load(b, at(b, x, AT_SCALE16), V16I)
-    sums = b.shl(b.sext(load(b, at(b, x, AT_SUM16), V16H), V16I), const(V16I, 5))
+    steps = load(b, at(b, x, AT_SCALE32), V8I)
+    steps = shuffle(b, steps, [lane // 2 for lane in range(LANES)])
     scales = b.sext(load(b, at(b, p, 192), ir.VectorType(I8, 16)), V16I)
-    stepped = b.and_(b.mul(scales, steps), const(V16I, 0xFFFF))  # signed, in the lower half
-    return b.sub(_weigh(b, packed, _dots(b, packed, p, x), stepped), b.mul(scales, sums))
+    stepped = b.mul(scales, steps)
+    shift = b.mul(stepped, load(b, at(b, x, AT_SHIFT16), V16I))
+    lower = b.and_(stepped, const(V16I, 0xFFFF))  # signed, in the lower half
+    return b.add(_weigh(b, packed, _dots(b, packed, p, x), lower), shift)
 
 
 def _signed_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:

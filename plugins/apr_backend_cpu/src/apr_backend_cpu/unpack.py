@@ -3,8 +3,8 @@
 A tile is a record of 6,272 bytes a superblock. Codes are unsigned bytes [64][16 rows][4 values];
 after them stands what the kind of format needs, every vector a lane a row:
 
-    affine (q4_k, q5_k)  scales int32 [8], minimum pairs int16 [8][2], d, -dmin float32
-    signed (q6_k)        scales int32 [16], offset pairs int16 [8][2], d float32
+    affine (q4_k, q5_k)  scales int32 [8], minima int16 [4][2], d, -dmin float32
+    signed (q6_k)        scales int32 [16], d float32
     blocks (q8_0)        d float32 [8]
     layouts (generic)    scales float32 [8], minima over -128 float32 [8]
 """
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from apr_backend_cpu.formats import FORMATS, six_bit
 from apr_backend_cpu.lanes import columns4, transpose
-from apr_backend_cpu.matvec import byte, halves, low_half
+from apr_backend_cpu.matvec import byte, byte_pairs, halves, low_half
 from apr_backend_cpu.vector_ir import (
     I32,
     LANES,
@@ -116,8 +116,8 @@ def _affine(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
     scales, mins = six_bit(b, *words)
     for g in range(8):
         store(b, byte(b, scales, g), at(b, out, AT_SCALES + VECTOR * g))
-        low = byte(b, mins, g)
-        store(b, b.or_(low, b.shl(low, const(V16I, 16))), at(b, out, AT_PAIRS + VECTOR * g))
+    for g, pair in enumerate(byte_pairs(b, mins)):
+        store(b, pair, at(b, out, AT_PAIRS + VECTOR * g))
     store(b, low_half(b, ds), at(b, out, AT_D))
     dmin = low_half(b, b.lshr(ds, const(V16I, 16)))
     store(b, b.fneg(dmin), at(b, out, AT_DMIN))
@@ -129,10 +129,6 @@ def _signed(b: ir.IRBuilder, rows: list[Value], out: Value) -> None:
     scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
     for g, scale in enumerate(scales):
         store(b, scale, at(b, out, AT_SCALES + VECTOR * g))
-    for g in range(8):  # codes are 32 too large
-        low, high = (b.shl(scales[2 * g + k], c(5)) for k in range(2))
-        pair = b.or_(b.and_(low, c(0xFFFF)), b.shl(high, c(16)))
-        store(b, pair, at(b, out, AT_PAIRS + VECTOR * g))
     store(b, halves(b, [at(b, p, 208) for p in rows]), at(b, out, AT_D))
 
 
