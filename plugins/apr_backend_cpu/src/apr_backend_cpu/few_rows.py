@@ -197,7 +197,7 @@ def _affine_sums(b: ir.IRBuilder, s: Block) -> Values:
 
 
 def _affine(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
-    """One superblock of q4_k or q5_k: y + d * dx * I - dmin * dx * M."""
+    """One superblock of q4_k or q5_k: y + dx * (d * I - dmin * M)."""
     rows = s.rows(b)
     ds, *words = _columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
@@ -206,12 +206,11 @@ def _affine(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
         _store(b, _columns(b, rows, 16) + _columns(b, rows, 32), s.room, TOPS)
     scaled = _affine_sums(b, s)
     low = _pairs(b, s, byte_pairs(b, mins))
-    d, dmin = low_half(b, ds), low_half(b, b.lshr(ds, const(V16I, 16)))
+    d, dmin = low_half(b, ds), b.fneg(low_half(b, b.lshr(ds, const(V16I, 16))))
     results = []
     for x, y, total, minimum in zip(s.xs(b), ys, scaled, low, strict=True):
-        dx = _splat(b, x, AT_D, F32)
-        y = fma(b, b.sitofp(total, V16F), b.fmul(d, dx), y)
-        results.append(fma(b, b.sitofp(minimum, V16F), b.fmul(b.fneg(dmin), dx), y))
+        value = fma(b, b.sitofp(minimum, V16F), dmin, b.fmul(b.sitofp(total, V16F), d))
+        results.append(fma(b, value, _splat(b, x, AT_D, F32), y))
     return results
 
 

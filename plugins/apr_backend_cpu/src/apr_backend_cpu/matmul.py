@@ -110,9 +110,8 @@ def _affine(b: ir.IRBuilder, w: Value, xs: Values, ys: Values, bits: int) -> Val
     d, dmin = (load(b, at(b, w, offset), V16F) for offset in (TILE_D, AT_DMIN))
     results = []
     for x, y, total, minimum in zip(xs, ys, scaled, low, strict=True):
-        dx = _splat_float(b, x, AT_D)
-        y = fma(b, b.sitofp(total, V16F), b.fmul(d, dx), y)
-        results.append(fma(b, b.sitofp(minimum, V16F), b.fmul(dmin, dx), y))
+        value = fma(b, b.sitofp(minimum, V16F), dmin, b.fmul(b.sitofp(total, V16F), d))
+        results.append(fma(b, value, _splat_float(b, x, AT_D), y))
     return results
 
 

@@ -127,16 +127,15 @@ def _affine_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
 
 
 def _affine_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
-    """One superblock of 16 rows: y + d * dx * I - dmin * dx * M."""
+    """One superblock of 16 rows: y + dx * (d * I - dmin * M)."""
     ds, *words = columns4(b, [load(b, p, V4I) for p in rows])
     _, mins = six_bit(b, *words)
     low = const(V16I, 0)
     for g, pair in enumerate(byte_pairs(b, mins)):
         low = pair_dot(b, low, pair, splat(b, load(b, at(b, x, AT_SUM32 + 4 * g), I32)))
-    dx = splat(b, load(b, at(b, x, AT_D), F32))
-    d, dmin = low_half(b, ds), low_half(b, b.lshr(ds, const(V16I, 16)))
-    y = fma(b, b.sitofp(_across(b, room), V16F), b.fmul(d, dx), y)
-    return fma(b, b.sitofp(low, V16F), b.fmul(b.fneg(dmin), dx), y)
+    d, dmin = low_half(b, ds), b.fneg(low_half(b, b.lshr(ds, const(V16I, 16))))
+    value = fma(b, b.sitofp(low, V16F), dmin, b.fmul(b.sitofp(_across(b, room), V16F), d))
+    return fma(b, value, splat(b, load(b, at(b, x, AT_D), F32)), y)
 
 
 def _signed_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
