@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         Exporter,
         Family,
         Kernel,
+        Layout,
+        Numbers,
         Quantizer,
         Recipe,
         Source,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         ValidationFailed,
     )
     from apr_core.format import AprFile
+    from apr_core.hfconfig import ConfigReader, sampling_defaults
     from apr_core.hookspecs import API_VERSION, hookimpl
     from apr_core.model.model import Model, load
     from apr_core.modelspec import Block, ModelConfig, Plan, TensorClass
@@ -50,8 +53,8 @@ _WHERE = {
     "apr_core.binding": ("BackendPlugin", "HostMatrix", "Weight"),
     "apr_core.contract": ("Contract",),
     "apr_core.declarations": (
-        "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Quantizer", "Recipe",
-        "Source",
+        "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Layout", "Numbers",
+        "Quantizer", "Recipe", "Source",
     ),
     "apr_core.engine.sampling": ("SamplingParams",),
     "apr_core.errors": (
@@ -60,6 +63,7 @@ _WHERE = {
         "UsageError", "ValidationFailed",
     ),
     "apr_core.format": ("AprFile",),
+    "apr_core.hfconfig": ("ConfigReader", "sampling_defaults"),
     "apr_core.hookspecs": ("API_VERSION", "hookimpl"),
     "apr_core.model.model": ("Model", "load"),
     "apr_core.modelspec": ("Block", "ModelConfig", "Plan", "TensorClass"),
@@ -69,12 +73,13 @@ _WHERE = {
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError", "BackendPlugin",
-    "BackendUnavailable", "Block", "Command", "ConfigError", "Contract", "ContractError",
-    "Exporter", "Family", "FormatError", "HostMatrix", "InputOutputError", "Kernel", "Model",
-    "ModelConfig", "NotFound", "Op", "Plan", "PluginError", "QuantizationError", "Quantizer",
-    "Recipe", "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError",
-    "ValidationFailed", "Weight", "__version__", "composite", "hookimpl", "load", "op",
+    "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError",
+    "BackendPlugin", "BackendUnavailable", "Block", "Command", "ConfigError", "ConfigReader",
+    "Contract", "ContractError", "Exporter", "Family", "FormatError", "HostMatrix",
+    "InputOutputError", "Kernel", "Layout", "Model", "ModelConfig", "NotFound", "Numbers", "Op",
+    "Plan", "PluginError", "QuantizationError", "Quantizer", "Recipe", "SamplingParams",
+    "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed", "Weight",
+    "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
 ]  # fmt: skip
 
 

@@ -39,12 +39,17 @@ class Family(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Declaration):
-    """An attention variant. `brings` are (op name, target) pairs for ops of its own."""
+    """An attention variant. `brings` are (op name, target) pairs for ops of its own.
+
+    `cases` is "module:function" -> list of apr_core.testing.OpCase for these ops: every backend's
+    conformance kit runs them.
+    """
 
     _: KW_ONLY
     state: StateKind = "kv"
     ops: tuple[str, ...] = ()
     brings: tuple[tuple[str, str], ...] = ()
+    cases: str = ""
 
     kind: ClassVar[str] = "attention"
 

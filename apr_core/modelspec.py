@@ -77,7 +77,11 @@ class Plan:
 
 
 class FamilyPlugin(Protocol):
-    """What the target of a `Family` declaration makes when it is called without arguments."""
+    """What the target of a `Family` declaration makes when it is called without arguments.
+
+    It should also have `tiny_config() -> dict`: the config.json of a model of a few layers and 64
+    to 256 features, for which conformance kits make random weights.
+    """
 
     def contract(self) -> Contract:
         """The family's contract, read from its package data."""

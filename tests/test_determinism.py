@@ -200,14 +200,14 @@ def linear_f32(x, w):
 def linear_int8(x, w):
     """A float product of activations rounded as packed kernels round them.
 
-    int8 codes; 32 values share a scale that is 1 to 32 times what 256 values share, or 1 to 16
+    int8 codes; 32 values share a scale that is 1 to 32 times what 256 values share, or 1 to 8
     times where the sums of 32 would not fit.
     """
     from apr_backend_cpu.linear import linear
 
     blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % 256))).reshape(x.shape[0], -1, 8, 32)
     fine, fits = rounded(blocks, 32)
-    coarse, _ = rounded(blocks, 16)
+    coarse, _ = rounded(blocks, 8)
     values = np.where(fits, fine, coarse).reshape(x.shape[0], -1)
     return linear(np.ascontiguousarray(values[:, : x.shape[1]], np.float32), w)
 
@@ -219,7 +219,7 @@ def rounded(blocks, most):
     steps = np.clip(np.ceil(tops / np.where(unit > 0, unit * np.float32(127), 1)), 1, most)
     scale = (unit * steps).astype(np.float32)
     codes = np.rint(np.clip(blocks / np.where(scale > 0, scale, 1), -127, 127))
-    sums = (steps * codes).reshape(*blocks.shape[:2], 16, 16).sum(-1)
+    sums = (steps * codes).sum(-1)
     fits = (np.abs(sums).max(-1) < 2**15) & ((steps * np.abs(codes)).sum((-2, -1)) < 2**19)
     return codes * scale, fits[..., None, None]
 
