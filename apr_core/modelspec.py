@@ -76,6 +76,15 @@ class Plan:
     norm_offset: float  # 1.0 where the weight is stored zero-centred: y = x * (offset + w)
 
 
+@dataclass(frozen=True, slots=True)
+class MixerExample:
+    """A small case of a mixer: its options, and its weights' shapes by role. For its kit."""
+
+    options: Mapping[str, Any]
+    hidden_size: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
 class FamilyPlugin(Protocol):
     """What the target of a `Family` declaration makes when it is called without arguments.
 

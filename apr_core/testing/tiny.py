@@ -59,7 +59,7 @@ def tiny_checkpoint(
     read, contract = found.config(hf), found.contract()
     if read.vocab_size < LEAST_VOCABULARY:
         raise UsageError(
-            f"a vocabulary of {read.vocab_size} is too small for the tokenizer of a tiny checkpoint",
+            f"a vocabulary of {read.vocab_size} is too small for a tiny tokenizer",
             f"Let vocab_size be {LEAST_VOCABULARY} or more.",
         )
     layout = layout or min(contract.content["layouts"], key=lambda x: _prefix_length(contract, x))
