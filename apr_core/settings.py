@@ -35,10 +35,14 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """$APR_CACHE, or apr in the XDG cache folder."""
+    """$APR_CACHE, or `[cache] dir` of the file, or apr in the XDG cache folder."""
     if env.get("APR_CACHE"):
         return Path(env["APR_CACHE"])
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr"
+    try:
+        configured = read_settings(config_path(env)).cache
+    except ConfigError:  # said where the file matters: a cache is needed to say it
+        configured = None
+    return configured or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr"
 
 
 def read_settings(path: Path | None = None) -> Settings:
