@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.declarations import Declaration, Family
-from apr_core.discovery import PluginRow, discover, missing_requirements, normalized_id
+from apr_core.discovery import discover, missing_requirements, normalized_id
 from apr_core.errors import (
     BackendUnavailable,
     PluginBroken,
@@ -20,6 +20,7 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
+from apr_core.plugin_rows import PluginRow
 from apr_core.settings import Settings, read_settings
 
 
@@ -172,13 +173,17 @@ class Registry:
 _current: Registry | None = None
 
 
-def get_registry() -> Registry:
-    """The process-wide registry of installed plugins, made on first use."""
+def get_registry(refresh: bool = False) -> Registry:
+    """The process-wide registry of installed plugins, made on first use.
+
+    With `refresh` it is made again, and every hooks module is imported again to see what it does.
+    """
     global _current
-    if _current is None:
+    if _current is None or refresh:
         settings = read_settings()
         off = os.environ.get("APR_NO_PLUGINS") == "1"
-        _current = Registry(() if off else discover(settings), settings.prefer)
+        found = () if off else discover(settings, refresh=refresh)
+        _current = Registry(found, settings.prefer)
     return _current
 
 
