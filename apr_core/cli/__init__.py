@@ -23,7 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("apr_core.cli.bench", "Measure how fast a file runs here."),
     "chat": ("apr_core.cli.chat", "Talk in turns."),
     "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),
-    "plugins": ("apr_core.cli.plugins", "List plugins and what they provide."),
+    "plugins": ("apr_core.cli.plugins", "List, check, switch and begin plugins."),
+    "doctor": ("apr_core.cli.doctor", "Look at everything apr depends on."),
 }
 INTERRUPTED, TERMINATED, IO_ERROR = 130, 143, 7
 
@@ -61,6 +62,8 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click does, with a suggestion for a misspelt command."""
+        if args[0] in COMMANDS:  # needs no plugin, so none is asked
+            return super().resolve_command(ctx, args)
         import difflib
 
         close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
