@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.binding import HostMatrix
 from apr_core.model.state import KVState, KVType, RecurrentState, Zeros
 
 Floats = NDArray[np.float32]
@@ -54,10 +55,14 @@ class OpCase:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Matrix:
-    """A weight for `linear` or `embed`: float32 [rows, cols], in whatever format is checked."""
+    """A weight for `linear` or `embed`: float32 [rows, cols].
+
+    With `host` a backend gets those bytes, and `values` are what they decode to.
+    """
 
     values: Floats
     uses: tuple[str, ...] = ("linear",)
+    host: HostMatrix | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
