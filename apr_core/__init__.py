@@ -78,8 +78,8 @@ __all__ = [
     "Contract", "ContractError", "Exporter", "Family", "FormatError", "HostMatrix",
     "InputOutputError", "Kernel", "Layout", "MixerExample", "Model", "ModelConfig", "NotFound",
     "Numbers", "Op", "Plan", "PluginError", "QuantizationError", "Quantizer", "Recipe",
-    "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed", "Weight",
-    "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
+    "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed",
+    "Weight", "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
 ]  # fmt: skip
 
 
