@@ -82,9 +82,9 @@ def run_checks(kit: type[Kit], names: Iterable[str] | None = None) -> Iterator[C
 
 def run_check(kit: type[Kit], name: str) -> CheckResult:
     """Run one check. Whatever it raises, but an interrupt, is its result."""
-    sentence = sentence_of(kit, name)
-    instance = kit()
+    sentence, subject = sentence_of(kit, name), kit.__name__
     try:
+        instance = kit()
         subject = instance.subject()
         getattr(instance, name)()
     except SkipTest as skipped:
@@ -96,7 +96,7 @@ def run_check(kit: type[Kit], name: str) -> CheckResult:
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return CheckResult(kit.__name__, name, sentence, "failed", reason)
+        return CheckResult(subject, name, sentence, "failed", reason)
     return CheckResult(subject, name, sentence, "passed")
 
 
