@@ -135,7 +135,11 @@ class Kernel(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Source(Declaration):
-    """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`."""
+    """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
+
+    `progress` is called with a file's name and the bytes that are there. The target may have an
+    attribute `example_url`: a small checkpoint that its conformance kit fetches.
+    """
 
     kind: ClassVar[str] = "source"
 

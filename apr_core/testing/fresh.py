@@ -10,12 +10,14 @@ from pathlib import Path
 LONGEST = 300  # seconds; a first run may compile
 
 
-def run_fresh(program: str, *arguments: str, hash_seed: int = 0) -> str:
+def run_fresh(program: str, *arguments: str, hash_seed: int | None = None) -> str:
     """What a program prints. It finds the modules that this process finds.
 
-    `arguments` are its `sys.argv[1:]`; strings hash by `hash_seed`. Raises AssertionError with the
-    last line of its errors if it fails.
+    `arguments` are its `sys.argv[1:]`. Strings hash by `hash_seed`, by default not as they do here.
+    Raises AssertionError with the last line of its errors if it fails.
     """
+    if hash_seed is None:
+        hash_seed = 2 if os.environ.get("PYTHONHASHSEED") == "1" else 1
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     env = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed)}
     done = subprocess.run(
