@@ -121,9 +121,10 @@ def test_golden_bytes_are_compared(tmp_path):
     recorded = {seed: golden_digest(broken.Plain(), BLOCK, seed) for seed in (0, 7)}
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(recorded))
-    for golden in (recorded, path, str(path)):
+    for golden in (recorded, path, str(path), recorded[0]):
         made = kit(broken.Plain, golden=golden)
         assert run_check(made, "test_golden_bytes").outcome == "passed"
+    assert "recorded is 000" in failure("test_golden_bytes", broken.Plain, golden="0" * 64)
     wrong = recorded | {7: "0" * 64}
     assert "seed 7 encodes to" in failure("test_golden_bytes", broken.Plain, golden=wrong)
 

@@ -11,7 +11,7 @@ LONGEST = 300  # seconds; a first run may compile
 
 
 def run_fresh(program: str, *arguments: str, hash_seed: int | None = None) -> str:
-    """What a program prints. It finds the modules that this process finds.
+    """The last line a program prints. It finds the modules that this process finds.
 
     `arguments` are its `sys.argv[1:]`. Strings hash by `hash_seed`, by default not as they do here.
     Raises AssertionError with the last line of its errors if it fails.
@@ -26,4 +26,4 @@ def run_fresh(program: str, *arguments: str, hash_seed: int | None = None) -> st
     )  # fmt: skip
     said = done.stderr.strip().splitlines()
     assert done.returncode == 0, f"in a process of its own it fails: {' '.join(said[-1:])}"
-    return done.stdout
+    return (done.stdout.splitlines() or [""])[-1]
