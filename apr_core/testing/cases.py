@@ -8,15 +8,15 @@
         return [(q, k, v, KV(kv_heads=2, head_dim=64), Parts((0, tokens, 0)), 0.125)]
 
 A call is the op's arguments without the leading `xp` or `o`. Arrays are activations: rows first,
-uploaded, and handed over as views too. `Vector` and `Matrix` are weights, `KV` and `Recurrent` are
-states, `Parts` is a step; anything else is handed over as it is. Calls of a case come one after
-the other; a state that several of them name is one state. Knows no backend.
+uploaded, and handed over as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and
+`Recurrent` are states, `Parts` is a step; anything else is handed over as it is. Calls of a case
+come one after the other; a state that several of them name is one state. Knows no backend.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.binding import HostMatrix
-from apr_core.model.state import KVState, KVType, RecurrentState, Zeros
+from apr_core.model.state import KVState, KVType, RecurrentState, WindowState, Zeros
 
 Floats = NDArray[np.float32]
 Call = tuple[Any, ...]
@@ -122,6 +122,30 @@ class KV:
         return {"keys": state.keys[slot][:, :length], "values": state.values[slot][:, :length]}
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Window:
+    """Keys and values of the last `window` positions."""
+
+    kv_heads: int
+    head_dim: int
+    window: int
+    dtype: KVType = "f32"
+
+    def new(self, zeros: Zeros) -> WindowState:
+        """A `WindowState`."""
+        return WindowState(zeros, self.kv_heads, self.head_dim, self.window, self.dtype)
+
+    def spoil(self, state: WindowState, slot: int) -> None:
+        """NaN at every position: an empty sequence has none."""
+        state.keys[slot][...] = np.nan
+        state.values[slot][...] = np.nan
+
+    def read(self, state: WindowState, slot: int, length: int) -> dict[str, Any]:
+        """Keys and values [Hkv, up to window - 1, D] that the next token may look at."""
+        _, keys, values = state.snapshot(slot, length)
+        return {"keys": keys, "values": values}
+
+
 class Recurrent:
     """Named arrays of a fixed shape, zeros at first: `Recurrent(conv=(3, 300))`."""
 
@@ -143,6 +167,15 @@ class Recurrent:
 def is_state(argument: Any) -> bool:
     """Whether an argument of a call becomes a state."""
     return all(hasattr(argument, name) for name in ("new", "spoil", "read"))
+
+
+def flat(calls: Sequence[Any]) -> Iterator[Any]:
+    """All arguments of calls, those in tuples one by one."""
+    for each in calls:
+        if isinstance(each, (tuple, list)):
+            yield from flat(each)
+        else:
+            yield each
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:

@@ -9,10 +9,11 @@ import numpy as np
 from apr_core.model.state import KVType
 from apr_core.testing.cases import KV, Call, Matrix, OpCase, Parts, Vector, normal, uniform
 
+KV_TYPES: tuple[KVType, ...] = ("f32", "f16", "q8")
 EXACT = 0.0  # values that are only moved
 ELEMENTWISE = 1e-12
 PRODUCT = 1e-11
-KV_TOLERANCE: dict[str, float] = {"f32": 1e-11, "f16": 1e-6, "q8": 5e-4}
+KV_TOLERANCE: dict[KVType, float] = {"f32": 1e-11, "f16": 1e-6, "q8": 5e-4}
 
 
 def core_cases() -> list[OpCase]:

@@ -49,6 +49,7 @@ class Cpu:
     xp = np
     kernels = KERNELS
     kv_types = ("f32", "f16", "q8")
+    bitwise_rows = True  # a row's result has the same bits alone and in any batch
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = use_threads(threads)
