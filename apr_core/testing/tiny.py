@@ -22,6 +22,7 @@ from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry, get_registry
 
 NORM_SPREAD, BIAS_SPREAD = 0.1, 0.1
+LAYER_GAIN = 0.5  # at 1 a random model amplifies rounding tens of times, which trained ones do not
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED = ("<think>", "</think>")
 MERGES = (
@@ -62,8 +63,7 @@ def tiny_checkpoint(
             f"a vocabulary of {read.vocab_size} is too small for a tiny tokenizer",
             f"Let vocab_size be {LEAST_VOCABULARY} or more.",
         )
-    layout = layout or min(contract.content["layouts"], key=lambda x: _prefix_length(contract, x))
-    tensors = random_weights(contract, read, layout, seed)
+    tensors = random_weights(contract, read, layout or text_layout(contract), seed)
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "config.json", json.dumps(hf, indent=1).encode())
     _write(directory / "generation_config.json", json.dumps(GENERATION, indent=1).encode())
@@ -139,7 +139,8 @@ def random_tensor(
     """Matrices keep the scale of what they multiply, norms are near 1, biases are not zero."""
     values = rng.standard_normal(rule.shape, np.float32)
     if len(rule.shape) > 1:
-        return as_bfloat16(values / np.sqrt(np.float32(prod(rule.shape[1:]))))
+        gain = 1.0 if rule.layer is None else LAYER_GAIN
+        return as_bfloat16(values * np.float32(gain * prod(rule.shape[1:]) ** -0.5))
     if not _is_norm(rule):
         return as_bfloat16(values * np.float32(BIAS_SPREAD))
     offset = 0.0 if rule.role in contract.plain_norms else contract.norm_offset
@@ -176,8 +177,10 @@ def safetensors_bytes(
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def _prefix_length(contract: Contract, layout: str) -> int:
-    return len(contract.content["layouts"][layout]["prefix"])
+def text_layout(contract: Contract) -> str:
+    """The layout with the shortest prefix: that of checkpoints with text only."""
+    layouts = contract.content["layouts"]
+    return str(min(layouts, key=lambda name: len(layouts[name]["prefix"])))
 
 
 def _write(path: Path, content: bytes) -> None:
