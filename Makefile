@@ -42,7 +42,7 @@ types: $(TESTING)  ## mypy, strict on apr_core
 bench: $(TESTING)  ## figures for docs/: quality of the demo model, quantization error, start-up
 	$(BIN)/python benchmarks/demo_quality.py
 	$(BIN)/python benchmarks/quantization_error.py
-	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python -m benchmarks.cli_start
 
 clean:           ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

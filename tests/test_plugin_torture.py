@@ -1,4 +1,4 @@
-"""Thirty-six broken plugins at once: each is a row that says why, and no command needs them."""
+"""Thirty-five plugins that misbehave, at once: each is a row that says why, and no command needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tests.torture import TORTURE, install, install_all, quantizer
 
 HALF_INSTALLED = {
     "x-no-metadata": "half installed (x_no_metadata-1.0.dist-info)",
-    "x-garbled": "half installed (x_garbled-1.0.dist-info)",
     "x-no-module": "No module named 'x_no_module_hooks'",
 }
 
@@ -112,6 +111,15 @@ def test_a_target_that_is_gone_is_an_error_where_it_is_used(tortured, tmp_path):
     assert tortured.run("import", source, "--quantize", "f16", "-o", out).returncode == 0
     done = tortured.run("export", out, "--format", "gone", "-o", tmp_path / "out")
     assert done.returncode == 3 and "no module named 'not'" in done.stderr
+
+
+def test_metadata_that_cannot_be_read_is_a_row_too(place):
+    """Alone: libraries that look for entry points of their own cannot read it either."""
+    info = install(place.root, "x-garbled", "")
+    (info / "entry_points.txt").write_text("[apr]\nno equals sign\n")
+    row = place.rows()["x-garbled"]
+    assert row["status"] == "broken"
+    assert "half installed (x_garbled-1.0.dist-info)" in row["reason"]
 
 
 def test_what_changes_is_looked_at_again(place):

@@ -38,7 +38,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The built-in commands, then those of plugins."""
-        return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]
+        return [*COMMANDS, *sorted(_plugin_commands())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module, or the plugin's target."""
@@ -73,11 +73,11 @@ class LazyGroup(click.Group):
 
 
 def _plugin_commands() -> dict[str, str]:
+    """{name: summary} of the commands that plugins add; those of core cannot be replaced."""
     from apr_core.registry import get_registry
 
-    return {
-        o.declaration.name: o.declaration.summary for o in get_registry().declarations("command")
-    }
+    declared = [owned.declaration for owned in get_registry().declarations("command")]
+    return {d.name: d.summary for d in declared if d.name not in COMMANDS}
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:
