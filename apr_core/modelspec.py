@@ -107,7 +107,9 @@ class FamilyPlugin(Protocol):
 class QuantizerPlugin(Protocol):
     """What the target of a `Quantizer` declaration makes when it is called without arguments.
 
-    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes.
+    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes. It
+    may have an attribute `max_error`, the relative RMSE its conformance kit allows: a number, or
+    one for each of apr_core.testing.samples.KINDS.
     """
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

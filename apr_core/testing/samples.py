@@ -7,7 +7,8 @@ are codes of 4 bits and a scale for 32 values, 8.5 bits the same with codes of 8
 formats in use.) A format may be `MARGIN` times as wrong as that, on a distribution or on the
 bell-shaped one, for which formats choose their levels. Half a step of wrong rounding doubles the
 error, and a scale that is wrong by a step or nibbles that are swapped do worse: all are caught.
-Never may it be worse than to write zeros.
+Never may it be worse than to write zeros. A format that spends its bits otherwise, such as floats
+of 8 bits, states its own `max_error`.
 """
 
 from __future__ import annotations
