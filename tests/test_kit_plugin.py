@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 
 import pytest
 
@@ -39,7 +40,9 @@ def check(tmp_path, monkeypatch):
 
         return {result.check: result for result in run_checks(Mine)}
 
-    return results
+    yield results
+    for name in ("x_mine_hooks", "x_other_hooks", "toy", "toy.codec"):
+        sys.modules.pop(name, None)
 
 
 def failed(results):

@@ -23,7 +23,7 @@ from apr_core.plugin_rows import collect
 printed = io.StringIO()
 founds = [f for f in installed() if [f.distribution, f.entry_point] == sys.argv[1:3]]
 before = set(sys.modules)
-with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
     for found in founds:
         list(collect(found.value))
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
