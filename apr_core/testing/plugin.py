@@ -123,6 +123,8 @@ class PluginConformance(Kit):
     def test_targets_exist(self) -> None:
         """Every target can be imported."""
         for row in self.rows():
+            if row.status == "unavailable":
+                skip(f"{row.name} is {row.status}: {row.reason}")
             for declaration in row.declarations:
                 self.registry.load(Owned(declaration, row.distribution, row.version))
 
