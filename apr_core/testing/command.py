@@ -7,9 +7,14 @@ import re
 from typing import Any
 
 from apr_core.testing.fresh import run_fresh
-from apr_core.testing.plugin import HEAVY, PluginConformance
+from apr_core.testing.plugin import PluginConformance
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+# what takes long to import; compilers and device libraries come with one of these
+HEAVY = (
+    "numpy", "torch", "transformers", "tokenizers", "safetensors", "jax", "tensorflow", "scipy",
+    "pandas",
+)  # fmt: skip
 WRONG_OPTION = "--apr-kit-no-such-option"
 USAGE = 2  # exit code
 
