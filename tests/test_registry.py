@@ -163,6 +163,45 @@ def test_targets_that_cannot_be_loaded():
         registry.load(registry.get("backend", "npu"))
 
 
+def backends(**probes):
+    return {name: [Backend(name, "m:B", probe=probe)] for name, probe in probes.items()}
+
+
+def probing(score):
+    return lambda: (score, "measured")
+
+
+one, ten, hundred, none = probing(1), probing(10), probing(100), probing(0)
+
+
+def broken_probe():
+    raise RuntimeError("no driver")
+
+
+def test_the_best_backend_is_the_one_whose_probe_says_so():
+    here = __name__
+    registry = Registry.from_declarations(
+        backends(plain="", usual=f"{here}:ten", fast=f"{here}:hundred", never=f"{here}:none")
+    )
+    assert registry.best_backend() == "fast"
+    registry = Registry.from_declarations(backends(plain="", broken=f"{here}:broken_probe"))
+    assert registry.best_backend() == "plain"
+
+
+def test_equally_good_backends_are_a_question():
+    both = backends(here="", there="")
+    with pytest.raises(PluginConflict, match="here:here and there:there are equally good"):
+        Registry.from_declarations(both).best_backend()
+    assert Registry.from_declarations(both, prefer=["there:there"]).best_backend() == "there"
+
+
+def test_without_a_backend_that_can_run_here_one_is_named():
+    for found in ({}, backends(never=f"{__name__}:none")):
+        with pytest.raises(PluginNotFound, match="can run on this machine") as caught:
+            Registry.from_declarations(found).best_backend()
+        assert "pip install apr-backend-" in caught.value.hint
+
+
 def test_two_families_that_claim_one_architecture():
     rows = [Family(n, "m:F", architectures=("SameForCausalLM",)) for n in ("one", "two")]
     registry = Registry.from_declarations({"d": rows})

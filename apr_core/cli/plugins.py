@@ -10,6 +10,7 @@ import click
 
 from apr_core.cli.console import print_json, print_table
 from apr_core.plugin_rows import PluginRow
+from apr_core.published import published
 from apr_core.registry import get_registry
 
 # in modules of their own, imported when they run: listing plugins should not pay for them
@@ -75,7 +76,8 @@ def list_(as_json: bool, refresh: bool) -> None:
         return
     if not rows:
         click.echo("No plugins are installed. A plugin is a pip package, for example:")
-        click.echo("  pip install apr-backend-cpu apr-quant-q4k")
+        wellknown = sorted({*published("backend").values(), *published("quantizer").values()})
+        click.echo(f"  pip install {' '.join(wellknown)}")
         return
     table = [
         (r.distribution, r.version, r.status, _summary(_provides(r)) or r.reason) for r in rows

@@ -10,9 +10,8 @@ import click
 
 from apr_core.cli.console import print_json
 from apr_core.errors import AprError, UsageError
+from apr_core.registry import get_registry
 from apr_core.scaffold import KINDS, PluginNames, names_for, write_plugin
-
-BACKEND = "cpu"  # the backend a kernel is for, where nothing else is said
 
 
 @click.command()
@@ -29,7 +28,7 @@ BACKEND = "cpu"  # the backend a kernel is for, where nothing else is said
     "--for",
     "backend",
     metavar="BACKEND",
-    help=f"With kernel: the backend it is for. Default: {BACKEND}.",
+    help="With kernel: the backend it is for. Default: what fits this machine best.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def new(kind: str, name: str, directory: Path | None, backend: str | None, as_json: bool) -> None:
@@ -40,7 +39,9 @@ def new(kind: str, name: str, directory: Path | None, backend: str | None, as_js
     """
     if backend and kind != "kernel":
         raise UsageError("--for goes with kernel only", "It names the backend a kernel is for.")
-    names = names_for(kind, name, (backend or BACKEND) if kind == "kernel" else "")
+    if kind == "kernel" and not backend:
+        backend = get_registry().best_backend()
+    names = names_for(kind, name, backend or "")
     directory = directory or Path(names.distribution)
     notes = list(_notes(names))
     files = write_plugin(names, directory)

@@ -226,7 +226,7 @@ class Model:
 @without_collections()
 def load(
     path: str | os.PathLike[str],
-    backend: str = "cpu",
+    backend: str | None = None,
     threads: int | None = None,
     *,
     strict: bool = False,
@@ -234,7 +234,7 @@ def load(
     kv_type: KVType | None = None,
     registry: Registry | None = None,
 ) -> Model:
-    """Load an .apr file onto a backend.
+    """Load an .apr file onto a backend, by default the one that fits this machine best.
 
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
@@ -243,6 +243,7 @@ def load(
     ContractError, PluginError or BackendError.
     """
     registry = registry or get_registry()
+    backend = backend or registry.best_backend()
     device = make_backend(registry, backend, threads)
     file = AprFile.open(Path(path))
     try:

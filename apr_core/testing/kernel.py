@@ -21,7 +21,7 @@ class KernelConformance(OpComparison):
     """Checks of one kernel, bound for its backend as a load binds it.
 
         class TestMine(KernelConformance):
-            kernel = "cpu/swiglu"
+            kernel = "npu/swiglu"
 
     The cases are the op's, with weights of its format; see `BackendConformance`.
     """

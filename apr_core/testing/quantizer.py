@@ -43,7 +43,7 @@ class QuantizerConformance(CodecKit):
     """Checks of one quantizer. Errors are relative RMSE.
 
         class TestNF4(QuantizerConformance):
-            quantizer = "nf4"
+            quantizer = "mine4"
             max_error = {"gaussian": 0.095}        # optional, or one number for all
             golden = "?"                           # optional: a SHA-256; the failure tells it
 
