@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from apr_core.cli import run
+from apr_core.cli.diagnosis import Finding, configuration, examine, machine, plugins, storage
 from apr_core.declarations import Backend, Family, Quantizer
-from apr_core.doctor import Finding, configuration, examine, machine, plugins, storage
 from apr_core.errors import ConfigError
 from apr_core.plugin_rows import PluginRow
 from apr_core.registry import Registry

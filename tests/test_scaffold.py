@@ -258,4 +258,4 @@ def test_a_kind_that_is_not_there_is_a_usage_error(capsys):
     code, _, err = new(capsys, "quantiser", "x")
     assert code == 2 and "quantizer" in err
     with pytest.raises(UsageError):
-        names_for("command", "plugins")
+        names_for("source", "hf")

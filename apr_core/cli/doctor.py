@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apr_core.cli.console import print_json
-from apr_core.doctor import Part, examine
+from apr_core.cli.diagnosis import Part, examine
 from apr_core.errors import AprError
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from apr_core.cli import COMMANDS
 from apr_core.cli.console import print_json
 from apr_core.errors import AprError, UsageError
 from apr_core.registry import get_registry
@@ -42,6 +43,8 @@ def new(kind: str, name: str, directory: Path | None, backend: str | None, as_js
     if kind == "kernel" and not backend:
         backend = get_registry().best_backend()
     names = names_for(kind, name, backend or "")
+    if kind == "command" and names.name in COMMANDS:
+        raise UsageError(f"apr has a command {names.name!r} of its own", "Choose another name.")
     directory = directory or Path(names.distribution)
     notes = list(_notes(names))
     files = write_plugin(names, directory)

@@ -85,7 +85,7 @@ def names_for(kind: str, name: str, backend: str = "") -> PluginNames:
             f"{name!r} is no name for the {kind}",
             f"A name has {about.rule}: at most {LONGEST} characters.",
         )
-    if name in about.taken or (kind == "command" and name in _built_in()):
+    if name in about.taken:
         raise UsageError(f"{kind} {name!r} is one of the core's own", "Choose another name.")
     identifier = re.sub(r"[-._]+", "_", name).lower()
     if keyword.iskeyword(identifier):
@@ -98,9 +98,3 @@ def names_for(kind: str, name: str, backend: str = "") -> PluginNames:
     return PluginNames(
         kind, name, distribution, distribution.replace("-", "_"), identifier, class_name, backend
     )
-
-
-def _built_in() -> set[str]:
-    from apr_core.cli import COMMANDS
-
-    return set(COMMANDS)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_core.doctor.examination import Finding
+from apr_core.cli.diagnosis.examination import Finding
 from apr_core.errors import ConfigError
 from apr_core.settings import KNOWN, cache_dir, config_path, problems, read_settings
 

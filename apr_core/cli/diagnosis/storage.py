@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.cli.console import human_bytes
+from apr_core.cli.diagnosis.examination import Finding
+from apr_core.cli.diagnosis.plugins import registry
 from apr_core.discovery import missing_requirements
-from apr_core.doctor.examination import Finding
-from apr_core.doctor.plugins import registry
 from apr_core.settings import cache_dir
 
 LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
+from apr_core.cli.diagnosis.examination import Finding
 from apr_core.discovery import discover, installed, missing_requirements
-from apr_core.doctor.examination import Finding
 from apr_core.errors import AprError, ConfigError
 from apr_core.registry import Owned, Registry, get_registry
 from apr_core.settings import Settings

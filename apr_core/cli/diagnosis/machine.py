@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apr_core
 from apr_core.cli.console import human_bytes
-from apr_core.doctor.examination import Finding
+from apr_core.cli.diagnosis.examination import Finding
 from apr_core.hookspecs import API_VERSION, SUPPORTED_APIS
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")

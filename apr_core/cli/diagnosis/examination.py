@@ -34,7 +34,7 @@ class Part:
 
 
 def _parts() -> dict[str, Callable[[], Finding]]:
-    from apr_core.doctor import configuration, machine, plugins, storage
+    from apr_core.cli.diagnosis import configuration, machine, plugins, storage
 
     return {
         "system": machine.system,
