@@ -14,6 +14,7 @@ from apr_core.errors import FormatError, PluginNotFound
 from apr_core.format.dtypes import LEGACY, NATIVE
 from apr_core.format.floats import legacy_to_float32, to_float32
 from apr_core.format.reader import TensorEntry
+from apr_core.published import published
 
 QuantizerFor = Callable[[str], Any]
 
@@ -36,8 +37,15 @@ def quantizer_for(entry: TensorEntry, find: QuantizerFor) -> Any:
             raise
         raise PluginNotFound(
             f"no installed plugin reads format {entry.format!r} of tensor {entry.name!r}",
-            f"Install the one that wrote it: pip install {entry.spec.distribution}",
+            _whence(entry.format, entry.spec.distribution),
         ) from error
+
+
+def _whence(format: str, distribution: str) -> str:
+    """How to get what decodes a format. A file may claim anything, and plugins are code."""
+    if published("quantizer").get(format) == distribution:
+        return f"Install the package that provides it: pip install {distribution}"
+    return f"The file names {distribution}; if you trust who publishes it: pip install {distribution}"
 
 
 def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:

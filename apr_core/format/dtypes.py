@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -12,6 +13,8 @@ from apr_core.published import index
 
 FIRST_FILE_ID = 192  # ids from here up mean what the file's own `apr.formats` table says
 TABLE = "apr.formats"
+NAME = re.compile(r"[\w.+-]{1,64}", re.ASCII)
+DISTRIBUTION = re.compile(r"([A-Za-z0-9]([\w.-]{0,98}[A-Za-z0-9])?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ def _spec(row: Any) -> FormatSpec:
             f"metadata `{TABLE}` holds a row without id, name, distribution, block and "
             "bytes_per_block"
         )
+    if not (DISTRIBUTION.fullmatch(row["distribution"]) and NAME.fullmatch(row["name"])):
+        raise FormatError(f"metadata `{TABLE}` holds a name that no format or distribution has")
     return FormatSpec(
         row["name"], row["id"], row["block"], row["bytes_per_block"], row["distribution"]
     )
