@@ -45,7 +45,8 @@ def _whence(format: str, distribution: str) -> str:
     """How to get what decodes a format. A file may claim anything, and plugins are code."""
     if published("quantizer").get(format) == distribution:
         return f"Install the package that provides it: pip install {distribution}"
-    return f"The file names {distribution}; if you trust who publishes it: pip install {distribution}"
+    trust = "if you trust who publishes it"
+    return f"The file names {distribution}; {trust}: pip install {distribution}"
 
 
 def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:
