@@ -29,12 +29,12 @@ def _name(folder: Path) -> str:
 
 
 class FreshVenv:
-    """A venv under `root`. `link`: third-party packages are those of this interpreter, linked;
-    otherwise it is empty and pip fetches what is installed.
+    """A venv called `name` under `root`. `link`: third-party packages are those of this
+    interpreter, linked; otherwise it is empty and pip fetches what is installed.
     """
 
-    def __init__(self, root: Path, link: bool = True) -> None:
-        self.root, self.wheels, self.venv, self.link = root, root / "wheels", root / "venv", link
+    def __init__(self, root: Path, link: bool = True, name: str = "venv") -> None:
+        self.root, self.wheels, self.venv, self.link = root, root / "wheels", root / name, link
         self.python = self.venv / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
         if link:
@@ -63,6 +63,10 @@ class FreshVenv:
         self._pip(
             self.python, "install", *(["--no-deps", "--no-index"] if self.link else []), *wheels
         )
+
+    def uninstall(self, *names: str) -> None:
+        """Take distributions out again; those that are not there are no error."""
+        self._pip(self.python, "uninstall", "-y", *names)
 
     def install_third_parties(self, requirements: Iterable[str]) -> None:
         """Install what pip finds; linked venvs have what this interpreter has."""
