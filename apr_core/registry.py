@@ -153,16 +153,16 @@ class Registry:
 
     def _not_found(self, kind: str, name: str) -> PluginNotFound:
         known = [o.declaration.name for o in self.declarations(kind)]
+        unusable = [r for r in self.plugins if r.status in ("broken", "incompatible", "disabled")]
         hints = []
         package = published(kind).get(name)
-        if package:
+        if package and package not in {row.distribution for row in unusable}:
             hints.append(f"Install the package that provides it: pip install {package}")
         close = difflib.get_close_matches(name, known, 3)
         if close:
             hints.append(f"Did you mean {' or '.join(close)}?")
-        for row in self.plugins:
-            if row.status in ("broken", "incompatible", "disabled"):
-                hints.append(f"{row.name} is {row.status} ({row.reason}) and may have provided it.")
+        for row in unusable:
+            hints.append(f"{row.name} is {row.status} ({row.reason}) and may have provided it.")
         if not hints:
             listed = ", ".join(sorted(set(known))) or "none"
             hints.append(f"Installed: {listed}. `apr plugins list` shows all plugins.")

@@ -6,11 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from apr_core.declarations import Backend, Family, Quantizer
 from apr_core.errors import BackendUnavailable, PluginBroken, PluginConflict, PluginNotFound
+from apr_core.format.decode import quantizer_for
+from apr_core.format.dtypes import FormatSpec
+from apr_core.format.reader import TensorEntry
+from apr_core.plugin_rows import PluginRow
 from apr_core.registry import Registry
 
 GOOD = """
@@ -207,3 +213,26 @@ def test_two_families_that_claim_one_architecture():
     registry = Registry.from_declarations({"d": rows})
     with pytest.raises(PluginConflict, match="one, two"):
         registry.family_for(["SameForCausalLM"], "")
+
+
+def test_a_file_in_a_format_whose_plugin_is_off_says_so_and_not_to_install_it():
+    off = PluginRow("apr-toy", "1", "toy", "toy.hooks", "disabled", "the file disables it")
+    find = partial(Registry([off]).get, "quantizer")
+    spec = FormatSpec("toy", 200, 32, 18, distribution="apr-toy")
+    entry = TensorEntry("w", "toy", 200, (1, 32), 0, 18, spec, Path("a.apr"))
+    with pytest.raises(PluginNotFound) as caught:
+        quantizer_for(entry, find)
+    assert caught.value.hint == (
+        "apr-toy:toy is disabled (the file disables it) and may have provided it."
+    )
+    with pytest.raises(PluginNotFound, match="toy") as caught:
+        quantizer_for(entry, partial(Registry([]).get, "quantizer"))
+    assert "pip install apr-toy" in caught.value.hint
+
+
+def test_a_published_plugin_that_is_broken_is_not_to_be_installed_again(monkeypatch):
+    monkeypatch.setattr("apr_core.registry.published", lambda kind: {"toy": "apr-toy"})
+    broken = PluginRow("apr-toy", "1", "toy", "toy.hooks", "broken", "SyntaxError")
+    with pytest.raises(PluginNotFound) as caught:
+        Registry([broken]).get("quantizer", "toy")
+    assert "pip install" not in caught.value.hint and "SyntaxError" in caught.value.hint

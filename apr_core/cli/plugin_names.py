@@ -47,5 +47,8 @@ def not_found(
     """The error for a name that nothing has, with the names that come close."""
     known = {*(row.distribution for row in rows), *(row.entry_point for row in rows), *more}
     close = difflib.get_close_matches(name, sorted(known), 3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "`apr plugins list` shows them all."
-    return NotFound(f"{what} {name!r}", hint)
+    hints = [f"Did you mean {' or '.join(close)}?"] if close else []
+    for row in rows:  # these declare nothing, so nobody knows what they would provide
+        if row.status in ("broken", "incompatible", "disabled"):
+            hints.append(f"{row.distribution} is {row.status} and may provide it: {row.reason}")
+    return NotFound(f"{what} {name!r}", "\n".join(hints) or "`apr plugins list` shows them all.")

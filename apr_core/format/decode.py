@@ -35,10 +35,17 @@ def quantizer_for(entry: TensorEntry, find: QuantizerFor) -> Any:
     except PluginNotFound as error:
         if not entry.spec.distribution:
             raise
+        wrote = entry.spec.distribution
         raise PluginNotFound(
             f"no installed plugin reads format {entry.format!r} of tensor {entry.name!r}",
-            _whence(entry.format, entry.spec.distribution),
+            _in_the_way(wrote, error) or _whence(entry.format, wrote),
         ) from error
+
+
+def _in_the_way(distribution: str, error: PluginNotFound) -> str:
+    """Why an installed distribution does not provide what it should, as the registry says it."""
+    lines = error.hint.splitlines()
+    return next((line for line in lines if line.startswith(f"{distribution}:")), "")
 
 
 def _whence(format: str, distribution: str) -> str:
