@@ -146,7 +146,7 @@ def first_missing(shown, output):
 
 
 def fits(wanted, line):
-    return line.startswith(wanted[:-4]) if wanted.endswith(" ...") else line == wanted
+    return line.startswith(wanted[:-3].rstrip()) if wanted.endswith("...") else line == wanted
 
 
 def loose(line):

@@ -5,7 +5,7 @@ What is run, in the order of a page:
 - ```python: in one namespace per page, in the folder where the page's shell is;
 - ```sh: commands that have to succeed; ```console: `$ ` commands with the output that they print.
   Shown lines have to be there, in order and all of them; numbers and spaces may differ, a line
-  `...` stands for any lines, ` ...` at a line's end for the rest of it, and `/home/you` for $HOME.
+  `...` stands for any lines, `...` at a line's end for the rest of it, and `/home/you` for $HOME.
   No line shown below a command: its output does not matter. Folder and variables last;
 - a block below `<!-- file: PATH -->` is written to that file, whatever its language;
 - `<!-- exit: N -->` above a block: its last command ends with N;
@@ -41,6 +41,10 @@ SHIPPED = (
 )  # fmt: skip
 NOT_RUN = {
     "first-quantizer.md": ["publishes a package"],
+    "manage-plugins.md": ["upgrades Python"],
+    "test-a-plugin.md": [
+        "builds a second environment; tests/test_downstream.py does this",
+    ],
 }
 
 

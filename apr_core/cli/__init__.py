@@ -41,11 +41,11 @@ class LazyGroup(click.Group):
         return [*COMMANDS, *sorted(_plugin_commands())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module, or the plugin's target."""
+        """Import the command's module, or the plugin's target; `distribution:name` always works."""
         if cmd_name in COMMANDS:
             command: click.Command = import_module(COMMANDS[cmd_name][0]).command
             return command
-        if cmd_name in _plugin_commands():
+        if ":" in cmd_name or cmd_name in _plugin_commands():
             from apr_core.registry import get_registry
 
             registry = get_registry()
@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click does, with a suggestion for a misspelt command."""
-        if args[0] in COMMANDS:  # needs no plugin, so none is asked
+        if args[0] in COMMANDS or ":" in args[0]:  # nothing to suggest: no plugin is asked
             return super().resolve_command(ctx, args)
         import difflib
 
