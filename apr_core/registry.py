@@ -94,30 +94,43 @@ class Registry:
 
         Raises PluginNotFound if there is none, and PluginConflict if the best are equally good.
         """
-        usable = [
-            o for o in self.declarations("backend")
-            if not missing_requirements([o.declaration])
-        ]  # fmt: skip
-        scores = {o.qualified: (self._score(o), o.declaration.name) for o in usable}
-        top = max((score for score, _ in scores.values()), default=0)
-        best = [(key, name) for key, (score, name) in scores.items() if score == top > 0]
+        scores = self._backend_scores()
+        best = [name for name, score in scores.items() if score == max(scores.values())]
         if not best:
             packages = sorted(set(published("backend").values()))
             raise PluginNotFound(
                 "no installed backend can run on this machine",
                 f"Install one: pip install {packages[0]}" if packages else "apr plugins list",
             )
-        best = [row for row in best if row[0] in self._prefer] or best
+        best = [name for name in best if name in self._prefer] or best
         if len(best) > 1:
-            names = " and ".join(key for key, _ in best)
             raise PluginConflict(
-                f"backends {names} are equally good here",
+                f"backends {' and '.join(best)} are equally good here",
                 "Choose with --backend, or put one into the configuration file:\n"
-                f'  [plugins]\n  prefer = ["{best[0][0]}"]',
+                f'  [plugins]\n  prefer = ["{best[0]}"]',
             )
-        return best[0][1] if len(scores) == len({n for _, n in scores.values()}) else best[0][0]
+        return self._shortest(best[0])
+
+    def backends_by_score(self) -> list[str]:
+        """Backends that can run here, the best first."""
+        scores = self._backend_scores()
+        return [self._shortest(name) for name in sorted(scores, key=lambda n: (-scores[n], n))]
+
+    def _backend_scores(self) -> dict[str, float]:
+        """{qualified name: score} of the backends that can run here."""
+        owned = self.declarations("backend")
+        scores = {o.qualified: self._score(o) for o in owned}
+        return {name: score for name, score in scores.items() if score > 0}
+
+    def _shortest(self, qualified: str) -> str:
+        """The bare name if one distribution has it."""
+        bare = qualified.partition(":")[2]
+        alone = sum(o.declaration.name == bare for o in self.declarations("backend")) == 1
+        return bare if alone else qualified
 
     def _score(self, owned: Owned) -> float:
+        if missing_requirements([owned.declaration]):
+            return 0
         if not owned.declaration.probe:
             return 1
         try:

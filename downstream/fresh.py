@@ -64,6 +64,15 @@ class FreshVenv:
             self.python, "install", *(["--no-deps", "--no-index"] if self.link else []), *wheels
         )
 
+    def install_shipped(self) -> None:
+        """Install all that is shipped: everything but the examples."""
+        self.install(*(name for name, at in distributions().items() if "examples" not in at.parts))
+
+    def install_editable(self, folder: Path) -> None:
+        """Install a package from its sources, as its author does."""
+        editable = ["--no-deps", "--no-build-isolation"] if self.link else []
+        self._pip(self.python, "install", *editable, "-e", folder)
+
     def uninstall(self, *names: str) -> None:
         """Take distributions out again; those that are not there are no error."""
         self._pip(self.python, "uninstall", "-y", *names)
@@ -88,9 +97,13 @@ class FreshVenv:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the venv, with a cache and a configuration of its own."""
         program, *arguments = map(str, command)
-        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("APR_", "PYTHON"))}
         own = {"APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml")}
         return subprocess.run(
             [str(self.venv / "bin" / program), *arguments],
-            capture_output=True, text=True, cwd=cwd or self.venv, env=clean | own | (env or {}),
+            capture_output=True, text=True, cwd=cwd or self.venv, env=inherited | own | (env or {}),
         )  # fmt: skip
+
+    def apr(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the venv's own command."""
+        return self.run("apr", *arguments, cwd=cwd)

@@ -64,6 +64,7 @@ def run(recipe: Recipe, venv: FreshVenv, quick: bool) -> tuple[bool, str]:
         "python", "-m", "pytest", "-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider",
         *chosen, cwd=copy,
     )  # fmt: skip
+    venv.uninstall(recipe.name)  # the next one may use this venv too
     return done.returncode == 0, done.stdout + done.stderr
 
 

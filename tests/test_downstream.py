@@ -1,23 +1,26 @@
-"""Every plugin's own suite, from wheels in a fresh venv: the quick ones; all by downstream.run."""
+"""Examples pass their own suites from wheels, beside wheels of everything else, in a fresh venv.
+
+Shipped plugins' suites run in place with all other tests; `python -m downstream.run` runs them so.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from downstream.fresh import distributions
-from downstream.run import FreshVenv, Recipe, main, names, run
+from downstream.fresh import FreshVenv, distributions
+from downstream.run import Recipe, main, names, run
+
+EXAMPLES = [name for name in names() if "examples" in Recipe.read(name).path.parts]
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    """Wheels are built once; each recipe gets a venv of its own."""
-    return tmp_path_factory.mktemp("wheels")
+def venv(tmp_path_factory):
+    """One for all: kernels that are compiled at first use are compiled once."""
+    return FreshVenv(tmp_path_factory.mktemp("downstream"))
 
 
-@pytest.mark.parametrize("name", names())
-def test_a_plugin_passes_its_own_suite(name, wheels, tmp_path):
-    venv = FreshVenv(tmp_path)
-    venv.wheels = wheels
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_passes_its_own_suite(name, venv):
     passed, output = run(Recipe.read(name), venv, quick=True)
     assert passed, output
 
@@ -36,8 +39,8 @@ def test_a_suite_that_fails_is_reported(capsys, monkeypatch, tmp_path):
     assert "FAILED apr-demo" in printed and "assert 1 == 2" in printed
 
 
-def test_a_recipe_that_runs_nothing_fails(tmp_path):
+def test_a_recipe_that_runs_nothing_fails(tmp_path, venv):
     (tmp_path / "plugin" / "tests").mkdir(parents=True)
     recipe = Recipe("apr-demo", tmp_path / "plugin", (), (), "test_*.py")
-    passed, output = run(recipe, FreshVenv(tmp_path / "venv"), quick=True)
+    passed, output = run(recipe, venv, quick=True)
     assert not passed and "no test" in output

@@ -1,4 +1,4 @@
-"""Thirty-five plugins that misbehave, at once: each is a row that says why, and no command needs them."""
+"""Over thirty plugins that misbehave at once: each is a row, and no command needs any of them."""
 
 from __future__ import annotations
 

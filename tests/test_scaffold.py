@@ -13,7 +13,7 @@ import pytest
 from apr_core.cli import run
 from apr_core.errors import InputOutputError, UsageError
 from apr_core.scaffold import KINDS, files_of, names_for, write_plugin
-from tests.fresh_venv import Fresh
+from downstream.fresh import FreshVenv
 
 NAMES = {kind: f"toy-{kind}" for kind in KINDS} | {"exporter": "Toy.9", "attention": "2nd_toy"}
 
@@ -26,8 +26,8 @@ def new(capsys, *args):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    made = Fresh(tmp_path_factory.mktemp("fresh"))
-    made.install_everything()
+    made = FreshVenv(tmp_path_factory.mktemp("fresh"))
+    made.install_shipped()
     return made
 
 
@@ -38,7 +38,7 @@ def test_a_new_plugin_installs_passes_its_tests_and_its_checks(fresh, tmp_path, 
     assert wrote.returncode == 0, wrote.stderr
     made = json.loads(wrote.stdout)
     directory = tmp_path / made["directory"]
-    fresh.pip("install", "-q", "--no-build-isolation", "--no-deps", "-e", directory)
+    fresh.install_editable(directory)
     try:
         tested = fresh.run("python", "-m", "pytest", "-p", "no:cacheprovider", cwd=directory)
         assert tested.returncode == 0, tested.stdout
@@ -53,7 +53,7 @@ def test_a_new_plugin_installs_passes_its_tests_and_its_checks(fresh, tmp_path, 
         assert f"# {made['distribution']}==0.1.0" in frozen
         USES[kind](fresh, tmp_path)
     finally:
-        fresh.pip("uninstall", "-y", made["distribution"])
+        fresh.uninstall(made["distribution"])
 
 
 def imported(fresh, tmp_path, recipe="q8_0"):

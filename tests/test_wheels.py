@@ -6,13 +6,13 @@ import json
 
 import pytest
 
+from downstream.fresh import FreshVenv
 from tests import tiny_checkpoints
-from tests.fresh_venv import Fresh
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    return Fresh(tmp_path_factory.mktemp("fresh"))
+    return FreshVenv(tmp_path_factory.mktemp("fresh"))
 
 
 def test_core_alone_then_what_it_asks_for(fresh, tmp_path):

@@ -11,7 +11,7 @@ import click
 from apr_core.cli import COMMANDS
 from apr_core.cli.console import print_json
 from apr_core.errors import AprError, UsageError
-from apr_core.registry import get_registry
+from apr_core.registry import Registry, get_registry
 from apr_core.scaffold import KINDS, PluginNames, names_for, write_plugin
 
 
@@ -29,7 +29,7 @@ from apr_core.scaffold import KINDS, PluginNames, names_for, write_plugin
     "--for",
     "backend",
     metavar="BACKEND",
-    help="With kernel: the backend it is for. Default: what fits this machine best.",
+    help="With kernel: the backend it is for. Default: the best one on NumPy arrays.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def new(kind: str, name: str, directory: Path | None, backend: str | None, as_json: bool) -> None:
@@ -41,7 +41,7 @@ def new(kind: str, name: str, directory: Path | None, backend: str | None, as_js
     if backend and kind != "kernel":
         raise UsageError("--for goes with kernel only", "It names the backend a kernel is for.")
     if kind == "kernel" and not backend:
-        backend = get_registry().best_backend()
+        backend = _numpy_backend(get_registry())
     names = names_for(kind, name, backend or "")
     if kind == "command" and names.name in COMMANDS:
         raise UsageError(f"apr has a command {names.name!r} of its own", "Choose another name.")
@@ -73,6 +73,22 @@ def _next(names: PluginNames, directory: Path) -> list[str]:
     place = shlex.quote(str(directory))
     enter = [] if directory.resolve() == Path.cwd() else [f"cd {place}"]
     return [*enter, "pip install -e '.[dev]'", "pytest", f"apr plugins check {names.name}"]
+
+
+def _numpy_backend(registry: Registry) -> str:
+    """The best backend that works on NumPy arrays, as the written kernel does."""
+    import numpy as np
+
+    for name in registry.backends_by_score():
+        try:
+            if registry.load(registry.get("backend", name)).xp is np:
+                return name
+        except (AprError, AttributeError):
+            continue
+    raise UsageError(
+        "no installed backend works on NumPy arrays, as the kernel that is written does",
+        "Say with --for which backend it is for, and change the kernel to its arrays.",
+    )
 
 
 def _notes(names: PluginNames) -> Iterator[str]:
