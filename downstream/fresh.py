@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from apr_core.settings import cache_dir
+
 ROOT = Path(__file__).resolve().parent.parent
 # what is not a third party: everything of this repository, and what pip itself is
 OURS = ("apr", "_apr", "__editable__", "pip", "_pip")
@@ -98,7 +100,11 @@ class FreshVenv:
         """Run a program of the venv, with a cache and a configuration of its own."""
         program, *arguments = map(str, command)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("APR_", "PYTHON"))}
-        own = {"APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml")}
+        own = {
+            "APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml"),
+            # compiled code is named by its sources: what is the same here is not compiled again
+            "NUMBA_CACHE_DIR": str(cache_dir() / "numba"),
+        }  # fmt: skip
         return subprocess.run(
             [str(self.venv / "bin" / program), *arguments],
             capture_output=True, text=True, cwd=cwd or self.venv, env=inherited | own | (env or {}),

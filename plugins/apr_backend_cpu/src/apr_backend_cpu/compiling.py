@@ -16,6 +16,7 @@ from typing import Any
 import numba
 from numba import njit
 from numba.core import event
+from numba.core.caching import UserProvidedCacheLocator
 
 from apr_backend_cpu.vector_ir import DOT_MODE
 from apr_core.errors import UsageError
@@ -27,10 +28,23 @@ def _cache_dir() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return str(cache_dir() / "numba" / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
+    root = os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "numba"
+    return str(Path(root) / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
 
 
-CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
+CACHE_DIR = _cache_dir()
+
+
+class ByContent(UserProvidedCacheLocator):
+    """Where Numba keeps a function's code: named by the sources, wherever the package lies.
+
+    So a package that was installed anew, or into another venv, is not compiled again.
+    """
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """One folder for all modules; their names are part of the files'."""
+        return "functions"
 
 
 class _Compilations(event.Listener):
@@ -65,11 +79,13 @@ def serial(function: Callable[..., Any]) -> Any:
     threads are those of `team.py`.
     """
     _Compilations.known += 1
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
+    config = numba.config
+    before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = CACHE_DIR, f"{__name__}.{ByContent.__name__}"
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
 
 
 def physical_cores() -> int:

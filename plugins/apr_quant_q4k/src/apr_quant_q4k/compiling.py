@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 from numba import njit
+from numba.core.caching import UserProvidedCacheLocator
 
 from apr_core.settings import cache_dir
 
@@ -19,10 +20,20 @@ def _cache_dir() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return str(cache_dir() / "numba" / f"quant-{digest.hexdigest()[:12]}")
+    root = os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "numba"
+    return str(Path(root) / f"quant-{digest.hexdigest()[:12]}")
 
 
-CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()
+CACHE_DIR = _cache_dir()
+
+
+class ByContent(UserProvidedCacheLocator):
+    """Where Numba keeps a function's code: named by the sources, wherever the package lies."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """One folder for all modules; their names are part of the files'."""
+        return "functions"
 
 
 def serial(function: Callable[..., Any]) -> Any:
@@ -30,8 +41,10 @@ def serial(function: Callable[..., Any]) -> Any:
 
     No fastmath: the same bytes must come out on every processor.
     """
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, CACHE_DIR
+    config = numba.config
+    before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = CACHE_DIR, f"{__name__}.{ByContent.__name__}"
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
