@@ -7,6 +7,7 @@ docs/explanation/plugin-api.md before you do that.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -37,11 +38,16 @@ def described(name: str, value: Any) -> Iterator[str]:
         yield name
         for member, function in sorted(vars(value).items()):
             if inspect.isfunction(function) and not member.startswith("_"):
-                yield f"    {member}{inspect.signature(function)}"
+                yield f"    {member}{_signature(function)}"
     elif inspect.isfunction(value):
-        yield f"{name}{inspect.signature(value)}"
+        yield f"{name}{_signature(value)}"
     else:
         yield name
+
+
+def _signature(function: Any) -> str:
+    """Without the addresses of defaults that are objects of their own."""
+    return re.sub(r"<object object at \w+>", "...", str(inspect.signature(function)))
 
 
 def _default(value: Any) -> str:
