@@ -15,6 +15,7 @@ MARK = re.compile(r"<!-- (file|exit|not run): (.*?) -->\n+$")
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
 RUN = ("python", "sh", "console")
 AT_HOME = "/home/you"  # what pages call the folder that is $HOME here
+ONCE = "compiling kernels for this processor"  # said by whichever command is the first
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def first_missing(shown, output):
 
     Numbers may differ, and so may spaces. `...` stands for any lines, at a line's end for anything.
     """
-    lines = [loose(line) for line in output.splitlines() if line.strip()]
+    said = [line for line in output.splitlines() if line.strip() and not line.startswith(ONCE)]
+    lines = [loose(line) for line in said]
     at, anywhere = 0, False
     for line in filter(str.strip, shown):
         if line.strip() == "...":
