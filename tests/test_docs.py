@@ -13,11 +13,13 @@ What is run, in the order of a page:
 
 Other fences (```text, ...) are shown only. The tutorial begins in the repository with a venv of its
 own; how-tos begin in an empty folder, in a venv with the core and the plugins shipped here. That
-venv has the third-party packages of this interpreter, so nothing is fetched.
+venv has the third-party packages of this interpreter, so nothing is fetched; with APR_DOCS_FETCH=1
+pip fetches all of them, as it does for a reader.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -26,8 +28,8 @@ from pathlib import Path
 import pytest
 
 from apr_core import hookspecs
-from apr_core.declarations import HOOKS
-from apr_core.plugin_rows import checked
+from apr_core.declarations import HOOKS, Quantizer
+from apr_core.plugin_rows import Refused, checked
 from downstream.fresh import FreshVenv
 from tests.docs_pages import RUN, Reader, blocks, first_missing
 
@@ -39,6 +41,7 @@ SHIPPED = (
     "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_export_gguf",
     "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3_5",
 )  # fmt: skip
+FETCH = os.environ.get("APR_DOCS_FETCH") == "1"
 NOT_RUN = {
     "first-quantizer.md": ["publishes a package"],
     "pull.md": ["downloads a model; tests/test_hub_pull.py pulls from a hub of its own"],
@@ -60,22 +63,25 @@ class Desk:
 
     def __init__(self, root):
         self.home = root / "home"  # the venv is where the tutorial makes one
-        self.fresh = FreshVenv(self.home / "first-quantizer", name=".venv")
-        for module in ("pytest", "ruff"):  # linked packages have no scripts
+        self.fresh = FreshVenv(self.home / "first-quantizer", link=not FETCH, name=".venv")
+        for module in () if FETCH else ("pytest", "ruff"):  # linked packages have no scripts
             script = self.fresh.venv / "bin" / module
             script.write_text(f'#!/bin/sh\nexec {self.fresh.python} -m {module} "$@"\n')
             script.chmod(0o755)
         editable = [part for path in SHIPPED for part in ("-e", ROOT / path)]
-        self.pip("install", "--no-deps", *editable)
+        self.pip("install", *editable)
 
     def env(self, in_venv=True):
         base = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         own = {
             "HOME": str(self.home), "LANG": "C.UTF-8", "PATH": base,
             "NUMBA_CACHE_DIR": kernels(), "COLUMNS": "100",
-            "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it as: no isolation
             "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
+        if FETCH:
+            own |= {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
+        else:
+            own |= {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # pip reads: no isolation
         venv = self.fresh.venv
         inside = {"VIRTUAL_ENV": str(venv), "PATH": f"{venv}/bin:{base}"}
         return own | inside if in_venv else own
@@ -145,6 +151,14 @@ def test_hooks_are_documented_with_declarations_that_apr_takes():
     for hook, kind in HOOKS.items():
         assert [checked(d, hook, kind) for d in names[hook]()], hook
     assert {n for n in vars(hookspecs) if n.startswith("apr_")} == set(HOOKS)
+
+
+@pytest.mark.parametrize("api", [0, 2])
+def test_a_refusal_reads_as_it_is_shown(api):
+    with pytest.raises(Refused) as refused:
+        declared = Quantizer("pebble", "m:C", api=api, block=32, bytes_per_block=18)
+        checked(declared, "apr_quantizers", "quantizer")
+    assert f"\n{refused.value.reason}\n" in text(DOCS / "explanation" / "plugin-api.md")
 
 
 def test_what_is_not_run_is_listed_with_its_reason():
