@@ -7,6 +7,7 @@ plugin it was at is the reason; it is stopped, and another child goes on with th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import json
 import os
@@ -24,6 +25,7 @@ from apr_core.plugin_memory import Scanned, stamps
 from apr_core.plugin_rows import Found, as_plain, checked_collection, from_plain
 
 PATIENCE = 5.0  # seconds for one hooks module; a light one takes a hundredth of one
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SAY_SO = 1.5  # seconds after which a person wonders what is going on
 CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import apr_core.plugin_scan as s"
 
@@ -137,6 +139,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """The child: plugins come as JSON on stdin, a line goes to what was stdout for each."""
     founds = [Found(**record) for record in json.load(sys.stdin)]
+    _end_with_parent(len(founds))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # a plugin that prints or asks finds nobody
@@ -152,6 +155,15 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     os._exit(0)  # without what plugins may have left to run at the end
+
+
+def _end_with_parent(plugins: int) -> None:
+    """Should the parent be killed, a plugin that hangs must not go on for ever."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(2 * PATIENCE * plugins))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def examined(found: Found) -> Scanned:
