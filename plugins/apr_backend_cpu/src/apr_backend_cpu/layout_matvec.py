@@ -1,7 +1,7 @@
 """16 weight rows of a declared layout times one row of activations, as `matvec` does for formats.
 
 Codes are used as they lie: 64 bytes of them are 128 values, low nibbles and high ones, and instead
-of their order that of the activations is changed, once for all rows of weights. The sums of 32
+of their order that of the activations is changed, once for many rows of weights. The sums of 32
 values are integers; they meet their scales in the order in which `matmul` does.
 """
 
@@ -13,10 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from apr_backend_cpu.activations import RECORD, SUPERBLOCK
+from apr_backend_cpu.activations import AT_SHIFT32, RECORD
 from apr_backend_cpu.compiling import serial
-from apr_backend_cpu.formats import V8I, V32B, join, nibble
-from apr_backend_cpu.generic import V16B, expand_numbers, look_up, wide_levels
+from apr_backend_cpu.formats import V32B, join, nibble
+from apr_backend_cpu.generic import V16B, look_up, wide_levels
 from apr_backend_cpu.lanes import (
     EVEN_QUARTERS,
     HIGH_WORDS,
@@ -55,7 +55,6 @@ from apr_backend_cpu.vector_ir import (
 )
 
 ROW_SUMS = 32  # bytes: of a superblock of a row, 8 int32
-LAYOUT_ROOM = SUPERBLOCK + ROW_SUMS * LANES  # bytes a superblock: activations, sums of 16 rows
 OTHER_PAIR = [4 * q + lane for q in range(4) for lane in (2, 3, 0, 1)]
 
 
@@ -69,13 +68,17 @@ def _picks(order: int) -> list[list[int]]:
 
 
 def _make_arrange(order: int) -> Any:
-    """An intrinsic: int8 activations of n records as codes of an order meet them, n * 256 bytes."""
+    """An intrinsic: n records, their activations in the order in which codes meet them.
+
+    Besides these it copies what belongs to 32 values each: sums and scales.
+    """
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         records, n, out = args
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            x, target = advance(b, records, i, RECORD), advance(b, out, i, SUPERBLOCK)
+            x, target = advance(b, records, i, RECORD), advance(b, out, i, RECORD)
+            store(b, load(b, at(b, x, AT_SHIFT32), V64B), at(b, target, AT_SHIFT32))
             for half in (0, 128):
                 both = [load(b, at(b, x, half + k), V64B) for k in (0, 64)]
                 for k, lanes in enumerate(_picks(order)):
@@ -98,7 +101,7 @@ _arrange_pairs, _arrange_halves, _arrange_bytes = map(_make_arrange, (PAIRS, HAL
 
 @serial
 def arrange_activations(given, records, n, out):  # noqa: ANN001, ANN201
-    """What `matvec_layout` wants to have of a row of records, for the layout at `given`."""
+    """What products with the layout at `given` want of n records: as many at `out`."""
     kind = words_at(given, PARAMETERS)[KIND] % U(SCATTERED)
     if kind == U(PAIRS):
         _arrange_pairs(records, n, out)
@@ -108,7 +111,9 @@ def arrange_activations(given, records, n, out):  # noqa: ANN001, ANN201
         _arrange_bytes(records, n, out)
 
 
-def _joined(b: ir.IRBuilder, row: Value, offsets: Value, first: int, type_: Any, size: int) -> Value:
+def _joined(
+    b: ir.IRBuilder, row: Value, offsets: Value, first: int, type_: Any, size: int
+) -> Value:
     """64 bytes of `size` vectors, one a run, from the first-th run on."""
     parts = [
         load(b, b.add(row, load(b, at(b, offsets, 8 * (first + k)), I64)), type_)
@@ -155,12 +160,12 @@ def _by_run(b: ir.IRBuilder, halves: list[Value]) -> Value:
 
 
 def _make_matvec(bits: int, scattered: bool) -> Any:
-    """An intrinsic: addresses of 16 rows, bytes a row; of parameters, of arranged activations, of
-    records, scales, minima or 0, and 16 results; superblocks; address of 512 bytes for each.
+    """An intrinsic: addresses of 16 rows, bytes a row; of parameters, of arranged records, scales,
+    minima or 0, and 16 results; superblocks; address of 512 bytes for each.
     """
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        wp, row_bytes, params, arranged, xp, scales, minima, op, n, room = args
+        wp, row_bytes, params, xp, scales, minima, op, n, room = args
         offsets = load(b, at(b, params, 8 * OFFSETS), I64)
         wide = wide_levels(b, load(b, at(b, params, 8 * LEVELS), I64))
 
@@ -168,7 +173,7 @@ def _make_matvec(bits: int, scattered: bool) -> Any:
             first, out = advance(b, wp, r, row_bytes), advance(b, room, r, ROW_SUMS)
 
             def superblock(i: Value, values: list[Value]) -> list[Value]:
-                where, x = advance(b, offsets, i, 64), advance(b, arranged, i, SUPERBLOCK)
+                where, x = advance(b, offsets, i, 64), advance(b, xp, i, RECORD)
                 start = b.add(first, load(b, where, I64))
                 prefetch(b, at(b, start, AHEAD), 32 * bits + 64)
                 halves = [
@@ -200,9 +205,9 @@ def _make_matvec(bits: int, scattered: bool) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def matvec(typing: Any, wp: Any, row_bytes: Any, params: Any, arranged: Any, xp: Any,
-               scales: Any, minima: Any, op: Any, n: Any, room: Any) -> Any:  # fmt: skip
-        return types.void(*[types.uintp] * 10), codegen
+    def matvec(typing: Any, wp: Any, row_bytes: Any, params: Any, xp: Any, scales: Any,
+               minima: Any, op: Any, n: Any, room: Any) -> Any:  # fmt: skip
+        return types.void(*[types.uintp] * 9), codegen
 
     return matvec
 
@@ -212,19 +217,17 @@ _four_scattered, _eight_scattered = _make_matvec(4, True), _make_matvec(8, True)
 
 
 @serial
-def matvec_layout(w, row_bytes, given, arranged, xp, op, n, index, room, numbers):  # noqa: ANN001, ANN201
-    """The index-th tile of a weight, whose first row is at w, times one row of activations.
+def matvec_layout(w, row_bytes, given, xp, scales, minima, op, n, room):  # noqa: ANN001, ANN201
+    """A tile of a weight of the layout at `given`, times one row of arranged records.
 
-    `arranged` is what `arrange_activations` made of the records at xp; `room` has LAYOUT_ROOM
-    bytes a superblock, `numbers` is for `expand_numbers`.
+    `scales` and `minima` are what `expand_numbers` made; `room` is `matvec`'s.
     """
     kind = words_at(given, PARAMETERS)[KIND]
-    minima = expand_numbers(given, index, numbers)
     if kind < U(BYTES):
-        _four_bits(w, row_bytes, given, arranged, xp, numbers, minima, op, n, room)
+        _four_bits(w, row_bytes, given, xp, scales, minima, op, n, room)
     elif kind == U(BYTES):
-        _eight_bits(w, row_bytes, given, arranged, xp, numbers, minima, op, n, room)
+        _eight_bits(w, row_bytes, given, xp, scales, minima, op, n, room)
     elif kind == U(SCATTERED + BYTES):
-        _eight_scattered(w, row_bytes, given, arranged, xp, numbers, minima, op, n, room)
+        _eight_scattered(w, row_bytes, given, xp, scales, minima, op, n, room)
     else:
-        _four_scattered(w, row_bytes, given, arranged, xp, numbers, minima, op, n, room)
+        _four_scattered(w, row_bytes, given, xp, scales, minima, op, n, room)

@@ -137,7 +137,7 @@ def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
         return np.full(16, 128 - added, np.uint8), one, added - layout.zero
     values = levels(layout).astype(np.float64)
     if not layout.codebook:
-        fits = -128 <= -layout.zero and 15 - layout.zero <= LARGEST
+        fits = 15 - LARGEST <= layout.zero <= 128
         first, left = (128 - layout.zero, 0) if fits else (128, -layout.zero)
         return (np.arange(16) + first).astype(np.uint8), one, left
     top = np.abs(values).max() or 1.0

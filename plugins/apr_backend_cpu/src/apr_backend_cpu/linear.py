@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu import products
-from apr_backend_cpu.activations import SUPERBLOCK
+from apr_backend_cpu.activations import RECORD, SUPERBLOCK
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.layout_tables import LayoutTables
@@ -113,9 +113,10 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
-        unpacks = tokens >= FEW or (tokens > 1 and self._layouts)
-        room = n * (SIDE_BY_SIDE * TILE_RECORD if unpacks else MATVEC_ROOM)
-        room += max((layout.room for layout in self._layouts.values()), default=0)
+        room = n * (SIDE_BY_SIDE * TILE_RECORD if tokens >= FEW else MATVEC_ROOM)
+        if self._layouts:
+            room += max(layout.room for layout in self._layouts.values())
+            room += tokens * (n | 1) * RECORD if tokens < FEW else 0
         p.keep(self, bounds)
         p.add(Opcode.PRODUCT, len(bounds) - 1, address(self.table), len(self.table),
               address(bounds), 0 if records is None else address(records), n, address(x), tokens,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_backend_cpu.activations import RECORD, SUPERBLOCK
+from apr_backend_cpu.activations import RECORD
 from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.few_rows import multiply_few
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
-from apr_backend_cpu.generic import unpack_layout
-from apr_backend_cpu.layout_matvec import LAYOUT_ROOM, arrange_activations, matvec_layout
+from apr_backend_cpu.generic import expand_numbers, unpack_layout
+from apr_backend_cpu.layout_few import multiply_layout
+from apr_backend_cpu.layout_matvec import arrange_activations
 from apr_backend_cpu.matmul import (
     TOKENS,
     affine_1,
@@ -27,7 +28,7 @@ from apr_backend_cpu.matmul import (
     signed_1,
     signed_8,
 )
-from apr_backend_cpu.matvec import Q4_K, Q5_K, Q6_K, Q8_0, matvec
+from apr_backend_cpu.matvec import MATVEC_ROOM, Q4_K, Q5_K, Q6_K, Q8_0, matvec
 from apr_backend_cpu.rows import alive, floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
@@ -107,25 +108,27 @@ def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: AN
 
 
 @serial
-def _layout_tiles(part, index, count, xp, op, n, room):  # noqa: ANN001, ANN202
-    """`count` tiles of a declared layout times one row."""
+def _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
+    """`count` tiles of a declared layout times a few rows."""
     row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
-    sums = room + n * U(SUPERBLOCK)
-    numbers = room + n * U(LAYOUT_ROOM)
-    arrange_activations(given, xp, n, room)
+    arranged = room + n * U(MATVEC_ROOM)
+    numbers = arranged + tokens * xs
+    for t in range(tokens):
+        arrange_activations(given, xp + U(t) * xs, n, arranged + U(t) * xs)
     for i in range(count):
         number = index + U(i)
         w = part[ADDRESS] + number * U(ROWS) * row_bytes
-        matvec_layout(w, row_bytes, given, room, xp, op + U(i) * U(4 * ROWS), n,
-                      number + part[FIRST_ROW] // U(ROWS), sums, numbers)  # fmt: skip
+        minima = expand_numbers(given, number + part[FIRST_ROW] // U(ROWS), numbers)
+        multiply_layout(w, row_bytes, given, arranged, xs, tokens, numbers, minima,
+                        op + U(i) * U(4 * ROWS), os_, n, room)  # fmt: skip
 
 
 @serial
 def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
-    if part[CODE] >= U(LAYOUT) and tokens == U(1):
-        _layout_tiles(part, index, count, xp, op, n, room)
+    if tokens < U(FEW) and part[CODE] >= U(LAYOUT):
+        _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room)
         return
-    if part[CODE] < U(LAYOUT) and tokens < U(FEW):
+    if tokens < U(FEW):
         row_bytes = part[ROW_BYTES]
         for i in range(count):
             w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes

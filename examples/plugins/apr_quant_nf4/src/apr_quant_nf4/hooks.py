@@ -26,7 +26,7 @@ def apr_quantizers() -> list[Quantizer]:
     """The format. Its layout is all that backends need to run it at speed."""
     return [
         Quantizer(
-            "nf4", "apr_quant_nf4.codec:NF4", summary="4.2 bits: 16 levels of a normal distribution",
+            "nf4", "apr_quant_nf4.codec:NF4", summary="4.2 bits: levels of a bell curve",
             block=BLOCK, bytes_per_block=NBYTES, layout=LAYOUT,
         )
     ]  # fmt: skip
