@@ -6,7 +6,7 @@ EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
 RUNTIME := .venv/.runtime
 TESTING := .venv/.testing
 
-.PHONY: setup demo test test-all lint types bench clean help
+.PHONY: setup demo test test-all lint types bench docs clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,7 +42,10 @@ types: $(TESTING)  ## mypy, strict on apr_core
 bench: $(TESTING)  ## figures for docs/: quality of the demo model, quantization error, start-up
 	$(BIN)/python benchmarks/demo_quality.py
 	$(BIN)/python benchmarks/quantization_error.py
-	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python -m benchmarks.cli_start
+
+docs: $(TESTING)  ## reference pages from the code
+	$(BIN)/python docs/generate.py
 
 clean:           ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

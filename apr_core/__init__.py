@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from apr_core.hfconfig import ConfigReader, sampling_defaults
     from apr_core.hookspecs import API_VERSION, hookimpl
     from apr_core.model.model import Model, load
-    from apr_core.modelspec import Block, ModelConfig, Plan, TensorClass
+    from apr_core.modelspec import Block, MixerExample, ModelConfig, Plan, TensorClass
     from apr_core.ops import Op, composite, op
     from apr_core.text.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ _WHERE = {
     "apr_core.hfconfig": ("ConfigReader", "sampling_defaults"),
     "apr_core.hookspecs": ("API_VERSION", "hookimpl"),
     "apr_core.model.model": ("Model", "load"),
-    "apr_core.modelspec": ("Block", "ModelConfig", "Plan", "TensorClass"),
+    "apr_core.modelspec": ("Block", "MixerExample", "ModelConfig", "Plan", "TensorClass"),
     "apr_core.ops": ("Op", "composite", "op"),
     "apr_core.text.tokenizer": ("Tokenizer",),
 }  # fmt: skip
@@ -76,10 +76,10 @@ __all__ = [
     "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError",
     "BackendPlugin", "BackendUnavailable", "Block", "Command", "ConfigError", "ConfigReader",
     "Contract", "ContractError", "Exporter", "Family", "FormatError", "HostMatrix",
-    "InputOutputError", "Kernel", "Layout", "Model", "ModelConfig", "NotFound", "Numbers", "Op",
-    "Plan", "PluginError", "QuantizationError", "Quantizer", "Recipe", "SamplingParams",
-    "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed", "Weight",
-    "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
+    "InputOutputError", "Kernel", "Layout", "MixerExample", "Model", "ModelConfig", "NotFound",
+    "Numbers", "Op", "Plan", "PluginError", "QuantizationError", "Quantizer", "Recipe",
+    "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed",
+    "Weight", "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
 ]  # fmt: skip
 
 

@@ -90,7 +90,10 @@ class BackendPlugin(Protocol):
     remember what the ops did, and do it again at once when a step of the same shape comes. And
     `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
     where it says nothing. And `adopt(function) -> function`, through which every function of
-    somebody else passes (references, other distributions' kernels) before it is bound.
+    somebody else passes (references, other distributions' kernels) before it is bound. And
+    `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`. And
+    `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
+    `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
     """
 
     name: str

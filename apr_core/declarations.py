@@ -16,11 +16,11 @@ StateKind = Literal["kv", "recurrent", "window", "none"]
 class Declaration:
     """Common part of all declarations."""
 
-    name: str
-    target: str
+    name: str  # what users type; 1 to 100 printable ASCII characters, no spaces or quotes
+    target: str  # "module:Attr", imported when it is used for the first time
     _: KW_ONLY
-    summary: str = ""
-    api: int = 1
+    summary: str = ""  # one line, for lists
+    api: int = 1  # the API number it was written for: see API_VERSION
 
     kind: ClassVar[str] = ""
 
@@ -30,8 +30,8 @@ class Family(Declaration):
     """A model family. `architectures` and `model_types` are matched against config.json."""
 
     _: KW_ONLY
-    architectures: tuple[str, ...] = ()
-    model_types: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()  # of config.json, the same as in its contract
+    model_types: tuple[str, ...] = ()  # where no installed family has the architecture
     attention: tuple[str, ...] = ()  # the mixers its plan names
 
     kind: ClassVar[str] = "family"
@@ -46,10 +46,10 @@ class Attention(Declaration):
     """
 
     _: KW_ONLY
-    state: StateKind = "kv"
-    ops: tuple[str, ...] = ()
-    brings: tuple[tuple[str, str], ...] = ()
-    cases: str = ""
+    state: StateKind = "kv"  # what it keeps of a sequence between steps
+    ops: tuple[str, ...] = ()  # every op its forward calls, the core's and others
+    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of ops of its own
+    cases: str = ""  # "module:function" that makes cases for the ops it brings
 
     kind: ClassVar[str] = "attention"
 
@@ -58,9 +58,9 @@ class Attention(Declaration):
 class Numbers:
     """Numbers inside a block, from byte `offset` on: one for each group, or one for the block."""
 
-    offset: int
-    dtype: Literal["f32", "f16", "bf16", "u8", "i8"]
-    per_block: bool = False
+    offset: int  # bytes from the start of the block
+    dtype: Literal["f32", "f16", "bf16", "u8", "i8"]  # little-endian
+    per_block: bool = False  # one number for the whole block, not one for each group
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,15 @@ class Layout:
     hold 32 values: low nibbles the first 16). `group` is a multiple of 32. See apr_core.layouts.
     """
 
-    group: int
-    codes: int  # byte offset
-    bits: Literal[4, 8]
-    scale: tuple[Numbers, ...]
-    minimum: tuple[Numbers, ...] = ()
-    order: Literal["pairs", "halves"] = "pairs"
-    zero: int = 0
+    group: int  # values that share a scale: a multiple of 32 that divides the block
+    codes: int  # where the codes begin, in bytes from the start of the block
+    bits: Literal[4, 8]  # of a code
+    scale: tuple[Numbers, ...]  # numbers whose product is the scale
+    minimum: tuple[Numbers, ...] = ()  # numbers whose product is the minimum; none: 0
+    order: Literal["pairs", "halves"] = "pairs"  # how two codes of 4 bits share a byte
+    zero: int = 0  # a level is the code less this
     signed: bool = False  # codes of 8 bits are int8
-    codebook: tuple[float, ...] = ()
+    codebook: tuple[float, ...] = ()  # 16 levels, for codes of 4 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ class Quantizer(Declaration):
     """
 
     _: KW_ONLY
-    block: int = 0
-    bytes_per_block: int = 0
-    dtype_id: int | None = None
-    layout: Layout | None = None
+    block: int = 0  # values in a block
+    bytes_per_block: int = 0  # scales and everything else included
+    dtype_id: int | None = None  # None unless APR v2 itself gives the format an id
+    layout: Layout | None = None  # where the numbers of a block are, for generic kernels
 
     kind: ClassVar[str] = "quantizer"
 
@@ -105,7 +105,8 @@ class Recipe(Declaration):
     """A choice of format per tensor class. `formats` are the quantizers it may pick."""
 
     _: KW_ONLY
-    formats: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()  # quantizers it may answer with; floats need no listing
+    recommended: bool = False  # what apr suggests where nobody asked for another
 
     kind: ClassVar[str] = "recipe"
 
@@ -115,7 +116,7 @@ class Backend(Declaration):
     """A device. `requires` are modules that must be importable; `probe` scores the machine."""
 
     _: KW_ONLY
-    requires: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()  # modules that must be there; looked for, not imported
     probe: str = ""  # "module:function" -> (score, reason); score 0 means it cannot run here
 
     kind: ClassVar[str] = "backend"
@@ -126,16 +127,20 @@ class Kernel(Declaration):
     """An op for one backend and one weight format (`*`: any, or the op has no weight)."""
 
     _: KW_ONLY
-    backend: str = ""
-    op: str = ""
-    weight: str = "*"
+    backend: str = ""  # the name of the backend it is for
+    op: str = ""  # the name of the op it computes
+    weight: str = "*"  # a quantizer's name, f32, "layout" for all declared layouts, or *
 
     kind: ClassVar[str] = "kernel"
 
 
 @dataclass(frozen=True, slots=True)
 class Source(Declaration):
-    """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`."""
+    """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
+
+    `progress` is called with a file's name and the bytes that are there. The target may have an
+    attribute `example_url`: a small checkpoint that its conformance kit fetches.
+    """
 
     kind: ClassVar[str] = "source"
 

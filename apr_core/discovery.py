@@ -1,117 +1,31 @@
-"""Finds plugins through entry points and asks each one, by itself, what it provides.
+"""Which plugins are installed, and what each one provides: a row for every entry point.
 
-A plugin that raises, exits, prints or declares nonsense becomes a row with a reason; it never
-takes another one down. Nothing but hooks modules is imported.
+Plugins are code, and code may raise, hang, print, or end the process. So hooks modules are imported
+in a process of their own (`plugin_scan`), once after something was installed or changed, and what
+they declared is remembered (`plugin_memory`). A plugin that misbehaves becomes a row with a reason;
+it never takes a command or another plugin down.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, distributions
-from typing import Any, Literal
+from dataclasses import replace
 
-from apr_core import hookspecs
-from apr_core.declarations import HOOKS, KINDS, Backend, Declaration, Kernel, Quantizer
+from apr_core import plugin_memory
+from apr_core.declarations import Backend, Declaration
+from apr_core.plugin_rows import Found, PluginRow, checked_collection
 from apr_core.settings import Settings
 
-Status = Literal["ok", "broken", "disabled", "incompatible", "unavailable"]
 GROUP = "apr"
-
-
-@dataclass(frozen=True, slots=True)
-class PluginRow:
-    """One entry point: what it provides, or why not."""
-
-    distribution: str
-    version: str
-    entry_point: str
-    module: str
-    status: Status
-    reason: str = ""
-    declarations: tuple[Declaration, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """`distribution:entry point`, unique."""
-        return f"{self.distribution}:{self.entry_point}"
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An entry point with the distribution that installed it."""
-
-    distribution: str
-    version: str
-    entry: EntryPoint
-
-
-class Refused(Exception):
-    """A plugin that may not be used; carries the row's status and reason."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 def normalized(name: str) -> str:
     """A distribution name as the packaging rules compare it."""
     return name.lower().replace("_", "-").replace(".", "-")
-
-
-def installed() -> list[Found]:
-    """All entry points of the group, sorted by (distribution, name), first on the path wins."""
-    found: dict[tuple[str, str], Found] = {}
-    for dist in distributions():
-        for entry in dist.entry_points:
-            if entry.group == GROUP:
-                name = normalized(dist.metadata["Name"] or "unknown")
-                found.setdefault((name, entry.name), Found(name, dist.version, entry))
-    return [found[key] for key in sorted(found)]
-
-
-def discover(settings: Settings, env: Mapping[str, str] = os.environ) -> tuple[PluginRow, ...]:
-    """A row for every installed plugin."""
-    return tuple(examine(found, settings, env) for found in installed())
-
-
-def examine(found: Found, settings: Settings, env: Mapping[str, str]) -> PluginRow:
-    """Load one plugin's hooks module and collect its declarations."""
-    status: Status = "ok"
-    reason = ""
-    declarations: tuple[Declaration, ...] = ()
-    try:
-        _refuse_disabled(found, settings, env)
-        declarations = tuple(collect(found.entry))
-        missing = missing_requirements(declarations)
-        if missing:
-            status, reason = "unavailable", f"not installed: {', '.join(missing)}"
-    except Refused as refusal:
-        status, reason = refusal.status, refusal.reason
-    except (Exception, SystemExit) as error:
-        if env.get("APR_DEBUG") == "1":
-            traceback.print_exc(file=sys.stderr)
-        status, reason = "broken", f"{type(error).__name__}: {error}".rstrip(": ")
-    return PluginRow(
-        found.distribution, found.version, found.entry.name, found.entry.value, status, reason,
-        declarations,
-    )  # fmt: skip
-
-
-def _refuse_disabled(found: Found, settings: Settings, env: Mapping[str, str]) -> None:
-    names = {found.distribution, found.entry.name, f"{found.distribution}:{found.entry.name}"}
-    only = env.get("APR_PLUGINS")
-    if only is not None and not names & _listed(only):
-        raise Refused("disabled", f"APR_PLUGINS={only} does not name it")
-    if names & _listed(env.get("APR_PLUGINS_BLOCK", "")):
-        raise Refused("disabled", "APR_PLUGINS_BLOCK names it")
-    if names & {normalized_id(n) for n in settings.disable}:
-        raise Refused("disabled", "the configuration file disables it ([plugins] disable)")
 
 
 def normalized_id(name: str) -> str:
@@ -120,63 +34,94 @@ def normalized_id(name: str) -> str:
     return f"{normalized(dist)}:{entry}" if colon else name
 
 
+def installed() -> list[Found]:
+    """All entry points of the group, sorted by (distribution, name), first on the path wins."""
+    from importlib.metadata import distributions
+
+    found: dict[tuple[str, str], Found] = {}
+    for dist in distributions():
+        for each in _entry_points(dist):
+            found.setdefault((each.distribution, each.entry_point), each)
+    return [found[key] for key in sorted(found)]
+
+
+def _entry_points(dist: object) -> list[Found]:
+    """A distribution's entry points of the group. Half an installation is one that says so."""
+    folder = str(getattr(dist, "_path", "unknown")).rpartition(os.sep)[2]
+    try:
+        text = dist.read_text("entry_points.txt") or ""  # type: ignore[attr-defined]
+        if f"[{GROUP}]" not in text.replace(" ", ""):
+            return []
+    except (OSError, UnicodeDecodeError):
+        return []
+    try:
+        entries = [e for e in dist.entry_points if e.group == GROUP]  # type: ignore[attr-defined]
+        name, version = dist.metadata["Name"], dist.version  # type: ignore[attr-defined]
+        if not name or not version:
+            raise ValueError("its METADATA has no Name or Version")
+    except Exception as error:
+        name = normalized(folder.partition("-")[0]) or "unknown"
+        reason = f"half installed ({folder}): {type(error).__name__}: {error}"
+        return [Found(name, "?", name, "", f"{reason}; reinstall or remove it")]
+    return [Found(normalized(name), version, e.name, e.value) for e in entries]
+
+
+def discover(
+    settings: Settings, env: Mapping[str, str] = os.environ, refresh: bool = False
+) -> tuple[PluginRow, ...]:
+    """A row for every installed plugin; with `refresh`, nothing that is remembered counts."""
+    if env.get("APR_DEBUG") == "1" or env.get("APR_TRACE_PLUGINS") == "1":
+        return tuple(_here(found, settings, env) for found in installed())
+    memory = plugin_memory.recall(env, refresh)
+    founds = memory.founds if memory.founds is not None else installed()
+    refusals = {found.name: refused(found, settings, env) for found in founds}
+    wanted = [found for found in founds if not refusals[found.name]]
+    rows = plugin_memory.rows(memory, founds, wanted, env)
+    return tuple(
+        _with_status(refusals[found.name] or rows[found.name]) for found in founds
+    )  # fmt: skip
+
+
+def _with_status(row: PluginRow) -> PluginRow:
+    """The row, unavailable if a module is missing that its backends need."""
+    missing = missing_requirements(row.declarations) if row.status == "ok" else []
+    if not missing:
+        return row
+    return replace(row, status="unavailable", reason=f"not installed: {', '.join(missing)}")
+
+
+def _here(found: Found, settings: Settings, env: Mapping[str, str]) -> PluginRow:
+    """The row of a plugin loaded in this process: for its author, with traceback or tracing."""
+    row = refused(found, settings, env)
+    if row:
+        return row
+
+    def show() -> None:
+        if env.get("APR_DEBUG") == "1":
+            traceback.print_exc(file=sys.stderr)
+
+    return _with_status(checked_collection(found, on_error=show))
+
+
+def refused(found: Found, settings: Settings, env: Mapping[str, str]) -> PluginRow | None:
+    """The row of a plugin that may not be loaded: broken metadata, or disabled by its user."""
+    if found.problem:
+        return found.row("broken", found.problem)
+    names = {found.distribution, found.entry_point, found.name}
+    only = env.get("APR_PLUGINS")
+    if only is not None and not names & _listed(only):
+        return found.row("disabled", f"APR_PLUGINS={only} does not name it")
+    if names & _listed(env.get("APR_PLUGINS_BLOCK", "")):
+        return found.row("disabled", "APR_PLUGINS_BLOCK names it")
+    if any(names & _listed(name) for name in settings.disable):
+        enable = f"apr plugins enable {found.distribution}"
+        return found.row("disabled", f"the configuration file disables it ({enable})")
+    return None
+
+
 def _listed(value: str) -> set[str]:
     parts = {part.strip() for part in value.split(",") if part.strip()}
     return parts | {normalized(part) for part in parts} | {normalized_id(part) for part in parts}
-
-
-def collect(entry: EntryPoint) -> Iterable[Declaration]:
-    """The declarations of one hooks module. Raises Refused, or whatever the module raises."""
-    import pluggy
-
-    with contextlib.redirect_stdout(sys.stderr):  # a plugin that prints must not break --json
-        module = entry.load()
-        manager = pluggy.PluginManager("apr")
-        manager.add_hookspecs(hookspecs)
-        if os.environ.get("APR_TRACE_PLUGINS") == "1":
-            manager.trace.root.setwriter(sys.stderr.write)
-            manager.enable_tracing()
-        manager.register(module)
-        manager.check_pending()
-        found: list[Declaration] = []
-        for hook, kind in HOOKS.items():
-            for result in getattr(manager.hook, hook)():
-                found += [checked(d, hook, kind) for d in result]
-    return found
-
-
-def checked(declaration: Any, hook: str, kind: str) -> Declaration:
-    """One declaration, if it is of the hook's kind and makes sense. Raises Refused."""
-    if not isinstance(declaration, KINDS[kind]):
-        raise Refused(
-            "broken", f"{hook} returned {declaration!r}, expected {KINDS[kind].__name__} records"
-        )
-    where = f"{kind} {declaration.name!r}"
-    if type(declaration.api) is not int or declaration.api not in hookspecs.SUPPORTED_APIS:
-        raise Refused(
-            "incompatible",
-            f"{where} targets API {declaration.api}, this apr-core has API "
-            f"{hookspecs.API_VERSION}: {_upgrade(declaration.api)}",
-        )
-    if not isinstance(declaration.name, str) or not declaration.name.strip():
-        raise Refused("broken", f"{hook} declares a {kind} without a name")
-    module, _, attribute = str(declaration.target).partition(":")
-    if not module or not attribute:
-        raise Refused(
-            "broken", f"{where}: target must be 'module:Attr', found {declaration.target!r}"
-        )
-    if isinstance(declaration, Quantizer) and (
-        declaration.block <= 0 or declaration.bytes_per_block <= 0
-    ):
-        raise Refused("broken", f"{where}: block and bytes_per_block must be positive")
-    if isinstance(declaration, Kernel) and not (declaration.backend and declaration.op):
-        raise Refused("broken", f"{where}: backend and op must be named")
-    return declaration
-
-
-def _upgrade(api: Any) -> str:
-    newer = type(api) is int and api > hookspecs.API_VERSION
-    return "upgrade apr-core" if newer else "upgrade the plugin"
 
 
 def missing_requirements(declarations: Iterable[Declaration]) -> list[str]:
@@ -188,5 +133,5 @@ def missing_requirements(declarations: Iterable[Declaration]) -> list[str]:
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, AttributeError):
         return False

@@ -50,7 +50,7 @@ def apr_quantizers() -> Iterable[d.Quantizer]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_quantizers():
-        return [Quantizer("nf4", "apr_nf4.codec:NF4", summary="4-bit NormalFloat",
+        return [Quantizer("mine4", "apr_mine.codec:Mine4", summary="4.25 bits: 64 with a scale",
                           block=64, bytes_per_block=34)]
     """
 
@@ -61,8 +61,8 @@ def apr_recipes() -> Iterable[d.Recipe]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_recipes():
-        return [Recipe("nf4", "apr_nf4.recipes:nf4", summary="all matrices nf4",
-                       formats=("nf4",))]
+        return [Recipe("mine4", "apr_mine.recipes:mine4", summary="all matrices mine4",
+                       formats=("mine4",))]
     """
 
 
@@ -72,8 +72,8 @@ def apr_backends() -> Iterable[d.Backend]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_backends():
-        return [Backend("cuda", "apr_backend_cuda.backend:Cuda", summary="NVIDIA GPUs",
-                        requires=("torch", "triton"), probe="apr_backend_cuda.probe:probe")]
+        return [Backend("npu", "apr_npu.backend:Npu", summary="the NPU of a phone",
+                        requires=("npu_runtime",), probe="apr_npu.probe:probe")]
     """
 
 
@@ -83,8 +83,8 @@ def apr_kernels() -> Iterable[d.Kernel]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_kernels():
-        return [Kernel("cpu/linear/nf4", "apr_nf4.kernels:linear", summary="nf4 on the CPU",
-                       backend="cpu", op="linear", weight="nf4")]
+        return [Kernel("npu/linear/mine4", "apr_mine.kernels:linear", summary="mine4 on the NPU",
+                       backend="npu", op="linear", weight="mine4")]
     """
 
 
@@ -104,7 +104,7 @@ def apr_exporters() -> Iterable[d.Exporter]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_exporters():
-        return [Exporter("gguf", "apr_export_gguf.export:export", summary="for llama.cpp")]
+        return [Exporter("npz", "apr_npz.export:export", summary="NumPy archives")]
     """
 
 

@@ -76,6 +76,15 @@ class Plan:
     norm_offset: float  # 1.0 where the weight is stored zero-centred: y = x * (offset + w)
 
 
+@dataclass(frozen=True, slots=True)
+class MixerExample:
+    """A small case of a mixer: its options, and its weights' shapes by role. For its kit."""
+
+    options: Mapping[str, Any]
+    hidden_size: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
 class FamilyPlugin(Protocol):
     """What the target of a `Family` declaration makes when it is called without arguments.
 
@@ -98,7 +107,9 @@ class FamilyPlugin(Protocol):
 class QuantizerPlugin(Protocol):
     """What the target of a `Quantizer` declaration makes when it is called without arguments.
 
-    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes.
+    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes. It
+    may have an attribute `max_error`, the relative RMSE its conformance kit allows: a number, or
+    one for each of apr_core.testing.samples.KINDS.
     """
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from apr_core.declarations import Declaration, Family
-from apr_core.discovery import PluginRow, discover, missing_requirements, normalized_id
+from apr_core.discovery import discover, missing_requirements, normalized_id
 from apr_core.errors import (
     BackendUnavailable,
     PluginBroken,
@@ -20,6 +18,8 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
+from apr_core.plugin_rows import PluginRow
+from apr_core.published import published
 from apr_core.settings import Settings, read_settings
 
 
@@ -89,6 +89,50 @@ class Registry:
             )
         return found[0]
 
+    def best_backend(self) -> str:
+        """The backend that fits this machine best, by the score of its probe; 1 without a probe.
+
+        Raises PluginNotFound if there is none, and PluginConflict if the best are equally good.
+        """
+        usable = [
+            o for o in self.declarations("backend")
+            if not missing_requirements([o.declaration])
+        ]  # fmt: skip
+        scores = {o.qualified: (self._score(o), o.declaration.name) for o in usable}
+        top = max((score for score, _ in scores.values()), default=0)
+        best = [(key, name) for key, (score, name) in scores.items() if score == top > 0]
+        if not best:
+            packages = sorted(set(published("backend").values()))
+            raise PluginNotFound(
+                "no installed backend can run on this machine",
+                f"Install one: pip install {packages[0]}" if packages else "apr plugins list",
+            )
+        best = [row for row in best if row[0] in self._prefer] or best
+        if len(best) > 1:
+            names = " and ".join(key for key, _ in best)
+            raise PluginConflict(
+                f"backends {names} are equally good here",
+                "Choose with --backend, or put one into the configuration file:\n"
+                f'  [plugins]\n  prefer = ["{best[0][0]}"]',
+            )
+        return best[0][1] if len(scores) == len({n for _, n in scores.values()}) else best[0][0]
+
+    def _score(self, owned: Owned) -> float:
+        if not owned.declaration.probe:
+            return 1
+        try:
+            score, _ = self.load_target(owned.declaration.probe, owned.distribution)()
+        except Exception:  # it cannot say: then it is not chosen unless it is named
+            return 0
+        return float(score)
+
+    def recommended_recipe(self) -> str:
+        """A recipe that its plugin recommends, or a float format that every model fits."""
+        names = [
+            o.declaration.name for o in self.declarations("recipe") if o.declaration.recommended
+        ]
+        return names[0] if names else "f16"
+
     def family_for(self, architectures: Iterable[str], model_type: str) -> Owned:
         """The family that reads a config.json with these `architectures` and `model_type`."""
         wanted = [a for a in architectures if isinstance(a, str)]
@@ -110,7 +154,7 @@ class Registry:
     def _not_found(self, kind: str, name: str) -> PluginNotFound:
         known = [o.declaration.name for o in self.declarations(kind)]
         hints = []
-        package = known_plugins().get(kind, {}).get(name)
+        package = published(kind).get(name)
         if package:
             hints.append(f"Install the package that provides it: pip install {package}")
         close = difflib.get_close_matches(name, known, 3)
@@ -172,21 +216,18 @@ class Registry:
 _current: Registry | None = None
 
 
-def get_registry() -> Registry:
-    """The process-wide registry of installed plugins, made on first use."""
+def get_registry(refresh: bool = False) -> Registry:
+    """The process-wide registry of installed plugins, made on first use.
+
+    With `refresh` it is made again, and every hooks module is imported again to see what it does.
+    """
     global _current
-    if _current is None:
+    if _current is None or refresh:
         settings = read_settings()
         off = os.environ.get("APR_NO_PLUGINS") == "1"
-        _current = Registry(() if off else discover(settings), settings.prefer)
+        found = () if off else discover(settings, refresh=refresh)
+        _current = Registry(found, settings.prefer)
     return _current
 
 
-def known_plugins() -> dict[str, dict[str, str]]:
-    """{kind: {name: distribution}} of well-known plugins, for hints only."""
-    path = Path(__file__).parent / "known_plugins.json"
-    known: dict[str, dict[str, str]] = json.loads(path.read_text("utf-8"))
-    return known
-
-
-__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry", "known_plugins"]
+__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry"]

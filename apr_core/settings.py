@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,14 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """$APR_CACHE, or apr in the XDG cache folder."""
+    """$APR_CACHE, or `[cache] dir` of the file, or apr in the XDG cache folder."""
     if env.get("APR_CACHE"):
         return Path(env["APR_CACHE"])
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr"
+    try:
+        configured = read_settings(config_path(env)).cache
+    except ConfigError:  # said where the file matters: a cache is needed to say it
+        configured = None
+    return configured or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr"
 
 
 def read_settings(path: Path | None = None) -> Settings:
@@ -60,19 +64,24 @@ def read_settings(path: Path | None = None) -> Settings:
 
 
 def _check(path: Path, content: Mapping[str, Any]) -> None:
+    for text, hint in problems(content):
+        raise ConfigError(f"{path}: {text}", hint)
+
+
+def problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(what is wrong, hint) of every section, key and value that should not be there."""
     for section, keys in content.items():
         if section not in KNOWN or not isinstance(keys, dict):
-            raise ConfigError(f"{path}: unknown section [{section}]", _suggest(section, KNOWN))
+            yield f"unknown section [{section}]", _suggest(section, KNOWN)
+            continue
         for key, value in keys.items():
             expected = KNOWN[section].get(key)
-            if expected is None:
-                raise ConfigError(
-                    f"{path}: unknown key {key!r} in [{section}]", _suggest(key, KNOWN[section])
-                )
             strings = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            if not isinstance(value, expected) or (expected is list and not strings):
+            if expected is None:
+                yield f"unknown key {key!r} in [{section}]", _suggest(key, KNOWN[section])
+            elif not isinstance(value, expected) or (expected is list and not strings):
                 what = "a list of strings" if expected is list else "a string"
-                raise ConfigError(f"{path}: {section}.{key} must be {what}")
+                yield f"{section}.{key} must be {what}", ""
 
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:

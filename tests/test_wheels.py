@@ -3,56 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests import tiny_checkpoints
-
-ROOT = Path(__file__).parent.parent
-PACKAGES = [".", *sorted(f"plugins/{p.parent.name}" for p in ROOT.glob("plugins/*/pyproject.toml"))]
-
-
-class Fresh:
-    """A venv with third-party packages (those of this interpreter) and our wheels only."""
-
-    def __init__(self, root):
-        self.wheels, self.venv = root / "wheels", root / "venv"
-        for package in PACKAGES:
-            subprocess.run(
-                [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-                 "-w", self.wheels, ROOT / package],
-                check=True, capture_output=True,
-            )  # fmt: skip
-        subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
-        self.python = self.venv / "bin" / "python"
-        self._share_third_parties()
-
-    def _share_third_parties(self):
-        """Link what this interpreter has installed, but nothing of apr, editable or not."""
-        theirs = Path(next(p for p in sys.path if p.endswith("site-packages")))
-        ours = next((self.venv / "lib").glob("python*/site-packages"))
-        for entry in theirs.iterdir():
-            ignored = entry.name.startswith(("apr", "_apr", "__editable__", "pip", "_pip"))
-            if not ignored and entry.suffix != ".pth" and not (ours / entry.name).exists():
-                (ours / entry.name).symlink_to(entry)
-
-    def install(self, name):
-        wheel = next(self.wheels.glob(f"{name.replace('-', '_')}-*.whl"))
-        subprocess.run(
-            [self.python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel],
-            check=True, capture_output=True,
-        )  # fmt: skip
-
-    def apr(self, *args):
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        return subprocess.run(
-            [self.venv / "bin" / "apr", *map(str, args)],
-            capture_output=True, text=True, env=env, cwd=self.venv,
-        )  # fmt: skip
+from tests.fresh_venv import Fresh
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("apr_core.cli.bench", "Measure how fast a file runs here."),
     "chat": ("apr_core.cli.chat", "Talk in turns."),
     "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),
-    "plugins": ("apr_core.cli.plugins", "List plugins and what they provide."),
+    "plugins": ("apr_core.cli.plugins", "List, check, switch and begin plugins."),
+    "doctor": ("apr_core.cli.doctor", "Look at everything apr depends on."),
 }
 INTERRUPTED, TERMINATED, IO_ERROR = 130, 143, 7
 
@@ -37,7 +38,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The built-in commands, then those of plugins."""
-        return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]
+        return [*COMMANDS, *sorted(_plugin_commands())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module, or the plugin's target."""
@@ -61,6 +62,8 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click does, with a suggestion for a misspelt command."""
+        if args[0] in COMMANDS:  # needs no plugin, so none is asked
+            return super().resolve_command(ctx, args)
         import difflib
 
         close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
@@ -70,11 +73,11 @@ class LazyGroup(click.Group):
 
 
 def _plugin_commands() -> dict[str, str]:
+    """{name: summary} of the commands that plugins add; those of core cannot be replaced."""
     from apr_core.registry import get_registry
 
-    return {
-        o.declaration.name: o.declaration.summary for o in get_registry().declarations("command")
-    }
+    declared = [owned.declaration for owned in get_registry().declarations("command")]
+    return {d.name: d.summary for d in declared if d.name not in COMMANDS}
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
               help="Tokens to generate after it.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Sequences that decode together.")  # fmt: skip
-@click.option("--backend", default="cpu", show_default=True, help="Where to run.")
+@click.option("--backend", help="Where to run; default: what fits this machine best.")
 @click.option("--threads", type=click.IntRange(1), help="Default: one a physical core.")
 @kv_type_option
 @click.option("--profile", "with_profile", is_flag=True, help="A table of time by op.")
 @click.option("--strict", is_flag=True, help="Refuse slow fallbacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    file: str, backend: str, threads: int | None, kv_type: KVType | None, with_profile: bool,
+    file: str, backend: str | None, threads: int | None, kv_type: KVType | None, with_profile: bool,
     strict: bool, as_json: bool, **plan: int,
 ) -> None:  # fmt: skip
     """Measure FILE: load, time to first token, prefill, decode, share of memory bandwidth."""
@@ -78,7 +78,7 @@ def run_bench(
             found = measure(model, plan, lambda: bar.advance(1))
         used = getattr(model.backend, "threads", None) or os.cpu_count() or 1
         result = _facts(
-            file, loading["backend"], model, plan, found, used
+            file, model.backend.name, model, plan, found, used
         )  # peak memory: before the next
         bandwidth = memory_bandwidth(used)
         result |= {

@@ -19,7 +19,7 @@ def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
     """(what is about to happen, the command's arguments)."""
     return [
         (
-            "The model, the number formats and the CPU all come from plugins. Installed here:",
+            "The model, the number formats and the device all come from plugins. Installed here:",
             ["plugins", "list"],
         ),
         (
@@ -38,15 +38,17 @@ def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
 
 
 @click.command()
-@click.option("--quantize", "recipe", default="q4k", show_default=True, metavar="RECIPE")
+@click.option("--quantize", "recipe", metavar="RECIPE", help="Default: a recommended one.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), metavar="D",
               help="Work in this directory and leave the file there.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave the temporary directory behind.")
-def command(recipe: str, directory: Path | None, keep: bool) -> None:
+def command(recipe: str | None, directory: Path | None, keep: bool) -> None:
     """The whole pipeline on a small bundled model."""
     from apr_core.registry import get_registry
 
-    get_registry().get("source", SOURCE.partition(":")[0])  # before anything is printed
+    registry = get_registry()
+    registry.get("source", SOURCE.partition(":")[0])  # before anything is printed
+    recipe = recipe or registry.recommended_recipe()
     with workplace(directory, keep) as place:
         began = time.monotonic()
         click.echo(f"In {place}:")

@@ -16,7 +16,7 @@ from apr_core.errors import UsageError
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "format_", metavar="NAME", required=True,
-              help="gguf, safetensors, or what a plugin brings.")  # fmt: skip
+              help="safetensors, or what a plugin brings.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT",
               help="The file to write; a directory for safetensors.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]),

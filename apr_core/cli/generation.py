@@ -35,7 +35,7 @@ OPTIONS = (
     click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
     click.option("--system", help="System message."),
     click.option("--thinking", type=click.Choice(["on", "off"]), help="Default: the model's."),
-    click.option("--backend", default="cpu", show_default=True, help="Where to run."),
+    click.option("--backend", help="Where to run; default: what fits this machine best."),
     click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
     click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
     kv_type_option,

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 import click
 
 from apr_core.cli.console import print_json, print_table
-from apr_core.discovery import PluginRow
-from apr_core.errors import NotFound
+from apr_core.plugin_rows import PluginRow
+from apr_core.published import published
 from apr_core.registry import get_registry
 
+# in modules of their own, imported when they run: listing plugins should not pay for them
+LATER: dict[str, tuple[str, str]] = {
+    "check": ("apr_core.cli.plugins_check", "Run the conformance checks of a plugin."),
+    "new": ("apr_core.cli.plugins_new", "Write a new plugin: a package that works."),
+    "enable": ("apr_core.cli.plugins_switch", "Use a plugin again that was disabled."),
+    "disable": ("apr_core.cli.plugins_switch", "Leave a plugin out, until it is enabled again."),
+    "freeze": ("apr_core.cli.plugins_freeze", "Print requirement lines of the plugins."),
+}
 
-@click.group()
+
+class _Group(click.Group):
+    """The subcommands of this module, and those of LATER."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which somebody meets them."""
+        return [*self.commands, *LATER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the subcommand's module if it has one."""
+        if cmd_name in LATER:
+            found: click.Command = getattr(import_module(LATER[cmd_name][0]), cmd_name)
+            return found
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a subcommand, without importing any."""
+        rows = [(name, each.get_short_help_str(80)) for name, each in self.commands.items()]
+        rows += [(name, text) for name, (_, text) in LATER.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Group)
 def command() -> None:
-    """List plugins and what they provide."""
+    """List plugins, check them, switch them on and off, begin a new one."""
 
 
 def _provides(row: PluginRow) -> dict[str, list[str]]:
@@ -35,15 +67,17 @@ def _as_dict(row: PluginRow) -> dict[str, Any]:
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(as_json: bool) -> None:
+@click.option("--refresh", is_flag=True, help="Look at every plugin again; remember nothing.")
+def list_(as_json: bool, refresh: bool) -> None:
     """One line a plugin: version, status, what it provides."""
-    rows = get_registry().plugins
+    rows = get_registry(refresh).plugins
     if as_json:
         print_json([_as_dict(row) for row in rows])
         return
     if not rows:
         click.echo("No plugins are installed. A plugin is a pip package, for example:")
-        click.echo("  pip install apr-backend-cpu apr-quant-q4k")
+        wellknown = sorted({*published("backend").values(), *published("quantizer").values()})
+        click.echo(f"  pip install {' '.join(wellknown)}")
         return
     table = [
         (r.distribution, r.version, r.status, _summary(_provides(r)) or r.reason) for r in rows
@@ -63,14 +97,9 @@ def _summary(provides: dict[str, Iterable[str]] | dict[str, list[str]]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """All about one plugin. NAME is a distribution, an entry point or something it provides."""
-    rows = [
-        row
-        for row in get_registry().plugins
-        if name in (row.distribution, row.entry_point, row.name)
-        or any(name == d.name for d in row.declarations)
-    ]
-    if not rows:
-        raise NotFound(f"no installed plugin is called or provides {name!r}", "apr plugins list")
+    from apr_core.cli.plugin_names import rows_called
+
+    rows = rows_called(name, get_registry().plugins)
     if as_json:
         print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
         return

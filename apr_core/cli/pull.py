@@ -22,6 +22,7 @@ def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
     checked against the hub's hash. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
     """
     from apr_core.hub import parse_id, pull
+    from apr_core.registry import get_registry
 
     id_ = parse_id(model)
     with _Bars() as bars:
@@ -35,7 +36,8 @@ def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
     for file, size in pulled.files.items():
         click.echo(f"  {file}  {human_bytes(size)}")
     click.echo(f"in {pulled.path}")
-    click.echo(f"next: apr import {id_} --quantize q4k -o {name}-q4k.apr")
+    recipe = get_registry().recommended_recipe()
+    click.echo(f"next: apr import {id_} --quantize {recipe} -o {name}-{recipe}.apr")
 
 
 class _Bars:

@@ -70,7 +70,7 @@ def answer(
     )  # fmt: skip
     if as_json:
         collect(pieces, result, lambda piece: None)
-        print_json(as_dict(result, load_s, options["backend"]) | {
+        print_json(as_dict(result, load_s, model.backend.name) | {
             "sampling": dataclasses.asdict(params), "bound": model.report.as_dict(),
             "fallbacks": model.report.fallbacks,
         })  # fmt: skip

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from apr_core.errors import FormatError
+from apr_core.published import index
 
 FIRST_FILE_ID = 192  # ids from here up mean what the file's own `apr.formats` table says
 TABLE = "apr.formats"
@@ -48,8 +49,8 @@ NATIVE: dict[str, FormatSpec] = {
 
 # Block formats whose ids APR v2 itself fixes, so that files of other writers can be measured.
 SPECIFIED: dict[int, FormatSpec] = {
-    12: FormatSpec("q4_k", 12, 256, 144),
-    14: FormatSpec("q6_k", 14, 256, 210),
+    row["id"]: FormatSpec(row["name"], row["id"], row["block"], row["bytes_per_block"])
+    for row in index()["formats"]
 }
 
 # Read, never written. Both run flat over a tensor of any shape; apr_q8 is one block as long as

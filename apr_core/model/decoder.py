@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from apr_core.binding import BoundOps, Weight
-from apr_core.model.state import State
+from apr_core.model.state import State, StateMakers
 from apr_core.model.step import Step
 
 Array = Any
@@ -17,15 +17,16 @@ class Mixer(Protocol):
     """What the target of an `Attention` declaration makes, called with a block's options.
 
     `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
-    arrays, `constants` further arrays that are uploaded with them under their own names.
+    arrays, `constants` further arrays that are uploaded with them under their own names. A mixer
+    may have a static method `example() -> MixerExample`, on which the conformance kit runs it.
     """
 
     matrices: tuple[str, ...]
     vectors: tuple[str, ...]
     constants: dict[str, Any]
 
-    def new_state(self, states: Any) -> State:
-        """The state of one layer, made by `states.kv(...)` or `states.recurrent(...)`."""
+    def new_state(self, states: StateMakers) -> State:
+        """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
 
     def __call__(self, o: BoundOps, w: Any, x: Array, step: Step, state: State) -> Array:
         """x [T, hidden] -> [T, hidden], written only in ops, arithmetic, reshape and slices."""

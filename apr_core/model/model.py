@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.loading import build_decoder, make_backend, without_collections
-from apr_core.model.state import KVState, KVType, RecurrentState, State
+from apr_core.model.state import KVType, State, StateMakers
 from apr_core.model.step import Step, make_step
 from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry, get_registry
@@ -58,11 +57,7 @@ class Model:
         self.captures = True  # False: every op of every step is called by itself, to be looked at
 
     def _new_states(self) -> list[State]:
-        zeros = self.backend.zeros
-        makers = SimpleNamespace(
-            kv=lambda heads, dim: KVState(zeros, heads, dim, self.kv_type),
-            recurrent=lambda **shapes: RecurrentState(zeros, shapes),
-        )
+        makers = StateMakers(self.backend.zeros, self.kv_type)
         return [layer.mixer.new_state(makers) for layer in self._decoder.layers]
 
     @property
@@ -231,7 +226,7 @@ class Model:
 @without_collections()
 def load(
     path: str | os.PathLike[str],
-    backend: str = "cpu",
+    backend: str | None = None,
     threads: int | None = None,
     *,
     strict: bool = False,
@@ -239,7 +234,7 @@ def load(
     kv_type: KVType | None = None,
     registry: Registry | None = None,
 ) -> Model:
-    """Load an .apr file onto a backend.
+    """Load an .apr file onto a backend, by default the one that fits this machine best.
 
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
@@ -248,6 +243,7 @@ def load(
     ContractError, PluginError or BackendError.
     """
     registry = registry or get_registry()
+    backend = backend or registry.best_backend()
     device = make_backend(registry, backend, threads)
     file = AprFile.open(Path(path))
     try:

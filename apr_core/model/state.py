@@ -8,8 +8,9 @@ be float16, or 8 bits with scales where a backend has attention over those (`q8`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+from apr_core.declarations import StateKind
 from apr_core.errors import BackendError
 
 Array = Any
@@ -20,6 +21,7 @@ KVType = Literal["f32", "f16", "q8"]
 class State(Protocol):
     """State of one layer, for all slots."""
 
+    kind: ClassVar[StateKind]  # as the mixer's declaration has it
     rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
 
     def open(self, slot: int) -> None:
@@ -44,6 +46,7 @@ class KVState:
     With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
     """
 
+    kind: ClassVar[StateKind] = "kv"
     rewindable = True
     growth = 256  # positions; capacity doubles from here
 
@@ -108,6 +111,7 @@ class KVState:
 class RecurrentState:
     """Named fixed-size arrays a slot, for mixers that fold the past into a matrix."""
 
+    kind: ClassVar[StateKind] = "recurrent"
     rewindable = False
 
     def __init__(self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -140,3 +144,112 @@ class RecurrentState:
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""
         return sum(a.nbytes for arrays in self.arrays.values() for a in arrays.values())
+
+
+class WindowState:
+    """The last keys and values of attention over a window, in two windows' room a slot.
+
+    `window` counts the query's own position. Rows are appended until the room is full; then the
+    last `window - 1` move to its front, so memory is bounded and a step rarely copies.
+    """
+
+    kind: ClassVar[StateKind] = "window"
+    rewindable = False
+
+    def __init__(
+        self, zeros: Zeros, kv_heads: int, head_dim: int, window: int, dtype: KVType = "f32"
+    ) -> None:
+        if dtype == "q8":
+            raise BackendError(
+                "keys and values of a window are kept in f32 or f16, not in 8 bits",
+                "Load with kv_type='f16'.",
+            )
+        self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
+        self.window, self.capacity = window, 2 * window
+        self.keys: dict[int, Array] = {}
+        self.values: dict[int, Array] = {}
+        self.first: dict[int, int] = {}  # the position of a slot's row 0
+
+    def _zeros(self, rows: int) -> Array:
+        return self._make((self._heads, rows, self._dim), self.dtype)  # [Hkv, rows, D]
+
+    def open(self, slot: int) -> None:
+        """Start an empty sequence in the slot."""
+        self.keys[slot], self.values[slot] = self._zeros(self.capacity), self._zeros(self.capacity)
+        self.first[slot] = 0
+
+    def close(self, slot: int) -> None:
+        """Forget the slot and give its memory back."""
+        del self.keys[slot], self.values[slot], self.first[slot]
+
+    def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array, int]:
+        """Write k, v [n, Hkv, D] at `position`, the slot's length.
+
+        Returns all keys and values [Hkv, L, D] that the new rows may look at, and the position of
+        the first of them.
+        """
+        start = position - self.first[slot]
+        seen = max(0, start - self.window + 1)  # the oldest row that the first new row looks at
+        stop = start + k.shape[0]
+        if stop > self.capacity:
+            return self._slide(slot, seen, start, k, v)
+        for cache, rows in ((self.keys, k), (self.values, v)):
+            cache[slot][:, start:stop] = rows.swapaxes(0, 1)
+        first = self.first[slot] + seen
+        return self.keys[slot][:, seen:stop], self.values[slot][:, seen:stop], first
+
+    def _slide(
+        self, slot: int, seen: int, start: int, k: Array, v: Array
+    ) -> tuple[Array, Array, int]:
+        """Rows that do not fit: put together beside the room, which then keeps the last."""
+        length = start - seen + k.shape[0]
+        kept = min(length, self.window - 1)
+        joined = []
+        for cache, rows in ((self.keys, k), (self.values, v)):
+            whole = self._zeros(length)
+            whole[:, : start - seen] = cache[slot][:, seen:start]
+            whole[:, start - seen :] = rows.swapaxes(0, 1)
+            cache[slot][:, :kept] = whole[:, length - kept :]
+            joined.append(whole)
+        first = self.first[slot] + seen
+        self.first[slot] = first + length - kept
+        return joined[0], joined[1], first
+
+    def snapshot(self, slot: int, length: int) -> tuple[int, Array, Array]:
+        """Copies of what a row at position `length` may look at, and where that begins."""
+        stop = length - self.first[slot]
+        seen = max(0, stop - self.window + 1)
+        keys, values = self.keys[slot][:, seen:stop], self.values[slot][:, seen:stop]
+        return self.first[slot] + seen, keys + 0, values + 0
+
+    def restore(self, slot: int, snapshot: tuple[int, Array, Array]) -> None:
+        """Put a snapshot back."""
+        self.first[slot], keys, values = snapshot
+        length = keys.shape[1]
+        self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
+
+    def nbytes(self) -> int:
+        """Bytes held now, over all slots."""
+        return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
+
+
+class StateMakers:
+    """What a mixer's `new_state` makes its state with.
+
+    `zeros(shape, dtype="f32")` and `kv_type` are for a state class of a plugin's own.
+    """
+
+    def __init__(self, zeros: Zeros, kv_type: KVType = "f32") -> None:
+        self.zeros, self.kv_type = zeros, kv_type
+
+    def kv(self, kv_heads: int, head_dim: int) -> KVState:
+        """Keys and values of everything so far."""
+        return KVState(self.zeros, kv_heads, head_dim, self.kv_type)
+
+    def window(self, kv_heads: int, head_dim: int, window: int) -> WindowState:
+        """Keys and values of the last `window` positions, the query's own included."""
+        return WindowState(self.zeros, kv_heads, head_dim, window, self.kv_type)
+
+    def recurrent(self, **shapes: tuple[int, ...]) -> RecurrentState:
+        """Named float32 arrays of fixed shapes, zeros at first."""
+        return RecurrentState(self.zeros, shapes)

@@ -59,7 +59,7 @@ def rope(xp: Any, x: Array, positions: Array, inv_freq: Array) -> Array:
     x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D.
     """
     n = inv_freq.shape[0]
-    angle = positions[:, None].astype(inv_freq.dtype) * inv_freq[None, :]  # [T, n]
+    angle = xp.asarray(positions[:, None], dtype=inv_freq.dtype) * inv_freq[None, :]  # [T, n]
     cos, sin = xp.cos(angle)[:, None, :], xp.sin(angle)[:, None, :]  # [T, 1, n]
     a, b = x[..., :n], x[..., n : 2 * n]
     return xp.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * n :]], axis=-1)

@@ -2,8 +2,8 @@
 
     from apr_core.testing import QuantizerConformance
 
-    class TestNF4(QuantizerConformance):
-        quantizer = "nf4"
+    class TestMine4(QuantizerConformance):
+        quantizer = "mine4"
 
 Shipped and third-party plugins pass the very same checks. New checks arrive with the core.
 """

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 from unittest import SkipTest
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -43,6 +43,8 @@ class CheckResult:
 class Kit:
     """Root of all kits. A new instance runs every check; `kept` shares what is dear to make."""
 
+    _kept: ClassVar[dict[str, Any]] = {}
+
     def subject(self) -> str:
         """What is checked, as `kind name`."""
         return type(self).__name__
@@ -51,7 +53,7 @@ class Kit:
     def kept(cls, key: str, make: Callable[[], T]) -> T:
         """`make()`, called once for this class and key."""
         if "_kept" not in cls.__dict__:
-            cls._kept: dict[str, Any] = {}
+            cls._kept = {}
         if key not in cls._kept:
             cls._kept[key] = make()
         found: T = cls._kept[key]
@@ -80,9 +82,9 @@ def run_checks(kit: type[Kit], names: Iterable[str] | None = None) -> Iterator[C
 
 def run_check(kit: type[Kit], name: str) -> CheckResult:
     """Run one check. Whatever it raises, but an interrupt, is its result."""
-    sentence = sentence_of(kit, name)
-    instance = kit()
+    sentence, subject = sentence_of(kit, name), kit.__name__
     try:
+        instance = kit()
         subject = instance.subject()
         getattr(instance, name)()
     except SkipTest as skipped:
@@ -94,7 +96,7 @@ def run_check(kit: type[Kit], name: str) -> CheckResult:
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return CheckResult(kit.__name__, name, sentence, "failed", reason)
+        return CheckResult(subject, name, sentence, "failed", reason)
     return CheckResult(subject, name, sentence, "passed")
 
 

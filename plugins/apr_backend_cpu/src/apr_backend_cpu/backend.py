@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.activations import SUPERBLOCK
-from apr_backend_cpu.compiling import keep_freed_memory, use_threads
+from apr_backend_cpu.compiling import CACHE_DIR, keep_freed_memory, use_threads
 from apr_backend_cpu.formats import FORMATS
 from apr_backend_cpu.recording import Captured, StepFunction, plain, settle
 from apr_backend_cpu.vector_ir import DOT_MODE, LANES
@@ -49,6 +49,7 @@ class Cpu:
     xp = np
     kernels = KERNELS
     kv_types = ("f32", "f16", "q8")
+    bitwise_rows = True  # a row's result has the same bits alone and in any batch
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = use_threads(threads)
@@ -57,6 +58,10 @@ class Cpu:
     def describe(self) -> str:
         """Device line of the report."""
         return f"cpu: {self.threads} threads, {DOT_MODE} dot products"
+
+    def caches(self) -> list[tuple[str, str]]:
+        """What is kept on disk, for `apr doctor`: (label, folder)."""
+        return [("compiled kernels", CACHE_DIR)]
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
         """Zeros in f32 or f16; in q8, bytes for rows of codes and scales (`attention_q8_rows`)."""

@@ -20,16 +20,14 @@ from numba.core import event
 from apr_backend_cpu.vector_ir import DOT_MODE
 from apr_core.errors import UsageError
 from apr_core.notices import working
+from apr_core.settings import cache_dir
 
 
 def _cache_dir() -> str:
-    root = os.environ.get("APR_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "apr"
-    )
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return str(Path(root) / "numba" / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
+    return str(cache_dir() / "numba" / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
 
 
 CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()

@@ -15,5 +15,6 @@ def apr_backends() -> list[Backend]:
             "apr_backend_cpu.backend:Cpu",
             summary="NumPy arrays, Numba kernels that read packed weights in place",
             requires=("numpy", "numba"),
+            probe="apr_backend_cpu.probe:probe",
         )
     ]

@@ -25,3 +25,6 @@ def fetch(
             "Reinstall apr-demo: its wheel carries the model.",
         )
     return directory
+
+
+fetch.example_url = "demo://sums"  # type: ignore[attr-defined]  # what `apr plugins check` fetches

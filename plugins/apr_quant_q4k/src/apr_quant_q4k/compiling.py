@@ -11,16 +11,15 @@ from typing import Any
 import numba
 from numba import njit
 
+from apr_core.settings import cache_dir
+
 
 def _cache_dir() -> str:
     """Named after this package's sources: Numba looks only at the file a function stands in."""
-    root = os.environ.get("APR_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "apr"
-    )
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return str(Path(root) / "numba" / f"quant-{digest.hexdigest()[:12]}")
+    return str(cache_dir() / "numba" / f"quant-{digest.hexdigest()[:12]}")
 
 
 CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR") or _cache_dir()

@@ -44,6 +44,9 @@ def apr_recipes() -> list[Recipe]:
         ("f32", "matrices in single precision", ()),
     )
     return [
-        Recipe(name, f"{HERE}.recipes:{name}", summary=summary, formats=formats)
+        Recipe(
+            name, f"{HERE}.recipes:{name}", summary=summary, formats=formats,
+            recommended=name == "q4k",
+        )
         for name, summary, formats in rows
-    ]
+    ]  # fmt: skip

@@ -73,3 +73,13 @@ class Qwen2:
     def metadata(self, config: ModelConfig) -> dict[str, Any]:
         """What other readers of the format look for; rope_type 2 pairs i with i + head_dim / 2."""
         return {"rope_type": 2}
+
+    def tiny_config(self) -> dict[str, Any]:
+        """config.json of a model small enough for tests."""
+        return {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 128,
+            "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 1024,
+            "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+            "tie_word_embeddings": True, "eos_token_id": 258, "dtype": "bfloat16",
+        }  # fmt: skip

@@ -121,6 +121,24 @@ class Qwen35:
             hparams["mrope_section"] = config.extra["mrope_section"]
         return {"linear_attn_hparams": hparams, "rope_type": 2}
 
+    def tiny_config(self) -> dict[str, Any]:
+        """config.json of a model small enough for tests: both layer types, uneven head counts."""
+        return {
+            "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text",
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 320,
+            "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+            "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4,
+            "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+            "attention_bias": False, "attn_output_gate": True, "mtp_num_hidden_layers": 1,
+            "tie_word_embeddings": True, "eos_token_id": 258, "dtype": "bfloat16",
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25,
+                "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+            },
+        }  # fmt: skip
+
 
 def _rotary_dim(head_dim: int, factor: float) -> int:
     rotary = int(head_dim * factor)

@@ -41,5 +41,6 @@ def apr_attention() -> list[Attention]:
             state="recurrent",
             ops=("linears", "linear", *OPS),
             brings=tuple((name, f"apr_qwen3_5.ops:{name}") for name in OPS),
+            cases="apr_qwen3_5.cases:cases",
         ),
     ]

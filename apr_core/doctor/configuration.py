@@ -1,0 +1,114 @@
+"""Every setting: its value, and whether the file, the environment or nobody set it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apr_core.doctor.examination import Finding
+from apr_core.errors import ConfigError
+from apr_core.settings import KNOWN, cache_dir, config_path, problems, read_settings
+
+DEFAULT = "default"
+SECRET = ("HF_TOKEN",)
+# environment variables that core reads, and what holds where they are not set
+VARIABLES: dict[str, str] = {
+    "APR_NO_PLUGINS": "plugins are used",
+    "APR_PLUGINS": "all installed plugins",
+    "APR_PLUGINS_BLOCK": "none",
+    "APR_DEBUG": "no tracebacks",
+    "APR_TRACE_PLUGINS": "hook calls are not shown",
+    "HF_HOME": "the hub client's own",
+    "HF_HUB_CACHE": "the hub client's own",
+    "HF_ENDPOINT": "the hub client's own",
+    "HF_HUB_OFFLINE": "the network is used",
+    "HF_TOKEN": "none",
+}
+FOLDERS = ("APR_CONFIG", "APR_CACHE")  # shown as the settings they set
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting as it is in force. `origin`: default, a file's path, or a variable's name."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+def configuration(env: Mapping[str, str] = os.environ) -> Finding:
+    """All settings in force, and what is in the file that should not be."""
+    path = config_path(env)
+    settings = [*_of_file(path, env), *_of_environment(env)]
+    unknown = sorted(n for n in env if n.startswith("APR_") and n not in {*VARIABLES, *FOLDERS})
+    facts = {
+        "file": str(path), "exists": path.exists(),
+        "settings": [asdict(setting) for setting in settings], "other_variables": unknown,
+    }  # fmt: skip
+    rows = [(s.name, f"{_shown(s.value)}  ({s.origin})") for s in settings]
+    rows += [(name, f"{env[name]}  (not of the core; a plugin may read it)") for name in unknown]
+    return Finding(rows, facts, list(_problems(path)))
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(value) or "none") if isinstance(value, list | tuple) else str(value)
+
+
+def _problems(path: Path) -> Iterator[str]:
+    """What stops every command that reads the file."""
+    try:
+        read_settings(path)
+    except ConfigError as error:
+        found = list(problems(_content(path)))  # none if it is no TOML at all
+        texts = [f"{path}: {text}. {hint}".strip() for text, hint in found] or [error.message]
+        yield from (f"{text} Commands that use plugins stop at that." for text in texts)
+
+
+def _of_file(path: Path, env: Mapping[str, str]) -> Iterator[Setting]:
+    """The file itself, then everything it may set."""
+    named = (name for name in ("APR_CONFIG", "XDG_CONFIG_HOME") if env.get(name))
+    origin = next(named, DEFAULT) + ("" if path.exists() else ", not there")
+    yield Setting("configuration file", str(path), origin)
+    content = _content(path)
+    for section, keys in KNOWN.items():
+        part = content.get(section)
+        for key, kind in keys.items():
+            if (section, key) == ("cache", "dir"):
+                yield _cache(content, path, env)
+            elif isinstance(part, dict) and key in part:
+                yield Setting(f"{section}.{key}", part[key], str(path))
+            else:
+                yield Setting(f"{section}.{key}", kind(), DEFAULT)
+
+
+def _cache(content: Mapping[str, Any], path: Path, env: Mapping[str, str]) -> Setting:
+    part = content.get("cache")
+    named = part.get("dir") if isinstance(part, dict) else None
+    in_file = isinstance(named, str) and cache_dir(env) == Path(named).expanduser()
+    origin = next(
+        name for name, holds in (
+            ("APR_CACHE", bool(env.get("APR_CACHE"))), (str(path), in_file),
+            ("XDG_CACHE_HOME", bool(env.get("XDG_CACHE_HOME"))), (DEFAULT, True),
+        ) if holds
+    )  # fmt: skip
+    return Setting("cache.dir", str(cache_dir(env)), origin)
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """What the file holds, also where some of it is not allowed; nothing if it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _of_environment(env: Mapping[str, str]) -> Iterator[Setting]:
+    for name, otherwise in VARIABLES.items():
+        if name in env:
+            yield Setting(name, "set, not shown" if name in SECRET else env[name], "environment")
+        else:
+            yield Setting(name, otherwise, DEFAULT)

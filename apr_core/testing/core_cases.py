@@ -1,0 +1,169 @@
+"""Cases of the ops that core defines. Shapes are 1, odd and large; values are what models have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from apr_core.model.state import KVType
+from apr_core.testing.cases import KV, Call, Matrix, OpCase, Parts, Vector, normal, uniform
+
+KV_TYPES: tuple[KVType, ...] = ("f32", "f16", "q8")
+EXACT = 0.0  # values that are only moved
+ELEMENTWISE = 1e-12
+PRODUCT = 1e-11
+KV_TOLERANCE: dict[KVType, float] = {"f32": 1e-11, "f16": 1e-6, "q8": 5e-4}
+
+
+def core_cases() -> list[OpCase]:
+    """All of them."""
+    return [*product_cases(), *norm_cases(), *gate_cases(), *rope_cases(), *attention_cases()]
+
+
+def product_cases() -> list[OpCase]:
+    """`embed`, `linear`, `linears` and `mlp` of dense weights."""
+    cases = [
+        OpCase("embed", f"{n} of {rows} rows of {cols}", partial(_embed, n, rows, cols), EXACT)
+        for n, rows, cols in ((1, 1, 1), (7, 33, 37), (300, 500, 256))
+    ]
+    cases += [
+        OpCase("linear", f"[{n}, {cols}] by {rows} rows", partial(_linear, n, cols, rows), PRODUCT)
+        for n, cols, rows in ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16))
+    ]
+    cases += [
+        OpCase("linears", f"{n} rows", partial(_linears, n), PRODUCT) for n in (1, 5, 70)
+    ]  # fmt: skip
+    return cases + [
+        OpCase("mlp", f"[{n}, {cols}], {inner} inside", partial(_mlp, n, cols, inner), PRODUCT)
+        for n, cols, inner in ((1, 32, 64), (3, 37, 45), (70, 256, 512))
+    ]
+
+
+def weight(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
+    """A matrix whose products have the size of their inputs."""
+    return Matrix(normal(rng, rows, cols, scale=cols**-0.5))
+
+
+def _embed(n: int, rows: int, cols: int, rng: np.random.Generator) -> list[Call]:
+    return [(rng.integers(0, rows, n), Matrix(normal(rng, rows, cols), ("embed",)))]
+
+
+def _linear(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, n, cols), weight(rng, rows, cols))]
+
+
+def _linears(n: int, rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, n, 96), tuple(weight(rng, rows, 96) for rows in (64, 1, 33)))]
+
+
+def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
+    gate, up, down = weight(rng, inner, cols), weight(rng, inner, cols), weight(rng, cols, inner)
+    return [(normal(rng, n, cols), gate, up, down)]
+
+
+def norm_cases() -> list[OpCase]:
+    """`rms_norm` of rows and of heads, `add_rms_norm`."""
+    shapes = ((1, 1), (3, 37), (300, 1024), (1, 2, 64), (5, 3, 33))
+    cases = [
+        OpCase("rms_norm", f"{shape}, offset {offset}, values of {scale}",
+               partial(_norm, shape, offset, scale), ELEMENTWISE)
+        for shape in shapes for offset, scale in ((0.0, 1.0), (1.0, 1e-3), (1.0, 1e3))
+    ]  # fmt: skip
+    return cases + [
+        OpCase("add_rms_norm", f"{shape}, offset {offset}", partial(_add_norm, shape, offset),
+               ELEMENTWISE)
+        for shape in shapes[:3] for offset in (0.0, 1.0)
+    ]  # fmt: skip
+
+
+def _norm(
+    shape: tuple[int, ...], offset: float, scale: float, rng: np.random.Generator
+) -> list[Call]:
+    w = normal(rng, shape[-1], scale=0.5)
+    return [(normal(rng, *shape, scale=scale), Vector(w), 1e-6, offset)]
+
+
+def _add_norm(shape: tuple[int, ...], offset: float, rng: np.random.Generator) -> list[Call]:
+    w = Vector(normal(rng, shape[-1], scale=0.5))
+    return [(normal(rng, *shape, scale=3.0), normal(rng, *shape), w, 1e-6, offset)]
+
+
+def gate_cases() -> list[OpCase]:
+    """Elementwise ops, also where an exponential overflows."""
+    shapes = ((1, 1), (3, 37), (130, 2048))
+    return [
+        OpCase(op, f"{shape}, values to {top}", partial(_gate, inputs, shape, top), ELEMENTWISE)
+        for op, inputs in (("sigmoid", 1), ("silu", 1), ("softplus", 1), ("swiglu", 2))
+        for shape in shapes for top in (8.0, 200.0)
+    ] + [
+        OpCase("sigmoid_gate", f"{shape}", partial(_heads_gate, shape), ELEMENTWISE)
+        for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))
+    ]  # fmt: skip
+
+
+def _gate(
+    inputs: int, shape: tuple[int, ...], top: float, rng: np.random.Generator
+) -> list[Call]:  # fmt: skip
+    gate = uniform(rng, -top, top, *shape)
+    return [(gate, *(normal(rng, *shape) for _ in range(inputs - 1)))]
+
+
+def _heads_gate(shape: tuple[int, ...], rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, *shape), uniform(rng, -100.0, 100.0, *shape))]
+
+
+def rope_cases() -> list[OpCase]:
+    """`rope` over whole and partial heads, at early and at late positions."""
+    return [
+        OpCase("rope", f"{rotary} of {dim} dims, {len(positions)} rows to {positions[-1]}",
+               partial(_rope, dim, rotary, positions), ELEMENTWISE)
+        for dim, rotary in ((2, 2), (64, 64), (256, 64), (48, 10))
+        for positions in ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))
+    ]  # fmt: skip
+
+
+def _rope(
+    dim: int, rotary: int, positions: tuple[int, ...], rng: np.random.Generator
+) -> list[Call]:
+    exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
+    inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
+    x = normal(rng, len(positions), 3, dim)
+    return [(x, np.array(positions, np.int64), Vector(inv_freq))]
+
+
+STEPS = {  # name -> the steps that come one after the other
+    "one token": (Parts((0, 1, 0)),),
+    "a prompt, then tokens": (Parts((0, 37, 0)), Parts((0, 1, 37)), Parts((0, 1, 38))),
+    "a prompt in chunks": (Parts((0, 64, 0)), Parts((0, 36, 64)), Parts((0, 3, 100))),
+    "a ragged batch": (
+        Parts((0, 5, 0), (1, 1, 0), (2, 70, 0)),
+        Parts((0, 1, 5), (1, 1, 1), (2, 1, 70)),
+        Parts((2, 2, 71), (0, 66, 6)),
+    ),
+}
+LONG = {"a long context": (Parts((0, 1100, 0)), Parts((0, 1, 1100)), Parts((0, 5, 1101)))}
+
+
+def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
+    """`attention` with grouped heads over a cache of this precision."""
+    shapes = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 64), LONG))
+    return [
+        OpCase("attention", f"{name}, {heads} heads over {kv_heads} of {dim}, {kv_type} cache",
+               partial(_attention, heads, kv_heads, dim, parts, kv_type), KV_TOLERANCE[kv_type])
+        for (heads, kv_heads, dim), steps in shapes for name, parts in steps.items()
+        if kv_type != "q8" or dim % 32 == 0
+    ]  # fmt: skip
+
+
+def _attention(
+    heads: int, kv_heads: int, dim: int, steps: tuple[Parts, ...], kv_type: KVType,
+    rng: np.random.Generator,
+) -> list[Call]:  # fmt: skip
+    state, calls = KV(kv_heads, dim, kv_type), []
+    for step in steps:
+        rows = sum(count for _, count, _ in step.parts)
+        q = normal(rng, rows, heads, dim, scale=2.0)
+        k, v = normal(rng, rows, kv_heads, dim), normal(rng, rows, kv_heads, dim)
+        calls.append((q, k, v, state, step, dim**-0.5))
+    return calls

@@ -1,0 +1,332 @@
+"""Reference pages from the code: `python docs/generate.py` writes them, `--check` compares them.
+
+A page is a function that returns Markdown. Nothing here depends on what is installed beside the
+core: plugins of this repository are read from their sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from describing import (
+    code,
+    doc,
+    field_table,
+    first,
+    is_protocol,
+    load,
+    members,
+    plain_field,
+    signature,
+    table,
+    with_code,
+)  # fmt: skip
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+sys.path[:0] = [str(ROOT), *(str(path) for path in sorted(ROOT.glob("plugins/*/src")))]
+os.environ["APR_NO_PLUGINS"] = "1"  # `apr --help` lists commands of plugins too
+
+NOTE = "<!-- Written by docs/generate.py from {source}. Change that, then run `make docs`. -->\n"
+WIDTH = 80  # of help texts
+# what each kind's target makes; for the others their declaration says it in words
+PROTOCOLS = {
+    "family": "apr_core.modelspec:FamilyPlugin",
+    "attention": "apr_core.model.decoder:Mixer",
+    "quantizer": "apr_core.modelspec:QuantizerPlugin",
+    "recipe": "apr_core.modelspec:RecipePlugin",
+    "backend": "apr_core.binding:BackendPlugin",
+}
+
+
+def hooks() -> str:
+    """Every hook: signature, meaning, an example that runs."""
+    from apr_core import hookspecs
+
+    lines = [
+        "# Hooks\n",
+        "A plugin's hooks module implements any of these. Each takes nothing and returns",
+        "[declarations](declarations.md); each may be called any number of times, in any order.\n",
+    ]
+    for name, function in _public_functions(hookspecs):
+        text, _, example = doc(function).partition("\n\n")
+        made = sorted(set(re.findall(r"\b[A-Z]\w+(?=\()", example)))
+        signature = str(inspect.signature(function)).replace("d.", "").replace("'", "")
+        lines += [f"## {name}\n", f"`{name}{signature}`\n", f"{text}\n"]
+        lines += ["```python", f"from apr_core import {', '.join([*made, 'hookimpl'])}", "", ""]
+        lines += [example, "```\n"]
+    return "\n".join(lines)
+
+
+def _public_functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
+    """Functions called apr_..., in the order of the source."""
+    found = [(n, f) for n, f in vars(module).items() if n.startswith("apr_")]
+    return sorted(found, key=lambda item: item[1].__code__.co_firstlineno)
+
+
+def declarations() -> str:
+    """Every record a hook may return, its fields, and what its target has to be."""
+    from apr_core import declarations as module
+
+    common = [f.name for f in fields(module.Declaration)]
+    lines = [
+        "# Declarations\n",
+        "Frozen records that say what a plugin provides, without importing it. All fields but",
+        '`name` and `target` are given by name: `Family("mine", "apr_mine.family:Mine", ...)`.',
+        "Fields are text, numbers and tuples of these, since they are remembered between runs.\n",
+        "## Every declaration\n",
+        *field_table(module, module.Declaration, ()),
+    ]
+    hook_of = {kind: hook for hook, kind in module.HOOKS.items()}
+    for kind, cls in module.KINDS.items():
+        lines += [f"## {cls.__name__}\n", f"Returned by [`{hook_of[kind]}`](hooks.md).\n"]
+        lines += [f"{doc(cls)}\n", *field_table(module, cls, common)]
+        lines += _target(kind)
+    for cls in (module.Layout, module.Numbers):
+        lines += [f"## {cls.__name__}\n", f"{doc(cls)}\n", *field_table(module, cls, ())]
+    return "\n".join(lines)
+
+
+def _target(kind: str) -> Iterator[str]:
+    """What a protocol asks of the target of a kind."""
+    if kind not in PROTOCOLS:
+        return
+    protocol = load(PROTOCOLS[kind])
+    yield f"**Its target.** {doc(protocol)}\n"
+    yield from table(("member", "meaning"), list(members(protocol)))
+
+
+def ops() -> str:
+    """Every op of the core, and those that plugins of this repository bring."""
+    from apr_core.ops import CORE_OPS
+
+    lines = [
+        "# Ops\n",
+        "The vocabulary between families and backends. A reference takes the array namespace `xp`",
+        "first, which a mixer does not write: it calls `o.rms_norm(x, w, eps, offset)`. A",
+        "composite has a default body in terms of other ops; a backend may replace it by one",
+        "kernel. Rows `T` are tokens of any number of sequences: `step` says which.\n",
+        "## Of the core\n",
+    ]
+    for entry in CORE_OPS.values():
+        lines += _described_op(entry)
+    for package, targets in _brought_ops().items():
+        lines += [f"## Brought by {package}\n"]
+        for target in targets:
+            lines += _described_op(load(target))
+    return "\n".join(lines)
+
+
+def _described_op(entry: Any) -> list[str]:
+    signature = inspect.signature(entry.body)
+    names = ", ".join(list(signature.parameters)[1:])
+    kind = "composite" if entry.is_composite else "reference"
+    return [f"### {entry.name}\n", f"`{entry.name}({names})`, a {kind}.\n", f"{doc(entry.body)}\n"]
+
+
+def _brought_ops() -> dict[str, list[str]]:
+    """{package: targets} of the ops that plugins of this repository bring."""
+    from apr_core.declarations import Attention
+    from apr_core.plugin_rows import collect
+
+    found: dict[str, list[str]] = {}
+    for path in sorted(ROOT.glob("plugins/*/src/*/hooks.py")):
+        for declaration in collect(f"{path.parent.name}.hooks"):
+            if isinstance(declaration, Attention):
+                targets = found.setdefault(path.parent.name, [])
+                targets += [target for _, target in declaration.brings if target not in targets]
+    return {package: targets for package, targets in found.items() if targets}
+
+
+def errors() -> str:
+    """The tree of errors with their exit codes."""
+    import apr_core
+    from apr_core import errors as module
+
+    head, _, rest = doc(module).partition("\n\n")
+    tree, _, tail = rest.rpartition("\n\n")
+    classes = [c for c in vars(module).values() if inspect.isclass(c)]
+    rows = [
+        (f"`{c.__name__}`", str(c.exit_code), "yes" if c.__name__ in apr_core.__all__ else "",
+         doc(c).replace("\n", " "))
+        for c in classes
+    ]  # fmt: skip
+    return "\n".join([
+        "# Errors and exit codes\n", f"{head}\n", "```text", tree, "```\n", f"{tail}\n",
+        "`apr` prints `error: MESSAGE` and `hint: HINT` to stderr and ends with the code. 0 is",
+        "success; an interrupt ends with 130, SIGTERM with 143. `APR_DEBUG=1` adds a traceback.\n",
+        "The public ones are imported from `apr_core`: those are what a plugin raises.\n",
+        *table(("error", "exit code", "public", "meaning"), rows),
+    ])  # fmt: skip
+
+
+def cli() -> str:
+    """The help text of every command."""
+    from apr_core.cli import apr
+
+    lines = [
+        "# Commands\n",
+        "What `--help` says. Plugins may add further commands.\n",
+    ]
+    for path, context in _commands(_context(apr, "apr", None)):
+        lines += [f"{'#' * min(len(path) + 1, 3)} {' '.join(path)}\n"]
+        lines += ["```text", context.get_help().rstrip(), "```\n"]
+    return "\n".join(lines)
+
+
+def _commands(context: Any, path: Sequence[str] = ("apr",)) -> Iterator[tuple[Sequence[str], Any]]:
+    """Every command, depth first, with its context."""
+    import click
+
+    yield path, context
+    group = context.command
+    if isinstance(group, click.Group):
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command
+            yield from _commands(_context(command, name, context), (*path, name))
+
+
+def _context(command: Any, name: str, parent: Any) -> Any:
+    return command.make_context(name, [], parent, resilient_parsing=True, terminal_width=WIDTH)
+
+
+def contract_schema() -> str:
+    """Every path of a contract, from the schema and the comments in it."""
+    text = (ROOT / "contracts" / "_schema.yaml").read_text("utf-8")
+    head, _, body = text.partition("fields:\n")
+    about = " ".join(line.lstrip("# ") for line in head.splitlines() if line.startswith("#"))
+    about = about.replace("A path ending in `?` is optional; `*`", "`*`")  # a column says it
+    rows = []
+    for line in body.splitlines():
+        entry, _, comment = line.partition("#")
+        path, _, type_ = entry.strip().partition(": ")
+        rows.append((code(path.replace("?", "")), code(type_.strip()),
+                     "" if path.endswith("?") else "yes", comment.strip()))  # fmt: skip
+    return "\n".join([
+        "# The schema of contracts\n", f"{about}\n",
+        "What the fields are for: [contracts](contracts.md).\n",
+        *table(("path", "type", "required", "note"), rows),
+    ])  # fmt: skip
+
+
+def conformance() -> str:
+    """Every check of every kit, by its sentence."""
+    from apr_core import testing
+    from apr_core.testing.checks import checks_of, sentence_of
+
+    kits = [getattr(testing, n) for n in testing.__all__ if n.endswith("Conformance")]
+    base = testing.PluginConformance
+    common = checks_of(base)
+    lines = [
+        "# Conformance kits\n",
+        "Classes in `apr_core.testing`. In pytest, a subclass that names the plugin is all there",
+        "is to write; `apr plugins check NAME` runs the same checks. A check that is skipped says",
+        "why and has not passed.\n",
+    ]
+    for kit in sorted(kits, key=lambda k: (k is not base, k.__name__)):
+        own = [name for name in checks_of(kit) if kit is base or name not in common]
+        more = "" if kit is base else f", after the {len(common)} of every plugin"
+        lines += [f"## {kit.__name__}\n", with_code(doc(kit)), f"{len(own)} checks{more}:\n"]
+        rows = [(sentence_of(kit, name), code(name)) for name in own]
+        lines += table(("what is checked", "as a test"), rows)
+    return "\n".join(lines)
+
+
+def api() -> str:
+    """Everything public."""
+    import apr_core
+    from apr_core import testing
+
+    lines = [
+        "# Public names\n",
+        "What plugins and programs may import from `apr_core`. Everything else is private and may",
+        "change: see [the plugin API](../explanation/plugin-api.md).\n",
+    ]
+    for name in sorted(apr_core.__all__, key=str.lower):
+        lines += _described(name, getattr(apr_core, name))
+    lines += [
+        "# apr_core.testing\n",
+        "For tests: [kits](conformance.md), and what they are made of.\n",
+        *table(
+            ("name", "what it is"),
+            [(code(n), first(getattr(testing, n))) for n in sorted(testing.__all__)],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _described(name: str, value: Any) -> Iterator[str]:
+    yield f"## {name}\n"
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
+        own = type(value).__module__ != "builtins" and type(value).__name__
+        yield f"A `{own}`.\n" if own else f"`{value!r}`\n"
+        return
+    if is_dataclass(value):
+        shown = ", ".join(plain_field(f) for f in fields(value))
+        yield f"`{name}({shown})`\n"
+    elif inspect.isfunction(value) or ("__init__" in vars(value) and not is_protocol(value)):
+        yield f"`{name}{signature(value)}`\n"
+    yield f"{first(value)}\n"
+    if inspect.isclass(value) and not is_dataclass(value):
+        rows = [row for row in members(value) if not row[0].startswith("`__")]
+        yield from table(("member", "meaning"), rows) if rows else ()
+
+
+PAGES: dict[str, tuple[str, Callable[[], str]]] = {
+    "hooks.md": ("apr_core/hookspecs.py", hooks),
+    "declarations.md": ("apr_core/declarations.py", declarations),
+    "ops.md": ("apr_core/ops and the plugins' ops", ops),
+    "errors.md": ("apr_core/errors.py", errors),
+    "cli.md": ("apr_core/cli", cli),
+    "contract-schema.md": ("contracts/_schema.yaml", contract_schema),
+    "conformance.md": ("apr_core/testing", conformance),
+    "api.md": ("apr_core.__all__", api),
+}
+
+
+def pages() -> dict[Path, str]:
+    """{path: text} of all generated pages."""
+    return {
+        REFERENCE / name: NOTE.format(source=source) + "\n" + make().rstrip() + "\n"
+        for name, (source, make) in PAGES.items()
+    }
+
+
+def differing() -> list[Path]:
+    """The pages that are not what the code says."""
+    return [
+        path for path, text in pages().items()
+        if not path.exists() or path.read_text("utf-8") != text
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages, or with --check say which differ; 1 if one does."""
+    parser = argparse.ArgumentParser(description="Reference pages from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    checking = parser.parse_args(arguments).check
+    wrong = differing()
+    for path in wrong:
+        name = path.relative_to(ROOT)
+        if checking:
+            print(f"{name} is not what the code says: run `make docs`")
+            continue
+        beside = path.with_suffix(".md.part")
+        beside.write_text(pages()[path], "utf-8")
+        beside.replace(path)
+        print(f"wrote {name}")
+    return 1 if checking and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Plugins' own suites, run against the current core."""

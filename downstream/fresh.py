@@ -1,0 +1,92 @@
+"""A fresh venv, and wheels of this repository's distributions to install into it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# what is not a third party: everything of this repository, and what pip itself is
+OURS = ("apr", "_apr", "__editable__", "pip", "_pip")
+
+
+def distributions() -> dict[str, Path]:
+    """{distribution name: folder} of all that this repository ships, examples included."""
+    folders = [ROOT, *ROOT.glob("plugins/*"), *ROOT.glob("examples/plugins/*")]
+    found = [folder for folder in folders if (folder / "pyproject.toml").exists()]
+    return {_name(folder): folder for folder in sorted(found)}
+
+
+def _name(folder: Path) -> str:
+    import tomllib
+
+    content = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))
+    name: str = content["project"]["name"]
+    return name
+
+
+class FreshVenv:
+    """A venv under `root`. `link`: third-party packages are those of this interpreter, linked;
+    otherwise it is empty and pip fetches what is installed.
+    """
+
+    def __init__(self, root: Path, link: bool = True) -> None:
+        self.root, self.wheels, self.venv, self.link = root, root / "wheels", root / "venv", link
+        self.python = self.venv / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
+        if link:
+            self._link_third_parties()
+
+    def _link_third_parties(self) -> None:
+        theirs = Path(next(p for p in sys.path if p.endswith("site-packages")))
+        own = next((self.venv / "lib").glob("python*/site-packages"))
+        for entry in theirs.iterdir():
+            is_ours = entry.name.startswith(OURS) or entry.suffix == ".pth"
+            if not is_ours and not (own / entry.name).exists():
+                (own / entry.name).symlink_to(entry)
+
+    def wheel(self, name: str) -> Path:
+        """The wheel of one of this repository's distributions, built at its first use."""
+        pattern = f"{name.replace('-', '_')}-*.whl"
+        if not list(self.wheels.glob(pattern)):
+            self._pip(
+                sys.executable, "wheel", "--no-deps", "-w", self.wheels, distributions()[name]
+            )
+        return next(self.wheels.glob(pattern))
+
+    def install(self, *names: str) -> None:
+        """Install distributions of this repository from their wheels."""
+        wheels = [self.wheel(name) for name in names]
+        self._pip(
+            self.python, "install", *(["--no-deps", "--no-index"] if self.link else []), *wheels
+        )
+
+    def install_third_parties(self, requirements: Iterable[str]) -> None:
+        """Install what pip finds; linked venvs have what this interpreter has."""
+        wanted = list(requirements)
+        if wanted and not self.link:
+            self._pip(self.python, "install", *wanted)
+
+    def _pip(self, python: Path | str, verb: str, *arguments: object) -> None:
+        isolation = ["--no-build-isolation"] if self.link and verb == "wheel" else []
+        done = subprocess.run(
+            [str(python), "-m", "pip", verb, "-q", *isolation, *map(str, arguments)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"pip {verb} {arguments}:\n{done.stderr}")
+
+    def run(
+        self, *command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of the venv, with a cache and a configuration of its own."""
+        program, *arguments = map(str, command)
+        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        own = {"APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml")}
+        return subprocess.run(
+            [str(self.venv / "bin" / program), *arguments],
+            capture_output=True, text=True, cwd=cwd or self.venv, env=clean | own | (env or {}),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sliding-window attention for apr, and a family that mixes it with full attention."""

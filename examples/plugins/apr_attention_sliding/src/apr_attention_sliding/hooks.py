@@ -1,0 +1,36 @@
+"""What this distribution provides."""
+
+from __future__ import annotations
+
+from apr_core import Attention, Family, hookimpl
+
+
+@hookimpl
+def apr_attention() -> list[Attention]:
+    """Attention over the last positions, and the op that it brings."""
+    return [
+        Attention(
+            "sliding_attention",
+            "apr_attention_sliding.mixer:SlidingAttention",
+            summary="grouped-query attention over a window of positions, in bounded memory",
+            state="window",
+            ops=("linears", "linear", "rope", "window_attention"),
+            brings=(("window_attention", "apr_attention_sliding.ops:window_attention"),),
+            cases="apr_attention_sliding.cases:cases",
+        )
+    ]
+
+
+@hookimpl
+def apr_families() -> list[Family]:
+    """A family with both kinds of layers; `full_attention` is apr-qwen2's."""
+    return [
+        Family(
+            "sliding_demo",
+            "apr_attention_sliding.family:SlidingDemo",
+            summary="Qwen2's tensors, some layers with a window",
+            architectures=("SlidingDemoForCausalLM",),
+            model_types=("sliding_demo",),
+            attention=("sliding_attention", "full_attention"),
+        )
+    ]

@@ -1,0 +1,51 @@
+"""Sliding-window attention: what a layer keeps does not grow with the sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from apr_core import MixerExample
+
+Array = Any
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
+BIASES = ("q_bias", "k_bias", "v_bias")
+
+
+class SlidingAttention:
+    """Grouped-query attention over the last `window` positions. Written only in ops."""
+
+    matrices = MATRICES
+
+    def __init__(
+        self, *, num_kv_heads: int, head_dim: int, rope_theta: float, window: int, bias: bool
+    ) -> None:
+        self.kv_heads, self.dim, self.window = num_kv_heads, head_dim, window
+        self.vectors: tuple[str, ...] = BIASES if bias else ()
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        self.constants = {"inv_freq": np.float32(rope_theta) ** -exponents}  # [D / 2]
+
+    @staticmethod
+    def example() -> MixerExample:
+        """What the conformance kit runs: a window that its prompts are longer than."""
+        shapes = {"q_proj": (64, 48), "k_proj": (32, 48), "v_proj": (32, 48), "o_proj": (48, 64)}
+        biases = {"q_bias": (64,), "k_bias": (32,), "v_bias": (32,)}
+        options = {
+            "num_kv_heads": 2, "head_dim": 16, "rope_theta": 1e4, "window": 24, "bias": True
+        }  # fmt: skip
+        return MixerExample(options, 48, {**shapes, **biases})
+
+    def new_state(self, states: Any) -> Any:
+        """The keys and values of the window."""
+        return states.window(self.kv_heads, self.dim, self.window)
+
+    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+        """x [T, hidden] -> [T, hidden]."""
+        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
+        if self.vectors:
+            q, k, v = q + w.q_bias, k + w.k_bias, v + w.v_bias
+        q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]
+        q, k = (o.rope(y, step.positions, w.inv_freq) for y in (q, k))
+        out = o.window_attention(q, k, v, state, step, self.dim**-0.5)  # [T, H, D]
+        return o.linear(out.reshape(len(x), -1), w.o_proj)

@@ -1,0 +1,1 @@
+"""An example backend of apr: torch arrays on the CPU, no kernels."""

@@ -1,0 +1,18 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core import Backend, hookimpl
+
+
+@hookimpl
+def apr_backends() -> list[Backend]:
+    """torch on the CPU."""
+    return [
+        Backend(
+            "torch",
+            "apr_backend_torch.backend:Torch",
+            summary="torch arrays on the CPU, every op by its reference",
+            requires=("numpy", "torch"),
+        )
+    ]

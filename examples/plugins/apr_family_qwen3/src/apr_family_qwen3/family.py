@@ -1,0 +1,51 @@
+"""Qwen3: what its config.json means, its contract, its layers."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from apr_core import Block, ConfigReader, Contract, ModelConfig, Plan, sampling_defaults
+
+TEXT = files("apr_family_qwen3").joinpath("contract.yaml").read_text("utf-8")
+CONTRACT = Contract.load(TEXT, "apr_family_qwen3/contract.yaml")
+
+
+class Qwen3:
+    """The family object."""
+
+    def contract(self) -> Contract:
+        """The tensors of Qwen3."""
+        return CONTRACT
+
+    def config(self, hf: Mapping[str, Any], generation: Any = None) -> ModelConfig:
+        """Read config.json. Raises ContractError for what is missing or not supported."""
+        c = ConfigReader(hf)
+        c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
+        c.refuse("attention_bias", [False], "this family has no biases")
+        c.refuse("use_sliding_window", [False], "attention is over the whole context")
+        c.refuse_rope_scaling()
+        return ModelConfig(
+            family="qwen3", architecture=c.architecture("Qwen3ForCausalLM"),
+            hidden_size=c.integer("hidden_size"), num_layers=c.layers(),
+            num_heads=c.integer("num_attention_heads"), head_dim=c.integer("head_dim"),
+            num_kv_heads=c.integer("num_key_value_heads"), vocab_size=c.integer("vocab_size"),
+            intermediate_size=c.integer("intermediate_size"), rope_theta=c.rope("rope_theta"),
+            max_position_embeddings=c.integer("max_position_embeddings"),
+            rms_norm_eps=c.number("rms_norm_eps"), layer_types=("full_attention",) * c.layers(),
+            tied_embeddings=c.flag("tie_word_embeddings", False), stop_ids=c.stop_ids(generation),
+            sampling=sampling_defaults(generation))  # fmt: skip
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """The same attention in every layer."""
+        names = ("num_kv_heads", "head_dim", "rope_theta", "rms_norm_eps")
+        block = Block("qk_norm_attention", {name: getattr(config, name) for name in names})
+        return Plan((block,) * config.num_layers, config.rms_norm_eps, norm_offset=0.0)
+
+    def tiny_config(self) -> dict[str, Any]:
+        """config.json of a model small enough for tests; its heads are wider than its rows."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64,
+            "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 512, "rope_theta": 1e6, "tie_word_embeddings": True,
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""An example of a kernel for somebody else's backend of apr."""

@@ -1,0 +1,19 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core import Kernel, hookimpl
+
+
+@hookimpl
+def apr_kernels() -> list[Kernel]:
+    """`swiglu` for the torch backend of apr-backend-torch."""
+    return [
+        Kernel(
+            "torch/swiglu",
+            "apr_kernel_demo.kernels:swiglu",
+            summary="silu(gate) * up in two passes over memory instead of nine",
+            backend="torch",
+            op="swiglu",
+        )
+    ]

@@ -1,0 +1,13 @@
+"""Qwen2 passes the kits that every family and attention variant passes."""
+
+from __future__ import annotations
+
+from apr_core.testing import AttentionConformance, FamilyConformance
+
+
+class TestQwen2(FamilyConformance):
+    family = "qwen2"
+
+
+class TestFullAttention(AttentionConformance):
+    attention = "full_attention"

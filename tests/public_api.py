@@ -1,0 +1,58 @@
+"""The public API as text: `python -m tests.public_api > tests/data/public_api.txt` pins it anew.
+
+A name that goes, a field or an argument that changes breaks somebody's plugin: see
+docs/explanation/plugin-api.md before you do that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import apr_core
+from apr_core import hookspecs, testing
+from apr_core.testing.checks import checks_of
+
+
+def lines() -> Iterator[str]:
+    """One line a name, with its fields or signature."""
+    yield f"API {hookspecs.API_VERSION}, supported {sorted(hookspecs.SUPPORTED_APIS)}"
+    for name in sorted(n for n in vars(hookspecs) if n.startswith("apr_")):
+        yield f"hook {name}{inspect.signature(getattr(hookspecs, name))}"
+    for name in sorted(apr_core.__all__):
+        yield from described(f"apr_core.{name}", getattr(apr_core, name))
+    for name in sorted(testing.__all__):
+        yield f"apr_core.testing.{name}"
+
+
+def described(name: str, value: Any) -> Iterator[str]:
+    """A name and what it takes."""
+    if is_dataclass(value) and isinstance(value, type):
+        yield name
+        for field in fields(value):
+            yield f"    {field.name}: {field.type}{_default(field.default)}"
+    elif inspect.isclass(value):
+        yield name
+        for member, function in sorted(vars(value).items()):
+            if inspect.isfunction(function) and not member.startswith("_"):
+                yield f"    {member}{inspect.signature(function)}"
+    elif inspect.isfunction(value):
+        yield f"{name}{inspect.signature(value)}"
+    else:
+        yield name
+
+
+def _default(value: Any) -> str:
+    return f" = {value!r}" if isinstance(value, str | int | float | tuple | None) else ""
+
+
+def kit_checks() -> dict[str, list[str]]:
+    """The checks of every kit."""
+    kits = [getattr(testing, name) for name in testing.__all__ if name.endswith("Conformance")]
+    return {kit.__name__: checks_of(kit) for kit in kits}
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

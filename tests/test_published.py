@@ -1,0 +1,40 @@
+"""The index of what is published agrees with what the shipped plugins declare."""
+
+from __future__ import annotations
+
+from apr_core.published import index, published
+from apr_core.registry import get_registry
+
+UNPUBLISHED = {("backend", "cuda")}  # named ahead: its users ask for it by that name
+SHIPPED = (
+    "apr-backend-cpu", "apr-demo", "apr-export-gguf", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5",
+)  # fmt: skip
+
+
+def declared(kind):
+    rows = get_registry().declarations(kind)
+    return {o.declaration.name: o.distribution for o in rows if o.distribution in SHIPPED}
+
+
+def test_every_shipped_name_is_in_the_index():
+    for kind in index()["plugins"]:
+        names = declared(kind)
+        if kind == "family":
+            for owned in get_registry().declarations(kind):
+                if owned.distribution in SHIPPED:
+                    known = (*owned.declaration.architectures, *owned.declaration.model_types)
+                    names |= dict.fromkeys(known, owned.distribution)
+        listed = {n: d for n, d in published(kind).items() if (kind, n) not in UNPUBLISHED}
+        assert listed == names, kind
+
+
+def test_formats_with_an_id_are_as_their_quantizers_declare_them():
+    rows = {row["name"]: row for row in index()["formats"]}
+    quantizers = [o.declaration for o in get_registry().declarations("quantizer")]
+    fixed = {d.name: d for d in quantizers if d.dtype_id is not None}
+    assert set(rows) == set(fixed)
+    for name, row in rows.items():
+        declaration = fixed[name]
+        assert (row["id"], row["block"], row["bytes_per_block"]) == (
+            declaration.dtype_id, declaration.block, declaration.bytes_per_block,
+        )  # fmt: skip
