@@ -99,7 +99,7 @@ def test_a_row_gives_the_same_bits_in_any_batch(rng, name, rows, cols):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_weight_of_many_tasks_is_the_sum_of_its_tiles(rng, threads):
+def test_every_tile_of_a_weight_of_many_tasks_meets_its_own_numbers(rng, threads):
     """So large that threads begin in the middle of it, at a tile's own numbers."""
     w, values = weight(rng, "nf4", 2000, 1024)
     Cpu(threads)

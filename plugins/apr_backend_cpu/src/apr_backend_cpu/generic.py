@@ -8,6 +8,7 @@ how 64 codes become levels, and the tile that many rows of activations meet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -81,6 +82,33 @@ def _number(b: ir.IRBuilder, kind: int, address: Value) -> Value:
     return b.fpext(value, V16F) if kind == HALF else value
 
 
+def _expand_block(
+    b: ir.IRBuilder, kind: int, runs: int | Value, groups: Value, factor: Value, source: Value,
+    ahead: Value, out: Value,
+) -> None:  # fmt: skip
+    """The numbers of a block, each as often as a group has runs. Runs that are known: no loop."""
+    width = WIDTH[kind]
+    count = ir.Constant(I64, runs) if isinstance(runs, int) else runs
+    a_group = b.mul(count, ir.Constant(I64, VECTOR))
+
+    def group(g: Value, values: list[Value]) -> list[Value]:
+        address = advance(b, source, g, width)
+        prefetch(b, b.add(address, ahead), 1)
+        scale, here = b.fmul(_number(b, kind, address), factor), advance(b, out, g, a_group)
+
+        def run(r: Value, values: list[Value]) -> list[Value]:
+            store(b, scale, advance(b, here, r, VECTOR))
+            return values
+
+        if isinstance(runs, int):
+            for r in range(runs):
+                store(b, scale, at(b, here, VECTOR * r))
+            return values
+        return count_loop(b, count, values, run)
+
+    count_loop(b, groups, [], group)
+
+
 @intrinsic
 def _expand(typing: Any, columns: Any, tile: Any, blocks: Any, groups: Any, runs: Any,
             out: Any) -> Any:  # fmt: skip
@@ -94,34 +122,43 @@ def _expand(typing: Any, columns: Any, tile: Any, blocks: Any, groups: Any, runs
         get = lambda i: load(b, at(b, columns, 8 * i), I64)  # noqa: E731
         numbers = advance(b, get(AT_NUMBERS), tile, get(TILE_STEP))
         factors = advance(b, get(AT_FACTORS), tile, get(FACTORS_STEP))
-        ahead, step = get(TILE_STEP), get(BLOCK_STEP)
-        a_block = b.mul(groups, runs)
-        for kind, width in WIDTH.items():
+        ahead, ahead_factors, step = get(TILE_STEP), get(FACTORS_STEP), get(BLOCK_STEP)
+        a_block = b.mul(groups, b.mul(runs, ir.Constant(I64, VECTOR)))
+
+        def expand(kind: int, known: int) -> None:
+            a_source = b.mul(groups, ir.Constant(I64, WIDTH[kind]))
+
+            def block(i: Value, values: list[Value]) -> list[Value]:
+                address = advance(b, factors, i, step)
+                prefetch(b, b.add(address, ahead_factors), 1)
+                source, target = advance(b, numbers, i, a_source), advance(b, out, i, a_block)
+                _expand_block(b, kind, known or runs, groups, load(b, address, V16F), source,
+                              ahead, target)  # fmt: skip
+                return values
+
+            count_loop(b, blocks, [], block)
+
+        for kind in STORED:
             with b.if_then(b.icmp_unsigned("==", get(NUMBER_KIND), ir.Constant(I64, kind))):
-
-                def block(i: Value, values: list[Value], kind: int = kind, width: int = width
-                          ) -> list[Value]:  # fmt: skip
-                    factor = load(b, advance(b, factors, i, step), V16F)
-                    first, target = b.mul(i, groups), advance(b, out, b.mul(i, a_block), VECTOR)
-
-                    def group(g: Value, values: list[Value]) -> list[Value]:
-                        address = advance(b, numbers, b.add(first, g), width)
-                        prefetch(b, b.add(address, ahead), 64)  # the next tile's
-                        scale = b.fmul(_number(b, kind, address), factor)
-                        here = advance(b, target, b.mul(g, runs), VECTOR)
-
-                        def run(r: Value, values: list[Value]) -> list[Value]:
-                            store(b, scale, advance(b, here, r, VECTOR))
-                            return values
-
-                        return count_loop(b, runs, values, run)
-
-                    return count_loop(b, groups, values, group)
-
-                count_loop(b, blocks, [], block)
+                _by_count(b, runs, (1, 2, 4), lambda known, kind=kind: expand(kind, known))
         return context.get_dummy_value()
 
     return types.void(*[types.uintp] * 6), codegen
+
+
+def _by_count(
+    b: ir.IRBuilder, count: Value, known: tuple[int, ...], body: Callable[[int], None]
+) -> None:
+    """body(count) where the count is one of those known, else body(0)."""
+    if not known:
+        body(0)
+        return
+    is_first = b.icmp_unsigned("==", count, ir.Constant(I64, known[0]))
+    with b.if_else(is_first) as (first, other):
+        with first:
+            body(known[0])
+        with other:
+            _by_count(b, count, known[1:], body)
 
 
 @serial

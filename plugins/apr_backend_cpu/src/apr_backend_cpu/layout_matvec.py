@@ -19,9 +19,14 @@ from apr_backend_cpu.formats import V32B, join, nibble
 from apr_backend_cpu.generic import V16B, look_up, wide_levels
 from apr_backend_cpu.lanes import (
     EVEN_QUARTERS,
+    EVEN_WORDS,
+    HIGH_PAIRS,
     HIGH_WORDS,
+    LOW_PAIRS,
     LOW_WORDS,
     ODD_QUARTERS,
+    ODD_WORDS,
+    gather_quarters,
 )
 from apr_backend_cpu.layout_tables import (
     BYTES,
@@ -33,7 +38,7 @@ from apr_backend_cpu.layout_tables import (
     PARAMETERS,
     SCATTERED,
 )
-from apr_backend_cpu.matvec import AHEAD, add_groups, group_sums
+from apr_backend_cpu.matvec import AHEAD, add_groups
 from apr_backend_cpu.rows import U, words_at
 from apr_backend_cpu.unpack import VECTOR
 from apr_backend_cpu.vector_ir import (
@@ -54,8 +59,8 @@ from apr_backend_cpu.vector_ir import (
     store,
 )
 
-ROW_SUMS = 32  # bytes: of a superblock of a row, 8 int32
-OTHER_PAIR = [4 * q + lane for q in range(4) for lane in (2, 3, 0, 1)]
+ROW_SUMS = 64  # bytes of a superblock of a row, until 16 rows are there
+LAST_ROWS = 3  # of a tile: their prefetches are left to its end, or memory would wait there
 
 
 def _picks(order: int) -> list[list[int]]:
@@ -152,16 +157,28 @@ def _half(b: ir.IRBuilder, bits: int, packed: list[Value], wide: Value, x: Value
     return b.add(even, odd)
 
 
-def _by_run(b: ir.IRBuilder, halves: list[Value]) -> Value:
-    """The sums of 8 runs from two vectors of four quarters each."""
-    words = b.add(*(shuffle(b, halves[0], lanes, halves[1]) for lanes in (LOW_WORDS, HIGH_WORDS)))
-    sums = b.add(words, shuffle(b, words, OTHER_PAIR))
-    return shuffle(b, sums, [4 * q + half for half in (0, 1) for q in range(4)])
+def _row_sums(b: ir.IRBuilder, halves: list[Value]) -> Value:
+    """Two vectors of four quarters, each a run's, as one: a quarter has half sums of two runs."""
+    return b.add(*(shuffle(b, halves[0], lanes, halves[1]) for lanes in (LOW_WORDS, HIGH_WORDS)))
+
+
+def _tile_sums(b: ir.IRBuilder, room: Value) -> list[Value]:
+    """The sums of 8 runs, one lane a weight row, from what `_row_sums` left of 16 rows."""
+    rows = [load(b, at(b, room, ROW_SUMS * r), V16I) for r in range(LANES)]
+    pairs = [
+        b.add(*(shuffle(b, rows[r], lanes, rows[r + 1]) for lanes in (LOW_PAIRS, HIGH_PAIRS)))
+        for r in range(0, LANES, 2)
+    ]  # a quarter has two runs of one row, then of the other
+    sums = []
+    for lanes in (EVEN_WORDS, ODD_WORDS):
+        fours = [shuffle(b, pairs[k], lanes, pairs[k + 1]) for k in range(0, 8, 2)]
+        sums += gather_quarters(b, fours)
+    return sums
 
 
 def _make_matvec(bits: int, scattered: bool) -> Any:
     """An intrinsic: addresses of 16 rows, bytes a row; of parameters, of arranged records, scales,
-    minima or 0, and 16 results; superblocks; address of 512 bytes for each.
+    minima or 0, and 16 results; superblocks; address of 1024 bytes for each.
     """
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
@@ -171,24 +188,30 @@ def _make_matvec(bits: int, scattered: bool) -> Any:
 
         def row(r: Value, values: list[Value]) -> list[Value]:
             first, out = advance(b, wp, r, row_bytes), advance(b, room, r, ROW_SUMS)
+            early = b.icmp_unsigned("<", r, ir.Constant(I64, LANES - LAST_ROWS))
+            ahead = b.select(early, ir.Constant(I64, AHEAD), ir.Constant(I64, 0))
 
             def superblock(i: Value, values: list[Value]) -> list[Value]:
                 where, x = advance(b, offsets, i, 64), advance(b, xp, i, RECORD)
                 start = b.add(first, load(b, where, I64))
-                prefetch(b, at(b, start, AHEAD), 32 * bits + 64)
+                prefetch(b, b.add(start, ahead), 32 * bits + 64)
                 halves = [
                     _half(b, bits, _packed(b, bits, scattered, first, where, half), wide,
                           at(b, x, 128 * half))
                     for half in (0, 1)
                 ]  # fmt: skip
-                store(b, _by_run(b, halves), advance(b, out, i, ROW_SUMS * LANES))
+                store(b, _row_sums(b, halves), advance(b, out, i, ROW_SUMS * LANES))
                 return values
 
             return count_loop(b, n, values, superblock)
 
+        last = at(b, advance(b, wp, ir.Constant(I64, LANES - LAST_ROWS), row_bytes), AHEAD)
+        share = b.udiv(b.mul(row_bytes, ir.Constant(I64, LAST_ROWS)), n)
+
         def finish(with_minima: bool) -> None:
             def superblock(i: Value, totals: list[Value]) -> list[Value]:
-                sums = group_sums(b, advance(b, room, i, ROW_SUMS * LANES))
+                prefetch(b, advance(b, last, i, share), LAST_ROWS * 32 * bits + 64)
+                sums = _tile_sums(b, advance(b, room, i, ROW_SUMS * LANES))
                 tables = (scales, minima) if with_minima else (scales,)
                 here = [advance(b, table, i, 8 * VECTOR) for table in tables]
                 numbers = [[load(b, at(b, p, VECTOR * g), V16F) for g in range(8)] for p in here]
