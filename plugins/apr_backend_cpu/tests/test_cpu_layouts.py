@@ -29,6 +29,18 @@ LAYOUTS = {  # name -> (layout, block, bytes)
     "int8": (Layout(128, 4, 8, (Numbers(0, "bf16"),), signed=True), 128, 132),
     "uint8": (Layout(32, 8, 8, (Numbers(0, "f16"),), (Numbers(2, "f16"),), zero=100), 64, 72),
     "wide": (Layout(64, 32, 4, (Numbers(0, "f16"),)), 1024, 544),
+    "across": (Layout(64, 4, 4, (Numbers(0, "i8"), Numbers(100, "f32", True)), zero=3), 192, 104),
+    "q4_k_like": (
+        Layout(
+            32, 16, 4, (Numbers(0, "u8"), Numbers(144, "f16", True)),
+            (Numbers(8, "i8"), Numbers(146, "bf16", True)), order="halves",
+        ), 256, 148,
+    ),
+    "products": (
+        Layout(128, 8, 8, (Numbers(0, "f16"), Numbers(4, "u8")), (Numbers(264, "f32", True),)),
+        256, 268,
+    ),
+    "far": (Layout(32, 2, 4, (Numbers(0, "f16"),), zero=-120), 32, 18),
 }  # fmt: skip
 
 
@@ -60,7 +72,8 @@ def weight(rng, name, rows, cols):
     data = Cpu(2).upload_packed(matrix)
     found = SimpleNamespace(
         name=name, format=name, rows=rows, cols=cols, data=data, prepared=None, layout=spec,
-        linear=linear.linear,
+        linear=linear.linear, row_bytes=raw.shape[1],
+        decode=lambda raw, cols: decode(layout, block, nbytes, raw, cols),
     )  # fmt: skip
     return found, decode(layout, block, nbytes, raw, cols)
 
@@ -73,8 +86,50 @@ def test_products_follow_the_layout(rng, name, rows, cols):
     got, expected = linear.linear(x, w), x @ values.T
     noise = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     assert noise < 0.012  # activations of 8 bits; a codebook's levels too
-    alone = np.concatenate([linear.linear(x[i : i + 1], w) for i in range(11)])
-    np.testing.assert_array_equal(got, alone)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("rows", "cols"), [(67, 512), (16, 1120)])
+def test_a_row_gives_the_same_bits_in_any_batch(rng, name, rows, cols):
+    w, _ = weight(rng, name, rows, cols)
+    x = rng.standard_normal((27, cols)).astype(np.float32)
+    alone = np.concatenate([linear.linear(x[i : i + 1], w) for i in range(27)])
+    for batch in (2, 3, 4, 5, 8, 9, 16, 17, 27):
+        np.testing.assert_array_equal(linear.linear(x[:batch], w), alone[:batch], str(batch))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_tile_of_a_weight_of_many_tasks_meets_its_own_numbers(rng, threads):
+    """So large that threads begin in the middle of it, at a tile's own numbers."""
+    w, values = weight(rng, "nf4", 2000, 1024)
+    Cpu(threads)
+    x = rng.standard_normal((1, 1024)).astype(np.float32)
+    got = linear.linear(x, w)
+    assert np.linalg.norm(got - x @ values.T) < 0.012 * np.linalg.norm(got)
+
+
+def test_an_embedding_decodes_the_rows_that_are_asked_for(rng):
+    w, values = weight(rng, "nf4", 5000, 320)
+    decoded = []
+    layout, block, nbytes = LAYOUTS["nf4"]
+
+    def count(raw, cols):
+        decoded.append(len(raw))
+        return decode(layout, block, nbytes, raw, cols)
+
+    w.decode = count
+    np.testing.assert_array_equal(linear.embed(np.array([7, 4999, 7]), w), values[[7, 4999, 7]])
+    assert decoded == [3]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_not_hidden(rng, bad):
+    w, _ = weight(rng, "q4_1", 16, 512)
+    x = rng.standard_normal((3, 512)).astype(np.float32)
+    x[1, 300] = bad
+    for row, finite in enumerate((True, False, True)):
+        for got in (linear.linear(x, w)[row], linear.linear(x[row : row + 1], w)[0]):
+            assert np.isfinite(got).all() if finite else np.isnan(got).all()
 
 
 def test_integer_levels_are_exact(rng):

@@ -63,7 +63,7 @@ def _index(value: int) -> Value:
     return ir.Constant(I64, value)
 
 
-def _opaque(b: ir.IRBuilder, value: Value) -> Value:
+def opaque(b: ir.IRBuilder, value: Value) -> Value:
     """The value, about which LLVM is told nothing.
 
     Else it would derive each row's address from the one before, or count 24 addresses up in memory
@@ -85,7 +85,7 @@ class Rows:
 
     def __call__(self, b: ir.IRBuilder) -> Values:
         """The address in each row."""
-        offset = _opaque(b, self.offset)
+        offset = opaque(b, self.offset)
         return [b.add(start, offset) for start in self.starts]
 
 
@@ -108,11 +108,11 @@ class Block:
         return [const(V16I, 0)] * len(self.xs.starts)
 
 
-def _splat(b: ir.IRBuilder, p: Value, offset: int, type_: Any = I32) -> Value:
+def splat_at(b: ir.IRBuilder, p: Value, offset: int, type_: Any = I32) -> Value:
     return splat(b, load(b, at(b, p, offset), type_))
 
 
-def _columns(b: ir.IRBuilder, rows: Values, offset: int) -> Values:
+def packed_columns(b: ir.IRBuilder, rows: Values, offset: int) -> Values:
     """16 bytes of every row, transposed: 4 vectors of 4 bytes a row."""
     return columns4(b, [load(b, at(b, p, offset), V4I) for p in rows])
 
@@ -122,7 +122,7 @@ def _store(b: ir.IRBuilder, vectors: Values, out: Value, offset: int) -> None:
         store(b, vector, at(b, out, offset + VECTOR * k))
 
 
-def _nibbles(b: ir.IRBuilder, column: Value, high: int) -> Value:
+def nibbles(b: ir.IRBuilder, column: Value, high: int) -> Value:
     """The low or the high four bits of each byte."""
     moved = b.lshr(column, const(V16I, 4)) if high else column
     return b.and_(moved, const(V16I, 0x0F0F0F0F))
@@ -138,7 +138,7 @@ def _meet(b: ir.IRBuilder, s: Block, sums: Values, codes: Value, xs: Values, off
     """sums + 4 values of each weight row times the 4 at `offset` of each row of activations."""
     w, results = b.bitcast(codes, V64B), []
     for total, x in zip(sums, xs, strict=True):
-        value = b.bitcast(_splat(b, x, offset), V64B)
+        value = b.bitcast(splat_at(b, x, offset), V64B)
         results.append(dot(b, total, w, value, s.packed.bits))
     return results
 
@@ -151,7 +151,7 @@ def _add(b: ir.IRBuilder, totals: Values, sums: Values, factors: Values) -> Valu
 
 def _steps(b: ir.IRBuilder, xs: Values, group: int) -> Values:
     """The step of a group of 32 values of each row of activations."""
-    return [_splat(b, x, AT_SCALE32 + 4 * group) for x in xs]
+    return [splat_at(b, x, AT_SCALE32 + 4 * group) for x in xs]
 
 
 def _pairs(b: ir.IRBuilder, s: Block, pairs: Values) -> Values:
@@ -159,7 +159,7 @@ def _pairs(b: ir.IRBuilder, s: Block, pairs: Values) -> Values:
     sums, xs = s.zeros(), s.xs(b)
     for g, pair in enumerate(pairs):
         for t, x in enumerate(xs):
-            sums[t] = pair_dot(b, sums[t], pair, _splat(b, x, AT_SUM32 + 4 * g))
+            sums[t] = pair_dot(b, sums[t], pair, splat_at(b, x, AT_SUM32 + 4 * g))
     return sums
 
 
@@ -169,8 +169,8 @@ def _affine_chunk(b: ir.IRBuilder, s: Block, j: Value, shift: Value) -> list[Val
     sums, columns = [s.zeros(), s.zeros()], []
     for c in range(8):
         if c % 4 == 0:  # no earlier: 16 sums leave little room in registers
-            columns += _columns(b, rows, s.packed.nbytes - 128 + 4 * c)
-        codes = [_nibbles(b, columns[c], h) for h in range(2)]
+            columns += packed_columns(b, rows, s.packed.nbytes - 128 + 4 * c)
+        codes = [nibbles(b, columns[c], h) for h in range(2)]
         if s.packed.bits == 5:
             top = b.lshr(load(b, at(b, s.room, TOPS + VECTOR * c), V16I), shift)
             codes = [_with_top(b, codes[h], top, 4 - h, 0x10) for h in range(2)]
@@ -199,18 +199,18 @@ def _affine_sums(b: ir.IRBuilder, s: Block) -> Values:
 def _affine(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
     """One superblock of q4_k or q5_k: y + dx * (d * I - dmin * M)."""
     rows = s.rows(b)
-    ds, *words = _columns(b, rows, 0)
+    ds, *words = packed_columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
     _store(b, [byte(b, scales, g) for g in range(8)], s.room, SCALES)
     if s.packed.bits == 5:
-        _store(b, _columns(b, rows, 16) + _columns(b, rows, 32), s.room, TOPS)
+        _store(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), s.room, TOPS)
     scaled = _affine_sums(b, s)
     low = _pairs(b, s, byte_pairs(b, mins))
     d, dmin = low_half(b, ds), b.fneg(low_half(b, b.lshr(ds, const(V16I, 16))))
     results = []
     for x, y, total, minimum in zip(s.xs(b), ys, scaled, low, strict=True):
         value = fma(b, b.sitofp(minimum, V16F), dmin, b.fmul(b.sitofp(total, V16F), d))
-        results.append(fma(b, value, _splat(b, x, AT_D, F32), y))
+        results.append(fma(b, value, splat_at(b, x, AT_D, F32), y))
     return results
 
 
@@ -230,15 +230,15 @@ def _signed_chunk(
     """
     words, tops = (advance(b, s.room, half, VECTOR * n) for n in (2, 8))
     rows = s.rows.advance(b, j, 32)(b)
-    columns = _columns(b, rows, 0) + _columns(b, rows, 16)
+    columns = packed_columns(b, rows, 0) + packed_columns(b, rows, 16)
     xs, shifts, results = s.xs.advance(b, group, 32)(b), s.xs.advance(b, group, 8)(b), []
     for h in range(2):
         weighed = s.zeros()
         for i in range(2):
-            sums = [_splat(b, x, AT_SHIFT16 + 16 * h + 4 * i) for x in shifts]
+            sums = [splat_at(b, x, AT_SHIFT16 + 16 * h + 4 * i) for x in shifts]
             for c in range(4 * i, 4 * i + 4):
                 top = b.lshr(load(b, at(b, tops, TOPS + VECTOR * c), V16I), shift)
-                codes = _with_top(b, _nibbles(b, columns[c], h), top, 4 - 4 * h, 0x30)
+                codes = _with_top(b, nibbles(b, columns[c], h), top, 4 - 4 * h, 0x30)
                 sums = _meet(b, s, sums, codes, xs, 64 * h + 4 * c)
             scale = _signed_scale(b, words, h, i, shift)
             weighed = _add(b, weighed, sums, [scale] * len(sums))
@@ -266,13 +266,13 @@ def _signed_sums(b: ir.IRBuilder, s: Block) -> Values:
 def _signed(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
     """One superblock of q6_k: y + d * dx * I."""
     rows = s.rows(b)
-    words = _columns(b, rows, 192)
+    words = packed_columns(b, rows, 192)
     _store(b, words, s.room, SCALES)
     _store(b, transpose(b, [load(b, at(b, p, 128), V16I) for p in rows]), s.room, TOPS)
     scaled = _signed_sums(b, s)
     d = halves(b, [at(b, p, 208) for p in s.rows(b)])
     return [
-        fma(b, b.sitofp(total, V16F), b.fmul(d, _splat(b, x, AT_D, F32)), y)
+        fma(b, b.sitofp(total, V16F), b.fmul(d, splat_at(b, x, AT_D, F32)), y)
         for x, y, total in zip(s.xs(b), ys, scaled, strict=True)
     ]
 
@@ -283,14 +283,14 @@ def _blocks(b: ir.IRBuilder, s: Block, ys: Values) -> Values:
     def body(g: Value, totals: Values) -> Values:
         s.fetch(b, g, 8)
         rows, xs, groups = (a.advance(b, g, n)(b) for a, n in ((s.rows, 34), (s.xs, 32), (s.xs, 4)))
-        sums = [_splat(b, p, AT_SHIFT32) for p in groups]
+        sums = [splat_at(b, p, AT_SHIFT32) for p in groups]
         for i in range(2):
-            for c, column in enumerate(_columns(b, rows, 2 + 16 * i)):
+            for c, column in enumerate(packed_columns(b, rows, 2 + 16 * i)):
                 codes = b.xor(column, const(V16I, 0x80808080 - (1 << 32)))  # unsigned: + 128
                 sums = _meet(b, s, sums, codes, xs, 16 * i + 4 * c)
         d, results = halves(b, rows), []
         for p, value, total in zip(groups, sums, totals, strict=True):
-            scale = b.fmul(d, _splat(b, p, AT_GROUP_D, F32))
+            scale = b.fmul(d, splat_at(b, p, AT_GROUP_D, F32))
             results.append(fma(b, b.sitofp(value, V16F), scale, total))
         return results
 
@@ -301,12 +301,12 @@ Superblock = Callable[[ir.IRBuilder, Block, Values], Values]
 KINDS: tuple[Superblock, ...] = (_affine, _affine, _signed, _blocks)  # in the order of FORMATS
 
 
-def _addresses(b: ir.IRBuilder, start: Value, stride: Value, size: int, count: Value) -> Values:
+def addresses(b: ir.IRBuilder, start: Value, stride: Value, size: int, count: Value) -> Values:
     """Of `size` rows of activations or results; from the count-th on, it is the last again."""
     last, found = b.sub(count, _index(1)), []
     for t in range(size):
         capped = b.select(b.icmp_unsigned("<", _index(t), last), _index(t), last)
-        found.append(_opaque(b, advance(b, start, capped, stride)))
+        found.append(opaque(b, advance(b, start, capped, stride)))
     return found
 
 
@@ -315,8 +315,8 @@ def _tile(
 ) -> None:
     """All superblocks of 16 rows of a format; arguments as `make_few` says, without the code."""
     wp, row_bytes, xp, x_stride, tokens, op, out_stride, n = args
-    rows = [_opaque(b, advance(b, wp, _index(r), row_bytes)) for r in range(LANES)]
-    records = _addresses(b, xp, x_stride, size, tokens)
+    rows = [opaque(b, advance(b, wp, _index(r), row_bytes)) for r in range(LANES)]
+    records = addresses(b, xp, x_stride, size, tokens)
     following = advance(b, wp, _index(LANES), row_bytes)
 
     def body(i: Value, ys: Values) -> Values:
@@ -326,7 +326,7 @@ def _tile(
         return superblock(b, Block(packed, here, xs, room, ahead), ys)
 
     ys = count_loop(b, n, [const(V16F, 0.0)] * size, body)
-    for y, out in zip(ys, _addresses(b, op, out_stride, size, tokens), strict=True):
+    for y, out in zip(ys, addresses(b, op, out_stride, size, tokens), strict=True):
         store(b, y, out)
 
 

@@ -1,26 +1,53 @@
 """The kernel for declared layouts: `scale * level + minimum` over groups (apr_core.layouts).
 
-Blocks are unpacked into tiles as the built-in formats are, and multiplied as q8_0 is: unsigned
-bytes, 128 too large, with a float32 scale for each 32 values. Levels are therefore 8-bit integers:
-exact for integers, rounded for a codebook (by at most 1 / 254 of its largest level). Scales are
-read once, at first use, into float32 [tiles, groups, 16 rows].
+Levels are unsigned bytes, 128 too large: exact for integers, rounded for a codebook (by at most
+1 / 254 of its largest level). Products are then those of q8_0, with a float32 scale for each 32
+values. Here is what its three ways of multiplying share: how the numbers of a tile become scales,
+how 64 codes become levels, and the tile that many rows of activations meet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
+from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.formats import V32B, join, nibble
 from apr_backend_cpu.lanes import transpose
+from apr_backend_cpu.layout_tables import (
+    AT_FACTORS,
+    AT_NUMBERS,
+    BLOCK_STEP,
+    BLOCKS,
+    BYTES,
+    COLUMNS_OF_NUMBERS,
+    FACTORS_STEP,
+    GROUPS,
+    HALF,
+    HALVES,
+    KIND,
+    LEVELS,
+    NUMBER_KIND,
+    NUMBERS,
+    OFFSETS,
+    PAIRS,
+    PARAMETERS,
+    RUNS,
+    SCATTERED,
+    SIGNED,
+    SINGLE,
+    TILE_STEP,
+    UNSIGNED,
+)
+from apr_backend_cpu.rows import U, words_at
 from apr_backend_cpu.unpack import AT_MINIMA, AT_SCALES, TILE_RECORD, VECTOR
 from apr_backend_cpu.vector_ir import (
     DOT_MODE,
+    F16,
     I8,
     I64,
     LANES,
@@ -39,18 +66,126 @@ from apr_backend_cpu.vector_ir import (
     splat,
     store,
 )
-from apr_core.layouts import levels, products
 
-RUN = 32
-LARGEST = 127
 V16B = ir.VectorType(I8, 16)
-# a row of parameters, uint64: see `Layout16`
-BLOCK, BLOCK_BYTES, CODES_AT, TABLE, SCALES, MINIMA, GROUP, TILE_BYTES = range(8)
+STORED = {UNSIGNED: V16B, SIGNED: V16B, HALF: ir.VectorType(F16, LANES), SINGLE: V16F}
+WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # bytes of 16
 
 
-def _lookup(b: ir.IRBuilder, table: Value, codes: Value) -> Value:
-    """table[code] for 64 codes below 16."""
-    wide = shuffle(b, table, list(range(16)) * 4)
+def _number(b: ir.IRBuilder, kind: int, address: Value) -> Value:
+    """16 numbers as float32."""
+    value = load(b, address, STORED[kind])
+    if kind == UNSIGNED:
+        return b.uitofp(value, V16F)
+    if kind == SIGNED:
+        return b.sitofp(value, V16F)
+    return b.fpext(value, V16F) if kind == HALF else value
+
+
+def _expand_block(
+    b: ir.IRBuilder, kind: int, runs: int | Value, groups: Value, factor: Value, source: Value,
+    ahead: Value, out: Value,
+) -> None:  # fmt: skip
+    """The numbers of a block, each as often as a group has runs. Runs that are known: no loop."""
+    width = WIDTH[kind]
+    count = ir.Constant(I64, runs) if isinstance(runs, int) else runs
+    a_group = b.mul(count, ir.Constant(I64, VECTOR))
+
+    def group(g: Value, values: list[Value]) -> list[Value]:
+        address = advance(b, source, g, width)
+        prefetch(b, b.add(address, ahead), 1)
+        scale, here = b.fmul(_number(b, kind, address), factor), advance(b, out, g, a_group)
+
+        def run(r: Value, values: list[Value]) -> list[Value]:
+            store(b, scale, advance(b, here, r, VECTOR))
+            return values
+
+        if isinstance(runs, int):
+            for r in range(runs):
+                store(b, scale, at(b, here, VECTOR * r))
+            return values
+        return count_loop(b, count, values, run)
+
+    count_loop(b, groups, [], group)
+
+
+@intrinsic
+def _expand(typing: Any, columns: Any, tile: Any, blocks: Any, groups: Any, runs: Any,
+            out: Any) -> Any:  # fmt: skip
+    """The numbers of a tile, times their block's: float32 [runs of 32][16 rows] at `out`.
+
+    Columns of NUMBERS (an address), which tile, blocks a row, groups a block, runs a group.
+    """
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
+        columns, tile, blocks, groups, runs, out = args
+        get = lambda i: load(b, at(b, columns, 8 * i), I64)  # noqa: E731
+        numbers = advance(b, get(AT_NUMBERS), tile, get(TILE_STEP))
+        factors = advance(b, get(AT_FACTORS), tile, get(FACTORS_STEP))
+        ahead, ahead_factors, step = get(TILE_STEP), get(FACTORS_STEP), get(BLOCK_STEP)
+        a_block = b.mul(groups, b.mul(runs, ir.Constant(I64, VECTOR)))
+
+        def expand(kind: int, known: int) -> None:
+            a_source = b.mul(groups, ir.Constant(I64, WIDTH[kind]))
+
+            def block(i: Value, values: list[Value]) -> list[Value]:
+                address = advance(b, factors, i, step)
+                prefetch(b, b.add(address, ahead_factors), 1)
+                source, target = advance(b, numbers, i, a_source), advance(b, out, i, a_block)
+                _expand_block(b, kind, known or runs, groups, load(b, address, V16F), source,
+                              ahead, target)  # fmt: skip
+                return values
+
+            count_loop(b, blocks, [], block)
+
+        for kind in STORED:
+            with b.if_then(b.icmp_unsigned("==", get(NUMBER_KIND), ir.Constant(I64, kind))):
+                _by_count(b, runs, (1, 2, 4), lambda known, kind=kind: expand(kind, known))
+        return context.get_dummy_value()
+
+    return types.void(*[types.uintp] * 6), codegen
+
+
+def _by_count(
+    b: ir.IRBuilder, count: Value, known: tuple[int, ...], body: Callable[[int], None]
+) -> None:
+    """body(count) where the count is one of those known, else body(0)."""
+    if not known:
+        body(0)
+        return
+    is_first = b.icmp_unsigned("==", count, ir.Constant(I64, known[0]))
+    with b.if_else(is_first) as (first, other):
+        with first:
+            body(known[0])
+        with other:
+            _by_count(b, count, known[1:], body)
+
+
+@serial
+def expand_numbers(given, tile, room):  # noqa: ANN001, ANN201
+    """Scales, and minima where there are any, of a tile of a weight: float32 [runs][16] each.
+
+    `given` is the address of the weight's parameters. Returns where the minima are, or 0.
+    """
+    params = words_at(given, PARAMETERS)
+    blocks, groups, runs = params[BLOCKS], params[GROUPS], params[RUNS]
+    columns = given + U(8 * NUMBERS)
+    _expand(columns, tile, blocks, groups, runs, room)
+    columns += U(8 * COLUMNS_OF_NUMBERS)
+    if words_at(columns, 1)[AT_NUMBERS] == U(0):
+        return U(0)
+    minima = room + blocks * groups * runs * U(VECTOR)
+    _expand(columns, tile, blocks, groups, runs, minima)
+    return minima
+
+
+def wide_levels(b: ir.IRBuilder, address: Value) -> Value:
+    """The 16 levels, four times over."""
+    return shuffle(b, load(b, address, V16B), list(range(16)) * 4)
+
+
+def look_up(b: ir.IRBuilder, wide: Value, codes: Value) -> Value:
+    """The levels of 64 codes below 16."""
     if DOT_MODE == "vnni":
         return intrinsic_call(b, "llvm.x86.avx512.pshuf.b.512", V64B, wide, codes)
     if DOT_MODE == "avx2":
@@ -64,7 +199,7 @@ def _lookup(b: ir.IRBuilder, table: Value, codes: Value) -> Value:
         return join(b, *halves)
     result = const(V64B, 0)
     for code in range(16):
-        level = splat(b, b.extract_element(table, ir.Constant(I64, code)), 64)
+        level = splat(b, b.extract_element(wide, ir.Constant(I64, code)), 64)
         result = b.select(b.icmp_unsigned("==", codes, const(V64B, code)), level, result)
     return result
 
@@ -83,112 +218,69 @@ def _four_bit(b: ir.IRBuilder, runs: list[Value], order: str) -> Value:
     return shuffle(b, low, picks, high)
 
 
-def make_unpack(bits: int, order: str) -> Any:
-    """An intrinsic: 16 rows, bytes a row, tile, superblocks, what is read next, parameters.
-
-    All are addresses or counts; `scales` and `minima` of the parameters are those of this tile.
+def _make_unpack(bits: int, order: str) -> Any:
+    """An intrinsic: 16 rows, bytes a row, tile, superblocks, bytes from a row to what is read
+    next, parameters, scales, minima or 0. All are addresses or counts.
     """
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
-        wp, row_bytes, tile, n, ahead, params = args
+        wp, row_bytes, tile, n, ahead, params, scales, minima = args
         get = lambda i: load(b, at(b, params, 8 * i), I64)  # noqa: E731
-        block, block_bytes, codes_at, table_at = (get(i) for i in range(4))
-        scales, minima, group = (get(i) for i in (SCALES, MINIMA, GROUP))
-        table = load(b, table_at, V16B)
+        offsets, wide = get(OFFSETS), wide_levels(b, get(LEVELS))
         rows = [advance(b, wp, ir.Constant(I64, r), row_bytes) for r in range(LANES)]
 
-        def code_offset(value: Value) -> Value:
-            """Bytes from a row's start to the codes of a run."""
-            number, inside = b.udiv(value, block), b.urem(value, block)
-            inside = b.lshr(inside, ir.Constant(I64, 1)) if bits == 4 else inside
-            return b.add(b.add(b.mul(number, block_bytes), codes_at), inside)
+        def codes(runs: list[Value]) -> Value:
+            if bits == 4:
+                return look_up(b, wide, _four_bit(b, runs, order))
+            return b.add(join(b, *(load(b, r, V32B) for r in runs)), wide)
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            out = advance(b, tile, i, TILE_RECORD)
-            first = b.mul(i, ir.Constant(I64, 256))
-            start = code_offset(first)
-            prefetch(b, advance(b, b.add(ahead, start), ir.Constant(I64, 0), 1), 64)
+            out, here = advance(b, tile, i, TILE_RECORD), advance(b, offsets, i, 64)
+            starts = [load(b, at(b, here, 8 * g), I64) for g in range(8)]
             for v in range(4):
-                two = [
-                    code_offset(b.add(first, ir.Constant(I64, 64 * v + RUN * k))) for k in range(2)
-                ]
                 words = []
                 for p in rows:
-                    runs = [b.add(p, offset) for offset in two]
-                    if bits == 4:
-                        codes = _lookup(b, table, _four_bit(b, runs, order))
-                    else:
-                        addend = splat(b, b.extract_element(table, ir.Constant(I64, 0)), 64)
-                        codes = b.add(join(b, *(load(b, r, V32B) for r in runs)), addend)
-                    words.append(b.bitcast(codes, V16I))
+                    runs = [b.add(p, starts[2 * v + k]) for k in range(2)]
+                    prefetch(b, b.add(runs[0], ahead), 1)
+                    words.append(b.bitcast(codes(runs), V16I))
                 for c, column in enumerate(transpose(b, words)):
                     store(b, column, at(b, out, VECTOR * (16 * v + c)))
-            for g in range(8):
-                number = b.udiv(b.add(first, ir.Constant(I64, RUN * g)), group)
-                for source, target in ((scales, AT_SCALES), (minima, AT_MINIMA)):
-                    vector = load(b, advance(b, source, number, VECTOR), V16F)
-                    store(b, vector, at(b, out, target + VECTOR * g))
+            for source, target in ((scales, AT_SCALES), (minima, AT_MINIMA)):
+                with b.if_then(b.icmp_unsigned("!=", source, ir.Constant(I64, 0))):
+                    vectors = advance(b, source, i, 8 * VECTOR)
+                    for g in range(8):
+                        vector = load(b, at(b, vectors, VECTOR * g), V16F)
+                        store(b, vector, at(b, out, target + VECTOR * g))
             return values
 
         count_loop(b, n, [], body)
         return context.get_dummy_value()
 
     @intrinsic
-    def unpack(
-        typing: Any, wp: Any, row_bytes: Any, tile: Any, n: Any, ahead: Any, params: Any
-    ) -> Any:
-        return types.void(*[types.uintp] * 6), codegen
+    def unpack(typing: Any, wp: Any, row_bytes: Any, tile: Any, n: Any, ahead: Any, params: Any,
+               scales: Any, minima: Any) -> Any:  # fmt: skip
+        return types.void(*[types.uintp] * 8), codegen
 
     return unpack
 
 
-unpack_pairs, unpack_halves = make_unpack(4, "pairs"), make_unpack(4, "halves")
-unpack_bytes = make_unpack(8, "pairs")
+_pairs, _halves, _bytes = (
+    _make_unpack(4, "pairs"), _make_unpack(4, "halves"), _make_unpack(8, "pairs"),
+)  # fmt: skip
 
 
-class Layout16:
-    """What the kernel has to know of one weight; `params` uint64 [8] as above."""
+@serial
+def unpack_layout(w, row_bytes, tile, n, given, index, room):  # noqa: ANN001, ANN201
+    """The index-th tile of a weight whose layout's parameters are at `given`.
 
-    def __init__(self, w: Any) -> None:
-        spec = w.layout
-        layout, self.block, self.nbytes = spec.layout, spec.block, spec.nbytes
-        self.kind = "bytes" if layout.bits == 8 else layout.order
-        raw = w.data.reshape(w.rows, -1, spec.nbytes)
-        self._table, unit, added = _table(layout)
-        scales = products(layout.scale, layout, raw, spec.block) * unit
-        lows = scales * np.float32(added)
-        if layout.minimum:
-            lows = lows + products(layout.minimum, layout, raw, spec.block)
-        self._scales = _by_tile(scales)
-        self._minima = _by_tile(lows * np.float32(-1 / 128))  # the kernel has sums times -128
-        self.params = np.array(
-            [
-                spec.block, spec.nbytes, layout.codes, self._table.ctypes.data,
-                self._scales.ctypes.data, self._minima.ctypes.data, layout.group,
-                self._scales.strides[0],
-            ],
-            np.uint64,
-        )  # fmt: skip
-
-
-def _table(layout: Any) -> tuple[NDArray[np.uint8], np.float32, int]:
-    """Levels as bytes, 128 too large; what a byte's step is worth; steps to add to each value."""
-    values = levels(layout).astype(np.float64)
-    if layout.bits == 8:  # the byte itself, 128 added where it is signed
-        added = 0 if layout.signed else 128
-        return np.full(16, 128 - added, np.uint8), np.float32(1), added - layout.zero
-    if not layout.codebook:
-        return (np.arange(16) + 128).astype(np.uint8), np.float32(1), -layout.zero
-    top = np.abs(values).max()
-    steps = np.arange(64, LARGEST + 1) / top  # the step that fits the levels best
-    errors = [np.abs(np.rint(values * s) / s - values).max() for s in steps]
-    best = steps[int(np.argmin(errors))]
-    return (np.rint(values * best) + 128).astype(np.uint8), np.float32(1 / best), 0
-
-
-def _by_tile(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[rows, groups] -> [tiles, groups, 16], zeros where rows end."""
-    rows, groups = numbers.shape
-    padded = np.zeros((-(-rows // LANES) * LANES, groups), np.float32)
-    padded[:rows] = numbers
-    return np.ascontiguousarray(padded.reshape(-1, LANES, groups).swapaxes(1, 2))
+    `w` is the address of its first row; the tile's numbers stand in `room` meanwhile.
+    """
+    minima = expand_numbers(given, index, room)
+    ahead = U(LANES) * row_bytes
+    kind = words_at(given, PARAMETERS)[KIND] % U(SCATTERED)
+    if kind == U(PAIRS):
+        _pairs(w, row_bytes, tile, n, ahead, given, room, minima)
+    elif kind == U(HALVES):
+        _halves(w, row_bytes, tile, n, ahead, given, room, minima)
+    elif kind == U(BYTES):
+        _bytes(w, row_bytes, tile, n, ahead, given, room, minima)

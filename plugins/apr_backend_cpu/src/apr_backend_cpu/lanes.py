@@ -16,6 +16,7 @@ def _in_quarters(picks: list[int]) -> list[int]:
 
 
 LOW_WORDS, HIGH_WORDS = _in_quarters([0, 4, 1, 5]), _in_quarters([2, 6, 3, 7])
+EVEN_WORDS, ODD_WORDS = _in_quarters([0, 2, 4, 6]), _in_quarters([1, 3, 5, 7])
 LOW_PAIRS, HIGH_PAIRS = _in_quarters([0, 1, 4, 5]), _in_quarters([2, 3, 6, 7])
 
 
@@ -66,6 +67,15 @@ def columns4(b: ir.IRBuilder, rows: list[Value]) -> list[Value]:
         for k in (0, 1)
         for lanes in (LOW_PAIRS, HIGH_PAIRS)
     ]
+
+
+def gather_quarters(b: ir.IRBuilder, vectors: list[Value]) -> list[Value]:
+    """4 vectors of 4 quarters -> 4 vectors; quarter i of the q-th is quarter q of the i-th."""
+    found = []
+    for lanes in (FIRST_HALVES, SECOND_HALVES):
+        low, high = (shuffle(b, vectors[i], lanes, vectors[i + 1]) for i in (0, 2))
+        found += [shuffle(b, low, picks, high) for picks in (EVEN_QUARTERS, ODD_QUARTERS)]
+    return found
 
 
 class Reduction:

@@ -8,12 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu import products
-from apr_backend_cpu.activations import SUPERBLOCK
+from apr_backend_cpu.activations import RECORD, SUPERBLOCK
 from apr_backend_cpu.elementwise import swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
-from apr_backend_cpu.generic import Layout16
+from apr_backend_cpu.layout_tables import LayoutTables
 from apr_backend_cpu.matvec import MATVEC_ROOM
-from apr_backend_cpu.products import CODES, FEW, ROWS, SIDE_BY_SIDE
+from apr_backend_cpu.products import (
+    CODES,
+    FEW,
+    LAYOUT,
+    LAYOUT_WITH_MINIMA,
+    ROWS,
+    SIDE_BY_SIDE,
+)
 from apr_backend_cpu.program import Opcode, Program, instructions, new, recorder, strided
 from apr_backend_cpu.recording import plain, settle
 from apr_backend_cpu.rows import address
@@ -32,7 +39,7 @@ class Group:
         self.total = sum(self.rows)
         self.weights = weights  # so that no other object takes their identity
         self._tails: list[NDArray[Any]] = []
-        self._layouts: dict[str, Layout16] = {}
+        self._layouts: dict[str, LayoutTables] = {}
         parts: list[list[int]] = []
         tile, before = 0, 0
         for w in weights:
@@ -44,21 +51,22 @@ class Group:
         self.table = np.array(parts, np.uint64)
         self.packed = any(w.format not in FLOAT_CODES for w in weights)
         self.padded = any(w.format in FLOAT_CODES and w.cols % WIDTH for w in weights)
-        self.layouts = any(w.format not in CODES for w in weights)
         self._bounds: dict[bool, NDArray[np.int64]] = {}
 
     def _code(self, w: Any) -> int:
         """The number of a weight's format in the compiled code."""
         found = CODES.get(w.format)
-        return products.LAYOUT_CODES[self._layout(w).kind] if found is None else found
+        if found is None:
+            found = LAYOUT_WITH_MINIMA if self._layout(w).has_minima else LAYOUT
+        return found
 
     def _parameters(self, w: Any) -> int:
         """Where the compiled code finds a declared layout; 0 for a format it knows."""
         return 0 if w.format in CODES else address(self._layout(w).params)
 
-    def _layout(self, w: Any) -> Layout16:
+    def _layout(self, w: Any) -> LayoutTables:
         if w.name not in self._layouts:
-            self._layouts[w.name] = Layout16(w)
+            self._layouts[w.name] = LayoutTables(w)
         return self._layouts[w.name]
 
     def _parts(self, w: Any) -> list[tuple[NDArray[Any], int, int]]:
@@ -105,8 +113,10 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
-        unpacks = tokens >= FEW or self.layouts
-        room = n * (SIDE_BY_SIDE * TILE_RECORD if unpacks else MATVEC_ROOM)
+        room = n * (SIDE_BY_SIDE * TILE_RECORD if tokens >= FEW else MATVEC_ROOM)
+        if self._layouts:
+            room += max(layout.room for layout in self._layouts.values())
+            room += tokens * (n | 1) * RECORD if tokens < FEW else 0
         p.keep(self, bounds)
         p.add(Opcode.PRODUCT, len(bounds) - 1, address(self.table), len(self.table),
               address(bounds), 0 if records is None else address(records), n, address(x), tokens,

@@ -167,17 +167,35 @@ def _blocks_row(b: ir.IRBuilder, packed: Packed, p: Value, x: Value) -> Value:
     return b.add(*parts)
 
 
-def _blocks_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
-    """One superblock of 16 rows of q8_0: y + d[g] * dx[g] * I[g], group by group."""
+def group_sums(b: ir.IRBuilder, room: Value) -> list[Value]:
+    """The sums of 8 groups of a superblock, one lane a weight row, from int32 [16 rows][8]."""
     totals: list[Value] = []
     for half in (0, 16):
         totals += columns4(b, [load(b, at(b, room, 32 * r + half), V4I) for r in range(LANES)])
-    for g, total in enumerate(totals):
+    return totals
+
+
+def add_groups(
+    b: ir.IRBuilder, sums: list[Value], x: Value, y: Value, scales: list[Value],
+    minima: list[Value] | None = None,
+) -> Value:  # fmt: skip
+    """One superblock: y + scale[g] * dx[g] * I[g] and then the minima's, group by group.
+
+    Codes are 128 too large; minima are for sums of activations times -128.
+    """
+    for g, (total, scale) in enumerate(zip(sums, scales, strict=True)):
         dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
         shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
-        d = halves(b, [at(b, p, 34 * g) for p in rows])
-        y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(d, dx), y)
+        y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(scale, dx), y)
+        if minima:
+            y = fma(b, b.sitofp(shift, V16F), b.fmul(minima[g], dx), y)
     return y
+
+
+def _blocks_rows(b: ir.IRBuilder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
+    """One superblock of 16 rows of q8_0."""
+    scales = [halves(b, [at(b, p, 34 * g) for p in rows]) for g in range(8)]
+    return add_groups(b, group_sums(b, room), x, y, scales)
 
 
 def _across(b: ir.IRBuilder, room: Value) -> Value:

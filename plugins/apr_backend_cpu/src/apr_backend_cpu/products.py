@@ -14,14 +14,9 @@ from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.few_rows import multiply_few
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.float_linear import F32_CODE, float_rows
-from apr_backend_cpu.generic import (
-    MINIMA,
-    SCALES,
-    TILE_BYTES,
-    unpack_bytes,
-    unpack_halves,
-    unpack_pairs,
-)
+from apr_backend_cpu.generic import expand_numbers, unpack_layout
+from apr_backend_cpu.layout_few import multiply_layout
+from apr_backend_cpu.layout_matvec import arrange_activations
 from apr_backend_cpu.matmul import (
     TOKENS,
     affine_1,
@@ -33,7 +28,7 @@ from apr_backend_cpu.matmul import (
     signed_1,
     signed_8,
 )
-from apr_backend_cpu.matvec import Q4_K, Q5_K, Q6_K, Q8_0, matvec
+from apr_backend_cpu.matvec import MATVEC_ROOM, Q4_K, Q5_K, Q6_K, Q8_0, matvec
 from apr_backend_cpu.rows import alive, floats_at, ints_at, words_at
 from apr_backend_cpu.unpack import TILE_RECORD, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q8_0
 
@@ -41,33 +36,13 @@ U = np.uint64
 ROWS = 16  # of a tile
 FEW = 17  # rows of activations from which unpacking pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
-PAIRS, HALVES, BYTES = range(Q8_0 + 1, Q8_0 + 4)  # declared layouts, after the formats
+LAYOUT, LAYOUT_WITH_MINIMA = Q8_0 + 1, Q8_0 + 2  # declared layouts, after the formats
 CODES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "q8_0": Q8_0, **FLOAT_CODES}
-LAYOUT_CODES = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 # Columns of a table of parts, uint64. A part is a matrix up to a whole number of tiles, or what is
 # left of it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one.
 # PARAMETERS is the address of a declared layout's, 0 for formats that are built in.
 FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, CODE, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS = range(9)
 COLUMNS = 9
-
-
-@serial
-def _unpack_layout(code, w, row_bytes, tile, n, given, index):  # noqa: ANN001, ANN202
-    """The index-th tile of a weight whose layout's parameters are at `given`."""
-    params = np.empty(8, np.uint64)
-    for i in range(8):
-        params[i] = words_at(given, 8)[i]
-    offset = index * params[TILE_BYTES]
-    params[SCALES] += offset
-    params[MINIMA] += offset
-    ahead, address = w + U(ROWS) * row_bytes, U(params.ctypes.data)
-    if code == U(PAIRS):
-        unpack_pairs(w, row_bytes, tile, n, ahead, address)
-    elif code == U(HALVES):
-        unpack_halves(w, row_bytes, tile, n, ahead, address)
-    else:
-        unpack_bytes(w, row_bytes, tile, n, ahead, address)
-    alive(params)
 
 
 @serial
@@ -93,12 +68,12 @@ def _meet(code, tile, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
                 signed_8(tile, x, xs, out, os_, n)
             else:
                 signed_1(tile, x, xs, out, os_, n)
-        elif code == U(Q8_0):
+        elif code == U(Q8_0) or code == U(LAYOUT):
             if many:
                 blocks_8(tile, x, xs, out, os_, n)
             else:
                 blocks_1(tile, x, xs, out, os_, n)
-        elif code >= U(PAIRS):
+        elif code == U(LAYOUT_WITH_MINIMA):
             if many:
                 layouts_8(tile, x, xs, out, os_, n)
             else:
@@ -114,12 +89,13 @@ def _meet(code, tile, xp, xs, tokens, op, os_, n):  # noqa: ANN001, ANN202
 def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
     """`count` tiles in a row, unpacked side by side, so that activations are fetched once."""
     code, row_bytes, size = part[CODE], part[ROW_BYTES], n * U(TILE_RECORD)
+    numbers = room + U(SIDE_BY_SIDE) * size
     for i in range(count):
         number, tile = index + U(i), room + U(i) * size
         w = part[ADDRESS] + number * U(ROWS) * row_bytes
-        if code >= U(PAIRS):
+        if code >= U(LAYOUT):
             number += part[FIRST_ROW] // U(ROWS)
-            _unpack_layout(code, w, row_bytes, tile, n, part[PARAMETERS], number)
+            unpack_layout(w, row_bytes, tile, n, part[PARAMETERS], number, numbers)
         else:
             _unpack(code, w, row_bytes, tile, n)
     t = U(0)
@@ -132,8 +108,27 @@ def _unpacked(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: AN
 
 
 @serial
+def _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
+    """`count` tiles of a declared layout times a few rows."""
+    row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
+    arranged = room + n * U(MATVEC_ROOM)
+    numbers = arranged + tokens * xs
+    for t in range(tokens):
+        arrange_activations(given, xp + U(t) * xs, n, arranged + U(t) * xs)
+    for i in range(count):
+        number = index + U(i)
+        w = part[ADDRESS] + number * U(ROWS) * row_bytes
+        minima = expand_numbers(given, number + part[FIRST_ROW] // U(ROWS), numbers)
+        multiply_layout(w, row_bytes, given, arranged, xs, tokens, numbers, minima,
+                        op + U(i) * U(4 * ROWS), os_, n, room)  # fmt: skip
+
+
+@serial
 def _packed_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):  # noqa: ANN001, ANN202
-    if part[CODE] < U(PAIRS) and tokens < U(FEW):
+    if tokens < U(FEW) and part[CODE] >= U(LAYOUT):
+        _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room)
+        return
+    if tokens < U(FEW):
         row_bytes = part[ROW_BYTES]
         for i in range(count):
             w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes

@@ -1,0 +1,1 @@
+"""4-bit NormalFloat with double-quantized scales (QLoRA, Dettmers et al. 2023)."""

@@ -1,0 +1,80 @@
+"""Encoding to nf4; what decoding means is said by the layout alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core import QuantizationError, TensorClass
+from apr_core.layouts import decode
+from apr_quant_nf4.hooks import BLOCK, GROUP, LAYOUT, LEVELS, NBYTES
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+LEVEL = np.array(LEVELS, np.float32)
+BETWEEN = (LEVEL[1:] + LEVEL[:-1]) / 2
+# Scales that are tried, relative to a group's largest value. There are more levels above zero than
+# below, so a group may gain by being turned over.
+TRIED = (1.05, 0.95, 0.85, -1.05, -0.95, -0.85)
+LARGEST = 1e38  # a scale may be a little larger than the values
+
+
+class NF4:
+    """The codec of nf4: 64 values share a signed byte, 256 values what that is a multiple of."""
+
+    def encode(self, rows: Floats) -> Bytes:
+        """f32 [R, C] -> u8 [R, ceil(C / 256) * 134]. Raises QuantizationError."""
+        if not (np.abs(rows) < LARGEST).all():  # also where a value is NaN
+            raise QuantizationError(
+                f"nf4 holds finite values below {LARGEST:g}, found NaN or larger ones",
+                "The checkpoint is damaged, or was saved from a run that diverged.",
+            )
+        padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
+        groups = padded.reshape(-1, BLOCK // GROUP, GROUP)  # [N, 4, 64]
+        unit, multiples = _scales(groups)
+        scale = multiples * unit  # as it decodes
+        codes = _nearest(groups, scale)
+        out = np.empty((len(groups), NBYTES), np.uint8)
+        out[:, :4] = multiples.astype(np.int8).view(np.uint8)
+        out[:, 4:6] = (unit.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+        pairs = codes.reshape(len(groups), -1, 2)
+        out[:, 6:] = pairs[..., 0] | pairs[..., 1] << 4
+        return out.reshape(len(rows), -1)
+
+    def decode(self, raw: Bytes, cols: int) -> Floats:
+        """u8 [R, row bytes] -> f32 [R, cols]."""
+        return decode(LAYOUT, BLOCK, NBYTES, raw, cols)
+
+
+def _scales(groups: Floats) -> tuple[Floats, Floats]:
+    """A bfloat16 a block [N, 1], and the whole multiples of it [N, 4] that fit groups best."""
+    top = np.abs(groups).max(-1)
+    x = groups / np.where(top > 0, top, 1)[..., None]
+    best, gained = np.ones_like(top), np.zeros_like(top)
+    for tried in TRIED:
+        levels = LEVEL[_nearest(x, np.full_like(top, tried))]
+        both, size = (np.einsum("nge,nge->ng", levels, y) for y in (x, levels))
+        fitted = both / np.where(size > 0, size, 1)  # least squares for these levels
+        better = both * fitted > gained
+        best[better], gained[better] = fitted[better], (both * fitted)[better]
+    scale = best * top
+    exact = np.abs(scale).max(-1, keepdims=True) / 127
+    unit = (exact.view(np.uint32) + 0xFFFF & 0xFFFF0000).view(np.float32)  # rounded up to bfloat16
+    return unit, np.rint(scale / np.where(unit > 0, unit, 1))
+
+
+def _nearest(groups: Floats, scale: Floats) -> Bytes:
+    """The code of the level nearest to each value over its group's scale."""
+    x = groups / np.where(scale != 0, scale, 1)[..., None]
+    codes = np.zeros(x.shape, np.uint8)
+    for bound in BETWEEN:  # much faster than np.searchsorted
+        codes += x > bound
+    return codes
+
+
+class EveryMatrix:
+    """The recipe: nf4 whatever the class."""
+
+    def format_for(self, tensor: TensorClass) -> str:
+        """A format's name."""
+        return "nf4"
