@@ -5,6 +5,7 @@ PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugin
 EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
 RUNTIME := .venv/.runtime
 TESTING := .venv/.testing
+WORKERS ?= 2  # processes that run tests; a file's tests stay together
 
 .PHONY: setup demo test test-all lint types bench docs clean help
 
@@ -30,7 +31,7 @@ demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
 test: $(TESTING)  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .
