@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import threading
 from math import ceil
+from mmap import mmap
 
 import numpy as np
 
@@ -240,6 +242,73 @@ class ForgetsTheLastByte(Plain):
 class Shrinks(Plain):
     def finished(self, values):
         return values * np.float32(0.94)
+
+
+class ShrinksALittle(Plain):
+    """Stays within any bound of its bytes."""
+
+    def finished(self, values):
+        return values * np.float32(0.98)
+
+
+class MeansToShrink(ShrinksALittle):
+    gain_tolerance = None
+
+
+class EncodesIntoOneBuffer(Plain):
+    made = {}  # noqa: RUF012
+
+    def encode(self, rows):
+        raw = super().encode(rows)
+        buffer = self.made.setdefault(raw.shape, np.empty_like(raw))
+        buffer[:] = raw
+        return buffer
+
+
+class DecodesIntoItsBuffer(Plain):
+    """A buffer of the codec's own, handed out in parts."""
+
+    def __init__(self):
+        self.buffer = np.empty(1 << 20, np.float32)
+
+    def finished(self, values):
+        found = self.buffer[: values.size].reshape(values.shape)
+        found[:] = values
+        return found
+
+
+class DecodesIntoMappedMemory(Plain):
+    """Two arrays of one file's pages: by their addresses they have nothing in common."""
+
+    def __init__(self):
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.file.truncate(1 << 20)
+
+    def decode(self, raw, cols):
+        values = super().decode(raw, cols)
+        found = np.frombuffer(mmap(self.file.fileno(), 0), np.float32, values.size)
+        found = found.reshape(values.shape)
+        found[:] = values
+        return found
+
+
+class Lossless(Plain):
+    """The values themselves, padded to blocks of 32: 128 bytes each."""
+
+    max_error = 0.0
+
+    def encode(self, rows):
+        self.check_finite(rows)
+        return np.ascontiguousarray(self.padded(rows)).view(np.uint8)
+
+    def decode(self, raw, cols):
+        if raw.shape[1] != ceil(cols / BLOCK) * BLOCK * 4:
+            raise FormatError(f"{raw.shape[1]} bytes for {cols} columns")
+        return np.ascontiguousarray(raw).view(np.float32)[:, :cols]
+
+    def check_finite(self, rows):
+        if not np.isfinite(rows).all():
+            raise QuantizationError("a value is NaN or infinite")
 
 
 class DecodesInPlace(Plain):

@@ -50,6 +50,31 @@ def test_what_nobody_recorded_is_skipped_with_a_reason():
     assert not [r for r in results.values() if r.outcome == "failed"]
 
 
+def test_a_codec_that_loses_nothing_may_say_so():
+    facts = {"bytes_per_block": 4 * BLOCK, "layout": None}
+    results = list(run_checks(kit(broken.Lossless, facts), OWN))
+    assert not [r for r in results if r.outcome == "failed"]
+    skipped = {r.check for r in results if r.outcome == "skipped"}
+    assert skipped == {"test_golden_bytes", "test_layout_means_what_decode_does"}
+    assert "allowed is 0" in failure(
+        "test_error_is_within_its_bound", broken.Plain, max_error={"gaussian": 0.0}
+    )
+
+
+def test_a_small_gain_passes_every_check_but_the_one_about_gains():
+    results = run_checks(kit(broken.ShrinksALittle, {"layout": None}), OWN)
+    wrong = [r.check for r in results if r.outcome == "failed"]
+    assert wrong == ["test_values_are_neither_shrunk_nor_stretched"]
+
+
+def test_a_gain_that_is_meant_is_allowed_by_the_codec_or_the_class():
+    check = "test_values_are_neither_shrunk_nor_stretched"
+    assert run_check(kit(broken.ShrinksALittle, gain_tolerance=0.03), check).outcome == "passed"
+    for made in (kit(broken.MeansToShrink), kit(broken.ShrinksALittle, gain_tolerance=None)):
+        result = run_check(made, check)
+        assert result.outcome == "skipped" and "gain_tolerance is None" in result.reason
+
+
 CAUGHT = [
     ("sizes_are_as_declared", broken.LongRows, "declared are 18 for 32 values"),
     ("sizes_are_as_declared", broken.SignedBytes, "a int8 array, expected a uint8 array"),
@@ -58,6 +83,7 @@ CAUGHT = [
     ("error_is_within_its_bound", broken.Truncates, "relative RMSE"),
     ("error_is_within_its_bound", broken.SwapsNibbles, "relative RMSE"),
     ("error_is_within_its_bound", broken.TooProud, "gaussian: relative RMSE 0.0"),
+    ("values_are_neither_shrunk_nor_stretched", broken.ShrinksALittle, "values are 0.9811 times"),
     ("stated_error_is_no_empty_promise", broken.NoBound, "max_error of gaussian is 10"),
     ("error_does_not_depend_on_the_scale", broken.SmallestStep, "values around 0.001"),
     ("rows_that_do_not_fill_a_block", broken.PadsWithOnes, "rows of 1 values"),
@@ -77,6 +103,9 @@ CAUGHT = [
     ("input_may_be_any_view_and_is_left_alone", broken.InMemoryOrder, "columns first in memory"),
     ("input_may_be_any_view_and_is_left_alone", broken.NeedsToWrite, "read-only"),
     ("values_from_half_precision", broken.RefusesHalfPrecision, "values of float16"),
+    ("results_stay_as_they_are", broken.EncodesIntoOneBuffer, "two results of encode share memory"),
+    ("results_stay_as_they_are", broken.DecodesIntoItsBuffer, "two results of decode share memory"),
+    ("results_stay_as_they_are", broken.DecodesIntoMappedMemory, "decode of something else"),
     ("nothing_is_left_unwritten", broken.ForgetsTheLastByte, "other use of memory changes"),
     ("encoding_again_changes_little", broken.Shrinks, "encoding the result again"),
     ("decode_reads_bytes_of_a_mapped_file", broken.DecodesInPlace, "read-only"),

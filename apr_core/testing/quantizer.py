@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from apr_core import layouts
 from apr_core.errors import FormatError, PluginError, QuantizationError
 from apr_core.format.dtypes import FIRST_FILE_ID, FormatSpec, number_formats
 from apr_core.testing import samples
+from apr_core.testing.cases import gain
 from apr_core.testing.checks import skip
-from apr_core.testing.codec import ROWS, CodecKit, Rows
+from apr_core.testing.codec import ROWS, Rows
+from apr_core.testing.codec_memory import CodecMemory
 from apr_core.testing.fresh import run_fresh
 from apr_core.testing.samples import BELL, KINDS, relative_rmse
 
@@ -25,6 +26,8 @@ ORDINARY = (1e-3, 1.0, 50.0)  # scales of weights and of what norms make of them
 TINY = (1e-4, 1e-6, 1e-8, 1e-20, 1e-38, 1e-45)
 NO_WORSE_THAN_ZEROS = 1.25  # as relative RMSE, where a scale has hardly any bits left
 AGAIN = 0.5  # of the first error, for what encoding decoded values once more may lose
+GAIN = 0.01  # what is lost or won on the whole
+SHRINKING, STRETCHING = 1.1, 0.1  # of the squared error, where that is more: see the check
 LAYOUT_TOLERANCE = 2.0**-20  # of a row's largest value: a few roundings of float32
 # what `decode_tensor` turns into a sentence about the file
 REFUSALS = (FormatError, ValueError, IndexError, TypeError)
@@ -39,7 +42,7 @@ print(golden_digest(getattr(import_module(module), attribute)(), int(sys.argv[2]
 """
 
 
-class QuantizerConformance(CodecKit):
+class QuantizerConformance(CodecMemory):
     """Checks of one quantizer. Errors are relative RMSE.
 
         class TestNF4(QuantizerConformance):
@@ -48,10 +51,16 @@ class QuantizerConformance(CodecKit):
             golden = "?"                           # optional: a SHA-256; the failure tells it
 
     Without `max_error`, here or on the codec object, bounds follow from the declared bytes: see
-    `apr_core.testing.samples`. `golden` may also be {seed: sha256}, or the path of such a JSON.
+    `apr_core.testing.samples`; 0.0 is that of a format that loses nothing. `golden` may also be
+    {seed: sha256}, or the path of such a JSON.
+
+    `gain_tolerance`, here or on the codec object, is what the gain of bell-shaped values may miss
+    1 by. The default, 1%, suits all that round to nearest or search for the least error. A format
+    that clips the largest values on purpose states more; None leaves the check out.
     """
 
     golden: str | Path | Mapping[int, str] | None = None
+    gain_tolerance: float | None = GAIN
 
     def test_sizes_are_as_declared(self) -> None:
         """Rows take ceil(columns / block) * bytes_per_block bytes, whatever their length."""
@@ -77,13 +86,40 @@ class QuantizerConformance(CodecKit):
             x = samples.block_sample(kind, self.block)
             self.within(bound, self.round_trip(x, kind), x, kind)
 
+    def test_values_are_neither_shrunk_nor_stretched(self) -> None:
+        """Decoded values are on the whole as large as the encoded ones: no gain hides in a bound.
+
+        The gain is that of a least-squares fit, sum(decoded * x) / sum(x * x). It is 1 where codes
+        are rounded to nearest, and 1 - error^2 where levels are the means of what they stand for,
+        which shows with 3 bits and less.
+        """
+        tolerance = self._gain_tolerance()
+        if tolerance is None:
+            skip("gain_tolerance is None: it is said to change the size of values")
+        x = samples.block_sample(BELL, self.block)
+        decoded = self.round_trip(x, "a sample")
+        found, squares = gain(decoded, x), relative_rmse(decoded, x) ** 2
+        least = 1 - max(tolerance, SHRINKING * squares)
+        most = 1 + max(tolerance, STRETCHING * squares)
+        assert least <= found <= most, (
+            f"decoded values are {found:.4f} times what was encoded, beside rounding; expected "
+            f"{least:.4f} to {most:.4f}"
+        )
+
+    def _gain_tolerance(self) -> float | None:
+        """What this class says, else the codec, else `GAIN`."""
+        if self.gain_tolerance != GAIN:
+            return self.gain_tolerance
+        found: float | None = getattr(self.codec, "gain_tolerance", GAIN)
+        return found
+
     def test_stated_error_is_no_empty_promise(self) -> None:
         """A bound that the author states is at least what half of the bytes would give."""
         if not self.stated():
             skip("it states no max_error: bounds follow from its bytes")
         halved = samples.default_bounds(self.block, self.declaration.bytes_per_block / 2)
         for kind, bound in self.stated().items():
-            assert 0 < bound <= halved[kind], (
+            assert 0 <= bound <= halved[kind], (
                 f"max_error of {kind} is {bound:g}; a plain format of half the bytes stays below "
                 f"{halved[kind]:.4g}"
             )
@@ -206,48 +242,11 @@ class QuantizerConformance(CodecKit):
                     self.decoded(whole[cut], x.shape[1], where), values[cut], f"decoding {where}"
                 )
 
-    def test_input_may_be_any_view_and_is_left_alone(self) -> None:
-        """Strided, transposed, read-only rows are encoded, and nothing is written to them."""
-        plain = self.bell(2 * self.block + 1)
-        expected = self.encoded(plain.copy(), "a sample").copy()
-        wide = np.repeat(np.repeat(plain, 2, axis=0), 2, axis=1)
-        locked = plain.copy()
-        locked.setflags(write=False)
-        views = {
-            "rows one after the other": plain.copy(),
-            "every second row": np.repeat(plain, 2, axis=0)[::2],
-            "every second value": wide[::2, ::2],
-            "columns first in memory": np.asfortranarray(plain),
-            "read-only rows": locked,
-        }
-        for where, x in views.items():
-            raw = self.encoded(x, where)
-            assert np.array_equal(x, plain), f"encode changed its input ({where})"
-            self.same(raw, expected, f"encoding {where}")
-
     def test_values_from_half_precision(self) -> None:
         """Values that a checkpoint had in float16 are encoded as well as others."""
         cols = samples.block_sample(BELL, self.block).shape[1]
         x = self.bell(cols).astype(np.float16).astype(np.float32)
         self.within(self.bounds()[BELL], self.round_trip(x, "float16 values"), x, "float16 values")
-
-    def test_nothing_is_left_unwritten(self) -> None:
-        """What was in memory before does not get into bytes or values."""
-        x = self.bell(2 * self.block + 1)
-        raws, values = [], []
-        for byte in (0, 255, 127):
-            _fill_free_memory(byte, self._sizes(x))
-            raws.append(self.encoded(x, "a sample").copy())
-            _fill_free_memory(byte, self._sizes(x))
-            values.append(self.decoded(raws[0], x.shape[1], "a sample").copy())
-        for raw, value in zip(raws, values, strict=True):
-            self.same(raw, raws[0], "encoding after other use of memory")
-            self.same(value, values[0], "decoding after other use of memory")
-
-    def _sizes(self, x: Rows) -> list[int]:
-        """Bytes of the arrays a codec is likely to allocate."""
-        blocks = len(x) * ceil(x.shape[1] / self.block)
-        return [blocks * self.declaration.bytes_per_block, blocks * self.block * 4, x.nbytes]
 
     def test_encoding_again_changes_little(self) -> None:
         """Decoded values that are encoded again lose less than the first time."""
@@ -258,16 +257,6 @@ class QuantizerConformance(CodecKit):
             f"encoding loses {first:.4g}, encoding the result again another {second:.4g}; "
             f"expected at most {AGAIN} of the first"
         )
-
-    def test_decode_reads_bytes_of_a_mapped_file(self) -> None:
-        """Read-only bytes at an odd address are decoded."""
-        cols = 2 * self.block + 1
-        raw = self.encoded(self.bell(cols), "a sample")
-        odd = np.zeros(raw.size + 1, np.uint8)[1:].reshape(raw.shape)
-        odd[:] = raw
-        odd.setflags(write=False)
-        expected = self.decoded(raw, cols, "a sample").copy()
-        self.same(self.decoded(odd, cols, "mapped bytes"), expected, "decoding mapped bytes")
 
     def test_bytes_of_another_length_are_refused(self) -> None:
         """Too many or too few bytes for the columns are an error, not values."""
@@ -328,9 +317,3 @@ class QuantizerConformance(CodecKit):
 def _cuts(step: int) -> Iterator[slice]:
     for start in range(0, ROWS, step):
         yield slice(start, start + step)
-
-
-def _fill_free_memory(byte: int, sizes: list[int]) -> None:
-    """Let the next arrays of these sizes find `byte` in memory that nobody writes."""
-    kept = [np.full(size, byte, np.uint8) for size in sizes for _ in range(4)]
-    kept.clear()
