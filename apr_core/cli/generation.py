@@ -84,7 +84,7 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
             count = len(model.report.fallbacks)
             click.echo(
                 f"! {count} slow or large fallback{'s' if count > 1 else ''} on "
-                f"{options['backend']}: -v shows them, --strict refuses them",
+                f"{model.backend.name}: -v shows them, --strict refuses them",
                 err=True,
             )
         yield model
