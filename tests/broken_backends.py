@@ -11,6 +11,7 @@ from apr_core.testing.reference_backend import ReferenceBackend
 
 HERE = __name__
 KEPT = []  # what Leaks keeps
+BUFFERS = {}  # arrays that kernels return again and again
 _attention = CORE_OPS["attention"].body
 
 
@@ -56,6 +57,31 @@ def swiglu_but_for_the_last(gate, up):
     return out
 
 
+def swiglu_into_one_buffer(gate, up):
+    """Returns the same array for every call of the same size."""
+    out = BUFFERS.setdefault(gate.shape, np.empty(gate.shape, np.float32))
+    out[...] = swiglu(gate, up)
+    return out
+
+
+def linear_into_the_weights_buffer(x, w):
+    """Keeps its result with the weight."""
+    key = len(x), w.rows
+    w.prepared = w.prepared or {}
+    out = w.prepared.setdefault(key, np.empty(key, np.float32))
+    out[...] = linear(x, w)
+    return out
+
+
+def attention_into_one_buffer(q, k, v, state, step, scale):
+    """Returns a view of what it uses for every step."""
+    room = BUFFERS.setdefault("attention", np.empty(1 << 20, np.float32))
+    found = _attention(np, q, k, v, state, step, scale)
+    out = room[: found.size].reshape(found.shape)
+    out[...] = found
+    return out
+
+
 def swiglu_of_whole_rows(gate, up):
     """Takes a view for an array of its own."""
     size = gate.size
@@ -92,7 +118,9 @@ def attention_that_forgets(q, k, v, state, step, scale):
 
 
 def dense(w):
-    """A packed weight's values [rows, cols]."""
+    """A weight's values [rows, cols]."""
+    if w.decode is None:
+        return w.data
     if w.layout:
         return decode_layout(w.layout.layout, w.layout.block, w.layout.nbytes, w.data, w.cols)
     return w.decode(w.data, w.cols)

@@ -55,6 +55,7 @@ CAUGHT = [
     ("views_are_read_where_they_are", "swiglu_of_whole_rows", "NaN or infinite"),
     ("unwritten_memory_does_not_leak", "swiglu_but_for_the_last", "NaN or infinite"),
     ("inputs_are_left_alone", "swiglu_in_place", "changes argument 0"),
+    ("results_stay_as_they_are", "swiglu_into_one_buffer", "is overwritten by a later call"),
 ]
 
 
@@ -75,6 +76,13 @@ def test_wrong_kernels_are_caught(check, target, words):
 def test_wrong_products_are_caught(weight, target, words):
     result = outcome("it_agrees_with_the_reference", kernel(target, "linear", weight))
     assert result.outcome == "failed" and words in result.reason, result
+
+
+@pytest.mark.parametrize("weight", ["f16", "layout", "*"])
+def test_a_result_that_is_kept_with_the_weight_is_caught(weight):
+    declared = kernel("linear_into_the_weights_buffer", "linear", weight)
+    result = outcome("results_stay_as_they_are", declared)
+    assert result.outcome == "failed" and "is overwritten by a later call" in result.reason, result
 
 
 def test_bits_that_depend_on_the_batch_are_caught_where_the_backend_claims_them():

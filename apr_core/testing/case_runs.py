@@ -6,6 +6,7 @@ Knows backends by their protocol only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -49,11 +50,13 @@ def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run left. `changed` names arguments that no longer hold what they held."""
+    """What a run left. `changed` names arguments that no longer hold what they held, `overwritten`
+    results that a later call of the run has changed."""
 
     results: list[tuple[NDArray[Any], ...]] = field(default_factory=list)  # one tuple a call
     states: dict[str, NDArray[Any]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)
 
 
 class Runner:
@@ -118,8 +121,15 @@ class _Run:
         ready = [tuple(self._made(a, f"argument {i}") for i, a in enumerate(call))
                  for call in self.calls]  # fmt: skip
         before = [self._read(maker, state, self.bystander, 1) for maker, state in self.states]
+        kept = []  # as the op returned them, so that nobody else may have their memory
         for call in ready:
-            outcome.results.append(self._results(function(*call)))
+            found = function(*call)
+            kept.append(found if isinstance(found, tuple) else (found,))
+            outcome.results.append(self._copies(kept[-1]))
+        outcome.overwritten = [
+            name for name, now, then in _results([self._copies(k) for k in kept], outcome.results)
+            if now.tobytes() != then.tobytes()
+        ]  # fmt: skip
         outcome.changed = [
             label for label, values, array in self.given
             if not np.array_equal(self.backend.download(array), values, equal_nan=True)
@@ -131,9 +141,8 @@ class _Run:
         outcome.states = self._after()
         return outcome
 
-    def _results(self, result: Any) -> tuple[NDArray[Any], ...]:
-        found = result if isinstance(result, tuple) else (result,)
-        return tuple(np.array(self.backend.download(array)) for array in found)
+    def _copies(self, arrays: tuple[Array, ...]) -> tuple[NDArray[Any], ...]:
+        return tuple(np.array(self.backend.download(array)) for array in arrays)
 
     def _made(self, argument: Any, label: str) -> Any:
         if isinstance(argument, tuple):
@@ -225,6 +234,21 @@ def same_bits(found: Outcome, expected: Outcome) -> list[str]:
     pairs = list(_results(found.results, expected.results))
     pairs += [(name, array, expected.states[name]) for name, array in found.states.items()]
     return [f"{name} differs" for name, one, other in pairs if one.tobytes() != other.tobytes()]
+
+
+def with_others(calls: Sequence[Call]) -> list[Call]:
+    """The calls, then the same with other activations and new states, but the same weights."""
+    states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
+    return [*calls, *(tuple(_other(a, states) for a in call) for call in calls)]
+
+
+def _other(argument: Any, states: Mapping[int, Any]) -> Any:
+    """Activations back to front: still values that the op is meant for."""
+    if isinstance(argument, tuple):
+        return tuple(_other(each, states) for each in argument)
+    if isinstance(argument, np.ndarray):
+        return np.flip(argument).copy()
+    return states.get(id(argument), argument)
 
 
 def alone(calls: Sequence[Call]) -> Iterator[tuple[str, list[Call], Callable[[Outcome], Outcome]]]:

@@ -130,6 +130,10 @@ class KernelConformance(OpComparison):
         """It changes neither its arguments nor the state of a slot that is not in the step."""
         no([f"{c} changes {what}" for c in self.cases for what in self.outcome(c).changed])
 
+    def test_results_stay_as_they_are(self) -> None:
+        """Called again, with other values, it changes no earlier result of its own."""
+        self.assert_results_stay(self.cases)
+
     def test_rows_alone_equal_rows_in_a_batch(self) -> None:
         """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
         self.compare_rows_alone(self.cases, bool(getattr(self.device, "bitwise_rows", False)))

@@ -19,6 +19,7 @@ from apr_core.testing.case_runs import (
     same_bits,
     some_columns,
     whole,
+    with_others,
 )
 from apr_core.testing.cases import Matrix, OpCase, flat
 from apr_core.testing.checks import skip
@@ -79,6 +80,14 @@ class OpComparison(PluginConformance):
         for case in cases:
             run = partial(runner.run, case, **how) if how else partial(self.outcome, case)
             problems += [f"{case}: {complaint}" for complaint in self.complaints(case, run)]
+        no(problems)
+
+    def assert_results_stay(self, cases: Iterable[OpCase]) -> None:
+        """Fail if a later call of an op, with the same weights, changes an earlier result."""
+        problems = []
+        for case in cases:
+            found = self.runner.run(case, with_others(case.calls())).overwritten
+            problems += [f"{case}: {what} is overwritten by a later call" for what in found]
         no(problems)
 
     def compare_rows_alone(self, cases: Iterable[OpCase], bitwise: bool) -> None:
@@ -173,6 +182,10 @@ class OpChecks(OpComparison, DeviceKit):
         """No op changes its arguments, or the state of a slot that is not in the step."""
         cases = [*self.installed.cases, *self.packed, *self.generic]
         no([f"{case} changes {what}" for case in cases for what in self.outcome(case).changed])
+
+    def test_results_stay_as_they_are(self) -> None:
+        """An op that is called again, with other values, changes no earlier result of its own."""
+        self.assert_results_stay([*self.installed.cases, *self.packed, *self.generic])
 
     def test_rows_alone_equal_rows_in_a_batch(self) -> None:
         """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
