@@ -138,6 +138,53 @@ def linear_of_other_rows(x, w):
     return x @ dense(w)[::-1].T
 
 
+def rounded(x, bits):
+    """float32 with so many bits of a mantissa, the first one included, rounded to nearest."""
+    dropped = 24 - bits
+    raw = np.array(x, np.float32).view(np.uint32) + np.uint32(1 << (dropped - 1))
+    return (raw & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)).view(np.float32)
+
+
+def linear_of_8_bits(x, w):
+    """Multiplies as bf16 where float32 is asked for."""
+    return rounded(x, 8) @ rounded(dense(w), 8).T
+
+
+def linear_of_11_bits(x, w):
+    """Multiplies as a matrix unit does that shortens float32."""
+    return rounded(x, 11) @ rounded(dense(w), 11).T
+
+
+def linear_one_by_one(x, w):
+    """Float32 throughout, added in the worst order."""
+    out = np.zeros((len(x), w.rows), np.float32)
+    for column, weights in zip(x.T, dense(w).T, strict=True):
+        out += column[:, None] * weights
+    return out
+
+
+def silu_by_powers_of_two(x):
+    """What a device without an exponential of its own does: all in float32."""
+    power = np.exp2(np.float32(-1.442695) * np.maximum(x, np.float32(-87)))
+    return x / (np.float32(1) + power)
+
+
+def silu_of_11_bits(x):
+    return rounded(silu_by_powers_of_two(x), 11)
+
+
+def rms_norm_of_its_own_eps(x, w, eps, offset):
+    return CORE_OPS["rms_norm"].body(np, x, w, 1e-6, offset)
+
+
+def rms_norm_without_eps(x, w, eps, offset):
+    return CORE_OPS["rms_norm"].body(np, x, w, 1e-30, offset)
+
+
+def add_rms_norm_of_its_own_eps(x, more, w, eps, offset):
+    return CORE_OPS["add_rms_norm"].body(np, x, more, w, 1e-6, offset)
+
+
 NOT_A_FUNCTION = 3
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from apr_core.declarations import Attention, Backend, Quantizer
 from apr_core.registry import Registry, get_registry
-from apr_core.testing import BackendConformance
+from apr_core.testing import BackendConformance, op_checks
 from apr_core.testing.checks import checks_of, run_check
 from apr_core.testing.plugin import PluginConformance
 from tests import broken_backends as broken
@@ -126,6 +126,29 @@ OPS = [
 @pytest.mark.parametrize(("check", "kernels", "words"), OPS)
 def test_wrong_kernels_are_caught(check, kernels, words):
     assert words in failure(check, broken.with_kernels(**kernels))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "words"),
+    [
+        ({"linear": "linear_of_8_bits"}, "e-06, at most 1.0e-09 is allowed"),
+        ({"linear": "linear_of_11_bits"}, "e-07, at most 1.0e-09 is allowed"),
+        ({"silu": "silu_of_11_bits"}, "e-08, at most 1.0e-10 is allowed"),
+        ({"rms_norm": "rms_norm_of_its_own_eps"}, "rms_norm ((3, 37), eps 1e-05, values of 0.001)"),
+        ({"rms_norm": "rms_norm_without_eps"}, "rms_norm ((3, 37), offset 1.0, values of 0.001)"),
+        ({"add_rms_norm": "add_rms_norm_of_its_own_eps"},
+         "add_rms_norm ((3, 37), eps 0.001, values of 0.01)"),
+    ],
+)  # fmt: skip
+def test_less_than_float32_and_another_eps_are_caught(monkeypatch, kernels, words):
+    monkeypatch.setattr(op_checks, "SHOWN", 1000)
+    assert words in failure("ops_agree_with_their_references", broken.with_kernels(**kernels))
+
+
+def test_float32_in_another_order_and_with_another_exponential_passes():
+    backend = broken.with_kernels(linear="linear_one_by_one", silu="silu_by_powers_of_two")
+    result = run_check(kit(backend), "test_ops_agree_with_their_references")
+    assert result.outcome == "passed", result
 
 
 def layout_kernel(name):

@@ -8,7 +8,7 @@ import numpy as np
 
 from apr_core.testing.cases import Call, OpCase, Parts, Recurrent, Vector, normal, uniform
 
-ELEMENTWISE = 1e-12
+ELEMENTWISE = 1e-10
 DELTA = 1e-9  # products of decays, summed over a chunk, through a triangular solve
 STEPS = {
     "one token": (Parts((0, 1, 0)),),
