@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from apr_core.contract import Contract
-from apr_core.errors import ContractError, PluginConflict, PluginNotFound
-from apr_core.hfconfig import SAMPLING
-from apr_core.model.loading import MLP_MATRICES, NORMS, make_mixers
-from apr_core.model.model import Model
-from apr_core.modelspec import FamilyPlugin, ModelConfig
 from apr_core.testing import running
 from apr_core.testing.checks import skip
+from apr_core.testing.family_configs import FamilyConfigs
+from apr_core.testing.family_rig import Floats
 from apr_core.testing.mixer_rig import difference
-from apr_core.testing.oracle import Oracle
-from apr_core.testing.plugin import PluginConformance
 from apr_core.testing.reference_backend import NAME as REFERENCE
-from apr_core.testing.tiny import random_weights, text_layout, tiny_config
+from apr_core.testing.tiny import text_layout
 
-Floats = NDArray[np.float32]
 GRID = 64  # prompts may be cut into chunks at its multiples
 LENGTHS = (1, 2, 3, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)
 DECODED = 8  # tokens after a prompt
-NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # nobody can guess these
-STRANGER = ("ArchitectureOfNobodyForCausalLM", "model_type_of_nobody")
-TEMPERATURE = 0.7
 
 
-class FamilyConformance(PluginConformance):
+class FamilyConformance(FamilyConfigs):
     """Checks of one model family.
 
         class TestMine(FamilyConformance):
@@ -43,190 +31,6 @@ class FamilyConformance(PluginConformance):
     default the first that runs here, else references alone. Equal results may differ by `tolerance`
     and agree with transformers within `parity`, both relative to the logits' standard deviation.
     """
-
-    kind = "family"
-    family: str = ""
-    tiny_config: Mapping[str, Any] | None = None
-    transformers: str = ""
-    backend: str = ""
-    tolerance: float = 5e-5
-    parity: float = 2e-4
-
-    @property
-    def plugin_object(self) -> FamilyPlugin:
-        """The family object."""
-        made: FamilyPlugin = self.registry.make("family", self.owned.qualified)
-        return made
-
-    @property
-    def hf(self) -> dict[str, Any]:
-        """config.json of the tiny model, a copy."""
-        found = self.tiny_config or tiny_config(self.plugin_object, self.name)
-        return running.copy_of(found)
-
-    @property
-    def config(self) -> ModelConfig:
-        """What the family reads from it."""
-        return self.plugin_object.config(self.hf)
-
-    @property
-    def contract(self) -> Contract:
-        """The family's contract."""
-        return self.plugin_object.contract()
-
-    @property
-    def weights(self) -> dict[str, Floats]:
-        """The tiny model's tensors by name, as `text_layout` calls them."""
-        make = partial(random_weights, self.contract, self.config, text_layout(self.contract), 0)
-        return self.kept("weights", make)
-
-    @property
-    def tiny(self) -> running.Tiny:
-        """The tiny model's files."""
-        make = partial(running.Tiny, self.registry, self.owned.qualified, self.hf, self.folder())
-        return self.kept("tiny", make)
-
-    @property
-    def model(self) -> Model:
-        """The tiny model in float32, loaded."""
-        return self.kept("model", lambda: self.tiny.load(self.backend))
-
-    def tokens(self, count: int, seed: int = 0) -> list[int]:
-        """Random token ids."""
-        rng = np.random.default_rng([seed, count])
-        ids: list[int] = rng.integers(0, self.config.vocab_size, count).tolist()
-        return ids
-
-    def assert_same(self, actual: Floats, expected: Floats, what: str) -> None:
-        """Fail if logits [T, vocab] differ by more than the tolerance."""
-        found = difference(actual, expected)
-        assert found < self.tolerance, (
-            f"{what}: logits differ by {found:.1e} of their standard deviation, at most "
-            f"{self.tolerance:.0e} is rounding"
-        )
-
-    def test_its_own_config_leads_to_it(self) -> None:
-        """Its architectures lead to it, the contract has the same, and none is a stranger's."""
-        declared, contract, hf = self.declaration, self.contract, self.hf
-        assert contract.family == self.name, f"the contract is of family {contract.family!r}"
-        assert self.config.family == self.name, f"config() says family {self.config.family!r}"
-        for field in ("architectures", "model_types"):
-            ours, theirs = set(getattr(declared, field)), set(contract.content.get(field, ()))
-            assert ours == theirs, f"{field}: declared {sorted(ours)}, in contract {sorted(theirs)}"
-        try:
-            found = self.registry.family_for(hf["architectures"], str(hf.get("model_type", "")))
-        except (KeyError, PluginNotFound, PluginConflict) as error:
-            raise AssertionError(f"nobody could import tiny_config(): {error}") from error
-        assert found.declaration.name == self.name, f"tiny_config() leads to {found.qualified}"
-        strangers = set(declared.architectures) & {STRANGER[0], "*", ""}
-        strangers |= set(declared.model_types) & {STRANGER[1], "*", ""}
-        assert not strangers, f"claims {sorted(strangers)}, which is everybody's or nobody's"
-
-    def test_missing_keys_are_named(self) -> None:
-        """A config.json without a key it needs is refused by a ContractError that names the key."""
-        for path in running.leaves(self.hf):
-            key = path[-1]
-            changed = running.replaced(self.hf, path)
-            refused = self._refusal(changed, f"without {'.'.join(path)}")
-            if refused is None:
-                assert key not in NEEDED, f"config() invents {key}, which config.json lacks"
-            else:
-                assert key in refused, f"without {key!r} the error is {refused!r}: name the key"
-
-    def test_nonsense_is_refused_by_name(self) -> None:
-        """A number that is text, or less than nothing, is refused by name, or is not looked at."""
-        for path in running.leaves(self.hf):
-            if not _number(running.value_at(self.hf, path)):
-                continue
-            for nonsense in ("many", -1):
-                changed = running.replaced(self.hf, path, nonsense)
-                what = f"with {'.'.join(path)} = {nonsense!r}"
-                refused = self._refusal(changed, what)
-                if refused is None:
-                    assert path[-1] not in NEEDED, f"{what}: config() takes it"
-                else:
-                    assert path[-1] in refused, f"{what} the error is {refused!r}: name the key"
-
-    def _refusal(self, hf: Mapping[str, Any], what: str) -> str | None:
-        try:
-            self.plugin_object.config(hf)
-        except ContractError as error:
-            return error.message
-        except Exception as error:
-            raise AssertionError(
-                f"{what} config() raises {type(error).__name__}: {error}, expected ContractError"
-            ) from error
-        return None
-
-    def test_generation_defaults_are_read(self) -> None:
-        """Stop ids are token ids from both configs, sampling defaults are named numbers."""
-        generation = {"do_sample": True, "temperature": TEMPERATURE, "eos_token_id": [3, 5]}
-        alone, both = self.config, self.plugin_object.config(self.hf, generation)
-        for config in (alone, both):
-            fits = all(type(i) is int and 0 <= i < config.vocab_size for i in config.stop_ids)
-            assert isinstance(config.stop_ids, tuple) and fits, f"stop_ids {config.stop_ids}"
-            wrong = [k for k, v in config.sampling.items() if k not in SAMPLING or not _number(v)]
-            assert not wrong, (
-                f"sampling: {wrong} are not among {', '.join(SAMPLING)}, or no numbers"
-            )
-        assert {3, 5, *alone.stop_ids} <= set(both.stop_ids), (
-            f"eos_token_id of generation_config.json is lost: stop_ids {both.stop_ids}"
-        )
-        found = both.sampling.get("temperature")
-        assert found == TEMPERATURE, f"temperature {TEMPERATURE} is read as {found}"
-
-    def test_plan_fits_the_contract(self) -> None:
-        """Every layer has a declared mixer, which takes its options and finds its weights."""
-        config, contract = self.config, self.contract
-        plan = self.plugin_object.plan(config)
-        assert len(plan.blocks) == config.num_layers == len(config.layer_types), (
-            f"{config.num_layers} layers: {len(plan.blocks)} blocks, "
-            f"{len(config.layer_types)} layer types"
-        )
-        used, declared = {b.mixer for b in plan.blocks}, set(self.declaration.attention)
-        assert used == declared, (
-            f"the tiny plan uses the mixers {sorted(used)}, declared are {sorted(declared)}"
-        )
-        assert plan.norm_offset == contract.norm_offset, (
-            f"norm_offset is {plan.norm_offset} in the plan, {contract.norm_offset} in the contract"
-        )
-        for n, mixer in enumerate(make_mixers(self.registry, plan)):
-            self._assert_roles(n, {*mixer.matrices, *mixer.vectors, *MLP_MATRICES, *NORMS})
-
-    def _assert_roles(self, layer: int, read: set[str]) -> None:
-        rules = self.contract.rules(self.config, text_layout(self.contract))
-        listed = {rule.role for rule in rules if rule.layer == layer}
-        assert listed == read, (
-            f"layer {layer}: the contract has {sorted(listed - read)}, which nothing reads, and "
-            f"lacks {sorted(read - listed)}, which its mixer needs"
-        )
-
-    def test_wrong_tensors_are_named(self) -> None:
-        """A missing, an unexpected or a misshapen tensor is refused by name, in every layout."""
-        for layout in self.contract.content["layouts"]:
-            rules = self.contract.rules(self.config, layout)
-            shapes = {rule.name: rule.shape for rule in rules}
-            assert len(shapes) == len(rules), f"layout {layout}: two roles share a tensor's name"
-            assert (
-                self.contract.check(self.config, shapes).layout in self.contract.content["layouts"]
-            )
-            self._assert_refused({**shapes, "nobody.reads.this": (1,)}, "nobody.reads.this")
-            for role in dict.fromkeys(rule.role for rule in rules):
-                name = next(rule.name for rule in rules if rule.role == role)
-                self._assert_refused({k: v for k, v in shapes.items() if k != name}, name)
-                self._assert_refused(shapes | {name: (*shapes[name][:-1], 7)}, name)
-
-    def _assert_refused(self, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-        try:
-            self.contract.check(self.config, shapes)
-        except ContractError as error:
-            assert name in str(error), f"the error does not name {name}: {error}"
-            return
-        raise AssertionError(f"a checkpoint is accepted although {name} is wrong or missing")
-
-    def test_contract_is_that_of_transformers(self) -> None:
-        """The contract names exactly the tensors that transformers has, in these shapes."""
-        self.contract.check(self.config, self.oracle.shapes)
 
     def test_round_trip_keeps_every_bit(self) -> None:
         """Checkpoint -> .apr keeps every tensor bit for bit, in float32 and in bfloat16."""
@@ -339,16 +143,6 @@ class FamilyConformance(PluginConformance):
             f"standard deviation, expected less than {self.parity:.0e}"
         )
 
-    @property
-    def oracle(self) -> Oracle:
-        """The transformers model with the same weights; the check is skipped without it."""
-        return self.kept("oracle", self._make_oracle)
-
-    def _make_oracle(self) -> Oracle:
-        hf = self.hf
-        name = self.transformers or str(next(iter(hf.get("architectures") or ()), ""))
-        return Oracle(name, hf)
-
     def _expected(self, ids: Sequence[int]) -> Floats:
         oracle, contract = self.oracle, self.contract
         fill = partial(oracle.take, self.weights, contract, self.config, text_layout(contract))
@@ -375,7 +169,3 @@ class FamilyConformance(PluginConformance):
         with running.slots(self.model, len(everything)) as opened:
             batch = self.model.forward(list(zip(opened, everything, strict=True)), all_rows=True)
         self._assert_parity(batch, np.concatenate(expected), "all of them in one batch")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
