@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ KNOWN: dict[str, dict[str, type]] = {
     "plugins": {"disable": list, "prefer": list},
     "cache": {"dir": str},
 }
+QUALIFIED = re.compile(r"[^\s:]+:\S+")  # distribution:name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,9 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
 def read_settings(path: Path | None = None) -> Settings:
     """Read the file; a missing one means no settings. Raises ConfigError naming file and key."""
     path = path or config_path()
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return Settings()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: {error}", "Correct the file or remove it.") from error
-    _check(path, content)
+    content = config_content(path)
+    for text, hint in problems(content):
+        raise ConfigError(f"{path}: {text}", hint)
     plugins, cache = content.get("plugins", {}), content.get("cache", {}).get("dir")
     return Settings(
         tuple(plugins.get("disable", ())),
@@ -63,9 +62,33 @@ def read_settings(path: Path | None = None) -> Settings:
     )
 
 
-def _check(path: Path, content: Mapping[str, Any]) -> None:
-    for text, hint in problems(content):
-        raise ConfigError(f"{path}: {text}", hint)
+def config_content(path: Path) -> dict[str, Any]:
+    """What the file holds, allowed or not; nothing where there is none. Raises ConfigError."""
+    try:
+        return tomllib.loads(config_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", "Correct the file or remove it.") from error
+
+
+def config_text(path: Path) -> str:
+    """The file's text, whatever ends its lines and with no byte order mark; "" if there is none.
+
+    Raises ConfigError, also for what is no file: a pipe would never end.
+    """
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.read_bytes().decode("utf-8-sig")
+        empty = path.samefile(os.devnull)
+    except FileNotFoundError:  # or a link that leads nowhere
+        return ""
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: {error}", "Correct the file or remove it.") from error
+    if not empty:
+        raise ConfigError(
+            f"{path} is not a file, and settings are read from files only",
+            "Remove it, or name a file in APR_CONFIG.",
+        )
+    return ""
 
 
 def problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -82,6 +105,18 @@ def problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             elif not isinstance(value, expected) or (expected is list and not strings):
                 what = "a list of strings" if expected is list else "a string"
                 yield f"{section}.{key} must be {what}", ""
+            elif key == "prefer" and isinstance(value, list):
+                yield from _unqualified(value)
+
+
+def _unqualified(entries: list[str]) -> Iterator[tuple[str, str]]:
+    """Entries of `prefer` that name no plugin: they would choose nothing."""
+    for entry in entries:
+        if not QUALIFIED.fullmatch(entry):
+            yield (
+                f"plugins.prefer: {entry!r} does not say whose it is",
+                'Write it as "distribution:name"; `apr plugins list` shows both.',
+            )
 
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ it says what it should, and only then put where the file was.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.errors import ConfigError, InputOutputError
-from apr_core.settings import config_path, read_settings
+from apr_core.settings import config_path, config_text, read_settings
 
 
 def change_list(
@@ -35,7 +36,9 @@ def change_list(
     path = path or config_path()
     read_settings(path)  # refuses what is wrong before it is written back
     try:
-        text = path.read_bytes().decode("utf-8") if path.exists() else ""
+        if path.exists() and not path.is_file():  # /dev/null, which reads as no settings
+            raise ConfigError(f"{path} keeps nothing", "Name a file in APR_CONFIG.")
+        text = config_text(path)
         changed = edited(text, section, key, add, remove)
         _check(path, text, changed, section, key, add, remove)
         _write(Path(os.path.realpath(path)), changed)
@@ -95,7 +98,7 @@ def _write(path: Path, text: str) -> None:
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
+            file.write(_mark(path) + text.encode("utf-8"))
         if path.exists():
             shutil.copymode(path, beside)
         else:
@@ -104,3 +107,9 @@ def _write(path: Path, text: str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(beside).unlink()
+
+
+def _mark(path: Path) -> bytes:
+    """The byte order mark, where the file begins with one."""
+    marked = path.exists() and path.read_bytes().startswith(codecs.BOM_UTF8)
+    return codecs.BOM_UTF8 if marked else b""

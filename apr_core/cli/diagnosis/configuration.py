@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import Any
 
 from apr_core.cli.diagnosis.examination import Finding
 from apr_core.errors import ConfigError
-from apr_core.settings import KNOWN, cache_dir, config_path, problems, read_settings
+from apr_core.settings import (
+    KNOWN,
+    cache_dir,
+    config_content,
+    config_path,
+    problems,
+    read_settings,
+)
 
 DEFAULT = "default"
 SECRET = ("HF_TOKEN",)
@@ -101,8 +107,8 @@ def _cache(content: Mapping[str, Any], path: Path, env: Mapping[str, str]) -> Se
 def _content(path: Path) -> Mapping[str, Any]:
     """What the file holds, also where some of it is not allowed; nothing if it is not TOML."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        return config_content(path)
+    except ConfigError:
         return {}
 
 
