@@ -12,7 +12,7 @@ from apr_core.cli import run
 from apr_core.cli.diagnosis import Finding, configuration, examine, machine, plugins, storage
 from apr_core.declarations import Backend, Family, Quantizer
 from apr_core.errors import ConfigError
-from apr_core.plugin_rows import PluginRow
+from apr_core.plugin_rows import Found, PluginRow
 from apr_core.registry import Registry
 
 PARTS = [
@@ -137,6 +137,28 @@ def test_a_broken_plugin_and_a_name_claimed_twice_are_warnings(monkeypatch):
     assert finding.warnings[0] == "plugin bad:bad is broken: boom"
     assert "dist:twice, other:twice" in finding.warnings[1]
     assert ("off", "1  disabled: by its user") in finding.rows
+
+
+def test_entries_of_the_file_that_match_nothing_are_warnings(monkeypatch, home):
+    founds = [
+        Found("dist", "1", "d", "d"), Found("off", "1", "o", "o"),
+        Found("half", "?", "half", "", "half installed"),
+    ]  # fmt: skip
+    monkeypatch.setattr(plugins, "installed", lambda: founds)
+    off = PluginRow("off", "1", "o", "o", "disabled", "by its user")
+    use(monkeypatch, FAMILY, rows=[off])
+    (home / "c.toml").write_text(
+        '[plugins]\ndisable = ["O", "off", "Half", "off:o", "gone"]\n'
+        'prefer = ["Dist:fam", "dist:nothing", "off:x", "gone:x"]\n'
+    )
+    assert plugins.plugins().warnings == [
+        "plugins.disable: 'gone' is not installed; `apr plugins enable gone` takes it off the list",
+        "plugins.prefer: 'dist:nothing' prefers nothing: dist does not provide 'nothing'",
+        "plugins.prefer: 'off:x' prefers nothing: off is disabled",
+        "plugins.prefer: 'gone:x' prefers nothing: gone is not installed",
+    ]
+    monkeypatch.setenv("APR_NO_PLUGINS", "1")
+    assert plugins.plugins().warnings == []
 
 
 def test_a_library_that_is_missing_is_named_with_who_needs_it(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
 from apr_core.cli.diagnosis.examination import Finding
+from apr_core.cli.diagnosis.unmatched import unmatched
 from apr_core.discovery import discover, installed, missing_requirements
 from apr_core.errors import AprError, ConfigError
 from apr_core.registry import Owned, Registry, get_registry
-from apr_core.settings import Settings
+from apr_core.settings import Settings, read_settings
 
 CORE = "apr-core"
 NEEDED = {"backend": "run", "family": "import or run"}  # kinds nothing works without: commands
@@ -93,9 +95,20 @@ def plugins() -> Finding:
         if row.status in ("broken", "incompatible")
     ]
     finding.warnings += _claimed_twice(found)
+    finding.warnings += _without_effect(found)
     if not found.declarations("family"):
         finding.problems.append("no plugin provides a family: nothing can be imported or run")
     return finding
+
+
+def _without_effect(found: Registry) -> Iterator[str]:
+    """Entries of the configuration file that match nothing, where plugins are used at all."""
+    try:
+        settings = read_settings()
+    except ConfigError:  # the part about configuration says so
+        return
+    if os.environ.get("APR_NO_PLUGINS") != "1":
+        yield from unmatched(settings, installed(), found)
 
 
 def _claimed_twice(found: Registry) -> Iterator[str]:
