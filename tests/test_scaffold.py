@@ -172,6 +172,8 @@ def test_names_are_derived():
         ("family", "ä"), ("quantizer", "class"), ("exporter", "lambda"), ("family", "x" * 31),
         ("command", "Upper"), ("command", "under_score"), ("command", "run"), ("source", "hf"),
         ("source", "UPPER"), ("quantizer", "f16"), ("exporter", "safetensors"),
+        ("command", "plugins"), ("command", "1abc"), ("source", "1abc"), ("quantizer", "none"),
+        ("family", "plan"), ("attention", "array"), ("attention", "any"), ("family", "value-error"),
     ],
 )  # fmt: skip
 def test_names_that_cannot_be_are_refused(capsys, tmp_path, monkeypatch, kind, name):
@@ -182,18 +184,44 @@ def test_names_that_cannot_be_are_refused(capsys, tmp_path, monkeypatch, kind, n
 
 
 def test_a_name_that_is_taken_is_said(capsys, tmp_path, monkeypatch):
-    from apr_core import registry as registry_module
     from apr_core.declarations import Quantizer
     from apr_core.registry import Registry
 
     taken = Quantizer("nf4", "m:Q", block=1, bytes_per_block=1)
     made = Registry.from_declarations({"somebody-else": [taken]})
-    monkeypatch.setattr(registry_module, "get_registry", lambda: made)
+    monkeypatch.setattr("apr_core.cli.plugins_new.get_registry", lambda: made)
     code, _, err = new(capsys, "quantizer", "nf4", "--dir", tmp_path / "a")
     assert code == 0 and "already provided by somebody-else" in err
-    code, _, err = new(capsys, "kernel", "k", "--for", "npu", "--dir", tmp_path / "b")
-    assert code == 0 and "no installed plugin provides the backend 'npu'" in err
-    assert 'backend="npu"' in (tmp_path / "b/src/apr_kernel_k/hooks.py").read_text()
+
+
+def test_a_kernel_is_for_a_backend_that_is_installed(capsys, tmp_path, monkeypatch):
+    from apr_core.declarations import Backend
+    from apr_core.registry import Registry
+
+    made = Registry.from_declarations({"somebody": [Backend("npu", "m:B")]})
+    monkeypatch.setattr("apr_core.cli.plugins_new.get_registry", lambda: made)
+    code, _, err = new(capsys, "kernel", "k", "--for", "nobody", "--dir", tmp_path / "a")
+    assert code == 3 and "no installed plugin provides backend 'nobody'" in err
+    assert "Installed: npu" in err and not list(tmp_path.iterdir())
+    for name in ("npu", "Somebody:npu"):
+        directory = tmp_path / name[:3]
+        code, _, _ = new(capsys, "kernel", "k", "--for", name, "--dir", directory)
+        assert code == 0
+        assert 'backend="npu"' in (directory / "src/apr_kernel_k/hooks.py").read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["list", "list2", "1abc", "plugins", "test"])
+def test_what_is_written_under_an_odd_name_is_clean_or_nothing(tmp_path, capsys, kind, name):
+    code, _, err = new(capsys, kind, name, "--dir", tmp_path / "x")
+    if code:
+        assert code == 2 and "hint:" in err and not list(tmp_path.iterdir())
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", tmp_path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_backend_is_named_for_kernels_only(capsys, tmp_path):
@@ -208,6 +236,8 @@ def test_nothing_is_overwritten(capsys, tmp_path):
     for name in ("full", "file"):
         code, _, err = new(capsys, "command", "greet", "--dir", tmp_path / name)
         assert code == 2 and "is not an empty directory" in err
+    code, _, err = new(capsys, "command", "greet", "--dir", tmp_path / "file" / "below")
+    assert code == 7 and "Not a directory" in err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
 
