@@ -221,6 +221,14 @@ def test_a_full_disk_is_a_warning_and_a_closed_one_a_problem(monkeypatch):
     assert "cannot be written" in finding.problems[0]
 
 
+def test_a_cache_that_is_no_folder_is_a_problem(monkeypatch, home):
+    use(monkeypatch)
+    (home / "file").write_text("mine")
+    monkeypatch.setenv("APR_CACHE", str(home / "file"))
+    problems = storage.storage().problems
+    assert problems == [f"{home / 'file'} cannot be written: nothing can be pulled or kept there"]
+
+
 def settings(env):
     finding = configuration.configuration(env)
     return finding, {s["name"]: (s["value"], s["origin"]) for s in finding.facts["settings"]}

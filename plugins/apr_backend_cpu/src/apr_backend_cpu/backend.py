@@ -61,7 +61,7 @@ class Cpu:
 
     def caches(self) -> list[tuple[str, str]]:
         """What is kept on disk, for `apr doctor`: (label, folder)."""
-        return [("compiled kernels", CACHE_DIR)]
+        return [("compiled kernels", CACHE_DIR)] if CACHE_DIR else []
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
         """Zeros in f32 or f16; in q8, bytes for rows of codes and scales (`attention_q8_rows`)."""

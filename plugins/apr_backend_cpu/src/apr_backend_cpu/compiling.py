@@ -19,6 +19,7 @@ from numba.core import event
 from numba.core.caching import UserProvidedCacheLocator
 
 from apr_backend_cpu.vector_ir import DOT_MODE
+from apr_core.cache_folder import usable_folder
 from apr_core.errors import UsageError
 from apr_core.notices import working
 from apr_core.settings import cache_dir
@@ -28,11 +29,17 @@ def _cache_dir() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    root = os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "numba"
-    return str(Path(root) / f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}")
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    found = usable_folder(
+        Path(named) if named else cache_dir() / "numba",
+        f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}",
+        "compiled code",
+        "NUMBA_CACHE_DIR" if named else "APR_CACHE",
+    )
+    return str(found or "")
 
 
-CACHE_DIR = _cache_dir()
+CACHE_DIR = _cache_dir()  # empty: nothing is kept
 
 
 class ByContent(UserProvidedCacheLocator):
@@ -51,7 +58,9 @@ class _Compilations(event.Listener):
     """Tells the user of the core's notices what is compiled, when nothing is cached yet."""
 
     known = 0  # functions of this package; some are compiled for several types of arrays
-    text = "compiling kernels for this processor (once, then they are kept on disk)"
+    text = "compiling kernels for this processor"
+    if CACHE_DIR:
+        text += " (once, then they are kept on disk)"
 
     def __init__(self) -> None:
         self._done = self._depth = 0
@@ -83,7 +92,7 @@ def serial(function: Callable[..., Any]) -> Any:
     before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
     config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = CACHE_DIR, f"{__name__}.{ByContent.__name__}"
     try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
+        return njit(nogil=True, cache=bool(CACHE_DIR), error_model="numpy")(function)
     finally:
         config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
 

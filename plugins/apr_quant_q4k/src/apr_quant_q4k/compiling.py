@@ -12,6 +12,7 @@ import numba
 from numba import njit
 from numba.core.caching import UserProvidedCacheLocator
 
+from apr_core.cache_folder import usable_folder
 from apr_core.settings import cache_dir
 
 
@@ -20,11 +21,17 @@ def _cache_dir() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    root = os.environ.get("NUMBA_CACHE_DIR") or cache_dir() / "numba"
-    return str(Path(root) / f"quant-{digest.hexdigest()[:12]}")
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    found = usable_folder(
+        Path(named) if named else cache_dir() / "numba",
+        f"quant-{digest.hexdigest()[:12]}",
+        "compiled code",
+        "NUMBA_CACHE_DIR" if named else "APR_CACHE",
+    )
+    return str(found or "")
 
 
-CACHE_DIR = _cache_dir()
+CACHE_DIR = _cache_dir()  # empty: nothing is kept
 
 
 class ByContent(UserProvidedCacheLocator):
@@ -45,6 +52,6 @@ def serial(function: Callable[..., Any]) -> Any:
     before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
     config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = CACHE_DIR, f"{__name__}.{ByContent.__name__}"
     try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
+        return njit(nogil=True, cache=bool(CACHE_DIR), error_model="numpy")(function)
     finally:
         config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
