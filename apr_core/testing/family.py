@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-
 import numpy as np
 
 from apr_core.testing import running
@@ -13,7 +10,6 @@ from apr_core.testing.family_configs import FamilyConfigs
 from apr_core.testing.family_rig import Floats
 from apr_core.testing.mixer_rig import difference
 from apr_core.testing.reference_backend import NAME as REFERENCE
-from apr_core.testing.tiny import text_layout
 
 GRID = 64  # prompts may be cut into chunks at its multiples
 LENGTHS = (1, 2, 3, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)
@@ -28,8 +24,9 @@ class FamilyConformance(FamilyConfigs):
 
     `tiny_config` replaces what the family's own method says. `transformers` is the class to compare
     with, by default the first of the config's architectures. `backend` is one of the installed, by
-    default the first that runs here, else references alone. Equal results may differ by `tolerance`
-    and agree with transformers within `parity`, both relative to the logits' standard deviation.
+    default the best that runs here, else references alone; failures name it. Equal results may
+    differ by `tolerance` and agree with transformers within `parity`, both relative to the logits'
+    standard deviation.
     """
 
     def test_round_trip_keeps_every_bit(self) -> None:
@@ -55,12 +52,15 @@ class FamilyConformance(FamilyConfigs):
         """Logits are finite float32 [T, vocab] and depend on the token and on what came before."""
         ids = self.tokens(12)
         logits = self.model.logits(ids)
-        assert logits.shape == (12, self.config.vocab_size), f"found {logits.shape}"
-        assert logits.dtype == np.float32, f"found {logits.dtype}"
-        assert np.isfinite(logits).all(), f"{(~np.isfinite(logits)).sum()} are not finite"
-        assert logits.std(axis=1).min() > 0, "a row of logits is constant"
+        expected = (12, self.config.vocab_size)
+        assert logits.shape == expected, f"found {logits.shape}, not {expected}, {self.where}"
+        assert logits.dtype == np.float32, f"found {logits.dtype}, {self.where}"
+        strange = int((~np.isfinite(logits)).sum())
+        assert not strange, f"{strange} logits are not finite, {self.where}"
+        assert logits.std(axis=1).min() > 0, f"a row of logits is constant, {self.where}"
         other = self.model.logits([(ids[0] + 1) % self.config.vocab_size, *ids[1:]])
-        assert difference(other[-1], logits[-1]) > 1e-6, "the first token changes nothing later"
+        changed = difference(other[-1], logits[-1])
+        assert changed > 1e-6, f"the first token changes nothing later, {self.where}"
 
     def test_prefill_equals_decode(self) -> None:
         """A prompt at once gives what its parts and single tokens give."""
@@ -83,7 +83,9 @@ class FamilyConformance(FamilyConfigs):
             chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
             found = running.last(self.model, *chunks)
             if running.same_bits(self.model):
-                assert np.array_equal(found, whole), f"chunks of {size}: other bits than at once"
+                assert np.array_equal(found, whole), (
+                    f"chunks of {size}, {self.where}: other bits than at once"
+                )
             self.assert_same(found, whole, f"chunks of {size} or at once")
 
     def test_batch_equals_each_alone(self) -> None:
@@ -129,7 +131,9 @@ class FamilyConformance(FamilyConfigs):
         running.logits(self.model, self.tokens(50, 3))
         self.assert_same(running.logits(self.model, ids), expected, "in a slot used before")
         held = self.model.state_bytes()
-        assert held == 0, f"{held} bytes of state are held though every slot is closed"
+        assert held == 0, (
+            f"{held} bytes of state are held though every slot is closed, {self.where}"
+        )
 
     def test_runs_on_references_alone(self) -> None:
         """A backend without a single kernel gives the same logits."""
@@ -139,27 +143,21 @@ class FamilyConformance(FamilyConfigs):
             expected = model.logits(ids)
         error = difference(found, expected)
         assert error < self.parity, (
-            f"{self.model.backend.name} and references differ by {error:.1e} of the logits' "
+            f"{self.where} and on references logits differ by {error:.1e} of their "
             f"standard deviation, expected less than {self.parity:.0e}"
         )
-
-    def _expected(self, ids: Sequence[int]) -> Floats:
-        oracle, contract = self.oracle, self.contract
-        fill = partial(oracle.take, self.weights, contract, self.config, text_layout(contract))
-        self.kept("oracle is filled", fill)
-        return oracle.logits(ids)
 
     def _assert_parity(self, actual: Floats, expected: Floats, what: str) -> None:
         found = difference(actual, expected)
         assert found < self.parity, (
-            f"{what}: differs from transformers by {found:.1e} of the logits' standard deviation, "
-            f"expected less than {self.parity:.0e}"
+            f"{what}, {self.where}: differs from transformers by {found:.1e} of the logits' "
+            f"standard deviation, expected less than {self.parity:.0e}"
         )
 
     def test_parity_with_transformers(self) -> None:
         """Logits are those of transformers: at once, decoded token by token, and in a batch."""
         everything = [self.tokens(n + DECODED, n) for n in (*LENGTHS, 200)]
-        expected = [self._expected(ids) for ids in everything]
+        expected = [self.filled_oracle.logits(ids) for ids in everything]
         for ids, wanted in zip(everything, expected, strict=True):
             n = len(ids) - DECODED
             self._assert_parity(running.logits(self.model, ids), wanted, f"{len(ids)} tokens")
@@ -169,3 +167,21 @@ class FamilyConformance(FamilyConfigs):
         with running.slots(self.model, len(everything)) as opened:
             batch = self.model.forward(list(zip(opened, everything, strict=True)), all_rows=True)
         self._assert_parity(batch, np.concatenate(expected), "all of them in one batch")
+
+    def test_constants_come_from_the_config(self) -> None:
+        """Another epsilon or base of rope in config.json gives other logits: none is hard-coded."""
+        ids = self.tokens(GRID)
+        usual, others = running.logits(self.model, ids), self.other_constants()
+        for key, hf in others.items():
+            changed = difference(self.logits_with(key, hf, ids), usual)
+            assert changed > self.tolerance, (
+                f"another {key} in config.json changes nothing, {self.where}: the family, or its "
+                "mixer, has a number of its own"
+            )
+
+    def test_parity_with_other_constants(self) -> None:
+        """With another epsilon or base of rope, too, logits are those of transformers."""
+        ids = self.tokens(GRID)
+        for key, hf in self.other_constants().items():
+            wanted = self.make_filled_oracle(hf).logits(ids)
+            self._assert_parity(self.logits_with(key, hf, ids), wanted, f"with another {key}")

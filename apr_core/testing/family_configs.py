@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 from apr_core.errors import ContractError, PluginConflict, PluginNotFound
@@ -72,6 +73,22 @@ class FamilyConfigs(FamilyKit):
                 f"{what} config() raises {type(error).__name__}: {error}, expected ContractError"
             ) from error
         return None
+
+    def test_sizes_tell_axes_apart(self) -> None:
+        """Sizes of the tiny model that mean different things differ: swapped axes would show."""
+        c = self.config
+        sizes = {
+            "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
+            "vocab_size": c.vocab_size, "num_attention_heads": c.num_heads,
+        }  # fmt: skip
+        if any(path[-1] == "head_dim" for path in running.leaves(self.hf)):  # else it follows
+            sizes |= {
+                "head_dim": c.head_dim, "num_attention_heads * head_dim": c.num_heads * c.head_dim,
+            }  # fmt: skip
+        same = [
+            f"{a} and {b} are {m}" for (a, m), (b, n) in combinations(sizes.items(), 2) if m == n
+        ]
+        assert not same, f"{', '.join(same)}: give the tiny model sizes that differ"
 
     def test_generation_defaults_are_read(self) -> None:
         """Stop ids are token ids from both configs, sampling defaults are named numbers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,17 @@ from apr_core.contract import Contract
 from apr_core.model.model import Model
 from apr_core.modelspec import FamilyPlugin, ModelConfig
 from apr_core.testing import running
+from apr_core.testing.checks import skip
 from apr_core.testing.mixer_rig import difference
 from apr_core.testing.oracle import Oracle
 from apr_core.testing.plugin import PluginConformance
 from apr_core.testing.tiny import random_weights, text_layout, tiny_config
 
 Floats = NDArray[np.float32]
+OTHER: dict[str, Callable[[float], float]] = {  # numbers that change logits, and no shape
+    "rms_norm_eps": lambda eps: eps + 0.1,
+    "rope_theta": lambda base: base / 100,
+}
 
 
 class FamilyKit(PluginConformance):
@@ -71,6 +76,11 @@ class FamilyKit(PluginConformance):
         """The tiny model in float32, loaded."""
         return self.kept("model", lambda: self.tiny.load(self.backend))
 
+    @property
+    def where(self) -> str:
+        """The backend that the tiny model runs on, as failures name it."""
+        return f"on backend {self.model.backend.name}"
+
     def tokens(self, count: int, seed: int = 0) -> list[int]:
         """Random token ids."""
         rng = np.random.default_rng([seed, count])
@@ -81,16 +91,45 @@ class FamilyKit(PluginConformance):
         """Fail if logits [T, vocab] differ by more than the tolerance."""
         found = difference(actual, expected)
         assert found < self.tolerance, (
-            f"{what}: logits differ by {found:.1e} of their standard deviation, at most "
-            f"{self.tolerance:.0e} is rounding"
+            f"{what}, {self.where}: logits differ by {found:.1e} of their standard deviation, "
+            f"at most {self.tolerance:.0e} is rounding"
         )
 
     @property
     def oracle(self) -> Oracle:
-        """The transformers model with the same weights; the check is skipped without it."""
-        return self.kept("oracle", self._make_oracle)
+        """The transformers model, with random weights; the check is skipped without it."""
+        return self.kept("oracle", partial(self._make_oracle, self.hf))
 
-    def _make_oracle(self) -> Oracle:
-        hf = self.hf
+    @property
+    def filled_oracle(self) -> Oracle:
+        """The transformers model with the tiny model's weights."""
+        return self.kept("filled oracle", partial(self.make_filled_oracle, self.hf))
+
+    def make_filled_oracle(self, hf: Mapping[str, Any]) -> Oracle:
+        """The same of another config.json with the same shapes."""
+        made, contract = self._make_oracle(hf), self.contract
+        made.take(self.weights, contract, self.config, text_layout(contract))
+        return made
+
+    def _make_oracle(self, hf: Mapping[str, Any]) -> Oracle:
         name = self.transformers or str(next(iter(hf.get("architectures") or ()), ""))
         return Oracle(name, hf)
+
+    def other_constants(self) -> dict[str, dict[str, Any]]:
+        """{key: the tiny model's config.json with another value of it}; skips if it has none."""
+        found = {}
+        for key, change in OTHER.items():
+            hf = self.hf
+            paths = [path for path in running.leaves(hf) if path[-1] == key]
+            for path in paths:
+                hf = running.replaced(hf, path, change(running.value_at(hf, path)))
+            if paths:
+                found[key] = hf
+        return found or skip(f"its tiny config.json has none of {', '.join(OTHER)}")
+
+    def logits_with(self, key: str, hf: Mapping[str, Any], ids: Sequence[int]) -> Floats:
+        """Logits [T, vocab] of the tiny model's weights with that config.json."""
+        folder = self.folder() / f"another {key}"
+        tiny = running.Tiny(self.registry, self.owned.qualified, hf, folder)
+        with tiny.load(self.backend) as model:
+            return running.logits(model, ids)

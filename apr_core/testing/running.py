@@ -59,20 +59,19 @@ class Tiny:
             }
 
     def load(self, backend: str = "") -> Model:
-        """The model in float32 on that backend, or on the first that runs here."""
+        """The model in float32 on that backend, or on the best that runs here."""
         registry = with_reference(self.registry)
         name = backend or usable_backend(self.registry)
         return load(self.path("f32"), name, registry=registry, kv_type="f32")
 
 
 def usable_backend(registry: Registry) -> str:
-    """The first backend by name that can be made on this machine, else `reference`."""
-    for owned in registry.declarations("backend"):
+    """The best backend that can be made on this machine, as a load chooses it, else `reference`."""
+    for name in registry.backends_by_score():
         try:
-            make_backend(registry, owned.qualified, None)
+            make_backend(registry, name, None)
         except AprError:
             continue  # its own kit says why
-        name: str = owned.declaration.name
         return name
     return REFERENCE
 

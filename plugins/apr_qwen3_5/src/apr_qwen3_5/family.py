@@ -125,7 +125,7 @@ class Qwen35:
         """config.json of a model small enough for tests: both layer types, uneven head counts."""
         return {
             "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text",
-            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+            "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 320,
             "layer_types": ["linear_attention"] * 3 + ["full_attention"],
             "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
