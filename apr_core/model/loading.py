@@ -37,7 +37,8 @@ from apr_core.format import (
 from apr_core.format.dtypes import LEGACY
 from apr_core.layouts import check as check_layout
 from apr_core.model.decoder import Decoder, Layer, Mixer
-from apr_core.modelspec import ModelConfig, Plan
+from apr_core.model.widths import Tensors, check_mixers, check_outside
+from apr_core.modelspec import Block, ModelConfig, Plan
 from apr_core.ops import Op
 from apr_core.registry import Registry
 
@@ -184,33 +185,45 @@ def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op]
     return brought, used
 
 
+def make_mixer(registry: Registry, block: Block) -> Mixer:
+    """The mixer of a block, made with its options. Raises PluginError or FormatError."""
+    factory = registry.load(registry.get("attention", block.mixer))
+    try:
+        _signature(factory).bind(**block.options)
+    except TypeError as error:
+        raise FormatError(
+            f"attention {block.mixer!r} does not take the options of this family: {error}",
+            "The family and the attention plugin do not fit: upgrade both.",
+        ) from error
+    mixer: Mixer = factory(**block.options)
+    return mixer
+
+
+_signature = cache(inspect.signature)
+
+
 def make_mixers(registry: Registry, plan: Plan) -> list[Mixer]:
-    """One mixer a block, made with the block's options."""
-    mixers = []
-    signature_of = cache(inspect.signature)
-    for block in plan.blocks:
-        factory = registry.load(registry.get("attention", block.mixer))
-        try:
-            signature_of(factory).bind(**block.options)
-        except TypeError as error:
-            raise FormatError(
-                f"attention {block.mixer!r} does not take the options of this family: {error}",
-                "The family and the attention plugin do not fit: upgrade both.",
-            ) from error
-        mixers.append(factory(**block.options))
-    return mixers
+    """One mixer a block."""
+    return [make_mixer(registry, block) for block in plan.blocks]
 
 
 def build_decoder(
     file: AprFile, contract: Contract, config: ModelConfig, plan: Plan, registry: Registry,
     backend: BackendPlugin, backend_name: str,
 ) -> tuple[Decoder, Binder]:  # fmt: skip
-    """Check the file's tensors against the contract, bind the ops, upload the weights."""
-    resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
+    """Check the file's tensors against the contract, bind the ops, upload the weights.
+
+    Raises ContractError, also where the contract itself does not fit the plan.
+    """
+    shapes = {name: e.shape for name, e in file.tensors.items()}
+    resolution = contract.check(config, shapes)
+    tensors = Tensors(resolution, shapes)
+    check_outside(tensors, config, NORMS)
     mixers = make_mixers(registry, plan)
     brought, used = plugin_ops(registry, [b.mixer for b in plan.blocks])
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
     ops: BoundOps = binder.bind_ops({*used, *DECODER_OPS})
+    check_mixers(tensors, config, plan, mixers, partial(make_mixer, registry), brought, used)
     loader = WeightLoader(file, resolution, registry, binder)
     if config.tied_embeddings:
         embedding = head = loader.matrix("embedding", None, ("embed", "linear"))
