@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ GROUP = "apr"
 
 def normalized(name: str) -> str:
     """A distribution name as the packaging rules compare it."""
-    return name.lower().replace("_", "-").replace(".", "-")
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def normalized_id(name: str) -> str:

@@ -196,6 +196,15 @@ def from_plain(record: dict[str, Any]) -> Declaration:
     return cls(**{key: _value(key, v) for key, v in values.items()})
 
 
+def checked_plain(record: dict[str, Any]) -> Declaration:
+    """The same, if its fields make sense. Raises ValueError too."""
+    declaration = from_plain(record)
+    problem = _problem(declaration)
+    if problem or not isinstance(declaration.name, str):
+        raise ValueError(problem or f"name {declaration.name!r}")
+    return declaration
+
+
 def _value(key: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_value(key, v) for v in value)

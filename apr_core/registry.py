@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -227,6 +228,7 @@ class Registry:
 
 
 _current: Registry | None = None
+_making = threading.Lock()
 
 
 def get_registry(refresh: bool = False) -> Registry:
@@ -235,12 +237,13 @@ def get_registry(refresh: bool = False) -> Registry:
     With `refresh` it is made again, and every hooks module is imported again to see what it does.
     """
     global _current
-    if _current is None or refresh:
-        settings = read_settings()
-        off = os.environ.get("APR_NO_PLUGINS") == "1"
-        found = () if off else discover(settings, refresh=refresh)
-        _current = Registry(found, settings.prefer)
-    return _current
+    with _making:
+        if _current is None or refresh:
+            settings = read_settings()
+            off = os.environ.get("APR_NO_PLUGINS") == "1"
+            found = () if off else discover(settings, refresh=refresh)
+            _current = Registry(found, settings.prefer)
+        return _current
 
 
 __all__ = ["Family", "Owned", "Registry", "Settings", "get_registry"]

@@ -34,7 +34,19 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
     """$APR_CONFIG, or apr/config.toml in the XDG configuration folder."""
     if env.get("APR_CONFIG"):
         return Path(env["APR_CONFIG"])
-    return Path(env.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "apr" / "config.toml"
+    return (
+        Path(env.get("XDG_CONFIG_HOME") or _home("APR_CONFIG") / ".config") / "apr" / "config.toml"
+    )
+
+
+def _home(variable: str) -> Path:
+    """The user's folder. Raises ConfigError, naming the variable that does without, if none."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            "the user who runs this has no home folder", f"Set HOME, or {variable}."
+        ) from error
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
@@ -45,7 +57,7 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
         configured = read_settings(config_path(env)).cache
     except ConfigError:  # said where the file matters: a cache is needed to say it
         configured = None
-    return configured or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apr"
+    return configured or Path(env.get("XDG_CACHE_HOME") or _home("APR_CACHE") / ".cache") / "apr"
 
 
 def read_settings(path: Path | None = None) -> Settings:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from describing import (
     code,
@@ -34,7 +34,6 @@ from describing import (
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 sys.path[:0] = [str(ROOT), *(str(path) for path in sorted(ROOT.glob("plugins/*/src")))]
-os.environ["APR_NO_PLUGINS"] = "1"  # `apr --help` lists commands of plugins too
 
 NOTE = "<!-- Written by docs/generate.py from {source}. Change that, then run `make docs`. -->\n"
 WIDTH = 80  # of help texts
@@ -171,15 +170,16 @@ def errors() -> str:
 
 def cli() -> str:
     """The help text of every command."""
-    from apr_core.cli import apr
+    import apr_core.cli
 
     lines = [
         "# Commands\n",
         "What `--help` says. Plugins may add further commands.\n",
     ]
-    for path, context in _commands(_context(apr, "apr", None)):
-        lines += [f"{'#' * min(len(path) + 1, 3)} {' '.join(path)}\n"]
-        lines += ["```text", context.get_help().rstrip(), "```\n"]
+    with mock.patch.object(apr_core.cli, "_plugin_commands", dict):  # whatever is installed here
+        for path, context in _commands(_context(apr_core.cli.apr, "apr", None)):
+            lines += [f"{'#' * min(len(path) + 1, 3)} {' '.join(path)}\n"]
+            lines += ["```text", context.get_help().rstrip(), "```\n"]
     return "\n".join(lines)
 
 

@@ -6,9 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
+from apr_core import plugin_memory, plugin_scan, settings
+from apr_core.errors import ConfigError
+from apr_core.plugin_memory import Scanned
+from apr_core.plugin_rows import Found
 from tests import tiny_checkpoints
 from tests.torture import TORTURE, install, install_all, quantizer
 
@@ -171,3 +176,93 @@ def test_an_author_sees_the_traceback(place):
     done = place.run("plugins", "list", APR_DEBUG="1")
     assert done.returncode == 0
     assert "in broken" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("layout", ["package", "namespace", "modules", "data"])
+def test_what_repairs_a_plugin_is_seen(place, layout):
+    """The error may come from a file that was never a module of the process that looked."""
+    hooks, broken, good = {
+        "package": ("from x_mine.part import HOOKS", "def (", "HOOKS = 1\n"),
+        "namespace": ("from x_mine.part import HOOKS", "1 / 0", "HOOKS = 1\n"),
+        "modules": ("import x_mine_part", "def (", ""),
+        "data": (
+            "import json, pathlib\njson.loads(pathlib.Path(__file__).with_name('d').read_text())",
+            "{", "{}",
+        ),
+    }[layout]  # fmt: skip
+    info = install(place.root, "x-mine", "")
+    package = place.root / "x_mine"
+    package.mkdir()
+    if layout != "namespace":
+        (package / "__init__.py").write_text("")
+    entry = package / "hooks.py"
+    entry.write_text(quantizer("mine", hooks + "\n"))
+    (info / "entry_points.txt").write_text("[apr]\nx-mine = x_mine.hooks\n")
+    part = {"modules": place.root / "x_mine_part.py", "data": package / "d"}.get(
+        layout, package / "part.py"
+    )
+    part.write_text(broken)
+    assert place.rows()["x-mine"]["status"] == "broken"
+    part.write_text(good)
+    assert place.rows()["x-mine"]["status"] == "ok"
+
+
+def test_one_that_hung_gets_another_chance_later_and_later(tmp_path, monkeypatch):
+    """A machine that was busy, or a disk that slept, condemns no plugin for ever."""
+    now, looks = [1e9], []
+    found = Found("x-mine", "1", "mine", "x_mine")
+
+    def look(founds):
+        looks.append(now[0])
+        return {found.name: Scanned(found.row("broken", "took long"), stops=1)}
+
+    monkeypatch.setattr(plugin_scan, "scan", look)
+    monkeypatch.setattr(plugin_memory.time, "time", lambda: now[0])
+    env = {"APR_CACHE": str(tmp_path)}
+    for _ in range(2000):
+        plugin_memory.rows(plugin_memory.recall(env), [found], [found], env)
+        now[0] += 30
+    assert [later - before for before, later in pairwise(looks)][:3] == [60, 120, 240]
+    now[0] += 5e6
+    plugin_memory.rows(plugin_memory.recall(env), [found], [found], env)
+    assert looks[-1] == now[0]
+
+
+def test_a_slow_import_says_how_to_look_again(place):
+    install(place.root, "x-mine", "import time\ntime.sleep(1e6)")
+    assert "--refresh" in place.rows()["x-mine"]["reason"]
+
+
+@pytest.mark.parametrize("key", ["status", "reason", "declarations", "files", "stops", "until"])
+@pytest.mark.parametrize("value", [None, 7, "x", [1], [["a", "b", "c"]], {"a": 1}])
+def test_a_memory_of_another_shape_is_written_again(place, monkeypatch, key, value):
+    """In this process: what is asked is whether recalling it raises."""
+    found = Found("x-mine", "1", "mine", "x_mine")
+    env = {"APR_CACHE": str(place.root)}
+    looks = []
+
+    def look(founds):
+        looks.append(founds)
+        return {found.name: Scanned(found.row("ok"))}
+
+    monkeypatch.setattr(plugin_scan, "scan", look)
+    plugin_memory.rows(plugin_memory.recall(env), [found], [found], env)
+    (memory,) = (place.root / "plugins").glob("*.json")
+    content = json.loads(memory.read_text())
+    same = content["rows"][0][key] == value or (key, value) == ("reason", "x")
+    content["rows"][0][key] = value
+    memory.write_text(json.dumps(content))
+    rows = plugin_memory.rows(plugin_memory.recall(env), [found], [found], env)
+    assert rows[found.name].status == "ok"
+    assert len(looks) == 1 + (not same)
+
+
+def test_without_a_home_folder_one_error_says_what_to_set(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(settings.Path, "home", no_home)
+    with pytest.raises(ConfigError, match="no home folder") as refused:
+        settings.config_path({})
+    assert "APR_CONFIG" in refused.value.hint
+    assert settings.config_path({"APR_CONFIG": "/a/b"}) == settings.Path("/a/b")

@@ -73,6 +73,21 @@ TORTURE: dict[str, tuple[str, str]] = {
         quantizer("thread", "import threading, time\n"
                   "threading.Thread(target=time.sleep, args=(1e6,)).start()\n"), "",
     ),
+    "x-forks": (quantizer("forks", "import os\nos.fork()\n"), ""),
+    "x-leaves-a-child": (
+        quantizer("leaves_a_child", "import os, time\nif not os.fork():\n    time.sleep(20)\n"), "",
+    ),
+    "x-answers": (
+        quantizer("answers", "import os\nfor n in range(3, 20):\n    try:\n"
+                  "        os.write(n, b'{}\\n')\n    except OSError:\n        pass\n"),
+        "not its own",
+    ),
+    "x-answers-too-much": (
+        quantizer("answers_too_much", "import os, json\nfor n in range(3, 20):\n    try:\n"
+                  "        os.write(n, json.dumps({'from': os.getpid(), 'status': 'fine'}).encode()"
+                  "+ b'\\n')\n    except OSError:\n        pass\n"),
+        "not its own",
+    ),
     "x-at-exit": (
         quantizer("at_exit", "import atexit, time\natexit.register(time.sleep, 1e6)\n"), "",
     ),

@@ -14,22 +14,30 @@ from apr_core.plugin_rows import Found, PluginRow, collect
 from apr_core.registry import Owned, Registry, get_registry
 from apr_core.testing.checks import Kit, skip
 
+LONGEST = 60  # seconds; what imports nothing takes a tenth of one
 # runs in a process of its own: what does importing the hooks module and calling the hooks import?
 PROBE = """
-import contextlib, io, json, sys
+import json, os, sys, tempfile
 import pluggy
 from apr_core.discovery import installed
 from apr_core.plugin_rows import collect
-printed = io.StringIO()
 founds = [f for f in installed() if [f.distribution, f.entry_point] == sys.argv[1:3]]
 before = set(sys.modules)
-with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+answer = os.dup(1)
+with tempfile.TemporaryFile() as printed:  # descriptors: not all that prints asks sys.stdout
+    os.dup2(printed.fileno(), 1)
+    os.dup2(printed.fileno(), 2)
     for found in founds:
         list(collect(found.value))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    printed.seek(0)
+    text = printed.read().decode(errors="replace")
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 own = {found.value.partition(":")[0].partition(".")[0] for found in founds}
 strange = new - own - set(sys.stdlib_module_names) - {"apr_core"}
-print(json.dumps({"modules": sorted(strange), "printed": printed.getvalue()}))
+os.write(answer, json.dumps({"modules": sorted(strange), "printed": text}).encode())
+os._exit(0)
 """
 
 
@@ -149,9 +157,13 @@ class PluginConformance(Kit):
 
 def _probe(found: Found) -> dict[str, Any]:
     arguments = [found.distribution, found.entry_point]
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, *arguments],
+            capture_output=True, text=True, check=False, timeout=LONGEST,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"{found.value}: importing it takes over {LONGEST} s") from None
     assert done.returncode == 0, f"{found.value}: {done.stderr.strip().splitlines()[-1:]}"
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
