@@ -1,6 +1,7 @@
 """Every error apr shows a person, with the exit code it ends the process with.
 
 AprError                     1   anything else that is wrong
+├─ Busy                      1   a server that can take no more now
 ├─ UsageError                2   wrong arguments or options
 │  └─ ConfigError            2   the user's configuration file
 ├─ NotFound                  3   a file, model, tensor or name that does not exist
@@ -32,6 +33,10 @@ class AprError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class Busy(AprError):
+    """The queue is full, or the server is about to stop: the same may work a little later."""
 
 
 class UsageError(AprError):

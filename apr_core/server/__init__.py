@@ -1,0 +1,1 @@
+"""The HTTP server. Everything protocols share is in `chat`; each protocol has a module."""
