@@ -55,7 +55,8 @@ def test_a_format_of_a_disabled_plugin_is_not_imported(place):
     listed = apr(place, "tensors", file)
     assert listed.returncode == 0 and "offq" in listed.stdout
     counted = apr(place, "tensors", file, "--stats")
-    assert "if you trust who publishes it: pip install x-off" in counted.stdout + counted.stderr
+    assert "x-off:x-off is disabled" in counted.stdout + counted.stderr
+    assert "apr plugins enable x-off" in counted.stdout + counted.stderr
     assert not ran(place)
 
 

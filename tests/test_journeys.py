@@ -112,8 +112,10 @@ def test_bad_prompts(sums):
 def test_bad_files_and_names(sums, tmp_path):
     fails(3, "no such file", "run", tmp_path / "nothing.apr", "x")
     fails(3, "pip install apr-backend-cuda", "run", sums, "x", "--backend", "cuda")
-    fails(3, "pip install apr-quant-q4k", "run", sums, "x", APR_PLUGINS_BLOCK="apr-quant-q4k")
-    fails(3, "pip install apr-qwen3-5", "run", sums, "x", APR_PLUGINS_BLOCK="apr-qwen3-5")
+    fails(3, "apr-quant-q4k:quant_q4k is disabled", "run", sums, "x",
+          APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
+    fails(3, "apr-qwen3-5:qwen3_5 is disabled", "run", sums, "x", APR_PLUGINS_BLOCK="apr-qwen3-5")
+    fails(3, "pip install apr-demo", "import", "demo://sums", APR_NO_PLUGINS="1")
     cut = tmp_path / "cut.apr"
     cut.write_bytes(sums.read_bytes()[:-1000])
     fails(4, "cut.apr", "run", cut, "x")
@@ -169,7 +171,7 @@ def test_bad_checkpoints(checkpoint, tmp_path):
     tokenizer.unlink()
     fails(3, "tokenizer.json", *command)
     tokenizer.write_text(saved)
-    fails(3, "pip install apr-quant-q4k", *command, "--quantize", "q4k",
+    fails(3, "apr-quant-q4k:quant_q4k is disabled", *command, "--quantize", "q4k",
           APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
     fails(3, "no_such_recipe", *command, "--quantize", "no_such_recipe")
     assert not out.exists()
