@@ -88,8 +88,8 @@ class Delta:
     """What one step added to answer `index`: whole characters, nothing of a stop string.
 
     The last delta of an answer has a `finish_reason`, what `ended_by` says more finely, its
-    `usage`, and `error` if that is the reason. `ids` may come later than their text would: all
-    deltas joined have all ids and all text.
+    `usage`, and `error` or `stop_string` if that is the reason. `ids` may come later than their
+    text would: all deltas joined have all ids and all text.
     """
 
     index: int
@@ -101,6 +101,7 @@ class Delta:
     ended_by: EndedBy | None = None
     usage: Usage | None = None
     error: Exception | None = None
+    stop_string: str | None = None
 
 
 class Ticket(Protocol):

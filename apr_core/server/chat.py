@@ -87,13 +87,14 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Answer `index` is complete: its last event."""
+    """Answer `index` is complete: its last event. `stop_string` is the one that ended it, if any."""
 
     index: int
     reason: FinishReason
     ended_by: EndedBy
     usage: Usage
     error: Exception | None = None
+    stop_string: str | None = None
 
 
 ChatEvent = TextDelta | ToolCallStart | ToolCallArguments | Finished
