@@ -46,6 +46,7 @@ class ChatRequest:
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     n: int = 1
@@ -87,7 +88,7 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Answer `index` is complete: its last event. `stop_string` is the one that ended it, if any."""
+    """Answer `index` is complete: its last event. `stop_string` is what ended it, if any."""
 
     index: int
     reason: FinishReason
