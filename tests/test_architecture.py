@@ -15,7 +15,7 @@ FORBIDDEN = re.compile(
     r"qwen|gated_delta_net|\bq[4568]_?[k0]\b|\bnf4\b|numba|triton|\bcuda\b|\bcpu\b|llama|mistral|gemma",
     re.I,
 )
-LAYERS = {"ops": 0, "binding": 1, "model": 2, "engine": 3, "cli": 5}
+LAYERS = {"ops": 0, "binding": 1, "model": 2, "engine": 3, "server": 4, "cli": 5}
 
 
 def imports(path):

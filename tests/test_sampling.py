@@ -267,3 +267,14 @@ def test_scores_that_penalties_make_too_large(temperature):
     params = SamplingParams(temperature=temperature, repetition_penalty=100.0, seed=0)
     assert Sampler(params, 3, [0])(logits) == 1
     assert Sampler(params, 3, [0, 1])(logits) in (0, 1)
+
+
+def test_a_bias_is_added_before_anything_else_and_unmasks_nothing():
+    logits = np.array([1.0, 2.0, 3.0, -np.inf], np.float32)
+    biased = SamplingParams(logit_bias=((0, 2.5), (3, 100.0), (900, 5.0)))
+    assert Sampler(biased, 4)(logits) == 0
+    assert logits[0] == 1.0  # the caller's row is its own
+    banned = SamplingParams(logit_bias=((2, -100.0),))
+    assert Sampler(banned, 4)(logits) == 1
+    with pytest.raises(UsageError, match="logit_bias of 7"):
+        SamplingParams(logit_bias=((7, float("nan")),))

@@ -1,8 +1,8 @@
 """Choosing the next token from logits. NumPy on the host; seeded, one generator a request.
 
-Steps in order: mask, penalties, temperature, top-k, top-p, min-p, draw. Presence and frequency
-penalties count generated tokens (as OpenAI defines them); the repetition penalty, prompt and
-generated ones (Keskar et al., 2019). Of equal scores the lowest id comes first.
+Steps in order: mask, bias, penalties, temperature, top-k, top-p, min-p, draw. Presence and
+frequency penalties count generated tokens (as OpenAI defines them); the repetition penalty, prompt
+and generated ones (Keskar et al., 2019). Of equal scores the lowest id comes first.
 
 A vocabulary is long, so it is read a few times in float32 and neither copied without need nor
 sorted; the few tokens that are left are weighed in float64. A draw walks them from the likeliest
@@ -39,6 +39,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
 
     def __post_init__(self) -> None:
         limits = {
@@ -54,13 +55,16 @@ class SamplingParams:
                 raise UsageError(f"{name} must be between {low:g} and {high:g}, found {value:g}")
         if self.seed is not None and not (type(self.seed) is int and self.seed >= 0):
             raise UsageError(f"seed must be a whole number from 0 up, found {self.seed!r}")
+        for token, bias in self.logit_bias:
+            if not -100.0 <= bias <= 100.0:  # also what is no number
+                raise UsageError(f"logit_bias of {token} must be from -100 to 100, found {bias!r}")
 
     @classmethod
     def from_defaults(
         cls, defaults: Mapping[str, float], **overrides: float | int | None
     ) -> SamplingParams:
         """The model's own defaults, replaced by every override that is not None."""
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"logit_bias"}
         values: dict[str, Any] = {k: v for k, v in defaults.items() if k in known}
         values |= {k: v for k, v in overrides.items() if v is not None}
         if "top_k" in values:
@@ -78,10 +82,17 @@ class Sampler:
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
         self._prompt = np.unique(np.asarray(prompt_ids, dtype=np.int64))
         self._counts: dict[int, int] = {}
+        biased = [(token, bias) for token, bias in params.logit_bias if 0 <= token < valid_size]
+        self._biased = np.array([token for token, _ in biased], np.int64)
+        self._bias = np.array([bias for _, bias in biased], np.float64)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         """The next token for logits [vocab]. Raises AprError if none is finite."""
         scores, token = finite(np.asarray(logits[: self._valid], np.float32))
+        if self._biased.size:
+            scores = scores.copy()
+            _store(scores, self._biased, scores[self._biased] + self._bias)
+            token = int(scores.argmax())
         if self._penalizes():
             scores = self._penalized(scores)
             token = int(scores.argmax())

@@ -139,21 +139,22 @@ def encode_chat(
     *,
     enable_thinking: bool | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of the prompt for an answer to `messages`.
+    """Ids of the prompt for an answer to `messages`; `variables` are more names for the template.
 
     Control tokens come from the template only: the same spellings inside a message's content are
     encoded as the plain text they are, and so in the names and arguments of tools. In the content
     of assistant messages the thinking tags keep their meaning,
     because templates take reasoning out of history by them.
     """
-    guard = _Guard(tokenizer, messages, tools)
+    guard = _Guard(tokenizer, messages, tools, variables)
     protected = [{k: _protected(guard, m, k) for k in m} for m in messages]
     text = template.render(
         protected,
         enable_thinking=enable_thinking,
         tools=guard.protect(tools) if tools else None,
-        variables=tokenizer.special_tokens,
+        variables={**guard.protect(variables or {}), **tokenizer.special_tokens},
     )
     ids: list[int] = []
     for piece, token in tokenizer.split(text):
