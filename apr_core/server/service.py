@@ -1,0 +1,241 @@
+"""One served model: chat requests in, events out. Knows no protocol and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from apr_core.engine.requests import Constraint, Delta, GenerationEngine, GenerationRequest
+from apr_core.engine.sampling import SamplingParams
+from apr_core.errors import AprError
+from apr_core.server.answer import AnswerParser
+from apr_core.server.bridge import Bridge, Deliveries
+from apr_core.server.chat import ChatEvent, ChatRequest, Tool
+from apr_core.server.collected import Answer, collect
+from apr_core.server.errors import ApiError, as_api_error
+from apr_core.text.chat import ChatTemplate, encode_chat
+from apr_core.text.messages import normalized
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+BUDGET_TEXT = "\n\nThis is enough thinking; the answer follows.\n"
+
+
+class Observer(Protocol):
+    """Who is told how fast tokens come. Times in seconds."""
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """From the request to its first token."""
+
+    def next_token(self, model: str, seconds: float) -> None:
+        """Between two steps that brought tokens to one request."""
+
+
+class ChatService:
+    """A model, the engine that runs it, and the id clients know it by.
+
+    Every method that can refuse raises ApiError. `observer` may be set to one.
+    """
+
+    def __init__(self, model: Model, engine: GenerationEngine, model_id: str) -> None:
+        self.model, self.engine, self.model_id = model, engine, model_id
+        self.observer: Observer | None = None
+        self.created = int(time.time())
+        self._bridge = Bridge(engine)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        source = self.model.metadata.get("chat_template")
+        if not isinstance(source, str):
+            raise ApiError(400, f"{self.model_id} has no chat template: use /v1/completions")
+        return ChatTemplate(source)
+
+    def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
+        tools = [] if request.tool_choice == "none" else list(request.tools)
+        try:
+            return encode_chat(
+                self.model.tokenizer,
+                self._template,
+                normalized(request.messages),
+                enable_thinking=request.enable_thinking,
+                tools=[_template_tool(tool) for tool in tools] or None,
+                variables=request.template_variables,
+            )
+        except AprError as error:
+            raise _refused(error, "messages") from error
+
+    def stream(self, request: ChatRequest) -> ChatStream:
+        """The answers' events, a list a step.
+
+        Await it to have the request checked and queued (ApiError if it is refused), then iterate;
+        iterating alone does both. Closing it cancels what is still running.
+        """
+        return ChatStream(self, request)
+
+    async def complete(self, request: ChatRequest) -> list[Answer]:
+        """All answers, whole. Raises ApiError if one fails."""
+        answers = [Answer(index) for index in range(request.n)]
+        stream = self.stream(request)
+        try:
+            async for events in stream:
+                collect(answers, events)
+        finally:
+            await stream.aclose()
+        return answers
+
+    async def open(self, request: ChatRequest) -> Deliveries:
+        """Check and queue a chat request."""
+        ids = await asyncio.to_thread(self.prompt_ids, request)
+        constraint = await asyncio.to_thread(self._constraint, request)
+        generation = GenerationRequest(
+            ids,
+            self.sampling(request.sampling, request.logit_bias),
+            max_tokens=request.max_tokens,
+            stop=tuple(request.stop),
+            n=request.n,
+            top_logprobs=request.top_logprobs,
+            thinking_budget=request.thinking_budget,
+            budget_text=BUDGET_TEXT,
+            constraint=constraint,
+            owner=request.owner,
+        )
+        return self.submit(generation)
+
+    def submit(self, request: GenerationRequest, param: str = "messages") -> Deliveries:
+        """Queue ids for generation. `param` is named when the prompt is refused."""
+        self.check_length(request.prompt_ids, param)
+        try:
+            return self._bridge.submit(request)
+        except AprError as error:
+            raise _refused(error, None) from error
+
+    def check_length(self, ids: Sequence[int], param: str) -> None:
+        """Raise ApiError unless the context holds the ids and a token more."""
+        if len(ids) >= self.model.max_len:
+            raise ApiError(
+                400,
+                f"the prompt has {len(ids)} tokens, the context of {self.model_id} holds "
+                f"{self.model.max_len}",
+                param, "context_length_exceeded",
+            )  # fmt: skip
+
+    def sampling(
+        self, asked: Mapping[str, float | int], bias: Mapping[int, float] | None = None
+    ) -> SamplingParams:
+        """The model's own sampling, changed by what was asked for."""
+        try:
+            params = SamplingParams.from_defaults(self.model.config.sampling, **asked)
+            return replace(params, logit_bias=tuple((bias or {}).items()))
+        except AprError as error:
+            raise _refused(error, None) from error
+
+    async def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Ids of plain text; control tokens in it stay text unless allowed."""
+        try:
+            return await asyncio.to_thread(self.model.tokenizer.encode, text, allow_special)
+        except AprError as error:
+            raise _refused(error, None) from error
+
+    async def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The mean [hidden] of the last hidden states over the ids."""
+        try:
+            return await self._bridge.embed(ids)
+        except AprError as error:
+            raise _refused(error, "input") from error
+
+    def _constraint(self, request: ChatRequest) -> Callable[[], Constraint] | None:
+        """What limits the answer's text, if anything does. A grammar may be refused (ApiError)."""
+        from apr_core.engine import grammar
+
+        tokenizer, choice = self.model.tokenizer, request.tool_choice
+        try:
+            if isinstance(choice, Tool):
+                return grammar.tool_calls(tokenizer, [choice], required=True, parallel=False)
+            if choice == "required":
+                return grammar.tool_calls(
+                    tokenizer, request.tools, required=True, parallel=request.parallel_tool_calls
+                )
+            wanted = request.response_format
+            if wanted is None:
+                return None
+            if wanted.kind == "json_object":
+                return grammar.json_object(tokenizer)
+            return grammar.json_schema(tokenizer, wanted.schema or {})
+        except AprError as error:
+            raise _refused(error, "response_format" if choice == "auto" else "tools") from error
+
+
+class ChatStream(AsyncIterator[list[ChatEvent]]):
+    """The events of a chat request's answers, as a step's deliveries bring them."""
+
+    def __init__(self, service: ChatService, request: ChatRequest) -> None:
+        self._service, self._request = service, request
+        self._deliveries: Deliveries | None = None
+        tools = () if request.tool_choice == "none" else request.tools
+        self._parsers = [AnswerParser(tools, index) for index in range(request.n)]
+        self._watch = Stopwatch(service)
+
+    def __await__(self) -> Generator[Any, None, ChatStream]:
+        return self._opened().__await__()
+
+    async def _opened(self) -> ChatStream:
+        if self._deliveries is None:
+            self._deliveries = await self._service.open(self._request)
+        return self
+
+    async def __anext__(self) -> list[ChatEvent]:
+        if self._deliveries is None:
+            await self._opened()
+        assert self._deliveries is not None
+        deltas = await anext(self._deliveries)
+        self._watch.saw(deltas)
+        events: list[ChatEvent] = []
+        for delta in deltas:
+            parser = self._parsers[delta.index]
+            events += parser.finish(delta) if delta.finish_reason else parser.push(delta)
+        return events
+
+    async def aclose(self) -> None:
+        """Cancel whatever has not ended."""
+        if self._deliveries is not None:
+            self._deliveries.close()
+
+
+class Stopwatch:
+    """Tells the service's observer when tokens came."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._service = service
+        self._last, self._first = time.perf_counter(), True
+
+    def saw(self, deltas: Sequence[Delta]) -> None:
+        """Deltas of one step arrived."""
+        observer = self._service.observer
+        if observer is None or not any(delta.ids or delta.text for delta in deltas):
+            return
+        now = time.perf_counter()
+        tell = observer.first_token if self._first else observer.next_token
+        tell(self._service.model_id, now - self._last)
+        self._last, self._first = now, False
+
+
+def _template_tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def _refused(error: AprError, param: str | None) -> ApiError:
+    """The error for a client, naming the parameter if it is the client's fault."""
+    refused = as_api_error(error)
+    if refused.status == 400:
+        refused.param = param
+    return refused
