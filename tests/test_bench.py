@@ -23,6 +23,8 @@ from apr_core.engine.profiling import profiled
 from apr_core.errors import UsageError
 from tests.test_journeys import apr, fails
 
+pytestmark = pytest.mark.needs_plugins
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):

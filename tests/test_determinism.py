@@ -14,6 +14,8 @@ from apr_core import load  # noqa: E402
 from apr_core.errors import BackendError  # noqa: E402
 from tests import hf_models, tiny_checkpoints  # noqa: E402
 
+pytestmark = pytest.mark.needs_plugins
+
 STEPS = 24
 
 

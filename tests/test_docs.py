@@ -33,6 +33,8 @@ from apr_core.plugin_rows import Refused, checked
 from downstream.fresh import FreshVenv
 from tests.docs_pages import RUN, Reader, blocks, first_missing
 
+pytestmark = pytest.mark.needs_plugins
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]

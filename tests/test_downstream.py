@@ -5,10 +5,15 @@ Shipped plugins' suites run in place with all other tests; `python -m downstream
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
-from downstream.fresh import FreshVenv, distributions
+from downstream.fresh import ROOT, FreshVenv, distributions
 from downstream.run import Recipe, main, names, run
+
+pytestmark = pytest.mark.needs_plugins
 
 EXAMPLES = [name for name in names() if "examples" in Recipe.read(name).path.parts]
 
@@ -44,3 +49,16 @@ def test_a_recipe_that_runs_nothing_fails(tmp_path, venv):
     recipe = Recipe("apr-demo", tmp_path / "plugin", (), (), "test_*.py")
     passed, output = run(recipe, venv, quick=True)
     assert not passed and "no test" in output
+
+
+def test_the_core_passes_its_suite_with_no_plugin_installed(tmp_path):
+    """All tests but those that are marked as needing plugins, in a venv that has the core alone."""
+    venv = FreshVenv(tmp_path)
+    venv.install("apr-core")
+    done = subprocess.run(
+        [venv.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not needs_plugins",
+         "tests"],
+        cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout

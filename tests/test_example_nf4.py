@@ -8,6 +8,8 @@ import pytest
 
 from downstream.fresh import FreshVenv
 
+pytestmark = pytest.mark.needs_plugins
+
 NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo")
 
 

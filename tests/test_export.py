@@ -14,6 +14,8 @@ from apr_core.format import AprFile
 from tests import tiny_checkpoints
 from tests.test_journeys import apr, fails
 
+pytestmark = pytest.mark.needs_plugins
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -49,6 +49,7 @@ def test_a_family_named_by_a_file_is_looked_up_and_never_imported(place, family)
     assert not ran(place)
 
 
+@pytest.mark.needs_plugins
 def test_a_format_of_a_disabled_plugin_is_not_imported(place):
     spec = FormatSpec("offq", 200, 32, 18, "x-off")
     file = apr_files.write(place / "m.apr", {}, {"w": (spec, (2, 32), b"\0" * 36)})
@@ -72,6 +73,7 @@ def test_names_in_a_file_cannot_be_commands_or_escapes(place, field):
     assert done.returncode == 4 and "a name that no format or distribution has" in done.stderr
 
 
+@pytest.mark.needs_plugins
 def test_a_checkpoint_with_code_beside_it_is_not_run(place):
     source = tiny_checkpoints.write(place / "checkpoint", family="qwen3_5")
     config = json.loads((source / "config.json").read_text())

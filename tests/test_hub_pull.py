@@ -82,6 +82,7 @@ def test_pulls_what_is_needed_and_nothing_twice(hub, apr):
     assert not apr.leftovers()
 
 
+@pytest.mark.needs_plugins
 def test_says_where_it_is_and_what_comes_next(apr):
     done = apr("pull", "hf://org/model@main")
     assert done.returncode == 0

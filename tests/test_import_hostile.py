@@ -11,6 +11,8 @@ from apr_core.cli import run
 from apr_core.format import AprFile
 from tests import tiny_checkpoints as tiny
 
+pytestmark = pytest.mark.needs_plugins
+
 
 def import_(source, out, *options):
     return run(["import", str(source), "-o", str(out), *options])

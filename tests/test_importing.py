@@ -27,6 +27,8 @@ from apr_core.importing.summary import ErrorTally
 from apr_core.registry import Registry, get_registry
 from tests import tiny_checkpoints as tiny
 
+pytestmark = pytest.mark.needs_plugins
+
 GATE = "model.language_model.layers.0.mlp.gate_proj.weight"
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests import tiny_checkpoints
 
+pytestmark = pytest.mark.needs_plugins
+
 QUESTION = "What is 2+2? Answer with just the number."
 
 
@@ -115,7 +117,8 @@ def test_bad_files_and_names(sums, tmp_path):
     fails(3, "apr-quant-q4k:quant_q4k is disabled", "run", sums, "x",
           APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
     fails(3, "apr-qwen3-5:qwen3_5 is disabled", "run", sums, "x", APR_PLUGINS_BLOCK="apr-qwen3-5")
-    fails(3, "pip install apr-demo", "import", "demo://sums", APR_NO_PLUGINS="1")
+    fails(3, "pip install apr-demo", "import", "demo://sums", "-o", sums.with_name("x"),
+          APR_NO_PLUGINS="1")  # fmt: skip
     cut = tmp_path / "cut.apr"
     cut.write_bytes(sums.read_bytes()[:-1000])
     fails(4, "cut.apr", "run", cut, "x")

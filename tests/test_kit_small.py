@@ -22,6 +22,8 @@ from apr_core.testing.plugin import PluginConformance
 from apr_core.testing.recipe import quant_classes
 from tests import broken_quantizers, broken_small
 
+pytestmark = pytest.mark.needs_plugins
+
 KITS = {
     "recipe": (RecipeConformance, Recipe), "source": (SourceConformance, Source),
     "exporter": (ExporterConformance, Exporter), "command": (CommandConformance, Command),

@@ -18,6 +18,8 @@ transformers = pytest.importorskip("transformers", reason="the oracle of these t
 from apr_core import load  # noqa: E402
 from tests import hf_models  # noqa: E402
 
+pytestmark = pytest.mark.needs_plugins
+
 CASES = [
     *(hf_models.Case("qwen3_5", "published", ratio, tied)
       for ratio in (1, 2, 3) for tied in (True, False)),

@@ -74,7 +74,11 @@ def test_each_is_a_row_that_says_why(tortured):
     for distribution, reason in HALF_INSTALLED.items():
         assert rows[distribution]["status"] == "broken"
         assert reason in rows[distribution]["reason"]
-    assert rows["apr-qwen3-5"]["status"] == "ok"
+
+
+@pytest.mark.needs_plugins
+def test_what_is_well_is_well_beside_them(tortured):
+    assert tortured.rows()["apr-qwen3-5"]["status"] == "ok"
 
 
 def test_no_hooks_module_is_imported_twice(tortured):
@@ -85,6 +89,7 @@ def test_no_hooks_module_is_imported_twice(tortured):
     assert tortured.imports() == []
 
 
+@pytest.mark.needs_plugins
 def test_commands_work_beside_them(tortured, tmp_path):
     source = tiny_checkpoints.write(tmp_path / "checkpoint", family="qwen3_5")
     out = tmp_path / "model.apr"
@@ -99,6 +104,7 @@ def test_commands_work_beside_them(tortured, tmp_path):
     assert "not yours" not in tortured.run("--help").stdout
 
 
+@pytest.mark.needs_plugins
 def test_a_taken_name_is_an_error_where_it_is_used(tortured, tmp_path):
     source = tiny_checkpoints.write(tmp_path / "checkpoint", family="qwen3_5")
     done = tortured.run("import", source, "--quantize", "q4k", "-o", tmp_path / "model.apr")
@@ -110,6 +116,7 @@ def test_a_taken_name_is_an_error_where_it_is_used(tortured, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs_plugins
 def test_a_target_that_is_gone_is_an_error_where_it_is_used(tortured, tmp_path):
     source = tiny_checkpoints.write(tmp_path / "checkpoint", family="qwen3_5")
     out = tmp_path / "model.apr"

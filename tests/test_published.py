@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from apr_core.published import index, published
 from apr_core.registry import get_registry
 
@@ -16,6 +18,7 @@ def declared(kind):
     return {o.declaration.name: o.distribution for o in rows if o.distribution in SHIPPED}
 
 
+@pytest.mark.needs_plugins
 def test_every_shipped_name_is_in_the_index():
     for kind in index()["plugins"]:
         names = declared(kind)
@@ -28,6 +31,7 @@ def test_every_shipped_name_is_in_the_index():
         assert listed == names, kind
 
 
+@pytest.mark.needs_plugins
 def test_formats_with_an_id_are_as_their_quantizers_declare_them():
     rows = {row["name"]: row for row in index()["formats"]}
     quantizers = [o.declaration for o in get_registry().declarations("quantizer")]

@@ -9,6 +9,8 @@ import pytest
 from downstream.fresh import FreshVenv
 from tests import tiny_checkpoints
 
+pytestmark = pytest.mark.needs_plugins
+
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
