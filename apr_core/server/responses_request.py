@@ -1,0 +1,323 @@
+"""The request of `/v1/responses`, and what it is as a chat.
+
+Accepted without effect, because no answer depends on them: `user`, `safety_identifier`,
+`prompt_cache_key`, `prompt_cache_retention`, `service_tier`, `max_tool_calls` (of built-in tools,
+which there are none of), `stream_options.include_obfuscation`, `reasoning.summary` (the whole
+reasoning is in the item's `content`), and `include` of `reasoning.encrypted_content`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from apr_core.errors import UsageError
+from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.server.protocol_fields import (
+    Exact,
+    History,
+    MoreSampling,
+    of_kinds,
+    only,
+    sampling_of,
+)
+
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+LOGPROBS = "message.output_text.logprobs"
+
+
+class TextPart(History):
+    """Text that somebody wrote, whichever of the names of text it has."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class RefusalPart(History):
+    """An earlier answer's refusal, which is its text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ReasoningPart(History):
+    """Reasoning, whole or summarized."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+Part = Annotated[
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")],
+    of_kinds("content parts", TEXT_PARTS),
+]
+Content = str | list[Part]
+
+
+class MessageItem(History):
+    """What one side said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+
+
+class FunctionCallItem(History):
+    """A call the model made earlier."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class FunctionCallOutputItem(History):
+    """What a call returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Content
+
+
+class ReasoningItem(History):
+    """What the model thought earlier."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningPart] = Field(default_factory=list)
+    content: list[ReasoningPart] | None = None
+
+
+def _item_kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "message" if kind is None else kind  # messages may be written without it
+
+
+Item = Annotated[
+    Annotated[
+        Annotated[MessageItem, Tag("message")]
+        | Annotated[FunctionCallItem, Tag("function_call")]
+        | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+        | Annotated[ReasoningItem, Tag("reasoning")],
+        Discriminator(_item_kind),
+    ],
+    of_kinds("items", ITEMS, default="message"),
+]
+
+
+class FunctionTool(Exact):
+    """A function the model may call."""
+
+    type: Literal["function"]
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunction(Exact):
+    """The one function that must be called, or one of those allowed."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(Exact):
+    """The functions that may, or must, be called now, out of all that are given."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[Annotated[NamedFunction, of_kinds("tools", ["function"])]] = Field(min_length=1)
+
+
+class PlainText(Exact):
+    """Text without constraint."""
+
+    type: Literal["text"]
+
+
+class JsonObject(Exact):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Exact):
+    """JSON of a schema, which the answer is constrained to whether `strict` or not."""
+
+    type: Literal["json_schema"]
+    name: str = Field(min_length=1)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+Format = Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")]
+
+
+class TextOptions(Exact):
+    """What the answer's text must be."""
+
+    format: Format | None = None
+    verbosity: Annotated[str | None, only("medium", why="nothing would change")] = None
+
+
+class ReasoningOptions(Exact):
+    """Whether the model thinks first."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class StreamOptions(Exact):
+    """Streams are not padded, whatever is asked for."""
+
+    include_obfuscation: bool | None = None
+
+
+class ResponsesRequest(Exact, MoreSampling):
+    """What a client asks for. Fields not listed are refused by name."""
+
+    model: str
+    input: str | list[Item]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    background: Annotated[bool | None, only(False, why="a client waits for its answer")] = None
+    truncation: Annotated[
+        str | None, only("disabled", why="nothing is left out of a conversation unasked")
+    ] = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
+        None
+    )
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Annotated[FunctionTool, of_kinds("tools", ["function"])]] | None = None
+    tool_choice: (
+        Literal["auto", "none", "required"]
+        | Annotated[NamedFunction | AllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    service_tier: str | None = None
+    max_tool_calls: int | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [MessageItem(role="user", content=self.input)]
+        return self.input
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many rivals of each token are told; None if log probabilities are not."""
+        if self.top_logprobs is None and LOGPROBS in (self.include or ()):
+            return 0
+        return self.top_logprobs
+
+
+def chat_request(request: ResponsesRequest, earlier: Sequence[Item] = ()) -> ChatRequest:
+    """The request as a chat that continues `earlier` items.
+
+    Raises UsageError if a tool is chosen that is not given.
+    """
+    tools, choice = _tools(request)
+    effort = request.reasoning.effort if request.reasoning else None
+    system = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    return ChatRequest(
+        messages=system + messages_of([*earlier, *request.items]),
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        response_format=_format(request.text),
+        sampling=sampling_of(request),
+        max_tokens=request.max_output_tokens,
+        top_logprobs=request.wanted_logprobs,
+        enable_thinking=None if effort is None else effort != "none",
+        template_variables=dict(request.chat_template_kwargs or {}),
+    )
+
+
+def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as messages: reasoning, text and calls of one turn become one message."""
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, FunctionCallOutputItem):
+            content = _text(item.output)
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif isinstance(item, FunctionCallItem):
+            _answer(messages).setdefault("tool_calls", []).append(_call(item))
+        elif isinstance(item, ReasoningItem):
+            answer = _answer(messages, "content", "tool_calls")
+            thought = "".join(part.text for part in item.content or item.summary)
+            answer["reasoning_content"] = answer.get("reasoning_content", "") + thought
+        elif item.role == "assistant":
+            _answer(messages, "content", "tool_calls")["content"] = _text(item.content)
+        else:
+            messages.append({"role": item.role, "content": _text(item.content)})
+    for message in messages:
+        message.setdefault("content", "")
+    return messages
+
+
+def _answer(messages: list[dict[str, Any]], *without: str) -> dict[str, Any]:
+    """The assistant's message to go on with: the last one if it has none of these fields yet."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or any(name in last for name in without):
+        messages.append({"role": "assistant"})
+    return messages[-1]
+
+
+def _call(item: FunctionCallItem) -> dict[str, Any]:
+    function = {"name": item.name, "arguments": item.arguments}
+    return {"id": item.call_id, "type": "function", "function": function}
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(p.refusal if isinstance(p, RefusalPart) else p.text for p in content)
+
+
+def _tools(request: ResponsesRequest) -> tuple[list[Tool], ToolChoice | Tool]:
+    """The tools that may be called, and which must be."""
+    tools = [
+        Tool(t.name, t.description or "", t.parameters or {}, bool(t.strict))
+        for t in request.tools or ()
+    ]
+    choice = request.tool_choice
+    if isinstance(choice, NamedFunction):
+        return tools, _named(tools, choice)
+    if isinstance(choice, AllowedTools):
+        return [_named(tools, allowed) for allowed in choice.tools], choice.mode
+    return tools, choice or "auto"
+
+
+def _named(tools: Sequence[Tool], wanted: NamedFunction) -> Tool:
+    for tool in tools:
+        if tool.name == wanted.name:
+            return tool
+    raise UsageError(f"tool_choice names {wanted.name!r}, which is not among the tools")
+
+
+def _format(text: TextOptions | None) -> ResponseFormat | None:
+    form = text.format if text else None
+    if isinstance(form, JsonSchema):
+        return ResponseFormat("json_schema", form.schema_)
+    return ResponseFormat("json_object") if isinstance(form, JsonObject) else None
