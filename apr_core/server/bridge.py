@@ -20,7 +20,8 @@ class Deliveries(AsyncIterator[list[Delta]]):
     Ends after the last delta of the last answer. `close` cancels what is still running.
     """
 
-    def __init__(self, answers: int) -> None:
+    def __init__(self, answers: int, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
         self.ticket: Ticket | None = None
         self._unfinished = answers
         self._arrived: deque[Delta] = deque()
@@ -61,7 +62,7 @@ class Bridge:
     def submit(self, request: GenerationRequest) -> Deliveries:
         """Queue a request from within the event loop. Raises Busy or UsageError."""
         self._loop = asyncio.get_running_loop()
-        deliveries = Deliveries(request.n)
+        deliveries = Deliveries(request.n, len(request.prompt_ids))
         feed = deliveries.feed
         deliveries.ticket = self.engine.submit(
             request, lambda deltas: self._arrived.append((feed, deltas))

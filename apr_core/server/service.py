@@ -192,6 +192,11 @@ class ChatStream(AsyncIterator[list[ChatEvent]]):
             self._deliveries = await self._service.open(self._request)
         return self
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt, cached or not; 0 until the request is queued."""
+        return self._deliveries.prompt_tokens if self._deliveries else 0
+
     async def __anext__(self) -> list[ChatEvent]:
         if self._deliveries is None:
             await self._opened()
