@@ -24,20 +24,21 @@ class MessageEvents:
     text of thoughts out. The last event of a message that fails is not made here.
     """
 
-    def __init__(self, model: str, prompt_tokens: int = 0, hide_thinking: bool = False) -> None:
+    def __init__(self, model: str, hide_thinking: bool = False) -> None:
         self.message: dict[str, Any] = {
             "id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant",
             "model": model, "content": [], "stop_reason": None, "stop_sequence": None,
-            "usage": usage(Usage(prompt_tokens)),
+            "usage": usage(Usage()),
         }  # fmt: skip
         self._hide_thinking = hide_thinking
         self._block: dict[str, Any] | None = None
         self._pieces: list[str] = []
         self._events: list[Event] = []
 
-    def begin(self) -> list[Event]:
-        """The events before anything is generated."""
-        return [{"type": "message_start", "message": {**self.message, "content": []}}, PING]
+    def begin(self, prompt_tokens: int) -> list[Event]:
+        """The events before anything is generated; how much was cached, the last ones tell."""
+        message = {**self.message, "content": [], "usage": usage(Usage(prompt_tokens))}
+        return [{"type": "message_start", "message": message}, PING]
 
     def push(self, events: Sequence[ChatEvent]) -> list[Event]:
         """What the chat events of one step are here."""
@@ -99,9 +100,10 @@ class MessageEvents:
 
     def _finish(self, event: Finished) -> None:
         self._close()
-        told = {"stop_reason": stop_reason(event), "stop_sequence": event.stop_string}
-        if event.ended_by == "repetition":
-            told["ended_by"] = "repetition"
+        told = {
+            "stop_reason": stop_reason(event), "stop_sequence": event.stop_string,
+            "apr_ended_by": event.ended_by,
+        }  # fmt: skip
         counts = usage(event.usage)
         self.message |= {**told, "usage": counts}
         self._events.append({"type": "message_delta", "delta": told, "usage": counts})

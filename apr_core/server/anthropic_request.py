@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from apr_core.server.anthropic_thinking import recalled
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.server.openai_chat_request import MAX_STOPS, StopString
 from apr_core.server.protocol_fields import (
+    BY_FORM,
+    LIST_FORM,
+    TEXT_FORM,
+    TOOL_NAME,
     Exact,
     History,
     MoreSampling,
@@ -25,6 +30,7 @@ from apr_core.server.protocol_fields import (
     only,
     sampling_of,
 )
+from apr_core.server.thinking import by_effort, template_variables
 
 USER_BLOCKS = ("text", "tool_result")
 ASSISTANT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
@@ -60,7 +66,10 @@ class ToolUseBlock(History):
     input: dict[str, Any]
 
 
-OnlyText = str | list[Annotated[TextBlock, of_kinds("blocks", ["text"])]]
+TextBlocks = list[Annotated[TextBlock, of_kinds("blocks", ["text"])]]
+OnlyText = Annotated[
+    Annotated[str, Tag(TEXT_FORM)] | Annotated[TextBlocks, Tag(LIST_FORM)], BY_FORM
+]
 
 
 class ToolResultBlock(History):
@@ -89,14 +98,18 @@ class UserMessage(History):
     """What the user said, and what tools returned."""
 
     role: Literal["user"]
-    content: str | list[UserBlock]
+    content: Annotated[
+        Annotated[str, Tag(TEXT_FORM)] | Annotated[list[UserBlock], Tag(LIST_FORM)], BY_FORM
+    ]
 
 
 class AssistantMessage(History):
     """What the model answered earlier."""
 
     role: Literal["assistant"]
-    content: str | list[AssistantBlock]
+    content: Annotated[
+        Annotated[str, Tag(TEXT_FORM)] | Annotated[list[AssistantBlock], Tag(LIST_FORM)], BY_FORM
+    ]
 
 
 class SystemMessage(History):
@@ -113,7 +126,7 @@ class ClientTool(Exact):
     """A tool the client runs."""
 
     type: Literal["custom"] | None = None
-    name: str = Field(min_length=1, max_length=256)
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -166,12 +179,10 @@ class JsonFormat(Exact):
 
 
 class OutputConfig(Exact):
-    """What the answer's text must be."""
+    """What the answer's text must be, and how long to think where thinking is adaptive."""
 
     format: JsonFormat | None = None
-    effort: Annotated[
-        str | None, only("high", why="it is the default, and no other would change anything")
-    ] = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class Metadata(Exact):
@@ -214,6 +225,8 @@ class PromptRequest(Exact):
             told = {"name": repr(choice.name)}
             form = "tool_choice: {name} is not among the tools"
             raise PydanticCustomError("unknown_tool", form, told)
+        if choice and choice.type == "any" and not names:
+            raise PydanticCustomError("unknown_tool", "tool_choice: 'any' needs tools")
         return self
 
 
@@ -221,10 +234,10 @@ class MessagesRequest(PromptRequest, MoreSampling):
     """A prompt, and how to answer it."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[StopString] | None = Field(None, max_length=MAX_STOPS)
     stream: bool | None = None
-    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=2**31)
     metadata: Metadata | None = None
     service_tier: str | None = None
@@ -245,7 +258,9 @@ class MessagesRequest(PromptRequest, MoreSampling):
 
 def chat_request(request: PromptRequest) -> ChatRequest:
     """The prompt as a chat; with how to answer it, if the request says."""
-    thinking, choice = request.thinking, request.tool_choice
+    choice = request.tool_choice
+    thinks, budget = _thinking(request)
+    told, variables = template_variables(request.chat_template_kwargs)
     form = request.output_config.format if request.output_config else None
     tools = [
         Tool(t.name, t.description or "", t.input_schema, bool(t.strict))
@@ -257,14 +272,25 @@ def chat_request(request: PromptRequest) -> ChatRequest:
         tool_choice=_choice(tools, choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         response_format=ResponseFormat("json_schema", form.schema_) if form else None,
-        enable_thinking=None if thinking is None else thinking.type != "disabled",
-        thinking_budget=getattr(thinking, "budget_tokens", None),
-        template_variables=dict(request.chat_template_kwargs or {}),
+        enable_thinking=thinks if told is None else told,
+        thinking_budget=budget,
+        template_variables=variables,
     )
     if not isinstance(request, MessagesRequest):
         return plain
     stop = tuple(request.stop_sequences or ())
     return replace(plain, sampling=sampling_of(request), max_tokens=request.max_tokens, stop=stop)
+
+
+def _thinking(request: PromptRequest) -> tuple[bool | None, int | None]:
+    """Whether to think, and how many tokens at most; None leaves it to the template."""
+    thinking = request.thinking
+    if isinstance(thinking, ThinkingOn):
+        return True, thinking.budget_tokens
+    if isinstance(thinking, ThinkingAdaptive):
+        effort = request.output_config.effort if request.output_config else None
+        return True, by_effort(effort)[1]
+    return (None if thinking is None else False), None
 
 
 def _choice(tools: Sequence[Tool], choice: AnyChoice | NamedChoice | None) -> ToolChoice | Tool:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 
 class Exact(BaseModel):
     """A part of a request whose unknown fields are errors: they would change the answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class History(BaseModel):
     """A part of a conversation. Clients hand back what they were given, and add to it."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+def _form(value: Any) -> str:
+    return TEXT_FORM if isinstance(value, str) else LIST_FORM
+
+
+TOOL_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
+TEXT_FORM, LIST_FORM = "str", "list[]"  # as pydantic would call them where it tells a place
+BY_FORM = Discriminator(_form)  # of text or a list: what is wrong is told of that one only
 
 
 def only(*allowed: Any, why: str) -> BeforeValidator:
@@ -52,13 +61,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-class MoreSampling(BaseModel):
+class MoreSampling(Exact):
     """Sampling that neither protocol has officially but the engine knows; also in chat."""
 
-    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    presence_penalty: float | None = Field(None, ge=-10, le=10, allow_inf_nan=False)
-    frequency_penalty: float | None = Field(None, ge=-10, le=10, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100, allow_inf_nan=False)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-10, le=10)
+    frequency_penalty: float | None = Field(None, ge=-10, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = Field(None, ge=0, lt=2**63)
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from apr_core.engine.requests import TokenLogprob, Usage
@@ -12,7 +12,7 @@ from apr_core.server.chat import ChatEvent, Finished, TextDelta, ToolCallArgumen
 from apr_core.server.responses_request import PlainText, ResponsesRequest
 
 Event = dict[str, Any]  # one server-sent event; its `type` is also its name
-Logprob = Callable[[TokenLogprob], Mapping[str, Any]]
+Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 
 
 def new_id(prefix: str) -> str:
@@ -20,7 +20,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def response_head(request: ResponsesRequest) -> dict[str, Any]:
+def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
     """The response before anything is generated: what was asked for, told back."""
     asked = request.model_dump(
         mode="json", by_alias=True, exclude_none=True,
@@ -33,7 +33,7 @@ def response_head(request: ResponsesRequest) -> dict[str, Any]:
         "status": "in_progress", "background": False, "completed_at": None, "error": None,
         "incomplete_details": None, "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens, "max_tool_calls": request.max_tool_calls,
-        "metadata": asked.get("metadata", {}), "model": request.model, "output": [],
+        "metadata": asked.get("metadata", {}), "model": model, "output": [],
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
         "prompt_cache_key": request.prompt_cache_key,
@@ -54,7 +54,7 @@ class _Written:
     def __init__(self, place: int, item: dict[str, Any]) -> None:
         self.place, self.item = place, item
         self.pieces: list[str] = []
-        self.logprobs: list[Mapping[str, Any]] = []
+        self.logprobs: list[dict[str, Any]] = []
 
     @property
     def where(self) -> dict[str, Any]:
@@ -68,12 +68,13 @@ class _Written:
 class ResponseEvents:
     """Translates one answer. `response` is the response so far, whole after `Finished`.
 
-    Calls come one after the other: an item ends where the next begins. `logprob` makes the JSON of
-    a token's log probability; None if they are not asked for.
+    `Finished` is a good end, or one by length; `fail` is any other.
+    Calls come one after the other: an item ends where the next begins. `logprobs` makes the JSON
+    of tokens' log probabilities; None if they are not asked for.
     """
 
-    def __init__(self, head: dict[str, Any], logprob: Logprob | None = None) -> None:
-        self.response, self._logprob = head, logprob
+    def __init__(self, head: dict[str, Any], logprobs: Logprobs | None = None) -> None:
+        self.response, self._logprobs = head, logprobs
         self._written: _Written | None = None
         self._count = 0
         self._events: list[Event] = []
@@ -129,7 +130,7 @@ class ResponseEvents:
             delta = {"delta": event.text}
             self._emit("response.reasoning_text.delta", **written.where, content_index=0, **delta)
             return
-        entries = [self._logprob(t) for t in event.logprobs] if self._logprob else []
+        entries = self._logprobs(event.logprobs) if self._logprobs else []
         written.logprobs += entries
         self._emit(
             "response.output_text.delta", **written.where, content_index=0, delta=event.text,
@@ -183,17 +184,12 @@ class ResponseEvents:
         return part
 
     def _finish(self, event: Finished) -> None:
-        self.response["usage"] = usage(event.usage)
-        if event.reason in ("stop", "tool_calls"):
+        self.response |= {"usage": usage(event.usage), "apr_ended_by": event.ended_by}
+        if event.reason != "length":
             self._complete()
-        elif event.reason == "length":
-            self._close("incomplete")
-            details = {"reason": "max_output_tokens", "ended_by": event.ended_by}
-            self._end("incomplete", incomplete_details=details)
-        else:
-            cause = getattr(event.error, "message", "") or f"the answer ended by {event.ended_by}"
-            self._close("incomplete")
-            self._end("failed", error={"code": "server_error", "message": cause})
+            return
+        self._close("incomplete")
+        self._end("incomplete", incomplete_details={"reason": "max_output_tokens"})
 
     def _complete(self) -> None:
         self._close("completed")
@@ -222,7 +218,7 @@ def usage(counts: Usage) -> dict[str, Any]:
     """Tokens as this protocol counts them."""
     return {
         "input_tokens": counts.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": counts.cached_tokens},
+        "input_tokens_details": {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,

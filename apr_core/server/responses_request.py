@@ -13,9 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from apr_core.errors import UsageError
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.server.errors import ApiError
 from apr_core.server.protocol_fields import (
+    BY_FORM,
+    LIST_FORM,
+    TEXT_FORM,
+    TOOL_NAME,
     Exact,
     History,
     MoreSampling,
@@ -23,6 +27,7 @@ from apr_core.server.protocol_fields import (
     only,
     sampling_of,
 )
+from apr_core.server.thinking import by_effort, template_variables
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -54,7 +59,7 @@ Part = Annotated[
     Annotated[TextPart | RefusalPart, Field(discriminator="type")],
     of_kinds("content parts", TEXT_PARTS),
 ]
-Content = str | list[Part]
+Content = Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Part], Tag(LIST_FORM)], BY_FORM]
 
 
 class MessageItem(History):
@@ -111,7 +116,7 @@ class FunctionTool(Exact):
     """A function the model may call."""
 
     type: Literal["function"]
-    name: str = Field(min_length=1, max_length=256)
+    name: str = Field(pattern=TOOL_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -178,11 +183,13 @@ class StreamOptions(Exact):
     include_obfuscation: bool | None = None
 
 
-class ResponsesRequest(Exact, MoreSampling):
+class ResponsesRequest(MoreSampling):
     """What a client asks for. Fields not listed are refused by name."""
 
     model: str
-    input: str | list[Item]
+    input: Annotated[
+        Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Item], Tag(LIST_FORM)], BY_FORM
+    ]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -196,8 +203,8 @@ class ResponsesRequest(Exact, MoreSampling):
         None
     )
     max_output_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=2**31)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Annotated[FunctionTool, of_kinds("tools", ["function"])]] | None = None
@@ -235,10 +242,11 @@ class ResponsesRequest(Exact, MoreSampling):
 def chat_request(request: ResponsesRequest, earlier: Sequence[Item] = ()) -> ChatRequest:
     """The request as a chat that continues `earlier` items.
 
-    Raises UsageError if a tool is chosen that is not given.
+    Raises ApiError for what does not fit together.
     """
     tools, choice = _tools(request)
-    effort = request.reasoning.effort if request.reasoning else None
+    thinks, budget = by_effort(request.reasoning.effort if request.reasoning else None)
+    told, variables = template_variables(request.chat_template_kwargs)
     system = [{"role": "system", "content": request.instructions}] if request.instructions else []
     return ChatRequest(
         messages=system + messages_of([*earlier, *request.items]),
@@ -249,8 +257,9 @@ def chat_request(request: ResponsesRequest, earlier: Sequence[Item] = ()) -> Cha
         sampling=sampling_of(request),
         max_tokens=request.max_output_tokens,
         top_logprobs=request.wanted_logprobs,
-        enable_thinking=None if effort is None else effort != "none",
-        template_variables=dict(request.chat_template_kwargs or {}),
+        enable_thinking=thinks if told is None else told,
+        thinking_budget=budget,
+        template_variables=variables,
     )
 
 
@@ -306,6 +315,8 @@ def _tools(request: ResponsesRequest) -> tuple[list[Tool], ToolChoice | Tool]:
         return tools, _named(tools, choice)
     if isinstance(choice, AllowedTools):
         return [_named(tools, allowed) for allowed in choice.tools], choice.mode
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
     return tools, choice or "auto"
 
 
@@ -313,7 +324,7 @@ def _named(tools: Sequence[Tool], wanted: NamedFunction) -> Tool:
     for tool in tools:
         if tool.name == wanted.name:
             return tool
-    raise UsageError(f"tool_choice names {wanted.name!r}, which is not among the tools")
+    raise ApiError(400, f"tool_choice names {wanted.name!r}, which is no tool here", "tool_choice")
 
 
 def _format(text: TextOptions | None) -> ResponseFormat | None:

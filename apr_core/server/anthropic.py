@@ -1,0 +1,147 @@
+"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, for its clients as they are.
+
+`apr_ended_by` says more finely than `stop_reason` why an answer ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from apr_core.server import openai_parts
+from apr_core.server.anthropic_events import Event, MessageEvents
+from apr_core.server.anthropic_request import MessagesRequest, PromptRequest, chat_request
+from apr_core.server.asking import owner_of, while_connected
+from apr_core.server.chat import ChatEvent, ChatRequest
+from apr_core.server.errors import EXPECTED, ApiError, as_api_error, register_shape
+from apr_core.server.models import ServedModels
+from apr_core.server.openai_parts import Open
+from apr_core.server.options import ServerOptions
+from apr_core.server.service import ChatService
+from apr_core.server.single import steps
+from apr_core.server.sse import EventStream, event
+
+PATH = "/v1/messages"
+KINDS = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+    504: "timeout_error",
+}  # fmt: skip
+
+
+def anthropic_shape(error: ApiError) -> dict[str, Any]:
+    """The error as Anthropic's clients read it."""
+    usual = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = KINDS.get(error.status, usual)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+register_shape(PATH, anthropic_shape)
+
+
+class MessageBody(Open):
+    """An answer: its content are blocks of text, thinking and calls."""
+
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    stop_sequence: str | None
+
+
+class TokenCount(Open):
+    """How long a prompt is."""
+
+    input_tokens: int
+
+
+class MessagesErrorDetail(Open):
+    """What is wrong."""
+
+    type: str
+    message: str
+
+
+class MessagesError(Open):
+    """Anthropic's form of an error."""
+
+    type: str
+    error: MessagesErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {**told, "model": MessagesError} for status, told in openai_parts.ERRORS.items()
+}
+COUNT: dict[int | str, dict[str, Any]] = {200: {"model": TokenCount}}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": MessageBody, "description": "The message, or a stream of events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}  # fmt: skip
+
+
+def router(models: ServedModels, options: ServerOptions) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix=PATH, tags=["messages"])
+
+    @routes.post("", responses=ANSWERS | ERRORS)
+    async def create_message(body: MessagesRequest, request: Request) -> Response:
+        """An answer to a conversation, whole or as server-sent events."""
+        service = models.pick(body.model)
+        chat = replace(chat_request(body), owner=owner_of(request))
+        events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
+        if body.context_management is not None:
+            events.message["context_management"] = {"applied_edits": []}
+        if body.stream:
+            stream = await service.stream(chat)
+            started = events.begin(stream.prompt_tokens)
+            answer = _streamed(steps(service, stream, request), events, started)
+            return EventStream(answer, options.heartbeat)
+        await while_connected(request, _whole(service, chat, request, events))
+        return JSONResponse(events.message)
+
+    @routes.post("/count_tokens", responses=COUNT | ERRORS)
+    async def count_tokens(body: PromptRequest) -> Response:
+        """How many tokens the prompt of these messages has."""
+        service = models.pick(body.model)
+        ids = await asyncio.to_thread(service.prompt_ids, chat_request(body))
+        return JSONResponse({"input_tokens": len(ids)})
+
+    return routes
+
+
+async def _whole(
+    service: ChatService, chat: ChatRequest, request: Request, events: MessageEvents
+) -> None:
+    """Take the whole answer. Raises ApiError if it fails."""
+    async with aclosing(steps(service, await service.stream(chat), request)) as stream:
+        async for step in stream:
+            events.push(step)
+
+
+async def _streamed(
+    stream: AsyncGenerator[Sequence[ChatEvent], None], events: MessageEvents, started: list[Event]
+) -> AsyncIterator[bytes]:
+    """The events as they are sent, with what arrived together in one piece."""
+    async with aclosing(stream):
+        try:
+            yield _sent(started)
+            async for step in stream:
+                yield _sent(events.push(step))
+        except Exception as error:
+            yield _sent([anthropic_shape(as_api_error(error))])
+            if not isinstance(error, EXPECTED):
+                raise
+
+
+def _sent(events: list[Event]) -> bytes:
+    return b"".join(event(each, each["type"]) for each in events)

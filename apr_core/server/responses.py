@@ -1,0 +1,153 @@
+"""OpenAI's `/v1/responses`, for its clients as they are.
+
+Responses are kept in memory, up to a size, to be continued by `previous_response_id`, fetched and
+deleted by who asked for them. `apr_ended_by` says more finely than `status` why an answer ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from apr_core.server.asking import owner_of, while_connected
+from apr_core.server.chat import ChatEvent, ChatRequest
+from apr_core.server.errors import EXPECTED, ApiError, as_api_error
+from apr_core.server.models import ServedModels
+from apr_core.server.openai_parts import ERRORS, Open, TokenNames
+from apr_core.server.options import ServerOptions
+from apr_core.server.responses_events import ResponseEvents, response_head
+from apr_core.server.responses_request import Item, ResponsesRequest, chat_request
+from apr_core.server.responses_store import ResponseStore, Stored
+from apr_core.server.service import ChatService, ChatStream
+from apr_core.server.single import steps
+from apr_core.server.sse import EventStream, event
+
+
+class ResponseBody(Open):
+    """A response: its output are messages, reasoning and calls."""
+
+    id: str
+    object: str
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+
+
+WHOLE: dict[int | str, dict[str, Any]] = {200: {"model": ResponseBody}}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": ResponseBody, "description": "The response, or a stream of events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}  # fmt: skip
+PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them
+
+
+def router(models: ServedModels, options: ServerOptions) -> APIRouter:
+    """The routes, and a store of their own."""
+    routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+    kept = ResponseStore()
+
+    @routes.post("", responses=STREAMED | ERRORS)
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        """An answer to items, whole or as server-sent events. Kept unless `store` is false."""
+        service, owner = models.pick(body.model), owner_of(request)
+        earlier = _earlier(kept, body.previous_response_id, owner)
+        chat = replace(chat_request(body, earlier), owner=owner)
+        head = response_head(body, service.model_id)
+        logprobs = TokenNames(service.model.tokenizer).chat
+        events = ResponseEvents(head, None if chat.top_logprobs is None else logprobs)
+
+        def keep() -> None:
+            if body.store is not False:
+                kept.put(events.response, body.items, owner)
+
+        if body.stream:
+            stream = steps(service, await _opened(service, chat), request)
+            return EventStream(_streamed(stream, events, keep), options.heartbeat)
+        await while_connected(request, _whole(service, chat, request, events))
+        keep()
+        return JSONResponse(events.response)
+
+    @routes.get("/{response_id}", responses=WHOLE | ERRORS)
+    async def get_response(
+        response_id: str, request: Request, stream: Annotated[bool, Query()] = False
+    ) -> Response:
+        """A response that was kept."""
+        if stream:
+            raise ApiError(400, "a response that is kept is not streamed again", "stream")
+        return JSONResponse(_known(kept, response_id, owner_of(request)).response)
+
+    @routes.delete("/{response_id}", responses=ERRORS)
+    async def delete_response(response_id: str, request: Request) -> Response:
+        """Forget a response; what continued it cannot be continued any more."""
+        _known(kept, response_id, owner_of(request))
+        kept.delete(response_id, owner_of(request))
+        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+    return routes
+
+
+async def _whole(
+    service: ChatService, chat: ChatRequest, request: Request, events: ResponseEvents
+) -> None:
+    """Take the whole answer. Raises ApiError if it fails."""
+    async with aclosing(steps(service, await _opened(service, chat), request)) as stream:
+        async for step in stream:
+            events.push(step)
+
+
+async def _streamed(
+    stream: AsyncGenerator[Sequence[ChatEvent], None],
+    events: ResponseEvents,
+    keep: Callable[[], None],
+) -> AsyncIterator[bytes]:
+    """The events as they are sent, with what arrived together in one piece."""
+    async with aclosing(stream):
+        try:
+            yield _sent(events.begin())
+            async for step in stream:
+                yield _sent(events.push(step))
+        except Exception as error:
+            yield _sent(events.fail(as_api_error(error).message))
+            if not isinstance(error, EXPECTED):
+                raise
+    keep()
+
+
+async def _opened(service: ChatService, chat: ChatRequest) -> ChatStream:
+    """The stream, queued. Raises ApiError in this protocol's names."""
+    try:
+        return await service.stream(chat)
+    except ApiError as error:
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
+
+
+def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:
+    """The conversation that a request continues. Raises ApiError if it is not kept."""
+    if previous is None:
+        return []
+    try:
+        return kept.conversation(previous, owner)
+    except KeyError as missing:
+        raise ApiError(
+            400, f"previous response {missing} is not kept here (any more): send the whole input",
+            "previous_response_id", "previous_response_not_found",
+        ) from None  # fmt: skip
+
+
+def _known(kept: ResponseStore, response_id: str, owner: str) -> Stored:
+    found = kept.get(response_id, owner)
+    if found is None:
+        raise ApiError(404, f"response {response_id!r} is not kept here (any more)", "response_id")
+    return found
+
+
+def _sent(events: list[dict[str, Any]]) -> bytes:
+    return b"".join(event(each, each["type"]) for each in events)
