@@ -26,12 +26,24 @@ class Deliveries(AsyncIterator[list[Delta]]):
         self._unfinished = answers
         self._arrived: deque[Delta] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._failed: Exception | None = None
+        self.alarm: asyncio.TimerHandle | None = None  # rung when it has taken too long
 
     def feed(self, deltas: Sequence[Delta]) -> None:
         """Called in the event loop with what came."""
         self._arrived.extend(deltas)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def expire(self, error: Exception) -> None:
+        """Cancel what has not ended, and raise the error to whoever iterates."""
+        if self._unfinished:
+            self.close()
+            self._failed = error
+            self._wake()
 
     async def __anext__(self) -> list[Delta]:
         if not self._arrived and not self._unfinished:
@@ -39,13 +51,19 @@ class Deliveries(AsyncIterator[list[Delta]]):
         if not self._arrived:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if self._failed:
+            raise self._failed
         taken = list(self._arrived)
         self._arrived.clear()
         self._unfinished -= sum(delta.finish_reason is not None for delta in taken)
+        if not self._unfinished and self.alarm:
+            self.alarm.cancel()
         return taken
 
     def close(self) -> None:
         """Cancel the request if it has not ended."""
+        if self.alarm:
+            self.alarm.cancel()
         if self._unfinished and self.ticket:
             self.ticket.cancel()
 

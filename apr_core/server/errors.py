@@ -77,3 +77,6 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _with_hint(error: AprError) -> str:
     return f"{error.message}. {error.hint}" if error.hint else error.message
+
+
+EXPECTED = (ApiError, AprError)  # anything else is a fault of the server, for its log

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from apr_core.model.model import Model
 
+FOREVER = float("inf")
 BUDGET_TEXT = "\n\nThis is enough thinking; the answer follows.\n"
 
 
@@ -42,12 +43,13 @@ class Observer(Protocol):
 class ChatService:
     """A model, the engine that runs it, and the id clients know it by.
 
-    Every method that can refuse raises ApiError. `observer` may be set to one.
+    Every method that can refuse raises ApiError. `observer` and `timeout` may be set.
     """
 
     def __init__(self, model: Model, engine: GenerationEngine, model_id: str) -> None:
         self.model, self.engine, self.model_id = model, engine, model_id
         self.observer: Observer | None = None
+        self.timeout = FOREVER  # seconds a request may take
         self.created = int(time.time())
         self._bridge = Bridge(engine)
 
@@ -114,9 +116,21 @@ class ChatService:
         """Queue ids for generation. `param` is named when the prompt is refused."""
         self.check_length(request.prompt_ids, param)
         try:
-            return self._bridge.submit(request)
+            deliveries = self._bridge.submit(request)
         except AprError as error:
             raise _refused(error, None) from error
+        if self.timeout < FOREVER:
+            late = ApiError(504, f"the answer took over {self.timeout:g} s", code="timeout")
+            loop = asyncio.get_running_loop()
+            deliveries.alarm = loop.call_later(self.timeout, deliveries.expire, late)
+        return deliveries
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise ApiError unless every id is a token."""
+        size = self.model.tokenizer.valid_size
+        bad = next((id_ for id_ in ids if not 0 <= id_ < size), None)
+        if bad is not None:
+            raise ApiError(400, f"{param}: token ids go from 0 to {size - 1}, found {bad}", param)
 
     def check_length(self, ids: Sequence[int], param: str) -> None:
         """Raise ApiError unless the context holds the ids and a token more."""

@@ -1,0 +1,86 @@
+"""What a server says about itself: models and what they were bound to, health, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from apr_core.server.metrics import Metrics
+from apr_core.server.models import ServedModels
+from apr_core.server.openai_parts import ERRORS, Open
+from apr_core.server.outermost import ServerState
+from apr_core.server.service import ChatService
+
+
+class ModelCard(Open):
+    """A served model. `bound` says what runs on what, `fallbacks` what of it is slow."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    context: int
+    backend: str
+    bound: list[str]
+    fallbacks: list[str]
+
+
+class ModelList(Open):
+    """All served models."""
+
+    object: str
+    data: list[ModelCard]
+
+
+class Health(Open):
+    """ok, or why not."""
+
+    status: str
+
+
+def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRouter:
+    """Models, health and metrics."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models", tags=["models"])
+    async def list_models() -> ModelList:
+        cards = [_card(models, name, service) for name, service in models.items()]
+        return ModelList.model_validate({"object": "list", "data": cards})
+
+    @routes.get("/v1/models/{name:path}", tags=["models"], responses={404: ERRORS[404]})
+    async def one_model(name: str) -> ModelCard:
+        service = models.pick(name)
+        return ModelCard.model_validate(_card(models, service.model_id, service))
+
+    @routes.get("/health/live", tags=["health"])
+    async def live() -> Health:
+        return Health(status="ok")
+
+    @routes.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
+    async def ready() -> Response:
+        word = "draining" if state.draining else "ok"
+        return JSONResponse({"status": word}, 503 if state.draining else 200)
+
+    @routes.get("/metrics", tags=["health"], response_class=Response)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def _card(models: ServedModels, name: str, service: ChatService) -> dict[str, Any]:
+    model = service.model
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "apr",
+        "aliases": [alias for alias, target in models.aliases.items() if target == name],
+        "context": model.max_len,
+        "backend": model.backend.name,
+        "bound": model.report.lines(),
+        "fallbacks": list(model.report.fallbacks),
+    }

@@ -1,0 +1,92 @@
+"""The application: routes, the layers around them, and how errors look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+import apr_core
+from apr_core.errors import AprError
+from apr_core.server import (
+    about,
+    embeddings,
+    openai_chat,
+    openai_completions,
+    pages,
+    tokenization,
+)
+from apr_core.server.bodies import BodyGate
+from apr_core.server.errors import ApiError
+from apr_core.server.metrics import Metrics
+from apr_core.server.models import ServedModels
+from apr_core.server.options import ServerOptions
+from apr_core.server.outermost import Outermost, ServerState
+from apr_core.server.refusing import on_api_error, on_http_error, on_invalid
+from apr_core.server.security import KeyGate
+from apr_core.server.service import ChatService
+
+DESCRIPTION = """OpenAI's API, and Anthropic's messages, for the models served here.
+Unknown parameters are errors that name them. Errors have OpenAI's form: `error.message`, `type`,
+`param`, `code`."""
+EXPOSED = ["x-request-id", "retry-after"]
+
+
+def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> FastAPI:
+    """The application that serves the models. `app.state` has `models`, `metrics`, `server`."""
+    served = ServedModels(models, options.aliases)
+    metrics, state = Metrics(served), ServerState()
+    for service in served.values():
+        service.observer, service.timeout = metrics, options.request_timeout
+    app = FastAPI(
+        title="apr", version=apr_core.__version__, description=DESCRIPTION, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    app.state.models, app.state.metrics, app.state.server = served, metrics, state
+    for error in (ApiError, AprError):
+        app.add_exception_handler(error, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    _add_routes(app, served, options, metrics, state)
+    _add_layers(app, options, metrics, state)
+    return app
+
+
+def _add_routes(
+    app: FastAPI, models: ServedModels, options: ServerOptions, metrics: Metrics, state: ServerState
+) -> None:
+    app.include_router(openai_chat.router(models, options))
+    app.include_router(openai_completions.router(models, options))
+    app.include_router(embeddings.router(models))
+    app.include_router(tokenization.router(models))
+    app.include_router(about.router(models, metrics, state))
+    app.include_router(pages.router(models, metrics.registry))
+    if find_spec("apr_core.server.responses"):
+        from apr_core.server import responses
+
+        app.include_router(responses.router(models, options))
+    if find_spec("apr_core.server.anthropic"):
+        from apr_core.server import anthropic
+
+        app.include_router(anthropic.router(models, options))
+
+
+def _add_layers(
+    app: FastAPI, options: ServerOptions, metrics: Metrics, state: ServerState
+) -> None:  # fmt: skip
+    """Innermost first."""
+    app.add_middleware(
+        BodyGate, max_body=options.max_body, timeout=options.body_timeout,
+        log_prompts=options.log_prompts,
+    )  # fmt: skip
+    app.add_middleware(KeyGate, keys=options.api_keys)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"],
+            allow_headers=["*"], expose_headers=EXPOSED, max_age=600,
+        )  # fmt: skip
+    app.add_middleware(Outermost, metrics=metrics, state=state)

@@ -1,0 +1,243 @@
+"""The request of `/v1/chat/completions`, and what it is as a chat.
+
+Accepted without effect, because no answer depends on them: `user`, `metadata`, `store`,
+`service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`, `prediction`,
+and `stream_options.include_obfuscation`. Every other parameter that is unknown is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.server.errors import ApiError
+from apr_core.server.protocol_fields import SAMPLING, of_kinds, only
+
+MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
+MAX_ANSWERS = 16  # n
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+# reasoning tokens before the thought is closed; None: as many as the model likes
+BUDGETS: dict[str, int | None] = {"low": 1024, "medium": 4096, "high": 16384, "xhigh": None}
+OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None
+
+
+class Exact(BaseModel):
+    """Types are taken as they are, and unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Exact):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampled(Exact):
+    """Parameters that chat and plain completions share."""
+
+    model: str | None = Field(None, description="A served model; needed if there are several.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31, description="0 or -1: all tokens.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-10, le=10)
+    frequency_penalty: float | None = Field(None, ge=-10, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=1024, description="What is added to a token id's logit."
+    )
+    stop: Stop = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    user: str | None = None
+
+    def sampling(self) -> dict[str, float | int]:
+        """What was asked for, by the names of `SamplingParams`."""
+        asked = {name: getattr(self, name) for name in SAMPLING}
+        found = {name: value for name, value in asked.items() if value is not None}
+        if found.get("top_k") == -1:
+            found["top_k"] = 0
+        if "seed" in found:
+            found["seed"] %= 2**64
+        return found
+
+    def bias(self) -> dict[int, float]:
+        """`logit_bias` by token id. Raises ApiError for what is no id."""
+        try:
+            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+        except ValueError:
+            raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias") from None
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Function(Exact):
+    """A function the model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema.")
+    strict: bool | None = None
+
+
+class FunctionTool(Exact):
+    """A tool: only functions are known."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Exact):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedChoice(Exact):
+    """The one function to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Exact):
+    """The schema an answer must have."""
+
+    name: str = Field(max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class Format(Exact):
+    """What the answer's text is to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatCompletionRequest(Sampled):
+    """A chat, and how to answer it."""
+
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=10_000,
+        description="As OpenAI has them. Content is text or parts of text.",
+    )  # fmt: skip
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    reasoning_effort: Effort | None = Field(
+        None, description="none and minimal: no thinking; else thinking, of limited length."
+    )
+    thinking_budget: int | None = Field(
+        None, ge=0, description="Reasoning tokens after which the thought is closed."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Variables of the model's template, such as `enable_thinking`."
+    )
+    response_format: Format | None = None
+    tools: list[
+        Annotated[FunctionTool, of_kinds("tools", ("function",))]
+    ] | None = Field(None, max_length=128)  # fmt: skip
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[
+        list[str] | None, only(["text"], why="this server answers in text")
+    ] = None  # fmt: skip
+    verbosity: Annotated[
+        str | None, only("medium", why="how much is said is the model's own")
+    ] = None  # fmt: skip
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
+
+    def as_chat(self, owner: str) -> ChatRequest:
+        """The request without its protocol. Raises ApiError for what does not fit together."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        thinking, budget = self._thinking()
+        variables = dict(self.chat_template_kwargs or {})
+        variables.pop("enable_thinking", None)
+        tools = tuple(_tool(tool.function) for tool in self.tools or ())
+        return ChatRequest(
+            self.messages,
+            tools=tools,
+            tool_choice=self._choice(tools),
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            response_format=self._format(),
+            sampling=self.sampling(),
+            logit_bias=self.bias(),
+            max_tokens=self._max_tokens(),
+            stop=self.stops(),
+            n=self.n or 1,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            enable_thinking=thinking,
+            thinking_budget=budget,
+            template_variables=variables,
+            owner=owner,
+        )
+
+    def _max_tokens(self) -> int | None:
+        given = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
+        return min(given) if given else None
+
+    def _thinking(self) -> tuple[bool | None, int | None]:
+        """(whether to think, how many tokens); what the template is told wins over the effort."""
+        variables = self.chat_template_kwargs or {}
+        for name in OWN_NAMES:
+            if name in variables:
+                raise ApiError(
+                    400, f"chat_template_kwargs may not set {name!r}", "chat_template_kwargs"
+                )
+        told = variables.get("enable_thinking")
+        if told is not None and not isinstance(told, bool):
+            raise ApiError(400, "enable_thinking must be true or false", "chat_template_kwargs")
+        effort, budget = self.reasoning_effort, self.thinking_budget
+        if effort is None:
+            return told, budget
+        thinks = effort in BUDGETS
+        return (thinks if told is None else told), (
+            BUDGETS.get(effort) if budget is None else budget
+        )
+
+    def _choice(self, tools: tuple[Tool, ...]) -> ToolChoice | Tool:
+        choice = self.tool_choice
+        if choice is None or isinstance(choice, str):
+            if choice == "required" and not tools:
+                raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
+            return choice or "auto"
+        name = choice.function.name
+        found = next((tool for tool in tools if tool.name == name), None)
+        if found is None:
+            raise ApiError(400, f"tool_choice names {name!r}, which is no tool here", "tool_choice")
+        return found
+
+    def _format(self) -> ResponseFormat | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return ResponseFormat("json_object")
+        if wanted.json_schema is None:
+            raise ApiError(400, "response_format json_schema needs json_schema", "response_format")
+        return ResponseFormat("json_schema", wanted.json_schema.schema_ or {})
+
+
+def _tool(function: Function) -> Tool:
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return Tool(function.name, function.description or "", parameters, function.strict is True)

@@ -1,0 +1,311 @@
+"""`/v1/completions`: text goes on as it is, without a template. Control tokens in a prompt stay
+text unless `allow_special`; reasoning, should there be any, is part of the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from apr_core.engine.requests import Delta, GenerationRequest, TokenLogprob, Usage
+from apr_core.server.asking import note, owner_of, while_connected
+from apr_core.server.bridge import Deliveries
+from apr_core.server.collected import stopping, total
+from apr_core.server.errors import EXPECTED, ApiError, as_api_error
+from apr_core.server.models import ServedModels
+from apr_core.server.openai_chat_request import Sampled
+from apr_core.server.openai_parts import (
+    ERRORS,
+    Open,
+    TokenNames,
+    UsageBody,
+    failure_events,
+    new_head,
+    one_stream_option,
+    usage_body,
+)
+from apr_core.server.options import ServerOptions
+from apr_core.server.protocol_fields import only
+from apr_core.server.service import ChatService, Stopwatch
+from apr_core.server.sse import DONE, EventStream, event
+
+DEFAULT_MAX_TOKENS = 16  # as OpenAI has it
+MAX_PROMPTS = 64
+Ids = Annotated[list[int], Field(min_length=1)]
+Prompt = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+
+
+class CompletionRequest(Sampled):
+    """Text, or token ids, to go on from."""
+
+    prompt: Prompt
+    max_tokens: int | None = Field(None, ge=1, description="Default: 16.")
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: Annotated[int | None, only(1, why="use n")] = None
+    suffix: Annotated[str | None, only("", why="models here only go on")] = None
+    allow_special: bool | None = Field(None, description="Read control tokens in the prompt.")
+    ignore_eos: bool | None = Field(None, description="Go on after tokens that end answers.")
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Every prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class CompletionChoice(Open):
+    """One way to go on."""
+
+    index: int
+    text: str
+    finish_reason: str
+    apr_ended_by: str
+
+
+class Completion(Open):
+    """All ways to go on from all prompts."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+def router(models: ServedModels, options: ServerOptions) -> APIRouter:
+    """The route of plain completions."""
+    routes = APIRouter(tags=["completions"])
+
+    @routes.post(
+        "/v1/completions",
+        responses={
+            200: {
+                "model": Completion, "description": "The answers, or a stream of chunks.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **ERRORS,
+        },
+    )  # fmt: skip
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        service = models.pick(body.model)
+        one_stream_option(body.stream_options, body.stream)
+        if body.echo and body.logprobs is not None:
+            raise ApiError(400, "logprobs of an echoed prompt are not supported", "echo")
+        job = await Job.begin(service, body, request)
+        if body.stream:
+            return EventStream(job.stream(), options.heartbeat)
+        return JSONResponse(await while_connected(request, job.whole()))
+
+    return routes
+
+
+@dataclass(slots=True)
+class Written:
+    """What was generated of one choice so far."""
+
+    text: str
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: Delta | None = None
+
+
+class Job:
+    """The prompts of one request, generating side by side. Choice i*n+j is answer j to prompt i."""
+
+    def __init__(
+        self, service: ChatService, body: CompletionRequest, request: Request,
+        prompts: Sequence[tuple[str, Sequence[int]]],
+    ) -> None:  # fmt: skip
+        self._service, self._body, self._request = service, body, request
+        self._n = body.n or 1
+        self._names = TokenNames(service.model.tokenizer)
+        self._head = new_head("cmpl", "text_completion", service.model_id)
+        self.written = [
+            Written(text if body.echo else "") for text, _ in prompts for _ in range(self._n)
+        ]
+        self._deliveries: list[Deliveries] = []
+
+    @classmethod
+    async def begin(cls, service: ChatService, body: CompletionRequest, request: Request) -> Job:
+        """Check and queue everything. Raises ApiError, and then nothing runs."""
+        prompts = [await _encoded(service, prompt, body) for prompt in body.prompts()]
+        for _, ids in prompts:
+            service.check_length(ids, "prompt")
+        job = cls(service, body, request, prompts)
+        try:
+            for _, ids in prompts:
+                job._deliveries.append(service.submit(job._generation(ids), "prompt"))
+        except BaseException:
+            job.close()
+            raise
+        return job
+
+    def _generation(self, ids: Sequence[int]) -> GenerationRequest:
+        body = self._body
+        return GenerationRequest(
+            ids,
+            self._service.sampling(body.sampling(), body.bias()),
+            max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
+            stop=body.stops(),
+            n=self._n,
+            top_logprobs=body.logprobs,
+            ignore_stop_tokens=body.ignore_eos is True,
+            owner=owner_of(self._request),
+        )
+
+    def close(self) -> None:
+        """Cancel what is still running."""
+        for deliveries in self._deliveries:
+            deliveries.close()
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        try:
+            async for _ in self._steps():
+                pass
+        finally:
+            self.close()
+        return {
+            **self._head,
+            "choices": [self._choice(i) for i in range(len(self.written))],
+            "usage": usage_body(self._usage()),
+        }
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        written = self.written[index]
+        assert written.last is not None
+        found = None
+        if self._body.logprobs is not None:
+            found = self._names.completion(written.logprobs, 0)
+        return {
+            "index": index, "text": written.text, "logprobs": found,
+            "finish_reason": written.last.finish_reason, "apr_ended_by": written.last.ended_by,
+        }  # fmt: skip
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events, a step's together. Whatever goes wrong is the last event."""
+        options = self._body.stream_options
+        include_usage = bool(options and options.include_usage)
+        tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        try:
+            if self._body.echo:
+                for index, written in enumerate(self.written):
+                    yield self._chunk(index, written.text, tail)
+            async for index, delta, offset in self._steps():
+                if delta.text or delta.logprobs or delta.finish_reason:
+                    yield self._chunk(index, delta.text, tail, delta, offset)
+            usage = self._usage()
+            if include_usage:
+                yield event({**self._head, "choices": [], "usage": usage_body(usage)})
+            yield DONE
+        except Exception as error:
+            yield failure_events(error)
+            if not isinstance(error, EXPECTED):
+                raise
+        finally:
+            self.close()
+
+    def _chunk(
+        self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
+        offset: int = 0,
+    ) -> bytes:  # fmt: skip
+        choice: dict[str, Any] = {
+            "index": index, "text": text, "logprobs": None, "finish_reason": None,
+        }  # fmt: skip
+        if delta and self._body.logprobs is not None:
+            choice["logprobs"] = self._names.completion(delta.logprobs, offset)
+        if delta and delta.finish_reason:
+            choice |= {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
+        return event({**self._head, "choices": [choice], **tail})
+
+    async def _steps(self) -> AsyncIterator[tuple[int, Delta, int]]:
+        """(choice, delta, where its text begins) of all prompts as they come."""
+        arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
+        tasks = [
+            asyncio.ensure_future(self._forward(number, deliveries, arrived))
+            for number, deliveries in enumerate(self._deliveries)
+        ]
+        try:
+            for _ in tasks:
+                while (got := await arrived.get()) is not None:
+                    if isinstance(got, Exception):
+                        raise got
+                    yield got[0], got[1], self._take(*got)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take(self, index: int, delta: Delta) -> int:
+        written = self.written[index]
+        offset = len(written.text)
+        written.text += delta.text
+        written.logprobs += delta.logprobs
+        if delta.finish_reason:
+            _check_end(delta)
+            written.last = delta
+        return offset
+
+    async def _forward(
+        self, number: int, deliveries: Deliveries,
+        arrived: asyncio.Queue[tuple[int, Delta] | Exception | None],
+    ) -> None:  # fmt: skip
+        watch = Stopwatch(self._service)
+        try:
+            async for deltas in deliveries:
+                watch.saw(deltas)
+                for delta in deltas:
+                    arrived.put_nowait((number * self._n + delta.index, delta))
+        except Exception as error:
+            arrived.put_nowait(error)
+        arrived.put_nowait(None)
+
+    def _usage(self) -> Usage:
+        """Of all choices; each prompt counts once."""
+        usages = [w.last.usage or Usage() for w in self.written if w.last]
+        per_prompt = [
+            total(usages[i : i + self._n]) for i in range(0, len(usages), self._n)
+        ]  # fmt: skip
+        usage = Usage(
+            sum(u.prompt_tokens for u in per_prompt), sum(u.cached_tokens for u in per_prompt),
+            sum(u.completion_tokens for u in per_prompt),
+            sum(u.reasoning_tokens for u in per_prompt),
+        )  # fmt: skip
+        ends = [w.last.ended_by or "" for w in self.written if w.last]
+        note(self._request, self._service.model_id, usage, ends)
+        return usage
+
+
+def _check_end(delta: Delta) -> None:
+    """Raise ApiError for an answer that failed or was cut off."""
+    if delta.finish_reason == "error":
+        raise as_api_error(delta.error or RuntimeError("the answer failed"))
+    if delta.finish_reason == "cancelled":
+        raise stopping()
+
+
+async def _encoded(
+    service: ChatService, prompt: str | list[int], body: CompletionRequest
+) -> tuple[str, Sequence[int]]:
+    """(text, ids) of a prompt. Raises ApiError if it is empty or no token has such an id."""
+    if isinstance(prompt, str):
+        ids: Sequence[int] = await service.encode(prompt, body.allow_special is True)
+        if not ids:
+            raise ApiError(400, "the prompt is empty", "prompt")
+        return prompt, ids
+    service.check_ids(prompt, "prompt")
+    return (service.model.tokenizer.decode(prompt) if body.echo else ""), prompt

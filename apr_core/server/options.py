@@ -1,0 +1,31 @@
+"""How a server behaves, whatever set it: command line, configuration file or a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Times in seconds, sizes in bytes. Without `api_keys` everybody may ask."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any that is free
+    unix_socket: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    max_body: int = 8 << 20
+    max_header: int = 64 << 10
+    header_timeout: float = 30.0
+    body_timeout: float = 60.0
+    request_timeout: float = 3600.0
+    heartbeat: float = 10.0
+    drain_timeout: float = 30.0
+    log_format: Literal["pretty", "json"] = "pretty"
+    log_prompts: bool = False
