@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.engine.generate import CHUNK
+from apr_core.engine.cuts import CHUNK
 from apr_core.engine.sampling import Sampler, SamplingParams
 from apr_core.errors import UsageError
 

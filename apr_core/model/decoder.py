@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -54,6 +55,15 @@ class Decoder:
 
     def hidden(self, ids: Array, step: Step, states: list[State]) -> Array:
         """ids [T] -> the normalised hidden state of every row [T, hidden]."""
+        slices = self.slices(ids, step, states)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                return end.value
+
+    def slices(self, ids: Array, step: Step, states: list[State]) -> Generator[None, None, Array]:
+        """As `hidden`, pausing after every mixer and mlp: other slots may advance meanwhile."""
         o = self.ops
         h = o.embed(ids, self.embedding)  # [T, hidden]
         x = o.rms_norm(h, self.layers[0].weights.input_norm, self.eps, self.offset)
@@ -61,10 +71,12 @@ class Decoder:
             w = layer.weights
             y = layer.mixer(o, w, x, step, states[i])
             h, x = o.add_rms_norm(h, y, w.post_attention_norm, self.eps, self.offset)
+            yield
             y = o.mlp(x, w.gate_proj, w.up_proj, w.down_proj)
             last = i + 1 == len(self.layers)
             norm = self.final_norm if last else self.layers[i + 1].weights.input_norm
             h, x = o.add_rms_norm(h, y, norm, self.eps, self.offset)
+            yield
         return x
 
     def logits(self, hidden: Array) -> Array:

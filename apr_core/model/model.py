@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Q8_GROUP = 32  # values with one scale
 CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
+Parts = Sequence[tuple[int, Sequence[int]]]  # (slot, next token ids)
+Snapshot = tuple[int, list[Any]]  # tokens, and what each layer's state made
 
 
 class Model:
@@ -102,35 +104,93 @@ class Model:
         """Whether every layer's state can be cut back without a snapshot."""
         return all(state.rewindable for state in self._states)
 
-    def snapshot(self, slot: int) -> tuple[int, list[Any]]:
-        """A copy of the slot's whole state, to be restored into any slot."""
+    def snapshot(self, slot: int, since: int = 0) -> Snapshot:
+        """A copy of the slot's state, to be restored into any slot.
+
+        Rows of keys and values before position `since` are left out where a state knows how: a
+        snapshot taken there holds them.
+        """
         length = self._lengths[slot]
-        return length, [state.snapshot(slot, length) for state in self._states]
+        return length, [
+            state.snapshot(slot, length, since)  # type: ignore[call-arg]
+            if since and _in_segments(state)
+            else state.snapshot(slot, length)
+            for state in self._states
+        ]
 
-    def restore(self, slot: int, snapshot: tuple[int, list[Any]]) -> None:
-        """Put a snapshot into an open slot."""
-        self._lengths[slot], parts = snapshot
-        for state, part in zip(self._states, parts, strict=True):
-            state.restore(slot, part)
+    def restore(self, slot: int, *snapshots: Snapshot) -> None:
+        """Put a snapshot into an open slot, or a chain of them, each taken since the one before."""
+        start, (self._lengths[slot], whole) = 0, snapshots[-1]
+        for length, parts in snapshots:
+            for state, part in zip(self._states, parts, strict=True):
+                if start and _in_segments(state):
+                    state.restore(slot, part, start)  # type: ignore[call-arg]
+                elif _in_segments(state):
+                    state.restore(slot, part)
+            start = length
+        for state, part in zip(self._states, whole, strict=True):
+            if not _in_segments(state):
+                state.restore(slot, part)
 
-    def forward(
-        self, parts: Sequence[tuple[int, Sequence[int]]], all_rows: bool = False
-    ) -> NDArray[np.float32]:
+    def fork(self, slot: int) -> int:
+        """A new slot with a copy of another's sequence."""
+        copy = self.new_slot()
+        self.restore(copy, self.snapshot(slot))
+        return copy
+
+    def sequence_bytes(self, length: int) -> int:
+        """Bytes of state that a slot takes when its sequence has `length` tokens.
+
+        Measured on an empty slot where a state does not say.
+        """
+        return sum(
+            state.bytes_at(length) if hasattr(state, "bytes_at") else _opened_bytes(state)
+            for state in self._states
+        )
+
+    def forward(self, parts: Parts, all_rows: bool = False) -> NDArray[np.float32]:
         """One ragged step over (slot, next token ids) parts, each slot at most once.
 
         Returns float32 logits [parts, vocab] of each part's last token, or [rows, vocab] of all
         tokens with `all_rows`. Raises UsageError on bad ids or when a slot would overflow.
         """
+        ids, step = self._step(parts)
+        last = self._captured if self.captures else self._last_logits
+        logits = self.backend.download((self._all_logits if all_rows else last)(ids, step))
+        self._advance(parts)
+        return logits
+
+    def forward_slices(
+        self, parts: Parts, hidden: bool = False
+    ) -> Generator[None, None, NDArray[np.float32]]:
+        """`forward` in slices: a generator that pauses twice a layer and returns the logits.
+
+        Other slots may be opened, freed and advanced between slices, and it may be closed early;
+        then its slots are of no use any more. With `hidden` it returns the last hidden states
+        [rows, hidden] of all tokens, after the final norm, in place of logits.
+        """
+        ids, step = self._step(parts)
+        rows = yield from self._decoder.slices(ids, step, self._states)
+        if not hidden:
+            if len(step.segments) < step.n_rows:
+                rows = rows[step.last_rows]
+            rows = self._decoder.logits(rows)
+        result = self.backend.download(rows)
+        self._advance(parts)
+        return result
+
+    def _step(self, parts: Parts) -> tuple[Any, Step]:
+        """The ids [T] on the backend, and which rows are whose."""
         self._check(parts)
         step = make_step(
             [(slot, len(ids), self._lengths[slot]) for slot, ids in parts], self.backend.upload
         )
-        ids = self.backend.upload(np.concatenate([np.asarray(ids, np.int64) for _, ids in parts]))
-        last = self._captured if self.captures else self._last_logits
-        logits = self.backend.download((self._all_logits if all_rows else last)(ids, step))
+        ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in parts])
+        return self.backend.upload(ids), step
+
+    def _advance(self, parts: Parts) -> None:
         for slot, new in parts:
             self._lengths[slot] += len(new)
-        return logits
 
     def _all_logits(self, ids: Any, step: Step) -> Any:
         """Logits of every row."""
@@ -143,7 +203,7 @@ class Model:
             hidden = hidden[step.last_rows]
         return self._decoder.logits(hidden)
 
-    def _check(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def _check(self, parts: Parts) -> None:
         if not parts or any(len(ids) == 0 for _, ids in parts):
             raise UsageError("a forward needs at least one token per sequence")
         if len({slot for slot, _ in parts}) != len(parts):
@@ -221,6 +281,21 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _in_segments(state: State) -> bool:
+    """Whether the state's snapshots may begin where another ends."""
+    return bool(getattr(state, "segments", False))
+
+
+def _opened_bytes(state: State) -> int:
+    """Bytes of an empty slot, which is what a state of fixed size takes."""
+    before, slot = state.nbytes(), -1
+    state.open(slot)
+    try:
+        return state.nbytes() - before
+    finally:
+        state.close(slot)
 
 
 @without_collections()

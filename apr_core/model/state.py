@@ -8,6 +8,7 @@ be float16, or 8 bits with scales where a backend has attention over those (`q8`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, ClassVar, Literal, Protocol
 
 from apr_core.declarations import StateKind
@@ -19,7 +20,13 @@ KVType = Literal["f32", "f16", "q8"]
 
 
 class State(Protocol):
-    """State of one layer, for all slots."""
+    """State of one layer, for all slots.
+
+    A state may have `bytes_at(length) -> int`, the bytes of a slot whose sequence has so many
+    tokens: without it, a server takes an empty slot's. And `segments = True` if it can keep rows of
+    a part of a sequence: then `snapshot` takes a third argument, the position to begin at, and
+    `restore` takes the same, with everything before it in place.
+    """
 
     kind: ClassVar[StateKind]  # as the mixer's declaration has it
     rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
@@ -48,12 +55,14 @@ class KVState:
 
     kind: ClassVar[StateKind] = "kv"
     rewindable = True
+    segments = True
     growth = 256  # positions; capacity doubles from here
 
     def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32") -> None:
         self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
         self.keys: dict[int, Array] = {}
         self.values: dict[int, Array] = {}
+        self._row_bytes = 0  # of a position's keys, once it was looked up
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -69,15 +78,26 @@ class KVState:
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` positions."""
-        capacity = self.keys[slot].shape[1]
-        if length <= capacity:
+        if length <= self.keys[slot].shape[1]:
             return
-        while capacity < length:
-            capacity *= 2
+        capacity = self._capacity(length)
         for cache in (self.keys, self.values):
             grown = self._zeros(capacity)
             grown[:, : cache[slot].shape[1]] = cache[slot]
             cache[slot] = grown
+
+    def _capacity(self, length: int) -> int:
+        """Positions a slot has room for when its sequence has grown to `length`."""
+        capacity = self.growth
+        while capacity < length:
+            capacity *= 2
+        return capacity
+
+    def bytes_at(self, length: int) -> int:
+        """Bytes of a slot whose sequence has `length` tokens."""
+        if not self._row_bytes:
+            self._row_bytes = self._zeros(1).nbytes
+        return 2 * self._capacity(length) * self._row_bytes
 
     def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Write k, v [n, Hkv, D] at `position`; returns all keys and values so far [Hkv, L, D]."""
@@ -92,16 +112,16 @@ class KVState:
         self.values[slot][:, position:length] = v.swapaxes(0, 1)
         return self.keys[slot][:, :length], self.values[slot][:, :length]
 
-    def snapshot(self, slot: int, length: int) -> tuple[Array, Array]:
-        """Copies of the first `length` keys and values."""
-        return self.keys[slot][:, :length] + 0, self.values[slot][:, :length] + 0
+    def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[Array, Array]:
+        """Copies of the keys and values of positions `since` to `length`."""
+        return self.keys[slot][:, since:length] + 0, self.values[slot][:, since:length] + 0
 
-    def restore(self, slot: int, snapshot: tuple[Array, Array]) -> None:
-        """Put a snapshot back."""
+    def restore(self, slot: int, snapshot: tuple[Array, Array], since: int = 0) -> None:
+        """Put a snapshot back; what came before `since` is in its place."""
         keys, values = snapshot
-        length = keys.shape[1]
+        length = since + keys.shape[1]
         self.reserve(slot, length)
-        self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
+        self.keys[slot][:, since:length], self.values[slot][:, since:length] = keys, values
 
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""
@@ -140,6 +160,10 @@ class RecurrentState:
         """Put a snapshot back."""
         for name, array in snapshot.items():
             self.arrays[name][slot][...] = array
+
+    def bytes_at(self, length: int) -> int:
+        """Bytes of a slot, however long its sequence is."""
+        return sum(4 * prod(shape) for shape in self._shapes.values())
 
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""
@@ -227,6 +251,10 @@ class WindowState:
         self.first[slot], keys, values = snapshot
         length = keys.shape[1]
         self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
+
+    def bytes_at(self, length: int) -> int:
+        """Bytes of a slot, however long its sequence is."""
+        return 2 * self.capacity * int(self._zeros(1).nbytes)
 
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""

@@ -1,0 +1,113 @@
+"""Where a prompt is cut: a function of the prompt alone, so that every run of it has the same bits.
+
+Recurrent mixers give other bits when a prompt is cut off their grid. Cuts are the positions where
+state may be kept for other prompts, and a prompt is cut there whether its state is kept or not.
+Whether a position is one depends only on the tokens before it: prompts that begin alike are cut
+alike as far as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apr_core.errors import AprError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from apr_core.text.tokenizer import Tokenizer
+
+GRID = 64  # tokens; cuts at its multiples change no bits
+CHUNK = 512  # prompt tokens a forward
+EVERY = 1024  # tokens between cuts where nothing else gives reason for one
+CLOSEST = GRID  # no cut for a message's sake sooner than this after another
+
+
+class PromptCuts:
+    """Cuts after every header of an answer, after headers of questions, and every so many tokens.
+
+    `answer` and `question` are the ids that open an assistant's and a user's message.
+    """
+
+    def __init__(
+        self, answer: Sequence[int] = (), question: Sequence[int] = (), every: int = EVERY
+    ) -> None:
+        self.answer, self.question, self.every = tuple(answer), tuple(question), every
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        """Positions in 1..len(ids), rising; the state after so many tokens is worth keeping."""
+        array = np.asarray(ids, np.int64)
+        wanted = dict.fromkeys(_ends(array, self.question), False)
+        wanted |= dict.fromkeys(range(self.every, len(ids) + 1, self.every), True)
+        wanted |= dict.fromkeys(_ends(array, self.answer), True)
+        found, last = [], 0
+        for position, always in sorted(wanted.items()):
+            if always or position - last >= CLOSEST:
+                found.append(position)
+                last = position
+        return found
+
+
+def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
+    """Positions right after every occurrence of some ids."""
+    starts = len(ids) - len(wanted) + 1
+    if not wanted or starts < 1:
+        return []
+    found = np.ones(starts, bool)
+    for i, token in enumerate(wanted):
+        found &= ids[i : i + starts] == token
+    ends: list[int] = (np.flatnonzero(found) + len(wanted)).tolist()
+    return ends
+
+
+def cuts_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> PromptCuts:
+    """The cuts of a model's prompts; `template` is the source of its chat template, if any.
+
+    Headers are found by rendering. Of an answer: what a prompt for an answer and the same chat a
+    turn later have in common after the question. Of a question: what precedes where questions
+    differ.
+    """
+    if not isinstance(template, str):
+        return PromptCuts(every=every)
+    from apr_core.text.chat import ChatTemplate, encode_chat
+
+    question, other = ({"role": "user", "content": text} for text in "xy")
+    later = [question, {"role": "assistant", "content": "x"}, question]
+    try:
+        parsed = ChatTemplate(template)
+        chats = [encode_chat(tokenizer, parsed, chat) for chat in ([question], later, [other])]
+    except AprError:  # a template that takes no such chat
+        return PromptCuts(every=every)
+    return PromptCuts(
+        _header(tokenizer, chats[0], chats[1]), _header(tokenizer, chats[0], chats[2]), every
+    )
+
+
+def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """What two prompts share at last, from a control token on."""
+    pairs = zip(one, other, strict=False)
+    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    controls = [i for i, id_ in enumerate(shared) if tokenizer.added_token(id_)]
+    return shared[controls[-1] :] if controls else []
+
+
+def cuts_of(model: Any) -> PromptCuts:
+    """The cuts of a model's prompts, found once."""
+    found: PromptCuts | None = getattr(model, "prompt_cuts", None)
+    if found is None:
+        template = getattr(model, "metadata", {}).get("chat_template")
+        found = model.prompt_cuts = cuts_for(model.tokenizer, template)
+    return found
+
+
+def stretches(length: int, cuts: Sequence[int], chunk: int = CHUNK) -> list[tuple[int, int]]:
+    """[start, stop) of the forwards of a whole prompt: to every cut, and to multiples of `chunk`.
+
+    `chunk` is a multiple of GRID.
+    """
+    stops = sorted({*(c for c in cuts if c < length), *range(chunk, length, chunk), length})
+    return list(zip([0, *stops[:-1]], stops, strict=True))

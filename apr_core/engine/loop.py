@@ -1,0 +1,281 @@
+"""What the engine's thread does in a turn. Nothing here is called from another thread."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apr_core.engine.answer import Answer, Vocabulary
+from apr_core.engine.cuts import CHUNK
+from apr_core.engine.jobs import EmbeddingJob, GenerationJob, Job
+from apr_core.engine.memory import Ledger
+from apr_core.engine.prefill import Forward, Pace, choose
+from apr_core.engine.prefix_cache import PrefixCache
+from apr_core.engine.queue import FairQueue
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the start. A request is one of finished, cancelled and failed."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    steps: int = 0
+
+
+class Loop:
+    """Jobs on their way: queued, prefilling, decoding, gone. `slots` answers run at once.
+
+    `gone` is called with every job that has ended, after its last delivery.
+    """
+
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, ledger: Ledger, cache: PrefixCache, slots: int,
+        gone: Callable[[Job], None],
+    ) -> None:  # fmt: skip
+        self.model, self._vocabulary, self.ledger, self.cache = model, vocabulary, ledger, cache
+        self.slots, self._gone = slots, gone
+        self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
+        self.prefilling: list[Job] = []  # in the order of their turns
+        self.decoding: dict[Answer, GenerationJob] = {}
+        self.totals = Totals()
+        self._forward: Forward | None = None
+        self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
+        self._held: Counter[str] = Counter()  # slots by owner
+        self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
+        self._pace = Pace()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.queue or self.prefilling or self.decoding or self._left or self._untold)
+
+    def cancel(self, everything: bool = False) -> None:
+        """End what callers gave up, or everything."""
+        for job in [*self.prefilling, *self.decoding.values()]:
+            job.cancelled |= everything
+        for job in self.queue.remove(lambda job: job.cancelled or everything):
+            job.cancelled = True
+            self._end(job, None)
+        for job in [job for job in self.prefilling if job.cancelled]:
+            self._end(job, None)
+        for answer in [answer for answer, job in self.decoding.items() if job.cancelled]:
+            answer.cancel()
+        self._retire()
+        if self._forward and self._forward.abandoned:
+            self._forward.close()
+            self._forward_over()
+
+    def fail(self, error: Exception) -> None:
+        """End everything that has begun with an error."""
+        if self._forward:
+            self._forward.close()
+            self._forward_over()
+        for job in list(self.prefilling):
+            self._end(job, error)
+        for answer in list(self.decoding):
+            answer.fail(error)
+        self._retire()
+
+    def _end(self, job: Job, reason: Exception | None) -> None:
+        """End a job that has no answers yet."""
+        job.end(reason)
+        if job in self.prefilling:
+            self.prefilling.remove(job)
+        if self._forward and job in self._forward.jobs:
+            self._left.append(job)
+        else:
+            self._release_prompt(job)
+        self._over(job, failed=reason is not None)
+
+    def _over(self, job: Job, failed: bool) -> None:
+        kind = "failed" if failed or job.broken else "cancelled" if job.cancelled else "finished"
+        setattr(self.totals, kind, getattr(self.totals, kind) + 1)
+        self._untold[job] = True
+
+    def _release_prompt(self, job: Job) -> None:
+        """Give back all that a job holds which has no answers."""
+        self.cache.unpin(job.node)
+        job.node = None
+        if job.slot is not None:
+            self.model.free_slot(job.slot)
+            job.slot = None
+        self._give_back(job, job.slots_held)
+
+    def _give_back(self, job: Job, slots: int) -> None:
+        job.slots_held -= slots
+        self.ledger.reserved -= slots * job.bytes_each
+        self._held[job.owner] -= slots
+        if not self._held[job.owner]:
+            del self._held[job.owner]
+
+    def admit(self) -> None:
+        """Give slots to those whose turn it is, as long as slots and memory last."""
+        while (job := self.queue.next(self._held)) is not None:
+            wanted, needed = job.answers_wanted, job.answers_wanted * job.bytes_each
+            if self._held.total() + wanted > self.slots or not self.ledger.fits(needed):
+                return
+            if not self.cache.shrink(self.ledger.limit - self.ledger.reserved - needed):
+                return
+            self.queue.take(job)
+            self.ledger.reserved += needed
+            self._held[job.owner] += wanted
+            job.slots_held = wanted
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        """Open a slot, with what the cache has of the prompt."""
+        try:
+            job.slot = self.model.new_slot()
+            if job.use_cache:
+                job.node = self.cache.restore(job.ids, job.cuts, job.slot)
+                job.position = job.cached = self.model.length(job.slot)
+        except Exception as error:
+            self._end(job, error)
+            return
+        self.prefilling.append(job)
+
+    def decode(self) -> None:
+        """One step over all answers under way."""
+        answers = list(self.decoding)
+        if not answers:
+            return
+        started = time.perf_counter()
+        try:
+            logits = self.model.forward([(answer.slot, [answer.token]) for answer in answers])
+        except Exception as error:
+            for answer in answers:
+                answer.fail(error)
+        else:
+            for answer, row in zip(answers, logits, strict=True):
+                self._advance(answer, row)
+        self.totals.steps += 1
+        self._pace.stepped(time.perf_counter() - started)
+        for answer in answers:
+            self._untold.setdefault(self.decoding[answer], False)
+        self._retire()
+
+    def _advance(self, answer: Answer, row: NDArray[np.float32]) -> None:
+        answer.advance(row)
+        self.totals.generated_tokens += 1
+
+    def _retire(self) -> None:
+        """Free the slots of answers that have ended."""
+        for answer in [answer for answer in self.decoding if answer.ended]:
+            job = self.decoding.pop(answer)
+            self.model.free_slot(answer.slot)
+            self._give_back(job, 1)
+            if not job.slots_held:
+                self._over(job, any(a.ended == "error" for a in job.answers))
+
+    def prefill(self, interrupted: Callable[[], bool]) -> None:
+        """Read prompts: between steps as long as the pace allows, else a whole forward."""
+        if self._forward is None and not self._start_forward():
+            return
+        assert self._forward is not None
+        seconds = self._pace.between_steps_s if self.decoding else None
+        try:
+            if not self._forward.run(self._pace, seconds, interrupted):
+                return
+        except Exception as error:
+            failed, self._forward = self._forward, None
+            self._forward_over()
+            for job in failed.jobs:
+                if job in self.prefilling:
+                    self._end(job, error)
+            return
+        forward, self._forward = self._forward, None
+        for job, stop, rows in forward.results():
+            if job in self.prefilling:
+                self._read(job, stop, rows)
+        self._forward_over()
+
+    def _start_forward(self) -> bool:
+        if not self.prefilling:
+            return False
+        room = self._pace.chunk_between_steps if self.decoding else CHUNK
+        chosen = choose(self.prefilling, room)
+        for job, _ in chosen:  # its turn is over
+            self.prefilling.remove(job)
+            self.prefilling.append(job)
+        self._forward = Forward(self.model, chosen)
+        return True
+
+    def _forward_over(self) -> None:
+        """Nothing writes to the slots of jobs that ended meanwhile any more."""
+        self._forward = None
+        for job in self._left:
+            self._release_prompt(job)
+        self._left = []
+
+    def _read(self, job: Job, stop: int, rows: NDArray[np.float32]) -> None:
+        """Some more of a prompt is in its slot; rows are logits [1, vocab] or hidden states."""
+        job.position = stop
+        try:
+            if job.use_cache and job.at_cut and job.slot is not None:
+                job.node = self.cache.keep(job.node, job.ids, job.slot)
+            if isinstance(job, EmbeddingJob):
+                job.add(rows)
+        except Exception as error:
+            self._end(job, error)
+            return
+        if not job.prefilled:
+            return
+        self.totals.prompt_tokens += len(job.ids)
+        self.totals.cached_tokens += job.cached
+        if isinstance(job, GenerationJob):
+            self._answer(job, rows[0])
+        else:
+            self.prefilling.remove(job)
+            self._release_prompt(job)
+            self._over(job, failed=False)
+
+    def _answer(self, job: GenerationJob, logits: NDArray[np.float32]) -> None:
+        """Begin all answers of a request with its prompt's last logits [vocab]."""
+        assert job.slot is not None
+        slots: list[int] = []
+        try:
+            for _ in range(job.request.n - 1):
+                slots.append(self.model.fork(job.slot))
+            job.answers = [
+                job.answer(self._vocabulary, index, slot)
+                for index, slot in enumerate([*slots, job.slot])
+            ]
+        except Exception as error:
+            for slot in slots:
+                self.model.free_slot(slot)
+            self._end(job, error)
+            return
+        self.prefilling.remove(job)
+        self.cache.unpin(job.node)
+        job.node = job.slot = None
+        for answer in job.answers:
+            self.decoding[answer] = job
+            self._advance(answer, logits)
+        self._untold.setdefault(job, False)
+        self._retire()
+
+    def deliver(self) -> bool:
+        """Tell callers what there is to tell; whether there was anything."""
+        untold, self._untold = self._untold, {}
+        for job, last in untold.items():
+            try:
+                job.deliver_pending()
+            except Exception:  # the caller's own trouble: nobody else's
+                job.broken = job.cancelled = True
+            if last:
+                self._gone(job)
+        return bool(untold)

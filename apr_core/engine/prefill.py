@@ -1,0 +1,138 @@
+"""Reading prompts without keeping answers waiting: forwards of several prompts, run in slices.
+
+A forward of 512 tokens takes many times as long as a step of all running answers. Smaller forwards
+would cost more in all; so forwards are paused between layers, and steps run in the pauses. That
+changes no bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from apr_core.engine.cuts import CHUNK, GRID
+from apr_core.engine.jobs import EmbeddingJob, Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+SHARE = 0.6  # of a step's time that goes to prefill between two steps
+SMOOTHING = 0.2  # weight of the newest measurement in running averages
+
+
+class Pace:
+    """Running averages of what steps and slices take, and the sizes that follow."""
+
+    def __init__(self) -> None:
+        self.step_s = 0.0
+        self._slice_token_s = 0.0
+
+    def stepped(self, seconds: float) -> None:
+        """A step of all running answers took so long."""
+        self.step_s = _smoothed(self.step_s, seconds)
+
+    def sliced(self, seconds: float, tokens: int) -> None:
+        """A slice of a forward of so many tokens took so long."""
+        self._slice_token_s = _smoothed(self._slice_token_s, seconds / tokens)
+
+    @property
+    def between_steps_s(self) -> float:
+        """Seconds that prefill may take between two steps."""
+        return SHARE * self.step_s
+
+    @property
+    def chunk_between_steps(self) -> int:
+        """Tokens of a forward whose slices fit between steps."""
+        if not self._slice_token_s:
+            return 2 * GRID
+        fitting = int(self.between_steps_s / self._slice_token_s) // GRID * GRID
+        return min(max(fitting, GRID), CHUNK)
+
+
+def _smoothed(average: float, value: float) -> float:
+    return value if not average else (1 - SMOOTHING) * average + SMOOTHING * value
+
+
+class Forward:
+    """One forward over the next tokens of some prompts, all of a kind, under way."""
+
+    def __init__(self, model: Model, chosen: Sequence[tuple[Job, int]]) -> None:
+        self.jobs = [job for job, _ in chosen]
+        self._stops = [stop for _, stop in chosen]
+        self._rows = [stop - job.position for job, stop in chosen]
+        self._embeds = isinstance(self.jobs[0], EmbeddingJob)
+        parts = [
+            (job.slot, job.ids[job.position : stop]) for job, stop in chosen if job.slot is not None
+        ]
+        self._slices = model.forward_slices(parts, hidden=self._embeds)
+        self._result: NDArray[np.float32] | None = None  # logits [jobs, vocab], or hidden [rows, n]
+
+    def run(self, pace: Pace, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
+        """Run slices, for about so many seconds or to the end; whether it ended.
+
+        At least one slice runs. Between slices `interrupted` is asked whether to return.
+        """
+        started = before = time.perf_counter()
+        longest = 0.0
+        while True:
+            try:
+                next(self._slices)
+            except StopIteration as end:
+                self._result = end.value
+                return True
+            now = time.perf_counter()
+            pace.sliced(now - before, sum(self._rows))
+            longest, before = max(longest, now - before), now
+            if interrupted() or (seconds is not None and now - started + longest > seconds):
+                return False
+
+    def results(self) -> Iterator[tuple[Job, int, NDArray[np.float32]]]:
+        """Each job, where its prompt stands now, and its logits [1, vocab] or hidden states."""
+        assert self._result is not None
+        start = 0
+        for job, stop, rows in zip(self.jobs, self._stops, self._rows, strict=True):
+            count = rows if self._embeds else 1
+            yield job, stop, self._result[start : start + count]
+            start += count
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(job.cancelled for job in self.jobs)
+
+    def close(self) -> None:
+        """Drop it. What its slots hold is of no use."""
+        self._slices.close()
+
+
+def choose(jobs: Sequence[Job], room: int) -> list[tuple[Job, int]]:
+    """Whose prompts come next and up to where: about `room` tokens, shared by the owners.
+
+    `jobs` are in the order of their turns. What an owner does not need, others get.
+    """
+    kind = isinstance(jobs[0], EmbeddingJob)
+    order = _first_of_owners_first([job for job in jobs if isinstance(job, EmbeddingJob) == kind])
+    owners = len({job.owner for job in order})
+    chosen: list[tuple[Job, int]] = []
+    for job in order:
+        share = max(room // max(owners, 1), GRID)
+        owners -= 1
+        stop = job.stop_within(share)
+        if chosen and stop - job.position > room:
+            break
+        chosen.append((job, stop))
+        room -= stop - job.position
+    return chosen
+
+
+def _first_of_owners_first(jobs: Sequence[Job]) -> list[Job]:
+    """The first job of each owner, what is soon done first; then all others."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.owner, job)
+    chosen = sorted(first.values(), key=lambda job: job.next_stop() - job.position)
+    return chosen + [job for job in jobs if first[job.owner] is not job]

@@ -1,0 +1,45 @@
+"""Noticing that an answer repeats itself without end."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LONGEST = 512  # tokens of what is repeated
+TIMES = 8  # repeated so often, nothing new comes
+LEAST = 512  # tokens of repetition: shorter ones are tables, rulers, data
+LEAST_SHORT = 1024  # where what is repeated is shorter than SHORT: rows of zeros, indentation
+SHORT = 8
+LOOKS = 32  # tokens between looks at the counts
+
+
+def _needed() -> np.ndarray:
+    """Tokens that must equal those a period before, for periods 1, 2, ... [LONGEST]."""
+    periods = np.arange(1, LONGEST + 1)
+    least = np.where(periods < SHORT, LEAST_SHORT, LEAST)
+    return np.maximum(least, TIMES * periods) - periods
+
+
+NEEDED = _needed()
+
+
+class Repetition:
+    """Counts, for every period, how many tokens in a row equal those a period before."""
+
+    def __init__(self) -> None:
+        self._tokens = np.full(2 * LONGEST, -1, np.int64)  # newest first, from _at on
+        self._at = LONGEST
+        self._counts = np.zeros(LONGEST, np.int64)
+        self._seen = 0
+
+    def push(self, token: int) -> bool:
+        """Take a token; whether the answer repeats itself endlessly. Exact to LOOKS tokens."""
+        before = self._tokens[self._at : self._at + LONGEST]
+        self._counts += 1
+        self._counts *= before == token
+        if not self._at:
+            self._tokens[LONGEST:] = self._tokens[:LONGEST]
+            self._at = LONGEST
+        self._at -= 1
+        self._tokens[self._at] = token
+        self._seen += 1
+        return self._seen % LOOKS == 0 and bool((self._counts >= NEEDED).any())

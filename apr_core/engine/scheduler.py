@@ -1,0 +1,246 @@
+"""The engine: many requests on one model, a step at a time.
+
+A thread of its own turns: it takes what was asked and cancelled, admits what fits, runs one step
+over all answers under way, and gives what is left of the time to prompts (`loop.py`). Greedy
+answers have the same bits as the same request alone: rows do not depend on their batch, prompts are
+cut where `cuts.py` says whatever else runs, and only state that a prefill made is reused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from apr_core.engine.answer import Vocabulary
+from apr_core.engine.cuts import EVERY, GRID, PromptCuts, cuts_of
+from apr_core.engine.generate import check_prompt
+from apr_core.engine.jobs import EmbeddingJob, GenerationJob, Job
+from apr_core.engine.loop import Loop
+from apr_core.engine.memory import Ledger, default_limit
+from apr_core.engine.prefix_cache import PrefixCache
+from apr_core.engine.requests import Delta, EndedBy, EngineStats, GenerationRequest, Ticket
+from apr_core.errors import Busy, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+Deliver = Callable[[Sequence[Delta]], None]
+LEAST_ROOM = 1024  # tokens of an answer that does not say how many, where memory is small
+
+
+def _nothing() -> None:
+    pass
+
+
+class Engine:
+    """Runs requests on a model, `slots` answers at once. Implements `GenerationEngine`.
+
+    `memory_bytes` is for the state of sequences and the cache of prefixes together, by default a
+    share of what the machine has left; `cache_bytes` limits the cache within it, 0 means none.
+    At most `queue_limit` requests wait. States of prompts are kept every `snapshot_every` tokens,
+    and where messages begin. Nothing else may use the model meanwhile. Raises UsageError for sizes
+    that make no sense.
+    """
+
+    def __init__(
+        self, model: Model, *, slots: int = 8, memory_bytes: int | None = None,
+        cache_bytes: int | None = None, queue_limit: int = 128, snapshot_every: int = EVERY,
+    ) -> None:  # fmt: skip
+        if slots < 1 or queue_limit < 1:
+            raise UsageError(f"an engine needs slots and a queue, found {slots} and {queue_limit}")
+        if snapshot_every < GRID or snapshot_every % GRID:
+            raise UsageError(f"snapshot_every must be a multiple of {GRID}, found {snapshot_every}")
+        self.model, self.slots, self.queue_limit = model, slots, queue_limit
+        self.flushed: Callable[[], None] = _nothing
+        found = cuts_of(model)
+        self._cuts = PromptCuts(found.answer, found.question, snapshot_every)
+        limit = default_limit(_file_bytes(model)) if memory_bytes is None else memory_bytes
+        self._ledger = ledger = Ledger(limit, cache_bytes)
+        self._cache = PrefixCache(model, lambda: ledger.for_cache)
+        self._loop = Loop(model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over)
+        self._lock = threading.Lock()  # guards what follows
+        self._inbox: list[Job] = []
+        self._waiting = self._live = 0  # requests that have no slot, and all that have not ended
+        self._accepts, self._closing = True, False
+        self._all_over = threading.Condition(self._lock)
+        self._wake, self._interrupted = threading.Event(), False
+        self._stats = EngineStats()
+        self._publish()
+        self._thread = threading.Thread(target=self._run, name="apr-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
+        """Queue a request. Raises Busy, or UsageError if it can never run."""
+        check_prompt(self.model, request.prompt_ids, request.max_tokens)
+        self._check(request)
+        room, full = self._room(request)
+        job = GenerationJob(request, deliver, self._woken, room, full)
+        job.bytes_each = self._bytes(len(request.prompt_ids) + room - 1, request.n)
+        job.cuts = self._cuts(request.prompt_ids)
+        return self._enqueue(job)
+
+    def embed(
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None]
+    ) -> Ticket:
+        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
+        check_prompt(self.model, ids, None)
+        job = EmbeddingJob(ids, deliver, self._woken)
+        job.bytes_each = self._bytes(len(ids), 1)
+        job.cuts = self._cuts(ids)
+        return self._enqueue(job)
+
+    def _check(self, request: GenerationRequest) -> None:
+        low, high = min(request.prompt_ids), max(request.prompt_ids)
+        if low < 0 or high >= self.model.config.vocab_size:
+            raise UsageError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.model.config.vocab_size}"
+            )
+        if not 1 <= request.n <= self.slots:
+            raise UsageError(
+                f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
+            )
+
+    def _room(self, request: GenerationRequest) -> tuple[int, EndedBy]:
+        """Tokens an answer may have, and what it means when it has them.
+
+        A request that does not say how many gets what its share of the memory holds.
+        """
+        prompt = len(request.prompt_ids)
+        room = self.model.max_len - prompt
+        if request.max_tokens is not None:
+            return (
+                (request.max_tokens, "max_tokens")
+                if request.max_tokens <= room
+                else (room, "context")
+            )
+        bytes_at = self.model.sequence_bytes
+        share = max(self._ledger.limit // self.slots, bytes_at(prompt + LEAST_ROOM))
+        while room > LEAST_ROOM and bytes_at(prompt + room - 1) > share:
+            room //= 2
+        return room, "context"
+
+    def _bytes(self, length: int, count: int) -> int:
+        """What an answer of a request reserves. Raises UsageError if the request can never run."""
+        each = self.model.sequence_bytes(length)
+        if each * count > self._ledger.limit:
+            raise UsageError(
+                f"{count} x {length} tokens need {each * count >> 20} MiB of state, the engine has "
+                f"{self._ledger.limit >> 20} MiB",
+                "Ask for fewer tokens or answers, or give the engine more memory.",
+            )
+        return each
+
+    def _enqueue(self, job: Job) -> Ticket:
+        with self._lock:
+            if not self._accepts:
+                raise Busy("the engine is stopping and takes no more requests")
+            if self._waiting >= self.queue_limit:
+                raise Busy(f"{self._waiting} requests are waiting already, which is the limit")
+            self._waiting += 1
+            self._live += 1
+            self._inbox.append(job)
+        self._wake.set()
+        return job
+
+    def _woken(self) -> None:
+        self._interrupted = True
+        self._wake.set()
+
+    def stats(self) -> EngineStats:
+        """How it stands."""
+        return replace(self._stats, queued=self._waiting)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
+        with self._lock:
+            self._accepts = False
+            finished = self._all_over.wait_for(lambda: not self._live, timeout_s)
+        if not finished:
+            self._closing = True
+            self._woken()
+            with self._lock:
+                self._all_over.wait_for(lambda: not self._live)
+        return finished
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._lock:
+            self._accepts = False
+        self._closing = True
+        self._woken()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _publish(self) -> None:
+        loop, totals = self._loop, self._loop.totals
+        self._stats = EngineStats(
+            slots=loop.slots, running=len(loop.decoding), prefilling=len(loop.prefilling),
+            memory_bytes=self.model.state_bytes(), reserved_bytes=self._ledger.reserved,
+            memory_limit=self._ledger.limit,
+            cache_bytes=self._cache.nbytes, cache_entries=self._cache.entries,
+            prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens, finished=totals.finished,
+            cancelled=totals.cancelled, failed=totals.failed, steps=totals.steps,
+        )  # fmt: skip
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            if self._loop.idle and not self._inbox and not self._closing:
+                self._wake.wait()
+            self._wake.clear()
+            if self._closing:
+                self._take_inbox()
+                self._loop.cancel(everything=True)
+                self._tell()
+                return
+            try:
+                self._turn()
+            except Exception as error:  # a mistake of ours: what runs is lost, the engine is not
+                self._loop.fail(error)
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        self._take_cancellations()
+        self._loop.admit()
+        self._loop.decode()
+        self._tell()
+        self._loop.prefill(lambda: self._interrupted)
+        self._tell()
+
+    def _take_inbox(self) -> None:
+        with self._lock:
+            arrived, self._inbox = self._inbox, []
+        for job in arrived:
+            self._loop.queue.push(job)
+
+    def _take_cancellations(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            self._loop.cancel()
+
+    def _tell(self) -> None:
+        """Deliver, after the books are in order: who hears of an end finds its memory free."""
+        with self._lock:
+            self._waiting = len(self._loop.queue) + len(self._inbox)
+        self._publish()
+        if self._loop.deliver():
+            with suppress(Exception):  # a listener's own trouble
+                self.flushed()
+
+    def _job_over(self, job: Job) -> None:
+        with self._lock:
+            self._live -= 1
+            self._all_over.notify_all()
+
+
+def _file_bytes(model: Model) -> int:
+    return model.file.path.stat().st_size
