@@ -14,35 +14,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_core.server import openai_parts
+from apr_core.server.anthropic_errors import ERRORS, PATH, anthropic_shape
 from apr_core.server.anthropic_events import Event, MessageEvents
 from apr_core.server.anthropic_request import MessagesRequest, PromptRequest, chat_request
 from apr_core.server.asking import owner_of, while_connected
 from apr_core.server.chat import ChatEvent, ChatRequest
-from apr_core.server.errors import EXPECTED, ApiError, as_api_error, register_shape
+from apr_core.server.errors import EXPECTED, as_api_error
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import Open
-from apr_core.server.options import ServerOptions
 from apr_core.server.service import ChatService
 from apr_core.server.single import steps
 from apr_core.server.sse import EventStream, event
-
-PATH = "/v1/messages"
-KINDS = {
-    401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
-    504: "timeout_error",
-}  # fmt: skip
-
-
-def anthropic_shape(error: ApiError) -> dict[str, Any]:
-    """The error as Anthropic's clients read it."""
-    usual = "api_error" if error.status >= 500 else "invalid_request_error"
-    kind = KINDS.get(error.status, usual)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
-
-
-register_shape(PATH, anthropic_shape)
 
 
 class MessageBody(Open):
@@ -63,23 +45,6 @@ class TokenCount(Open):
     input_tokens: int
 
 
-class MessagesErrorDetail(Open):
-    """What is wrong."""
-
-    type: str
-    message: str
-
-
-class MessagesError(Open):
-    """Anthropic's form of an error."""
-
-    type: str
-    error: MessagesErrorDetail
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {**told, "model": MessagesError} for status, told in openai_parts.ERRORS.items()
-}
 COUNT: dict[int | str, dict[str, Any]] = {200: {"model": TokenCount}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -89,8 +54,8 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def router(models: ServedModels, options: ServerOptions) -> APIRouter:
-    """The routes."""
+def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
+    """The routes. Streams that are silent get a comment every `heartbeat_s` seconds."""
     routes = APIRouter(prefix=PATH, tags=["messages"])
 
     @routes.post("", responses=ANSWERS | ERRORS)
@@ -105,7 +70,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
             stream = await service.stream(chat)
             started = events.begin(stream.prompt_tokens)
             answer = _streamed(steps(service, stream, request), events, started)
-            return EventStream(answer, options.heartbeat)
+            return EventStream(answer, heartbeat_s)
         await while_connected(request, _whole(service, chat, request, events))
         return JSONResponse(events.message)
 

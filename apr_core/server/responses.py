@@ -19,7 +19,6 @@ from apr_core.server.chat import ChatEvent, ChatRequest
 from apr_core.server.errors import EXPECTED, ApiError, as_api_error
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import ERRORS, Open, TokenNames
-from apr_core.server.options import ServerOptions
 from apr_core.server.responses_events import ResponseEvents, response_head
 from apr_core.server.responses_request import Item, ResponsesRequest, chat_request
 from apr_core.server.responses_store import ResponseStore, Stored
@@ -48,8 +47,8 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them
 
 
-def router(models: ServedModels, options: ServerOptions) -> APIRouter:
-    """The routes, and a store of their own."""
+def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
+    """The routes, and a store of their own. Silent streams get a comment every `heartbeat_s`."""
     routes = APIRouter(prefix="/v1/responses", tags=["responses"])
     kept = ResponseStore()
 
@@ -69,7 +68,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
 
         if body.stream:
             stream = steps(service, await _opened(service, chat), request)
-            return EventStream(_streamed(stream, events, keep), options.heartbeat)
+            return EventStream(_streamed(stream, events, keep), heartbeat_s)
         await while_connected(request, _whole(service, chat, request, events))
         keep()
         return JSONResponse(events.response)
