@@ -1,0 +1,237 @@
+"""Argument values that a model wrote as bare text, made what the tool's JSON schema says they are.
+
+Templates write a string as it is, `True`, `None` and numbers bare, and only lists and objects as
+JSON, so the text alone does not tell 5 from "5": the schema does.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+MAX_HOPS = 32  # references followed, one to the next, before anything is allowed
+MAX_DEPTH, MAX_SCHEMAS = 12, 2000  # of combinations, for one argument; the same beyond them
+MAX_LITERAL = 1 << 16  # characters of a Python literal that are looked at
+TYPES = ("null", "boolean", "integer", "number", "object", "array", "string")  # tried in this order
+ALIASES = {"int": "integer", "float": "number", "bool": "boolean", "dict": "object",
+           "list": "array"}  # fmt: skip
+ANY = frozenset(TYPES)
+INTEGER = re.compile(r"-?\d{1,4000}")
+WORDS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
+
+
+class Unfit(ValueError):
+    """The text is no value of the type that was tried."""
+
+
+class ArgumentTypes:
+    """The JSON types that each argument of a tool may have."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self._root = parameters
+        properties = _resolved(parameters, parameters).get("properties")
+        self._properties = properties if isinstance(properties, Mapping) else {}
+        self._kept: dict[str, frozenset[str]] = {}
+
+    def declares(self, key: str) -> bool:
+        """Whether the schema lists this argument."""
+        return key in self._properties
+
+    def of(self, key: str) -> frozenset[str]:
+        """The types argument `key` may have; all of them where the schema does not say."""
+        if key not in self._kept:
+            self._kept[key] = _Types(self._root).of(self._schema(key))
+        return self._kept[key]
+
+    def _schema(self, key: str) -> Any:
+        other = _resolved(self._root, self._root).get("additionalProperties", True)
+        return self._properties.get(key, other)
+
+
+def coerced(text: str, types: frozenset[str]) -> Any:
+    """The value `text` stands for; the text itself where it is no value of any of the types."""
+    for name in TYPES[:-1]:
+        if name in types:
+            try:
+                return _READERS[name](text.strip())
+            except (ValueError, RecursionError):
+                continue
+    return text
+
+
+def as_json(value: Any) -> str:
+    """JSON of a value; what is no Unicode is escaped, so that the result can always be encoded."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or _encodes(text) else json.dumps(value)
+
+
+def quoted(piece: str) -> str:
+    """A piece of a string as it stands between the quotes of JSON."""
+    return as_json(piece)[1:-1]
+
+
+def strict_json(text: str) -> Any:
+    """The JSON value of a text. ValueError or RecursionError for what is none, NaN included."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse(name: str) -> Any:
+    raise Unfit(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Unfit(text)
+    return value
+
+
+def _word(text: str, *kinds: type) -> Any:
+    if text not in WORDS or not isinstance(WORDS[text], kinds):
+        raise Unfit(text)
+    return WORDS[text]
+
+
+def _integer(text: str) -> int:
+    if INTEGER.fullmatch(text):
+        return int(text)
+    value = strict_json(text)
+    if not (isinstance(value, float) and value.is_integer()):
+        raise Unfit(text)
+    return int(value)
+
+
+def _number(text: str) -> int | float:
+    if INTEGER.fullmatch(text):
+        return int(text)
+    value = strict_json(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unfit(text)
+    return value
+
+
+def _container(text: str, kind: type) -> Any:
+    """A list or object, also spelled as Python spells it."""
+    try:
+        value = strict_json(text)
+    except (ValueError, RecursionError):
+        value = _literal(text)
+    if not isinstance(value, kind):
+        raise Unfit(text)
+    json.dumps(value, allow_nan=False)  # what cannot be written is not taken
+    return value
+
+
+def _literal(text: str) -> Any:
+    if len(text) > MAX_LITERAL or text[:1] not in ("{", "["):
+        raise Unfit(text)
+    try:
+        value = ast.literal_eval(text)
+        return json.loads(json.dumps(value, allow_nan=False))  # tuples become lists
+    except (SyntaxError, TypeError, MemoryError) as error:
+        raise Unfit(text) from error
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: _word(text, type(None)),
+    "boolean": lambda text: _word(text, bool),
+    "integer": _integer,
+    "number": _number,
+    "object": lambda text: _container(text, dict),
+    "array": lambda text: _container(text, list),
+}
+
+
+def _resolved(schema: Any, root: Any) -> Mapping[str, Any]:
+    """The schema behind local references; an empty one where there is none."""
+    for _ in range(MAX_HOPS):
+        if not isinstance(schema, Mapping):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = _pointed(reference, root)
+    return {}
+
+
+def _pointed(reference: str, root: Any) -> Any:
+    if not reference.startswith("#"):
+        return {}
+    at = root
+    for name in reference.lstrip("#").strip("/").split("/") if reference != "#" else ():
+        name = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(at, Mapping):
+            at = at.get(name, {})
+        elif isinstance(at, list) and name.isdigit() and int(name) < len(at):
+            at = at[int(name)]
+        else:
+            return {}
+    return at
+
+
+class _Types:
+    """The types a schema allows; all of them where it is too tangled to tell."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root, self._left = root, MAX_SCHEMAS
+
+    def of(self, schema: Any, depth: int = 0) -> frozenset[str]:
+        self._left -= 1
+        schema = _resolved(schema, self._root)
+        if depth > MAX_DEPTH or self._left < 0:
+            return ANY
+        found = frozenset(_own_types(schema))
+        for choices in (schema.get("anyOf"), schema.get("oneOf")):
+            if isinstance(choices, list) and choices:
+                allowed = (self.of(choice, depth + 1) for choice in choices)
+                found = _both(found, frozenset().union(*allowed))
+        parts = schema.get("allOf")
+        for part in parts if isinstance(parts, list) else ():
+            found = _both(found, self.of(part, depth + 1))
+        if schema.get("nullable") is True:
+            found |= {"null"}
+        return found or ANY
+
+
+def _both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    """What both allow: a whole number is a number."""
+    whole = {"integer"} if {"integer", "number"} <= one | other else set()
+    narrowed = whole and (("number" in one) != ("number" in other) or "integer" in one & other)
+    return one & other | (whole if narrowed else set())
+
+
+def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:
+    """What the schema's own words say, combinations apart."""
+    named = schema.get("type")
+    names = named if isinstance(named, list) else [named]
+    if named is not None:
+        for name in names:
+            name = ALIASES.get(name, name) if isinstance(name, str) else "string"
+            yield name if name in ANY else "string"
+    elif isinstance(schema.get("enum"), list) or "const" in schema:
+        for value in schema.get("enum", [schema.get("const")]):
+            yield _type_of(value)
+    elif isinstance(schema.get("properties"), Mapping):
+        yield "object"
+    elif "items" in schema or "prefixItems" in schema:
+        yield "array"
+    else:
+        yield from TYPES
+
+
+def _type_of(value: Any) -> str:
+    kinds = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string",
+             dict: "object"}  # fmt: skip
+    return kinds.get(type(value), "array")
