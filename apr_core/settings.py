@@ -17,7 +17,20 @@ from apr_core.errors import ConfigError
 KNOWN: dict[str, dict[str, type]] = {
     "plugins": {"disable": list, "prefer": list},
     "cache": {"dir": str},
-}
+    "serve": {  # the flags of `apr serve`, without their dashes in front
+        "files": list, "host": str, "port": int, "unix-socket": str, "tls-cert": str,
+        "tls-key": str, "backend": str, "threads": int, "context": int, "kv-type": str,
+        "strict": bool, "slots": int, "queue": int, "memory": float, "cache": float,
+        "model-name": list, "alias": list, "api-key": list, "api-key-file": str,
+        "cors-origin": list, "max-body": float, "max-header": float, "header-timeout": float,
+        "body-timeout": float, "request-timeout": float, "heartbeat": float,
+        "drain-timeout": float, "log-format": str, "log-prompts": bool,
+    },
+}  # fmt: skip
+WHAT: dict[type, str] = {
+    list: "a list of strings", str: "a string", int: "a whole number", float: "a number",
+    bool: "true or false",
+}  # fmt: skip
 QUALIFIED = re.compile(r"[^\s:]+:\S+")  # distribution:name
 
 
@@ -111,14 +124,18 @@ def problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         for key, value in keys.items():
             expected = KNOWN[section].get(key)
-            strings = isinstance(value, list) and all(isinstance(v, str) for v in value)
             if expected is None:
                 yield f"unknown key {key!r} in [{section}]", _suggest(key, KNOWN[section])
-            elif not isinstance(value, expected) or (expected is list and not strings):
-                what = "a list of strings" if expected is list else "a string"
-                yield f"{section}.{key} must be {what}", ""
+            elif not _fits(value, expected):
+                yield f"{section}.{key} must be {WHAT[expected]}", ""
             elif key == "prefer" and isinstance(value, list):
                 yield from _unqualified(value)
+
+
+def _fits(value: Any, expected: type) -> bool:
+    if expected is list:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    return type(value) is expected or (expected is float and type(value) is int)
 
 
 def _unqualified(entries: list[str]) -> Iterator[tuple[str, str]]:

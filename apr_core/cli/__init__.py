@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("apr_core.cli.run", "Answer a prompt."),
     "bench": ("apr_core.cli.bench", "Measure how fast a file runs here."),
     "chat": ("apr_core.cli.chat", "Talk in turns."),
+    "serve": ("apr_core.cli.serve", "Answer many clients over HTTP."),
     "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),
     "plugins": ("apr_core.cli.plugins", "List, check, switch and begin plugins."),
     "doctor": ("apr_core.cli.doctor", "Look at everything apr depends on."),

@@ -1,0 +1,183 @@
+"""`apr serve`: models behind OpenAI's API, and Anthropic's, for many clients at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_core.cli.console import human_bytes, show_notices, sparing_collections
+from apr_core.cli.serve_options import serve_options, show_config
+from apr_core.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from apr_core.engine.scheduler import Engine
+    from apr_core.model.model import Model
+    from apr_core.server.options import ServerOptions
+    from apr_core.server.service import ChatService
+
+NEEDED = {  # module: distribution
+    "fastapi": "fastapi", "granian": "granian", "llguidance": "llguidance",
+    "prometheus_client": "prometheus-client",
+}  # fmt: skip
+SAMPLE = 4096  # tokens of a sequence by which models share memory
+GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@serve_options
+@click.pass_context
+def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> None:
+    """Serve the models in FILES until a signal ends it.
+
+    The API is OpenAI's, at /v1 of the address that is printed; /docs has all of it. SIGTERM lets
+    running answers end; a second signal ends at once.
+    """
+    if options["show_config"]:
+        show_config(ctx)
+        return
+    _check_installed()
+    if not files:
+        raise UsageError("no file to serve", "Give an .apr file: apr serve model.apr")
+    names = _names(files, options["model_name"])
+    server_options = _server_options(options, names)
+    _serve(dict(zip(names, files, strict=True)), options, server_options)
+
+
+def _check_installed() -> None:
+    missing = [name for module, name in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise NotFound(
+            f"apr serve needs packages that are not installed: {', '.join(missing)}",
+            "pip install 'apr-core[serve]'",
+        )
+
+
+def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
+    """What clients call each file. Raises UsageError for doubles, NotFound for missing files."""
+    for file in files:
+        if not file.exists():
+            raise NotFound(f"{file}: no such file")
+    if len(given) > len(files):
+        raise UsageError(f"{len(given)} model names for {len(files)} files")
+    names = [*given, *(file.stem for file in files[len(given) :])]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise UsageError(f"two models would be called {double!r}", "Name them by --model-name.")
+    return names
+
+
+def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerOptions:
+    from apr_core.server.options import ServerOptions
+    from apr_core.server.security import gather_keys
+
+    if (options["tls_cert"] is None) != (options["tls_key"] is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    for name in ("tls_cert", "tls_key"):
+        if options[name] and not options[name].is_file():
+            raise NotFound(f"{options[name]}: no such file")
+    return ServerOptions(
+        **{
+            name: options[name]
+            for name in (
+                "host", "port", "unix_socket", "tls_cert", "tls_key", "header_timeout",
+                "body_timeout", "request_timeout", "heartbeat", "drain_timeout", "log_format",
+                "log_prompts",
+            )
+        },
+        api_keys=gather_keys(options["api_key"], options["api_key_file"], os.environ),
+        cors_origins=options["cors_origin"],
+        aliases=_aliases(options["alias"], names),
+        max_body=int(options["max_body"] * MIB),
+        max_header=int(options["max_header"] * KIB),
+    )  # fmt: skip
+
+
+def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    aliases = {}
+    for pair in given:
+        alias, _, name = pair.partition("=")
+        if not alias or name not in names:
+            raise UsageError(
+                f"--alias {pair!r} is not ALIAS=NAME", f"Names here are: {', '.join(names)}."
+            )
+        aliases[alias] = name
+    return aliases
+
+
+def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: ServerOptions) -> None:
+    from apr_core.server import logs
+    from apr_core.server.app import create_app
+    from apr_core.server.run import bound, serve
+    from apr_core.server.service import ChatService
+
+    show_notices()
+    logs.configure(served.log_format)
+    with ExitStack() as stack:
+        listener = stack.enter_context(bound(served))
+        models = _load(files, options, stack)
+        engines = _engines(models, options, stack)
+        services = {name: ChatService(models[name], engines[name], name) for name in models}
+        app = create_app(services, served)
+        lines = [_line(name, services[name]) for name in services]
+        serve(app, list(engines.values()), listener, served, lambda url: _ready(url, lines))
+
+
+def _load(
+    files: Mapping[str, Path], options: Mapping[str, Any], stack: ExitStack
+) -> dict[str, Model]:
+    from apr_core.model.model import load
+
+    models = {}
+    for name, file in files.items():
+        with sparing_collections():
+            model = load(
+                file, options["backend"], options["threads"], strict=options["strict"],
+                max_len=options["context"], kv_type=options["kv_type"],
+            )  # fmt: skip
+        models[name] = stack.enter_context(model)
+        for fallback in model.report.fallbacks:
+            click.echo(f"! {name}: {fallback}", err=True)
+    return models
+
+
+def _engines(
+    models: Mapping[str, Model], options: Mapping[str, Any], stack: ExitStack
+) -> dict[str, Engine]:
+    """An engine a model; memory is shared by what equally long sequences of each need."""
+    from apr_core.engine.memory import default_limit
+    from apr_core.engine.scheduler import Engine
+
+    weights = sum(model.file.path.stat().st_size for model in models.values())
+    total = default_limit(weights) if options["memory"] is None else options["memory"] * GIB
+    needs = {
+        name: model.sequence_bytes(min(SAMPLE, model.max_len)) for name, model in models.items()
+    }
+    engines = {}
+    for name, model in models.items():
+        share = needs[name] / sum(needs.values())
+        cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
+        engines[name] = Engine(
+            model, slots=options["slots"], memory_bytes=int(total * share), cache_bytes=cache,
+            queue_limit=options["queue"],
+        )  # fmt: skip
+        stack.callback(engines[name].close)
+    return engines
+
+
+def _line(name: str, service: ChatService) -> str:
+    stats = service.engine.stats()
+    return (
+        f"  {name}: {service.model.backend.name}, {stats.slots} slots, context "
+        f"{service.model.max_len}, {human_bytes(stats.memory_limit)} for sequences and prefixes"
+    )
+
+
+def _ready(url: str, lines: Sequence[str]) -> None:
+    click.echo("\n".join([f"serving on {url}", *lines]))

@@ -1,0 +1,107 @@
+"""A server to test: the bundled model, imported once, served by `apr serve` on a free port."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import httpx
+
+START_S = 120.0  # a first start may compile kernels
+
+
+@dataclass
+class Running:
+    """A server process. `url` has no slash at its end; `lines` is what it printed, by stream."""
+
+    process: subprocess.Popen
+    url: str = ""
+    out: list[str] = field(default_factory=list)
+    err: list[str] = field(default_factory=list)
+
+    def post(self, path, body, **options):
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def get(self, path, **options):
+        return httpx.get(self.url + path, timeout=60, **options)
+
+    def terminate(self, timeout=60.0):
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@cache
+def demo_model():
+    """The bundled model as an .apr file, for as long as this process lives."""
+    folder = Path(mkdtemp(prefix="apr-serving-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "apr_core.cli", "import", "demo://sums", "--quantize", "q4k",
+         "-o", str(folder / "sums.apr")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "sums.apr"
+
+
+@cache
+def shared():
+    """One server for all tests of this process that only ask, with 8 slots and no keys."""
+    running = start()
+    atexit.register(running.process.kill)
+    return wait_until_ready(running)
+
+
+def start(*arguments, files=None, **environment):
+    """A server that may not be ready, or may end at once."""
+    files = [demo_model()] if files is None else files
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apr_core.cli", "serve", *map(str, files), "--port", "0",
+         *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"APR_CONFIG": os.devnull} | environment,
+    )  # fmt: skip
+    running = Running(process)
+    for stream, lines in ((process.stdout, running.out), (process.stderr, running.err)):
+        threading.Thread(target=_gather, args=(stream, lines), daemon=True).start()
+    return running
+
+
+def _gather(stream, lines):
+    for line in stream:
+        lines.append(line.rstrip("\n"))
+
+
+def wait_until_ready(running):
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        said = next((line for line in running.out if line.startswith("serving on ")), None)
+        if said:
+            running.url = said.removeprefix("serving on ")
+            return running
+        assert running.process.poll() is None, "\n".join(running.err)
+        time.sleep(0.02)
+    raise AssertionError("the server did not start: " + "\n".join(running.err))
+
+
+@contextmanager
+def serving(*arguments, **environment):
+    """A server that is ready, and is killed at the end."""
+    running = start(*arguments, **environment)
+    try:
+        yield wait_until_ready(running)
+    finally:
+        running.process.kill()
+        running.process.wait()
