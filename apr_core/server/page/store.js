@@ -1,0 +1,81 @@
+// What the browser keeps: chats and settings, on this device only.
+const CHAT = "apr.chat.";
+const SETTINGS = "apr.settings";
+
+/** A chat: {id, updated, messages}, messages as the API has them plus what is shown with them. */
+export function newChat() {
+  return { id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()), updated: Date.now(), messages: [] };
+}
+
+/** All chats, latest first. What cannot be read is passed over. */
+export function chats() {
+  const found = [];
+  for (const key of keys()) {
+    const chat = read(key);
+    if (chat?.id && Array.isArray(chat.messages)) found.push(chat);
+  }
+  return found.sort((one, other) => other.updated - one.updated);
+}
+
+/** Keeps a chat; when there is no room, the oldest others go. Returns whether it is kept. */
+export function keep(chat) {
+  if (!chat.messages.length) return true;
+  const others = chats().filter((other) => other.id !== chat.id);
+  for (;;) {
+    if (write(CHAT + chat.id, chat)) return true;
+    const oldest = others.pop();
+    if (!oldest) return false;
+    forget(oldest.id);
+  }
+}
+
+export function forget(id) {
+  try {
+    localStorage.removeItem(CHAT + id);
+  } catch {
+    // nothing was kept
+  }
+}
+
+export function forgetAll() {
+  for (const chat of chats()) forget(chat.id);
+}
+
+export function titleOf(chat) {
+  const first = chat.messages.find((message) => message.role === "user")?.content ?? "";
+  const line = first.trim().split("\n")[0];
+  return (line.length > 60 ? `${line.slice(0, 59)}…` : line) || "Empty chat";
+}
+
+export function settings() {
+  return read(SETTINGS) ?? {};
+}
+
+export function keepSettings(values) {
+  write(SETTINGS, values);
+}
+
+function keys() {
+  try {
+    return Object.keys(localStorage).filter((key) => key.startsWith(CHAT));
+  } catch {
+    return [];
+  }
+}
+
+function read(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key));
+  } catch {
+    return null;
+  }
+}
+
+function write(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,66 @@
+"""The scripted server in a process of its own, and a browser that looks at its pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+@contextmanager
+def scripted(**environment):
+    """The address of a scripted server; `SCRIPTED_...` variables say how it is."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "granian", "--interface", "asgi", "--no-log",
+        "--port", str(port), "tests.scripted_chat:app",
+    ]  # fmt: skip
+    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment})
+    try:
+        wait_for(f"http://127.0.0.1:{port}/page/icon.svg", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def wait_for(address, server):
+    for _ in range(200):
+        assert server.poll() is None, "the scripted server ended at once"
+        try:
+            httpx.get(address).raise_for_status()
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answers at {address}")
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextmanager
+def browser():
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM)
+        try:
+            yield opened
+        finally:
+            opened.close()
