@@ -18,7 +18,7 @@ from apr_core.server.chat import ChatEvent, ChatRequest, Tool
 from apr_core.server.collected import Answer, collect
 from apr_core.server.errors import ApiError, as_api_error
 from apr_core.text.chat import ChatTemplate, encode_chat
-from apr_core.text.messages import normalized
+from apr_core.text.messages import normalized, template_tools
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class ChatService:
                 self._template,
                 normalized(request.messages),
                 enable_thinking=request.enable_thinking,
-                tools=[_template_tool(tool) for tool in tools] or None,
+                tools=template_tools(tools),
                 variables=request.template_variables,
             )
         except AprError as error:
@@ -168,9 +168,11 @@ class ChatService:
 
     def _constraint(self, request: ChatRequest) -> Callable[[], Constraint] | None:
         """What limits the answer's text, if anything does. A grammar may be refused (ApiError)."""
+        tokenizer, choice = self.model.tokenizer, request.tool_choice
+        if choice in ("auto", "none") and request.response_format is None:
+            return None
         from apr_core.engine import grammar
 
-        tokenizer, choice = self.model.tokenizer, request.tool_choice
         try:
             if isinstance(choice, Tool):
                 return grammar.tool_calls(tokenizer, [choice], required=True, parallel=False)
@@ -195,7 +197,9 @@ class ChatStream(AsyncIterator[list[ChatEvent]]):
         self._service, self._request = service, request
         self._deliveries: Deliveries | None = None
         tools = () if request.tool_choice == "none" else request.tools
-        self._parsers = [AnswerParser(tools, index) for index in range(request.n)]
+        self._parsers = [
+            AnswerParser(tools, index, request.parallel_tool_calls) for index in range(request.n)
+        ]
         self._watch = Stopwatch(service)
 
     def __await__(self) -> Generator[Any, None, ChatStream]:
@@ -245,11 +249,6 @@ class Stopwatch:
         tell = observer.first_token if self._first else observer.next_token
         tell(self._service.model_id, now - self._last)
         self._last, self._first = now, False
-
-
-def _template_tool(tool: Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return {"type": "function", "function": function}
 
 
 def _refused(error: AprError, param: str | None) -> ApiError:
