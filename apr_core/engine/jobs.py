@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from apr_core.engine.answer import Answer, Vocabulary
 from apr_core.engine.cuts import GRID
+from apr_core.engine.prefix_cache import Node
 from apr_core.engine.requests import Delta, EndedBy, GenerationRequest, Usage
 from apr_core.errors import AprError
 
@@ -36,7 +37,7 @@ class Job:
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
         self.slots_held = 0
-        self.node: Any = None  # of the prefix cache, where its prompt stands
+        self.node: Node | None = None  # of the prefix cache, where its prompt stands
         self.cached = 0
 
     def cancel(self) -> None:

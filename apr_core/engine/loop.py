@@ -141,7 +141,7 @@ class Loop:
         try:
             job.slot = self.model.new_slot()
             if job.use_cache:
-                job.node = self.cache.restore(job.ids, job.cuts, job.slot)
+                job.node = self.cache.restore(job.ids, job.slot)
                 job.position = job.cached = self.model.length(job.slot)
         except Exception as error:
             self._end(job, error)
@@ -225,7 +225,7 @@ class Loop:
         """Some more of a prompt is in its slot; rows are logits [1, vocab] or hidden states."""
         job.position = stop
         try:
-            if job.use_cache and job.at_cut and job.slot is not None:
+            if job.node is not None and job.at_cut and job.slot is not None:
                 job.node = self.cache.keep(job.node, job.ids, job.slot)
             if isinstance(job, EmbeddingJob):
                 job.add(rows)

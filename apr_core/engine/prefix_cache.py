@@ -1,55 +1,218 @@
 """Kept states of prompts that begin alike.
 
-A radix tree over token ids whose nodes lie at cuts (`cuts.py`). A node holds what its model's state
-added since the node above (rows of keys and values) and a whole copy of what cannot be rewound
-(recurrent state). Below a node only the first is needed; so memory is taken back by forgetting
-copies that were not used for long, and a node goes when it has neither a copy nor anything below.
+A radix tree over token ids whose nodes lie at cuts (`cuts.py`). A node holds the rows that keys and
+values gained since the node above, and a whole copy of what cannot be rewound (recurrent state).
+Nodes below need the rows only; so memory is taken back by forgetting copies that were not used for
+long, and a node goes when it has no copy and nothing below.
+
+Where a prompt's cuts and a node's prefix agree, so do the cuts before it: restored and computed
+state have the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
+    from apr_core.model.model import Model, Snapshot
+
+Edge = tuple[int, ...]  # token ids between two nodes
 
 
 class Node:
-    """A prefix of `position` tokens, the last of which are `ids`, those since its parent.
+    """A prefix of `position` tokens; `edge` are those since its parent.
 
-    `parts` are what the layers' states made; those that hold rows stay as long as the node, the
-    others are None once they were forgotten.
+    `rows` and `copies` have an entry a layer, None where the layer's state is in the other one.
+    `copies` as a whole is None once it was forgotten.
     """
 
     __slots__ = (
-        "alone", "children", "ids", "nbytes", "parent", "parts", "pins", "position", "used"
+        "children", "copies", "copy_bytes", "edge", "parent", "pins", "position", "row_bytes",
+        "rows",
     )  # fmt: skip
 
-    def __init__(self, parent: Node | None, ids: tuple[int, ...], parts: list[Any]) -> None:
-        self.parent, self.ids, self.parts = parent, ids, parts
-        self.position: int = (parent.position if parent else 0) + len(ids)
-        self.children: dict[int, list[Node]] = {}  # by the first of their ids
-        self.pins = 0
-        self.used = 0
-        self.nbytes = 0
+    def __init__(self, parent: Node | None, edge: Edge, rows: Sequence[Any]) -> None:
+        self.parent, self.edge, self.rows = parent, edge, rows
+        self.position: int = (parent.position if parent else 0) + len(edge)
+        self.children: dict[Edge, Node] = {}
+        self.copies: Sequence[Any] | None = None
+        self.row_bytes, self.copy_bytes = _nbytes(rows), 0
+        self.pins = 0  # prompts that are being read below it
+
+    def path(self) -> list[Node]:
+        """The nodes from below the root to this one."""
+        above = self.parent.path() if self.parent else []
+        return [*above, self] if self.parent else []
 
 
 class PrefixCache:
-    """The tree of one model. At most what `room` says, in bytes, is kept: see `shrink`."""
+    """The tree of one model. `room` says how many bytes it may hold now."""
 
-    def __init__(self, model: Model, room: Any) -> None:
+    def __init__(self, model: Model, room: Callable[[], int]) -> None:
         self._model, self._room = model, room
-        self.nbytes = self.entries = 0
+        self._root = Node(None, (), ())
+        self._recent: OrderedDict[Node, None] = OrderedDict()  # least recently used first
+        self._by_rows = model.states_in_rows  # of each layer
+        self._all_rows = all(self._by_rows)
+        # a prefix may end anywhere if state is rows only, and rows do not depend on their batch
+        self._anywhere = self._all_rows and bool(getattr(model.backend, "bitwise_rows", False))
+        self.nbytes = 0
 
-    def restore(self, ids: Sequence[int], cuts: Sequence[int], slot: int) -> Node | None:
+    @property
+    def entries(self) -> int:
+        """Prefixes that are kept."""
+        return len(self._recent)
+
+    def restore(self, ids: Sequence[int], slot: int) -> Node:
+        """Put the longest kept prefix of a prompt into an empty slot; at least one id is left over.
+
+        Returns the node to continue from, which stays until `unpin`.
+        """
+        node, last = self._root, len(ids) - 1
+        found = node
+        while (child := self._child(node, ids, last)) is not None:
+            node = child
+            if node.copies is not None:
+                found = node
+        chain: list[Snapshot] = [(n.position, self._parts(n)) for n in found.path()]
+        chain += self._within_edge(found, ids, last)
+        if chain:
+            self._model.restore(slot, *chain)
+            self._touch(found)
+        found.pins += 1
+        return found
+
+    def _child(self, node: Node, ids: Sequence[int], last: int) -> Node | None:
+        """The longest way on from a node that the ids take."""
+        for size in sorted({len(edge) for edge in node.children}, reverse=True):
+            stop = node.position + size
+            if stop <= last:
+                child = node.children.get(tuple(ids[node.position : stop]))
+                if child is not None:
+                    return child
         return None
 
-    def keep(self, node: Node | None, ids: Sequence[int], slot: int) -> Node | None:
-        return None
+    def _within_edge(self, node: Node, ids: Sequence[int], last: int) -> list[Snapshot]:
+        """The part of an edge that the ids share, where a prefix may end anywhere."""
+        if not self._anywhere or not node.children:
+            return []
+        rest = np.asarray(ids[node.position : last], np.int64)
+        shared = {child: _common(rest, child.edge) for child in node.children.values()}
+        child = max(shared, key=shared.__getitem__)
+        if not shared[child]:
+            return []
+        self._touch(child)
+        whole = child.position, self._parts(child)
+        return [self._model.shortened(whole, node.position, node.position + shared[child])]
+
+    def _parts(self, node: Node) -> list[Any]:
+        copies = node.copies or (None,) * len(self._by_rows)
+        return [
+            a if rows else b for rows, a, b in zip(self._by_rows, node.rows, copies, strict=True)
+        ]
+
+    def keep(self, node: Node, ids: Sequence[int], slot: int) -> Node:
+        """Keep a slot's state, which is that of a prefix of `ids`, below a pinned node.
+
+        Returns the node to continue from, pinned in its place; the same if there is no room.
+        """
+        stop = self._model.length(slot)
+        edge = tuple(ids[node.position : stop])
+        child = node.children.get(edge)
+        if child is None or child.copies is None:
+            child = self._kept(node, edge, child, slot)
+        if child is None:
+            return node
+        self._touch(child)
+        child.pins += 1
+        self.unpin(node)
+        return child
+
+    def _kept(self, node: Node, edge: Edge, child: Node | None, slot: int) -> Node | None:
+        if not self._room():
+            return None
+        _, parts = self._model.snapshot(slot, node.position)
+        split = list(zip(self._by_rows, parts, strict=True))
+        made = child or Node(node, edge, [part if in_rows else None for in_rows, part in split])
+        copies = [None if in_rows else part for in_rows, part in split]
+        copy_bytes = _nbytes(copies)
+        if not self._make_room(copy_bytes + (0 if child else made.row_bytes), made):
+            return None
+        node.children[edge] = made
+        made.copies, made.copy_bytes = copies, copy_bytes
+        return made
+
+    def _make_room(self, needed: int, node: Node) -> bool:
+        """Count so many bytes more, for a node that making room for them must not remove."""
+        room = self._room() - needed
+        node.pins += 1
+        fits = room >= 0 and self.shrink(room)
+        node.pins -= 1
+        if fits:
+            self.nbytes += needed
+        return fits
+
+    def _touch(self, node: Node) -> None:
+        """Note that a node was used: it, and what it cannot do without."""
+        for used in node.path() if self._all_rows else [node]:
+            if used.copies is not None:
+                self._recent[used] = None
+                self._recent.move_to_end(used)
 
     def unpin(self, node: Node | None) -> None:
-        return None
+        """Nothing is read below a node any more."""
+        if node is not None:
+            node.pins -= 1
+            self._prune(node)
 
     def shrink(self, room: int) -> bool:
+        """Forget what was not used for longest until `room` bytes hold the rest; whether they do.
+
+        Rows that prompts are being read below stay.
+        """
+        while self.nbytes > room:
+            victim = next((n for n in self._recent if n.copy_bytes or self._removable(n)), None)
+            if victim is None:
+                return False
+            self._forget(victim)
         return True
+
+    def _removable(self, node: Node) -> bool:
+        return not node.children and not node.pins and node is not self._root
+
+    def _forget(self, node: Node) -> None:
+        self.nbytes -= node.copy_bytes
+        node.copies, node.copy_bytes = None, 0
+        del self._recent[node]
+        self._prune(node)
+
+    def _prune(self, node: Node) -> None:
+        """Remove a node that is of no use any more, and those above that were kept for it."""
+        while node.parent is not None and node.copies is None and self._removable(node):
+            self.nbytes -= node.row_bytes
+            del node.parent.children[node.edge]
+            node = node.parent
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.shrink(0)
+
+
+def _common(ids: np.ndarray, edge: Edge) -> int:
+    """How many ids at the beginning are equal."""
+    size = min(len(ids), len(edge))
+    differ = np.flatnonzero(ids[:size] != np.asarray(edge[:size], np.int64))
+    return int(differ[0]) if differ.size else size
+
+
+def _nbytes(part: Any) -> int:
+    """Bytes of all arrays in what states made."""
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        return sum(map(_nbytes, part))
+    return int(getattr(part, "nbytes", 0))

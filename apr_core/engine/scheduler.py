@@ -200,6 +200,7 @@ class Engine:
             if self._closing:
                 self._take_inbox()
                 self._loop.cancel(everything=True)
+                self._cache.clear()
                 self._tell()
                 return
             try:

@@ -132,6 +132,20 @@ class Model:
             if not _in_segments(state):
                 state.restore(slot, part)
 
+    @property
+    def states_in_rows(self) -> list[bool]:
+        """Of each layer's state, whether snapshots of it may begin where another ends."""
+        return [_in_segments(state) for state in self._states]
+
+    def shortened(self, snapshot: Snapshot, since: int, length: int) -> Snapshot:
+        """A snapshot taken since a position, as if there had been only `length` tokens.
+
+        For models all of whose states are in rows.
+        """
+        _, parts = snapshot
+        states = zip(self._states, parts, strict=True)
+        return length, [state.shortened(part, length - since) for state, part in states]  # type: ignore[attr-defined]
+
     def fork(self, slot: int) -> int:
         """A new slot with a copy of another's sequence."""
         copy = self.new_slot()

@@ -24,8 +24,9 @@ class State(Protocol):
 
     A state may have `bytes_at(length) -> int`, the bytes of a slot whose sequence has so many
     tokens: without it, a server takes an empty slot's. And `segments = True` if it can keep rows of
-    a part of a sequence: then `snapshot` takes a third argument, the position to begin at, and
-    `restore` takes the same, with everything before it in place.
+    a part of a sequence: then `snapshot` takes a third argument, the position to begin at,
+    `restore` takes the same, with everything before it in place, and `shortened(snapshot, rows)`
+    gives the first rows of one.
     """
 
     kind: ClassVar[StateKind]  # as the mixer's declaration has it
@@ -114,7 +115,10 @@ class KVState:
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[Array, Array]:
         """Copies of the keys and values of positions `since` to `length`."""
-        return self.keys[slot][:, since:length] + 0, self.values[slot][:, since:length] + 0
+        keys, values = self._zeros(length - since), self._zeros(length - since)
+        keys[...] = self.keys[slot][:, since:length]
+        values[...] = self.values[slot][:, since:length]
+        return keys, values
 
     def restore(self, slot: int, snapshot: tuple[Array, Array], since: int = 0) -> None:
         """Put a snapshot back; what came before `since` is in its place."""
@@ -122,6 +126,11 @@ class KVState:
         length = since + keys.shape[1]
         self.reserve(slot, length)
         self.keys[slot][:, since:length], self.values[slot][:, since:length] = keys, values
+
+    def shortened(self, snapshot: tuple[Array, Array], rows: int) -> tuple[Array, Array]:
+        """The first rows of a snapshot, not copied."""
+        keys, values = snapshot
+        return keys[:, :rows], values[:, :rows]
 
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""
