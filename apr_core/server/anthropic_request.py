@@ -21,8 +21,8 @@ from apr_core.server.openai_chat_request import MAX_STOPS, StopString
 from apr_core.server.protocol_fields import (
     BY_FORM,
     LIST_FORM,
+    MAX_NAME,
     TEXT_FORM,
-    TOOL_NAME,
     Exact,
     History,
     MoreSampling,
@@ -126,7 +126,7 @@ class ClientTool(Exact):
     """A tool the client runs."""
 
     type: Literal["custom"] | None = None
-    name: str = Field(pattern=TOOL_NAME)
+    name: str = Field(min_length=1, max_length=MAX_NAME)
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None

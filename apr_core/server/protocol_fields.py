@@ -25,7 +25,7 @@ def _form(value: Any) -> str:
     return TEXT_FORM if isinstance(value, str) else LIST_FORM
 
 
-TOOL_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
+MAX_NAME = 128  # of a tool
 TEXT_FORM, LIST_FORM = "str", "list[]"  # as pydantic would call them where it tells a place
 BY_FORM = Discriminator(_form)  # of text or a list: what is wrong is told of that one only
 

@@ -18,8 +18,8 @@ from apr_core.server.errors import ApiError
 from apr_core.server.protocol_fields import (
     BY_FORM,
     LIST_FORM,
+    MAX_NAME,
     TEXT_FORM,
-    TOOL_NAME,
     Exact,
     History,
     MoreSampling,
@@ -116,7 +116,7 @@ class FunctionTool(Exact):
     """A function the model may call."""
 
     type: Literal["function"]
-    name: str = Field(pattern=TOOL_NAME)
+    name: str = Field(min_length=1, max_length=MAX_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
