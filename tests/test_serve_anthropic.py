@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Literal
 
 import anthropic
@@ -43,6 +44,12 @@ def client(server):
 
 def ask(client, messages=SUM, max_tokens=100, **options):
     return client.messages.create(model="sums", messages=messages, max_tokens=max_tokens, **options)
+
+
+def metric(server, name):
+    lines = server.get("/metrics").text.splitlines()
+    (value,) = [line.split()[-1] for line in lines if line.startswith(name + "{")]
+    return float(value)
 
 
 def refused(client, words, kind=anthropic.BadRequestError, **options):
@@ -133,10 +140,11 @@ def test_a_named_tool_is_the_one_used(client):
 
 def test_thinking_is_a_block_with_a_signature_that_can_go_back(client):
     asked = {"thinking": {"type": "enabled", "budget_tokens": 8}, "max_tokens": 60}
-    message = ask(client, **asked)
+    message = ask(client, HELLO, **asked)
     thought = message.content[0]
     assert thought.type == "thinking" and thought.thinking and thought.signature
-    with client.messages.stream(model="sums", messages=SUM, **asked) as stream:
+    assert 8 <= message.usage.output_tokens_details.thinking_tokens < message.usage.output_tokens
+    with client.messages.stream(model="sums", messages=HELLO, **asked) as stream:
         streamed = stream.get_final_message().content[0]
     assert (streamed.thinking, streamed.signature) == (thought.thinking, thought.signature)
     assert ask(client, [*SUM, message.to_param(), *HELLO]).content
@@ -155,7 +163,7 @@ def test_hidden_thinking_has_no_text(client):
 
 def test_parse_gives_an_object_of_the_schema(client):
     message = client.messages.parse(
-        model="sums", max_tokens=60, messages=HELLO, output_format=Verdict
+        model="sums", max_tokens=400, messages=HELLO, output_format=Verdict
     )
     assert message.parsed_output.answer in ("yes", "no")
 
@@ -189,12 +197,18 @@ def test_bodies_that_are_no_requests_are_refused_in_this_form(server):
 
 
 def test_a_client_that_leaves_frees_its_slot(server, client):
-    stream = ask(
-        client, HELLO, max_tokens=2000, stream=True, temperature=1.5, extra_body={"seed": 1}
-    )
-    next(iter(stream))
-    stream.close()
+    before = metric(server, "apr_answers_cancelled_total")
+    for seed in range(10):  # more than there are slots
+        hot = {"temperature": 5.0, "seed": seed}
+        stream = ask(client, HELLO, max_tokens=2000, stream=True, extra_body=hot)
+        next(iter(stream))
+        stream.close()
     assert ask(client).content[0].text == "4"
+    deadline = time.monotonic() + 10
+    while (still := metric(server, "apr_running")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert still == 0
+    assert metric(server, "apr_answers_cancelled_total") > before
 
 
 def test_a_key_may_come_as_anthropics_clients_send_it():

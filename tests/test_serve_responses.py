@@ -86,7 +86,7 @@ def test_the_stream_helper_collects_the_response(client):
 
 def test_parse_gives_an_object_of_the_schema(client):
     response = client.responses.parse(
-        model="sums", input="Is 2+2 four?", text_format=Verdict, max_output_tokens=40
+        model="sums", input="Is 2+2 four?", text_format=Verdict, max_output_tokens=400
     )
     assert response.output_parsed.answer in ("yes", "no")
     assert response.text.format.type == "json_schema"
@@ -124,14 +124,22 @@ def test_what_a_call_returned_goes_back_with_the_call(client):
 
 
 def test_reasoning_is_an_item_before_the_answer(client):
-    response = ask(client, reasoning={"effort": "low"}, max_output_tokens=8)
-    thought = response.output[0]
-    assert thought.type == "reasoning" and thought.content[0].text
+    response = ask(client, reasoning={"effort": "low"})
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    assert response.output[0].content[0].text
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
+    assert [item.type for item in ask(client, reasoning={"effort": "none"}).output] == ["message"]
+
+
+def test_a_thought_that_is_cut_off_is_incomplete_streamed_or_not(client):
+    asked = {"reasoning": {"effort": "high"}, "max_output_tokens": 3}
+    response = ask(client, "Hello", **asked)
+    (thought,) = response.output
+    assert (thought.type, thought.status) == ("reasoning", "incomplete")
     assert (response.status, response.incomplete_details.reason) == (
         "incomplete", "max_output_tokens",
     )  # fmt: skip
-    assert 0 < response.usage.output_tokens_details.reasoning_tokens <= 8
-    events = list(ask(client, reasoning={"effort": "low"}, max_output_tokens=8, stream=True))
+    events = list(ask(client, "Hello", stream=True, **asked))
     deltas = [e.delta for e in events if e.type == "response.reasoning_text.delta"]
     assert "".join(deltas) == thought.content[0].text
     assert events[-1].type == "response.incomplete"
