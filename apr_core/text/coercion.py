@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +20,9 @@ TYPES = ("null", "boolean", "integer", "number", "object", "array", "string")  #
 ALIASES = {"int": "integer", "float": "number", "bool": "boolean", "dict": "object",
            "list": "array"}  # fmt: skip
 ANY = frozenset(TYPES)
-INTEGER = re.compile(r"-?\d{1,4000}")
+INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+DIGITS = re.compile(r"-?[0-9]{1,4000}")  # also with zeros before them
+LARGEST = sys.float_info.max
 WORDS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
 
 
@@ -33,7 +35,7 @@ class ArgumentTypes:
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self._root = parameters
-        properties = _resolved(parameters, parameters).get("properties")
+        properties = resolved(parameters, parameters).get("properties")
         self._properties = properties if isinstance(properties, Mapping) else {}
         self._kept: dict[str, frozenset[str]] = {}
 
@@ -44,23 +46,30 @@ class ArgumentTypes:
     def of(self, key: str) -> frozenset[str]:
         """The types argument `key` may have; all of them where the schema does not say."""
         if key not in self._kept:
-            self._kept[key] = _Types(self._root).of(self._schema(key))
+            self._kept[key] = self.of_schema(self._schema(key))
         return self._kept[key]
 
+    def of_schema(self, schema: Any) -> frozenset[str]:
+        """The types that a schema of an argument, or a part of one, allows."""
+        return _Types(self._root).of(schema)
+
     def _schema(self, key: str) -> Any:
-        other = _resolved(self._root, self._root).get("additionalProperties", True)
+        other = resolved(self._root, self._root).get("additionalProperties", True)
         return self._properties.get(key, other)
 
 
-def coerced(text: str, types: frozenset[str]) -> Any:
-    """The value `text` stands for; the text itself where it is no value of any of the types."""
+def coerced(text: str, types: frozenset[str]) -> str:
+    """JSON of the value `text` stands for; of the text itself where it is of none of the types.
+
+    What is JSON already stays as it was written, digits and all.
+    """
     for name in TYPES[:-1]:
         if name in types:
             try:
                 return _READERS[name](text.strip())
             except (ValueError, RecursionError):
                 continue
-    return text
+    return as_json(text)
 
 
 def as_json(value: Any) -> str:
@@ -92,46 +101,46 @@ def _refuse(name: str) -> Any:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise Unfit(text)
-    return value
+    """The number nearest to what is written: JSON has no infinity to write back."""
+    return min(max(float(text), -LARGEST), LARGEST)
 
 
-def _word(text: str, *kinds: type) -> Any:
+def _word(text: str, *kinds: type) -> str:
     if text not in WORDS or not isinstance(WORDS[text], kinds):
         raise Unfit(text)
-    return WORDS[text]
+    return json.dumps(WORDS[text])
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> str:
     if INTEGER.fullmatch(text):
-        return int(text)
+        return text
+    if DIGITS.fullmatch(text):
+        return str(int(text))
     value = strict_json(text)
     if not (isinstance(value, float) and value.is_integer()):
         raise Unfit(text)
-    return int(value)
+    return str(int(value))
 
 
-def _number(text: str) -> int | float:
-    if INTEGER.fullmatch(text):
-        return int(text)
+def _number(text: str) -> str:
+    if DIGITS.fullmatch(text):
+        return _integer(text)
     value = strict_json(text)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unfit(text)
-    return value
+    return text
 
 
-def _container(text: str, kind: type) -> Any:
+def _container(text: str, kind: type) -> str:
     """A list or object, also spelled as Python spells it."""
     try:
-        value = strict_json(text)
+        value, written = strict_json(text), text
     except (ValueError, RecursionError):
         value = _literal(text)
+        written = as_json(value)
     if not isinstance(value, kind):
         raise Unfit(text)
-    json.dumps(value, allow_nan=False)  # what cannot be written is not taken
-    return value
+    return written
 
 
 def _literal(text: str) -> Any:
@@ -144,7 +153,7 @@ def _literal(text: str) -> Any:
         raise Unfit(text) from error
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
+_READERS: dict[str, Callable[[str], str]] = {
     "null": lambda text: _word(text, type(None)),
     "boolean": lambda text: _word(text, bool),
     "integer": _integer,
@@ -154,8 +163,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _resolved(schema: Any, root: Any) -> Mapping[str, Any]:
-    """The schema behind local references; an empty one where there is none."""
+def resolved(schema: Any, root: Any) -> Mapping[str, Any]:
+    """The schema behind local references into `root`; an empty one where there is none."""
     for _ in range(MAX_HOPS):
         if not isinstance(schema, Mapping):
             return {}
@@ -189,7 +198,7 @@ class _Types:
 
     def of(self, schema: Any, depth: int = 0) -> frozenset[str]:
         self._left -= 1
-        schema = _resolved(schema, self._root)
+        schema = resolved(schema, self._root)
         if depth > MAX_DEPTH or self._left < 0:
             return ANY
         found = frozenset(_own_types(schema))

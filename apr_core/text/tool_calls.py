@@ -418,8 +418,7 @@ class _Call:
         """The value is whole."""
         if self._ignored:
             return
-        whole = coerced(self._held, self._types.of(self._key))
-        self._write('"' if self.streams else as_json(whole))
+        self._write('"' if self.streams else coerced(self._held, self._types.of(self._key)))
 
     def end(self) -> None:
         """No parameter follows."""

@@ -1,0 +1,124 @@
+"""JSON schemas of clients, looked at before a grammar is made of them.
+
+The grammar library recurses over a schema and follows its references, in native code that cannot
+report a full stack; and it passes over a few old keywords in silence. Both are refused here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from apr_core.errors import UsageError
+
+MAX_DEPTH = 64
+MAX_SIZE = 1 << 18  # characters of JSON
+MAX_REFERRED = 6000  # references times depth: the longest way the library may go down
+MAX_PROPERTIES = 1000  # of one object; time grows with their square
+PASSED_OVER = {
+    "divisibleBy": "use multipleOf",
+    "disallow": "the library has no negation",
+    "extends": "use allOf",
+    "x-guidance": "it is no keyword of JSON schema",
+}
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+DATA = ("enum", "const", "default", "examples", "example")  # values, not schemas
+
+
+def checked(schema: Any, where: str) -> Mapping[str, Any]:
+    """The schema, if it can be handed on. Raises UsageError that begins with `where`."""
+    if not isinstance(schema, Mapping):
+        raise UsageError(f"{where}: a JSON schema must be an object")
+    depth = _depth(schema)
+    if depth > MAX_DEPTH:
+        raise UsageError(f"{where}: the schema is nested over {MAX_DEPTH} levels deep")
+    try:
+        size = len(json.dumps(schema, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: the schema is not JSON: {error}") from None
+    if size > MAX_SIZE:
+        raise UsageError(f"{where}: the schema has {size} characters, {MAX_SIZE} are allowed")
+    references = set()
+    for part in _schemas(schema):
+        _check_keywords(part, where)
+        if isinstance(part.get("$ref"), str):
+            references.add(part["$ref"])
+    if len(references) * depth > MAX_REFERRED:
+        raise UsageError(
+            f"{where}: the schema refers to {len(references)} definitions, nested up to {depth} "
+            f"levels deep: their product may be {MAX_REFERRED}",
+        )
+    return schema
+
+
+def _check_keywords(schema: Mapping[str, Any], where: str) -> None:
+    for word, why in PASSED_OVER.items():
+        if word in schema:
+            raise UsageError(f"{where}: {word} in the schema is not supported: {why}")
+    for word in ("exclusiveMinimum", "exclusiveMaximum"):
+        if isinstance(schema.get(word), bool):
+            raise UsageError(f"{where}: {word} in the schema must be a number, as since draft 6")
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and len(properties) > MAX_PROPERTIES:
+        found = f"{len(properties)} properties, {MAX_PROPERTIES} are allowed"
+        raise UsageError(f"{where}: an object in the schema has {found}")
+
+
+def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """The schema and all within it. Names of properties are no keywords, values no schemas."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        if not isinstance(part, Mapping):
+            continue
+        yield part
+        for key, value in part.items():
+            if key in MAPS and isinstance(value, Mapping):
+                left += value.values()
+            elif key not in DATA:
+                left.append(value)
+
+
+def _depth(value: Any) -> int:
+    """How deep a value is nested, counted without recursion and not far over MAX_DEPTH."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                inner += item.values()
+            elif isinstance(item, list | tuple):
+                inner += item
+        level = inner
+    return depth
+
+
+def rooted(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema found inside `root`, as one of its own: its references lead where they led."""
+    if "$ref" not in json.dumps(schema):
+        return dict(schema)
+    return {"$ref": "#/$defs/value", "$defs": {"value": _moved(schema), "root": _moved(root)}}
+
+
+def _moved(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_moved(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {k: v if k in DATA else _moved_map(v) if k in MAPS else _moved(v)
+             for k, v in schema.items()}  # fmt: skip
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = "#/$defs/root" + reference[1:]
+    return moved
+
+
+def _moved_map(schemas: Any) -> Any:
+    """By names that are no keywords."""
+    if not isinstance(schemas, Mapping):
+        return schemas
+    return {name: _moved(schema) for name, schema in schemas.items()}
