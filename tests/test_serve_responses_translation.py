@@ -29,6 +29,10 @@ def said(text):
     return {"type": "input_text", "text": text}
 
 
+def nested(levels):
+    return {"a": nested(levels - 1)} if levels else {}
+
+
 def refusal(**fields):
     with pytest.raises(ValidationError) as error:
         asked(**fields)
@@ -119,6 +123,15 @@ def test_log_probabilities_may_be_asked_for_without_rivals():
     assert chat_request(asked()).top_logprobs is None
 
 
+def test_all_tokens_and_every_seed_have_the_numbers_they_have_in_chats():
+    assert chat_request(asked(top_k=-1, seed=-1)).sampling == {"top_k": 0, "seed": 2**64 - 1}
+
+
+def test_a_schema_may_be_as_deep_as_templates_can_walk():
+    chat = chat_request(asked(tools=[ADD | {"parameters": nested(63)}]))
+    assert chat.tools[0].parameters == nested(63)
+
+
 def test_a_named_function_must_be_among_the_tools():
     named = {"type": "function", "name": "add"}
     assert chat_request(asked(tools=[ADD], tool_choice=named)).tool_choice.name == "add"
@@ -150,6 +163,7 @@ def test_allowed_tools_are_the_only_ones_shown():
         ({"input": [{"role": "judge", "content": ""}]}, "role: Input should be 'user'"),
         ({"input": 3}, "input: Input should be a valid list"),
         ({"temperature": float("nan")}, "temperature: Input should be a finite number"),
+        ({"tools": [ADD | {"parameters": nested(65)}]}, "parameters: nested over 64 levels"),
         ({"max_output_tokens": 0}, "max_output_tokens: Input should be greater"),
         ({"include": ["file_search_call.results"]}, "include.0: Input should be"),
     ],

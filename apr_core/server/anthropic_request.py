@@ -25,6 +25,7 @@ from apr_core.server.protocol_fields import (
     TEXT_FORM,
     Exact,
     History,
+    JsonObject,
     MoreSampling,
     of_kinds,
     only,
@@ -63,7 +64,7 @@ class ToolUseBlock(History):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: JsonObject
 
 
 TextBlocks = list[Annotated[TextBlock, of_kinds("blocks", ["text"])]]
@@ -94,12 +95,15 @@ AssistantBlock = Annotated[
 ]
 
 
+UserBlocks = Annotated[list[UserBlock], Field(min_length=1)]
+
+
 class UserMessage(History):
     """What the user said, and what tools returned."""
 
     role: Literal["user"]
     content: Annotated[
-        Annotated[str, Tag(TEXT_FORM)] | Annotated[list[UserBlock], Tag(LIST_FORM)], BY_FORM
+        Annotated[str, Tag(TEXT_FORM)] | Annotated[UserBlocks, Tag(LIST_FORM)], BY_FORM
     ]
 
 
@@ -128,7 +132,7 @@ class ClientTool(Exact):
     type: Literal["custom"] | None = None
     name: str = Field(min_length=1, max_length=MAX_NAME)
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: JsonObject
     strict: bool | None = None
     cache_control: Any = None
     eager_input_streaming: bool | None = None
@@ -175,7 +179,7 @@ class JsonFormat(Exact):
     """JSON of a schema, which the answer is constrained to."""
 
     type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
 
 
 class OutputConfig(Exact):
@@ -205,7 +209,7 @@ class PromptRequest(Exact):
     output_config: OutputConfig | None = None
     cache_control: Any = None
     context_management: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
 
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> PromptRequest:
@@ -238,7 +242,6 @@ class MessagesRequest(PromptRequest, MoreSampling):
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
     metadata: Metadata | None = None
     service_tier: str | None = None
 

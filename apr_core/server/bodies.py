@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
@@ -14,6 +15,7 @@ from apr_core.server.errors import ApiError
 from apr_core.server.refusing import respond
 
 LOGGED = 20_000  # characters of a prompt in the log, if it is wanted there
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # in pairs they are one character
 log = logging.getLogger("apr.server")
 
 
@@ -81,7 +83,11 @@ def check_json(body: bytes, headers: Headers) -> None:
     if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
         raise ApiError(415, f"the content type must be application/json, found {kind or 'none'!r}")
     try:
-        json.loads(body.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        content = json.loads(
+            body.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite
+        )
+        if SURROGATE.search(body):
+            _whole_characters(content)
     except UnicodeDecodeError as error:
         raise ApiError(
             400, f"the body is not UTF-8: {error.reason} at byte {error.start}"
@@ -90,6 +96,15 @@ def check_json(body: bytes, headers: Headers) -> None:
         raise ApiError(400, "the body is nested too deeply") from None
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+def _whole_characters(content: Any) -> None:
+    """Raise ValueError if a string holds half of a pair of escapes: it could not be sent back."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"{half} in a string is half a character") from None
 
 
 def _no_number(name: str) -> NoReturn:

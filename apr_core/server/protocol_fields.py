@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+)
 from pydantic_core import PydanticCustomError
+
+from apr_core.text.messages import MAX_DEPTH
 
 
 class Exact(BaseModel):
@@ -56,6 +65,25 @@ def of_kinds(what: str, kinds: Sequence[str], default: str | None = None) -> Bef
     return BeforeValidator(check)
 
 
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    told = {"depth": MAX_DEPTH}
+    raise PydanticCustomError("too_deep", "nested over {depth} levels deep", told)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What an object or a list holds that may hold something itself."""
+    held = value.values() if isinstance(value, dict) else value
+    return (inner for inner in held if isinstance(inner, dict | list))
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_shallow)]
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -68,8 +96,8 @@ class MoreSampling(Exact):
     presence_penalty: float | None = Field(None, ge=-10, le=10)
     frequency_penalty: float | None = Field(None, ge=-10, le=10)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    chat_template_kwargs: dict[str, Any] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_k: int | None = Field(None, ge=-1, le=2**31, description="0 or -1: all tokens.")
 
 
 SAMPLING = (
@@ -80,5 +108,10 @@ SAMPLING = (
 
 def sampling_of(request: BaseModel) -> dict[str, float | int]:
     """What a request asks for, by the names of `SamplingParams`."""
-    found = {name: getattr(request, name, None) for name in SAMPLING}
-    return {name: value for name, value in found.items() if value is not None}
+    asked = {name: getattr(request, name, None) for name in SAMPLING}
+    found = {name: value for name, value in asked.items() if value is not None}
+    if found.get("top_k") == -1:
+        found["top_k"] = 0
+    if "seed" in found:
+        found["seed"] %= 2**64
+    return found

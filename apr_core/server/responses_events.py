@@ -24,7 +24,7 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
     """The response before anything is generated: what was asked for, told back."""
     asked = request.model_dump(
         mode="json", by_alias=True, exclude_none=True,
-        include={"tools", "tool_choice", "text", "reasoning", "metadata"},
+        include={"tools", "tool_choice", "text", "reasoning"},
     )  # fmt: skip
     effort, summary = (asked.get("reasoning", {}).get(n) for n in ("effort", "summary"))
     tools = asked.get("tools", [])
@@ -33,7 +33,7 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
         "status": "in_progress", "background": False, "completed_at": None, "error": None,
         "incomplete_details": None, "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens, "max_tool_calls": request.max_tool_calls,
-        "metadata": asked.get("metadata", {}), "model": model, "output": [],
+        "metadata": request.metadata or {}, "model": model, "output": [],
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
         "prompt_cache_key": request.prompt_cache_key,

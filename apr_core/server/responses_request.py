@@ -22,6 +22,7 @@ from apr_core.server.protocol_fields import (
     TEXT_FORM,
     Exact,
     History,
+    JsonObject,
     MoreSampling,
     of_kinds,
     only,
@@ -118,7 +119,7 @@ class FunctionTool(Exact):
     type: Literal["function"]
     name: str = Field(min_length=1, max_length=MAX_NAME)
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -143,7 +144,7 @@ class PlainText(Exact):
     type: Literal["text"]
 
 
-class JsonObject(Exact):
+class AnyJson(Exact):
     """Any JSON object."""
 
     type: Literal["json_object"]
@@ -154,12 +155,12 @@ class JsonSchema(Exact):
 
     type: Literal["json_schema"]
     name: str = Field(min_length=1)
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
 
 
-Format = Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")]
+Format = Annotated[PlainText | AnyJson | JsonSchema, Field(discriminator="type")]
 
 
 class TextOptions(Exact):
@@ -205,7 +206,6 @@ class ResponsesRequest(MoreSampling):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Annotated[FunctionTool, of_kinds("tools", ["function"])]] | None = None
     tool_choice: (
@@ -215,6 +215,7 @@ class ResponsesRequest(MoreSampling):
     ) = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
+    chat_template_kwargs: JsonObject | None = None
     reasoning: ReasoningOptions | None = None
     metadata: dict[str, str] | None = Field(None, max_length=16)
     user: str | None = None
@@ -331,4 +332,4 @@ def _format(text: TextOptions | None) -> ResponseFormat | None:
     form = text.format if text else None
     if isinstance(form, JsonSchema):
         return ResponseFormat("json_schema", form.schema_)
-    return ResponseFormat("json_object") if isinstance(form, JsonObject) else None
+    return ResponseFormat("json_object") if isinstance(form, AnyJson) else None
