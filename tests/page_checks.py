@@ -74,5 +74,6 @@ def repeated_ids(page):
 
 
 def scrolls_sideways(page):
-    widths = "[document.documentElement, document.querySelector('main'), document.getElementById('scroller')]"
-    return page.evaluate(f"{widths}.some((node) => node && node.scrollWidth > node.clientWidth)")
+    return page.evaluate("""() => ["html", "main", "#scroller", "dialog[open]"]
+        .map((name) => document.querySelector(name))
+        .some((node) => node && node.scrollWidth > node.clientWidth)""")

@@ -17,7 +17,7 @@ export class Chart {
     Object.assign(this, { title, series, words, least, stacked });
     this.samples = []; // {at: seconds, values: [number or null], limit}
     this.picked = null;
-    this.plot = svg("svg", { class: "plot", role: "img" });
+    this.plot = svg("svg", { class: "plot", role: "img", "aria-label": title });
     this.legend = element("ul", { class: "legend" });
     this.rows = element("tbody");
     const head = element("tr", {}, ["Seconds ago", ...series].map((name) => element("th", { scope: "col" }, name)));

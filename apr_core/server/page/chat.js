@@ -20,6 +20,7 @@ let chat = store.newChat();
 let answering = null;
 let editing = false;
 let lastKept = 0;
+let left = false; // the page is on its way out
 
 function show(opened) {
   stop();
@@ -106,6 +107,7 @@ async function answer() {
   clearInterval(keeper);
   delete message.writing;
   if (answering === current) answering = null;
+  if (left) return undefined; // how its end looks then is not how the answer ended
   if (refused) return retryWithKey(own, view, refused);
   store.keep(own);
   if (own === chat) refresh();
@@ -135,6 +137,12 @@ function spoken(message) {
 
 function stop() {
   answering?.stop();
+}
+
+function leave() {
+  if (!chat.messages.length) return;
+  store.keep(chat); // with what has come so far; it is told as cut off when it is opened again
+  left = true;
 }
 
 function regenerate() {
@@ -278,7 +286,7 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key-dialog").close("given");
 });
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
-window.addEventListener("pagehide", () => chat.messages.length && store.keep(chat));
+window.addEventListener("pagehide", leave);
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", () => {
     input.value = button.textContent;
