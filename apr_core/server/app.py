@@ -68,11 +68,11 @@ def _add_routes(
     if find_spec("apr_core.server.responses"):
         from apr_core.server import responses
 
-        app.include_router(responses.router(models, options))
+        app.include_router(responses.router(models, options.heartbeat))
     if find_spec("apr_core.server.anthropic"):
         from apr_core.server import anthropic
 
-        app.include_router(anthropic.router(models, options))
+        app.include_router(anthropic.router(models, options.heartbeat))
 
 
 def _add_layers(

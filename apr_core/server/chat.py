@@ -56,6 +56,11 @@ class ChatRequest:
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""
 
+    @property
+    def shown_tools(self) -> Sequence[Tool]:
+        """The tools the model is told of: none where it may call none."""
+        return () if self.tool_choice == "none" else self.tools
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:

@@ -17,6 +17,7 @@ from apr_core.server.protocol_fields import SAMPLING, of_kinds, only
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
 MAX_ANSWERS = 16  # n
+MAX_TOKENS = 2**31 - 1
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 # reasoning tokens before the thought is closed; None: as many as the model likes
 BUDGETS: dict[str, int | None] = {"low": 1024, "medium": 4096, "high": 16384, "xhigh": None}
@@ -133,15 +134,15 @@ class ChatCompletionRequest(Sampled):
         min_length=1, max_length=10_000,
         description="As OpenAI has them. Content is text or parts of text.",
     )  # fmt: skip
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     reasoning_effort: Effort | None = Field(
         None, description="none and minimal: no thinking; else thinking, of limited length."
     )
     thinking_budget: int | None = Field(
-        None, ge=0, description="Reasoning tokens after which the thought is closed."
+        None, ge=0, le=MAX_TOKENS, description="Reasoning tokens after which the thought is closed."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables of the model's template, such as `enable_thinking`."
@@ -206,7 +207,11 @@ class ChatCompletionRequest(Sampled):
                 )
         told = variables.get("enable_thinking")
         if told is not None and not isinstance(told, bool):
-            raise ApiError(400, "enable_thinking must be true or false", "chat_template_kwargs")
+            raise ApiError(
+                400,
+                "chat_template_kwargs.enable_thinking must be true or false",
+                "chat_template_kwargs",
+            )
         effort, budget = self.reasoning_effort, self.thinking_budget
         if effort is None:
             return told, budget

@@ -19,7 +19,7 @@ from apr_core.server.bridge import Deliveries
 from apr_core.server.collected import stopping, total
 from apr_core.server.errors import EXPECTED, ApiError, as_api_error
 from apr_core.server.models import ServedModels
-from apr_core.server.openai_chat_request import Sampled
+from apr_core.server.openai_chat_request import MAX_TOKENS, Sampled
 from apr_core.server.openai_parts import (
     ERRORS,
     Open,
@@ -50,7 +50,7 @@ class CompletionRequest(Sampled):
     """Text, or token ids, to go on from."""
 
     prompt: Prompt
-    max_tokens: int | None = Field(None, ge=1, description="Default: 16.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="Default: 16.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: Annotated[int | None, only(1, why="use n")] = None

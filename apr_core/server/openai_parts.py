@@ -103,6 +103,11 @@ class TokenNames:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._silent = frozenset(tokenizer.stop_ids)
+
+    def spoken(self, logprobs: Iterable[TokenLogprob]) -> list[TokenLogprob]:
+        """Those of tokens that are text: joined they are the answer, which ends without words."""
+        return [found for found in logprobs if found.id not in self._silent]
 
     def text(self, id_: int) -> str:
         """The token by itself; bytes that are no whole character as U+FFFD."""
@@ -124,7 +129,7 @@ class TokenNames:
                 **self._one(found.id, found.logprob),
                 "top_logprobs": [self._one(id_, value) for id_, value in found.top],
             }
-            for found in logprobs
+            for found in self.spoken(logprobs)
         ]
 
     def _one(self, id_: int, logprob: float) -> dict[str, Any]:
@@ -132,6 +137,7 @@ class TokenNames:
 
     def completion(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
         """`logprobs` of a plain completion; `offset` is where its text begins."""
+        logprobs = self.spoken(logprobs)
         texts = [self.text(found.id) for found in logprobs]
         offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
         return {

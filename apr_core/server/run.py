@@ -93,6 +93,8 @@ def _bound(listener: socket.socket, address: Any) -> socket.socket:
 
 def _unix(path: Path) -> socket.socket:
     """A socket file for its owner and group only; one that nobody listens on is replaced."""
+    if path.exists() and not path.is_socket():
+        raise OSError(errno.EEXIST, "there is a file with this name")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

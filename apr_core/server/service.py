@@ -19,6 +19,7 @@ from apr_core.server.collected import Answer, collect
 from apr_core.server.errors import ApiError, as_api_error
 from apr_core.text.chat import ChatTemplate, encode_chat
 from apr_core.text.messages import normalized, template_tools
+from apr_core.text.tool_calls import Form, form_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,14 +63,13 @@ class ChatService:
 
     def prompt_ids(self, request: ChatRequest) -> list[int]:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
-        tools = [] if request.tool_choice == "none" else list(request.tools)
         try:
             return encode_chat(
                 self.model.tokenizer,
                 self._template,
                 normalized(request.messages),
                 enable_thinking=request.enable_thinking,
-                tools=template_tools(tools),
+                tools=template_tools(request.shown_tools),
                 variables=request.template_variables,
             )
         except AprError as error:
@@ -167,27 +167,34 @@ class ChatService:
             raise _refused(error, "input") from error
 
     def _constraint(self, request: ChatRequest) -> Callable[[], Constraint] | None:
-        """What limits the answer's text, if anything does. A grammar may be refused (ApiError)."""
-        tokenizer, choice = self.model.tokenizer, request.tool_choice
-        if choice in ("auto", "none") and request.response_format is None:
+        """What limits the answer, if anything does. Raises ApiError for a grammar it cannot be.
+
+        Where the choice is the model's, calls are held to their schemas if a tool is strict, or if
+        the answer that may come instead is limited.
+        """
+        tools, choice, wanted = request.shown_tools, request.tool_choice, request.response_format
+        optional = not isinstance(choice, Tool) and choice != "required"
+        strict = any(tool.strict for tool in tools)
+        if optional and wanted is None and not strict:
             return None
         from apr_core.engine import grammar
 
+        tokenizer = self.model.tokenizer
+        answer = None if wanted is None else wanted.schema or {"type": "object"}
         try:
-            if isinstance(choice, Tool):
-                return grammar.tool_calls(tokenizer, [choice], required=True, parallel=False)
-            if choice == "required":
-                return grammar.tool_calls(
-                    tokenizer, request.tools, required=True, parallel=request.parallel_tool_calls
-                )
-            wanted = request.response_format
-            if wanted is None:
-                return None
-            if wanted.kind == "json_object":
-                return grammar.json_object(tokenizer)
-            return grammar.json_schema(tokenizer, wanted.schema or {})
+            if optional and not tools:
+                return grammar.json_schema(tokenizer, answer or {})
+            called = [choice] if isinstance(choice, Tool) else tools
+            parallel = request.parallel_tool_calls and not isinstance(choice, Tool)
+            return grammar.tool_calls(
+                tokenizer, called, not optional, parallel, self._call_form, answer
+            )
         except AprError as error:
-            raise _refused(error, "response_format" if choice == "auto" else "tools") from error
+            raise _refused(error, "tools" if tools else "response_format") from error
+
+    @cached_property
+    def _call_form(self) -> Form | None:
+        return form_of(str(self.model.metadata.get("chat_template")))
 
 
 class ChatStream(AsyncIterator[list[ChatEvent]]):
@@ -196,10 +203,8 @@ class ChatStream(AsyncIterator[list[ChatEvent]]):
     def __init__(self, service: ChatService, request: ChatRequest) -> None:
         self._service, self._request = service, request
         self._deliveries: Deliveries | None = None
-        tools = () if request.tool_choice == "none" else request.tools
-        self._parsers = [
-            AnswerParser(tools, index, request.parallel_tool_calls) for index in range(request.n)
-        ]
+        tools, parallel = request.shown_tools, request.parallel_tool_calls
+        self._parsers = [AnswerParser(tools, index, parallel) for index in range(request.n)]
         self._watch = Stopwatch(service)
 
     def __await__(self) -> Generator[Any, None, ChatStream]:
