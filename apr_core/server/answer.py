@@ -23,15 +23,8 @@ from apr_core.server.chat import (
     ToolCallArguments,
     ToolCallStart,
 )
-from apr_core.text.tool_calls import (
-    CallArguments,
-    CallEnd,
-    CallScanner,
-    CallStart,
-    Piece,
-    Text,
-    ToolLike,
-)
+from apr_core.text.call_pieces import CallArguments, CallEnd, CallStart, Piece, Text
+from apr_core.text.tool_calls import CallScanner, ToolLike
 
 ID_LETTERS, ID_LENGTH = string.ascii_letters + string.digits, 24
 
@@ -96,7 +89,7 @@ class AnswerParser:
         """Close the channel that was open and open another."""
         if self._channel is not None:
             self._handle(self._channel.finish())
-            if self._draft is None:
+            if self._draft is None or (name and self._draft.channel is not self._channel):
                 self._say(self._channel.name, *self._channel.left())
         if name == "reasoning":
             self._settle(made=False)  # the thought goes on after all
@@ -113,7 +106,10 @@ class AnswerParser:
                     self._draft.pieces.append(piece)
                     continue
             elif self._draft is not None and _speaks(piece):
-                self._settle(made=isinstance(piece, Text) and self._draft.ends_thought)
+                made = isinstance(piece, Text) and self._draft.ends_thought
+                self._settle(made)
+                if made:
+                    channel.call_follows()  # so that space between them is none of the text
             self._emit(channel, piece)
 
     def _emit(self, channel: _ChannelText, piece: Piece) -> None:
@@ -201,7 +197,7 @@ class _ChannelText:
         return body, self._logprobs_until(piece.end)
 
     def call_follows(self) -> None:
-        """A call begins: the space before it is none of the text."""
+        """A call stands here: the space before and after it is none of the text."""
         if not self._after_call:
             self._after_call, self._gap, self._space = True, self._space or "\n", ""
 

@@ -16,7 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from apr_core.text.coercion import ArgumentTypes, as_json, coerced, quoted, strict_json
+from apr_core.text.call_pieces import (
+    ArgumentWriter,
+    Brackets,
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Piece,
+    Text,
+)
+from apr_core.text.coercion import ArgumentTypes, as_json, strict_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
@@ -32,40 +41,6 @@ class ToolLike(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text that is no part of a call: characters `begin` to `end` of all that was pushed."""
-
-    text: str
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A call of a tool begins; its first character is number `begin`."""
-
-    name: str
-    begin: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """A fragment of JSON; those of a call joined are one object."""
-
-    fragment: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnd:
-    """The call is complete; `closed` tells whether the model closed it itself."""
-
-    closed: bool
-
-
-Piece = Text | CallStart | CallArguments | CallEnd
 
 
 def form_of(template: str) -> Form | None:
@@ -85,6 +60,7 @@ class _Match:
     found: tuple[str, ...]
 
 
+_Head = tuple[str, int]
 SPACE: tuple[str, ...] = ()  # a step: any amount of white space
 AT_END = ""  # an option: nothing may follow
 BORDER = (PARAMETER, END_FUNCTION, CLOSE, AT_END)  # what may follow a parameter
@@ -139,7 +115,7 @@ class CallScanner:
         self._seen = 0  # characters of the buffer that were looked at
         self._state: Callable[[bool], bool] = self._text
         self._out: list[Piece] = []
-        self._call: _Call | None = None
+        self._call: ArgumentWriter | None = None
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
@@ -195,19 +171,26 @@ class CallScanner:
         if OPEN.startswith(self._buffer[at : at + len(OPEN)]):
             if _match(self._buffer, at, ((OPEN,), SPACE, ("{",)), final):
                 return self._enter_json
-            head = _match(self._buffer, at, self._tagged, final)
+            head = self._head(at, self._tagged, final)
         else:
-            head = _match(self._buffer, at, self._bare, final) if self._starts_line(at) else None
-        if head is None:
-            return None
-        name = next(f for f in head.found if f.startswith(FUNCTION))
-        size = self._buffer.index(name, at) + len(name) - at
-        return lambda: self._enter(name[len(FUNCTION) : -1], size)
+            head = self._head(at, self._bare, final) if self._starts_line(at) else None
+        return (lambda: self._enter(*head)) if head else None
+
+    def _head(self, at: int, steps: Sequence[tuple[str, ...]], final: bool) -> _Head | None:
+        """The name of the function that is called, and where its arguments begin."""
+        try:
+            if not _match(self._buffer, at, steps, final=False):
+                return None
+        except _More:
+            if not final:
+                raise
+        function = _match(self._buffer, at, steps[:-2], final)  # what follows it may be cut off
+        return (function.found[-1][len(FUNCTION) : -1], function.end - at) if function else None
 
     # Calls in tags
 
     def _enter(self, name: str, size: int) -> None:
-        self._call = _Call(self._types[name], self._out)
+        self._call = ArgumentWriter(self._types[name], self._out)
         self._out.append(CallStart(name, self._begin))
         self._consume(size)
         self._state = self._parameters
@@ -244,7 +227,7 @@ class CallScanner:
         return not NO_KEY.search(self._buffer, at + len(PARAMETER))
 
     @property
-    def _open_call(self) -> _Call:
+    def _open_call(self) -> ArgumentWriter:
         assert self._call is not None
         return self._call
 
@@ -346,7 +329,7 @@ class CallScanner:
     # Calls as JSON
 
     def _enter_json(self) -> None:
-        self._seen, self._object = len(OPEN), _Brackets()
+        self._seen, self._object = len(OPEN), Brackets()
         self._state = self._json
 
     def _json(self, final: bool) -> bool:
@@ -381,88 +364,3 @@ class CallScanner:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass
         return None
-
-
-class _Call:
-    """Writes the arguments of one call as JSON, string values as they come."""
-
-    def __init__(self, types: ArgumentTypes, out: list[Piece]) -> None:
-        self._types, self._out = types, out
-        self._given: set[str] = set()
-        self._key, self._held, self._ignored = "", "", False
-        self.streams = False  # the value that is open is written as it comes
-
-    def lacks(self, key: str) -> bool:
-        """Whether the tool has such an argument, and it was not given yet."""
-        return self._types.declares(key) and key not in self._given
-
-    def key(self, key: str) -> None:
-        """A parameter begins. One that was given already is read and dropped: the first counts."""
-        self._ignored = key in self._given
-        self.streams = self._ignored or self._types.of(key) == {"string"}
-        self._key, self._held = key, ""
-        if not self._ignored:
-            self._write(f"{', ' if self._given else '{'}{as_json(key)}: ")
-            self._given.add(key)
-            if self.streams:
-                self._write('"')
-
-    def value(self, text: str) -> None:
-        """Text of the value."""
-        if self.streams:
-            self._write("" if self._ignored else quoted(text))
-        else:
-            self._held += text
-
-    def end_value(self) -> None:
-        """The value is whole."""
-        if self._ignored:
-            return
-        self._write('"' if self.streams else coerced(self._held, self._types.of(self._key)))
-
-    def end(self) -> None:
-        """No parameter follows."""
-        self._write("}" if self._given else "{}")
-
-    def _write(self, fragment: str) -> None:
-        if fragment:
-            self._out.append(CallArguments(fragment))
-
-
-class _Brackets:
-    """Finds where a JSON object ends, a piece at a time: also where it was not closed."""
-
-    MARKS = re.compile(r'["\\{}\[\]<]')
-
-    def __init__(self) -> None:
-        self._open: list[str] = []
-        self._quoted = False
-        self._skip = -1  # the character after a backslash, even if it has not come yet
-
-    def scan(self, text: str, at: int) -> int | None:
-        """Look at the text from `at`; where the object ends, if it does."""
-        for mark in self.MARKS.finditer(text, at):
-            sign = mark.group()
-            if mark.start() == self._skip:
-                continue
-            if sign == "\\":
-                self._skip = mark.end() if self._quoted else -1
-            elif sign == '"':
-                self._quoted = not self._quoted
-            elif not self._quoted and sign == "<":
-                return mark.start()  # no JSON goes on like this: a tag closes the call
-            elif not self._quoted and self._bracket(sign):
-                return mark.end()
-        return None
-
-    def _bracket(self, sign: str) -> bool:
-        if sign in "{[":
-            self._open.append("}" if sign == "{" else "]")
-            return False
-        if self._open:
-            self._open.pop()
-        return not self._open
-
-    def missing(self) -> str:
-        """What would close whatever is open; nothing that helps inside a string."""
-        return "" if self._quoted else "".join(reversed(self._open))
