@@ -48,6 +48,7 @@ NOT_RUN = {
     "first-quantizer.md": ["publishes a package"],
     "pull.md": ["downloads a model; tests/test_hub_pull.py pulls from a hub of its own"],
     "README.md": ["makes a venv of its own; CI runs them", "downloads a model"],
+    "serve.md": ["the extra is installed already"],
     "plugin-api.md": ["rewrites a file of the repository"],
     "manage-plugins.md": ["upgrades Python"],
     "test-a-plugin.md": [
