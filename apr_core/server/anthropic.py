@@ -49,7 +49,7 @@ COUNT: dict[int | str, dict[str, Any]] = {200: {"model": TokenCount}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": MessageBody, "description": "The message, or a stream of events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }  # fmt: skip
 

@@ -198,7 +198,7 @@ class Metadata(Exact):
 class PromptRequest(Exact):
     """What a prompt is made of. Fields not listed are refused by name."""
 
-    model: str
+    model: str | None = Field(None, description="A served model; needed if there are several.")
     messages: list[Message] = Field(min_length=1)
     system: OnlyText | None = None
     tools: list[Annotated[ClientTool, of_kinds("tools", ["custom"])]] | None = None

@@ -41,7 +41,7 @@ WHOLE: dict[int | str, dict[str, Any]] = {200: {"model": ResponseBody}}
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ResponseBody, "description": "The response, or a stream of events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }  # fmt: skip
 PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them

@@ -187,7 +187,7 @@ class StreamOptions(Exact):
 class ResponsesRequest(MoreSampling):
     """What a client asks for. Fields not listed are refused by name."""
 
-    model: str
+    model: str | None = Field(None, description="A served model; needed if there are several.")
     input: Annotated[
         Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Item], Tag(LIST_FORM)], BY_FORM
     ]
