@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests import pages_seen
+from tests import pages_seen, serving
 from tests.page_checks import low_contrasts, nameless, repeated_ids, scrolls_sideways
 from tests.scripted_replies import HOSTILE, MARKDOWN
 
@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 if not pages_seen.CHROMIUM:
     pytest.skip("there is no chromium: apt-get install chromium", allow_module_level=True)
 
-PHONE = {"width": 390, "height": 844}
+expect.set_options(timeout=30_000)  # milliseconds: other tests may be at work beside these
 DESKTOP = {"width": 1280, "height": 800}
 
 
@@ -456,3 +456,21 @@ def test_the_status_page_fits_a_phone(open_page, width):
     status = open_page("/status", viewport={"width": width, "height": 800}, is_mobile=True)
     expect(status.locator("#model-rows th")).to_have_text("demo")
     assert not scrolls_sideways(status)
+
+
+def test_the_bundled_model_is_chatted_with_through_the_real_server(open_page):
+    page = open_page(at=serving.shared().url)
+    expect(page.get_by_label("Model", exact=True)).to_have_value("sums")
+    expect(answered(page, "What is 12 plus 30?")).to_contain_text("42")
+    expect(answered(page, "What is 7 plus 8?")).to_contain_text(re.compile(r"\d+ cached"))
+    page.goto(serving.shared().url + "/status")
+    expect(page.locator("#model-rows tr")).to_contain_text("sums")
+    expect(page.locator(".tile", has_text="Slots")).to_contain_text("of 8")
+
+
+def test_the_real_server_lets_the_pages_ask_for_its_key(open_page):
+    with serving.serving(APR_API_KEY="open-sesame-1234") as server:
+        page = open_page(at=server.url)
+        page.get_by_role("textbox", name="API key").fill("open-sesame-1234")
+        page.get_by_role("button", name="Use this key").click()
+        expect(answered(page, "What is 2 plus 3?")).to_contain_text("5")

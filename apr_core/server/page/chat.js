@@ -94,9 +94,9 @@ async function answer() {
   own.messages.push(message);
   const current = new Answering(message, view);
   answering = current;
+  keep();
   refresh();
   scroll.toEnd();
-  keep();
   const keeper = setInterval(() => own === chat && keep(false), 1000);
   let refused = null;
   try {

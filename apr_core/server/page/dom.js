@@ -3,6 +3,7 @@
 /** An element with properties and children: strings become text, null and false nothing. */
 export function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
+  append(node, children); // first: with dir=auto, every later child would be looked through anew
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -10,7 +11,6 @@ export function element(tag, properties = {}, ...children) {
     else if (typeof value === "boolean") node.toggleAttribute(name, value);
     else node.setAttribute(name, value);
   }
-  append(node, children);
   return node;
 }
 

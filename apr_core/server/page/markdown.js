@@ -57,16 +57,26 @@ function readMath(lines, at) {
   const marks = MATH.find(([open]) => first.startsWith(open));
   if (!marks) return null;
   const [open, close] = marks;
-  let end = at;
-  while (end < Math.min(lines.length, at + LONGEST_FORMULA) && !isBlank(lines[end])) {
-    const line = end === at ? first.slice(open.length) : lines[end].trim();
-    if (line.endsWith(close)) {
-      const inside = lines.slice(at, end + 1).join("\n").trim();
-      return { type: "math", text: inside.slice(open.length, -close.length).trim(), end: end + 1 };
+  const last = first.slice(open.length).endsWith(close) ? at : nextEnding(lines, close, at + 1);
+  if (last > at + LONGEST_FORMULA) return null;
+  const inside = lines.slice(at, last + 1);
+  if (inside.some(isBlank)) return null;
+  const text = inside.join("\n").trim().slice(open.length, -close.length).trim();
+  return { type: "math", text, end: last + 1 };
+}
+
+const endings = new WeakMap(); // of lines: per mark, where the next line lies that ends with it
+
+function nextEnding(lines, mark, at) {
+  if (!endings.has(lines)) endings.set(lines, {});
+  const known = endings.get(lines);
+  if (!known[mark]) {
+    known[mark] = new Array(lines.length + 1).fill(Infinity);
+    for (let line = lines.length - 1; line >= 0; line--) {
+      known[mark][line] = lines[line].trimEnd().endsWith(mark) ? line : known[mark][line + 1];
     }
-    end++;
   }
-  return null;
+  return known[mark][at];
 }
 
 function readHeading(lines, at) {
@@ -102,13 +112,14 @@ function readList(lines, at) {
     const found = ITEM.exec(lines[end]);
     if (!found || found[2].at(-1) !== kind || RULE.test(lines[end])) break;
     const item = readItem(lines, end, found);
-    loose ||= item.loose || (item.blankAfter && ITEM.exec(lines[item.next])?.[2].at(-1) === kind);
+    loose ||= item.blankAfter && ITEM.exec(lines[item.next])?.[2].at(-1) === kind;
     items.push(item.inside);
     end = item.next;
     if (!item.blankAfter) continue;
     const more = ITEM.exec(lines[end] ?? "");
     if (!more || more[2].at(-1) !== kind || RULE.test(lines[end])) break;
   }
+  while (isBlank(lines[end - 1])) end--;
   const ordered = /\d/.test(first[2]);
   return { type: "list", ordered, first: ordered ? Number.parseInt(first[2], 10) : 1, items, loose, end };
 }
@@ -120,7 +131,6 @@ function readItem(lines, at, found) {
   const least = Math.min(width, before.length + 2); // models often indent by two below "1."
   const inside = [lines[at].slice(width)];
   let blank = false;
-  let loose = false;
   let next = at + 1;
   for (; next < lines.length; next++) {
     const line = lines[next];
@@ -128,14 +138,13 @@ function readItem(lines, at, found) {
       blank = true;
       inside.push("");
     } else if (indentOf(line) >= least) {
-      loose ||= blank && !ITEM.test(line.trimStart());
       blank = false;
       inside.push(line.slice(Math.min(width, indentOf(line))));
     } else if (!blank && !interrupts(lines, next) && !ITEM.test(line)) inside.push(line);
     else break;
   }
   while (inside.length > 1 && inside.at(-1) === "") inside.pop();
-  return { inside, loose, blankAfter: blank, next };
+  return { inside, blankAfter: blank, next };
 }
 
 function readTable(lines, at) {
@@ -230,13 +239,20 @@ function renderInside(lines, depth) {
 
 function renderList({ ordered, first, items, loose }, depth) {
   const start = ordered && first !== 1 ? first : undefined;
-  const rows = items.map((lines) => {
-    const task = /^\[([ xX])\] +/.exec(lines[0]);
-    const inside = task ? [lines[0].slice(task[0].length), ...lines.slice(1)] : lines;
-    const nodes = renderInside(inside, depth).flatMap((node) => tight(node, loose));
-    return element("li", { dir: "auto" }, task && checkbox(task[1] !== " "), nodes);
+  const tasks = items.map((lines) => /^\[([ xX])\] +/.exec(lines[0]));
+  const insides = items.map((lines, index) => [lines[0].slice(tasks[index]?.[0].length ?? 0), ...lines.slice(1)]);
+  const spaced = loose || (depth < DEEPEST && insides.some(isSpaced));
+  const rows = insides.map((lines, index) => {
+    const nodes = renderInside(lines, depth).flatMap((node) => tight(node, spaced));
+    return element("li", { dir: "auto" }, tasks[index] && checkbox(tasks[index][1] !== " "), nodes);
   });
   return element(ordered ? "ol" : "ul", { start }, rows);
+}
+
+/** Whether a blank line lies between two blocks of an item, rather than within one of them. */
+function isSpaced(lines) {
+  const blocks = blocksOf(lines);
+  return blocks.some((block, index) => index > 0 && block.start > blocks[index - 1].end);
 }
 
 function tight(node, loose) {

@@ -15,7 +15,7 @@ let paused = false;
 let timer = 0;
 
 const charts = {
-  speed: new Chart({ title: "Tokens per second", series: ["generated", "prompt read", "prompt cached"], words: number, least: 10 }),
+  speed: new Chart({ title: "Tokens per second", series: ["generated", "prompt", "from cache"], words: number, least: 10 }),
   slots: new Chart({ title: "Sequences", series: ["generating", "reading", "queued"], words: number, least: 4 }),
   first: new Chart({ title: "Time to first token", series: ["median", "95th percentile"], words: duration, least: 0.05 }),
   next: new Chart({ title: "Between tokens", series: ["median", "95th percentile"], words: duration, least: 0.01 }),
@@ -145,6 +145,7 @@ function row({ id, stats }) {
 
 function number(value) {
   if (value >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
+  if (value >= 1e5) return `${(value / 1e3).toFixed(0)} k`;
   return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
 }
 
