@@ -22,7 +22,8 @@ ADD = {
     "function": {
         "name": "add", "description": "Adds.",
         "parameters": {
-            "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "type": "object",
+            "properties": {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in "ab"},
             "required": ["a", "b"], "additionalProperties": False,
         },
     },

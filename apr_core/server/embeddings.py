@@ -109,7 +109,7 @@ def router(models: ServedModels) -> APIRouter:
 
 async def _ids(service: ChatService, text: str | list[int]) -> list[int]:
     if isinstance(text, str):
-        text = await service.encode(text)
+        text = await service.encode(text, prompt="input")
     service.check_ids(text, "input")
     service.check_length(text, "input")
     return text

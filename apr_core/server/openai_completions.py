@@ -303,7 +303,7 @@ async def _encoded(
 ) -> tuple[str, Sequence[int]]:
     """(text, ids) of a prompt. Raises ApiError if it is empty or no token has such an id."""
     if isinstance(prompt, str):
-        ids: Sequence[int] = await service.encode(prompt, body.allow_special is True)
+        ids: Sequence[int] = await service.encode(prompt, body.allow_special is True, "prompt")
         if not ids:
             raise ApiError(400, "the prompt is empty", "prompt")
         return prompt, ids

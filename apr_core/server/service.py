@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from apr_core.engine.requests import Constraint, Delta, GenerationEngine, GenerationRequest
 from apr_core.engine.sampling import SamplingParams
-from apr_core.errors import AprError
+from apr_core.errors import AprError, FormatError
 from apr_core.server.answer import AnswerParser
 from apr_core.server.bridge import Bridge, Deliveries
 from apr_core.server.chat import ChatEvent, ChatRequest, Tool
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model
 
 FOREVER = float("inf")
+PART = 1 << 16  # characters that are counted at a time where a text may be far too long
+SEAM = 64  # tokens by which counting in parts may be wrong at a border, generously
 BUDGET_TEXT = "\n\nThis is enough thinking; the answer follows.\n"
 
 
@@ -64,14 +66,20 @@ class ChatService:
     def prompt_ids(self, request: ChatRequest) -> list[int]:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
         try:
+            messages = normalized(request.messages)
+            for message in messages:
+                if message["role"] != "assistant":  # of whose content templates leave things out
+                    self._check_text(message["content"].strip(), "messages")
             return encode_chat(
                 self.model.tokenizer,
                 self._template,
-                normalized(request.messages),
+                messages,
                 enable_thinking=request.enable_thinking,
                 tools=template_tools(request.shown_tools),
                 variables=request.template_variables,
             )
+        except FormatError as error:  # the template's fault, but only other messages help
+            raise ApiError(400, error.message, "messages") from error
         except AprError as error:
             raise _refused(error, "messages") from error
 
@@ -142,6 +150,19 @@ class ChatService:
                 param, "context_length_exceeded",
             )  # fmt: skip
 
+    def _check_text(self, text: str, param: str) -> None:
+        """Raise ApiError for text far over the context, before all of it is read."""
+        limit, count = self.model.max_len, 0
+        for start in range(0, len(text) if len(text) > PART else 0, PART):
+            count += len(self.model.tokenizer.encode(text[start : start + PART])) - SEAM
+            if count > limit:
+                raise ApiError(
+                    400,
+                    f"the prompt has over {count} tokens, the context of {self.model_id} holds "
+                    f"{limit}",
+                    param, "context_length_exceeded",
+                )  # fmt: skip
+
     def sampling(
         self, asked: Mapping[str, float | int], bias: Mapping[int, float] | None = None
     ) -> SamplingParams:
@@ -152,12 +173,23 @@ class ChatService:
         except AprError as error:
             raise _refused(error, None) from error
 
-    async def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of plain text; control tokens in it stay text unless allowed."""
+    async def encode(
+        self, text: str, allow_special: bool = False, prompt: str | None = None
+    ) -> list[int]:
+        """Ids of plain text; control tokens in it stay text unless allowed.
+
+        `prompt` is the parameter that holds the text, if it must fit into the context.
+        """
+
+        def work() -> list[int]:
+            if prompt:
+                self._check_text(text, prompt)
+            return self.model.tokenizer.encode(text, allow_special)
+
         try:
-            return await asyncio.to_thread(self.model.tokenizer.encode, text, allow_special)
+            return await asyncio.to_thread(work)
         except AprError as error:
-            raise _refused(error, None) from error
+            raise _refused(error, prompt or "text") from error
 
     async def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The mean [hidden] of the last hidden states over the ids."""
