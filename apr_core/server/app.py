@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -36,13 +37,27 @@ Unknown parameters are errors that name them. Errors have OpenAI's form: `error.
 EXPOSED = ["x-request-id", "retry-after"]
 
 
+class Application(FastAPI):
+    """FastAPI whose schema has no 422: what does not fit is a 400 here, in OpenAI's form."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The schema that is published."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for operation in (o for path in schema["paths"].values() for o in path.values()):
+                operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        return self.openapi_schema or {}
+
+
 def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> FastAPI:
     """The application that serves the models. `app.state` has `models`, `metrics`, `server`."""
     served = ServedModels(models, options.aliases)
     metrics, state = Metrics(served), ServerState()
     for service in served.values():
         service.observer, service.timeout = metrics, options.request_timeout
-    app = FastAPI(
+    app = Application(
         title="apr", version=apr_core.__version__, description=DESCRIPTION, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Requests made from the published schema, fitting and not: no answer is a fault of the server.
+
+$APR_SCHEMA_CASES sets how many an operation (default 25); thousands in all by 1000.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from apr_core.server.app import create_app
+from apr_core.server.options import ServerOptions
+from tests.serving import shared
+
+pytestmark = pytest.mark.needs_plugins
+
+MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+CASES = int(os.environ.get("APR_SCHEMA_CASES", "25"))
+OPERATIONS = [
+    f"{method.upper()} {path}"
+    for path, methods in create_app({}, ServerOptions()).openapi()["paths"].items()
+    for method in methods
+]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return schemathesis.openapi.from_url(shared().url + "/openapi.json")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_request_is_the_servers_fault(published, operation):
+    method, path = operation.split()
+    strategies = [published[path][method].as_strategy(generation_mode=mode) for mode in MODES]
+
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck),
+              derandomize=True, database=None)  # fmt: skip
+    @given(st.one_of(strategies))
+    def check(case):
+        short(case.body)
+        answer = case.call(timeout=60)
+        told = (case.as_curl_command(), answer.status_code, answer.text)
+        assert answer.status_code < 500, told
+        if answer.status_code >= 400:
+            assert "error" in answer.json(), told
+
+    check()
+
+
+def short(body):
+    """Answers that are made need not be long."""
+    if isinstance(body, dict):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if type(body.get(name)) is int and body[name] > 8:
+                body[name] = 8
+
+
+def test_the_schema_names_what_there_is():
+    paths = shared().get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/tokenize",
+            "/detokenize", "/health/live", "/health/ready", "/metrics"} <= set(paths)  # fmt: skip
+    chat = paths["/v1/chat/completions"]["post"]
+    assert {"200", "400", "401", "404", "413", "415", "429", "503"} <= set(chat["responses"])
+    assert "422" not in chat["responses"]
