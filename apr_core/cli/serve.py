@@ -13,7 +13,7 @@ import click
 
 from apr_core.cli.console import human_bytes, show_notices, sparing_collections
 from apr_core.cli.serve_options import serve_options, show_config
-from apr_core.errors import NotFound, UsageError
+from apr_core.errors import AprError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from apr_core.engine.scheduler import Engine
@@ -124,6 +124,8 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
         models = _load(files, options, stack)
         engines = _engines(models, options, stack)
         services = {name: ChatService(models[name], engines[name], name) for name in models}
+        for service in services.values():
+            _try(service)
         app = create_app(services, served)
         lines = [_line(name, services[name]) for name in services]
         serve(app, list(engines.values()), listener, served, lambda url: _ready(url, lines))
@@ -169,6 +171,19 @@ def _engines(
         )  # fmt: skip
         stack.callback(engines[name].close)
     return engines
+
+
+def _try(service: ChatService) -> None:
+    """Render a prompt, and say what is wrong if that fails; build in time what grammars need."""
+    from apr_core.engine import grammar
+    from apr_core.server.chat import ChatRequest
+    from apr_core.server.errors import ApiError
+
+    try:
+        service.prompt_ids(ChatRequest([{"role": "user", "content": "Hello"}]))
+        grammar.prepare(service.model.tokenizer)
+    except (ApiError, AprError) as error:
+        click.echo(f"! {service.model_id}: {error}", err=True)
 
 
 def _line(name: str, service: ChatService) -> str:

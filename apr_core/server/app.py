@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,10 +14,12 @@ import apr_core
 from apr_core.errors import AprError
 from apr_core.server import (
     about,
+    anthropic,
     embeddings,
     openai_chat,
     openai_completions,
     pages,
+    responses,
     tokenization,
 )
 from apr_core.server.bodies import BodyGate
@@ -59,7 +60,7 @@ def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> Fas
         service.observer, service.timeout = metrics, options.request_timeout
     app = Application(
         title="apr", version=apr_core.__version__, description=DESCRIPTION, redoc_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False, swagger_ui_oauth2_redirect_url=None,
     )  # fmt: skip
     app.state.models, app.state.metrics, app.state.server = served, metrics, state
     for error in (ApiError, AprError):
@@ -80,14 +81,8 @@ def _add_routes(
     app.include_router(tokenization.router(models))
     app.include_router(about.router(models, metrics, state))
     app.include_router(pages.router(models, metrics.registry))
-    if find_spec("apr_core.server.responses"):
-        from apr_core.server import responses
-
-        app.include_router(responses.router(models, options.heartbeat))
-    if find_spec("apr_core.server.anthropic"):
-        from apr_core.server import anthropic
-
-        app.include_router(anthropic.router(models, options.heartbeat))
+    app.include_router(responses.router(models, options.heartbeat))
+    app.include_router(anthropic.router(models, options.heartbeat))
 
 
 def _add_layers(

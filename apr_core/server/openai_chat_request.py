@@ -22,6 +22,19 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 # reasoning tokens before the thought is closed; None: as many as the model likes
 BUDGETS: dict[str, int | None] = {"low": 1024, "medium": 4096, "high": 16384, "xhigh": None}
 OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
+MESSAGE: dict[
+    str, Any
+] = {  # for the published schema; what a message may be in all is checked where it is read
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}]},
+        "reasoning_content": {"type": ["string", "null"]},
+        "tool_calls": {"type": "array"},
+        "tool_call_id": {"type": "string"},
+    },
+    "required": ["role"],
+}
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None
 
@@ -133,6 +146,7 @@ class ChatCompletionRequest(Sampled):
     messages: list[dict[str, Any]] = Field(
         min_length=1, max_length=10_000,
         description="As OpenAI has them. Content is text or parts of text.",
+        json_schema_extra={"items": MESSAGE},
     )  # fmt: skip
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
