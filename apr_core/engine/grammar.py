@@ -177,6 +177,8 @@ def _with_deep_stack(work: Callable[[], T]) -> T:
             result.set_result(work())
         except Exception as error:
             result.set_exception(error)
+        except BaseException as error:  # a panic of native code
+            result.set_exception(UsageError(f"the grammar library gave up: {error}"))
 
     with _lock:
         before = threading.stack_size(STACK)

@@ -275,7 +275,8 @@ class Loop:
             try:
                 job.deliver_pending()
             except Exception:  # the caller's own trouble: nobody else's
-                job.broken = job.cancelled = True
+                job.broken = True
+                job.cancel()
             if last:
                 self._gone(job)
         return bool(untold)

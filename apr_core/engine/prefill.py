@@ -8,7 +8,9 @@ changes no bits.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from apr_core.engine.cuts import CHUNK, GRID
@@ -21,40 +23,36 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model
 
 SHARE = 0.6  # of a step's time that goes to prefill between two steps
-SMOOTHING = 0.2  # weight of the newest measurement in running averages
+RECENT = 15  # steps, and slices, whose median counts
 
 
 class Pace:
-    """Running averages of what steps and slices take, and the sizes that follow."""
+    """What steps and slices have taken of late, and the sizes that follow."""
 
     def __init__(self) -> None:
-        self.step_s = 0.0
-        self._slice_token_s = 0.0
+        self._steps: deque[float] = deque(maxlen=RECENT)
+        self._slices: deque[float] = deque(maxlen=RECENT)  # seconds a token
 
     def stepped(self, seconds: float) -> None:
         """A step of all running answers took so long."""
-        self.step_s = _smoothed(self.step_s, seconds)
+        self._steps.append(seconds)
 
     def sliced(self, seconds: float, tokens: int) -> None:
         """A slice of a forward of so many tokens took so long."""
-        self._slice_token_s = _smoothed(self._slice_token_s, seconds / tokens)
+        self._slices.append(seconds / tokens)
 
     @property
     def between_steps_s(self) -> float:
         """Seconds that prefill may take between two steps."""
-        return SHARE * self.step_s
+        return SHARE * median(self._steps) if self._steps else 0.0
 
     @property
     def chunk_between_steps(self) -> int:
         """Tokens of a forward whose slices fit between steps."""
-        if not self._slice_token_s:
+        if not self._slices:
             return 2 * GRID
-        fitting = int(self.between_steps_s / self._slice_token_s) // GRID * GRID
+        fitting = int(self.between_steps_s / median(self._slices)) // GRID * GRID
         return min(max(fitting, GRID), CHUNK)
-
-
-def _smoothed(average: float, value: float) -> float:
-    return value if not average else (1 - SMOOTHING) * average + SMOOTHING * value
 
 
 class Forward:

@@ -11,15 +11,8 @@ LEAST_SHORT = 1024  # where what is repeated is shorter than SHORT: rows of zero
 SHORT = 8
 LOOKS = 32  # tokens between looks at the counts
 
-
-def _needed() -> np.ndarray:
-    """Tokens that must equal those a period before, for periods 1, 2, ... [LONGEST]."""
-    periods = np.arange(1, LONGEST + 1)
-    least = np.where(periods < SHORT, LEAST_SHORT, LEAST)
-    return np.maximum(least, TIMES * periods) - periods
-
-
-NEEDED = _needed()
+PERIODS = np.arange(1, LONGEST + 1)
+NEEDED = np.maximum(LEAST, TIMES * PERIODS) - PERIODS  # tokens that equal those a period before
 
 
 class Repetition:
@@ -42,4 +35,10 @@ class Repetition:
         self._at -= 1
         self._tokens[self._at] = token
         self._seen += 1
-        return self._seen % LOOKS == 0 and bool((self._counts >= NEEDED).any())
+        return self._seen % LOOKS == 0 and self._endless()
+
+    def _endless(self) -> bool:
+        if not (self._counts >= NEEDED).any():
+            return False
+        short = int(self._counts[: SHORT - 1].max())  # multiples of a period are periods as well
+        return not LEAST - SHORT <= short < LEAST_SHORT - SHORT

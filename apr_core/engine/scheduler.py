@@ -9,6 +9,7 @@ cut where `cuts.py` says whatever else runs, and only state that a prefill made 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -122,9 +123,8 @@ class Engine:
             )
         bytes_at = self.model.sequence_bytes
         share = max(self._ledger.limit // self.slots, bytes_at(prompt + LEAST_ROOM))
-        while room > LEAST_ROOM and bytes_at(prompt + room - 1) > share:
-            room //= 2
-        return room, "context"
+        fitting = bisect_right(range(1, room + 1), share, key=lambda n: bytes_at(prompt + n - 1))
+        return max(fitting, 1), "context"
 
     def _bytes(self, length: int, count: int) -> int:
         """What an answer of a request reserves. Raises UsageError if the request can never run."""
