@@ -12,8 +12,9 @@ import click
 from apr_core.cli.console import show_notices, sparing_collections
 
 if TYPE_CHECKING:
-    from apr_core.engine.generate import Generation, Piece, Timings
+    from apr_core.engine.generate import Generation, Timings
     from apr_core.engine.sampling import SamplingParams
+    from apr_core.engine.writer import Piece
     from apr_core.model.model import Model
 
 Function = Callable[..., Any]
