@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 
 import httpx
 
-START_S = 120.0  # a first start may compile kernels
+START_S = 600.0  # a first start may compile kernels
 
 
 @dataclass

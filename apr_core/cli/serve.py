@@ -155,6 +155,7 @@ def _engines(
     """An engine a model; memory is shared by what equally long sequences of each need."""
     from apr_core.engine.memory import default_limit
     from apr_core.engine.scheduler import Engine
+    from apr_core.engine.warming import warm_up
 
     weights = sum(model.file.path.stat().st_size for model in models.values())
     total = default_limit(weights) if options["memory"] is None else options["memory"] * GIB
@@ -163,6 +164,7 @@ def _engines(
     }
     engines = {}
     for name, model in models.items():
+        warm_up(model)
         share = needs[name] / sum(needs.values())
         cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
         engines[name] = Engine(
