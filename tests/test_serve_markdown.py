@@ -64,8 +64,8 @@ def page():
     [
         (
             "*a* **b** ***c*** _d_ __e__ f_g_h",
-            "<em>a</em> <strong>b</strong> <em><strong>c</strong></em> <em>d</em> <strong>e</strong>"
-            " f_g_h",
+            "<em>a</em> <strong>b</strong> <em><strong>c</strong></em> <em>d</em> "
+            "<strong>e</strong> f_g_h",
         ),
         ("2 * 3 * 4 and a*b*c", "2 * 3 * 4 and a<em>b</em>c"),
         ("**bold *both* bold**", "<strong>bold <em>both</em> bold</strong>"),
@@ -155,6 +155,13 @@ CORPUS = [
 @pytest.mark.parametrize("text", CORPUS)
 def test_in_pieces_it_becomes_the_same(page, text, size):
     assert page.evaluate(IN_PIECES, [text, size]) == page.evaluate(WHOLE, text)
+
+
+def test_comments_and_strings_of_several_lines_have_one_colour(page):
+    html = page.evaluate(WHOLE, '```py\n"""a\nb"""\nx = 1  # c\n```\n```js\n/* a\nb */ let y\n```')
+    for piece in ('string">"""a\nb"""</span>', 'comment"># c</span>', 'comment">/* a\nb */</span>'):
+        assert f'<span class="token-{piece}' in html
+    assert '<span class="token-keyword">let</span>' in html
 
 
 def test_what_is_complete_is_not_rendered_again(page):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 
-from downstream.fresh import FreshVenv
+from downstream.fresh import ROOT, FreshVenv
 from tests import tiny_checkpoints
 
 pytestmark = pytest.mark.needs_plugins
@@ -43,6 +44,13 @@ def test_core_alone_then_what_it_asks_for(fresh, tmp_path):
     ran = fresh.apr("run", out, "hi", "--raw", "--max-tokens", "2", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["completion_tokens"] >= 1
+
+
+def test_the_core_wheel_carries_the_pages(fresh):
+    names = zipfile.ZipFile(fresh.wheel("apr-core")).namelist()
+    page = ROOT / "apr_core" / "server" / "page"
+    files = {f"apr_core/server/page/{file.name}" for file in page.iterdir()}
+    assert files and files <= set(names)
 
 
 def test_the_demo_wheel_carries_its_model(fresh, tmp_path):

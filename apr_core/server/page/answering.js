@@ -7,9 +7,12 @@ const SHOWN = ["role", "content", "tool_calls", "tool_call_id"];
 /** The messages to send: those of a chat, without what only the page knows. */
 export function messagesFor(chat, system) {
   const sent = chat.messages.filter(isSendable).map((message) => {
-    const plain = Object.fromEntries(SHOWN.filter((name) => message[name] !== undefined).map((name) => [name, message[name]]));
+    const plain = Object.fromEntries(
+      SHOWN.filter((name) => message[name] !== undefined).map((name) => [name, message[name]]),
+    );
     // within a chain of calls the model may see its thoughts again
-    if (message.tool_calls && message.reasoning_content) plain.reasoning_content = message.reasoning_content;
+    if (message.tool_calls && message.reasoning_content)
+      plain.reasoning_content = message.reasoning_content;
     return plain;
   });
   return system ? [{ role: "system", content: system }, ...sent] : sent;
@@ -61,7 +64,8 @@ export class Answering {
 
   grow(name, text) {
     this.tick();
-    if (name === "content" && this.message.reasoning_content && !this.message.content) this.thoughtOver();
+    if (name === "content" && this.message.reasoning_content && !this.message.content)
+      this.thoughtOver();
     this.message[name] = (this.message[name] ?? "") + text;
     if (name === "content") this.view.addText(text);
     else this.view.addReasoning(text);
@@ -74,7 +78,11 @@ export class Answering {
     const index = part.index ?? calls.length;
     if (!calls[index]) {
       if (this.message.reasoning_content && !this.message.content) this.thoughtOver();
-      calls[index] = { id: part.id, type: "function", function: { name: part.function?.name ?? "", arguments: "" } };
+      calls[index] = {
+        id: part.id,
+        type: "function",
+        function: { name: part.function?.name ?? "", arguments: "" },
+      };
       this.view.showCall(index, calls[index]);
     }
     calls[index].function.arguments += part.function?.arguments ?? "";
@@ -82,7 +90,10 @@ export class Answering {
   }
 
   thoughtOver() {
-    this.message.stats = { ...this.message.stats, thinking_s: (performance.now() - this.first) / 1000 };
+    this.message.stats = {
+      ...this.message.stats,
+      thinking_s: (performance.now() - this.first) / 1000,
+    };
   }
 
   tick() {
@@ -100,14 +111,22 @@ export class Answering {
     const seconds = (this.last - this.first) / 1000;
     const tokens = this.usage?.completion_tokens ?? this.chunks;
     const first_token_s = (this.first - this.began) / 1000;
-    return { first_token_s, ...(tokens > 1 && seconds > 0 && { tokens_per_s: (tokens - 1) / seconds }) };
+    return {
+      first_token_s,
+      ...(tokens > 1 && seconds > 0 && { tokens_per_s: (tokens - 1) / seconds }),
+    };
   }
 
   measure() {
-    const { prompt_tokens, completion_tokens = this.chunks, prompt_tokens_details } = this.usage ?? {};
+    const {
+      prompt_tokens,
+      completion_tokens = this.chunks,
+      prompt_tokens_details,
+    } = this.usage ?? {};
     const cached_tokens = prompt_tokens_details?.cached_tokens;
     const counts = { prompt_tokens, completion_tokens, cached_tokens };
-    if (this.first !== undefined) this.message.stats = { ...this.message.stats, ...this.timing(), ...counts };
+    if (this.first !== undefined)
+      this.message.stats = { ...this.message.stats, ...this.timing(), ...counts };
   }
 }
 

@@ -46,7 +46,11 @@ export async function ask(path, options = {}) {
 async function refusal(response) {
   const text = await response.text().catch(() => "");
   const retryAfter = response.headers.get("Retry-After");
-  return new ServerError(wordsOf(text) || `The server answered with ${response.status}.`, response.status, retryAfter);
+  return new ServerError(
+    wordsOf(text) || `The server answered with ${response.status}.`,
+    response.status,
+    retryAfter,
+  );
 }
 
 function wordsOf(text) {
@@ -61,7 +65,11 @@ function wordsOf(text) {
 export function messageOf(body) {
   const error = body?.error ?? body?.detail ?? body;
   if (typeof error === "string") return error;
-  if (Array.isArray(error)) return error.map((one) => one?.msg ?? "").filter(Boolean).join("; ");
+  if (Array.isArray(error))
+    return error
+      .map((one) => one?.msg ?? "")
+      .filter(Boolean)
+      .join("; ");
   return error?.message ?? "";
 }
 
@@ -81,7 +89,8 @@ export async function* chatChunks(body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ServerError(messageOf(chunk) || "The server failed.", chunk.error.status);
+    if (chunk.error)
+      throw new ServerError(messageOf(chunk) || "The server failed.", chunk.error.status);
     yield chunk;
   }
   throw new ServerError("The connection ended before the answer did.");

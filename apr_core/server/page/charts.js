@@ -20,9 +20,17 @@ export class Chart {
     this.plot = svg("svg", { class: "plot", role: "img", "aria-label": title });
     this.legend = element("ul", { class: "legend" });
     this.rows = element("tbody");
-    const head = element("tr", {}, ["Seconds ago", ...series].map((name) => element("th", { scope: "col" }, name)));
+    const head = element(
+      "tr",
+      {},
+      ["Seconds ago", ...series].map((name) => element("th", { scope: "col" }, name)),
+    );
     const table = element("table", {}, element("thead", {}, head), this.rows);
-    const region = element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `${title}, table` }, table);
+    const region = element(
+      "div",
+      { class: "wide", tabindex: "0", role: "region", "aria-label": `${title}, table` },
+      table,
+    );
     this.details = element("details", {}, element("summary", {}, "As a table"), region);
     this.details.addEventListener("toggle", () => this.drawTable());
     const caption = element("figcaption", {}, element("h2", {}, title), this.legend);
@@ -49,33 +57,51 @@ export class Chart {
     const now = this.samples.at(-1).at;
     const age = now - this.samples[0].at;
     this.seconds = SPANS.find((seconds) => seconds >= age) ?? SPANS.at(-1);
-    const top = scaleTop(Math.max(this.least, ...this.samples.map((sample) => this.highest(sample))));
+    const top = scaleTop(
+      Math.max(this.least, ...this.samples.map((sample) => this.highest(sample))),
+    );
     const scale = {
       x: (at) => LEFT + (width - LEFT) * (1 - (now - at) / this.seconds),
       y: (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top),
     };
-    this.plot.replaceChildren(...this.axes(scale, width, top), ...this.lines(scale), ...this.cursor(scale), ...this.emptiness(width));
+    this.plot.replaceChildren(
+      ...this.axes(scale, width, top),
+      ...this.lines(scale),
+      ...this.cursor(scale),
+      ...this.emptiness(width),
+    );
     this.plot.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const shown = this.sampleAt(this.picked, scale) ?? this.samples.at(-1);
     this.drawLegend(shown);
-    this.plot.setAttribute("aria-label", `${this.title}, now: ${this.sentence(this.samples.at(-1))}`);
+    this.plot.setAttribute(
+      "aria-label",
+      `${this.title}, now: ${this.sentence(this.samples.at(-1))}`,
+    );
   }
 
   highest({ values, limit }) {
     const numbers = values.map((value) => value ?? 0);
-    const highest = this.stacked ? numbers.reduce((sum, value) => sum + value, 0) : Math.max(...numbers);
+    const highest = this.stacked
+      ? numbers.reduce((sum, value) => sum + value, 0)
+      : Math.max(...numbers);
     return limit && highest > limit / 3 ? Math.max(limit, highest) : highest;
   }
 
   axes(scale, width, top) {
     const lines = [0, 0.5, 1].flatMap((part) => {
       const y = scale.y(top * part);
-      const label = svg("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, this.words(top * part));
+      const label = svg(
+        "text",
+        { x: LEFT - 8, y: y + 4, "text-anchor": "end" },
+        this.words(top * part),
+      );
       return [svg("line", { class: "grid", x1: LEFT, x2: width, y1: y, y2: y }), label];
     });
     const minutes = this.seconds / 60;
     const foot = { y: HEIGHT - 3 };
-    lines.push(svg("text", { ...foot, x: LEFT }, `${minutes} minute${minutes === 1 ? "" : "s"} ago`));
+    lines.push(
+      svg("text", { ...foot, x: LEFT }, `${minutes} minute${minutes === 1 ? "" : "s"} ago`),
+    );
     lines.push(svg("text", { ...foot, x: width, "text-anchor": "end" }, "now"));
     const { limit } = this.samples.at(-1);
     if (limit && limit <= top) {
@@ -96,10 +122,15 @@ export class Chart {
       const points = this.samples.map((sample) => [sample.at, this.height(sample, index)]);
       const base = scale.y(0);
       return pieces(points).flatMap((piece) => {
-        const path = piece.map(([at, value]) => `${scale.x(at).toFixed(1)},${scale.y(value).toFixed(1)}`);
+        const path = piece.map(
+          ([at, value]) => `${scale.x(at).toFixed(1)},${scale.y(value).toFixed(1)}`,
+        );
         const [first, last] = [scale.x(piece[0][0]), scale.x(piece.at(-1)[0])];
         const style = `series-${index + 1}`;
-        const area = svg("path", { class: `area ${style}`, d: `M${first},${base}L${path.join("L")}L${last},${base}Z` });
+        const area = svg("path", {
+          class: `area ${style}`,
+          d: `M${first},${base}L${path.join("L")}L${last},${base}Z`,
+        });
         // a value alone is a short stroke
         const stroke = piece.length > 1 ? path.join("L") : `${path[0]}h2`;
         const line = svg("path", { class: `line ${style}`, d: `M${stroke}` });
@@ -117,7 +148,9 @@ export class Chart {
   sampleAt(x, scale) {
     if (x === null) return null;
     const distance = (sample) => Math.abs(scale.x(sample.at) - x);
-    return this.samples.reduce((best, sample) => (distance(sample) < distance(best) ? sample : best));
+    return this.samples.reduce((best, sample) =>
+      distance(sample) < distance(best) ? sample : best,
+    );
   }
 
   cursor(scale) {
@@ -129,7 +162,13 @@ export class Chart {
 
   drawLegend({ values }) {
     const entries = this.series.map((name, index) =>
-      element("li", { class: `series-${index + 1}` }, `${name} `, element("b", {}, this.worded(values[index]))));
+      element(
+        "li",
+        { class: `series-${index + 1}` },
+        `${name} `,
+        element("b", {}, this.worded(values[index])),
+      ),
+    );
     this.legend.replaceChildren(...entries);
   }
 
@@ -144,8 +183,17 @@ export class Chart {
   drawTable() {
     if (!this.details.open || !this.samples.length) return;
     const now = this.samples.at(-1).at;
-    const rows = this.samples.slice(-ROWS).reverse().map(({ at, values }) =>
-      element("tr", {}, element("td", {}, (now - at).toFixed(0)), values.map((value) => element("td", {}, this.worded(value)))));
+    const rows = this.samples
+      .slice(-ROWS)
+      .reverse()
+      .map(({ at, values }) =>
+        element(
+          "tr",
+          {},
+          element("td", {}, (now - at).toFixed(0)),
+          values.map((value) => element("td", {}, this.worded(value))),
+        ),
+      );
     this.rows.replaceChildren(...rows);
   }
 }

@@ -129,7 +129,7 @@ async function retryWithKey(own, view, refused) {
 }
 
 function spoken(message) {
-  if (message.error) return "";  // its own alert says it
+  if (message.error) return ""; // its own alert says it
   const calls = (message.tool_calls ?? []).map((call) => `Calls ${call.function.name}.`).join(" ");
   const start = message.ended === "cancelled" ? "Stopped." : "Answer:";
   return `${start} ${message.content} ${calls}`.trim();
@@ -275,11 +275,14 @@ byId("cancel-edit").addEventListener("click", () => {
   cancelEdit();
   input.focus();
 });
-for (const button of document.querySelectorAll(".new-chat")) button.addEventListener("click", startNew);
+for (const button of document.querySelectorAll(".new-chat"))
+  button.addEventListener("click", startNew);
 byId("clear").addEventListener("click", clearAll);
 byId("open-settings").addEventListener("click", () => byId("settings").showModal());
 byId("close-settings").addEventListener("click", () => byId("settings").close());
-picker.addEventListener("change", () => store.keepSettings({ ...store.settings(), model: picker.value }));
+picker.addEventListener("change", () =>
+  store.keepSettings({ ...store.settings(), model: picker.value }),
+);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   storeKey(byId("key").value.trim());

@@ -14,7 +14,25 @@ export function drawHistory(list, current, actions) {
 
 function row(chat, isCurrent, actions) {
   const title = store.titleOf(chat);
-  const open = element("button", { type: "button", class: "open", "aria-current": isCurrent ? "page" : undefined, onclick: () => actions.open(chat) }, title);
-  const remove = element("button", { type: "button", class: "remove", "aria-label": `Delete chat: ${title}`, onclick: () => actions.removed(chat.id) }, "×");
+  const open = element(
+    "button",
+    {
+      type: "button",
+      class: "open",
+      "aria-current": isCurrent ? "page" : undefined,
+      onclick: () => actions.open(chat),
+    },
+    title,
+  );
+  const remove = element(
+    "button",
+    {
+      type: "button",
+      class: "remove",
+      "aria-label": `Delete chat: ${title}`,
+      onclick: () => actions.removed(chat.id),
+    },
+    "×",
+  );
   return element("li", { "data-chat": chat.id }, open, remove);
 }

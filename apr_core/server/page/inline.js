@@ -11,10 +11,12 @@ const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
 const TICKS = /`+/y;
 const ENTITY = /&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([a-z]{2,6}));/y;
-const ANGLED = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000}|[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8})>/y;
+const ANGLED =
+  /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000}|[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8})>/y;
 const BREAK = /<br\s{0,4}\/?>/iy;
 const BARE = /https?:\/\/[^\s<>`]{1,2000}/y;
-const TARGET = /\(\s{0,8}(?:<([^<>\n]{0,2000})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2000}))(?:\s{1,8}(?:"[^"\n]{0,500}"|'[^'\n]{0,500}'))?\s{0,8}\)/y;
+const TARGET =
+  /\(\s{0,8}(?:<([^<>\n]{0,2000})>|((?:[^\s()\\]|\\.|\([^\s()]{0,500}\)){0,2000}))(?:\s{1,8}(?:"[^"\n]{0,500}"|'[^'\n]{0,500}'))?\s{0,8}\)/y;
 const PLAIN = /[^\\`*_~[\]!<&\nh$]+/y;
 const MATH = /\\\(([^\n]{1,2000}?)\\\)|\$\$([^\n$]{1,2000})\$\$/y;
 
@@ -114,8 +116,10 @@ class Inline {
     while (this.text[end] === mark) end++;
     const before = this.text[this.at - 1] ?? " ";
     const after = this.text[end] ?? " ";
-    const left = !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before));
-    const right = !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after));
+    const left =
+      !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before));
+    const right =
+      !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after));
     const word = mark === "_"; // not inside of words
     const opens = left && (!word || !right || isPunctuation(before));
     const closes = right && (!word || !left || isPunctuation(after));
@@ -198,9 +202,19 @@ class Inline {
 }
 
 const SPECIAL = {
-  "\\": "backslash", "`": "code", "*": "delimiter", _: "delimiter", "~": "delimiter",
-  "!": "image", "[": "opening", "]": "closing", "<": "angle", "&": "entity", "\n": "newline",
-  h: "bare", $: "dollar",
+  "\\": "backslash",
+  "`": "code",
+  "*": "delimiter",
+  _: "delimiter",
+  "~": "delimiter",
+  "!": "image",
+  "[": "opening",
+  "]": "closing",
+  "<": "angle",
+  "&": "entity",
+  "\n": "newline",
+  h: "bare",
+  $: "dollar",
 };
 
 /** Wraps what lies between matching delimiters, in place. */
@@ -263,7 +277,8 @@ function nodeOf(item) {
 
 function linkTo(address, nodes) {
   const safe = safeAddress(address);
-  if (!safe) return element("span", { class: "unsafe-link", title: "A link that is not opened" }, nodes);
+  if (!safe)
+    return element("span", { class: "unsafe-link", title: "A link that is not opened" }, nodes);
   const rel = "noopener noreferrer nofollow";
   return element("a", { href: safe, rel, target: "_blank" }, nodes);
 }

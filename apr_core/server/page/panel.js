@@ -63,7 +63,9 @@ export class Panel {
 /** Tools from what a person wrote: OpenAI's list, or the functions alone. */
 function toolsOf(text) {
   const given = JSON.parse(text);
-  return [given].flat().map((tool) => (tool.function ? tool : { type: "function", function: tool }));
+  return [given]
+    .flat()
+    .map((tool) => (tool.function ? tool : { type: "function", function: tool }));
 }
 
 function problemOf(text) {

@@ -4,7 +4,11 @@ const SETTINGS = "apr.settings";
 
 /** A chat: {id, updated, messages}, messages as the API has them plus what is shown with them. */
 export function newChat() {
-  return { id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()), updated: Date.now(), messages: [] };
+  return {
+    id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()),
+    updated: Date.now(),
+    messages: [],
+  };
 }
 
 /** All chats, latest first. What cannot be read is passed over. */

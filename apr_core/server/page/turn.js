@@ -14,19 +14,36 @@ export function userView(message, actions) {
   const text = element("div", { class: "bubble", dir: "auto" }, message.content);
   const edit = button("Edit", "Edit this message", actions.edit);
   edit.classList.add("last-only");
-  const tools = element("div", { class: "actions" }, edit, copyButton(() => message.content, "Copy message"));
+  const tools = element(
+    "div",
+    { class: "actions" },
+    edit,
+    copyButton(() => message.content, "Copy message"),
+  );
   return element("article", { class: "turn user", "aria-label": "You" }, text, tools);
 }
 
 /** What a tool answered, as the person typed it. */
 export function toolResultView(message) {
-  const title = element("div", { class: "call-head" }, "Result of ", element("b", {}, message.name ?? "the tool"));
-  return element("article", { class: "turn tool", "aria-label": "Tool result" },
-    element("div", { class: "call" }, title, element("pre", { tabindex: "0" }, message.content)));
+  const title = element(
+    "div",
+    { class: "call-head" },
+    "Result of ",
+    element("b", {}, message.name ?? "the tool"),
+  );
+  return element(
+    "article",
+    { class: "turn tool", "aria-label": "Tool result" },
+    element("div", { class: "call" }, title, element("pre", { tabindex: "0" }, message.content)),
+  );
 }
 
 function button(text, label, pressed) {
-  return element("button", { type: "button", class: "quiet", "aria-label": label, onclick: pressed }, text);
+  return element(
+    "button",
+    { type: "button", class: "quiet", "aria-label": label, onclick: pressed },
+    text,
+  );
 }
 
 export class AnswerView {
@@ -36,7 +53,11 @@ export class AnswerView {
     this.actions = actions;
     this.reasoningToggled = false;
     this.parts = this.build();
-    this.root = element("article", { class: "turn answer", "aria-label": "Answer" }, Object.values(this.parts));
+    this.root = element(
+      "article",
+      { class: "turn answer", "aria-label": "Answer" },
+      Object.values(this.parts),
+    );
     this.reasoning = new MarkdownStream(this.parts.reasoning.lastChild);
     this.text = new MarkdownStream(this.parts.text);
     this.calls = [];
@@ -46,8 +67,18 @@ export class AnswerView {
     const summary = element("summary", {}, "Thinking…");
     summary.addEventListener("click", () => (this.reasoningToggled = true));
     return {
-      waiting: element("div", { class: "waiting", hidden: true }, dots(), element("span", {}, "Waiting for the first token")),
-      reasoning: element("details", { class: "reasoning", hidden: true }, summary, element("div", { class: "prose" })),
+      waiting: element(
+        "div",
+        { class: "waiting", hidden: true },
+        dots(),
+        element("span", {}, "Waiting for the first token"),
+      ),
+      reasoning: element(
+        "details",
+        { class: "reasoning", hidden: true },
+        summary,
+        element("div", { class: "prose" }),
+      ),
       text: element("div", { class: "prose" }),
       calls: element("div", { class: "calls" }),
       note: element("p", { class: "note", hidden: true }),
@@ -91,15 +122,26 @@ export class AnswerView {
     if (reasoning.hidden || this.thoughtOver) return;
     this.thoughtOver = true;
     const seconds = this.message.stats?.thinking_s;
-    reasoning.firstChild.textContent = seconds ? `Thought for ${shortSeconds(seconds)}` : "Thoughts";
+    reasoning.firstChild.textContent = seconds
+      ? `Thought for ${shortSeconds(seconds)}`
+      : "Thoughts";
     if (!this.reasoningToggled) reasoning.open = false; // what the reader chose stays
   }
 
   showCall(index, call) {
     this.parts.waiting.hidden = true;
     this.closeReasoning();
-    const name = element("div", { class: "call-head" }, "Calls ", element("b", {}, call.function.name));
-    const body = element("pre", { tabindex: "0", "aria-label": `Arguments of ${call.function.name}` }, call.function.arguments);
+    const name = element(
+      "div",
+      { class: "call-head" },
+      "Calls ",
+      element("b", {}, call.function.name),
+    );
+    const body = element(
+      "pre",
+      { tabindex: "0", "aria-label": `Arguments of ${call.function.name}` },
+      call.function.arguments,
+    );
     this.calls[index] = { call, body };
     this.parts.calls.append(element("div", { class: "call" }, name, body));
   }
@@ -146,17 +188,36 @@ export class AnswerView {
     footer.replaceChildren();
     const again = button("Regenerate", "Generate this answer anew", this.actions.regenerate);
     again.classList.add("last-only");
-    const copy = this.message.content ? copyButton(() => this.message.content, "Copy answer") : null;
+    const copy = this.message.content
+      ? copyButton(() => this.message.content, "Copy answer")
+      : null;
     append(footer, [copy, again, element("span", { class: "speed" }, speedOf(this.message.stats))]);
   }
 
   /** Fields for what the called tools answer: the person stands in for the program. */
   askForResults() {
-    const fields = this.calls.map(({ call }) => element("textarea", { rows: "2", "aria-label": `Result of ${call.function.name}`, placeholder: `What ${call.function.name} returns`, required: true }));
-    const form = element("form", { class: "results last-only" }, fields, element("button", { class: "primary" }, fields.length > 1 ? "Send results" : "Send result"));
+    const fields = this.calls.map(({ call }) =>
+      element("textarea", {
+        rows: "2",
+        "aria-label": `Result of ${call.function.name}`,
+        placeholder: `What ${call.function.name} returns`,
+        required: true,
+      }),
+    );
+    const form = element(
+      "form",
+      { class: "results last-only" },
+      fields,
+      element("button", { class: "primary" }, fields.length > 1 ? "Send results" : "Send result"),
+    );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const results = this.calls.map(({ call }, index) => ({ role: "tool", tool_call_id: call.id, name: call.function.name, content: fields[index].value }));
+      const results = this.calls.map(({ call }, index) => ({
+        role: "tool",
+        tool_call_id: call.id,
+        name: call.function.name,
+        content: fields[index].value,
+      }));
       form.remove();
       this.actions.answerCalls(results);
     });
@@ -165,7 +226,13 @@ export class AnswerView {
 }
 
 function dots() {
-  return element("span", { class: "dots", "aria-hidden": "true" }, element("i"), element("i"), element("i"));
+  return element(
+    "span",
+    { class: "dots", "aria-hidden": "true" },
+    element("i"),
+    element("i"),
+    element("i"),
+  );
 }
 
 function argumentsTable(call, body) {
@@ -179,17 +246,23 @@ function argumentsTable(call, body) {
     element("dt", {}, name),
     element("dd", {}, typeof value === "string" ? value : JSON.stringify(value, null, 2)),
   ]);
-  return rows.length ? element("dl", {}, rows) : element("p", { class: "note" }, "without arguments");
+  return rows.length
+    ? element("dl", {}, rows)
+    : element("p", { class: "note" }, "without arguments");
 }
 
 export function speedOf(stats) {
   if (!stats) return "";
   const parts = [];
-  if (stats.tokens_per_s) parts.push(`${stats.tokens_per_s.toFixed(stats.tokens_per_s < 10 ? 1 : 0)} tok/s`);
-  if (stats.first_token_s !== undefined) parts.push(`first token ${shortSeconds(stats.first_token_s)}`);
+  if (stats.tokens_per_s)
+    parts.push(`${stats.tokens_per_s.toFixed(stats.tokens_per_s < 10 ? 1 : 0)} tok/s`);
+  if (stats.first_token_s !== undefined)
+    parts.push(`first token ${shortSeconds(stats.first_token_s)}`);
   if (stats.completion_tokens) parts.push(counted(stats.completion_tokens, "token"));
   if (stats.prompt_tokens) {
-    const cached = stats.cached_tokens ? `, ${stats.cached_tokens.toLocaleString("en")} cached` : "";
+    const cached = stats.cached_tokens
+      ? `, ${stats.cached_tokens.toLocaleString("en")} cached`
+      : "";
     parts.push(`prompt ${stats.prompt_tokens.toLocaleString("en")}${cached}`);
   }
   return parts.join(" · ");
