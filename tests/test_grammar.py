@@ -333,6 +333,27 @@ def test_the_longest_chain_that_is_taken_compiles(tokenizer, kind):
     assert np.isfinite(results[0]).any()
 
 
+def meeting(patterns):
+    """Patterns that hold together: what the library tries grows with their product."""
+    return {"allOf": [{"type": "string", "pattern": f".*{i}.*a.{{5}}"} for i in range(patterns)]}
+
+
+def test_schemas_that_multiply_without_end_are_refused(tokenizer):
+    with pytest.raises(UsageError, match="response_format: the schema is too complex"):
+        grammar.json_schema(tokenizer, meeting(30))
+    tool = Tool("f", "", {"type": "object", "properties": {"a": {"items": meeting(30)}}})
+    with pytest.raises(UsageError, match="too complex"):
+        grammar.tool_calls(tokenizer, [tool])
+
+
+def test_schemas_that_multiply_a_little_are_kept(tokenizer):
+    schema = {"allOf": [{"type": "string", "pattern": "q|z"}, {"type": "string", "maxLength": 9}]}
+    make, check = grammar.json_schema(tokenizer, schema), jsonschema_rs.validator_for(schema)
+    for seed in range(10):
+        text = written(tokenizer, make, seed)
+        assert check.is_valid(parsed(text)), text
+
+
 def test_a_tool_that_cannot_be_kept_is_named(tokenizer):
     bad = Tool("bad", "", {"type": "object", "properties": {"a": {"type": "array", "not": {}}}})
     with pytest.raises(UsageError, match=r"tool bad: .*not"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apr_core.engine.schemas import rooted
+from apr_core.engine.schemas import NOTES, rooted
 from apr_core.errors import UsageError
 from apr_core.text.coercion import ANY, ArgumentTypes, resolved
 from apr_core.text.tool_calls import CLOSE, END_FUNCTION, FUNCTION, OPEN, PARAMETER, Form
@@ -28,8 +28,6 @@ GUARD = r"GUARD: ~/(?s:.*)(<\/parameter>|\n(<parameter=|<\/function>|<\/tool_cal
 ROOT_WORDS = {"type", "properties", "required", "additionalProperties", "$defs", "definitions",
               "title", "description", "$schema", "$id", "$comment", "$ref", "examples",
               "default", "strict"}  # fmt: skip
-NOTES = {"title", "description", "default", "examples", "example", "$comment", "deprecated",
-         "readOnly", "writeOnly", "nullable"}  # fmt: skip
 DATE, TIME = (
     r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     (r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"),

@@ -17,8 +17,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from apr_core.engine.call_grammar import calls_grammar
+from apr_core.engine.grammar_trial import compiles_in_time
 from apr_core.engine.requests import Constraint
-from apr_core.engine.schemas import checked
+from apr_core.engine.schemas import checked, multiplies
 from apr_core.errors import AprError, UsageError
 from apr_core.text.tool_calls import Form
 
@@ -55,7 +56,8 @@ def json_schema(
     Raises UsageError, beginning with `where`, for a schema that is wrong, too large, or uses what
     the library does not support.
     """
-    return _compiled(tokenizer, f"start: {LEAD} value\nvalue: {_json(schema, where)}\n", where)
+    grammar = f"start: {LEAD} value\nvalue: {_json(schema, where)}\n"
+    return _compiled(tokenizer, grammar, where, multiplies(schema))
 
 
 def tool_calls(
@@ -79,15 +81,16 @@ def tool_calls(
     for tool in tools:
         checked(tool.parameters, f"tool {tool.name}")
     other = "" if required else _json(answer, FORMAT) if answer is not None else "text"
+    costly = any(multiplies(schema) for schema in [answer, *(t.parameters for t in tools)])
 
     def grammar(some: Sequence[CalledTool]) -> str:
         return calls_grammar(tokenizer, some, parallel, form, LEAD, other)
 
     try:
-        return _compiled(tokenizer, grammar(tools), "tools")
+        return _compiled(tokenizer, grammar(tools), "tools", costly)
     except UsageError:
         for tool in tools if len(tools) > 1 else ():
-            _compiled(tokenizer, grammar([tool]), f"tool {tool.name}")
+            _compiled(tokenizer, grammar([tool]), f"tool {tool.name}", costly)
         raise
 
 
@@ -145,9 +148,13 @@ def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
         return _built[tokenizer]
 
 
-def _compiled(tokenizer: Tokenizer, grammar: str, where: str) -> Callable[[], Constraint]:
+def _compiled(
+    tokenizer: Tokenizer, grammar: str, where: str, costly: bool
+) -> Callable[[], Constraint]:
     """Compile a grammar and take its first step. Raises UsageError with the library's words."""
     library, words = _library(), _library_tokenizer(tokenizer)
+    if costly and not compiles_in_time(grammar):
+        raise UsageError(f"{where}: the schema is too complex", "Combine fewer schemas in it.")
 
     def build() -> LLMatcher:
         matcher = library.LLMatcher(

@@ -15,7 +15,7 @@ from apr_core.errors import UsageError
 MAX_DEPTH = 64
 MAX_SIZE = 1 << 18  # characters of JSON
 MAX_REFERRED = 6000  # references times depth: the longest way the library may go down
-MAX_PROPERTIES = 1000  # of one object; time grows with their square
+MAX_PROPERTIES = 1000  # in all; time grows with their square, also that of an answer's first step
 PASSED_OVER = {
     "divisibleBy": "use multipleOf",
     "disallow": "the library has no negation",
@@ -23,6 +23,9 @@ PASSED_OVER = {
     "x-guidance": "it is no keyword of JSON schema",
 }
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+MEETING = ("$ref", "anyOf", "oneOf", "allOf")
+NOTES = {"title", "description", "default", "examples", "example", "$comment", "deprecated",
+         "readOnly", "writeOnly", "nullable"}  # fmt: skip
 DATA = ("enum", "const", "default", "examples", "example")  # values, not schemas
 
 
@@ -40,10 +43,15 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
     if size > MAX_SIZE:
         raise UsageError(f"{where}: the schema has {size} characters, {MAX_SIZE} are allowed")
     references = set()
+    properties = 0
     for part in _schemas(schema):
         _check_keywords(part, where)
+        properties += _count(part, "properties")
         if isinstance(part.get("$ref"), str):
             references.add(part["$ref"])
+    if properties > MAX_PROPERTIES:
+        found = f"{properties} properties, {MAX_PROPERTIES} are allowed"
+        raise UsageError(f"{where}: the schema has {found}")
     if len(references) * depth > MAX_REFERRED:
         raise UsageError(
             f"{where}: the schema refers to {len(references)} definitions, nested up to {depth} "
@@ -59,10 +67,24 @@ def _check_keywords(schema: Mapping[str, Any], where: str) -> None:
     for word in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(word), bool):
             raise UsageError(f"{where}: {word} in the schema must be a number, as since draft 6")
-    properties = schema.get("properties")
-    if isinstance(properties, Mapping) and len(properties) > MAX_PROPERTIES:
-        found = f"{len(properties)} properties, {MAX_PROPERTIES} are allowed"
-        raise UsageError(f"{where}: an object in the schema has {found}")
+
+
+def _count(schema: Mapping[str, Any], word: str) -> int:
+    value = schema.get(word)
+    return len(value) if isinstance(value, Mapping | list) else 0
+
+
+def multiplies(schema: Any) -> bool:
+    """Whether schemas in it are to hold together, which the library works out case by case.
+
+    Ten choices of two that meet are a thousand cases, and there is no end to that.
+    """
+    for part in _schemas(schema):
+        meeting = [word for word in MEETING if word in part]
+        alone = not part.keys() - NOTES - {*MEETING, "type", "$defs", "definitions", "$schema"}
+        if len(meeting) > 1 or _count(part, "allOf") > 1 or (meeting and not alone):
+            return True
+    return False
 
 
 def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
