@@ -354,6 +354,12 @@ def test_schemas_that_multiply_a_little_are_kept(tokenizer):
         assert check.is_valid(parsed(text)), text
 
 
+def test_more_arguments_than_can_be_compiled_in_time_are_refused(tokenizer):
+    wide = {"type": "object", "properties": {f"p{i}": {} for i in range(900)}}
+    with pytest.raises(UsageError, match="5400 arguments"):
+        grammar.tool_calls(tokenizer, [Tool(f"f{i}", "", wide) for i in range(6)])
+
+
 def test_a_tool_that_cannot_be_kept_is_named(tokenizer):
     bad = Tool("bad", "", {"type": "object", "properties": {"a": {"type": "array", "not": {}}}})
     with pytest.raises(UsageError, match=r"tool bad: .*not"):

@@ -19,7 +19,7 @@ import numpy as np
 from apr_core.engine.call_grammar import calls_grammar
 from apr_core.engine.grammar_trial import compiles_in_time
 from apr_core.engine.requests import Constraint
-from apr_core.engine.schemas import checked, multiplies
+from apr_core.engine.schemas import checked, multiplies, property_count
 from apr_core.errors import AprError, UsageError
 from apr_core.text.tool_calls import Form
 
@@ -38,6 +38,7 @@ LEAD_LINES = 2
 LEAD = rf"/\n{{0,{LEAD_LINES}}}/"
 SPACED = {"whitespace_pattern": r"[ \n\r\t]{1,80}"}
 FORMAT = "response_format"
+MAX_ARGUMENTS = 5000  # of all tools: a second or two to compile
 
 _built: WeakKeyDictionary[Tokenizer, LLTokenizer] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -78,8 +79,13 @@ def tool_calls(
         raise UsageError("tools: the chat template of this model teaches no calls of tools")
     if not tools:
         raise UsageError("tools: a call is required, but there are no tools")
+    _library()
     for tool in tools:
         checked(tool.parameters, f"tool {tool.name}")
+    arguments = sum(property_count(tool.parameters) for tool in tools)
+    if arguments > MAX_ARGUMENTS:
+        found = f"{arguments} arguments in all, calls can be held to {MAX_ARGUMENTS}"
+        raise UsageError(f"tools: they have {found}", "Require one of them, or give fewer.")
     other = "" if required else _json(answer, FORMAT) if answer is not None else "text"
     costly = any(multiplies(schema) for schema in [answer, *(t.parameters for t in tools)])
 

@@ -43,10 +43,9 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
     if size > MAX_SIZE:
         raise UsageError(f"{where}: the schema has {size} characters, {MAX_SIZE} are allowed")
     references = set()
-    properties = 0
+    properties = property_count(schema)
     for part in _schemas(schema):
         _check_keywords(part, where)
-        properties += _count(part, "properties")
         if isinstance(part.get("$ref"), str):
             references.add(part["$ref"])
     if properties > MAX_PROPERTIES:
@@ -72,6 +71,11 @@ def _check_keywords(schema: Mapping[str, Any], where: str) -> None:
 def _count(schema: Mapping[str, Any], word: str) -> int:
     value = schema.get(word)
     return len(value) if isinstance(value, Mapping | list) else 0
+
+
+def property_count(schema: Any) -> int:
+    """How many properties a schema and those within it list."""
+    return sum(_count(part, "properties") for part in _schemas(schema))
 
 
 def multiplies(schema: Any) -> bool:
