@@ -30,7 +30,8 @@ GOOD = {
     "/v1/responses": {"model": "sums", "input": "Hello"},
     "/v1/messages": {"model": "sums", "messages": SAID},
     "/v1/messages/count_tokens": {"model": "sums", "messages": SAID},
-    "/tokenize": {"model": "sums", "text": "2+2=", "messages": None}, "/detokenize": {"model": "sums"},
+    "/tokenize": {"model": "sums", "text": "2+2=", "messages": None},
+    "/detokenize": {"model": "sums"},
 }  # fmt: skip
 CASES = int(os.environ.get("APR_SCHEMA_CASES", "25"))
 OPERATIONS = [
