@@ -40,13 +40,20 @@ def test_a_model_without_a_template_is_cut_at_multiples_only(model):
 
 
 def test_prompts_are_cut_after_headers(model):
-    ids = chat(model, "q" * 100, "a" * 100, "q" * 5, "a" * 5, "q" * 70)
-    found = cuts_of(model)(ids)
-    header = len(cuts_of(model).answer)
-    after = [i for i in range(len(ids)) if tuple(ids[i - header : i]) == cuts_of(model).answer]
-    assert set(after) <= set(found) and len(ids) in found
-    others = [c for c in found if c not in after and c != len(ids)]
-    assert others and all(min(c - o for o in [0, *found] if o < c) >= CLOSEST for c in others)
+    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=4096)
+    messages = [{"role": "system", "content": "s" * 100}]
+    for length in (5, 9, 600):
+        messages.append({"role": "user", "content": "q" * length})
+        messages.append({"role": "assistant", "content": "a" * length})
+    ids = model.chat_ids([*messages, {"role": "user", "content": "q"}])
+
+    def ends(header):
+        return [i for i in range(len(ids)) if tuple(ids[i - len(header) : i]) == header]
+
+    first, _, _, after_long = ends(cuts.question)
+    assert cuts(ids) == sorted({*ends(cuts.answer), len(ids), first, after_long})
+    assert first > 100 and after_long - ends(cuts.answer)[-1] >= CLOSEST
+    assert cuts(ids[110:])[0] == ends(cuts.answer)[0] - 110, "too little precedes the question"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 GRID = 64  # tokens; cuts at its multiples change no bits
 CHUNK = 512  # prompt tokens a forward
 EVERY = 1024  # tokens between cuts where nothing else gives reason for one
-CLOSEST = GRID  # no cut for a message's sake sooner than this after another
+FIRST = GRID  # no cut after the first question's header if less precedes: a system prompt
+CLOSEST = CHUNK  # nor after other questions' if less came since the last cut
 
 
 class PromptCuts:
-    """Cuts after every header of an answer, after headers of questions, and every so many tokens.
+    """Cuts after every header of an answer, after some of questions, and every so many tokens.
 
-    `answer` and `question` are the ids that open an assistant's and a user's message.
+    Chats diverge after the header of an answer, because templates drop its reasoning from history;
+    after the first question's, because system prompts are shared; and after another question's only
+    if it is asked anew, which is worth a cut where much would have to be read again. `answer` and
+    `question` are the ids that open an assistant's and a user's message.
     """
 
     def __init__(
@@ -41,12 +45,13 @@ class PromptCuts:
     def __call__(self, ids: Sequence[int]) -> list[int]:
         """Positions in 1..len(ids), rising; the state after so many tokens is worth keeping."""
         array = np.asarray(ids, np.int64)
-        wanted = dict.fromkeys(_ends(array, self.question), False)
-        wanted |= dict.fromkeys(range(self.every, len(ids) + 1, self.every), True)
-        wanted |= dict.fromkeys(_ends(array, self.answer), True)
+        questions = _ends(array, self.question)
+        distance = dict.fromkeys(questions, CLOSEST) | dict.fromkeys(questions[:1], FIRST)
+        distance |= dict.fromkeys(range(self.every, len(ids) + 1, self.every), self.every // 2)
+        distance |= dict.fromkeys(_ends(array, self.answer), 0)
         found, last = [], 0
-        for position, always in sorted(wanted.items()):
-            if always or position - last >= CLOSEST:
+        for position in sorted(distance):
+            if position - last >= distance[position]:
                 found.append(position)
                 last = position
         return found
