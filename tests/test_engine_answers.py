@@ -269,6 +269,14 @@ def test_a_constraint_applies_after_the_thought_and_ends_the_answer(model):
     assert row.max() == 9.0, "the logits are left as they are"
 
 
+def test_who_stops_in_a_thought_still_owes_the_constrained_answer(model):
+    constraint = OnlyDigits()
+    run = Scripted(model, "ab<|im_end|>", THINKS, constraint=constraint)
+    run.run()
+    assert run.text("reasoning") == "ab"
+    assert run.text("text").isdigit() and len(constraint.accepted) == 3
+
+
 def test_a_constraint_without_a_thought_applies_from_the_start(model):
     run = Scripted(model, "123", constraint=OnlyDigits()).run()
     assert run.text("text") == "123" and run.answer.deltas[-1].ended_by == "grammar"

@@ -96,6 +96,9 @@ class Answer:
     def _advance(self, logits: NDArray[np.float32]) -> None:
         forced = bool(self._forced)
         self.token = self._forced.popleft() if forced else self._chosen(logits)
+        if not forced and self._gives_up_in_thought(self.token):
+            assert self._vocabulary.end_think is not None
+            self.token = self._vocabulary.end_think
         self._count += 1
         if self.request.top_logprobs is not None:
             valid = logits[: self._vocabulary.valid]
@@ -120,6 +123,11 @@ class Answer:
     @property
     def _constrained(self) -> bool:
         return self._constraint is not None and self._writer.channel == "text"
+
+    def _gives_up_in_thought(self, token: int) -> bool:
+        """Whether the model would end before an answer that has to be of some form."""
+        thinks = self._constraint is not None and self._writer.channel == "reasoning"
+        return thinks and self._vocabulary.end_think is not None and self._stops(token)
 
     def _stops(self, token: int) -> bool:
         return token in self._vocabulary.stops and not self.request.ignore_stop_tokens
