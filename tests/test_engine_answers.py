@@ -15,6 +15,8 @@ from apr_core.engine.scheduler import Engine
 from apr_core.errors import UsageError
 from tests.engine_rig import FAMILIES, ask, assert_nothing_left, chat, imported, random_ids
 
+pytestmark = pytest.mark.needs_plugins
+
 GREEDY = SamplingParams()
 
 

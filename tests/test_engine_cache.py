@@ -12,6 +12,8 @@ from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.scheduler import Engine
 from tests.engine_rig import FAMILIES, ask, assert_nothing_left, chat, imported, random_ids
 
+pytestmark = pytest.mark.needs_plugins
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request, tmp_path_factory):

@@ -24,6 +24,8 @@ from tests.engine_rig import (
     random_ids,
 )
 
+pytestmark = pytest.mark.needs_plugins
+
 ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 

@@ -14,6 +14,8 @@ pytest.importorskip("fastapi", reason="serving is an extra: apr-core[serve]")
 pytest.importorskip("playwright", reason="the tests' requirements are not installed")
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.needs_plugins
+
 if not pages_seen.CHROMIUM:
     pytest.skip("there is no chromium: apt-get install chromium", allow_module_level=True)
 

@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from apr_core.engine.requests import EngineStats
 from apr_core.server import pages
 
+pytestmark = pytest.mark.needs_plugins
+
 FILES = pages.assets()
 
 

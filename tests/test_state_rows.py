@@ -9,6 +9,8 @@ from apr_core import load
 from apr_core.model.state import KVState, RecurrentState, StateMakers, WindowState
 from tests.engine_rig import FAMILIES, imported, random_ids
 
+pytestmark = pytest.mark.needs_plugins
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def file(request, tmp_path_factory):

@@ -22,6 +22,8 @@ from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 from apr_qwen3_5.family import Qwen35
 
+pytestmark = pytest.mark.needs_plugins
+
 OPS = ("linears", "linear", "rope", "attention")
 HIDDEN, INNER, HEADS, KV_HEADS, DIM, VOCABULARY = 128, 256, 4, 2, 32, 320  # of Qwen2's tiny_config
 
