@@ -56,7 +56,7 @@ def test_the_core_passes_its_suite_with_no_plugin_installed(tmp_path):
     venv = FreshVenv(tmp_path)
     venv.install("apr-core")
     done = subprocess.run(
-        [venv.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not needs_plugins",
+        [venv.python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs_plugins",
          "tests"],
         cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
