@@ -184,10 +184,6 @@ async def _run(
         server.end()
         await asyncio.wait({serving}, timeout=LAST_WORDS)
     signalled.cancel()
-    if stopping.is_set():  # the loop's handlers end with it, and there is still something to close
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, lambda *_: os._exit(AT_ONCE))
     if serving.done():
         serving.result()
 
