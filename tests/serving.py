@@ -36,6 +36,12 @@ class Running:
     def get(self, path, **options):
         return httpx.get(self.url + path, timeout=60, **options)
 
+    def metric(self, name):
+        """The value of a metric of the one model that is served."""
+        lines = self.get("/metrics").text.splitlines()
+        (value,) = [line.split()[-1] for line in lines if line.startswith(name + "{")]
+        return float(value)
+
     def terminate(self, timeout=60.0):
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -46,12 +46,6 @@ def ask(client, messages=SUM, max_tokens=100, **options):
     return client.messages.create(model="sums", messages=messages, max_tokens=max_tokens, **options)
 
 
-def metric(server, name):
-    lines = server.get("/metrics").text.splitlines()
-    (value,) = [line.split()[-1] for line in lines if line.startswith(name + "{")]
-    return float(value)
-
-
 def refused(client, words, kind=anthropic.BadRequestError, **options):
     with pytest.raises(kind) as caught:
         ask(client, **options)
@@ -197,7 +191,7 @@ def test_bodies_that_are_no_requests_are_refused_in_this_form(server):
 
 
 def test_a_client_that_leaves_frees_its_slot(server, client):
-    before = metric(server, "apr_answers_cancelled_total")
+    before = server.metric("apr_answers_cancelled_total")
     for seed in range(10):  # more than there are slots
         hot = {"temperature": 5.0, "seed": seed}
         stream = ask(client, HELLO, max_tokens=2000, stream=True, extra_body=hot)
@@ -205,10 +199,10 @@ def test_a_client_that_leaves_frees_its_slot(server, client):
         stream.close()
     assert ask(client).content[0].text == "4"
     deadline = time.monotonic() + 10
-    while (still := metric(server, "apr_running")) and time.monotonic() < deadline:
+    while (still := server.metric("apr_running")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert still == 0
-    assert metric(server, "apr_answers_cancelled_total") > before
+    assert server.metric("apr_answers_cancelled_total") > before
 
 
 def test_a_key_may_come_as_anthropics_clients_send_it():
