@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
 import tempfile
 from pathlib import Path
 
+from apr_core.settings import cache_dir
+
 _said: set[str] = set()  # what a person was told, once a process
+
+
+def code_folder(sources: Path, name: str, tool: str, setting: str) -> Path | None:
+    """Where code is kept that a compiler made from a package's `sources`; None: nowhere.
+
+    It is named after their content, below the folder that the variable `setting` names, else below
+    that of the `tool` in the cache.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(sources.glob("*.py")):
+        digest.update(source.read_bytes())
+    named = os.environ.get(setting)
+    return usable_folder(
+        Path(named) if named else cache_dir() / tool,
+        f"{name}-{digest.hexdigest()[:12]}",
+        "compiled code",
+        setting if named else "APR_CACHE",
+    )
 
 
 def usable_folder(root: Path, name: str, what: str, setting: str) -> Path | None:

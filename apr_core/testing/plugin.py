@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 from apr_core.declarations import Declaration
@@ -13,6 +11,7 @@ from apr_core.hookspecs import SUPPORTED_APIS
 from apr_core.plugin_rows import Found, PluginRow, collect
 from apr_core.registry import Owned, Registry, get_registry
 from apr_core.testing.checks import Kit, skip
+from apr_core.testing.fresh import run_fresh
 
 LONGEST = 60  # seconds; what imports nothing takes a tenth of one
 # runs in a process of its own: what does importing the hooks module and calling the hooks import?
@@ -156,14 +155,9 @@ class PluginConformance(Kit):
 
 
 def _probe(found: Found) -> dict[str, Any]:
-    arguments = [found.distribution, found.entry_point]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE, *arguments],
-            capture_output=True, text=True, check=False, timeout=LONGEST,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"{found.value}: importing it takes over {LONGEST} s") from None
-    assert done.returncode == 0, f"{found.value}: {done.stderr.strip().splitlines()[-1:]}"
-    seen: dict[str, Any] = json.loads(done.stdout)
+        answer = run_fresh(PROBE, found.distribution, found.entry_point, longest=LONGEST)
+    except AssertionError as error:
+        raise AssertionError(f"{found.value}: {error}") from None
+    seen: dict[str, Any] = json.loads(answer)
     return seen

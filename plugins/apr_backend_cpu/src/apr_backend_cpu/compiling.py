@@ -7,7 +7,6 @@ product and the package's own sources, because Numba looks only at the file a fu
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,27 +18,15 @@ from numba.core import event
 from numba.core.caching import UserProvidedCacheLocator
 
 from apr_backend_cpu.vector_ir import DOT_MODE
-from apr_core.cache_folder import usable_folder
+from apr_core.cache_folder import code_folder
 from apr_core.errors import UsageError
 from apr_core.notices import working
-from apr_core.settings import cache_dir
 
-
-def _cache_dir() -> str:
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    found = usable_folder(
-        Path(named) if named else cache_dir() / "numba",
-        f"cpu-{DOT_MODE}-{digest.hexdigest()[:12]}",
-        "compiled code",
-        "NUMBA_CACHE_DIR" if named else "APR_CACHE",
-    )
-    return str(found or "")
-
-
-CACHE_DIR = _cache_dir()  # empty: nothing is kept
+# named after this package's sources, because Numba looks only at the file a function stands in;
+# empty: nothing is kept
+CACHE_DIR = str(
+    code_folder(Path(__file__).parent, f"cpu-{DOT_MODE}", "numba", "NUMBA_CACHE_DIR") or ""
+)
 
 
 class ByContent(UserProvidedCacheLocator):

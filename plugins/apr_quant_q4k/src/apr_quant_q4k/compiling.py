@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,26 +10,11 @@ import numba
 from numba import njit
 from numba.core.caching import UserProvidedCacheLocator
 
-from apr_core.cache_folder import usable_folder
-from apr_core.settings import cache_dir
+from apr_core.cache_folder import code_folder
 
-
-def _cache_dir() -> str:
-    """Named after this package's sources: Numba looks only at the file a function stands in."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    found = usable_folder(
-        Path(named) if named else cache_dir() / "numba",
-        f"quant-{digest.hexdigest()[:12]}",
-        "compiled code",
-        "NUMBA_CACHE_DIR" if named else "APR_CACHE",
-    )
-    return str(found or "")
-
-
-CACHE_DIR = _cache_dir()  # empty: nothing is kept
+# named after this package's sources, because Numba looks only at the file a function stands in;
+# empty: nothing is kept
+CACHE_DIR = str(code_folder(Path(__file__).parent, "quant", "numba", "NUMBA_CACHE_DIR") or "")
 
 
 class ByContent(UserProvidedCacheLocator):
