@@ -5,16 +5,15 @@ from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_core.engine.requests import Usage
 from apr_core.server.anthropic_errors import anthropic_shape
 from apr_core.server.anthropic_events import MessageEvents
 from apr_core.server.anthropic_request import MessagesRequest, PromptRequest, chat_request
 from apr_core.server.anthropic_thinking import recalled, signature
-from apr_core.server.chat import Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_core.server.chat import Finished, ToolCallArguments, ToolCallStart
 from apr_core.server.errors import ApiError
 from apr_core.server.refusing import invalid
+from tests.chat_events import CALLS, SAID, STOPPED, THOUGHT, USAGE, answers, called
 
-USAGE = Usage(prompt_tokens=12, cached_tokens=8, completion_tokens=5, reasoning_tokens=2)
 HI = [{"role": "user", "content": "Hi"}]
 ADD = {"name": "add", "description": "Sum of two.",
        "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}  # fmt: skip
@@ -145,24 +144,8 @@ def test_what_cannot_be_done_is_refused_by_name(fields, told):
     assert told in error.message
 
 
-THOUGHT = [TextDelta(0, "Add ", "reasoning"), TextDelta(0, "them.", "reasoning")]
-SAID = [TextDelta(0, "It is "), TextDelta(0, "2.")]
-CALLED = [
-    ToolCallStart(0, 0, "t1", "add"), ToolCallArguments(0, 0, '{"a"'),
-    ToolCallArguments(0, 0, ": 1}"),
-    ToolCallStart(0, 1, "t2", "add"), ToolCallArguments(0, 1, "{}"),
-]  # fmt: skip
-STOPPED = Finished(0, "stop", "stop_token", USAGE)
-CALLS = Finished(0, "tool_calls", "stop_token", USAGE)
-ANSWERS = {
-    "text": [*SAID, STOPPED],
-    "thought and text": [*THOUGHT, *SAID, STOPPED],
-    "calls": [*CALLED, CALLS],
-    "all": [*THOUGHT, *SAID, *CALLED, CALLS],
-    "text after a call": [*CALLED, *SAID, CALLS],
-    "a second thought": [*THOUGHT, *SAID, *THOUGHT, *SAID, STOPPED],
-    "nothing": [STOPPED],
-}
+CALLED = called("t1", "t2")
+ANSWERS = answers(CALLED)
 
 
 def translated(events, steps=1, **options):

@@ -6,15 +6,15 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_core.engine.requests import TokenLogprob, Usage
-from apr_core.server.chat import Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_core.engine.requests import TokenLogprob
+from apr_core.server.chat import Finished, TextDelta
 from apr_core.server.errors import ApiError
 from apr_core.server.refusing import invalid
 from apr_core.server.responses_events import ResponseEvents, response_head
 from apr_core.server.responses_request import MessageItem, ResponsesRequest, chat_request
 from apr_core.server.responses_store import ResponseStore
+from tests.chat_events import CALLS, SAID, STOPPED, THOUGHT, USAGE, answers, called
 
-USAGE = Usage(prompt_tokens=12, cached_tokens=8, completion_tokens=5, reasoning_tokens=2)
 ADD = {
     "type": "function", "name": "add", "description": "Sum of two.",
     "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
@@ -174,25 +174,8 @@ def test_what_cannot_be_done_is_refused_by_name(fields, told):
     assert told in error.message
 
 
-# what came of one question, as the engine's side tells it
-THOUGHT = [TextDelta(0, "Add ", "reasoning"), TextDelta(0, "them.", "reasoning")]
-SAID = [TextDelta(0, "It is "), TextDelta(0, "2.")]
-CALLED = [
-    ToolCallStart(0, 0, "c1", "add"), ToolCallArguments(0, 0, '{"a"'),
-    ToolCallArguments(0, 0, ": 1}"),
-    ToolCallStart(0, 1, "c2", "add"), ToolCallArguments(0, 1, "{}"),
-]  # fmt: skip
-STOPPED = Finished(0, "stop", "stop_token", USAGE)
-CALLS = Finished(0, "tool_calls", "stop_token", USAGE)
-ANSWERS = {
-    "text": [*SAID, STOPPED],
-    "thought and text": [*THOUGHT, *SAID, STOPPED],
-    "calls": [*CALLED, CALLS],
-    "all": [*THOUGHT, *SAID, *CALLED, CALLS],
-    "text after a call": [*CALLED, *SAID, CALLS],
-    "a second thought": [*THOUGHT, *SAID, *THOUGHT, *SAID, STOPPED],
-    "nothing": [STOPPED],
-}
+CALLED = called("c1", "c2")
+ANSWERS = answers(CALLED)
 
 
 def translated(events, steps=1, logprobs=None, **fields):
