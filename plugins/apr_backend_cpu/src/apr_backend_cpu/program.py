@@ -227,6 +227,7 @@ def constant(source: NDArray[Any], make: Callable[[NDArray[Any]], NDArray[Any]])
     key = (id(source), make)
     found = _constants.get(key)
     if found is None or found[0]() is not source:
-        gone = weakref.ref(source, lambda _: _constants.pop(key, None))
+        forget = _constants.pop  # bound here: at the end of the process the global is None
+        gone = weakref.ref(source, lambda _: forget(key, None))
         found = _constants[key] = gone, make(source)
     return found[1]
