@@ -214,3 +214,10 @@ def test_a_key_may_come_as_anthropics_clients_send_it():
             ask(unknown)
         assert caught.value.body["error"]["type"] == "authentication_error"
         assert json.dumps(caught.value.body).count(KEY) == 0
+
+
+def test_models_are_listed_for_this_client_too(client):
+    [model] = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("sums", "model", "sums")
+    assert client.models.retrieve("sums") == model
+    assert abs(model.created_at.timestamp() - time.time()) < 3600

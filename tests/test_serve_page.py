@@ -476,3 +476,21 @@ def test_the_real_server_lets_the_pages_ask_for_its_key(open_page):
         page.get_by_role("textbox", name="API key").fill("open-sesame-1234")
         page.get_by_role("button", name="Use this key").click()
         expect(answered(page, "What is 2 plus 3?")).to_contain_text("5")
+
+
+def test_the_api_is_described_without_anything_from_elsewhere(open_page):
+    with serving.serving(APR_API_KEY="open-sesame-1234") as server:
+        page, asked = open_page("/docs", at=server.url), []
+        page.on("request", lambda request: asked.append(request.url))
+        page.reload()
+        page.get_by_role("button", name="Authorize").first.click()
+        page.get_by_label("auth-bearer-value").fill("open-sesame-1234")
+        page.get_by_role("button", name="Apply credentials").click()
+        page.get_by_role("button", name="Close").click()
+        models = page.locator(".opblock", has_text="/v1/models").first
+        models.get_by_role("button", name=re.compile("get")).first.click()
+        models.get_by_role("button", name="Try it out").click()
+        models.get_by_role("button", name="Execute").click()
+        expect(models.locator(".live-responses-table")).to_contain_text('"id": "sums"')
+        assert {"openapi.json", "swagger-ui.css"} <= {url.rsplit("/")[-1] for url in asked}
+        assert not [url for url in asked if not url.startswith((server.url, "data:"))]

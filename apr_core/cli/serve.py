@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from apr_core.server.service import ChatService
 
 NEEDED = {  # module: distribution
-    "fastapi": "fastapi", "granian": "granian", "llguidance": "llguidance",
-    "prometheus_client": "prometheus-client",
+    "fastapi": "fastapi", "fastapi_offline": "fastapi-offline", "granian": "granian",
+    "llguidance": "llguidance", "prometheus_client": "prometheus-client",
 }  # fmt: skip
 SAMPLE = 4096  # tokens of a sequence by which models share memory
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -16,12 +17,19 @@ from apr_core.server.service import ChatService
 
 
 class ModelCard(Open):
-    """A served model. `bound` says what runs on what, `fallbacks` what of it is slow."""
+    """A served model. `bound` says what runs on what, `fallbacks` what of it is slow.
+
+    `object`, `created` and `owned_by` are for OpenAI's clients, `type`, `display_name` and
+    `created_at` for Anthropic's.
+    """
 
     id: str
     object: str
     created: int
     owned_by: str
+    type: str
+    display_name: str
+    created_at: str
     context: int
     backend: str
     bound: list[str]
@@ -29,10 +37,13 @@ class ModelCard(Open):
 
 
 class ModelList(Open):
-    """All served models."""
+    """All served models, in one page: `has_more` and the ids are for Anthropic's clients."""
 
     object: str
     data: list[ModelCard]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class Health(Open):
@@ -48,7 +59,13 @@ def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRou
     @routes.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
         cards = [_card(models, name, service) for name, service in models.items()]
-        return ModelList.model_validate({"object": "list", "data": cards})
+        ids = [card["id"] for card in cards] or [None]
+        return ModelList.model_validate(
+            {
+                "object": "list", "data": cards, "has_more": False,
+                "first_id": ids[0], "last_id": ids[-1],
+            }
+        )  # fmt: skip
 
     @routes.get("/v1/models/{name:path}", tags=["models"], responses={404: ERRORS[404]})
     async def one_model(name: str) -> ModelCard:
@@ -78,6 +95,9 @@ def _card(models: ServedModels, name: str, service: ChatService) -> dict[str, An
         "object": "model",
         "created": service.created,
         "owned_by": "apr",
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
         "aliases": [alias for alias, target in models.aliases.items() if target == name],
         "context": model.max_len,
         "backend": model.backend.name,

@@ -21,7 +21,7 @@ from apr_core.server.asking import owner_of, while_connected
 from apr_core.server.chat import ChatEvent, ChatRequest
 from apr_core.server.errors import EXPECTED, as_api_error
 from apr_core.server.models import ServedModels
-from apr_core.server.openai_parts import Open
+from apr_core.server.openai_parts import Open, streamed
 from apr_core.server.service import ChatService
 from apr_core.server.single import steps
 from apr_core.server.sse import EventStream, event
@@ -46,12 +46,7 @@ class TokenCount(Open):
 
 
 COUNT: dict[int | str, dict[str, Any]] = {200: {"model": TokenCount}}
-ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": MessageBody, "description": "The message, or a stream of events.",
-        "content": {"text/event-stream": {}},
-    }
-}  # fmt: skip
+ANSWERS = streamed(MessageBody, "The message, or a stream of events.", named=True)
 
 
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:

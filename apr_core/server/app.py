@@ -29,7 +29,7 @@ from apr_core.server.models import ServedModels
 from apr_core.server.options import ServerOptions
 from apr_core.server.outermost import Outermost, ServerState
 from apr_core.server.refusing import on_api_error, on_http_error, on_invalid
-from apr_core.server.security import KeyGate
+from apr_core.server.security import OPEN, KeyGate
 from apr_core.server.service import ChatService
 
 DESCRIPTION = """OpenAI's API, and Anthropic's messages, for the models served here.
@@ -39,7 +39,12 @@ EXPOSED = ["x-request-id", "retry-after"]
 
 
 class Application(FastAPI):
-    """FastAPI whose schema has no 422: what does not fit is a 400 here, in OpenAI's form."""
+    """FastAPI whose schema has no 422: what does not fit is a 400 here, in OpenAI's form.
+
+    The schema asks for a key if `needs_key`.
+    """
+
+    needs_key = False
 
     def openapi(self) -> dict[str, Any]:
         """The schema that is published."""
@@ -49,7 +54,17 @@ class Application(FastAPI):
                 operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
+            if self.needs_key:
+                _require_key(schema)
         return self.openapi_schema or {}
+
+
+def _require_key(schema: dict[str, Any]) -> None:
+    """Document the key, so that `/docs` has a field for it and generated clients send it."""
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values() if path not in OPEN else ():
+            operation["security"] = [{"key": []}]
 
 
 def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> FastAPI:
@@ -59,9 +74,10 @@ def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> Fas
     for service in served.values():
         service.observer, service.timeout = metrics, options.request_timeout
     app = Application(
-        title="apr", version=apr_core.__version__, description=DESCRIPTION, redoc_url=None,
-        redirect_slashes=False, swagger_ui_oauth2_redirect_url=None,
+        title="apr", version=apr_core.__version__, description=DESCRIPTION, docs_url=None,
+        redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
+    app.needs_key = bool(options.api_keys)
     app.state.models, app.state.metrics, app.state.server = served, metrics, state
     for error in (ApiError, AprError):
         app.add_exception_handler(error, on_api_error)

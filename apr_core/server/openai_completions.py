@@ -28,6 +28,7 @@ from apr_core.server.openai_parts import (
     failure_events,
     new_head,
     one_stream_option,
+    streamed,
     usage_body,
 )
 from apr_core.server.options import ServerOptions
@@ -93,14 +94,8 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
 
     @routes.post(
         "/v1/completions",
-        responses={
-            200: {
-                "model": Completion, "description": "The answers, or a stream of chunks.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            },
-            **ERRORS,
-        },
-    )  # fmt: skip
+        responses=streamed(Completion, "The answers, or a stream of chunks.") | ERRORS,
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)

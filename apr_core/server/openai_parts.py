@@ -52,6 +52,23 @@ for _response in ERRORS.values():
     _response["model"] = ErrorBody
 
 
+def streamed(
+    whole: type[BaseModel], description: str, named: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """What a route documents that answers with `whole`, or with events if `stream` is set.
+
+    Events are `named` after their data's `type`, or the last one's data is `[DONE]`, not JSON.
+    """
+    data = {"type": "string", "description": "A chunk in JSON; at the end `[DONE]`."}
+    fields: dict[str, Any] = {"data": data}
+    if named:
+        data = {"type": "string", "contentMediaType": "application/json"}
+        fields = {"event": {"type": "string"}, "data": data}
+    item = {"type": "object", "properties": fields, "required": list(fields)}
+    events = {"text/event-stream": {"itemSchema": item}}
+    return {200: {"model": whole, "description": description, "content": events}}
+
+
 class PromptDetails(Open):
     """Of the prompt's tokens."""
 

@@ -1,6 +1,7 @@
-"""The web pages: chat at `/`, live charts at `/status`, what they load, and `/status.json`.
+"""The web pages: chat at `/`, live charts at `/status`, the API at `/docs`, and `/status.json`.
 
-Everything is in `page/`, served as it lies there: no build step, nothing from elsewhere. Pages use
+All they load is in `page/`, served as it lies there, or in the package that brings Swagger UI: no
+build step, nothing from elsewhere. Pages use
 relative addresses, so they work behind a proxy that serves them under a path of its own.
 """
 
@@ -33,8 +34,20 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     ]
 )
+# Swagger UI sets styles in elements and builds its markup from strings.
+DOCS_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "connect-src 'self'",
+        "img-src 'self' data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -47,7 +60,8 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml; charset=utf-8",
 }
-PAGES = {"/": "index.html", "/status": "status.html"}
+PAGES = {"/": "index.html", "/status": "status.html", "/docs": "docs.html"}
+SWAGGER = ("swagger-ui.css", "swagger-ui-bundle.js")
 METRICS = {
     "first_token": "apr_time_to_first_token_seconds",
     "inter_token": "apr_inter_token_latency_seconds",
@@ -71,15 +85,16 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file of the pages, as it is sent. `etag` is of its bytes."""
+    """A file of the pages, as it is sent. `etag` is of its bytes, `policy` what it may load."""
 
     body: bytes
     media_type: str
     etag: str
+    policy: str = POLICY
 
     def response(self, request: Request) -> Response:
         """The file, or 304 when the browser already has it."""
-        headers = {**HEADERS, "ETag": self.etag}
+        headers = {**HEADERS, "Content-Security-Policy": self.policy, "ETag": self.etag}
         known = request.headers.get("if-none-match", "")
         if known.strip() == "*" or self.etag in {
             tag.strip().removeprefix("W/") for tag in known.split(",")
@@ -95,16 +110,18 @@ def is_public(path: str) -> bool:
 
 def assets() -> dict[str, Asset]:
     """All files of the pages by name."""
-    folder = resources.files("apr_core.server").joinpath("page")
+    own = resources.files("apr_core.server").joinpath("page").iterdir()
+    swagger = resources.files("fastapi_offline").joinpath("static")
+    files = [*own, *(swagger.joinpath(name) for name in SWAGGER)]
     return {
         file.name: _asset(file.name, file.read_bytes())
-        for file in folder.iterdir()
+        for file in files
         if _suffix(file.name) in TYPES
     }
 
 
 def router(services: Mapping[str, Served], metrics: Collector | None = None) -> APIRouter:
-    """`/`, `/status`, their files under `/page/` and `/status.json`, of the models served.
+    """The pages, their files under `/page/` and `/status.json`, of the models served.
 
     `metrics` is the prometheus registry that holds the histograms named in METRICS; without it the
     latencies are empty.
@@ -172,7 +189,8 @@ def _page(asset: Asset) -> Callable[[Request], Response]:
 
 def _asset(name: str, body: bytes) -> Asset:
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return Asset(body, TYPES[_suffix(name)], etag)
+    policy = DOCS_POLICY if name == PAGES["/docs"] else POLICY
+    return Asset(body, TYPES[_suffix(name)], etag, policy)
 
 
 def _suffix(name: str) -> str:

@@ -18,7 +18,7 @@ from apr_core.server.asking import owner_of, while_connected
 from apr_core.server.chat import ChatEvent, ChatRequest
 from apr_core.server.errors import EXPECTED, ApiError, as_api_error
 from apr_core.server.models import ServedModels
-from apr_core.server.openai_parts import ERRORS, Open, TokenNames
+from apr_core.server.openai_parts import ERRORS, Open, TokenNames, streamed
 from apr_core.server.responses_events import ResponseEvents, response_head
 from apr_core.server.responses_request import Item, ResponsesRequest, chat_request
 from apr_core.server.responses_store import ResponseStore, Stored
@@ -38,12 +38,7 @@ class ResponseBody(Open):
 
 
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"model": ResponseBody}}
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": ResponseBody, "description": "The response, or a stream of events.",
-        "content": {"text/event-stream": {}},
-    }
-}  # fmt: skip
+STREAMED = streamed(ResponseBody, "The response, or a stream of events.", named=True)
 PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them
 
 

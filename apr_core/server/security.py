@@ -16,7 +16,7 @@ from apr_core.server.pages import is_public
 from apr_core.server.refusing import respond
 
 VARIABLE = "APR_API_KEY"
-OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json", "/docs"})
+OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})
 SHORTEST = 8  # characters; less is a typing error, or guessed at once
 
 
