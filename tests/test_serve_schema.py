@@ -13,6 +13,12 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from apr_core.server.app import create_app
 from apr_core.server.options import ServerOptions
@@ -20,6 +26,10 @@ from tests.serving import shared
 
 pytestmark = pytest.mark.needs_plugins
 
+CHECKS = [
+    status_code_conformance, content_type_conformance, response_headers_conformance,
+    response_schema_conformance,
+]  # fmt: skip
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 SAID = [{"role": "user", "content": "Hello"}]
 # what is rarely met by chance, put into every other case so that the rest of it is reached
@@ -63,6 +73,7 @@ def test_no_request_is_the_servers_fault(published, operation):
         statuses[answer.status_code] += 1
         told = (case.as_curl_command(), answer.status_code, answer.text)
         assert answer.status_code < 500, told
+        case.validate_response(answer, checks=CHECKS)
         if answer.status_code >= 400:
             assert "error" in answer.json(), told
 

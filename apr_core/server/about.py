@@ -58,6 +58,7 @@ def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRou
 
     @routes.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
+        """The models served here, what runs them, and what of it is slow."""
         cards = [_card(models, name, service) for name, service in models.items()]
         ids = [card["id"] for card in cards] or [None]
         return ModelList.model_validate(
@@ -69,20 +70,24 @@ def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRou
 
     @routes.get("/v1/models/{name:path}", tags=["models"], responses={404: ERRORS[404]})
     async def one_model(name: str) -> ModelCard:
+        """One model, by its name or an alias."""
         service = models.pick(name)
         return ModelCard.model_validate(_card(models, service.model_id, service))
 
     @routes.get("/health/live", tags=["health"])
     async def live() -> Health:
+        """Whether the process answers."""
         return Health(status="ok")
 
     @routes.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
     async def ready() -> Response:
+        """Whether requests are taken: not while the server is stopping."""
         word = "draining" if state.draining else "ok"
         return JSONResponse({"status": word}, 503 if state.draining else 200)
 
     @routes.get("/metrics", tags=["health"], response_class=Response)
     async def prometheus() -> Response:
+        """Counters and histograms for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

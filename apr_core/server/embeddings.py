@@ -87,6 +87,7 @@ def router(models: ServedModels) -> APIRouter:
         responses={200: {"model": EmbeddingList}, **ERRORS},
     )
     async def embeddings(body: EmbeddingRequest, request: Request) -> JSONResponse:
+        """The mean of the last hidden states over the tokens of each text."""
         service = models.pick(body.model)
         size = service.model.config.hidden_size
         if body.dimensions not in (None, size):

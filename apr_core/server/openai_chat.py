@@ -70,6 +70,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         responses=streamed(ChatCompletion, "The answers, or a stream of chunks.") | ERRORS,
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """An answer to a chat, or `n` of them, whole or as a stream of chunks."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
         chat = body.as_chat(owner_of(request))

@@ -97,6 +97,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         responses=streamed(Completion, "The answers, or a stream of chunks.") | ERRORS,
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
+        """How prompts go on, whole or as a stream of chunks. No chat template is applied."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
         if body.echo and body.logprobs is not None:

@@ -56,6 +56,7 @@ def router(models: ServedModels) -> APIRouter:
 
     @routes.post("/tokenize", responses=ERRORS)
     async def tokenize(body: TokenizeRequest) -> Tokenized:
+        """The token ids of a text, or of the prompt that messages become."""
         service = models.pick(body.model)
         if (body.text is None) == (body.messages is None):
             raise ApiError(400, "give either text or messages", "text")
@@ -73,6 +74,7 @@ def router(models: ServedModels) -> APIRouter:
 
     @routes.post("/detokenize", responses=ERRORS)
     async def detokenize(body: DetokenizeRequest) -> Detokenized:
+        """The text of token ids."""
         service = models.pick(body.model)
         if body.tokens:
             service.check_ids(body.tokens, "tokens")
