@@ -98,17 +98,24 @@ class FreshVenv:
         self, *command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the venv, with a cache and a configuration of its own."""
-        program, *arguments = map(str, command)
+        return subprocess.run(
+            self.command(*command), capture_output=True, text=True, cwd=cwd or self.venv,
+            env=self.environment(env),
+        )  # fmt: skip
+
+    def command(self, program: object, *arguments: object) -> list[str]:
+        """The words that start a program of the venv."""
+        return [str(self.venv / "bin" / str(program)), *map(str, arguments)]
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What programs of the venv find in their environment: nothing of this process's own."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("APR_", "PYTHON"))}
         own = {
             "APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml"),
             # compiled code is named by its sources: what is the same here is not compiled again
             "NUMBA_CACHE_DIR": str(cache_dir() / "numba"),
         }  # fmt: skip
-        return subprocess.run(
-            [str(self.venv / "bin" / program), *arguments],
-            capture_output=True, text=True, cwd=cwd or self.venv, env=inherited | own | (env or {}),
-        )  # fmt: skip
+        return inherited | own | dict(more or {})
 
     def apr(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run the venv's own command."""

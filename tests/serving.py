@@ -73,11 +73,16 @@ def shared():
 def start(*arguments, files=None, **environment):
     """A server that may not be ready, or may end at once."""
     files = [demo_model()] if files is None else files
+    own = [sys.executable, "-m", "apr_core.cli"]
+    env = os.environ | {"APR_CONFIG": os.devnull} | environment
+    return started([*own, "serve", *files, *arguments], env)
+
+
+def started(command, env):
+    """The server that a command runs, on a free port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "apr_core.cli", "serve", *map(str, files), "--port", "0",
-         *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"APR_CONFIG": os.devnull} | environment,
+        [*map(str, command), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     running = Running(process)
     for stream, lines in ((process.stdout, running.out), (process.stderr, running.err)):

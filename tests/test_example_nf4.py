@@ -7,6 +7,7 @@ import json
 import pytest
 
 from downstream.fresh import FreshVenv
+from tests.serving import started, wait_until_ready
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -39,6 +40,15 @@ def check_with_the_package(venv, file):
     assert ok(venv, "run", file, "12+34=").strip() == "46"
     assert "linear[nf4] x26          kernel" in venv.run("apr", "run", file, "1+1=", "-v").stderr
     assert "decode, batch 1" in ok(venv, "bench", file, "--warmup", "0", "--measure", "1")
+    server = wait_until_ready(started(venv.command("apr", "serve", file), venv.environment()))
+    try:
+        asked = {"messages": [{"role": "user", "content": "12+34="}], "temperature": 0}
+        answer = server.post("/v1/chat/completions", asked).json()
+        assert answer["choices"][0]["message"]["content"] == "46"
+        [model] = server.get("/v1/models").json()["data"]
+        assert any("linear[nf4] x26" in line and "kernel" in line for line in model["bound"])
+    finally:
+        assert server.terminate() == 0
 
 
 def ok(venv, *command):
@@ -54,7 +64,7 @@ def test_a_file_says_what_it_holds_when_nobody_reads_its_format(venv, file):
 
 
 def test_running_it_names_the_package(venv, file):
-    for command in ("run", "bench"):
+    for command in ("run", "bench", "serve"):
         done = venv.run("apr", command, file, *(["hi"] if command == "run" else []))
         assert done.returncode == 3
         assert "no installed plugin reads format 'nf4'" in done.stderr
