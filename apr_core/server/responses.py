@@ -54,8 +54,9 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         earlier = _earlier(kept, body.previous_response_id, owner)
         chat = replace(chat_request(body, earlier), owner=owner)
         head = response_head(body, service.model_id)
-        logprobs = TokenNames(service.model.tokenizer).chat
-        events = ResponseEvents(head, None if chat.top_logprobs is None else logprobs)
+        names = TokenNames(service.model.tokenizer)
+        logprobs = None if chat.top_logprobs is None else names.chat
+        events = ResponseEvents(head, logprobs, body.known_tools)
 
         def keep() -> None:
             if body.store is not False:

@@ -10,8 +10,10 @@ from typing import Any
 from apr_core.engine.requests import TokenLogprob, Usage
 from apr_core.server.chat import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
 from apr_core.server.responses_request import PlainText, ResponsesRequest
+from apr_core.server.responses_tools import KnownTool, OtherTool, input_of
 
 Event = dict[str, Any]  # one server-sent event; its `type` is also its name
+CALLS = ("function_call", "custom_tool_call")
 Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 
 
@@ -23,11 +25,10 @@ def new_id(prefix: str) -> str:
 def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
     """The response before anything is generated: what was asked for, told back."""
     asked = request.model_dump(
-        mode="json", by_alias=True, exclude_none=True,
-        include={"tools", "tool_choice", "text", "reasoning"},
-    )  # fmt: skip
+        mode="json", by_alias=True, exclude_none=True, include={"tool_choice", "text", "reasoning"}
+    )
     effort, summary = (asked.get("reasoning", {}).get(n) for n in ("effort", "summary"))
-    tools = asked.get("tools", [])
+    missing = {"apr_tools_left_out": request.left_out_tools} if request.left_out_tools else {}
     return {
         "id": new_id("resp"), "object": "response", "created_at": int(time.time()),
         "status": "in_progress", "background": False, "completed_at": None, "error": None,
@@ -42,10 +43,18 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
         "store": request.store is not False, "temperature": request.temperature,
         "text": {"format": PlainText(type="text").model_dump(), **asked.get("text", {})},
         "tool_choice": asked.get("tool_choice", "auto"),
-        "tools": [{"strict": False, "description": None, "parameters": None, **t} for t in tools],
+        "tools": _told_back(request),
         "top_logprobs": request.top_logprobs or 0, "top_p": request.top_p,
-        "truncation": "disabled", "usage": None, "user": request.user,
+        "truncation": "disabled", "usage": None, "user": request.user, **missing,
     }  # fmt: skip
+
+
+def _told_back(request: ResponsesRequest) -> list[dict[str, Any]]:
+    """The tools the model is told of, as they were given."""
+    given = [tool for tool in request.tools or () if not isinstance(tool, OtherTool)]
+    tools = [tool.model_dump(mode="json", exclude_none=True) for tool in given]
+    usual = {"strict": False, "description": None, "parameters": None}
+    return [{**usual, **tool} if tool["type"] == "function" else tool for tool in tools]
 
 
 class _Written:
@@ -70,11 +79,16 @@ class ResponseEvents:
 
     `Finished` is a good end, or one by length; `fail` is any other.
     Calls come one after the other: an item ends where the next begins. `logprobs` makes the JSON
-    of tokens' log probabilities; None if they are not asked for.
+    of tokens' log probabilities; None if they are not asked for. `tools` are those that may be
+    called.
     """
 
-    def __init__(self, head: dict[str, Any], logprobs: Logprobs | None = None) -> None:
+    def __init__(
+        self, head: dict[str, Any], logprobs: Logprobs | None = None,
+        tools: Sequence[KnownTool] = (),
+    ) -> None:  # fmt: skip
         self.response, self._logprobs = head, logprobs
+        self._tools = {tool.shown.name: tool for tool in tools}
         self._written: _Written | None = None
         self._count = 0
         self._events: list[Event] = []
@@ -147,13 +161,19 @@ class ResponseEvents:
         return written
 
     def _call(self, event: ToolCallStart) -> None:
-        self._open("fc", "function_call", call_id=event.id, name=event.name, arguments="")
+        tool = self._tools.get(event.name)
+        fields = {"call_id": event.id, **(tool.fields if tool else {"name": event.name})}
+        if tool and tool.custom:
+            self._open("ctc", "custom_tool_call", **fields, input="")
+        else:
+            self._open("fc", "function_call", **fields, arguments="")
 
     def _arguments(self, fragment: str) -> None:
         written = self._written
-        assert written and written.item["type"] == "function_call", "arguments outside a call"
+        assert written and written.item["type"] in CALLS, "arguments outside a call"
         written.pieces.append(fragment)
-        self._emit("response.function_call_arguments.delta", **written.where, delta=fragment)
+        if written.item["type"] == "function_call":
+            self._emit("response.function_call_arguments.delta", **written.where, delta=fragment)
 
     def _close(self, status: str) -> None:
         """End the item that is being written, if any."""
@@ -167,10 +187,19 @@ class ResponseEvents:
                 "response.function_call_arguments.done", **written.where,
                 name=item["name"], arguments=written.text,
             )  # fmt: skip
+        elif item["type"] == "custom_tool_call":
+            self._close_input(written, item)
         else:
             item["content"] = [self._close_text(written)]
         self.response["output"].append(item)
         self._emit("response.output_item.done", output_index=written.place, item=item)
+
+    def _close_input(self, written: _Written, item: dict[str, Any]) -> None:
+        """The text of a custom tool comes out of the arguments when they are whole."""
+        item["input"] = text = input_of(written.text)
+        kind = "response.custom_tool_call_input"
+        self._emit(f"{kind}.delta", **written.where, delta=text)
+        self._emit(f"{kind}.done", **written.where, input=text)
 
     def _close_text(self, written: _Written) -> dict[str, Any]:
         where = {**written.where, "content_index": 0}

@@ -1,9 +1,10 @@
 """The request of `/v1/responses`, and what it is as a chat.
 
 Accepted without effect, because no answer depends on them: `user`, `safety_identifier`,
-`prompt_cache_key`, `prompt_cache_retention`, `service_tier`, `max_tool_calls` (of built-in tools,
-which there are none of), `stream_options.include_obfuscation`, `reasoning.summary` (the whole
-reasoning is in the item's `content`), and `include` of `reasoning.encrypted_content`.
+`prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`, `service_tier`,
+`client_metadata`, `access_programs`, `max_tool_calls` (of built-in tools, which there are none of),
+`stream_options.include_obfuscation`, `reasoning.summary` (the whole reasoning is in the item's
+`content`), and `include` of what only built-in tools and encrypted reasoning have.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 from apr_core.server.errors import ApiError
 from apr_core.server.protocol_fields import (
     BY_FORM,
     LIST_FORM,
-    MAX_NAME,
     TEXT_FORM,
     Exact,
     History,
@@ -28,10 +29,19 @@ from apr_core.server.protocol_fields import (
     only,
     sampling_of,
 )
+from apr_core.server.responses_tools import (
+    INPUT,
+    AnyTool,
+    KnownTool,
+    known_tools,
+    left_out,
+    shown_name,
+)
 from apr_core.server.thinking import by_effort, template_variables
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
-ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+ITEMS = ("message", "function_call", "function_call_output", "custom_tool_call",
+         "custom_tool_call_output", "reasoning")  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -52,7 +62,7 @@ class RefusalPart(History):
 class ReasoningPart(History):
     """Reasoning, whole or summarized."""
 
-    type: Literal["reasoning_text", "summary_text"]
+    type: Literal["reasoning_text", "summary_text", "text"]
     text: str
 
 
@@ -77,13 +87,24 @@ class FunctionCallItem(History):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str
 
 
-class FunctionCallOutputItem(History):
+class CustomCallItem(History):
+    """A call of a tool that takes text."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+class CallOutputItem(History):
     """What a call returned."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
     output: Content
 
@@ -105,7 +126,9 @@ Item = Annotated[
     Annotated[
         Annotated[MessageItem, Tag("message")]
         | Annotated[FunctionCallItem, Tag("function_call")]
-        | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+        | Annotated[CallOutputItem, Tag("function_call_output")]
+        | Annotated[CustomCallItem, Tag("custom_tool_call")]
+        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
         | Annotated[ReasoningItem, Tag("reasoning")],
         Discriminator(_item_kind),
     ],
@@ -113,29 +136,21 @@ Item = Annotated[
 ]
 
 
-class FunctionTool(Exact):
-    """A function the model may call."""
+class NamedTool(Exact):
+    """The one tool that must be called, or one of those allowed."""
 
-    type: Literal["function"]
-    name: str = Field(min_length=1, max_length=MAX_NAME)
-    description: str | None = None
-    parameters: JsonObject | None = None
-    strict: bool | None = None
-
-
-class NamedFunction(Exact):
-    """The one function that must be called, or one of those allowed."""
-
-    type: Literal["function"]
+    type: Literal["function", "custom"]
     name: str
 
 
 class AllowedTools(Exact):
-    """The functions that may, or must, be called now, out of all that are given."""
+    """The tools that may, or must, be called now, out of all that are given."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[Annotated[NamedFunction, of_kinds("tools", ["function"])]] = Field(min_length=1)
+    tools: list[Annotated[NamedTool, of_kinds("tools", ["function", "custom"])]] = Field(
+        min_length=1
+    )
 
 
 class PlainText(Exact):
@@ -176,12 +191,23 @@ class ReasoningOptions(Exact):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Annotated[
+        str | None,
+        only("auto", "current_turn", why="the template leaves the thoughts of earlier turns out"),
+    ] = None
 
 
 class StreamOptions(Exact):
     """Streams are not padded, whatever is asked for."""
 
     include_obfuscation: bool | None = None
+
+
+Includable = Literal[
+    "message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results",
+    "web_search_call.results", "web_search_call.action.sources", "message.input_image.image_url",
+    "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+]  # fmt: skip
 
 
 class ResponsesRequest(MoreSampling):
@@ -200,17 +226,17 @@ class ResponsesRequest(MoreSampling):
     truncation: Annotated[
         str | None, only("disabled", why="nothing is left out of a conversation unasked")
     ] = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
-        None
-    )
+    include: list[Includable] | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Annotated[FunctionTool, of_kinds("tools", ["function"])]] | None = None
+    tools: list[AnyTool] | None = Field(
+        None, description="Tools that are not run here are left out beside others that are."
+    )
     tool_choice: (
         Literal["auto", "none", "required"]
-        | Annotated[NamedFunction | AllowedTools, Field(discriminator="type")]
+        | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
@@ -222,8 +248,29 @@ class ResponsesRequest(MoreSampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     service_tier: str | None = None
+    client_metadata: dict[str, Any] | None = None
+    access_programs: Any = None
     max_tool_calls: int | None = None
+
+    @model_validator(mode="after")
+    def _some_tool_is_known(self) -> ResponsesRequest:
+        if self.left_out_tools and not self.known_tools:
+            told = {"kinds": ", ".join(map(repr, self.left_out_tools))}
+            form = "tools: none of these is run here, and no function is among them: {kinds}"
+            raise PydanticCustomError("unsupported", form, told)
+        return self
+
+    @property
+    def known_tools(self) -> list[KnownTool]:
+        """The tools the model is told of."""
+        return known_tools(self.tools or ())
+
+    @property
+    def left_out_tools(self) -> list[str]:
+        """The types of those it is not told of."""
+        return left_out(self.tools or ())
 
     @property
     def items(self) -> list[Item]:
@@ -268,10 +315,10 @@ def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The items as messages: reasoning, text and calls of one turn become one message."""
     messages: list[dict[str, Any]] = []
     for item in items:
-        if isinstance(item, FunctionCallOutputItem):
+        if isinstance(item, CallOutputItem):
             content = _text(item.output)
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
-        elif isinstance(item, FunctionCallItem):
+        elif isinstance(item, FunctionCallItem | CustomCallItem):
             _answer(messages).setdefault("tool_calls", []).append(_call(item))
         elif isinstance(item, ReasoningItem):
             answer = _answer(messages, "content", "tool_calls")
@@ -294,8 +341,9 @@ def _answer(messages: list[dict[str, Any]], *without: str) -> dict[str, Any]:
     return messages[-1]
 
 
-def _call(item: FunctionCallItem) -> dict[str, Any]:
-    function = {"name": item.name, "arguments": item.arguments}
+def _call(item: FunctionCallItem | CustomCallItem) -> dict[str, Any]:
+    arguments = item.arguments if isinstance(item, FunctionCallItem) else {INPUT: item.input}
+    function = {"name": shown_name(item.name, item.namespace), "arguments": arguments}
     return {"id": item.call_id, "type": "function", "function": function}
 
 
@@ -307,24 +355,21 @@ def _text(content: Content) -> str:
 
 def _tools(request: ResponsesRequest) -> tuple[list[Tool], ToolChoice | Tool]:
     """The tools that may be called, and which must be."""
-    tools = [
-        Tool(t.name, t.description or "", t.parameters or {}, bool(t.strict))
-        for t in request.tools or ()
-    ]
-    choice = request.tool_choice
-    if isinstance(choice, NamedFunction):
-        return tools, _named(tools, choice)
+    known, choice = request.known_tools, request.tool_choice
+    tools = [tool.shown for tool in known]
+    if isinstance(choice, NamedTool):
+        return tools, _named(known, choice)
     if isinstance(choice, AllowedTools):
-        return [_named(tools, allowed) for allowed in choice.tools], choice.mode
+        return [_named(known, allowed) for allowed in choice.tools], choice.mode
     if choice == "required" and not tools:
         raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
     return tools, choice or "auto"
 
 
-def _named(tools: Sequence[Tool], wanted: NamedFunction) -> Tool:
+def _named(tools: Sequence[KnownTool], wanted: NamedTool) -> Tool:
     for tool in tools:
-        if tool.name == wanted.name:
-            return tool
+        if wanted.name in (tool.name, tool.shown.name):
+            return tool.shown
     raise ApiError(400, f"tool_choice names {wanted.name!r}, which is no tool here", "tool_choice")
 
 
