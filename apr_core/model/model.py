@@ -84,8 +84,15 @@ class Model:
     def new_slot(self) -> int:
         """Open a slot for a new sequence."""
         slot = next(i for i in range(len(self._lengths) + 1) if i not in self._lengths)
-        for state in self._states:
-            state.open(slot)
+        opened: list[State] = []
+        try:
+            for state in self._states:
+                state.open(slot)
+                opened.append(state)
+        except BaseException:
+            for state in opened:
+                state.close(slot)
+            raise
         self._lengths[slot] = 0
         return slot
 
@@ -149,7 +156,11 @@ class Model:
     def fork(self, slot: int) -> int:
         """A new slot with a copy of another's sequence."""
         copy = self.new_slot()
-        self.restore(copy, self.snapshot(slot))
+        try:
+            self.restore(copy, self.snapshot(slot))
+        except BaseException:
+            self.free_slot(copy)
+            raise
         return copy
 
     def sequence_bytes(self, length: int) -> int:

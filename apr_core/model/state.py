@@ -67,8 +67,7 @@ class KVState:
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
-        self.keys[slot] = self._zeros(self.growth)
-        self.values[slot] = self._zeros(self.growth)
+        self.keys[slot], self.values[slot] = self._zeros(self.growth), self._zeros(self.growth)
 
     def _zeros(self, capacity: int) -> Array:
         return self._make((self._heads, capacity, self._dim), self.dtype)
@@ -149,8 +148,9 @@ class RecurrentState:
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot: all zeros."""
-        for name, shape in self._shapes.items():
-            self.arrays[name][slot] = self._zeros(shape)
+        made = {name: self._zeros(shape) for name, shape in self._shapes.items()}
+        for name, array in made.items():
+            self.arrays[name][slot] = array
 
     def close(self, slot: int) -> None:
         """Forget the slot and give its memory back."""
