@@ -15,8 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from apr_core.model.model import Model, Snapshot
 
@@ -45,8 +43,11 @@ class Node:
 
     def path(self) -> list[Node]:
         """The nodes from below the root to this one."""
-        above = self.parent.path() if self.parent else []
-        return [*above, self] if self.parent else []
+        found, node = [], self
+        while node.parent is not None:  # as deep as a chat has turns: no recursion
+            found.append(node)
+            node = node.parent
+        return found[::-1]
 
 
 class PrefixCache:
@@ -100,14 +101,16 @@ class PrefixCache:
         """The part of an edge that the ids share, where a prefix may end anywhere."""
         if not self._anywhere or not node.children:
             return []
-        rest = np.asarray(ids[node.position : last], np.int64)
-        shared = {child: _common(rest, child.edge) for child in node.children.values()}
-        child = max(shared, key=shared.__getitem__)
-        if not shared[child]:
+        rest, best, shared = tuple(ids[node.position : last]), None, 0
+        for edge, child in node.children.items():
+            if shared < len(rest) and edge[shared : shared + 1] == rest[shared : shared + 1]:
+                common = _common(rest, edge)  # only of who may share more than the best so far
+                best, shared = (child, common) if common > shared else (best, shared)
+        if best is None:
             return []
-        self._touch(child)
-        whole = child.position, self._parts(child)
-        return [self._model.shortened(whole, node.position, node.position + shared[child])]
+        self._touch(best)
+        whole = best.position, self._parts(best)
+        return [self._model.shortened(whole, node.position, node.position + shared)]
 
     def _parts(self, node: Node) -> list[Any]:
         copies = node.copies or (None,) * len(self._by_rows)
@@ -202,11 +205,16 @@ class PrefixCache:
         self.shrink(0)
 
 
-def _common(ids: np.ndarray, edge: Edge) -> int:
-    """How many ids at the beginning are equal."""
-    size = min(len(ids), len(edge))
-    differ = np.flatnonzero(ids[:size] != np.asarray(edge[:size], np.int64))
-    return int(differ[0]) if differ.size else size
+def _common(ids: Edge, edge: Edge) -> int:
+    """How many ids at the beginning are equal, by halving."""
+    equal, size = 0, min(len(ids), len(edge))
+    while equal < size:
+        middle = (equal + size + 1) // 2
+        if ids[equal:middle] == edge[equal:middle]:
+            equal = middle
+        else:
+            size = middle - 1
+    return equal
 
 
 def _nbytes(part: Any) -> int:
