@@ -19,6 +19,7 @@ from apr_core.engine.requests import (
     GenerationRequest,
     TokenLogprob,
     Usage,
+    as_exception,
 )
 from apr_core.engine.sampling import Sampler
 from apr_core.engine.writer import Piece, Writer
@@ -90,8 +91,8 @@ class Answer:
         """
         try:
             self._advance(logits)
-        except Exception as error:
-            self.fail(error)
+        except BaseException as error:
+            self.fail(as_exception(error))
 
     def _advance(self, logits: NDArray[np.float32]) -> None:
         forced = bool(self._forced)
@@ -180,9 +181,9 @@ class Answer:
         self.ended = reason
         try:
             piece = self._writer.finish(reason, token)
-        except Exception as broken:
+        except BaseException as broken:
             piece = Piece("", self._writer.channel)
-            reason, ended_by, error = "error", "error", error or broken
+            reason, ended_by, error = "error", "error", error or as_exception(broken)
         if reason == "length" and self._writer.stopped is not None:  # found in what was held back
             reason, ended_by = "stop", "stop_string"
         self.ended = reason

@@ -33,6 +33,7 @@ class Job:
         self.broken = False  # nobody can be told anything any more
         self.slot: int | None = None
         self.position = 0  # tokens of the prompt that are in the slot
+        self.passed_over = False  # the last forward of prompts went without it
         self.cuts: Sequence[int] = ()
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer

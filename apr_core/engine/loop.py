@@ -12,9 +12,10 @@ from apr_core.engine.answer import Answer, Vocabulary
 from apr_core.engine.cuts import CHUNK
 from apr_core.engine.jobs import EmbeddingJob, GenerationJob, Job
 from apr_core.engine.memory import Ledger
-from apr_core.engine.prefill import Forward, Pace, choose
+from apr_core.engine.prefill import Forward, Pace, take_turns
 from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.queue import FairQueue
+from apr_core.engine.requests import as_exception
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ class Loop:
         """End everything that has begun with an error."""
         if self._forward:
             self._forward.close()
-            self._forward_over()
+        self._forward_over()
         for job in list(self.prefilling):
             self._end(job, error)
         for answer in list(self.decoding):
@@ -143,8 +144,8 @@ class Loop:
             if job.use_cache:
                 job.node = self.cache.restore(job.ids, job.slot)
                 job.position = job.cached = self.model.length(job.slot)
-        except Exception as error:
-            self._end(job, error)
+        except BaseException as error:
+            self._end(job, as_exception(error))
             return
         self.prefilling.append(job)
 
@@ -156,9 +157,9 @@ class Loop:
         started = time.perf_counter()
         try:
             logits = self.model.forward([(answer.slot, [answer.token]) for answer in answers])
-        except Exception as error:
+        except BaseException as error:
             for answer in answers:
-                answer.fail(error)
+                answer.fail(as_exception(error))
         else:
             for answer, row in zip(answers, logits, strict=True):
                 self._advance(answer, row)
@@ -190,12 +191,12 @@ class Loop:
         try:
             if not self._forward.run(self._pace, seconds, interrupted):
                 return
-        except Exception as error:
+        except BaseException as error:
             failed, self._forward = self._forward, None
             self._forward_over()
             for job in failed.jobs:
                 if job in self.prefilling:
-                    self._end(job, error)
+                    self._end(job, as_exception(error))
             return
         forward, self._forward = self._forward, None
         for job, stop, rows in forward.results():
@@ -207,11 +208,7 @@ class Loop:
         if not self.prefilling:
             return False
         room = self._pace.chunk_between_steps if self.decoding else CHUNK
-        chosen = choose(self.prefilling, room)
-        for job, _ in chosen:  # its turn is over
-            self.prefilling.remove(job)
-            self.prefilling.append(job)
-        self._forward = Forward(self.model, chosen)
+        self._forward = Forward(self.model, take_turns(self.prefilling, room))
         return True
 
     def _forward_over(self) -> None:
@@ -229,8 +226,8 @@ class Loop:
                 job.node = self.cache.keep(job.node, job.ids, job.slot)
             if isinstance(job, EmbeddingJob):
                 job.add(rows)
-        except Exception as error:
-            self._end(job, error)
+        except BaseException as error:
+            self._end(job, as_exception(error))
             return
         if not job.prefilled:
             return
@@ -254,10 +251,10 @@ class Loop:
                 job.answer(self._vocabulary, index, slot)
                 for index, slot in enumerate([*slots, job.slot])
             ]
-        except Exception as error:
+        except BaseException as error:
             for slot in slots:
                 self.model.free_slot(slot)
-            self._end(job, error)
+            self._end(job, as_exception(error))
             return
         self.prefilling.remove(job)
         self.cache.unpin(job.node)
@@ -274,7 +271,7 @@ class Loop:
         for job, last in untold.items():
             try:
                 job.deliver_pending()
-            except Exception:  # the caller's own trouble: nobody else's
+            except BaseException:  # the caller's own trouble: nobody else's
                 job.broken = True
                 job.cancel()
             if last:

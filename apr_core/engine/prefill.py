@@ -108,6 +108,18 @@ class Forward:
         self._slices.close()
 
 
+def take_turns(jobs: list[Job], room: int) -> list[tuple[Job, int]]:
+    """Whose prompts come next and up to where; they go to the end of `jobs`."""
+    chosen = choose(jobs, room)
+    for job in jobs:
+        job.passed_over = True
+    for job, _ in chosen:
+        job.passed_over = False
+        jobs.remove(job)
+        jobs.append(job)
+    return chosen
+
+
 def choose(jobs: Sequence[Job], room: int) -> list[tuple[Job, int]]:
     """Whose prompts come next and up to where: about `room` tokens, shared by the owners.
 
@@ -129,9 +141,15 @@ def choose(jobs: Sequence[Job], room: int) -> list[tuple[Job, int]]:
 
 
 def _first_of_owners_first(jobs: Sequence[Job]) -> list[Job]:
-    """The first job of each owner, what is soon done first; then all others."""
+    """The first job of each owner, what is soon done first; then all others.
+
+    But before those come who were passed over, as they wait: or one short prompt after the other
+    would keep a long one waiting for ever.
+    """
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(job.owner, job)
-    chosen = sorted(first.values(), key=lambda job: job.next_stop() - job.position)
+    waiting = [job for job in first.values() if job.passed_over]
+    others = [job for job in first.values() if not job.passed_over]
+    chosen = waiting + sorted(others, key=lambda job: job.next_stop() - job.position)
     return chosen + [job for job in jobs if first[job.owner] is not job]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from apr_core.engine.sampling import SamplingParams
+from apr_core.errors import AprError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +63,13 @@ class GenerationRequest:
     ignore_stop_tokens: bool = False
     use_cache: bool = True  # of prefixes
     owner: str = ""
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What a delta can carry: native code that panics raises what is no Exception."""
+    if isinstance(error, Exception):
+        return error
+    return AprError(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,14 @@ from apr_core.engine.jobs import EmbeddingJob, GenerationJob, Job
 from apr_core.engine.loop import Loop
 from apr_core.engine.memory import Ledger, default_limit
 from apr_core.engine.prefix_cache import PrefixCache
-from apr_core.engine.requests import Delta, EndedBy, EngineStats, GenerationRequest, Ticket
+from apr_core.engine.requests import (
+    Delta,
+    EndedBy,
+    EngineStats,
+    GenerationRequest,
+    Ticket,
+    as_exception,
+)
 from apr_core.errors import Busy, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +86,11 @@ class Engine:
     def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
         """Queue a request. Raises Busy, or UsageError if it can never run."""
         check_prompt(self.model, request.prompt_ids, request.max_tokens)
-        self._check(request)
+        self._check_ids(request.prompt_ids)
+        if not 1 <= request.n <= self.slots:
+            raise UsageError(
+                f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
+            )
         room, full = self._room(request)
         job = GenerationJob(request, deliver, self._woken, room, full)
         job.bytes_each = self._bytes(len(request.prompt_ids) + room - 1, request.n)
@@ -91,21 +102,18 @@ class Engine:
     ) -> Ticket:
         """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
         check_prompt(self.model, ids, None)
+        self._check_ids(ids)
         job = EmbeddingJob(ids, deliver, self._woken)
         job.bytes_each = self._bytes(len(ids), 1)
         job.cuts = self._cuts(ids)
         return self._enqueue(job)
 
-    def _check(self, request: GenerationRequest) -> None:
-        low, high = min(request.prompt_ids), max(request.prompt_ids)
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        low, high = min(ids), max(ids)
         if low < 0 or high >= self.model.config.vocab_size:
             raise UsageError(
                 f"token id {low if low < 0 else high} is outside the vocabulary of "
                 f"{self.model.config.vocab_size}"
-            )
-        if not 1 <= request.n <= self.slots:
-            raise UsageError(
-                f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
             )
 
     def _room(self, request: GenerationRequest) -> tuple[int, EndedBy]:
@@ -205,8 +213,8 @@ class Engine:
                 return
             try:
                 self._turn()
-            except Exception as error:  # a mistake of ours: what runs is lost, the engine is not
-                self._loop.fail(error)
+            except BaseException as error:  # our mistake: what runs is lost, the engine is not
+                self._loop.fail(as_exception(error))
 
     def _turn(self) -> None:
         self._take_inbox()
@@ -234,7 +242,7 @@ class Engine:
             self._waiting = len(self._loop.queue) + len(self._inbox)
         self._publish()
         if self._loop.deliver():
-            with suppress(Exception):  # a listener's own trouble
+            with suppress(BaseException):  # a listener's own trouble
                 self.flushed()
 
     def _job_over(self, job: Job) -> None:
