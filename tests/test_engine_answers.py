@@ -13,11 +13,20 @@ from apr_core.engine.requests import GenerationRequest
 from apr_core.engine.sampling import SamplingParams
 from apr_core.engine.scheduler import Engine
 from apr_core.errors import UsageError
-from tests.engine_rig import FAMILIES, ask, assert_nothing_left, chat, imported, random_ids
+from tests.engine_rig import (
+    FAMILIES,
+    Client,
+    ask,
+    assert_nothing_left,
+    chat,
+    imported,
+    random_ids,
+)
 
 pytestmark = pytest.mark.needs_plugins
 
 GREEDY = SamplingParams()
+ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -119,12 +128,36 @@ def test_what_can_never_run_is_refused_with_the_numbers(model):
 def test_an_answer_without_a_length_gets_what_its_share_of_memory_holds(model, monkeypatch):
     monkeypatch.setattr("apr_core.engine.scheduler.LEAST_ROOM", 64)
     for share, expected in ((1024, 1014), (512, 503)):
-        engine = Engine(model, slots=2, memory_bytes=2 * model.sequence_bytes(share))
+        engine = Engine(model, slots=2, memory_bytes=2 * model.sequence_bytes(share), cache_bytes=0)
         try:
-            told = ask(engine, random_ids(10), ignore_stop_tokens=True, detect_repetition=False)
+            told = ask(engine, random_ids(10), **ENDLESS)
             assert (len(told.ids()), told.last().ended_by) == (expected, "context")
         finally:
             engine.close()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_without_a_length_gets_what_there_is_where_memory_is_tiny(model, n):
+    engine = Engine(model, slots=2, memory_bytes=n * model.sequence_bytes(256))
+    try:
+        told = ask(engine, random_ids(100), n=n, **ENDLESS)
+        for index in range(n):
+            assert 156 < len(told.ids(index)) <= model.max_len - 100
+    finally:
+        engine.close()
+
+
+def test_answers_without_a_length_leave_room_for_prefixes(model, monkeypatch):
+    monkeypatch.setattr("apr_core.engine.scheduler.LEAST_ROOM", 64)
+    engine = Engine(model, slots=2, memory_bytes=2 * model.sequence_bytes(1024))
+    ids = chat(model, "a" * 100, "b", "c")
+    try:
+        ask(engine, ids, max_tokens=1)
+        for client in [Client(engine, random_ids(5), **ENDLESS) for _ in range(2)]:
+            client.wait()
+        assert ask(engine, ids, max_tokens=1).last().usage.cached_tokens > 100
+    finally:
+        engine.close()
 
 
 def test_embeddings_are_the_mean_of_the_last_hidden_states(model, engine):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Deliver = Callable[[Sequence[Delta]], None]
 LEAST_ROOM = 1024  # tokens of an answer that does not say how many, where memory is small
+PREFIXES = 4  # that part of the memory is theirs when answers do not say how long they get
 
 
 def _nothing() -> None:
@@ -119,7 +120,8 @@ class Engine:
     def _room(self, request: GenerationRequest) -> tuple[int, EndedBy]:
         """Tokens an answer may have, and what it means when it has them.
 
-        A request that does not say how many gets what its share of the memory holds.
+        A request that does not say how many gets what its share of the memory holds: of what is
+        left beside some prefixes, which would else be forgotten whenever all slots are taken.
         """
         prompt = len(request.prompt_ids)
         room = self.model.max_len - prompt
@@ -129,8 +131,10 @@ class Engine:
                 if request.max_tokens <= room
                 else (room, "context")
             )
-        bytes_at = self.model.sequence_bytes
-        share = max(self._ledger.limit // self.slots, bytes_at(prompt + LEAST_ROOM))
+        bytes_at, ledger = self.model.sequence_bytes, self._ledger
+        shared = ledger.limit - min(ledger.cache_limit, ledger.limit // PREFIXES)
+        share = max(shared // self.slots, bytes_at(prompt + LEAST_ROOM))
+        share = min(share, ledger.limit // request.n)
         fitting = bisect_right(range(1, room + 1), share, key=lambda n: bytes_at(prompt + n - 1))
         return max(fitting, 1), "context"
 
