@@ -75,7 +75,8 @@ class Answer:
         self.token = -1
         self._room, self._full, self._cached = room, full, cached
         self._constraint = constraint
-        self._writer = Writer(vocabulary.tokenizer, request.prompt_ids, request.stop)
+        tokenizer, ids = vocabulary.tokenizer, request.prompt_ids
+        self._writer = Writer(tokenizer, ids, request.stop, request.plain)
         self._sampler = _sampler(request, index, vocabulary.valid)
         self._repetition = Repetition() if request.detect_repetition else None
         self._logprobs: list[TokenLogprob] = []

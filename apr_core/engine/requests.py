@@ -61,6 +61,7 @@ class GenerationRequest:
     constraint: Callable[[], Constraint] | None = None
     detect_repetition: bool = True
     ignore_stop_tokens: bool = False
+    plain: bool = False  # all is text as it was written, tags of thinking too
     use_cache: bool = True  # of prefixes
     owner: str = ""
 

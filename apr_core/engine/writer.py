@@ -24,16 +24,19 @@ class Piece:
 class Writer:
     """Takes an answer's tokens one by one. Blank lines after a thinking tag belong to no channel.
 
-    A closing tag outside of reasoning is text.
+    A closing tag outside of reasoning is text. `plain`: all is text as it was written, tags too.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str]
-    ) -> None:
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str],
+        plain: bool = False,
+    ) -> None:  # fmt: skip
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(stop)
-        self.channel: Channel = "reasoning" if starts_thinking(tokenizer, prompt_ids) else "text"
+        self._tags: dict[str, Channel] = {} if plain else {THINK: "reasoning", END_THINK: "text"}
+        thinks = not plain and starts_thinking(tokenizer, prompt_ids)
+        self.channel: Channel = "reasoning" if thinks else "text"
         self._ids: list[int] = []
         self._border = False  # right after a thinking tag: the template's line breaks follow
 
@@ -46,13 +49,16 @@ class Writer:
         """What can be shown after one more token."""
         self._ids.append(token)
         added = self._tokenizer.added_token(token)
-        switch = {THINK: "reasoning", END_THINK: "text"}.get(added.content if added else "")
+        switch = self._tags.get(added.content) if added else None
         if switch and switch != self.channel:
             yield from self._emit(self._detokenizer.flush(), flush=True)
-            self.channel = "reasoning" if switch == "reasoning" else "text"
-            self._border = True
+            self.channel, self._border = switch, True
             return
-        yield from self._emit(self._inner(self._detokenizer.push(token)))
+        written = self._detokenizer.push(token)
+        text = self._inner(written)
+        if written and self._border:  # nothing but the line breaks: their ids belong to the tag
+            yield Piece("", "reasoning", self._take())
+        yield from self._emit(text)
 
     def _inner(self, text: str) -> str:
         """The text without the line breaks that follow a thinking tag."""

@@ -1,11 +1,11 @@
 """`/v1/completions`: text goes on as it is, without a template. Control tokens in a prompt stay
-text unless `allow_special`; reasoning, should there be any, is part of the text.
+text unless `allow_special`; reasoning, should there be any, is part of the text, with its tags.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from apr_core.engine.requests import Delta, GenerationRequest, TokenLogprob, Usage
+from apr_core.engine.requests import Delta, GenerationRequest, Usage
 from apr_core.server.asking import note, owner_of, while_connected
 from apr_core.server.bridge import Deliveries
 from apr_core.server.collected import stopping, total
@@ -115,8 +115,13 @@ class Written:
     """What was generated of one choice so far."""
 
     text: str
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: dict[str, list[Any]] = field(default_factory=dict)
     last: Delta | None = None
+
+    def add(self, logprobs: Mapping[str, list[Any]]) -> None:
+        """Log probabilities of what came now."""
+        for name, values in logprobs.items():
+            self.logprobs.setdefault(name, []).extend(values)
 
 
 class Job:
@@ -128,7 +133,7 @@ class Job:
     ) -> None:  # fmt: skip
         self._service, self._body, self._request = service, body, request
         self._n = body.n or 1
-        self._names = TokenNames(service.model.tokenizer)
+        self._names = TokenNames(service.model.tokenizer, ends=body.ignore_eos is not True)
         self._head = new_head("cmpl", "text_completion", service.model_id)
         self.written = [
             Written(text if body.echo else "") for text, _ in prompts for _ in range(self._n)
@@ -160,6 +165,7 @@ class Job:
             n=self._n,
             top_logprobs=body.logprobs,
             ignore_stop_tokens=body.ignore_eos is True,
+            plain=True,
             owner=owner_of(self._request),
         )
 
@@ -184,11 +190,8 @@ class Job:
     def _choice(self, index: int) -> dict[str, Any]:
         written = self.written[index]
         assert written.last is not None
-        found = None
-        if self._body.logprobs is not None:
-            found = self._names.completion(written.logprobs, 0)
         return {
-            "index": index, "text": written.text, "logprobs": found,
+            "index": index, "text": written.text, "logprobs": written.logprobs or None,
             "finish_reason": written.last.finish_reason, "apr_ended_by": written.last.ended_by,
         }  # fmt: skip
 
@@ -201,9 +204,9 @@ class Job:
             if self._body.echo:
                 for index, written in enumerate(self.written):
                     yield self._chunk(index, written.text, tail)
-            async for index, delta, offset in self._steps():
+            async for index, delta, found in self._steps():
                 if delta.text or delta.logprobs or delta.finish_reason:
-                    yield self._chunk(index, delta.text, tail, delta, offset)
+                    yield self._chunk(index, delta.text, tail, delta, found)
             usage = self._usage()
             if include_usage:
                 yield event({**self._head, "choices": [], "usage": usage_body(usage)})
@@ -217,19 +220,17 @@ class Job:
 
     def _chunk(
         self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
-        offset: int = 0,
+        found: Mapping[str, list[Any]] | None = None,
     ) -> bytes:  # fmt: skip
         choice: dict[str, Any] = {
-            "index": index, "text": text, "logprobs": None, "finish_reason": None,
+            "index": index, "text": text, "logprobs": found, "finish_reason": None,
         }  # fmt: skip
-        if delta and self._body.logprobs is not None:
-            choice["logprobs"] = self._names.completion(delta.logprobs, offset)
         if delta and delta.finish_reason:
             choice |= {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
         return event({**self._head, "choices": [choice], **tail})
 
-    async def _steps(self) -> AsyncIterator[tuple[int, Delta, int]]:
-        """(choice, delta, where its text begins) of all prompts as they come."""
+    async def _steps(self) -> AsyncIterator[tuple[int, Delta, Mapping[str, list[Any]] | None]]:
+        """(choice, delta, its log probabilities) of all prompts as they come."""
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
         tasks = [
             asyncio.ensure_future(self._forward(number, deliveries, arrived))
@@ -246,15 +247,17 @@ class Job:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take(self, index: int, delta: Delta) -> int:
-        written = self.written[index]
-        offset = len(written.text)
+    def _take(self, index: int, delta: Delta) -> Mapping[str, list[Any]] | None:
+        written, found = self.written[index], None
+        begin, end = len(written.text), len(written.text) + len(delta.text)
         written.text += delta.text
-        written.logprobs += delta.logprobs
+        if self._body.logprobs is not None:
+            found = self._names.completion(delta.logprobs, begin, end)
+            written.add(found)
         if delta.finish_reason:
             _check_end(delta)
             written.last = delta
-        return offset
+        return found
 
     async def _forward(
         self, number: int, deliveries: Deliveries,

@@ -116,11 +116,11 @@ def failure_events(error: BaseException) -> bytes:
 
 
 class TokenNames:
-    """Tokens as text and bytes, for log probabilities."""
+    """Tokens as text and bytes, for log probabilities. `ends`: some end answers, without words."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._silent = frozenset(tokenizer.stop_ids)
+        self._silent = frozenset(tokenizer.stop_ids if ends else ())
 
     def spoken(self, logprobs: Iterable[TokenLogprob]) -> list[TokenLogprob]:
         """Those of tokens that are text: joined they are the answer, which ends without words."""
@@ -152,18 +152,25 @@ class TokenNames:
     def _one(self, id_: int, logprob: float) -> dict[str, Any]:
         return {"token": self.text(id_), "logprob": number(logprob), "bytes": self.bytes_(id_)}
 
-    def completion(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        """`logprobs` of a plain completion; `offset` is where its text begins."""
+    def completion(
+        self, logprobs: Sequence[TokenLogprob], begin: int, end: int
+    ) -> dict[str, list[Any]]:
+        """`logprobs` of what came of a plain completion at once: its characters `begin` to `end`.
+
+        The bytes of one character may be several tokens, each as U+FFFD: the text has one. What is
+        text of tokens that came before stands first.
+        """
         logprobs = self.spoken(logprobs)
         texts = [self.text(found.id) for found in logprobs]
-        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
+        begin = max(begin, end - sum(map(len, texts)))
+        offsets = [begin + sum(map(len, texts[:i])) for i in range(len(texts))]
         return {
             "tokens": texts,
             "token_logprobs": [number(found.logprob) for found in logprobs],
             "top_logprobs": [
                 {self.text(id_): number(value) for id_, value in found.top} for found in logprobs
             ],
-            "text_offset": offsets,
+            "text_offset": [min(offset, end) for offset in offsets],
         }
 
 

@@ -136,6 +136,8 @@ class ResponseEvents:
 
     def _text(self, event: TextDelta) -> None:
         kind = "reasoning" if event.channel == "reasoning" else "message"
+        if kind == "reasoning" and not event.text:  # only log probabilities, which are not told
+            return
         written = self._written
         if written is None or written.item["type"] != kind:
             written = self._begin_text(kind)
