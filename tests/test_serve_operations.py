@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -266,6 +268,17 @@ def test_a_body_that_does_not_come_is_not_waited_for():
             slow.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n")
             said = slow.recv(4096)
             assert not said or b" 408 " in said.splitlines()[0]
+
+
+def test_connections_that_say_nothing_do_not_keep_others_out():
+    with serving("--header-timeout", "0.5") as server, ExitStack() as stack:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (100, 100))
+        host, port = server.url.removeprefix("http://").split(":")
+        for number in range(150):
+            silent = socket.create_connection((host, int(port)), timeout=10)
+            stack.enter_context(silent).sendall(b"" if number % 2 else b"P")
+        assert server.get("/health/live").status_code == 200
+        assert silent.recv(1) == b""
 
 
 def test_an_answer_that_takes_too_long_ends():

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings, HTTP2Settings
+from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
@@ -136,14 +136,14 @@ def _server(app: FastAPI, listener: socket.socket, options: ServerOptions) -> _E
             listener,
             target=app,
             interface=Interfaces.ASGI,
-            http=HTTPModes.auto,
+            # to find out the version would be waited for without end, whatever the timeout
+            http=HTTPModes.http1,
             websockets=False,
             backlog=BACKLOG,
             http1_settings=HTTP1Settings(
                 header_read_timeout=int(options.header_timeout * 1000),
                 max_buffer_size=max(8192, options.max_header),
             ),
-            http2_settings=HTTP2Settings(max_headers_size=options.max_header),
             log_enabled=False,
             ssl_cert=options.tls_cert,
             ssl_key=options.tls_key,
