@@ -1,9 +1,10 @@
 """The request of `/v1/messages`, and what it is as a chat.
 
 Accepted without effect, because no answer depends on them: `cache_control` (prefixes are reused
-unasked), `metadata`, `service_tier`, `citations` of text, `eager_input_streaming`, thinking that
-was redacted elsewhere, and `is_error` of a result, whose text says what went wrong. Edits asked for
-by `context_management` are not made, and the answer says that none were.
+unasked), `metadata`, `service_tier`, `speed`, `citations` of text, `eager_input_streaming`,
+thinking that was redacted elsewhere, and `is_error` of a result, whose text says what went wrong.
+Tools that may be loaded later, by `defer_loading`, are in the prompt at once. Edits asked for by
+`context_management` are not made, and the answer says that none were.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from apr_core.server.protocol_fields import (
     JsonObject,
     MoreSampling,
     of_kinds,
-    only,
     sampling_of,
 )
 from apr_core.server.thinking import by_effort, template_variables
@@ -73,12 +73,35 @@ OnlyText = Annotated[
 ]
 
 
+class ToolReference(History):
+    """A tool that a search for tools has found: its name."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    @property
+    def text(self) -> str:
+        """What the model is told."""
+        return self.tool_name
+
+
+Results = list[
+    Annotated[
+        Annotated[TextBlock | ToolReference, Field(discriminator="type")],
+        of_kinds("blocks", ["text", "tool_reference"]),
+    ]
+]
+
+
 class ToolResultBlock(History):
     """What a call returned."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: OnlyText | None = None
+    content: (
+        Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[Results, Tag(LIST_FORM)], BY_FORM]
+        | None
+    ) = None
     is_error: bool | None = None
 
 
@@ -136,7 +159,7 @@ class ClientTool(Exact):
     strict: bool | None = None
     cache_control: Any = None
     eager_input_streaming: bool | None = None
-    defer_loading: Annotated[bool | None, only(False, why="tools are always in the prompt")] = None
+    defer_loading: bool | None = None
 
 
 class AnyChoice(Exact):
@@ -189,12 +212,6 @@ class OutputConfig(Exact):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class Metadata(Exact):
-    """Who asks, which no answer depends on."""
-
-    user_id: str | None = None
-
-
 class PromptRequest(Exact):
     """What a prompt is made of. Fields not listed are refused by name."""
 
@@ -242,8 +259,9 @@ class MessagesRequest(PromptRequest, MoreSampling):
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    metadata: Metadata | None = None
+    metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+    speed: str | None = None
 
     @model_validator(mode="after")
     def _leaves_room_for_an_answer(self) -> MessagesRequest:

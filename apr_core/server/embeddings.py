@@ -19,8 +19,8 @@ from pydantic import Field
 from apr_core.server.asking import while_connected
 from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
-from apr_core.server.openai_chat_request import Exact
 from apr_core.server.openai_parts import ERRORS, Open
+from apr_core.server.protocol_fields import Exact
 from apr_core.server.service import ChatService
 
 MAX_INPUTS = 256

@@ -1,26 +1,32 @@
 """The request of `/v1/chat/completions`, and what it is as a chat.
 
 Accepted without effect, because no answer depends on them: `user`, `metadata`, `store`,
-`service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`, `prediction`,
-and `stream_options.include_obfuscation`. Every other parameter that is unknown is an error.
+`service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`,
+`prompt_cache_options`, `prediction`, `cache_control` of tools, and
+`stream_options.include_obfuscation`. Every other parameter that is unknown is an error.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 from apr_core.server.errors import ApiError
-from apr_core.server.protocol_fields import SAMPLING, of_kinds, only
+from apr_core.server.protocol_fields import SAMPLING, Exact, of_kinds, only
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
 MAX_ANSWERS = 16  # n
 MAX_TOKENS = 2**31 - 1
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 # reasoning tokens before the thought is closed; None: as many as the model likes
-BUDGETS: dict[str, int | None] = {"low": 1024, "medium": 4096, "high": 16384, "xhigh": None}
+BUDGETS: dict[str, int | None] = {
+    "low": 1024, "medium": 4096, "high": 16384, "xhigh": None, "max": None,
+}  # fmt: skip
+TOKEN_ID = re.compile("[0-9]{1,18}")
 OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
 MESSAGE: dict[
     str, Any
@@ -37,12 +43,6 @@ MESSAGE: dict[
 }
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None
-
-
-class Exact(BaseModel):
-    """Types are taken as they are, and unknown fields refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Exact):
@@ -85,10 +85,10 @@ class Sampled(Exact):
 
     def bias(self) -> dict[int, float]:
         """`logit_bias` by token id. Raises ApiError for what is no id."""
-        try:
-            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
-        except ValueError:
-            raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias") from None
+        given = self.logit_bias or {}
+        if not all(TOKEN_ID.fullmatch(token) for token in given):
+            raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias")
+        return {int(token): bias for token, bias in given.items()}
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -109,6 +109,7 @@ class FunctionTool(Exact):
 
     type: Literal["function"]
     function: Function
+    cache_control: Any = None
 
 
 class FunctionName(Exact):
@@ -122,6 +123,20 @@ class NamedChoice(Exact):
 
     type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(Exact):
+    """The functions that may, or must, be called now, out of all that are given."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice] = Field(min_length=1)
+
+
+class AllowedChoice(Exact):
+    """A choice among some of the functions."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class JsonSchema(Exact):
@@ -138,6 +153,9 @@ class Format(Exact):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="Of a json_object, as some servers have it."
+    )
 
 
 class ChatCompletionRequest(Sampled):
@@ -165,7 +183,11 @@ class ChatCompletionRequest(Sampled):
     tools: list[
         Annotated[FunctionTool, of_kinds("tools", ("function",))]
     ] | None = Field(None, max_length=128)  # fmt: skip
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[
         list[str] | None, only(["text"], why="this server answers in text")
@@ -179,20 +201,21 @@ class ChatCompletionRequest(Sampled):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
 
     def as_chat(self, owner: str) -> ChatRequest:
         """The request without its protocol. Raises ApiError for what does not fit together."""
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         thinking, budget = self._thinking()
         variables = dict(self.chat_template_kwargs or {})
         variables.pop("enable_thinking", None)
-        tools = tuple(_tool(tool.function) for tool in self.tools or ())
+        tools, choice = self._tools()
         return ChatRequest(
             self.messages,
             tools=tools,
-            tool_choice=self._choice(tools),
+            tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self._format(),
             sampling=self.sampling(),
@@ -234,27 +257,37 @@ class ChatCompletionRequest(Sampled):
             BUDGETS.get(effort) if budget is None else budget
         )
 
-    def _choice(self, tools: tuple[Tool, ...]) -> ToolChoice | Tool:
-        choice = self.tool_choice
-        if choice is None or isinstance(choice, str):
-            if choice == "required" and not tools:
-                raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
-            return choice or "auto"
-        name = choice.function.name
-        found = next((tool for tool in tools if tool.name == name), None)
-        if found is None:
-            raise ApiError(400, f"tool_choice names {name!r}, which is no tool here", "tool_choice")
-        return found
+    def _tools(self) -> tuple[tuple[Tool, ...], ToolChoice | Tool]:
+        """The tools that may be called, and which must be."""
+        tools, choice = tuple(_tool(tool.function) for tool in self.tools or ()), self.tool_choice
+        if isinstance(choice, NamedChoice):
+            return tools, _named(tools, choice)
+        if isinstance(choice, AllowedChoice):
+            allowed = choice.allowed_tools
+            return tuple(_named(tools, wanted) for wanted in allowed.tools), allowed.mode
+        if choice == "required" and not tools:
+            raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
+        return tools, choice or "auto"
 
     def _format(self) -> ResponseFormat | None:
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
         if wanted.type == "json_object":
-            return ResponseFormat("json_object")
+            return ResponseFormat(
+                "json_schema" if wanted.schema_ else "json_object", wanted.schema_
+            )
         if wanted.json_schema is None:
             raise ApiError(400, "response_format json_schema needs json_schema", "response_format")
         return ResponseFormat("json_schema", wanted.json_schema.schema_ or {})
+
+
+def _named(tools: Sequence[Tool], wanted: NamedChoice) -> Tool:
+    name = wanted.function.name
+    found = next((tool for tool in tools if tool.name == name), None)
+    if found is None:
+        raise ApiError(400, f"tool_choice names {name!r}, which is no tool here", "tool_choice")
+    return found
 
 
 def _tool(function: Function) -> Tool:

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -19,9 +20,20 @@ from apr_core.text.messages import MAX_DEPTH
 
 
 class Exact(BaseModel):
-    """A part of a request whose unknown fields are errors: they would change the answer."""
+    """A part of a request whose unknown fields are errors: they would change the answer.
+
+    Types are taken as they are. A null is nothing that was asked for, whatever its name.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_no_field(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: v for name, v in given.items() if v is not None or name in known}
 
 
 class History(BaseModel):

@@ -66,7 +66,7 @@ class ChatService:
     def prompt_ids(self, request: ChatRequest) -> list[int]:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
         try:
-            messages = normalized(request.messages)
+            messages, tools = normalized(request.messages), _template_tools(request)
             for message in messages:
                 if message["role"] != "assistant":  # of whose content templates leave things out
                     self._check_text(message["content"].strip(), "messages")
@@ -75,7 +75,7 @@ class ChatService:
                 self._template,
                 messages,
                 enable_thinking=request.enable_thinking,
-                tools=template_tools(request.shown_tools),
+                tools=tools,
                 variables=request.template_variables,
             )
         except FormatError as error:  # the template's fault, but only other messages help
@@ -167,6 +167,7 @@ class ChatService:
         self, asked: Mapping[str, float | int], bias: Mapping[int, float] | None = None
     ) -> SamplingParams:
         """The model's own sampling, changed by what was asked for."""
+        self.check_ids(list(bias or ()), "logit_bias")
         try:
             params = SamplingParams.from_defaults(self.model.config.sampling, **asked)
             return replace(params, logit_bias=tuple((bias or {}).items()))
@@ -286,6 +287,14 @@ class Stopwatch:
         tell = observer.first_token if self._first else observer.next_token
         tell(self._service.model_id, now - self._last)
         self._last, self._first = now, False
+
+
+def _template_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools as templates show them. Raises ApiError."""
+    try:
+        return template_tools(request.shown_tools)
+    except AprError as error:
+        raise _refused(error, "tools") from error
 
 
 def _refused(error: AprError, param: str | None) -> ApiError:

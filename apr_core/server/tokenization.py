@@ -10,8 +10,9 @@ from pydantic import Field
 
 from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
-from apr_core.server.openai_chat_request import ChatCompletionRequest, Exact, FunctionTool
+from apr_core.server.openai_chat_request import ChatCompletionRequest, FunctionTool
 from apr_core.server.openai_parts import ERRORS, Open, TokenNames
+from apr_core.server.protocol_fields import Exact
 
 MAX_IDS = 1_000_000
 
