@@ -79,7 +79,16 @@ def test_keys_that_protect_nothing_are_refused(tmp_path):
     file.write_text("# none yet\n")
     ends(2, "no API key", "--api-key-file", file)
     ends(2, "not usable", "--api-key", "short")
+    ends(2, "is empty", "--api-key", "")
+    ends(2, "is empty", APR_API_KEY=" ,")
     ends(7, "cannot be read", "--api-key-file", tmp_path / "missing")
+
+
+def test_a_server_that_others_reach_without_a_key_says_so():
+    for arguments, warned in (((), True), (("--api-key", KEY), False)):
+        with serving("--host", "0.0.0.0", *arguments) as server:
+            said = [line for line in server.err if "no API key" in line]
+            assert bool(said) == warned
 
 
 def test_sigterm_lets_sixteen_streams_end_in_order():

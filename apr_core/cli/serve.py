@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,6 +130,7 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
             _try(service)
         app = create_app(services, served)
         lines = [_line(name, services[name]) for name in services]
+        _warn_of_strangers(listener, served)
         serve(app, list(engines.values()), listener, served, lambda url: _ready(url, lines))
 
 
@@ -186,6 +189,15 @@ def _try(service: ChatService) -> None:
         grammar.prepare(service.model.tokenizer)
     except (ApiError, AprError) as error:
         click.echo(f"! {service.model_id}: {error}", err=True)
+
+
+def _warn_of_strangers(listener: socket, served: ServerOptions) -> None:
+    """Say so where other machines may ask without a key."""
+    if served.api_keys or served.unix_socket:
+        return
+    host = listener.getsockname()[0]
+    if not ip_address(host.partition("%")[0]).is_loopback:
+        click.echo(f"! whoever reaches {host} may use this: there is no API key", err=True)
 
 
 def _line(name: str, service: ChatService) -> str:

@@ -27,7 +27,12 @@ def gather_keys(
 
     Raises UsageError for keys that cannot be sent or are too short, InputOutputError for the file.
     """
-    keys = [*given, *(environment.get(VARIABLE) or "").split(",")]
+    keys = [*given, *environment.get(VARIABLE, "").split(",")]
+    if any(not key.strip() for key in given) or not environment.get(VARIABLE, "-").strip(", "):
+        raise UsageError(
+            "an API key is empty: everybody could ask",
+            f"Write one, or leave out --api-key and {VARIABLE} to ask for none.",
+        )
     if file is not None:
         try:
             lines = file.read_text("utf-8").splitlines()
