@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr_core.engine.sampling import Sampler, SamplingParams, largest, pick
+from apr_core.engine.sampling import Sampler, SamplingParams, Seen, largest, pick
 from apr_core.errors import AprError, UsageError
 
 
@@ -17,7 +18,7 @@ def draws(logits, n=4000, **params):
     sampler = Sampler(SamplingParams(temperature=1.0, seed=1, **params), len(logits))
     found = []
     for _ in range(n):
-        sampler._counts = {}
+        sampler._seen = Seen()
         found.append(sampler(np.asarray(logits, np.float32)))
     return np.bincount(found, minlength=len(logits)) / n
 
@@ -142,7 +143,7 @@ def drawn_shares(logits, valid, params, counts=None, prompt=(), steps=400):
     sampler._rng = Grid(steps)
     tokens = []
     for _ in range(steps):
-        sampler._counts = dict(counts or {})
+        sampler._seen = Seen(counts)
         tokens.append(sampler(logits))
     return np.bincount(tokens, minlength=valid) / steps
 
@@ -182,7 +183,7 @@ def test_every_step_is_that_of_a_plain_sampler(row, params, seen, prompt):
     check_against_plain(logits, len(row), SamplingParams(**params), counts, prompt, steps=150)
     greedy = SamplingParams(**{**params, "temperature": 0.0})
     sampler = Sampler(greedy, len(row), prompt)
-    sampler._counts = counts
+    sampler._seen = Seen(counts)
     best = plain_scores(logits[: len(row)], greedy, counts, prompt).argmax()
     assert sampler(logits) == best
 
@@ -218,6 +219,26 @@ def test_the_largest_are_found_with_ties_by_id(levels):
     usable = np.count_nonzero(np.isfinite(scores))
     for count in (1, 20, 64, 300, 2500, 6500, 9000, 10_000):
         assert largest(scores, count).tolist() == order[: min(count, usable)].tolist()
+
+
+@pytest.mark.parametrize("at", [0, 4000, 8999])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_largest_are_finite_wherever_one_is_not(at, bad):
+    scores = np.arange(9000, dtype=np.float32)
+    scores[at] = bad
+    expected = [i for i in range(8999, 8900, -1) if i != at][:20]
+    assert largest(scores, 20).tolist() == expected
+    with pytest.raises(AprError, match="not finite"):
+        largest(np.full(9000, -np.inf, np.float32), 20)
+
+
+def test_what_was_seen_is_counted_however_much_it_is():
+    drawn = np.random.default_rng(0).integers(0, 500, 5000).tolist()
+    seen = Seen()
+    for token in drawn:
+        seen.add(token)
+    found = dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True))
+    assert found == Counter(drawn)
 
 
 @pytest.mark.parametrize("steps", [{}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.9}])

@@ -72,6 +72,37 @@ class SamplingParams:
         return cls(**values)
 
 
+class Seen:
+    """Tokens and how often they came, as arrays [n] that grow."""
+
+    def __init__(self, counts: Mapping[int, int] | None = None) -> None:
+        self._places: dict[int, int] = {}
+        self._ids, self._counts = np.empty(64, np.int64), np.empty(64, np.float64)
+        for token, count in (counts or {}).items():
+            self.add(token, count)
+
+    def add(self, token: int, count: int = 1) -> None:
+        """It came so many times more."""
+        place = self._places.get(token)
+        if place is None:
+            place = self._places[token] = len(self._places)
+            if place == self._ids.size:
+                self._ids = np.resize(self._ids, 2 * place)
+                self._counts = np.resize(self._counts, 2 * place)
+            self._ids[place], self._counts[place] = token, 0
+        self._counts[place] += count
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Each token once."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How often each came."""
+        return self._counts[: len(self._places)]
+
+
 class Sampler:
     """Draws tokens for one request and remembers what it drew."""
 
@@ -80,59 +111,79 @@ class Sampler:
     ) -> None:
         self.params, self._valid = params, valid_size
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
-        self._prompt = np.unique(np.asarray(prompt_ids, dtype=np.int64))
-        self._counts: dict[int, int] = {}
+        prompt = np.unique(np.asarray(prompt_ids, dtype=np.int64))
+        self._prompt = prompt[prompt < valid_size]
+        self._seen = Seen()
         biased = [(token, bias) for token, bias in params.logit_bias if 0 <= token < valid_size]
         self._biased = np.array([token for token, _ in biased], np.int64)
         self._bias = np.array([bias for _, bias in biased], np.float64)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
-        """The next token for logits [vocab]. Raises AprError if none is finite."""
-        scores, token = finite(np.asarray(logits[: self._valid], np.float32))
-        if self._biased.size:
-            scores = scores.copy()
-            _store(scores, self._biased, scores[self._biased] + self._bias)
-            token = int(scores.argmax())
-        if self._penalizes():
-            scores = self._penalized(scores)
-            token = int(scores.argmax())
-        if self.params.temperature > 0:
-            token = self._draw(scores, scores[token])
-        self._counts[token] = self._counts.get(token, 0) + 1
+        """The next token for logits [vocab]. Raises AprError if none is finite.
+
+        Bias and penalties are written into the row and taken back: a copy takes longer.
+        """
+        scores = np.asarray(logits[: self._valid], np.float32)
+        changed = self._changed()
+        if not changed.size:
+            token = self._chosen(scores)
+        else:
+            scores = scores if scores.flags.writeable else scores.copy()
+            before = scores[changed]
+            try:
+                self._change(scores)
+                token = self._chosen(scores)
+            finally:
+                scores[changed] = before
+        self._seen.add(token)
         return token
 
-    def _penalizes(self) -> bool:
-        p = self.params
-        seen = bool(p.presence_penalty or p.frequency_penalty) and bool(self._counts)
-        return seen or p.repetition_penalty != 1.0
-
-    def _penalized(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A copy in which the scores of seen tokens are changed."""
-        p = self.params
-        scores = scores.copy()
-        seen = np.fromiter(self._counts, np.int64, len(self._counts))
+    def _changed(self) -> NDArray[np.int64]:
+        """Ids whose scores bias or penalties change; some may come twice."""
+        p, found = self.params, [self._biased]
         if p.repetition_penalty != 1.0:
-            ids = np.concatenate([self._prompt[self._prompt < scores.size], seen])
+            found.append(self._prompt)
+        if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0:
+            found.append(self._seen.ids)
+        return np.concatenate(found)
+
+    def _change(self, scores: NDArray[np.float32]) -> None:
+        """Add bias, then penalize what came before, in place."""
+        p, seen = self.params, self._seen
+        if self._biased.size:
+            _store(scores, self._biased, scores[self._biased] + self._bias)
+        if p.repetition_penalty != 1.0:
+            ids = np.concatenate([self._prompt, seen.ids])
             values = scores[ids].astype(np.float64)  # an id may come twice: read before written
             factor = p.repetition_penalty
             _store(scores, ids, np.where(values > 0, values / factor, values * factor))
-        counts = np.fromiter(self._counts.values(), np.float64, seen.size)
-        _store(scores, seen, scores[seen] - (p.presence_penalty + p.frequency_penalty * counts))
-        return scores
+        if p.presence_penalty or p.frequency_penalty:
+            penalties = p.presence_penalty + p.frequency_penalty * seen.counts
+            _store(scores, seen.ids, scores[seen.ids] - penalties)
+
+    def _chosen(self, scores: NDArray[np.float32]) -> int:
+        p = self.params
+        if p.temperature > 0 and 0 < p.top_k < scores.size:
+            ids = largest(scores, p.top_k)
+            return self._among(ids, self._weights(scores[ids].astype(np.float64), scores[ids[0]]))
+        scores, token = finite(scores)
+        return self._draw(scores, scores[token]) if p.temperature > 0 else token
 
     def _draw(self, scores: NDArray[np.float32], top: np.float32) -> int:
         p = self.params
-        if 0 < p.top_k < scores.size:
-            ids, total = largest(scores, p.top_k), None
-        elif p.top_p < 1.0:
+        if p.top_p < 1.0:
             ids, total = self._nucleus(scores, top)
-        else:
-            everything = self._weights(scores, top)
-            if p.min_p > 0.0:
-                everything[everything < p.min_p] = 0.0
-            return pick(everything, self._rng.random())
-        weights = self._weights(scores[ids].astype(np.float64), top)
-        sums = np.cumsum(weights)
+            return self._among(ids, self._weights(scores[ids].astype(np.float64), top), total)
+        everything = self._weights(scores, top)
+        if p.min_p > 0.0:
+            everything[everything < p.min_p] = 0.0
+        return pick(everything, self._rng.random())
+
+    def _among(
+        self, ids: NDArray[np.intp], weights: NDArray[np.float64], total: float | None = None
+    ) -> int:
+        """A draw by top-p and min-p from ids, likeliest first; `total` weigh all that there are."""
+        p, sums = self.params, np.cumsum(weights)
         before = np.concatenate([[0.0], sums[:-1]])
         keep = before < p.top_p * (sums[-1] if total is None else total)
         keep &= weights >= p.min_p  # of the likeliest, whose weight is 1
@@ -141,8 +192,10 @@ class Sampler:
 
     def _weights(self, scores: NDArray[Any], top: np.float32) -> NDArray[Any]:
         """The softmax without its denominator: 1 for the likeliest token."""
+        weights: NDArray[Any] = scores - top
         with np.errstate(over="ignore"):  # a low temperature: all but the best become exp(-inf)
-            weights: NDArray[Any] = np.exp((scores - top) / max(self.params.temperature, COLDEST))
+            weights /= max(self.params.temperature, COLDEST)
+            np.exp(weights, out=weights)
         return weights
 
     def _nucleus(
@@ -189,27 +242,37 @@ def _store(scores: NDArray[np.float32], ids: NDArray[np.intp], values: NDArray[n
 
 
 def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Ids of the `count` highest scores, highest first, equal ones by id; none that is -inf."""
-    bound = max(_lower_bound(scores, count), np.float32(-LARGEST))
-    ids = np.flatnonzero(scores >= bound)
+    """Ids of the `count` highest scores, highest first, equal ones by id; none that is not finite.
+
+    Raises AprError if none is. A row is folded into a rectangle, whose columns' maxima take one
+    pass: what is as high as the count-th of these is in few columns.
+    """
+    width = max(1024, 8 * count)
+    rows = scores.size // width if scores.size >= 4 * width else 0
+    table, rest = scores[: rows * width].reshape(rows, width), scores[rows * width :]
+    maxima = table.max(axis=0) if rows else scores
+    if not np.isfinite(np.maximum(maxima.max(), rest.max(initial=-np.inf))):
+        return largest(finite(scores)[0], count)
+    bound = _bound(maxima, count)
+    ids = rows * width + np.flatnonzero(rest >= bound)
+    if rows:
+        columns = np.flatnonzero(maxima >= bound)
+        found = np.flatnonzero(table.take(columns, axis=1).ravel() >= bound)
+        row, place = np.divmod(found, columns.size)
+        ids = np.concatenate([row * width + columns[place], ids])
     return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 
 
-def _lower_bound(scores: NDArray[np.float32], count: int) -> np.float32:
-    """A score that at least `count` reach, and few more: the count-th highest of group maxima.
-
-    Groups are columns of the row folded into a rectangle: their maxima take one pass.
-    """
-    width = max(1024, 8 * count)
-    rows = scores.size // width
-    if rows >= 4:
-        scores = scores[: rows * width].reshape(rows, width).max(axis=0)
+def _bound(scores: NDArray[np.float32], count: int) -> np.float32:
+    """A score that at least `count` reach if there are as many that are not -inf."""
     count = min(count, scores.size)
-    return np.float32(np.partition(scores, -count)[-count])
+    return max(np.float32(np.partition(scores, -count)[-count]), np.float32(-LARGEST))
 
 
 def pick(weights: NDArray[Any], share: float) -> int:
     """Where the running sum of the weights passes that share of their sum, never at a weight 0."""
+    if weights.size <= BLOCK:
+        return _passing(weights, share * float(weights.sum(dtype=np.float64)))[0]
     blocks = np.add.reduceat(weights, np.arange(0, weights.size, BLOCK), dtype=np.float64)
     block, rest = _passing(blocks, share * float(blocks.sum()))
     start = block * BLOCK
