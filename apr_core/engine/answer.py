@@ -156,7 +156,8 @@ class Answer:
             self._budget_told = True
 
     def _end_if_due(self, constrained: bool) -> None:
-        repeats = self._repetition is not None and self._repetition.push(self.token)
+        thinking = self._writer.channel == "reasoning"
+        repeats = self._repetition is not None and self._repetition.push(self.token, thinking)
         if self._writer.stopped is not None:
             self._finish("stop", "stop_string")
         elif constrained and self._constraint is not None and self._constraint.complete:
