@@ -13,6 +13,7 @@ import pytest
 
 from apr_core.engine import grammar
 from apr_core.engine.requests import Delta
+from apr_core.engine.schemas import FORMATS, checked
 from apr_core.errors import AprError, UsageError
 from apr_core.server.answer import AnswerParser
 from apr_core.server.chat import TextDelta, Tool, ToolCallArguments, ToolCallStart
@@ -260,7 +261,7 @@ REFUSED = {
     "unique items": ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     "look-ahead": ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
     "broken pattern": ({"type": "string", "pattern": "("}, "unclosed group"),
-    "unknown format": ({"type": "string", "format": "colour"}, "colour"),
+    "names within limits": ({"propertyNames": {"maxLength": 3}}, "propertyNames"),
     "a remote reference": ({"$ref": "http://example.org/x"}, "http://example.org/x"),
     "a missing reference": ({"$ref": "#/$defs/no"}, "/$defs/no"),
     "itself": ({"$ref": "#"}, "nothing can satisfy"),
@@ -287,6 +288,62 @@ def test_what_cannot_be_kept_is_refused_with_a_reason(tokenizer, name):
     message = refused.value.message
     assert message.startswith("response_format: ") and word in message, message
     assert "start:" not in message and "\n" not in message, message
+
+
+NOTED = {  # as libraries that make schemas of types write them, and the same without notes
+    "a path": ({"type": "string", "format": "path"}, {"type": "string"}),
+    "a password": (
+        {"type": "string", "format": "password", "writeOnly": True, "maxLength": 5},
+        {"type": "string", "maxLength": 5},
+    ),
+    "a number": ({"type": "integer", "format": "int64"}, {"type": "integer"}),
+    "what is encoded": ({"type": "string", "contentEncoding": "base64"}, {"type": "string"}),
+    "words of others": ({"type": "string", "x-order": 1, "markdownDescription": "*"},
+                        {"type": "string"}),
+    "a record": (
+        {"type": "object", "propertyNames": {"type": "string"},
+         "additionalProperties": {"type": "boolean"}},
+        {"type": "object", "additionalProperties": {"type": "boolean"}},
+    ),
+    "properties of such names": (
+        {"type": "object", "properties": {"format": {"const": "path"}}, "required": ["format"]},
+        {"type": "object", "properties": {"format": {"const": "path"}}, "required": ["format"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_restricts_nothing_is_left_out(tokenizer, name):
+    schema, plain = NOTED[name]
+    assert checked(schema, "") == plain or name in (
+        "words of others",
+        "what is encoded",
+        "a password",
+    )
+    tool = Tool("f", "", {"type": "object", "properties": {"a": schema}, "required": ["a"]})
+    check = jsonschema_rs.validator_for(plain)
+    for seed in range(5):
+        assert check.is_valid(
+            parsed(written(tokenizer, grammar.json_schema(tokenizer, schema), seed))
+        )
+        [(_, arguments)] = calls(
+            [tool], written(tokenizer, grammar.tool_calls(tokenizer, [tool], parallel=False), seed)
+        )
+        assert check.is_valid(arguments["a"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_are_kept_in_json_and_in_calls(tokenizer, form):
+    schema = {"type": "string", "format": form, "maxLength": 60}
+    tool = Tool("f", "", {"type": "object", "properties": {"a": schema}, "required": ["a"]})
+    check = jsonschema_rs.validator_for(schema, validate_formats=True)
+    one = grammar.json_schema(tokenizer, schema)
+    other = grammar.tool_calls(tokenizer, [tool], parallel=False)
+    for seed in range(8):
+        text = parsed(written(tokenizer, one, seed))
+        assert check.is_valid(text), text
+        [(_, arguments)] = calls([tool], written(tokenizer, other, seed))
+        assert check.is_valid(arguments["a"]), arguments
 
 
 def nested(levels):
@@ -368,8 +425,10 @@ def test_a_tool_that_cannot_be_kept_is_named(tokenizer):
 
 BAD_TOOLS = {
     "pattern with inner anchors": {"properties": {"a": {"type": "string", "pattern": "^a|b$"}}},
-    "format": {"properties": {"a": {"type": "string", "format": "colour"}}},
-    "string keyword": {"properties": {"a": {"type": "string", "contentEncoding": "base64"}}},
+    "string keyword": {"properties": {"a": {"type": "string", "not": {"const": "x"}}}},
+    "contradiction": {"properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}}},
+    "lengths": {"properties": {"a": {"type": "string", "minLength": 2, "maxLength": 1}}},
+    "look-ahead": {"properties": {"a": {"type": "string", "pattern": "^(?=a)b$"}}},
     "keywords beside properties": {"properties": {}, "anyOf": [{}]},
     "name with a bracket": {"properties": {"a>b": {}}},
     "closing tag": {"properties": {"a": {"enum": ["</parameter>"]}}},
@@ -383,8 +442,10 @@ BAD_TOOLS = {
 
 @pytest.mark.parametrize("name", BAD_TOOLS)
 def test_arguments_that_cannot_be_kept_are_refused(tokenizer, name):
-    with pytest.raises(UsageError, match="tool f: "):
+    with pytest.raises(UsageError, match="tool f: ") as refused:
         grammar.tool_calls(tokenizer, [Tool("f", "", {"type": "object", **BAD_TOOLS[name]})])
+    for word in ("after_opening", "function=", "(?s:", "\n"):  # of our own grammar
+        assert word not in refused.value.message
 
 
 def test_a_model_that_knows_no_tools_is_asked_for_none(tokenizer):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apr_core.engine.schemas import NOTES, rooted
+from apr_core.engine.schemas import restricting, rooted
 from apr_core.errors import UsageError
 from apr_core.text.coercion import ANY, ArgumentTypes, resolved
 from apr_core.text.tool_calls import CLOSE, END_FUNCTION, FUNCTION, OPEN, PARAMETER, Form
@@ -25,13 +25,20 @@ CLOSING = "\n</parameter>\n"
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # What would end a value early, on the way from its first line break to its closing tag.
 GUARD = r"GUARD: ~/(?s:.*)(<\/parameter>|\n(<parameter=|<\/function>|<\/tool_call>))(?s:.*)/"
-ROOT_WORDS = {"type", "properties", "required", "additionalProperties", "$defs", "definitions",
-              "title", "description", "$schema", "$id", "$comment", "$ref", "examples",
-              "default", "strict"}  # fmt: skip
-DATE, TIME = (
-    r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
-    (r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"),
-)
+ROOT_WORDS = {"type", "properties", "required", "additionalProperties", "$ref"}
+MONTH = ("((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+         "|02-(0[1-9]|1[0-9]|2[0-8]))")  # fmt: skip
+LEAP = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29"
+DATE = f"([0-9]{{4}}-{MONTH}|{LEAP})"
+TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+HOURS = "([0-9]+H([0-9]+M([0-9]+S)?)?|[0-9]+M([0-9]+S)?|[0-9]+S)"
+DAYS = "([0-9]+Y([0-9]+M([0-9]+D)?)?|[0-9]+M([0-9]+D)?|[0-9]+D)"
+LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+HOST = rf"{LABEL}(\.{LABEL})*"
+IN_PATH = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+PATH = rf"{IN_PATH}*(\/{IN_PATH}*)*"
+QUERY = rf"({IN_PATH}|[\/?])*"
+HEX = "[0-9a-fA-F]{1,4}"
 OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 FORMATS = {
     "date": DATE,
@@ -40,7 +47,15 @@ FORMATS = {
     "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     "email": r"[a-z0-9_+-]+(\.[a-z0-9_+-]+)*@[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+",
     "ipv4": rf"{OCTET}(\.{OCTET}){{3}}",
-}
+    "ipv6": "|".join([
+        f"({HEX}:){{7}}{HEX}", f"({HEX}:){{1,7}}:", f":(:{HEX}){{1,7}}", "::",
+        *(f"({HEX}:){{1,{7 - n}}}(:{HEX}){{1,{n}}}" for n in range(1, 7)),
+    ]),
+    "hostname": HOST,
+    "duration": f"P({DAYS}(T{HOURS})?|T{HOURS}|[0-9]+W)",
+    "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(\/\/({HOST}(:[0-9]{{1,5}})?)?(\/{PATH})?|{IN_PATH}{PATH})"
+           rf"(\?{QUERY})?(#{QUERY})?",
+}  # fmt: skip
 
 
 class CalledTool(Protocol):
@@ -145,7 +160,7 @@ class _TagRules:
 
     def _body(self, schema: Mapping[str, Any]) -> str:
         """All arguments."""
-        unknown = sorted(set(schema) - ROOT_WORDS)
+        unknown = sorted(restricting(schema) - ROOT_WORDS)
         if unknown:
             words = ", ".join(unknown)
             raise self._refuse(f"{words} beside the properties: a required call cannot keep this")
@@ -194,7 +209,7 @@ class _TagRules:
 
     def _value(self, given: Any, key: str, depth: int) -> str:
         schema = resolved(given, self._root)
-        words = set(schema) - NOTES
+        words = restricting(schema)
         if depth > 8 or given is False:
             raise self._refuse(f"argument {key}: the schema is too tangled, or allows nothing")
         if "enum" in words or "const" in words:
@@ -204,7 +219,7 @@ class _TagRules:
             return self._json(given, types)
         if not words:
             return self._text({})
-        if schema is not given and given.keys() - NOTES - {"$ref"}:
+        if schema is not given and restricting(given) - {"$ref"}:
             raise self._refuse(f"argument {key}: $ref to a string beside other keywords")
         choice = next((w for w in ("anyOf", "oneOf", "allOf") if w in words), None)
         if choice:
@@ -226,7 +241,7 @@ class _TagRules:
         if (
             not isinstance(values, list)
             or not values
-            or schema.keys() - NOTES - {"enum", "type", "const"}
+            or restricting(schema) - {"enum", "type", "const"}
         ):
             raise self._refuse(f"argument {key}: enum must be a list, alone but for a type")
         if any("</parameter>" in str(value) for value in values):
@@ -253,7 +268,7 @@ class _TagRules:
             parts.append(self._pattern(schema["pattern"], key))
         if "format" in schema:
             if schema["format"] not in FORMATS:
-                raise self._refuse(f"argument {key}: unknown format: {schema['format']}")
+                raise self._refuse(f"argument {key}: format must be text")
             parts.append(f"/{FORMATS[schema['format']]}/")
         if unknown:
             words = ", ".join(unknown)

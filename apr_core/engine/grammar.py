@@ -8,9 +8,11 @@ is passed over in silence.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -39,6 +41,18 @@ LEAD = rf"/\n{{0,{LEAD_LINES}}}/"
 SPACED = {"whitespace_pattern": r"[ \n\r\t]{1,80}"}
 FORMAT = "response_format"
 MAX_ARGUMENTS = 5000  # of all tools: a second or two to compile
+
+# Our grammar around a schema, as the library's messages show it.
+SHOWN_GRAMMAR = re.compile(r"\n *\d+ \|")
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A tool by the schema that its arguments are held to."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
 
 _built: WeakKeyDictionary[Tokenizer, LLTokenizer] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -80,8 +94,9 @@ def tool_calls(
     if not tools:
         raise UsageError("tools: a call is required, but there are no tools")
     _library()
-    for tool in tools:
-        checked(tool.parameters, f"tool {tool.name}")
+    tools = [
+        Called(tool.name, checked(tool.parameters, f"tool {tool.name}")) for tool in tools
+    ]  # fmt: skip
     arguments = sum(property_count(tool.parameters) for tool in tools)
     if arguments > MAX_ARGUMENTS:
         found = f"{arguments} arguments in all, calls can be held to {MAX_ARGUMENTS}"
@@ -92,8 +107,9 @@ def tool_calls(
     def grammar(some: Sequence[CalledTool]) -> str:
         return calls_grammar(tokenizer, some, parallel, form, LEAD, other)
 
+    where = "tools" if len(tools) > 1 else f"tool {tools[0].name}"
     try:
-        return _compiled(tokenizer, grammar(tools), "tools", costly)
+        return _compiled(tokenizer, grammar(tools), where, costly)
     except UsageError:
         for tool in tools if len(tools) > 1 else ():
             _compiled(tokenizer, grammar([tool]), f"tool {tool.name}", costly)
@@ -207,10 +223,12 @@ def _plainly(problem: str | list[str]) -> str:
     problem = problem if isinstance(problem, str) else problem[0]
     if problem.startswith("NoExtension"):
         return "nothing can satisfy the schema"
-    text = problem.split("\n   1 |")[0].split("\n<")[0]
+    text = SHOWN_GRAMMAR.split(problem)[0].split("\n<")[0]
     lines = [line for line in text.splitlines() if not set(line) <= set(" ^")]
     text = " ".join(line.strip() for line in lines)
     text = text.partition("failed to compile JSON schema: ")[2] or text
+    if "invalid regex" in text:  # it shows what we made of the pattern
+        text = "a pattern or length in the schema: " + text.rpartition("error: ")[2]
     text = text.replace("Unimplemented keys", "unsupported keywords in the schema")
     return text.replace(
         "Enable 'coerce_one_of' option to approximate oneOf with anyOf", "use anyOf"

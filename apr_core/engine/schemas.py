@@ -2,12 +2,15 @@
 
 The grammar library recurses over a schema and follows its references, in native code that cannot
 report a full stack; and it passes over a few old keywords in silence. Both are refused here.
+
+What JSON schema calls annotations is none of a grammar: words that are no keywords, and formats
+that only some programs know, such as a path or a password.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from apr_core.errors import UsageError
@@ -24,13 +27,25 @@ PASSED_OVER = {
 }
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 MEETING = ("$ref", "anyOf", "oneOf", "allOf")
-NOTES = {"title", "description", "default", "examples", "example", "$comment", "deprecated",
-         "readOnly", "writeOnly", "nullable"}  # fmt: skip
 DATA = ("enum", "const", "default", "examples", "example")  # values, not schemas
+RESTRICTING = {
+    "type", "enum", "const", "multipleOf", "maximum", "exclusiveMaximum", "minimum",
+    "exclusiveMinimum", "maxLength", "minLength", "pattern", "format", "items", "prefixItems",
+    "additionalItems", "unevaluatedItems", "contains", "minContains", "maxContains", "maxItems",
+    "minItems", "uniqueItems", "properties", "patternProperties", "additionalProperties",
+    "propertyNames", "unevaluatedProperties", "required", "minProperties", "maxProperties",
+    "dependentRequired", "dependentSchemas", "dependencies", "allOf", "anyOf", "oneOf", "not",
+    "if", "then", "else", "$ref", "$dynamicRef", "$recursiveRef", *PASSED_OVER,
+}  # fmt: skip
+FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri",
+           "uuid")  # fmt: skip
 
 
 def checked(schema: Any, where: str) -> Mapping[str, Any]:
-    """The schema, if it can be handed on. Raises UsageError that begins with `where`."""
+    """The schema, if it can be handed on, without what restricts nothing.
+
+    Raises UsageError that begins with `where`.
+    """
     if not isinstance(schema, Mapping):
         raise UsageError(f"{where}: a JSON schema must be an object")
     depth = _depth(schema)
@@ -56,7 +71,26 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
             f"{where}: the schema refers to {len(references)} definitions, nested up to {depth} "
             f"levels deep: their product may be {MAX_REFERRED}",
         )
-    return schema
+    meant: Mapping[str, Any] = _mapped(schema, _without_notes)
+    return meant
+
+
+def restricting(schema: Mapping[str, Any]) -> set[str]:
+    """The words of a schema that say which values there are."""
+    return schema.keys() & RESTRICTING
+
+
+def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema's own words but for those that only look as if they restricted something."""
+    kept = dict(schema)
+    form, names = schema.get("format"), schema.get("propertyNames")
+    if isinstance(form, str) and form not in FORMATS:
+        del kept["format"]
+    if isinstance(names, Mapping) and {k: names[k] for k in restricting(names)} in (
+        {}, {"type": "string"},
+    ):  # fmt: skip
+        del kept["propertyNames"]
+    return kept
 
 
 def _check_keywords(schema: Mapping[str, Any], where: str) -> None:
@@ -85,7 +119,7 @@ def multiplies(schema: Any) -> bool:
     """
     for part in _schemas(schema):
         meeting = [word for word in MEETING if word in part]
-        alone = not part.keys() - NOTES - {*MEETING, "type", "$defs", "definitions", "$schema"}
+        alone = not restricting(part) - {*MEETING, "type"}
         if len(meeting) > 1 or _count(part, "allOf") > 1 or (meeting and not alone):
             return True
     return False
@@ -131,20 +165,26 @@ def rooted(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _moved(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_moved(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    moved = {k: v if k in DATA else _moved_map(v) if k in MAPS else _moved(v)
-             for k, v in schema.items()}  # fmt: skip
+    return _mapped(schema, _with_moved_reference)
+
+
+def _with_moved_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = "#/$defs/root" + reference[1:]
-    return moved
+        return {**schema, "$ref": "#/$defs/root" + reference[1:]}
+    return dict(schema)
 
 
-def _moved_map(schemas: Any) -> Any:
-    """By names that are no keywords."""
-    if not isinstance(schemas, Mapping):
-        return schemas
-    return {name: _moved(schema) for name, schema in schemas.items()}
+def _mapped(schema: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    """A schema with it and all within it changed. Values are no schemas."""
+    if isinstance(schema, list):
+        return [_mapped(part, change) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        word: value if word in DATA
+        else {name: _mapped(inner, change) for name, inner in value.items()}
+        if word in MAPS and isinstance(value, Mapping)  # by names that are no keywords
+        else _mapped(value, change)
+        for word, value in change(schema).items()
+    }  # fmt: skip
