@@ -138,3 +138,9 @@ def test_an_error_about_tools_names_them(server):
     assert server.post(CHAT, {"messages": SUM, "tools": [CLOCK, CLOCK]}).json()["error"][
         "param"
     ] == ("tools")  # fmt: skip
+
+
+def test_as_many_texts_as_a_request_may_have_are_embedded(server):
+    """Twice as many as may wait in the engine's queue."""
+    found = server.post("/v1/embeddings", {"input": [f"{i}+1=" for i in range(256)]})
+    assert found.status_code == 200 and len(found.json()["data"]) == 256

@@ -125,9 +125,9 @@ class EmbeddingJob(Job):
 
     def __init__(
         self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
-        wake: Callable[[], None],
+        wake: Callable[[], None], owner: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(ids, "", wake)
+        super().__init__(ids, owner, wake)
         self._deliver = deliver
         self._sum: NDArray[np.float64] | None = None  # [hidden]
         self._result: NDArray[np.float32] | Exception | None = None

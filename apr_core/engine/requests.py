@@ -159,8 +159,9 @@ class GenerationEngine(Protocol):
         """Queue a request. Raises Busy, or UsageError if it can never run."""
 
     def embed(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None]
-    ) -> Ticket:
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:  # fmt: skip
         """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
 
     def stats(self) -> EngineStats:

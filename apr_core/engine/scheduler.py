@@ -99,12 +99,13 @@ class Engine:
         return self._enqueue(job)
 
     def embed(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None]
-    ) -> Ticket:
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:  # fmt: skip
         """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
         check_prompt(self.model, ids, None)
         self._check_ids(ids)
-        job = EmbeddingJob(ids, deliver, self._woken)
+        job = EmbeddingJob(ids, deliver, self._woken, owner)
         job.bytes_each = self._bytes(len(ids), 1)
         job.cuts = self._cuts(ids)
         return self._enqueue(job)

@@ -87,7 +87,7 @@ class Bridge:
         )
         return deliveries
 
-    async def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
         """The mean [hidden] of the last hidden states. Raises Busy, UsageError or AprError."""
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -100,7 +100,9 @@ class Bridge:
             else:
                 future.set_result(result)
 
-        ticket = self.engine.embed(ids, lambda result: self._arrived.append((settle, result)))
+        ticket = self.engine.embed(
+            ids, lambda result: self._arrived.append((settle, result)), owner
+        )
         try:
             return await future  # type: ignore[no-any-return]
         except asyncio.CancelledError:

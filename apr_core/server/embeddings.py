@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import Field
 
-from apr_core.server.asking import while_connected
+from apr_core.server.asking import owner_of, while_connected
 from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import ERRORS, Open
@@ -93,7 +93,7 @@ def router(models: ServedModels) -> APIRouter:
         if body.dimensions not in (None, size):
             raise ApiError(400, f"embeddings here have {size} dimensions", "dimensions")
         prompts = [await _ids(service, text) for text in body.inputs()]
-        vectors = await while_connected(request, _all(service, prompts))
+        vectors = await while_connected(request, _all(service, prompts, owner_of(request)))
         as_text = body.encoding_format == "base64"
         count = sum(map(len, prompts))
         return JSONResponse(
@@ -116,9 +116,20 @@ async def _ids(service: ChatService, text: str | list[int]) -> list[int]:
     return text
 
 
-async def _all(service: ChatService, prompts: list[list[int]]) -> list[NDArray[np.float32]]:
-    """One vector a prompt; when one fails the rest is cancelled."""
-    tasks = [asyncio.ensure_future(service.embed(ids)) for ids in prompts]
+async def _all(
+    service: ChatService, prompts: list[list[int]], owner: str
+) -> list[NDArray[np.float32]]:
+    """One vector a prompt; when one fails the rest is cancelled.
+
+    As many are asked for at once as the engine runs: all of them would fill its queue.
+    """
+    turn = asyncio.Semaphore(service.engine.stats().slots)
+
+    async def one(ids: list[int]) -> NDArray[np.float32]:
+        async with turn:
+            return await service.embed(ids, owner)
+
+    tasks = [asyncio.ensure_future(one(ids)) for ids in prompts]
     try:
         return await asyncio.gather(*tasks)
     finally:

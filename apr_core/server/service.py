@@ -192,10 +192,10 @@ class ChatService:
         except AprError as error:
             raise _refused(error, prompt or "text") from error
 
-    async def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
         """The mean [hidden] of the last hidden states over the ids."""
         try:
-            return await self._bridge.embed(ids)
+            return await self._bridge.embed(ids, owner)
         except AprError as error:
             raise _refused(error, "input") from error
 
