@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SHARE = 0.5  # of what is available, unless somebody says otherwise
@@ -18,9 +20,8 @@ def default_limit(weights: int) -> int:
 
 
 def available() -> int:
-    """Bytes this process may still take, by the machine and by its control group."""
-    found = [_machine(), *_group()]
-    return max(0, min(found))
+    """Bytes this process may still take, by the machine and by its control groups."""
+    return max(0, min(_machine(), *_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
 
 
 def _machine() -> int:
@@ -33,13 +34,38 @@ def _machine() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _group() -> list[int]:
-    folder = Path("/sys/fs/cgroup")
+def _groups(own: Path, root: Path) -> Iterator[int]:
+    """What is left to each group around this process, such as a container's or a unit's.
+
+    `own` says in which groups it is (of version 2 and 1), `root` is where groups are folders.
+    """
+    yield sys.maxsize
     try:
-        limit, used = ((folder / name).read_text() for name in ("memory.max", "memory.current"))
-        return [int(limit) - int(used)]
-    except (OSError, ValueError):  # no control group, or no limit
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, name = line.split(":", 2)
+        base, limit, used = root, "memory.max", "memory.current"
+        if kinds:
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        if not kinds or "memory" in kinds.split(","):
+            folder = base / name.lstrip("/")
+            for group in (folder, *folder.parents):  # each of them has its own limit
+                if group.is_relative_to(base):
+                    yield from _left(group, limit, used)
+
+
+def _left(group: Path, limit: str, used: str) -> list[int]:
+    """What is left to a group, if it has a limit. Files that were read are given up when needed."""
+    try:
+        left = int((group / limit).read_text()) - int((group / used).read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
         return []
+    stat = dict(line.split(maxsplit=1) for line in lines)
+    files = (stat.get(f"total_{n}", stat.get(n, "0")) for n in ("active_file", "inactive_file"))
+    return [left + sum(map(int, files))]
 
 
 class Ledger:
