@@ -54,12 +54,12 @@ def free_port():
 
 
 @contextmanager
-def browser():
-    """Headless Chromium."""
+def browser(**options):
+    """Headless Chromium; options are of playwright's `launch`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, **options)
         try:
             yield opened
         finally:

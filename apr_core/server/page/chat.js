@@ -57,6 +57,10 @@ function refresh() {
   send.setAttribute("aria-label", answering ? "Stop answering" : "Send");
   send.title = answering ? "Stop (Esc)" : "Send (Enter)";
   document.title = chat.messages.length ? `${store.titleOf(chat)} · apr` : "apr chat";
+  drawList();
+}
+
+function drawList() {
   drawHistory(byId("chats"), chat.id, { open: openFromList, removed: remove });
 }
 
@@ -110,8 +114,8 @@ async function answer() {
   if (left) return undefined; // how its end looks then is not how the answer ended
   if (refused) return retryWithKey(own, view, refused);
   store.keep(own);
-  if (own === chat) refresh();
-  announce(spoken(message));
+  refresh(); // also where another chat was opened meanwhile: the button is for both
+  if (own === chat) announce(spoken(message));
   return undefined;
 }
 
@@ -140,9 +144,16 @@ function stop() {
 }
 
 function leave() {
-  if (!chat.messages.length) return;
-  store.keep(chat); // with what has come so far; it is told as cut off when it is opened again
   left = true;
+  if (answering) store.keep(chat); // with what has come; opened again, it is told as cut off
+}
+
+/** Another tab kept the chat `id`, or deleted it. */
+function elsewhere(id, kept) {
+  if (id !== chat.id) drawList();
+  else if (!kept) remove(id);
+  else if (answering || editing) chat.id = store.newId(); // both were continued: both stay
+  else if (!kept.messages.at(-1)?.writing) show(kept);
 }
 
 function regenerate() {
@@ -210,7 +221,7 @@ function remove(id) {
 
 function clearAll() {
   if (!window.confirm("Delete all chats kept in this browser?")) return;
-  stop();
+  store.forget(chat.id); // also where nothing of it was kept yet
   store.forgetAll();
   show(store.newChat());
 }
@@ -290,6 +301,8 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
 window.addEventListener("pagehide", leave);
+window.addEventListener("pageshow", () => (left = false)); // the browser may bring it back as it was
+store.onElsewhere(elsewhere);
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", () => {
     input.value = button.textContent;

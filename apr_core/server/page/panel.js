@@ -26,7 +26,7 @@ export class Panel {
 
   changed() {
     this.checkTools();
-    store.keepSettings(this.values());
+    store.keepSettings({ ...store.settings(), ...this.values() });
   }
 
   values() {

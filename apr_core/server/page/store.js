@@ -1,14 +1,22 @@
 // What the browser keeps: chats and settings, on this device only.
 const CHAT = "apr.chat.";
 const SETTINGS = "apr.settings";
+const forgotten = new Set(); // ids: an answer that is still ending does not bring its chat back
 
 /** A chat: {id, updated, messages}, messages as the API has them plus what is shown with them. */
 export function newChat() {
-  return {
-    id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()),
-    updated: Date.now(),
-    messages: [],
-  };
+  return { id: newId(), updated: Date.now(), messages: [] };
+}
+
+export function newId() {
+  return crypto.randomUUID?.() ?? String(Date.now() + Math.random());
+}
+
+/** Calls `changed(id, chat)` when another tab kept a chat, without one when it deleted it. */
+export function onElsewhere(changed) {
+  window.addEventListener("storage", ({ key, newValue }) => {
+    if (key?.startsWith(CHAT)) changed(key.slice(CHAT.length), newValue && read(key));
+  });
 }
 
 /** All chats, latest first. What cannot be read is passed over. */
@@ -23,17 +31,22 @@ export function chats() {
 
 /** Keeps a chat; when there is no room, the oldest others go. Returns whether it is kept. */
 export function keep(chat) {
-  if (!chat.messages.length) return true;
+  if (!chat.messages.length || forgotten.has(chat.id)) return true;
   const others = chats().filter((other) => other.id !== chat.id);
   for (;;) {
     if (write(CHAT + chat.id, chat)) return true;
     const oldest = others.pop();
     if (!oldest) return false;
-    forget(oldest.id);
+    drop(oldest.id);
   }
 }
 
 export function forget(id) {
+  forgotten.add(id);
+  drop(id);
+}
+
+function drop(id) {
   try {
     localStorage.removeItem(CHAT + id);
   } catch {
