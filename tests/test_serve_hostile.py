@@ -155,6 +155,26 @@ def test_a_prompt_of_a_million_tokens_is_refused_soon(server):
     assert time.monotonic() - started < 20
 
 
+LONG = "1 + 2 = " * 500_000  # 4 MB
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": LONG}}}
+HIDDEN = {
+    "an answer": {"messages": [*SUM, {"role": "assistant", "content": LONG}, *SUM]},
+    "a call": {"messages": [*SUM, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                            {"role": "tool", "tool_call_id": "c", "content": "3"}]},
+    "a tool": {"messages": SUM, "tools": [
+        {"type": "function", "function": {"name": "f", "description": LONG}}]},
+    "many messages": {"messages": [{"role": "user", "content": "1 + 2 = " * 60}] * 9000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_a_long_prompt_is_refused_soon_wherever_it_stands(server, place):
+    started = time.monotonic()
+    error = refused(server.post(CHAT, HIDDEN[place]), 400, "tokens, the context of sums holds 2048")
+    assert error["code"] == "context_length_exceeded"
+    assert time.monotonic() - started < 3
+
+
 def test_a_prompt_just_over_the_context_is_counted_exactly(server):
     words = "1+1= " * 1000
     count = server.post("/tokenize", {"text": words}).json()["count"]

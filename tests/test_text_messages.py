@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,14 @@ def test_tools_that_cannot_be_called_are_refused_by_name(name):
     with pytest.raises(UsageError) as refused:
         template_tools(tools)
     assert refused.value.message.startswith(where), refused.value.message
+
+
+def test_a_long_text_is_encoded_beside_other_work(tokenizer):
+    work = threading.Thread(target=tokenizer.encode, args=("some words 12 + 30 = " * 20_000,))
+    gaps, last = [], time.perf_counter()
+    work.start()
+    while work.is_alive():
+        time.sleep(0.001)
+        gaps.append(time.perf_counter() - last)
+        last += gaps[-1]
+    assert len(gaps) > 5 and max(gaps) < sum(gaps) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,7 @@ from apr_core.server.bridge import Bridge, Deliveries
 from apr_core.server.chat import ChatEvent, ChatRequest, Tool
 from apr_core.server.collected import Answer, collect
 from apr_core.server.errors import ApiError, as_api_error
-from apr_core.text.chat import ChatTemplate, encode_chat
+from apr_core.text.chat import ChatTemplate, chat_pieces
 from apr_core.text.messages import normalized, template_tools
 from apr_core.text.tool_calls import Form, form_of
 
@@ -67,17 +67,12 @@ class ChatService:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
         try:
             messages, tools = normalized(request.messages), _template_tools(request)
-            for message in messages:
-                if message["role"] != "assistant":  # of whose content templates leave things out
-                    self._check_text(message["content"].strip(), "messages")
-            return encode_chat(
-                self.model.tokenizer,
-                self._template,
-                messages,
-                enable_thinking=request.enable_thinking,
-                tools=tools,
+            pieces = chat_pieces(
+                self.model.tokenizer, self._template, messages,
+                enable_thinking=request.enable_thinking, tools=tools,
                 variables=request.template_variables,
-            )
+            )  # fmt: skip
+            return self._ids_of(pieces, "messages")
         except FormatError as error:  # the template's fault, but only other messages help
             raise ApiError(400, error.message, "messages") from error
         except AprError as error:
@@ -143,25 +138,33 @@ class ChatService:
     def check_length(self, ids: Sequence[int], param: str) -> None:
         """Raise ApiError unless the context holds the ids and a token more."""
         if len(ids) >= self.model.max_len:
-            raise ApiError(
-                400,
-                f"the prompt has {len(ids)} tokens, the context of {self.model_id} holds "
-                f"{self.model.max_len}",
-                param, "context_length_exceeded",
-            )  # fmt: skip
+            raise self._too_long(str(len(ids)), param)
 
-    def _check_text(self, text: str, param: str) -> None:
-        """Raise ApiError for text far over the context, before all of it is read."""
+    def _too_long(self, count: str, param: str) -> ApiError:
+        return ApiError(
+            400,
+            f"the prompt has {count} tokens, the context of {self.model_id} holds "
+            f"{self.model.max_len}",
+            param, "context_length_exceeded",
+        )  # fmt: skip
+
+    def _ids_of(self, pieces: Iterable[int | str], param: str) -> list[int]:
+        """The ids of all pieces; ApiError as soon as they are far over the context."""
+        ids: list[int] = []
+        for piece in pieces:
+            ids += [piece] if isinstance(piece, int) else self._encoded(piece, param)
+            if len(ids) > self.model.max_len + PART:
+                raise self._too_long(f"over {len(ids)}", param)
+        return ids
+
+    def _encoded(self, text: str, param: str) -> list[int]:
+        """The ids of text; ApiError if it is far over the context, before all of it is read."""
         limit, count = self.model.max_len, 0
         for start in range(0, len(text) if len(text) > PART else 0, PART):
             count += len(self.model.tokenizer.encode(text[start : start + PART])) - SEAM
             if count > limit:
-                raise ApiError(
-                    400,
-                    f"the prompt has over {count} tokens, the context of {self.model_id} holds "
-                    f"{limit}",
-                    param, "context_length_exceeded",
-                )  # fmt: skip
+                raise self._too_long(f"over {count}", param)
+        return self.model.tokenizer.encode(text)
 
     def sampling(
         self, asked: Mapping[str, float | int], bias: Mapping[int, float] | None = None
@@ -182,10 +185,13 @@ class ChatService:
         `prompt` is the parameter that holds the text, if it must fit into the context.
         """
 
+        tokenizer = self.model.tokenizer
+
         def work() -> list[int]:
-            if prompt:
-                self._check_text(text, prompt)
-            return self.model.tokenizer.encode(text, allow_special)
+            if not prompt:
+                return tokenizer.encode(text, allow_special)
+            split = tokenizer.split(text) if allow_special else [(text, None)]
+            return self._ids_of((token.id if token else piece for piece, token in split), prompt)
 
         try:
             return await asyncio.to_thread(work)

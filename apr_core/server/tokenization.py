@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter
-from pydantic import Field
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 
 from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_chat_request import ChatCompletionRequest, FunctionTool
 from apr_core.server.openai_parts import ERRORS, Open, TokenNames
 from apr_core.server.protocol_fields import Exact
+from apr_core.server.service import ChatService
 
 MAX_IDS = 1_000_000
 
@@ -55,8 +56,8 @@ def router(models: ServedModels) -> APIRouter:
     """Both routes."""
     routes = APIRouter(tags=["tokens"])
 
-    @routes.post("/tokenize", responses=ERRORS)
-    async def tokenize(body: TokenizeRequest) -> Tokenized:
+    @routes.post("/tokenize", responses={200: {"model": Tokenized}, **ERRORS})
+    async def tokenize(body: TokenizeRequest) -> Response:
         """The token ids of a text, or of the prompt that messages become."""
         service = models.pick(body.model)
         if (body.text is None) == (body.messages is None):
@@ -67,20 +68,29 @@ def router(models: ServedModels) -> APIRouter:
             told = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
             chat = ChatCompletionRequest.model_validate(told).as_chat("")
             ids = await asyncio.to_thread(service.prompt_ids, chat)
-        names = TokenNames(service.model.tokenizer)
-        pieces = [names.text(id_) for id_ in ids] if body.with_pieces else None
-        return Tokenized(
-            tokens=ids, count=len(ids), context=service.model.max_len, pieces=pieces
-        )  # fmt: skip
+        answer = Tokenized(tokens=ids, count=len(ids), context=service.model.max_len)
+        if body.with_pieces:
+            answer.pieces = await asyncio.to_thread(_pieces, service, ids)
+        return _written(answer)
 
-    @routes.post("/detokenize", responses=ERRORS)
-    async def detokenize(body: DetokenizeRequest) -> Detokenized:
+    @routes.post("/detokenize", responses={200: {"model": Detokenized}, **ERRORS})
+    async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         service = models.pick(body.model)
         if body.tokens:
             service.check_ids(body.tokens, "tokens")
-        return Detokenized(
-            text=await asyncio.to_thread(service.model.tokenizer.decode, body.tokens)
-        )  # fmt: skip
+        text = await asyncio.to_thread(service.model.tokenizer.decode, body.tokens)
+        return _written(Detokenized(text=text))
 
     return routes
+
+
+def _pieces(service: ChatService, ids: list[int]) -> list[str]:
+    names = TokenNames(service.model.tokenizer)
+    texts = {id_: names.text(id_) for id_ in set(ids)}
+    return [texts[id_] for id_ in ids]
+
+
+def _written(answer: BaseModel) -> Response:
+    """The answer, written once and at once: it may have millions of numbers."""
+    return Response(answer.model_dump_json(), media_type="application/json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -103,7 +103,7 @@ class _Guard:
         used = set(json.dumps(values, ensure_ascii=False, default=str))
         free = (c for c in map(chr, range(*PRIVATE_USE)) if c not in used)
         self._stand_in = dict(zip(guarded, free, strict=False))
-        self._spelling = {c: t for t, c in self._stand_in.items()}
+        self._spelling = {ord(c): t for t, c in self._stand_in.items()}
         self._pattern = _any_of(guarded)
 
     def protect(self, value: Any, keep: Sequence[str] = ()) -> Any:
@@ -121,7 +121,7 @@ class _Guard:
         return self._pattern.sub(lambda m: self._stand_in[m.group()], text)
 
     def restore(self, text: str) -> str:
-        return "".join(self._spelling.get(c, c) for c in text)
+        return text.translate(self._spelling)
 
 
 def _any_of(spellings: Sequence[str], group: bool = False) -> re.Pattern[str]:
@@ -141,11 +141,31 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of the prompt for an answer to `messages`; `variables` are more names for the template.
+    """Ids of the prompt for an answer to `messages`; what is meant by them, `chat_pieces` says."""
+    pieces = chat_pieces(
+        tokenizer, template, messages,
+        enable_thinking=enable_thinking, tools=tools, variables=variables,
+    )  # fmt: skip
+    ids: list[int] = []
+    for piece in pieces:
+        ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
+    return ids
 
-    Control tokens come from the template only: the same spellings inside a message's content are
-    encoded as the plain text they are, and so in the names and arguments of tools. In the content
-    of assistant messages the thinking tags keep their meaning,
+
+def chat_pieces(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    enable_thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> Iterator[int | str]:
+    """The prompt in pieces: ids of control tokens, and the plain text between them.
+
+    `variables` are more names for the template. Control tokens come from the template only: the
+    same spellings inside a message's content are the plain text they are, and so in the names and
+    arguments of tools. In the content of assistant messages the thinking tags keep their meaning,
     because templates take reasoning out of history by them.
     """
     guard = _Guard(tokenizer, messages, tools, variables)
@@ -156,10 +176,8 @@ def encode_chat(
         tools=guard.protect(tools) if tools else None,
         variables={**guard.protect(variables or {}), **tokenizer.special_tokens},
     )
-    ids: list[int] = []
     for piece, token in tokenizer.split(text):
-        ids += [token.id] if token else tokenizer.encode(guard.restore(piece))
-    return ids
+        yield token.id if token else guard.restore(piece)
 
 
 def _protected(guard: _Guard, message: Message, key: str) -> Any:

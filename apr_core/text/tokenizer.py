@@ -125,7 +125,8 @@ class Tokenizer:
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        # A batch of one, because only that lets other threads go on: long texts take seconds.
+        ids: list[int] = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def split(self, text: str) -> Iterator[tuple[str, AddedToken | None]]:
