@@ -15,6 +15,7 @@ from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.requests import GenerationRequest
 from apr_core.engine.sampling import SamplingParams
 from apr_core.engine.scheduler import Engine
+from apr_core.engine.sharing import readers
 from apr_core.errors import AprError, UsageError
 from tests.engine_rig import FAMILIES, Client, ask, assert_nothing_left, imported, random_ids
 
@@ -119,7 +120,7 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(room, owners):
     while long in jobs:
         while len(jobs) < 8:
             jobs.append(job(60, f"short {next(number) % owners}"))
-        chosen = take_turns(jobs, room)
+        chosen = take_turns(jobs, room, readers(jobs))
         waited = 0 if long in [job for job, _ in chosen] else waited + 1
         assert waited < len(jobs)
         assert len(chosen) > 1 or room == GRID, "where there is room, short ones share it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ class Job:
         self.slot: int | None = None
         self.position = 0  # tokens of the prompt that are in the slot
         self.passed_over = False  # the last forward of prompts went without it
+        self.number = 0  # in the order in which slots were given
+        self.waits = False  # for another that reads the same
         self.cuts: Sequence[int] = ()
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
@@ -45,6 +48,20 @@ class Job:
         """Stop within one step."""
         self.cancelled = True
         self._wake()
+
+    @property
+    def shares(self) -> bool:
+        """Whether it takes from the cache, and its prompt may be one that others have."""
+        return self.use_cache and bool(self.cuts)
+
+    @cached_property
+    def marks(self) -> list[int]:
+        """For each cut, a hash of the ids before it."""
+        found, start = [0], 0
+        for stop in self.cuts:
+            found.append(hash((found[-1], tuple(self.ids[start:stop]))))
+            start = stop
+        return found[1:]
 
     @property
     def prefilled(self) -> bool:

@@ -16,6 +16,7 @@ from apr_core.engine.prefill import Forward, Pace, take_turns
 from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.queue import FairQueue
 from apr_core.engine.requests import as_exception
+from apr_core.engine.sharing import readers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ class Loop:
         self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
         self._held: Counter[str] = Counter()  # slots by owner
         self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
-        self._pace = Pace()
+        self._pace, self._begun = Pace(), 0
 
     @property
     def idle(self) -> bool:
@@ -140,7 +141,9 @@ class Loop:
     def _begin(self, job: Job) -> None:
         """Open a slot, with what the cache has of the prompt."""
         try:
-            job.slot = self.model.new_slot()
+            self._begun += 1
+            job.number, job.slot = self._begun, self.model.new_slot()
+            job.use_cache &= self.ledger.cache_limit > 0
             if job.use_cache:
                 job.node = self.cache.restore(job.ids, job.slot)
                 job.position = job.cached = self.model.length(job.slot)
@@ -205,11 +208,36 @@ class Loop:
         self._forward_over()
 
     def _start_forward(self) -> bool:
-        if not self.prefilling:
+        turns = self._catch_up()
+        if not turns:
             return False
         room = self._pace.chunk_between_steps if self.decoding else CHUNK
-        self._forward = Forward(self.model, take_turns(self.prefilling, room))
+        self._forward = Forward(self.model, take_turns(self.prefilling, room, turns))
         return True
+
+    def _catch_up(self) -> dict[Job, Job]:
+        """Let those who waited for another's prompt take over what was kept; who reads for whom."""
+        while True:
+            found = readers(self.prefilling)
+            late = [job for job, reader in found.items() if job.waits and reader is job]
+            for job, reader in found.items():
+                job.waits = reader is not job
+            if not late:
+                return found
+            for job in late:
+                try:
+                    self._take_over(job)
+                except BaseException as error:
+                    self._end(job, as_exception(error))
+
+    def _take_over(self, job: Job) -> None:
+        assert job.slot is not None
+        node = self.cache.restore(job.ids, job.slot, job.position)
+        if node is not None:
+            self.cache.unpin(job.node)
+            job.node = node
+            before, job.position = job.position, self.model.length(job.slot)
+            job.cached += job.position - before
 
     def _forward_over(self) -> None:
         """Nothing writes to the slots of jobs that ended meanwhile any more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -108,26 +108,24 @@ class Forward:
         self._slices.close()
 
 
-def take_turns(jobs: list[Job], room: int) -> list[tuple[Job, int]]:
-    """Whose prompts come next and up to where; they go to the end of `jobs`."""
-    chosen = choose(jobs, room)
+def take_turns(jobs: list[Job], room: int, readers: Mapping[Job, Job]) -> list[tuple[Job, int]]:
+    """Whose prompts come next and up to where: about `room` tokens, shared by the owners.
+
+    `jobs` are in the order of their turns; whose turn it was goes to the end. What an owner does
+    not need, others get. `readers` says who reads for whom (`sharing.py`).
+    """
+    kind = isinstance(jobs[0], EmbeddingJob)
+    turns = {job: readers[job] for job in jobs if isinstance(job, EmbeddingJob) == kind}
+    chosen = _shares(*_order(turns), room)
+    served = {job for job, _ in chosen}
     for job in jobs:
-        job.passed_over = True
-    for job, _ in chosen:
-        job.passed_over = False
-        jobs.remove(job)
-        jobs.append(job)
+        job.passed_over = readers[job] not in served
+    jobs.sort(key=lambda job: not job.passed_over)
     return chosen
 
 
-def choose(jobs: Sequence[Job], room: int) -> list[tuple[Job, int]]:
-    """Whose prompts come next and up to where: about `room` tokens, shared by the owners.
-
-    `jobs` are in the order of their turns. What an owner does not need, others get.
-    """
-    kind = isinstance(jobs[0], EmbeddingJob)
-    order = _first_of_owners_first([job for job in jobs if isinstance(job, EmbeddingJob) == kind])
-    owners = len({job.owner for job in order})
+def _shares(order: Sequence[Job], owners: int, room: int) -> list[tuple[Job, int]]:
+    """Jobs and up to where each is read; the first so many have equal shares."""
     chosen: list[tuple[Job, int]] = []
     for job in order:
         share = max(room // max(owners, 1), GRID)
@@ -140,16 +138,16 @@ def choose(jobs: Sequence[Job], room: int) -> list[tuple[Job, int]]:
     return chosen
 
 
-def _first_of_owners_first(jobs: Sequence[Job]) -> list[Job]:
-    """The first job of each owner, what is soon done first; then all others.
+def _order(turns: Mapping[Job, Job]) -> tuple[list[Job], int]:
+    """The first job of each owner, what is soon done first; then all others. And how many owners.
 
     But before those come who were passed over, as they wait: or one short prompt after the other
-    would keep a long one waiting for ever.
+    would keep a long one waiting for ever. A job's turn is that of whom it lets read for it.
     """
     first: dict[str, Job] = {}
-    for job in jobs:
+    for job in turns:
         first.setdefault(job.owner, job)
-    waiting = [job for job in first.values() if job.passed_over]
-    others = [job for job in first.values() if not job.passed_over]
-    chosen = waiting + sorted(others, key=lambda job: job.next_stop() - job.position)
-    return chosen + [job for job in jobs if first[job.owner] is not job]
+    waiting = [turns[job] for job in first.values() if job.passed_over]
+    others = [turns[job] for job in first.values() if not job.passed_over]
+    leading = dict.fromkeys([*waiting, *sorted(others, key=lambda j: j.next_stop() - j.position)])
+    return list(dict.fromkeys([*leading, *turns.values()])), len(leading)

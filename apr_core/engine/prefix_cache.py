@@ -68,10 +68,11 @@ class PrefixCache:
         """Prefixes that are kept."""
         return len(self._recent)
 
-    def restore(self, ids: Sequence[int], slot: int) -> Node:
-        """Put the longest kept prefix of a prompt into an empty slot; at least one id is left over.
+    def restore(self, ids: Sequence[int], slot: int, beyond: int = 0) -> Node | None:
+        """Put the longest kept prefix of a prompt into a slot; at least one id is left over.
 
-        Returns the node to continue from, which stays until `unpin`.
+        Returns the node to continue from, which stays until `unpin`; None if the prefix is not
+        longer than `beyond` tokens, and then the slot stays as it is.
         """
         node, last = self._root, len(ids) - 1
         found = node
@@ -81,6 +82,8 @@ class PrefixCache:
                 found = node
         chain: list[Snapshot] = [(n.position, self._parts(n)) for n in found.path()]
         chain += self._within_edge(found, ids, last)
+        if beyond and (not chain or chain[-1][0] <= beyond):
+            return None
         if chain:
             self._model.restore(slot, *chain)
             self._touch(found)
