@@ -10,6 +10,7 @@ that only some programs know, such as a path or a password.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ RESTRICTING = {
     "dependentRequired", "dependentSchemas", "dependencies", "allOf", "anyOf", "oneOf", "not",
     "if", "then", "else", "$ref", "$dynamicRef", "$recursiveRef", *PASSED_OVER,
 }  # fmt: skip
+# The only ones that the library knows by heart; it looks up no others.
+DRAFT = re.compile(r"http://json-schema\.org/draft-0[467]/schema#?"
+                   r"|https://json-schema\.org/draft/20(19-09|20-12)/schema#?")  # fmt: skip
 FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri",
            "uuid")  # fmt: skip
 
@@ -83,6 +87,8 @@ def restricting(schema: Mapping[str, Any]) -> set[str]:
 def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema's own words but for those that only look as if they restricted something."""
     kept = dict(schema)
+    if not DRAFT.fullmatch(str(schema.get("$schema"))):
+        kept.pop("$schema", None)
     form, names = schema.get("format"), schema.get("propertyNames")
     if isinstance(form, str) and form not in FORMATS:
         del kept["format"]
@@ -169,10 +175,11 @@ def _moved(schema: Any) -> Any:
 
 
 def _with_moved_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
+    moved = {word: value for word, value in schema.items() if word not in ("$id", "$schema")}
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        return {**schema, "$ref": "#/$defs/root" + reference[1:]}
-    return dict(schema)
+        moved["$ref"] = "#/$defs/root" + reference[1:]
+    return moved
 
 
 def _mapped(schema: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
