@@ -79,9 +79,10 @@ def start(*arguments, files=None, **environment):
 
 
 def started(command, env):
-    """The server that a command runs, on a free port."""
+    """The server that a command runs, on a free port if the command names none."""
+    words = [str(word) for word in command]
     process = subprocess.Popen(
-        [*map(str, command), "--port", "0"],
+        words if "--port" in words else [*words, "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     running = Running(process)
