@@ -28,6 +28,7 @@ NEEDED = {  # module: distribution
     "llguidance": "llguidance", "prometheus_client": "prometheus-client",
 }  # fmt: skip
 SAMPLE = 4096  # tokens of a sequence by which models share memory
+SHORT = 256  # tokens of a sequence that has to fit
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 
 
@@ -69,6 +70,8 @@ def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
     if len(given) > len(files):
         raise UsageError(f"{len(given)} model names for {len(files)} files")
     names = [*given, *(file.stem for file in files[len(given) :])]
+    if not all(name.strip() for name in names):
+        raise UsageError("a model's name is empty", "Name it by --model-name.")
     double = next((name for name in names if names.count(name) > 1), None)
     if double:
         raise UsageError(f"two models would be called {double!r}", "Name them by --model-name.")
@@ -109,6 +112,8 @@ def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
             raise UsageError(
                 f"--alias {pair!r} is not ALIAS=NAME", f"Names here are: {', '.join(names)}."
             )
+        if alias in names or alias in aliases:
+            raise UsageError(f"--alias {pair!r}: {alias!r} is a model's name already")
         aliases[alias] = name
     return aliases
 
@@ -116,11 +121,12 @@ def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: ServerOptions) -> None:
     from apr_core.server import logs
     from apr_core.server.app import create_app
-    from apr_core.server.run import bound, serve
+    from apr_core.server.run import bound, check_tls, serve
     from apr_core.server.service import ChatService
 
     show_notices()
     logs.configure(served.log_format)
+    check_tls(served)
     with ExitStack() as stack:
         listener = stack.enter_context(bound(served))
         models = _load(files, options, stack)
@@ -169,6 +175,7 @@ def _engines(
     for name, model in models.items():
         warm_up(model)
         share = needs[name] / sum(needs.values())
+        _check_room(name, model, int(total * share))
         cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
         engines[name] = Engine(
             model, slots=options["slots"], memory_bytes=int(total * share), cache_bytes=cache,
@@ -176,6 +183,18 @@ def _engines(
         )  # fmt: skip
         stack.callback(engines[name].close)
     return engines
+
+
+def _check_room(name: str, model: Model, memory: int) -> None:
+    """Raise UsageError where not even a short sequence could ever run."""
+    length = min(SHORT, model.max_len)
+    needed = model.sequence_bytes(length)
+    if memory < needed:
+        raise UsageError(
+            f"{name} gets {human_bytes(memory)} for sequences and prefixes, and one sequence of "
+            f"{length} tokens takes {human_bytes(needed)}",
+            "Give --memory more GiB.",
+        )
 
 
 def _try(service: ChatService) -> None:

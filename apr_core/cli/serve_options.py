@@ -16,9 +16,25 @@ from apr_core.settings import config_content, config_path, problems
 Function = Callable[..., Any]
 CONFIG = "apr.serve.config"  # in the context: the file whose [serve] section was read
 SECRET = ("api_key",)
+LARGEST = 1e9  # of seconds, GiB, MiB or KiB: more is a typing error
+
+
+class Number(click.FloatRange):
+    """A number of a range that nobody can overstep by nan, inf or thirty digits."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As click does; refused is what is no number or above LARGEST."""
+        number: float = super().convert(value, param, ctx)
+        if not number <= LARGEST:
+            self.fail(f"{value} is not a number up to {LARGEST:.0f}.", param, ctx)
+        return number
+
+
 FILE = click.Path(path_type=Path)
 PORT = click.IntRange(0, 65535)
-POSITIVE = click.FloatRange(0, min_open=True)
+POSITIVE = Number(0, min_open=True)
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -45,7 +61,7 @@ OPTIONS = (
     click.option("--tls-key", type=FILE, help="PEM key of the certificate."),
     click.option("--backend", help="Where to run; default: what fits this machine best."),
     click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
-    click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
+    click.option("--context", type=click.IntRange(16), help="Context in tokens; default: all."),
     click.option("--kv-type", type=click.Choice(["f32", "f16", "q8"]),
                  help="Precision of cached keys and values. Default: f16."),
     click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
@@ -55,7 +71,7 @@ OPTIONS = (
                  help="Requests that may wait for a slot; more are told to come back."),
     click.option("--memory", type=POSITIVE,
                  help="GiB for sequences and cached prefixes; default: half of what is free."),
-    click.option("--cache", type=click.FloatRange(0),
+    click.option("--cache", type=Number(0),
                  help="GiB of it for prefixes at most; 0: keep none."),
     click.option("--model-name", multiple=True, help="Name of each FILE, in order."),
     click.option("--alias", multiple=True, metavar="ALIAS=NAME", help="A further name."),
@@ -63,7 +79,7 @@ OPTIONS = (
     click.option("--api-key-file", type=FILE, help="API keys, one a line."),
     click.option("--cors-origin", multiple=True, help="Web site that may ask; *: any."),
     click.option("--max-body", type=POSITIVE, default=8.0, show_default=True, help="MiB."),
-    click.option("--max-header", type=POSITIVE, default=64.0, show_default=True, help="KiB."),
+    click.option("--max-header", type=Number(8), default=64.0, show_default=True, help="KiB."),
     click.option("--header-timeout", type=POSITIVE, default=30.0, show_default=True,
                  help="Seconds for a request's headers."),
     click.option("--body-timeout", type=POSITIVE, default=60.0, show_default=True,
@@ -72,7 +88,7 @@ OPTIONS = (
                  help="Seconds for its answer."),
     click.option("--heartbeat", type=POSITIVE, default=10.0, show_default=True,
                  help="Seconds of silence after which a stream gets a comment."),
-    click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True,
+    click.option("--drain-timeout", type=Number(0), default=30.0, show_default=True,
                  help="Seconds for answers to end after SIGTERM."),
     click.option("--log-format", type=click.Choice(["pretty", "json"]), default="pretty",
                  show_default=True, help="Form of the log on stderr."),

@@ -32,8 +32,6 @@ class ServedModels(Mapping[str, ChatService]):
         known = self._services.get(self.aliases.get(name or "", name or ""))
         if known is None:
             served = ", ".join([*self._services, *self.aliases])
-            raise ApiError(
-                404, f"there is no model {name!r} here; served: {served}", "model",
-                "model_not_found",
-            )  # fmt: skip
+            said = "say which model" if name is None else f"there is no model {name!r} here"
+            raise ApiError(404, f"{said}; served: {served}", "model", "model_not_found")
         return known

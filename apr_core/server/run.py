@@ -7,11 +7,12 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from granian.constants import HTTPModes, Interfaces
@@ -38,16 +39,37 @@ def serve(
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
 
     `listener` comes from `bound`, and is closed at the end. `ready` is called with the URL once
-    requests are taken. Raises UsageError for TLS files that do not fit, InputOutputError if another
-    server was faster to take the address.
+    requests are taken. Raises InputOutputError if another server was faster to take the address.
     """
     with listener:
         server = _server(app, listener, options)
         with _telling(options):
+            if isinstance(listener, _SocketFile) and not listener.is_there():
+                raise OSError(errno.EADDRINUSE, "another server was faster")
             listener.listen(BACKLOG)
         asyncio.run(_run(app, engines, server, options, lambda: ready(_url(listener, options))))
-    if options.unix_socket:
-        options.unix_socket.unlink(missing_ok=True)
+
+
+def check_tls(options: ServerOptions) -> None:
+    """Raise UsageError unless certificate and key fit, if there are any."""
+    if options.tls_cert is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.tls_cert, options.tls_key, _no_password)
+    except OSError as error:  # also what the ssl module raises
+        raise UsageError(
+            f"the TLS certificate or key cannot be used: {error}",
+            "Both are PEM files, and the key belongs to the certificate.",
+        ) from error
+
+
+def _no_password() -> NoReturn:
+    """Called for a key that is encrypted: at a terminal it would be asked for in midstart."""
+    raise UsageError(
+        "the TLS key is encrypted",
+        "Decrypt it (openssl pkey -in KEY -out PLAIN) into a file that only the server may read.",
+    )
 
 
 def bound(options: ServerOptions) -> socket.socket:
@@ -73,12 +95,19 @@ def _telling(options: ServerOptions) -> Iterator[None]:
         yield
     except OSError as error:
         where = options.unix_socket or f"{options.host}:{options.port}"
-        hint = "Choose another --port, or 0 for any that is free."
-        if options.unix_socket:
-            hint = "Choose another --unix-socket."
         if error.errno == errno.EADDRINUSE:
-            raise InputOutputError(f"{where} is already in use", hint) from error
-        raise InputOutputError(f"cannot listen on {where}: {error.strerror}", hint) from error
+            raise InputOutputError(f"{where} is already in use", _hint(options, error)) from error
+        raise InputOutputError(
+            f"cannot listen on {where}: {error.strerror or error}", _hint(options, error)
+        ) from error
+
+
+def _hint(options: ServerOptions, error: OSError) -> str:
+    if options.unix_socket:
+        return "Choose another --unix-socket."
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        return "Choose another --port, or 0 for any that is free."
+    return "Choose a --host that is an address of this machine, or 0.0.0.0 for all."
 
 
 def _bound(listener: socket.socket, address: Any) -> socket.socket:
@@ -95,7 +124,7 @@ def _unix(path: Path) -> socket.socket:
     """A socket file for its owner and group only; one that nobody listens on is replaced."""
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, "there is a file with this name")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _SocketFile(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
@@ -107,9 +136,33 @@ def _unix(path: Path) -> socket.socket:
             raise OSError(errno.EADDRINUSE, "in use")
     before = os.umask(0o117)
     try:
-        return _bound(listener, str(path))
+        _bound(listener, str(path))
+        listener.made = path.stat()
+        return listener
     finally:
         os.umask(before)
+
+
+class _SocketFile(socket.socket):
+    """A unix socket that removes its file when it is closed, if that is still its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = path
+        self.made: os.stat_result | None = None
+
+    def is_there(self) -> bool:
+        """Whether the file is the one it made: until it listens, another server may replace it."""
+        try:
+            return self.made is not None and os.path.samestat(self.made, self._path.stat())
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close it, and remove the file."""
+        if self.is_there():
+            self._path.unlink(missing_ok=True)
+        super().close()
 
 
 class _Embedded(Server):
@@ -131,29 +184,23 @@ class _Embedded(Server):
 
 
 def _server(app: FastAPI, listener: socket.socket, options: ServerOptions) -> _Embedded:
-    try:
-        return _Embedded(
-            listener,
-            target=app,
-            interface=Interfaces.ASGI,
-            # to find out the version would be waited for without end, whatever the timeout
-            http=HTTPModes.http1,
-            websockets=False,
-            backlog=BACKLOG,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=int(options.header_timeout * 1000),
-                max_buffer_size=max(8192, options.max_header),
-            ),
-            log_enabled=False,
-            ssl_cert=options.tls_cert,
-            ssl_key=options.tls_key,
-            ssl_protocol_min="tls1.2",
-        )
-    except OSError as error:  # also what the ssl module raises
-        raise UsageError(
-            f"the TLS certificate or key cannot be used: {error}",
-            "Both are PEM files, and the key belongs to the certificate.",
-        ) from error
+    return _Embedded(
+        listener,
+        target=app,
+        interface=Interfaces.ASGI,
+        # to find out the version would be waited for without end, whatever the timeout
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=int(options.header_timeout * 1000),
+            max_buffer_size=max(8192, options.max_header),
+        ),
+        log_enabled=False,
+        ssl_cert=options.tls_cert,
+        ssl_key=options.tls_key,
+        ssl_protocol_min="tls1.2",
+    )
 
 
 async def _run(

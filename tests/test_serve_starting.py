@@ -1,0 +1,122 @@
+"""What `apr serve` refuses before it serves, and what it leaves when it ends early."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.serving import demo_model, serving, start, wait_until_ready
+
+pytestmark = pytest.mark.needs_plugins
+
+TWO = ("--model-name", "one", "--model-name", "two")
+
+
+def refused(*arguments, files=None):
+    """All that a server says which cannot start: it is a mistake of who started it."""
+    running = start(*arguments, files=files)
+    try:
+        assert running.process.wait(60) == 2, running.err
+    finally:
+        running.process.kill()
+    time.sleep(0.1)
+    said = "\n".join(running.err)
+    assert "bug in apr" not in said and not running.out
+    return said
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--max-body", "--max-header", "--memory", "--cache", "--header-timeout", "--body-timeout",
+     "--request-timeout", "--heartbeat", "--drain-timeout"],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused(option):
+    from click import BadParameter
+
+    from apr_core.cli.serve import command
+
+    (parameter,) = [p for p in command.params if option in p.opts]
+    for text in ("nan", "inf", "1e30", "-1"):
+        with pytest.raises(BadParameter):
+            parameter.type.convert(text, parameter, None)
+    assert parameter.type.convert("20", parameter, None) == 20
+
+
+def test_a_number_that_is_none_is_said_on_the_command_line():
+    assert "--memory" in refused("--memory", "nan")
+
+
+def test_an_alias_hides_no_model():
+    files = [demo_model(), demo_model()]
+    for aliases in (("one=two",), ("x=one", "x=two")):
+        pairs = [word for alias in aliases for word in ("--alias", alias)]
+        assert "a model's name already" in refused(*TWO, *pairs, files=files)
+    assert "name is empty" in refused("--model-name", " ")
+
+
+def test_memory_that_holds_no_sequence_is_refused():
+    said = refused("--memory", "0.0001")
+    assert "sums gets 104" in said and "256 tokens" in said
+
+
+def test_a_key_that_is_encrypted_is_refused_before_anything_is_loaded(tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:secret", "-subj",
+         "/CN=localhost", "-keyout", key, "-out", cert],
+        capture_output=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    nothing = tmp_path / "nothing.apr"
+    nothing.write_bytes(b"")
+    said = refused("--tls-cert", cert, "--tls-key", key, files=[nothing])
+    assert "the TLS key is encrypted" in said
+
+
+def test_who_asks_without_saying_which_model_is_told_so():
+    with serving(*TWO, files=[demo_model(), demo_model()]) as server:
+        answer = server.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
+        )
+        assert answer.json()["error"]["message"] == "say which model; served: one, two"
+
+
+def test_an_address_is_named_with_what_is_wrong_about_it(tmp_path):
+    for arguments, words in (
+        (("--unix-socket", tmp_path / ("x" * 150)), "path too long"),
+        (("--host", "192.0.2.1"), "Choose a --host"),
+    ):
+        running = start(*arguments)
+        assert running.process.wait(60) == 7
+        time.sleep(0.1)
+        assert words in "\n".join(running.err)
+
+
+def test_of_two_servers_that_start_on_one_socket_file_one_serves(tmp_path):
+    path = tmp_path / "apr.sock"
+    first = start("--unix-socket", path)
+    while not path.exists():
+        time.sleep(0.01)
+    second = wait_until_ready(start("--unix-socket", path))
+    try:
+        assert first.process.wait(60) == 7
+        time.sleep(0.1)
+        assert "in use" in "\n".join(first.err) and not first.out
+        assert path.exists()
+        assert second.terminate() == 0 and not path.exists()
+    finally:
+        first.process.kill()
+        second.process.kill()
+
+
+def test_a_server_ended_while_it_loads_leaves_no_socket_file(tmp_path):
+    path = tmp_path / "apr.sock"
+    running = start("--unix-socket", path)
+    while not path.exists():
+        time.sleep(0.01)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 143
+    assert not path.exists() and not running.out
