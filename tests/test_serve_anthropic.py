@@ -9,6 +9,7 @@ from typing import Literal
 import anthropic
 import httpx
 import pytest
+from anthropic import beta_tool
 from pydantic import BaseModel
 
 from tests.serving import serving, shared
@@ -130,6 +131,19 @@ def test_a_named_tool_is_the_one_used(client):
     named = {"type": "tool", "name": "other"}
     message = ask(client, tools=[CHOOSE, other], tool_choice=named)
     assert message.content[-1].name == "other"
+
+
+def test_the_official_runner_of_tools_goes_on_without_threads(client):
+    @beta_tool
+    def add(a: int, b: int) -> str:
+        """Adds."""
+        return str(a + b)
+
+    runner = client.beta.messages.tool_runner(
+        model="sums", max_tokens=60, messages=SUM, tools=[add]
+    )  # fmt: skip
+    assert runner.until_done().content
+    refused(client, "send the whole conversation", extra_body={"thread": {"type": "create"}})
 
 
 def test_thinking_is_a_block_with_a_signature_that_can_go_back(client):

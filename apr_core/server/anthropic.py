@@ -14,12 +14,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_core.server.anthropic_errors import ERRORS, PATH, anthropic_shape
+from apr_core.server.anthropic_errors import ERRORS, NO_THREADS, PATH, anthropic_shape
 from apr_core.server.anthropic_events import Event, MessageEvents
 from apr_core.server.anthropic_request import MessagesRequest, PromptRequest, chat_request
 from apr_core.server.asking import owner_of, while_connected
 from apr_core.server.chat import ChatEvent, ChatRequest
-from apr_core.server.errors import EXPECTED, as_api_error
+from apr_core.server.errors import EXPECTED, ApiError, as_api_error
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import Open, streamed
 from apr_core.server.service import ChatService
@@ -57,6 +57,9 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
         service = models.pick(body.model)
+        if body.thread is not None:
+            message = "threads are not kept here: send the whole conversation, without thread"
+            raise ApiError(400, message, "thread", NO_THREADS)
         chat = replace(chat_request(body), owner=owner_of(request))
         events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
         if body.context_management is not None:

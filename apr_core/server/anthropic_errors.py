@@ -14,13 +14,17 @@ KINDS = {
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
     504: "timeout_error",
 }  # fmt: skip
+# Codes by which the official client knows how to go on.
+NO_THREADS = "thread_unsupported_request"
+FOR_PROGRAMS = (NO_THREADS,)
 
 
 def anthropic_shape(error: ApiError) -> dict[str, Any]:
     """The error as Anthropic's clients read it."""
     usual = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = KINDS.get(error.status, usual)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    details = {"details": {"error_code": error.code}} if error.code in FOR_PROGRAMS else {}
+    return {"type": "error", "error": {"type": kind, "message": error.message, **details}}
 
 
 class MessagesErrorDetail(Open):

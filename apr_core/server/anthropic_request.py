@@ -262,6 +262,9 @@ class MessagesRequest(PromptRequest, MoreSampling):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     speed: str | None = None
+    thread: dict[str, Any] | None = Field(
+        None, description="Refused by a code that tells clients to send the whole conversation."
+    )
 
     @model_validator(mode="after")
     def _leaves_room_for_an_answer(self) -> MessagesRequest:
