@@ -1,5 +1,8 @@
 """`/v1/messages` as a translation: requests to chats, chat events to its events."""
 
+import json
+import sys
+
 import pytest
 from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
@@ -245,6 +248,18 @@ def test_a_call_that_was_cut_off_has_what_can_be_read_of_its_input():
     cut = [ToolCallStart(0, 0, "t", "add"), ToolCallArguments(0, 0, '{"a": 1, "b": [2, 3')]
     _, message = translated([*cut, Finished(0, "length", "max_tokens", USAGE)])
     assert message["content"][0]["input"] == {"a": 1, "b": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [('{"a": 1e999, "b": 2}', {"a": sys.float_info.max, "b": 2}), ('{"a": "x\\ud800"}', {"a": "x?"}),
+     ('{"a": 1e999, "b', {}), ('{"a": NaN}', {})],
+)  # fmt: skip
+def test_whatever_the_model_wrote_the_message_is_json(arguments, expected):
+    call = [ToolCallStart(0, 0, "t1", "add"), ToolCallArguments(0, 0, arguments), CALLS]
+    _, message = translated(call)
+    json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
+    assert message["content"][0]["input"] == expected
 
 
 def test_a_hidden_thought_comes_back_to_the_model_out_of_its_signature():

@@ -89,6 +89,12 @@ def test_a_tool_that_takes_text_is_called_with_text():
     ]  # fmt: skip
 
 
+def test_half_a_character_in_a_text_can_be_sent():
+    half = ToolCallArguments(0, 0, '{"input": "a\\ud800"}')
+    sent, _ = translated([PATCHED[0], half, CALLS], tools=[PATCH])
+    assert [json.dumps(event, ensure_ascii=False).encode() for event in sent]
+
+
 def test_a_call_within_a_namespace_names_it():
     start = ToolCallStart(0, 0, "c1", "mcp__files__read")
     _, response = translated([start, ToolCallArguments(0, 0, "{}"), CALLS], tools=[SERVER])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic_core import from_json
 from apr_core.engine.requests import Usage
 from apr_core.server.anthropic_thinking import signature
 from apr_core.server.chat import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_core.text.coercion import strict_json
 
 Event = dict[str, Any]  # one server-sent event; its `type` is also its name
 
@@ -114,12 +116,25 @@ _EMPTY_THOUGHT = {"type": "thinking", "thinking": "", "signature": ""}
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A call's input; of one that was cut off, what can be read."""
+    """A call's input; of one that was cut off, what can be read. JSON can be made of it again."""
     try:
-        found = from_json(text or "{}", allow_partial=True)
-    except ValueError:
+        found = strict_json(text or "{}")
+    except (ValueError, RecursionError):
+        found = _beginning(text)
+    if not isinstance(found, dict):
         return {}
-    return found if isinstance(found, dict) else {}
+    written = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+    whole: dict[str, Any] = json.loads(written)  # halves of characters are question marks now
+    return whole
+
+
+def _beginning(text: str) -> Any:
+    try:
+        found = from_json(text, allow_partial=True)
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        return None
+    return found
 
 
 def stop_reason(event: Finished) -> str:

@@ -140,4 +140,5 @@ def input_of(arguments: str) -> str:
         given = json.loads(arguments).get(INPUT, "")
     except (ValueError, AttributeError):
         return arguments
-    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    text = given if isinstance(given, str) else json.dumps(given)
+    return text.encode("utf-8", "replace").decode()  # half a character could not be sent
