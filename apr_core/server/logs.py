@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Literal
@@ -12,6 +13,7 @@ FIELDS = (
     "request_id", "method", "path", "status", "ms", "client", "model", "prompt_tokens",
     "cached_tokens", "completion_tokens", "ended_by", "body",
 )  # fmt: skip
+PLAIN = re.compile(r"[^\s'\"]*")
 COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 
@@ -38,13 +40,14 @@ class ForPeople(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line; control characters in it cannot reach a terminal."""
-        pairs = " ".join(f"{k}={_shown(v)}" for k, v in _fields(record).items())
+        pairs = " ".join(f"{k}={_quoted(v)}" for k, v in _fields(record).items())
         line = f"{time.strftime('%H:%M:%S')} {_shown(record.getMessage())} {pairs}".rstrip()
         colour = COLOURS.get(record.levelname) if self._colours else None
         if colour:
             line = f"{colour}{line}\x1b[0m"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            told = self.formatException(record.exc_info)
+            line += "\n" + "\n".join(map(_shown, told.splitlines()))
         return line
 
 
@@ -66,6 +69,12 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 def _time(seconds: float) -> str:
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{whole}.{int(seconds % 1 * 1000):03d}Z"
+
+
+def _quoted(value: object) -> str:
+    """A value as one word: what a client wrote must not look like another field."""
+    text = f"{value}"
+    return text if PLAIN.fullmatch(text) and text.isprintable() else repr(text)
 
 
 def _shown(value: object) -> str:
