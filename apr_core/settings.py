@@ -22,9 +22,9 @@ KNOWN: dict[str, dict[str, type]] = {
         "tls-key": str, "backend": str, "threads": int, "context": int, "kv-type": str,
         "strict": bool, "slots": int, "queue": int, "memory": float, "cache": float,
         "model-name": list, "alias": list, "api-key": list, "api-key-file": str,
-        "cors-origin": list, "max-body": float, "max-header": float, "header-timeout": float,
-        "body-timeout": float, "request-timeout": float, "heartbeat": float,
-        "drain-timeout": float, "log-format": str, "log-prompts": bool,
+        "cors-origin": list, "trusted-proxy": list, "max-body": float, "max-header": float,
+        "header-timeout": float, "body-timeout": float, "request-timeout": float,
+        "heartbeat": float, "drain-timeout": float, "log-format": str, "log-prompts": bool,
     },
 }  # fmt: skip
 WHAT: dict[type, str] = {

@@ -98,10 +98,18 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
         },
         api_keys=gather_keys(options["api_key"], options["api_key_file"], os.environ),
         cors_origins=options["cors_origin"],
+        trusted_proxies=_checked_proxies(options["trusted_proxy"]),
         aliases=_aliases(options["alias"], names),
         max_body=int(options["max_body"] * MIB),
         max_header=int(options["max_header"] * KIB),
     )  # fmt: skip
+
+
+def _checked_proxies(given: Sequence[str]) -> tuple[str, ...]:
+    from apr_core.server.proxies import Proxies
+
+    Proxies(given)
+    return tuple(given)
 
 
 def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from click.core import ParameterSource
 
 from apr_core.cli.console import print_table
 from apr_core.errors import ConfigError, NotFound
+from apr_core.server.options import KEY_VARIABLE
 from apr_core.settings import config_content, config_path, problems
 
 Function = Callable[..., Any]
@@ -78,6 +80,8 @@ OPTIONS = (
     click.option("--api-key", multiple=True, help="Better: --api-key-file or $APR_API_KEY."),
     click.option("--api-key-file", type=FILE, help="API keys, one a line."),
     click.option("--cors-origin", multiple=True, help="Web site that may ask; *: any."),
+    click.option("--trusted-proxy", multiple=True, metavar="ADDRESS",
+                 help="Proxy or network whose X-Forwarded-For is believed."),
     click.option("--max-body", type=POSITIVE, default=8.0, show_default=True, help="MiB."),
     click.option("--max-header", type=Number(8), default=64.0, show_default=True, help="KiB."),
     click.option("--header-timeout", type=POSITIVE, default=30.0, show_default=True,
@@ -118,6 +122,9 @@ def show_config(ctx: click.Context) -> None:
         source = ctx.get_parameter_source(name)
         known = sources.get(source, "default") if source else "default"
         rows.append((name.replace("_", "-"), _shown(name, value), known))
+    if KEY_VARIABLE in os.environ:
+        count = len([key for key in os.environ[KEY_VARIABLE].split(",") if key.strip()])
+        rows.append((f"${KEY_VARIABLE}", f"{count} given", "environment"))
     print_table(rows, ("setting", "value", "set by"))
 
 

@@ -74,11 +74,13 @@ def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRou
         service = models.pick(name)
         return ModelCard.model_validate(_card(models, service.model_id, service))
 
+    @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", tags=["health"])
     async def live() -> Health:
         """Whether the process answers."""
         return Health(status="ok")
 
+    @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
     async def ready() -> Response:
         """Whether requests are taken: not while the server is stopping."""

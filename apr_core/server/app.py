@@ -28,6 +28,7 @@ from apr_core.server.metrics import Metrics
 from apr_core.server.models import ServedModels
 from apr_core.server.options import ServerOptions
 from apr_core.server.outermost import Outermost, ServerState
+from apr_core.server.proxies import Proxies
 from apr_core.server.refusing import on_api_error, on_http_error, on_invalid
 from apr_core.server.security import OPEN, KeyGate
 from apr_core.server.service import ChatService
@@ -115,4 +116,5 @@ def _add_layers(
             CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"],
             allow_headers=["*"], expose_headers=EXPOSED, max_age=600,
         )  # fmt: skip
-    app.add_middleware(Outermost, metrics=metrics, state=state)
+    proxies = Proxies(options.trusted_proxies)
+    app.add_middleware(Outermost, metrics=metrics, state=state, proxies=proxies)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+KEY_VARIABLE = "APR_API_KEY"  # of the environment: API keys, with commas between
+
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -19,6 +21,7 @@ class ServerOptions:
     tls_key: Path | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()  # addresses and networks
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_body: int = 8 << 20
     max_header: int = 64 << 10

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apr_core.server.collected import stopping
 from apr_core.server.errors import as_api_error
 from apr_core.server.metrics import Metrics
+from apr_core.server.proxies import Proxies
 from apr_core.server.refusing import respond
 
 ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -32,14 +33,17 @@ class ServerState:
 class Outermost:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, state: ServerState) -> None:
-        self._app, self._metrics, self._state = app, metrics, state
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, state: ServerState, proxies: Proxies
+    ) -> None:
+        self._app, self._metrics, self._state, self._proxies = app, metrics, state, proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["client"] = (self._proxies.client(scope), 0)
         exchange = Exchange(scope, send)
         self._state.open_requests += 1
         try:
@@ -85,7 +89,7 @@ class Exchange:
         return {
             "request_id": self.id, "method": self.scope["method"], "path": self.scope["path"],
             "status": self.status or None, "ms": round(self._ms(), 1),
-            "client": (self.scope.get("client") or ("local",))[0], **self.details,
+            "client": self.scope["client"][0], **self.details,
         }  # fmt: skip
 
     def _ms(self) -> float:

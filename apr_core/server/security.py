@@ -12,10 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apr_core.errors import InputOutputError, UsageError
 from apr_core.server.errors import ApiError
+from apr_core.server.options import KEY_VARIABLE
 from apr_core.server.pages import is_public
 from apr_core.server.refusing import respond
 
-VARIABLE = "APR_API_KEY"
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})
 SHORTEST = 8  # characters; less is a typing error, or guessed at once
 
@@ -27,11 +27,11 @@ def gather_keys(
 
     Raises UsageError for keys that cannot be sent or are too short, InputOutputError for the file.
     """
-    keys = [*given, *environment.get(VARIABLE, "").split(",")]
-    if any(not key.strip() for key in given) or not environment.get(VARIABLE, "-").strip(", "):
+    keys = [*given, *environment.get(KEY_VARIABLE, "").split(",")]
+    if any(not key.strip() for key in given) or not environment.get(KEY_VARIABLE, "-").strip(", "):
         raise UsageError(
             "an API key is empty: everybody could ask",
-            f"Write one, or leave out --api-key and {VARIABLE} to ask for none.",
+            f"Write one, or leave out --api-key and {KEY_VARIABLE} to ask for none.",
         )
     if file is not None:
         try:
@@ -77,8 +77,8 @@ class KeyGate:
             )  # fmt: skip
             await respond(error, scope, receive, send)
             return
-        client = (scope.get("client") or ("local",))[0]
-        scope.setdefault("state", {})["owner"] = f"{client}" if key is None else f"key {key}"
+        client = scope["client"][0]
+        scope.setdefault("state", {})["owner"] = client if key is None else f"key {key}"
         await self._app(scope, receive, send)
 
     def _number(self, sent: str) -> int | None:
