@@ -86,16 +86,14 @@ class Answer:
         self._close_thought()
 
     def advance(self, logits: NDArray[np.float32]) -> None:
-        """Take the next token from logits [vocab], which are left as they are.
-
-        Whatever goes wrong ends this answer with the error.
-        """
+        """As `take`, but whatever goes wrong ends this answer with the error."""
         try:
-            self._advance(logits)
+            self.take(logits)
         except BaseException as error:
             self.fail(as_exception(error))
 
-    def _advance(self, logits: NDArray[np.float32]) -> None:
+    def take(self, logits: NDArray[np.float32]) -> None:
+        """Take the next token from logits [vocab], which are left as they are."""
         forced = bool(self._forced)
         self.token = self._forced.popleft() if forced else self._chosen(logits)
         if not forced and self._gives_up_in_thought(self.token):

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from apr_core.engine.answer import Answer, Vocabulary
 from apr_core.engine.cuts import CHUNK, GRID, cuts_of, stretches
-from apr_core.engine.sampling import Sampler, SamplingParams
-from apr_core.engine.writer import Piece, Writer
+from apr_core.engine.requests import GenerationRequest
+from apr_core.engine.sampling import SamplingParams
+from apr_core.engine.writer import Piece
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,29 +82,24 @@ def stream(
         raise UsageError(f"chunk must be a multiple of {GRID}, found {chunk}")
     params = params or SamplingParams.from_defaults(model.config.sampling)
     timings = timings if timings is not None else Timings()
-    writer = Writer(model.tokenizer, prompt_ids, stop)
-    sampler = Sampler(params, model.tokenizer.valid_size, prompt_ids)
+    request = GenerationRequest(prompt_ids, params, stop=stop, detect_repetition=False)
     room = model.max_len - len(prompt_ids)
-    limit = room if max_tokens is None else min(max_tokens, room)
-    stops = {*model.tokenizer.stop_ids, *model.config.stop_ids}
+    room = room if max_tokens is None else min(max_tokens, room)
     slot = model.new_slot()
     try:
         logits = _prefill(model, slot, prompt_ids, chunk, timings)
-        for count in range(1, limit + 1):
-            token = sampler(logits)
-            timings.tokens = count
-            if token in stops:
-                yield writer.finish("stop", token)
+        answer = Answer(Vocabulary.of(model), request, 0, slot=slot, room=room, full="max_tokens")
+        while True:
+            answer.take(logits)
+            timings.tokens += 1
+            told, answer.deltas = answer.deltas, []
+            for delta in told:
+                yield Piece(delta.text, delta.channel, delta.ids, delta.finish_reason)
+            if answer.ended:
                 return
-            yield from writer.push(token)
-            if writer.stopped is not None:
-                yield writer.finish("stop")
-                return
-            if count < limit:
-                started = time.perf_counter()
-                logits = model.forward([(slot, [token])])[0]
-                timings.decode_s += time.perf_counter() - started
-        yield writer.finish("length")
+            started = time.perf_counter()
+            logits = model.forward([(slot, [answer.token])])[0]
+            timings.decode_s += time.perf_counter() - started
     finally:
         model.free_slot(slot)
 
