@@ -28,18 +28,27 @@ BUDGETS: dict[str, int | None] = {
 }  # fmt: skip
 TOKEN_ID = re.compile("[0-9]{1,18}")
 OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
-MESSAGE: dict[
-    str, Any
-] = {  # for the published schema; what a message may be in all is checked where it is read
-    "type": "object",
-    "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}]},
-        "reasoning_content": {"type": ["string", "null"]},
-        "tool_calls": {"type": "array"},
-        "tool_call_id": {"type": "string"},
-    },
-    "required": ["role"],
+TEXT = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+# For the published schema; what a message may be in all is checked where it is read.
+MESSAGE: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": TEXT},
+            "required": ["role", "content"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "role": {"enum": ["assistant", "tool"]},
+                "content": {"anyOf": [*TEXT["anyOf"], {"type": "null"}]},
+                "reasoning_content": {"type": ["string", "null"]},
+                "tool_calls": {"type": "array"},
+                "tool_call_id": {"type": "string"},
+            },
+            "required": ["role"],
+        },
+    ]
 }
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None

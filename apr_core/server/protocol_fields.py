@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -12,9 +13,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from apr_core.text.messages import MAX_DEPTH
 
@@ -51,16 +54,33 @@ TEXT_FORM, LIST_FORM = "str", "list[]"  # as pydantic would call them where it t
 BY_FORM = Discriminator(_form)  # of text or a list: what is wrong is told of that one only
 
 
-def only(*allowed: Any, why: str) -> BeforeValidator:
+def only(*allowed: Any, why: str) -> Only:
     """Refuses every value but null and those allowed, and says why."""
+    return Only(allowed, why)
 
-    def check(value: Any) -> Any:
-        if value is None or any(type(value) is type(a) and value == a for a in allowed):
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """What a field may be, also in the published schema."""
+
+    allowed: tuple[Any, ...]
+    why: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:  # fmt: skip
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": [*self.allowed, None]}
+
+    def _check(self, value: Any) -> Any:
+        if value is None or any(type(value) is type(a) and value == a for a in self.allowed):
             return value
-        told = {"found": _short(value), "why": why}
+        told = {"found": _short(value), "why": self.why}
         raise PydanticCustomError("unsupported", "{found} is not supported: {why}", told)
-
-    return BeforeValidator(check)
 
 
 def of_kinds(what: str, kinds: Sequence[str], default: str | None = None) -> BeforeValidator:
