@@ -120,6 +120,16 @@ def test_a_page_the_browser_brings_back_goes_on(tab):
     assert page.evaluate(KEPT) == [["one", "You said: one", "two", "You said: two"]]
 
 
+def test_only_the_last_answer_is_tried_again(tab):
+    page = tab()
+    answered(page, "dies")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    answered(page, "one")
+    expect(page.locator(".error").first).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    assert page.evaluate(KEPT)[0][2:] == ["one", "You said: one"]
+
+
 def test_the_model_that_was_chosen_outlives_other_settings(tab):
     page = tab()
     two = {"data": [{"id": "one"}, {"id": "two"}]}

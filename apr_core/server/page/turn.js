@@ -178,6 +178,7 @@ export class AnswerView {
 
   showError(text) {
     const retry = button("Try again", "Try again", this.actions.regenerate);
+    retry.classList.add("last-only"); // it is the last answer that is tried again
     this.parts.error.replaceChildren(element("span", {}, text), retry);
     this.parts.error.hidden = false;
   }
