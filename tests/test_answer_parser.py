@@ -30,11 +30,14 @@ CALL = "<tool_call>\n<function=f>\n<parameter=n>\n12\n</parameter>\n<parameter=s
 MADE = ("f", {"n": 12, "s": "hi"})
 
 
-def answer(parts, tools=TOOLS, reason="stop", **options):
-    """(text, reasoning, calls, finish reason) of an answer's (channel, text) parts."""
+def answer(parts, tools=TOOLS, reason="stop", ended_by="stop_token", **options):
+    """(text, reasoning, calls, finish reason) of an answer's (channel, text) parts.
+
+    Arguments that are not whole are the text they are.
+    """
     parser = AnswerParser(tools, 3, **options)
     events = [e for channel, text in parts for e in parser.push(Delta(3, text, channel))]
-    events += parser.finish(Delta(3, finish_reason=reason, ended_by="stop_token"))
+    events += parser.finish(Delta(3, finish_reason=reason, ended_by=ended_by))
     said, calls = {"text": "", "reasoning": ""}, []
     for event in events:
         assert event.index == 3
@@ -47,9 +50,16 @@ def answer(parts, tools=TOOLS, reason="stop", **options):
             calls[event.call][1] += event.fragment
     assert isinstance(events[-1], Finished)
     assert sum(isinstance(e, Finished) for e in events) == 1
-    made = [(name, json.loads(arguments)) for name, arguments in calls]
-    assert all(isinstance(arguments, dict) for _, arguments in made)
+    made = [(name, read(arguments)) for name, arguments in calls]
+    assert all(isinstance(arguments, dict) for _, arguments in made) or ended_by != "stop_token"
     return said["text"], said["reasoning"], made, events[-1].reason
+
+
+def read(arguments):
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def text(answered, **options):
@@ -144,16 +154,6 @@ def test_without_tools_everything_is_text():
 def test_what_follows_a_broken_parameter_is_text_and_the_call_stands():
     broken = "<tool_call>\n<function=f>\n<parameter=n>\n1\n</parameter>\n<parameter=s\nhi"
     assert text(broken) == ("<parameter=s\nhi", "", [("f", {"n": 1})], "tool_calls")
-
-
-def test_a_call_cut_by_the_limit_is_still_one_object():
-    cuts = [text(CALL[:size], reason="length") for size in range(len(CALL) + 1)]
-    for said, _, calls, reason in cuts:
-        assert reason == "length" and not (calls and said)
-        assert CALL.startswith(said) and "=f>" not in said
-        assert calls in ([], [("f", {})]) or calls[0][1].keys() <= {"n", "s"}
-        assert "</" not in json.dumps(calls) and "<para" not in json.dumps(calls)
-    assert cuts[-1][2] == [MADE] and cuts[0][2] == []
 
 
 def test_a_key_given_twice_counts_once():

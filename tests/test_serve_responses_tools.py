@@ -8,14 +8,14 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_core.server.chat import ToolCallArguments, ToolCallStart
+from apr_core.server.chat import Finished, ToolCallArguments, ToolCallStart
 from apr_core.server.errors import ApiError
 from apr_core.server.refusing import invalid
 from apr_core.server.responses_events import ResponseEvents, response_head
 from apr_core.server.responses_request import ResponsesRequest, chat_request
 from apr_core.server.responses_store import ResponseStore
 from tests import serving
-from tests.chat_events import CALLS
+from tests.chat_events import CALLS, USAGE
 
 TEXT = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
 SHELL = {"type": "function", "name": "shell", "description": "Run.", "strict": False,
@@ -87,6 +87,13 @@ def test_a_tool_that_takes_text_is_called_with_text():
         "output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done",
         "output_item.done",
     ]  # fmt: skip
+
+
+def test_of_a_text_that_was_cut_off_there_is_what_came_of_it():
+    end = Finished(0, "length", "max_tokens", USAGE)
+    _, response = translated([*PATCHED[:2], end], tools=[PATCH])
+    [item] = response["output"]
+    assert (item["input"], item["status"], response["status"]) == ("+ a", *["incomplete"] * 2)
 
 
 def test_half_a_character_in_a_text_can_be_sent():

@@ -6,6 +6,9 @@ space before and after a call is none of the text, as the templates that write h
 A call that the model wrote into its thought is made if the thought ends with it, or if nothing
 follows the thought. It was only a draft, and stays reasoning, if the answer then begins with a
 call, or if the model thought on after it and answered.
+
+A call that the model forgot to close is one. Of a call that was cut off, by a limit or by a stop
+string, the arguments are no whole JSON: half a value would look like one that was meant.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class AnswerParser:
     def __init__(self, tools: Sequence[ToolLike], index: int, parallel: bool = True) -> None:
         self._tools, self._index, self._parallel = tools, index, parallel
         self._calls = 0  # that were made
+        self._open = False  # the last of them was not closed by the model
         self._events: list[ChatEvent] = []
         self._channel: _ChannelText | None = None
         self._draft: _Draft | None = None
@@ -62,13 +66,15 @@ class AnswerParser:
     def finish(self, delta: Delta) -> list[ChatEvent]:
         """The events of an answer's last delta, and of all that waited for it."""
         events = self.push(delta)
-        self._turn(None)
+        reason = delta.finish_reason or "stop"
+        cut = reason != "stop" or delta.ended_by == "stop_string"
+        self._turn(None, cut)
         self._settle(made=True)
         events += self._taken()
-        reason = delta.finish_reason or "stop"
+        called = self._calls and reason == "stop" and not (cut and self._open)
         finished = Finished(
             self._index,
-            "tool_calls" if self._calls and reason == "stop" else reason,
+            "tool_calls" if called else reason,
             delta.ended_by or "stop_token",
             delta.usage or Usage(),
             delta.error,
@@ -85,10 +91,10 @@ class AnswerParser:
         events, self._events = self._events, []
         return events
 
-    def _turn(self, name: Channel | None) -> None:
+    def _turn(self, name: Channel | None, cut: bool = False) -> None:
         """Close the channel that was open and open another."""
         if self._channel is not None:
-            self._handle(self._channel.finish())
+            self._handle(self._channel.finish(cut))
             if self._draft is None or (name and self._draft.channel is not self._channel):
                 self._say(self._channel.name, *self._channel.left())
         if name == "reasoning":
@@ -126,6 +132,8 @@ class AnswerParser:
         elif isinstance(piece, CallArguments) and self._counts:
             fragment = ToolCallArguments(self._index, self._calls - 1, piece.fragment)
             self._events.append(fragment)
+        elif isinstance(piece, CallEnd):
+            self._open = not piece.closed
 
     @property
     def _counts(self) -> bool:
@@ -171,9 +179,9 @@ class _ChannelText:
             self._came.append(delta.text)
         return self._scanner.push(delta.text)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, cut: bool) -> list[Piece]:
         """The rest."""
-        return self._scanner.finish()
+        return self._scanner.finish(cut)
 
     def text_from(self, begin: int) -> Text:
         """All of a thought from character `begin` on, calls as they were written."""

@@ -84,7 +84,10 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """A fragment of the call's arguments; all of them joined are one JSON object."""
+    """A fragment of the call's arguments; all of them joined are one JSON object.
+
+    Only its beginning, where the answer was cut off within the call.
+    """
 
     index: int
     call: int

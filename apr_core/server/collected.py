@@ -19,7 +19,7 @@ from apr_core.server.errors import ApiError, as_api_error
 
 @dataclass(slots=True)
 class CollectedCall:
-    """A whole call of a tool; `arguments` is the text of one JSON object."""
+    """A call of a tool; `arguments` is the text of one JSON object, if nothing cut it off."""
 
     id: str
     name: str

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
+from pydantic_core import from_json
 
 from apr_core.server.chat import Tool
 from apr_core.server.protocol_fields import MAX_NAME, Exact, History, JsonObject
@@ -135,9 +136,9 @@ def _one_text(tool: CustomTool) -> dict[str, Any]:
 
 
 def input_of(arguments: str) -> str:
-    """The text that a custom tool was called with."""
+    """The text that a custom tool was called with; of a call that was cut off, what came of it."""
     try:
-        given = json.loads(arguments).get(INPUT, "")
+        given = from_json(arguments, allow_partial="trailing-strings").get(INPUT, "")
     except (ValueError, AttributeError):
         return arguments
     text = given if isinstance(given, str) else json.dumps(given)

@@ -27,7 +27,7 @@ class CallStart:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A fragment of JSON; those of a call joined are one object."""
+    """A fragment of JSON; those of a call joined are one object, or its beginning if it was cut."""
 
     fragment: str
 

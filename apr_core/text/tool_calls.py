@@ -116,14 +116,20 @@ class CallScanner:
         self._state: Callable[[bool], bool] = self._text
         self._out: list[Piece] = []
         self._call: ArgumentWriter | None = None
+        self._cut = False
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are certain now."""
         self._buffer += text
         return self._run(final=False)
 
-    def finish(self) -> list[Piece]:
-        """The rest. A call that is still open is closed, `closed` false."""
+    def finish(self, cut: bool = False) -> list[Piece]:
+        """The rest. A call that is still open is closed, `closed` false.
+
+        `cut`: the model did not end here. Then the arguments of an open call stay open, so that
+        nobody takes half a value for a whole one, and what was to be JSON is text.
+        """
+        self._cut = cut
         return self._run(final=True)
 
     def _run(self, final: bool) -> list[Piece]:
@@ -233,7 +239,8 @@ class CallScanner:
 
     def _leave(self, closed: bool, tagged: bool = False) -> bool:
         """The call is over; `tagged` if the tag around it is still to come."""
-        self._open_call.end()
+        if closed or not self._cut:
+            self._open_call.end()
         self._out.append(CallEnd(closed))
         self._call = None
         self._state = self._closing if tagged else self._text
@@ -273,6 +280,10 @@ class CallScanner:
                 return self._end_value(at, tag)
             self._seen = at + 1
         self._seen = len(self._buffer)
+        if final and self._cut:
+            self._flow(len(self._buffer))
+            self._consume(len(self._buffer))
+            return self._leave(closed=False)
         if final:
             return self._end_value(len(self._buffer), 0)
         self._flow(len(self._buffer))
@@ -315,7 +326,7 @@ class CallScanner:
             self._closer(at, final=False)
         except _More:
             rest = len(self._buffer) - at
-            return rest if rest > 1 else None
+            return rest if rest > 1 or self._cut else None
         return None
 
     def _end_value(self, at: int, tag: int) -> bool:
@@ -339,7 +350,8 @@ class CallScanner:
         if end is None and not final:
             return False
         text = self._buffer[len(OPEN) : self._seen]
-        call = self._parsed(text + self._object.missing())
+        cut = end is None and self._cut
+        call = None if cut else self._parsed(text + self._object.missing())
         self._state, self._seen = self._text, 1  # not again as a call
         if call is None:
             return True
