@@ -80,9 +80,9 @@ def test_logprobs_are_those_of_the_raw_logits(model, engine):
     expected = rows - np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1, keepdims=True))
     expected -= rows.max(1, keepdims=True)
     for lp, row in zip(found, expected, strict=True):
-        assert lp.logprob == pytest.approx(row[lp.id], abs=1e-9)
+        assert lp.logprob == pytest.approx(row[lp.id], abs=3e-7)
         assert [i for i, _ in lp.top] == np.argsort(-row, kind="stable")[:4].tolist()
-        np.testing.assert_allclose([p for _, p in lp.top], np.sort(row)[::-1][:4], atol=1e-9)
+        np.testing.assert_allclose([p for _, p in lp.top], np.sort(row)[::-1][:4], atol=3e-7)
 
 
 def test_no_logprobs_unless_asked_and_zero_means_the_chosen_ones(engine):
