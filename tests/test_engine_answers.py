@@ -223,6 +223,22 @@ def test_a_thinking_budget_closes_the_thought_properly(model):
     assert last.usage.completion_tokens == 40 == sum(len(d.ids) for d in run.answer.deltas)
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5])
+def test_a_thinking_budget_splits_no_character(model, budget):
+    """The tokens of this model are bytes: a snowman has three of them."""
+    run = Scripted(model, "a☃bcdefgh", THINKS, thinking_budget=budget, room=40).run()
+    assert run.text("reasoning") == {1: "a", 5: "a☃b"}.get(budget, "a☃")
+    assert "\ufffd" not in run.text("text")
+
+
+def test_a_thinking_budget_waits_for_no_character_that_never_ends(model):
+    run = Scripted(model, "a", THINKS, thinking_budget=3, room=60)
+    begun = model.tokenizer.encode("☃")[0]
+    for _ in range(20):
+        run.feed(begun)
+    assert run.vocabulary.end_think in run.fed
+
+
 def test_a_budget_of_nothing_and_one_that_is_not_reached(model):
     none = Scripted(model, "xy<|im_end|>", THINKS, thinking_budget=0, budget_text="No.").run()
     assert (none.text("reasoning"), none.text("text")) == ("No.", "xy")

@@ -25,6 +25,7 @@ from apr_core.engine.sampling import Sampler
 from apr_core.engine.writer import Piece, Writer
 from apr_core.errors import AprError
 from apr_core.text.chat import END_THINK
+from apr_core.text.detokenize import MAX_PENDING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,9 +144,11 @@ class Answer:
         self._close_thought()
 
     def _close_thought(self) -> None:
-        """Have the thought closed if it has used up its budget."""
+        """Have the thought closed if it has used up its budget, after a whole character."""
         budget, end = self.request.thinking_budget, self._vocabulary.end_think
         if budget is None or end is None or self._forced or self._reasoning < budget:
+            return
+        if self._writer.mid_character and self._reasoning < budget + MAX_PENDING:
             return
         if self._writer.channel == "reasoning":
             text = "" if self._budget_told else self.request.budget_text

@@ -45,6 +45,11 @@ class Writer:
         """The stop string that was found."""
         return self._scanner.stopped
 
+    @property
+    def mid_character(self) -> bool:
+        """Whether the tokens so far end within a character."""
+        return self._detokenizer.mid_character
+
     def push(self, token: int) -> Iterator[Piece]:
         """What can be shown after one more token."""
         self._ids.append(token)

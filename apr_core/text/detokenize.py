@@ -24,6 +24,11 @@ class Detokenizer:
         added = self._tokenizer.added_token(id_)
         return self._run.flush() + added.content if added else self._run.push(id_)
 
+    @property
+    def mid_character(self) -> bool:
+        """Whether the ids so far end within a character."""
+        return self._run.pending
+
     def flush(self) -> str:
         """Whatever is left, incomplete characters as U+FFFD."""
         return self._run.flush()
@@ -38,6 +43,10 @@ class _ByteRun:
 
     def push(self, id_: int) -> str:
         return self._decoder.decode(self._tokenizer.token_bytes(id_))
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -57,6 +66,10 @@ class _TokenRun:
         if text.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING:
             return ""
         return self._accept(text)
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._pending)
 
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._context)
