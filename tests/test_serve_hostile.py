@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -173,6 +174,41 @@ def test_a_long_prompt_is_refused_soon_wherever_it_stands(server, place):
     error = refused(server.post(CHAT, HIDDEN[place]), 400, "tokens, the context of sums holds 2048")
     assert error["code"] == "context_length_exceeded"
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (CHAT, {"messages": SUM} | {f"k{n}": 1 for n in range(200_000)}, "unknown parameters: k0"),
+        ("/v1/embeddings", {"input": ["a"] * 300_000}, "does not fit its schema in 300"),
+        ("/v1/completions", {"prompt": ["a", 1] * 200_000}, "prompt.1: Input should be a valid"),
+        ("/v1/messages", {"messages": [{"role": 1}] * 200_000, "max_tokens": 1}, "messages.0: "),
+        ("/detokenize", {"tokens": ["a"] * 300_000}, "tokens.0: Input should be a valid integer"),
+    ],
+)
+def test_a_million_mistakes_hold_up_nobody(server, path, body, words):
+    slowest = 0.0
+
+    def ask_for_health():
+        nonlocal slowest
+        while waiting:
+            started = time.monotonic()
+            server.get("/health/live")
+            slowest = max(slowest, time.monotonic() - started)
+
+    waiting = True
+    other = threading.Thread(target=ask_for_health)
+    other.start()
+    answer = server.post(path, body)
+    waiting = False
+    other.join()
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+    assert slowest < 1.5
+
+
+def test_messages_to_count_are_checked_like_those_to_answer(server):
+    refused(server.post("/tokenize", {"messages": [{}] * 20_000}), 400, "at most 10000 items")
+    refused(server.post("/tokenize", {"messages": [{"role": "nobody"}]}), 400, "messages[0].role")
 
 
 def test_a_prompt_just_over_the_context_is_counted_exactly(server):

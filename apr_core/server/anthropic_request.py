@@ -31,6 +31,7 @@ from apr_core.server.protocol_fields import (
     of_kinds,
     sampling_of,
 )
+from apr_core.server.request_body import Body
 from apr_core.server.thinking import by_effort, template_variables
 
 USER_BLOCKS = ("text", "tool_result")
@@ -212,7 +213,7 @@ class OutputConfig(Exact):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class PromptRequest(Exact):
+class PromptRequest(Body, Exact):
     """What a prompt is made of. Fields not listed are refused by name."""
 
     model: str | None = Field(None, description="A served model; needed if there are several.")

@@ -22,6 +22,7 @@ from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import ERRORS, Open
 from apr_core.server.protocol_fields import Exact
+from apr_core.server.request_body import Body
 from apr_core.server.service import ChatService
 
 MAX_INPUTS = 2048  # as OpenAI has it; some clients send 1000 at a time
@@ -36,7 +37,7 @@ Input = (
 )
 
 
-class EmbeddingRequest(Exact):
+class EmbeddingRequest(Body, Exact):
     """Texts, or token ids, to embed."""
 
     model: str | None = None

@@ -17,6 +17,7 @@ from pydantic import Field
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 from apr_core.server.errors import ApiError
 from apr_core.server.protocol_fields import SAMPLING, Exact, of_kinds, only
+from apr_core.server.request_body import Body
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
 MAX_ANSWERS = 16  # n
@@ -167,7 +168,7 @@ class Format(Exact):
     )
 
 
-class ChatCompletionRequest(Sampled):
+class ChatCompletionRequest(Body, Sampled):
     """A chat, and how to answer it."""
 
     messages: list[dict[str, Any]] = Field(

@@ -33,6 +33,7 @@ from apr_core.server.openai_parts import (
 )
 from apr_core.server.options import ServerOptions
 from apr_core.server.protocol_fields import only
+from apr_core.server.request_body import Body
 from apr_core.server.service import ChatService, Stopwatch
 from apr_core.server.sse import DONE, EventStream, event
 
@@ -47,7 +48,7 @@ Prompt = (
 )
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(Body, Sampled):
     """Text, or token ids, to go on from."""
 
     prompt: Prompt

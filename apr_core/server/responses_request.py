@@ -29,6 +29,7 @@ from apr_core.server.protocol_fields import (
     only,
     sampling_of,
 )
+from apr_core.server.request_body import Body
 from apr_core.server.responses_tools import (
     INPUT,
     AnyTool,
@@ -210,7 +211,7 @@ Includable = Literal[
 ]  # fmt: skip
 
 
-class ResponsesRequest(MoreSampling):
+class ResponsesRequest(Body, MoreSampling):
     """What a client asks for. Fields not listed are refused by name."""
 
     model: str | None = Field(None, description="A served model; needed if there are several.")

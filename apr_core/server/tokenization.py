@@ -6,19 +6,22 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from apr_core.server.chat import ChatRequest
 from apr_core.server.errors import ApiError
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_chat_request import ChatCompletionRequest, FunctionTool
 from apr_core.server.openai_parts import ERRORS, Open, TokenNames
 from apr_core.server.protocol_fields import Exact
+from apr_core.server.refusing import invalid
+from apr_core.server.request_body import Body
 from apr_core.server.service import ChatService
 
 MAX_IDS = 1_000_000
 
 
-class TokenizeRequest(Exact):
+class TokenizeRequest(Body, Exact):
     """Text, or the messages of a chat."""
 
     model: str | None = None
@@ -39,7 +42,7 @@ class Tokenized(Open):
     pieces: list[str] | None = None
 
 
-class DetokenizeRequest(Exact):
+class DetokenizeRequest(Body, Exact):
     """Ids to be text."""
 
     model: str | None = None
@@ -65,9 +68,7 @@ def router(models: ServedModels) -> APIRouter:
         if body.messages is None:
             ids = await service.encode(body.text or "", body.allow_special)
         else:
-            told = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
-            chat = ChatCompletionRequest.model_validate(told).as_chat("")
-            ids = await asyncio.to_thread(service.prompt_ids, chat)
+            ids = await asyncio.to_thread(service.prompt_ids, _chat(body))
         answer = Tokenized(tokens=ids, count=len(ids), context=service.model.max_len)
         if body.with_pieces:
             answer.pieces = await asyncio.to_thread(_pieces, service, ids)
@@ -83,6 +84,14 @@ def router(models: ServedModels) -> APIRouter:
         return _written(Detokenized(text=text))
 
     return routes
+
+
+def _chat(body: TokenizeRequest) -> ChatRequest:
+    told = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
+    try:
+        return ChatCompletionRequest.model_validate(told).as_chat("")
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
 
 
 def _pieces(service: ChatService, ids: list[int]) -> list[str]:
