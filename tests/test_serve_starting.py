@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 
@@ -110,6 +111,22 @@ def test_of_two_servers_that_start_on_one_socket_file_one_serves(tmp_path):
     finally:
         first.process.kill()
         second.process.kill()
+
+
+def test_a_body_that_never_comes_does_not_hold_up_the_end():
+    with serving("--drain-timeout", "0.2") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(
+                b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n"
+                b"content-type: application/json\r\n\r\n{"
+            )
+            time.sleep(0.2)
+            started = time.monotonic()
+            assert server.terminate() == 0
+            assert time.monotonic() - started < 8
+        time.sleep(0.1)
+        assert "Traceback" not in "\n".join(server.err)
 
 
 def test_a_server_ended_while_it_loads_leaves_no_socket_file(tmp_path):

@@ -26,6 +26,7 @@ from apr_core.server.options import ServerOptions
 
 BACKLOG = 1024
 LAST_WORDS = 5.0  # seconds for responses to end once the engines have
+AFTERWARDS = 0.5  # seconds for those that did not: a body that never comes, a client that reads not
 AT_ONCE = 130  # exit code after a second signal
 
 
@@ -229,10 +230,13 @@ async def _run(
     if not serving.done():
         await _drain(app, engines, options.drain_timeout)
         server.end()
-        await asyncio.wait({serving}, timeout=LAST_WORDS)
+        had_their_time = app.state.server.open_requests
+        await asyncio.wait({serving}, timeout=AFTERWARDS if had_their_time else LAST_WORDS)
     signalled.cancel()
     if serving.done():
         serving.result()
+    else:  # the server will tell a future that is cancelled by then
+        loop.set_exception_handler(lambda loop, context: None)
 
 
 async def _drain(app: FastAPI, engines: Sequence[GenerationEngine], timeout: float) -> None:
