@@ -102,6 +102,27 @@ def test_the_log_names_clients_behind_a_trusted_proxy(tmp_path):
         assert line["client"] == found
 
 
+@pytest.mark.needs_plugins
+def test_the_log_tells_a_client_that_left_from_an_answer_that_ended():
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    banned = {"logit_bias": {str(id_): -100 for id_ in stops()}, "max_tokens": 2000}
+    with serving("--log-format", "json") as server:
+        server.post("/v1/chat/completions", body)
+        with httpx.stream("POST", server.url + "/v1/chat/completions", json=body | banned) as sent:
+            next(sent.iter_bytes())
+        while server.metric("apr_answers_cancelled_total") < 1:
+            time.sleep(0.02)
+        assert server.terminate() == 0
+        time.sleep(0.1)
+    ends = [json.loads(line).get("ended_by") for line in server.err]
+    assert ends == ["stop_token", "client_left"]
+
+
+def stops():
+    asked = {"text": "<|im_end|><|endoftext|>", "allow_special": True}
+    return shared().post("/tokenize", asked).json()["tokens"]
+
+
 def test_keys_of_the_environment_are_among_the_settings():
     given = {"APR_CONFIG": os.devnull, "APR_API_KEY": "of-the-environment,another-one"}
     shown = subprocess.run(

@@ -55,6 +55,8 @@ class EventStream(Response):
         beat = asyncio.ensure_future(self._beat(send))
         try:
             await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not stream.done():  # for the log: the status was sent long ago
+                scope.get("state", {}).get("details", {})["ended_by"] = "client_left"
         finally:
             for task in (stream, gone, beat):
                 task.cancel()
