@@ -314,6 +314,8 @@ def test_logs_are_json_and_hold_no_prompt_unless_asked():
         done = next(line for line in lines if line.get("ended_by"))
         assert done["request_id"] == "r-1" and done["status"] == 200 and done["model"] == "sums"
         assert done["completion_tokens"] == 3 and done["prompt_tokens"] > 10 and done["ms"] > 0
+        told = [line["request_id"] for line in lines if secret in line.get("body", "")]
+        assert (told[:1] == ["r-1"]) == shown
         assert (secret in "\n".join(server.err)) == shown
 
 

@@ -58,6 +58,11 @@ def test_an_alias_hides_no_model():
     assert "name is empty" in refused("--model-name", " ")
 
 
+def test_a_site_that_no_browser_would_name_is_refused():
+    for origin in ("https://chat.example/", "chat.example", "https://Chat.example", ""):
+        assert "is no site" in refused("--cors-origin", origin)
+
+
 def test_memory_that_holds_no_sequence_is_refused():
     said = refused("--memory", "0.0001")
     assert "sums gets 104" in said and "256 tokens" in said

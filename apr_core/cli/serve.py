@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ NEEDED = {  # module: distribution
     "fastapi": "fastapi", "fastapi_offline": "fastapi-offline", "granian": "granian",
     "llguidance": "llguidance", "prometheus_client": "prometheus-client",
 }  # fmt: skip
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")
 SAMPLE = 4096  # tokens of a sequence by which models share memory
 SHORT = 256  # tokens of a sequence that has to fit
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
@@ -97,12 +99,23 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
             )
         },
         api_keys=gather_keys(options["api_key"], options["api_key_file"], os.environ),
-        cors_origins=options["cors_origin"],
+        cors_origins=_checked_origins(options["cors_origin"]),
         trusted_proxies=_checked_proxies(options["trusted_proxy"]),
         aliases=_aliases(options["alias"], names),
         max_body=int(options["max_body"] * MIB),
         max_header=int(options["max_header"] * KIB),
     )  # fmt: skip
+
+
+def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
+    """The sites, which are compared letter by letter with what browsers say."""
+    for origin in given:
+        if not ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin!r} is no site that a browser names",
+                "Write it as https://chat.example or http://localhost:3000, without a path; or *.",
+            )
+    return tuple(given)
 
 
 def _checked_proxies(given: Sequence[str]) -> tuple[str, ...]:

@@ -41,7 +41,9 @@ class BodyGate:
             await respond(error, scope, receive, send)
             return
         if self._log:
-            log.info("request body", extra={"body": body.decode("utf-8", "replace")[:LOGGED]})
+            text = body[: 4 * LOGGED].decode("utf-8", "replace")[:LOGGED]
+            id_ = scope.get("state", {}).get("request_id")
+            log.info("request body", extra={"request_id": id_, "body": text})
         await self._app(scope, _replayed(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
