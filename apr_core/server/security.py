@@ -17,6 +17,7 @@ from apr_core.server.pages import is_public
 from apr_core.server.refusing import respond
 
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})
+NEEDED = "this server needs an API key: send `Authorization: Bearer KEY`"
 SHORTEST = 8  # characters; less is a typing error, or guessed at once
 
 
@@ -68,13 +69,14 @@ class KeyGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        key = self._number(_sent_key(Headers(scope=scope)))
+        sent = _sent_key(Headers(scope=scope))
+        key = self._number(sent)
         path = scope["path"]
         if self._digests and key is None and not (path in OPEN or is_public(path)):
+            told = "this API key is not known here" if sent else NEEDED
             error = ApiError(
-                401, "this server needs an API key: send `Authorization: Bearer KEY`",
-                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+                401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+            )
             await respond(error, scope, receive, send)
             return
         client = scope["client"][0]
