@@ -114,10 +114,13 @@ def test_a_page_the_browser_brings_back_goes_on(tab):
     page.evaluate("addEventListener('pageshow', (event) => window.restored = event.persisted)")
     page.get_by_role("link", name="Status of the server").click()
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    other = tab()
+    answered(other, "two")
     page.go_back(wait_until="commit")
     page.wait_for_function("window.restored")
-    answered(page, "two")
-    assert page.evaluate(KEPT) == [["one", "You said: one", "two", "You said: two"]]
+    answered(page, "three")
+    said = ["one", "You said: one", "two", "You said: two", "three", "You said: three"]
+    assert page.evaluate(KEPT) == [said]
 
 
 def test_only_the_last_answer_is_tried_again(tab):
