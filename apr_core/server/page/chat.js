@@ -148,13 +148,6 @@ function leave() {
   if (answering) store.keep(chat); // with what has come; opened again, it is told as cut off
 }
 
-/** The browser may bring the page back as it was, and other tabs have gone on. */
-function back({ persisted }) {
-  left = false;
-  if (!persisted || answering || editing) return;
-  show(store.chats().find((kept) => kept.id === chat.id) ?? store.newChat());
-}
-
 /** Another tab kept the chat `id`, or deleted it. */
 function elsewhere(id, kept) {
   if (id !== chat.id) drawList();
@@ -308,7 +301,7 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
 window.addEventListener("pagehide", leave);
-window.addEventListener("pageshow", back);
+window.addEventListener("pageshow", () => (left = false)); // the browser may bring it back as it was
 store.onElsewhere(elsewhere);
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", () => {
