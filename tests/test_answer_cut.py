@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from tests.serving import shared
-from tests.test_answer_parser import CALL, MADE, text
+from tests.test_answer_parser import CALL, MADE, answer, text
 
 SHELL = {"type": "function", "function": {"name": "shell", "parameters": {
     "type": "object", "properties": {"command": {"type": "string", "enum": ["rm -rf /tmp/x"]}},
@@ -36,6 +37,15 @@ def test_json_that_was_cut_off_is_no_call():
     for size in range(len(call)):
         assert text(call[:size], reason="length", ended_by="max_tokens")[2] == []
     assert text(call, reason="length", ended_by="max_tokens")[2] == [MADE]
+
+
+def test_a_name_without_end_costs_no_more_with_every_piece():
+    endless = "<tool_call>\n<function=f>\n<parameter=" + "k" * 200_000
+    parts = [("text", endless[at : at + 4]) for at in range(0, len(endless), 4)]
+    started = time.process_time()
+    said, _, calls, _ = answer(parts)
+    assert time.process_time() - started < 5
+    assert calls == [("f", {})] and said == endless[endless.index("<parameter") :]
 
 
 @pytest.mark.needs_plugins

@@ -68,7 +68,8 @@ ENDS = (END_PARAMETER, END_FUNCTION, CLOSE)
 VALUE_ENDS = ((END_PARAMETER,), SPACE, BORDER)
 FUNCTION_ENDS = ((END_FUNCTION,), SPACE, (CLOSE, AT_END))  # a parameter was left open before it
 CALL_ENDS = ((CLOSE,), SPACE, (OPEN, AT_END))  # and the function too
-KEY = re.compile(re.escape(PARAMETER) + r"([^<>\n]*)>")
+MAX_KEY = 256  # characters; what goes on longer without an end is no name
+KEY = re.compile(re.escape(PARAMETER) + rf"([^<>\n]{{0,{MAX_KEY}}})>")
 NO_KEY = re.compile(r"[<>\n]")
 BLANK = re.compile(r"\s*")
 
@@ -230,7 +231,9 @@ class CallScanner:
         return _may_become(self._buffer, at, (PARAMETER, *ENDS))
 
     def _incomplete_key(self, at: int) -> bool:
-        return not NO_KEY.search(self._buffer, at + len(PARAMETER))
+        begin = at + len(PARAMETER)
+        short = len(self._buffer) - begin <= MAX_KEY
+        return short and not NO_KEY.search(self._buffer, begin)
 
     @property
     def _open_call(self) -> ArgumentWriter:
