@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -84,15 +85,15 @@ def test_health_is_told_to_those_who_only_ask_for_heads():
 
 @pytest.mark.needs_plugins
 def test_the_log_names_clients_behind_a_trusted_proxy(tmp_path):
-    socket = tmp_path / "apr.sock"
+    path = tmp_path / "apr.sock"
     for arguments, found in (
         (("--trusted-proxy", "127.0.0.0/8"), "9.9.9.9"),
         ((), "127.0.0.1"),
-        (("--unix-socket", socket), "9.9.9.9"),
+        (("--unix-socket", path), "9.9.9.9"),
     ):
         with serving("--log-format", "json", *arguments) as server:
             unix = server.url.startswith("unix:")
-            transport = httpx.HTTPTransport(uds=str(socket) if unix else None)
+            transport = httpx.HTTPTransport(uds=str(path) if unix else None)
             with httpx.Client(transport=transport) as asking:
                 url = ("http://apr" if unix else server.url) + "/nothing"
                 asking.get(url, headers={"X-Forwarded-For": "6.6.6.6, 9.9.9.9"})
@@ -116,6 +117,19 @@ def test_the_log_tells_a_client_that_left_from_an_answer_that_ended():
         time.sleep(0.1)
     ends = [json.loads(line).get("ended_by") for line in server.err]
     assert ends == ["stop_token", "client_left"]
+
+
+@pytest.mark.needs_plugins
+def test_who_leaves_before_the_answer_is_counted_as_that():
+    server = shared()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as leaving:
+        leaving.sendall(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+        time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while 'status="499"' not in (counted := server.get("/metrics").text):
+        assert time.monotonic() < deadline
+    assert 'status="0"' not in counted
 
 
 def stops():

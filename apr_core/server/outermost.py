@@ -11,6 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apr_core.server.asking import LEFT
 from apr_core.server.collected import stopping
 from apr_core.server.errors import as_api_error
 from apr_core.server.metrics import Metrics
@@ -50,7 +51,7 @@ class Outermost:
             await self._answer(exchange, receive)
         finally:
             self._state.open_requests -= 1
-            self._metrics.answered(_route(scope), exchange.status)
+            self._metrics.answered(_route(scope), exchange.status or LEFT)
             exchange.report()
 
     async def _answer(self, exchange: Exchange, receive: Receive) -> None:
