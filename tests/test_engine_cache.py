@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -10,9 +11,19 @@ from apr_core import load
 from apr_core.engine.cuts import CLOSEST, PromptCuts, cuts_of, stretches
 from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.scheduler import Engine
-from tests.engine_rig import FAMILIES, ask, assert_nothing_left, chat, imported, random_ids
+from tests.engine_rig import (
+    FAMILIES,
+    Client,
+    ask,
+    assert_nothing_left,
+    chat,
+    imported,
+    random_ids,
+)
 
 pytestmark = pytest.mark.needs_plugins
+
+ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -113,6 +124,33 @@ def test_prompts_that_share_a_beginning_share_its_state(model, engine):
         told = ask(engine, ids, max_tokens=4)
         assert told.ids() == model.generate(ids, max_tokens=4).ids
         assert (told.last().usage.cached_tokens >= 256) == (tail > 0)
+
+
+def test_a_long_chat_is_put_back_between_the_steps_of_others(model):
+    engine = Engine(model, slots=2, memory_bytes=256 << 20, snapshot_every=64)
+    ids, original, steps = random_ids(900), model.restore_slices, []
+
+    def slow(slot, *chain):
+        for _ in original(slot, *chain):
+            time.sleep(0.03)
+            steps.append(engine.stats().steps)
+            yield
+
+    first = ask(engine, ids, max_tokens=4)
+    model.restore_slices = slow
+    try:
+        running = Client(engine, [5], max_tokens=1000, **ENDLESS)
+        while engine.stats().running == 0:
+            time.sleep(0.01)
+        again = ask(engine, ids, max_tokens=4)
+        running.ticket.cancel()
+        running.wait()
+    finally:
+        del model.restore_slices
+        engine.close()
+    assert again.ids() == first.ids() and again.last().usage.cached_tokens >= 896
+    assert len(steps) >= 14 and len(set(steps)) == len(steps), "a step after each part"
+    assert_nothing_left(engine)
 
 
 def test_without_a_cache_nothing_is_kept(model, engine):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +43,7 @@ class Job:
         self.slots_held = 0
         self.node: Node | None = None  # of the prefix cache, where its prompt stands
         self.cached = 0
+        self.restoring: Iterator[None] | None = None  # puts the cached part into the slot
 
     def cancel(self) -> None:
         """Stop within one step."""

@@ -111,7 +111,7 @@ class Loop:
     def _release_prompt(self, job: Job) -> None:
         """Give back all that a job holds which has no answers."""
         self.cache.unpin(job.node)
-        job.node = None
+        job.node = job.restoring = None
         if job.slot is not None:
             self.model.free_slot(job.slot)
             job.slot = None
@@ -145,8 +145,7 @@ class Loop:
             job.number, job.slot = self._begun, self.model.new_slot()
             job.use_cache &= self.ledger.cache_limit > 0
             if job.use_cache:
-                job.node = self.cache.restore(job.ids, job.slot)
-                job.position = job.cached = self.model.length(job.slot)
+                self._take_over(job)
         except BaseException as error:
             self._end(job, as_exception(error))
             return
@@ -187,10 +186,12 @@ class Loop:
 
     def prefill(self, interrupted: Callable[[], bool]) -> None:
         """Read prompts: between steps as long as the pace allows, else a whole forward."""
-        if self._forward is None and not self._start_forward():
+        seconds = self._pace.between_steps_s if self.decoding else None
+        if self._forward is None and not (
+            self._restore(seconds, interrupted) and self._start_forward()
+        ):
             return
         assert self._forward is not None
-        seconds = self._pace.between_steps_s if self.decoding else None
         try:
             if not self._forward.run(self._pace, seconds, interrupted):
                 return
@@ -207,9 +208,23 @@ class Loop:
                 self._read(job, stop, rows)
         self._forward_over()
 
+    def _restore(self, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
+        """Put what was cached into its slots, for about so many seconds; whether all of it is."""
+        started = time.perf_counter()
+        for job in [job for job in self.prefilling if job.restoring is not None]:
+            try:
+                for _ in job.restoring or ():
+                    late = seconds is not None and time.perf_counter() - started > seconds
+                    if late or interrupted():
+                        return False
+            except BaseException as error:
+                self._end(job, as_exception(error))
+            job.restoring = None
+        return True
+
     def _start_forward(self) -> bool:
         turns = self._catch_up()
-        if not turns:
+        if not turns or any(job.restoring for job in turns):
             return False
         room = self._pace.chunk_between_steps if self.decoding else CHUNK
         self._forward = Forward(self.model, take_turns(self.prefilling, room, turns))
@@ -231,13 +246,16 @@ class Loop:
                     self._end(job, as_exception(error))
 
     def _take_over(self, job: Job) -> None:
+        """Go on from the longest kept prefix of a prompt, if it is longer than what was read."""
         assert job.slot is not None
-        node = self.cache.restore(job.ids, job.slot, job.position)
-        if node is not None:
-            self.cache.unpin(job.node)
-            job.node = node
-            before, job.position = job.position, self.model.length(job.slot)
-            job.cached += job.position - before
+        node, length, restoring = self.cache.restoring(job.ids, job.slot)
+        if job.node is not None and length <= job.position:
+            self.cache.unpin(node)
+            return
+        self.cache.unpin(job.node)
+        job.node, job.restoring = node, restoring
+        job.cached += length - job.position
+        job.position = length
 
     def _forward_over(self) -> None:
         """Nothing writes to the slots of jobs that ended meanwhile any more."""

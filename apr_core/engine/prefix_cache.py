@@ -12,7 +12,7 @@ state have the same bits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,11 +68,20 @@ class PrefixCache:
         """Prefixes that are kept."""
         return len(self._recent)
 
-    def restore(self, ids: Sequence[int], slot: int, beyond: int = 0) -> Node | None:
+    def restore(self, ids: Sequence[int], slot: int) -> Node:
         """Put the longest kept prefix of a prompt into a slot; at least one id is left over.
 
-        Returns the node to continue from, which stays until `unpin`; None if the prefix is not
-        longer than `beyond` tokens, and then the slot stays as it is.
+        Returns the node to continue from, which stays until `unpin`.
+        """
+        node, _, slices = self.restoring(ids, slot)
+        for _ in slices:
+            pass
+        return node
+
+    def restoring(self, ids: Sequence[int], slot: int) -> tuple[Node, int, Iterator[None]]:
+        """As `restore`, but nothing is in the slot before the slices have been run.
+
+        Returns the node, the prefix's length, and the slices. Copying a long chat takes long.
         """
         node, last = self._root, len(ids) - 1
         found = node
@@ -82,13 +91,11 @@ class PrefixCache:
                 found = node
         chain: list[Snapshot] = [(n.position, self._parts(n)) for n in found.path()]
         chain += self._within_edge(found, ids, last)
-        if beyond and (not chain or chain[-1][0] <= beyond):
-            return None
+        slices = self._model.restore_slices(slot, *chain) if chain else iter(())
         if chain:
-            self._model.restore(slot, *chain)
             self._touch(found)
         found.pins += 1
-        return found
+        return found, chain[-1][0] if chain else 0, slices
 
     def _child(self, node: Node, ids: Sequence[int], last: int) -> Node | None:
         """The longest way on from a node that the ids take."""

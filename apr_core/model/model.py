@@ -127,17 +127,20 @@ class Model:
 
     def restore(self, slot: int, *snapshots: Snapshot) -> None:
         """Put a snapshot into an open slot, or a chain of them, each taken since the one before."""
+        for _ in self.restore_slices(slot, *snapshots):
+            pass
+
+    def restore_slices(self, slot: int, *snapshots: Snapshot) -> Iterator[None]:
+        """`restore`, pausing after each snapshot of a chain: other slots may advance meanwhile."""
         start, (self._lengths[slot], whole) = 0, snapshots[-1]
         for length, parts in snapshots:
             for state, part in zip(self._states, parts, strict=True):
-                if start and _in_segments(state):
-                    state.restore(slot, part, start)  # type: ignore[call-arg]
-                elif _in_segments(state):
+                if _in_segments(state):
+                    state.restore(slot, part, *[start] * (start > 0))
+                elif parts is whole:
                     state.restore(slot, part)
+            yield
             start = length
-        for state, part in zip(self._states, whole, strict=True):
-            if not _in_segments(state):
-                state.restore(slot, part)
 
     @property
     def states_in_rows(self) -> list[bool]:
