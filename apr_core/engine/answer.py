@@ -204,8 +204,22 @@ class Answer:
     def _tell(self, piece: Piece, **end: object) -> None:
         logprobs = tuple(self._logprobs[: len(piece.ids)])
         del self._logprobs[: len(piece.ids)]
+        if self._writer.stopped is not None:
+            logprobs = self._of_shown(piece.text, logprobs)
         delta = Delta(self.index, piece.text, piece.channel, piece.ids, logprobs)
         self.deltas.append(replace(delta, **end) if end else delta)  # type: ignore[arg-type]
+
+    def _of_shown(
+        self, text: str, logprobs: Sequence[TokenLogprob]
+    ) -> tuple[TokenLogprob, ...]:  # fmt: skip
+        """Those of the tokens that the text is of, without those of the stop string after it."""
+        kept, size = [], 0
+        for found in logprobs:
+            if size >= len(text):
+                break
+            kept.append(found)
+            size += len(self._vocabulary.tokenizer.decode([found.id]))
+        return tuple(kept)
 
 
 def _sampler(request: GenerationRequest, index: int, valid: int) -> Sampler:
