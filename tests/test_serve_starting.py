@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from tests.serving import demo_model, serving, start, wait_until_ready
@@ -116,6 +119,23 @@ def test_of_two_servers_that_start_on_one_socket_file_one_serves(tmp_path):
     finally:
         first.process.kill()
         second.process.kill()
+
+
+@pytest.fixture
+def many_files():
+    """This process may have 2,000 files open, as servers may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_than_a_thousand_connections_are_open_at_once(many_files):
+    with serving("--header-timeout", "30") as server, ExitStack() as stack:
+        host, port = server.url.removeprefix("http://").split(":")
+        for _ in range(1100):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        assert httpx.get(server.url + "/health/live", timeout=10).status_code == 200
 
 
 def test_a_body_that_never_comes_does_not_hold_up_the_end():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -25,6 +26,8 @@ from apr_core.errors import InputOutputError, UsageError
 from apr_core.server.options import ServerOptions
 
 BACKLOG = 1024
+CONNECTIONS = 16_384  # open at once; further ones wait
+OTHER_FILES = 256  # models, logs, what libraries open
 LAST_WORDS = 5.0  # seconds for responses to end once the engines have
 AFTERWARDS = 0.5  # seconds for those that did not: a body that never comes, a client that reads not
 AT_ONCE = 130  # exit code after a second signal
@@ -49,6 +52,17 @@ def serve(
                 raise OSError(errno.EADDRINUSE, "another server was faster")
             listener.listen(BACKLOG)
         asyncio.run(_run(app, engines, server, options, lambda: ready(_url(listener, options))))
+
+
+def _most_connections() -> int:
+    """How many may be open at once, as far as the system lets this process have files open."""
+    wanted = CONNECTIONS + OTHER_FILES
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (wanted if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    if soft < min(hard, wanted):
+        soft = min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    return max(16, min(soft, wanted) - OTHER_FILES)
 
 
 def check_tls(options: ServerOptions) -> None:
@@ -193,6 +207,7 @@ def _server(app: FastAPI, listener: socket.socket, options: ServerOptions) -> _E
         http=HTTPModes.http1,
         websockets=False,
         backlog=BACKLOG,
+        backpressure=_most_connections(),
         http1_settings=HTTP1Settings(
             header_read_timeout=int(options.header_timeout * 1000),
             max_buffer_size=max(8192, options.max_header),
