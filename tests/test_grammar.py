@@ -304,6 +304,10 @@ BAD_TOOLS = {
     "reference beside": {"properties": {"a": {"$ref": "#/$defs/s", "maxLength": 2}},
                          "$defs": {"s": {"type": "string"}}},
     "nothing": {"properties": {"a": False}},
+    "no schema": {"properties": {"a": []}},
+    "a remote reference": {"properties": {"a": {"$ref": "http://example.org/x"}}},
+    "a missing reference": {"properties": {"a": {"$ref": "#/$defs/b"}}},
+    "a circle": {"properties": {"a": {"$ref": "#/properties/a"}}},
     "deep": {"properties": {"a": nested(70)}},
     "no map": {"properties": 5},
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from apr_core.engine.schemas import restricting, rooted
 from apr_core.errors import UsageError
-from apr_core.text.coercion import ANY, ArgumentTypes, resolved
+from apr_core.text.coercion import ANY, ArgumentTypes, followed, resolved
 from apr_core.text.tool_calls import CLOSE, END_FUNCTION, FUNCTION, OPEN, PARAMETER, Form
 
 if TYPE_CHECKING:
@@ -208,7 +208,9 @@ class _TagRules:
     # Values, each from the line break before it to its closing tag
 
     def _value(self, given: Any, key: str, depth: int) -> str:
-        schema = resolved(given, self._root)
+        schema = followed(given, self._root)
+        if schema is None or not isinstance(given, Mapping | bool):
+            raise self._refuse(f"argument {key}: no schema, or a $ref that leads nowhere")
         words = restricting(schema)
         if depth > 8 or given is False:
             raise self._refuse(f"argument {key}: the schema is too tangled, or allows nothing")
@@ -219,7 +221,7 @@ class _TagRules:
             return self._json(given, types)
         if not words:
             return self._text({})
-        if schema is not given and restricting(given) - {"$ref"}:
+        if isinstance(given, Mapping) and schema is not given and restricting(given) - {"$ref"}:
             raise self._refuse(f"argument {key}: $ref to a string beside other keywords")
         choice = next((w for w in ("anyOf", "oneOf", "allOf") if w in words), None)
         if choice:

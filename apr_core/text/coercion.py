@@ -165,28 +165,34 @@ _READERS: dict[str, Callable[[str], str]] = {
 
 def resolved(schema: Any, root: Any) -> Mapping[str, Any]:
     """The schema behind local references into `root`; an empty one where there is none."""
+    return followed(schema, root) or {}
+
+
+def followed(schema: Any, root: Any) -> Mapping[str, Any] | None:
+    """The same, but None where the references lead nowhere, or in a circle."""
     for _ in range(MAX_HOPS):
         if not isinstance(schema, Mapping):
-            return {}
+            return None if schema is None else {}
         reference = schema.get("$ref")
         if not isinstance(reference, str):
             return schema
         schema = _pointed(reference, root)
-    return {}
+    return None
 
 
 def _pointed(reference: str, root: Any) -> Any:
+    """What is there, None for nothing."""
     if not reference.startswith("#"):
-        return {}
+        return None
     at = root
     for name in reference.lstrip("#").strip("/").split("/") if reference != "#" else ():
         name = name.replace("~1", "/").replace("~0", "~")
         if isinstance(at, Mapping):
-            at = at.get(name, {})
+            at = at.get(name)
         elif isinstance(at, list) and name.isdigit() and int(name) < len(at):
             at = at[int(name)]
         else:
-            return {}
+            return None
     return at
 
 
