@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from apr_core import load
-from apr_core.server.chat import ChatRequest
+from apr_core.server.chat import ChatRequest, Tool
 from apr_core.server.errors import ApiError
 from apr_core.server.service import ChatService
 from tests.serving import demo_model, shared
@@ -283,6 +283,16 @@ def test_a_template_that_is_hostile_ends_in_an_error_for_the_client(model, templ
     with pytest.raises(ApiError) as caught:
         service.prompt_ids(ChatRequest(SUM))
     assert caught.value.status == 400 and HOSTILE[template] in caught.value.message
+
+
+def test_tools_are_refused_where_the_template_shows_none(model):
+    metadata = {**model.metadata, "chat_template": "{{ messages[0].content }}"}
+    stub = SimpleNamespace(metadata=metadata, tokenizer=model.tokenizer, max_len=model.max_len)
+    service, tools = ChatService(stub, SimpleNamespace(), "sums"), [Tool("f")]
+    with pytest.raises(ApiError, match="teaches no calls of tools") as caught:
+        service.prompt_ids(ChatRequest(SUM, tools=tools))
+    assert (caught.value.status, caught.value.param) == (400, "tools")
+    assert service.prompt_ids(ChatRequest(SUM, tools=tools, tool_choice="none"))
 
 
 def test_lone_surrogates_and_zero_bytes_do_no_harm(server):

@@ -66,7 +66,7 @@ class ChatService:
     def prompt_ids(self, request: ChatRequest) -> list[int]:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
         try:
-            messages, tools = normalized(request.messages), _template_tools(request)
+            messages, tools = normalized(request.messages), self._template_tools(request)
             pieces = chat_pieces(
                 self.model.tokenizer, self._template, messages,
                 enable_thinking=request.enable_thinking, tools=tools,
@@ -231,6 +231,16 @@ class ChatService:
         except AprError as error:
             raise _refused(error, "tools" if tools else "response_format") from error
 
+    def _template_tools(self, request: ChatRequest) -> list[dict[str, Any]] | None:
+        """The tools as templates show them. Raises ApiError where calls could not be read."""
+        if request.shown_tools and self._call_form is None:
+            message = f"tools: the chat template of {self.model_id} teaches no calls of tools"
+            raise ApiError(400, message, "tools")
+        try:
+            return template_tools(request.shown_tools)
+        except AprError as error:
+            raise _refused(error, "tools") from error
+
     @cached_property
     def _call_form(self) -> Form | None:
         return form_of(str(self.model.metadata.get("chat_template")))
@@ -293,14 +303,6 @@ class Stopwatch:
         tell = observer.first_token if self._first else observer.next_token
         tell(self._service.model_id, now - self._last)
         self._last, self._first = now, False
-
-
-def _template_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools as templates show them. Raises ApiError."""
-    try:
-        return template_tools(request.shown_tools)
-    except AprError as error:
-        raise _refused(error, "tools") from error
 
 
 def _refused(error: AprError, param: str | None) -> ApiError:
