@@ -157,7 +157,7 @@ def test_allowed_tools_are_the_only_ones_shown():
         ({"text": {"verbosity": "low"}}, "text.verbosity: 'low' is not supported"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format: Input tag 'grammar'"),
         ({"tools": [{"type": "web_search"}]}, "none of these is run here, and no function"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0: items of type 'item_ref"),
+        ({"input": [{"type": "web_search_call", "id": "x"}]}, "input.0: items of type 'web_sea"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
          "content.0: content parts of type 'input_image' are not supported"),
         ({"input": [{"role": "judge", "content": ""}]}, "role: Input should be 'user'"),
@@ -293,6 +293,25 @@ def test_a_conversation_goes_on_from_what_is_kept():
     assert [m["content"] for m in messages if m["role"] == "user"] == ["one", "two", "three"]
     assert messages[1]["reasoning_content"] == "Add them."
     assert len(messages[1]["tool_calls"]) == 2
+
+
+def test_items_may_be_named_instead_of_sent():
+    store, question = ResponseStore(), asked()
+    _, response = translated([*THOUGHT, *SAID, *CALLED[:3], CALLS])
+    store.put(response, question.items, "me")
+    names = [{"type": "item_reference", "id": item["id"]} for item in response["output"]]
+    told = asked(
+        input=[{"role": "user", "content": "1+1?"}, *names, {"role": "user", "content": "?"}]
+    )
+    named = told.model_copy(update={"input": store.found(told.items, "me")})
+    [_, answer, _] = chat_request(named).messages
+    assert answer["reasoning_content"] == "Add them." and answer["content"] == "It is 2."
+    assert answer["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+    assert store.found(told.items, "another") == told.items
+    store.delete(response["id"], "me")
+    assert store.found(told.items, "me") == told.items
+    with pytest.raises(ApiError, match="is not kept here"):
+        chat_request(told)
 
 
 def test_nobody_sees_what_belongs_to_another():

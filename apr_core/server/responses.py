@@ -51,6 +51,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """An answer to items, whole or as server-sent events. Kept unless `store` is false."""
         service, owner = models.pick(body.model), owner_of(request)
+        body = body.model_copy(update={"input": kept.found(body.items, owner)})
         earlier = _earlier(kept, body.previous_response_id, owner)
         chat = replace(chat_request(body, earlier), owner=owner)
         head = response_head(body, service.model_id)

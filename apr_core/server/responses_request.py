@@ -42,7 +42,7 @@ from apr_core.server.thinking import by_effort, template_variables
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 ITEMS = ("message", "function_call", "function_call_output", "custom_tool_call",
-         "custom_tool_call_output", "reasoning")  # fmt: skip
+         "custom_tool_call_output", "reasoning", "item_reference")  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -118,6 +118,13 @@ class ReasoningItem(History):
     content: list[ReasoningPart] | None = None
 
 
+class ItemReference(History):
+    """An item of a response that is kept, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 def _item_kind(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return "message" if kind is None else kind  # messages may be written without it
@@ -130,7 +137,8 @@ Item = Annotated[
         | Annotated[CallOutputItem, Tag("function_call_output")]
         | Annotated[CustomCallItem, Tag("custom_tool_call")]
         | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
-        | Annotated[ReasoningItem, Tag("reasoning")],
+        | Annotated[ReasoningItem, Tag("reasoning")]
+        | Annotated[ItemReference, Tag("item_reference")],
         Discriminator(_item_kind),
     ],
     of_kinds("items", ITEMS, default="message"),
@@ -319,6 +327,8 @@ def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
         if isinstance(item, CallOutputItem):
             content = _text(item.output)
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif isinstance(item, ItemReference):
+            raise ApiError(400, f"item {item.id!r} is not kept here (any more): send it", "input")
         elif isinstance(item, FunctionCallItem | CustomCallItem):
             _answer(messages).setdefault("tool_calls", []).append(_call(item))
         elif isinstance(item, ReasoningItem):

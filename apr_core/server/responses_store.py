@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from apr_core.server.responses_request import Item
+from apr_core.server.responses_request import Item, ItemReference
 
 MAX_BYTES = 64 << 20  # JSON of all that is stored
+_ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 
@@ -37,6 +38,7 @@ class ResponseStore:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
         self._stored: OrderedDict[str, Stored] = OrderedDict()
+        self._made_by: dict[str, str] = {}  # the response that each item is of
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -47,9 +49,16 @@ class ResponseStore:
         if size > self._max_bytes:
             return
         self._stored[response["id"]] = Stored(response, input_, owner, size)
+        self._made_by |= {item["id"]: response["id"] for item in response["output"]}
         self._bytes += size
         while self._bytes > self._max_bytes:
-            self._bytes -= self._stored.popitem(last=False)[1].size
+            self._forget(next(iter(self._stored)))
+
+    def _forget(self, id_: str) -> None:
+        gone = self._stored.pop(id_)
+        self._bytes -= gone.size
+        for item in gone.response["output"]:
+            del self._made_by[item["id"]]
 
     def get(self, id_: str, owner: str) -> Stored | None:
         """The response, which is now the one used last."""
@@ -63,8 +72,17 @@ class ResponseStore:
         """Forget a response; whether there was one."""
         if self.get(id_, owner) is None:
             return False
-        self._bytes -= self._stored.pop(id_).size
+        self._forget(id_)
         return True
+
+    def found(self, items: Sequence[Item], owner: str) -> list[Item]:
+        """The items, with what is kept in place of references to it."""
+        return [self._item(i.id, owner) or i if isinstance(i, ItemReference) else i for i in items]
+
+    def _item(self, id_: str, owner: str) -> Item | None:
+        made_by = self.get(self._made_by.get(id_, ""), owner)
+        output = made_by.response["output"] if made_by else ()
+        return next((_ITEM.validate_python(item) for item in output if item["id"] == id_), None)
 
     def conversation(self, id_: str, owner: str) -> list[Item]:
         """All that was said up to and with this response. Raises KeyError with a missing id."""
