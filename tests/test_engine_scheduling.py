@@ -248,6 +248,12 @@ def test_a_full_queue_is_busy(model):
         assert engine.stats().queued == 2
         with pytest.raises(Busy, match="2 requests are waiting"):
             ask(engine, random_ids(4))
+        for owner in "ab":  # nobody's crowd keeps everybody else out
+            waiting.append(Client(engine, random_ids(4), max_tokens=1, owner=owner))
+            with pytest.raises(Busy):
+                Client(engine, random_ids(4), max_tokens=1, owner=owner)
+        with pytest.raises(Busy, match="4 requests are waiting"):  # but not without end
+            Client(engine, random_ids(4), max_tokens=1, owner="c")
         running.ticket.cancel()
         for client in waiting:
             client.wait()

@@ -22,6 +22,11 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def owners(self) -> set[str]:
+        """Who has something waiting."""
+        return set(self._waiting)
+
     def push(self, item: T) -> None:
         """Queue an item at the end of its owner's line."""
         self._waiting.setdefault(self._owner_of(item), deque()).append(item)

@@ -52,9 +52,9 @@ class Engine:
 
     `memory_bytes` is for the state of sequences and the cache of prefixes together, by default a
     share of what the machine has left; `cache_bytes` limits the cache within it, 0 means none.
-    At most `queue_limit` requests wait. States of prompts are kept every `snapshot_every` tokens,
-    and where messages begin. Nothing else may use the model meanwhile. Raises UsageError for sizes
-    that make no sense.
+    At most `queue_limit` requests wait, and one more of each owner who has none waiting. States of
+    prompts are kept every `snapshot_every` tokens, and where messages begin. Nothing else may use
+    the model meanwhile. Raises UsageError for sizes that make no sense.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Engine:
         self._lock = threading.Lock()  # guards what follows
         self._inbox: list[Job] = []
         self._waiting = self._live = 0  # requests that have no slot, and all that have not ended
+        self._owners_waiting: set[str] = set()
         self._accepts, self._closing = True, False
         self._all_over = threading.Condition(self._lock)
         self._wake, self._interrupted = threading.Event(), False
@@ -154,13 +155,23 @@ class Engine:
         with self._lock:
             if not self._accepts:
                 raise Busy("the engine is stopping and takes no more requests")
-            if self._waiting >= self.queue_limit:
-                raise Busy(f"{self._waiting} requests are waiting already, which is the limit")
+            self._check_queue(job.owner)
             self._waiting += 1
+            self._owners_waiting.add(job.owner)
             self._live += 1
             self._inbox.append(job)
         self._wake.set()
         return job
+
+    def _check_queue(self, owner: str) -> None:
+        """Raise Busy if the queue is full.
+
+        Whoever has nothing waiting may still come, up to twice the limit: nobody's crowd keeps
+        everybody else out.
+        """
+        limit = self.queue_limit * (1 if owner in self._owners_waiting else 2)
+        if self._waiting >= limit:
+            raise Busy(f"{self._waiting} requests are waiting already, which is the limit")
 
     def _woken(self) -> None:
         self._interrupted = True
@@ -245,6 +256,7 @@ class Engine:
         """Deliver, after the books are in order: who hears of an end finds its memory free."""
         with self._lock:
             self._waiting = len(self._loop.queue) + len(self._inbox)
+            self._owners_waiting = self._loop.queue.owners | {job.owner for job in self._inbox}
         self._publish()
         if self._loop.deliver():
             with suppress(BaseException):  # a listener's own trouble
