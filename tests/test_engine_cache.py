@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+import numpy as np
 import pytest
 
 from apr_core import load
@@ -79,6 +80,35 @@ def test_prompts_that_begin_alike_are_cut_alike(model, seed):
     assert whole == sorted(set(whole))
     for stop in range(1, len(ids), 7):
         assert cuts(ids[:stop]) == [c for c in whole if c <= stop]
+
+
+def test_of_a_long_new_chat_some_cuts_are_kept(model):
+    """Its end, where it goes on, the system prompt, and enough between for who goes back."""
+    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=1024)
+    messages = [{"role": "system", "content": "s" * 100}]
+    for i in range(60):
+        messages += [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]
+    all_ = cuts(model.chat_ids([*messages, {"role": "user", "content": "last"}]))
+    kept = cuts.kept(all_)
+    assert set(kept) <= set(all_) and len(all_) > 60 > 5 * len(kept)
+    assert (kept[0], kept[-1]) == (all_[0], all_[-1])
+    assert max(np.diff(kept)) < 2 * CLOSEST
+    assert cuts.kept([]) == []
+
+
+def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
+    monkeypatch.setattr(model, "max_len", 4096)
+    engine = Engine(model, slots=1, memory_bytes=256 << 20)
+    said = [f"{i}" for i in range(61)]
+    try:
+        ask(engine, chat(model, *said), max_tokens=1)
+        entries = engine.stats().cache_entries
+        told = ask(engine, chat(model, *said, "a", "b"), max_tokens=8)
+        assert told.last().usage.cached_tokens >= len(chat(model, *said)) - 1
+        assert told.ids() == model.generate(chat(model, *said, "a", "b"), max_tokens=8).ids
+        assert entries < 10
+    finally:
+        engine.close()
 
 
 def test_stretches_cover_a_prompt_and_stop_at_cuts_and_chunks():

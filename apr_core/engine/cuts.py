@@ -56,6 +56,20 @@ class PromptCuts:
                 last = position
         return found
 
+    def kept(self, cuts: Sequence[int]) -> list[int]:
+        """At which of a prompt's cuts state is kept: the first, the last, and some between.
+
+        A long chat that is new here has a cut after every answer's header, but will go on after
+        the last: copies at all of them would only drive out other chats'.
+        """
+        found, last = [], 0
+        for cut in cuts:
+            ends = cut in (cuts[0], cuts[-1])
+            if ends or cut % self.every == 0 or cut - last >= CLOSEST:
+                found.append(cut)
+                last = cut
+        return found
+
 
 def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
     """Positions right after every occurrence of some ids."""

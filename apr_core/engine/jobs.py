@@ -38,6 +38,7 @@ class Job:
         self.number = 0  # in the order in which slots were given
         self.waits = False  # for another that reads the same
         self.cuts: Sequence[int] = ()
+        self.kept: Sequence[int] = ()  # those of them where state is worth keeping
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
         self.slots_held = 0
@@ -70,10 +71,10 @@ class Job:
         return self.position == len(self.ids)
 
     @property
-    def at_cut(self) -> bool:
-        """Whether the slot's state is worth keeping."""
-        i = bisect_left(self.cuts, self.position)
-        return i < len(self.cuts) and self.cuts[i] == self.position
+    def worth_keeping(self) -> bool:
+        """Whether the slot's state is."""
+        i = bisect_left(self.kept, self.position)
+        return i < len(self.kept) and self.kept[i] == self.position
 
     def next_stop(self) -> int:
         """How far the next forward may go at most."""

@@ -268,7 +268,7 @@ class Loop:
         """Some more of a prompt is in its slot; rows are logits [1, vocab] or hidden states."""
         job.position = stop
         try:
-            if job.node is not None and job.at_cut and job.slot is not None:
+            if job.node is not None and job.worth_keeping and job.slot is not None:
                 job.node = self.cache.keep(job.node, job.ids, job.slot)
             if isinstance(job, EmbeddingJob):
                 job.add(rows)

@@ -97,6 +97,7 @@ class Engine:
         job = GenerationJob(request, deliver, self._woken, room, full)
         job.bytes_each = self._bytes(len(request.prompt_ids) + room - 1, request.n)
         job.cuts = self._cuts(request.prompt_ids)
+        job.kept = self._cuts.kept(job.cuts)
         return self._enqueue(job)
 
     def embed(
