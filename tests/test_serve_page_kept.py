@@ -133,6 +133,32 @@ def test_only_the_last_answer_is_tried_again(tab):
     assert page.evaluate(KEPT)[0][2:] == ["one", "You said: one"]
 
 
+def test_settings_that_cannot_be_sent_are_told(tab):
+    page = tab()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("-3")
+    page.get_by_label("Tools, as JSON").fill("[{]")
+    page.keyboard.press("Escape")
+    answered(page, "one")
+    expect(page.locator("#notice")).to_contain_text("Temperature; Tools, as JSON. See Settings")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Reset all").click()
+    page.keyboard.press("Escape")
+    answered(page, "two")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_settings_that_were_reset_do_not_come_back(tab):
+    page = tab()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("0.5")
+    page.get_by_role("button", name="Reset all").click()
+    page.wait_for_timeout(200)
+    page.reload()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Temperature")).to_have_value("")
+
+
 def test_the_model_that_was_chosen_outlives_other_settings(tab):
     page = tab()
     two = {"data": [{"id": "one"}, {"id": "two"}]}

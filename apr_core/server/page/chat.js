@@ -98,6 +98,7 @@ async function answer() {
   own.messages.push(message);
   const current = new Answering(message, view);
   answering = current;
+  say(panel.problem());
   keep();
   refresh();
   scroll.toEnd();

@@ -13,7 +13,7 @@ export class Panel {
       event.preventDefault();
       if (form.reportValidity()) dialog.close();
     });
-    form.addEventListener("reset", () => queueMicrotask(() => this.changed()));
+    form.addEventListener("reset", () => setTimeout(() => this.changed())); // once it is done
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   }
 
@@ -53,6 +53,13 @@ export class Panel {
     if (values.thinking) asked.chat_template_kwargs = { enable_thinking: values.thinking === "on" };
     if (values.tools.trim() && !problemOf(values.tools)) asked.tools = toolsOf(values.tools);
     return asked;
+  }
+
+  /** What is told of fields that are not sent, because no server could take them. */
+  problem() {
+    const wrong = [...this.form.elements].filter((field) => field.name && !field.validity.valid);
+    const names = wrong.map((field) => field.labels[0].textContent.trim());
+    return names.length ? `Not sent, because it is not valid: ${names.join("; ")}. See Settings.` : "";
   }
 
   system() {
