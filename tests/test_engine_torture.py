@@ -222,7 +222,7 @@ def test_the_books_are_right_whatever_happens(model, alone, seed):
     trouble, asked = Trouble(model, rng), []
     try:
         for turn in range(TURNS):
-            trouble.share = 0.1 if turn // 10 % 4 == 2 else 0.0
+            trouble.share = 0.25 if turn // 10 % 4 == 2 else 0.0
             for _ in range(rng.choice([0, 0, 1, 3])):
                 kind = Embedded if rng.random() < 0.15 else Asked
                 asked.append(kind(engine, rng, prompts))
@@ -247,7 +247,7 @@ def test_the_books_are_right_whatever_happens(model, alone, seed):
     assert trouble.met and model.state_bytes() == 0 and engine._cache.nbytes == 0
     served = check_answers(model, asked, alone)
     stats = engine.stats()
-    assert served > len(asked) / 8
+    assert served > 10
     assert stats.finished + stats.failed + stats.cancelled == len(asked)
 
 
