@@ -184,6 +184,24 @@ def test_responses_are_kept_until_they_are_deleted(client):
     assert error.code == "previous_response_not_found"
 
 
+def test_what_was_said_to_get_a_response_is_listed_page_by_page(client):
+    said = [{"role": "user", "content": f"{n}+1="} for n in range(5)]
+    kept = ask(client, said, max_output_tokens=2)
+    listed = client.responses.input_items.list(kept.id, order="asc", limit=2)
+    assert len(listed.data) == 2 and listed.has_more
+    items = list(listed)  # the client asks for the other pages
+    assert [item.content[0].text for item in items] == [one["content"] for one in said]
+    assert {(item.type, item.role, item.content[0].type) for item in items} == {
+        ("message", "user", "input_text")
+    }
+    newest = client.responses.input_items.list(kept.id, limit=1)
+    assert newest.data[0].id == items[-1].id
+    for name, options in ((kept.id, {"after": "nothing"}), ("resp_nothing", {})):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.responses.input_items.list(name, **options)
+        assert "nothing" in caught.value.message
+
+
 def test_a_streamed_response_is_kept_and_one_that_shall_not_be_is_not(client):
     streamed = list(ask(client, stream=True))[-1].response
     assert client.responses.retrieve(streamed.id).output_text == "4"

@@ -20,6 +20,7 @@ from apr_core.server.errors import EXPECTED, ApiError, as_api_error
 from apr_core.server.models import ServedModels
 from apr_core.server.openai_parts import ERRORS, Open, TokenNames, streamed
 from apr_core.server.responses_events import ResponseEvents, response_head
+from apr_core.server.responses_input import InputItems, Order, input_items
 from apr_core.server.responses_request import Item, ResponsesRequest, chat_request
 from apr_core.server.responses_store import ResponseStore, Stored
 from apr_core.server.service import ChatService, ChatStream
@@ -38,6 +39,7 @@ class ResponseBody(Open):
 
 
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"model": ResponseBody}}
+INPUT: dict[int | str, dict[str, Any]] = {200: {"model": InputItems}}
 STREAMED = streamed(ResponseBody, "The response, or a stream of events.", named=True)
 PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them
 
@@ -78,6 +80,18 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         if stream:
             raise ApiError(400, "a response that is kept is not streamed again", "stream")
         return JSONResponse(_known(kept, response_id, owner_of(request)).response)
+
+    @routes.get("/{response_id}/input_items", responses=INPUT | ERRORS)
+    async def list_input_items(
+        response_id: str,
+        request: Request,
+        order: Annotated[Order, Query()] = "desc",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: Annotated[str | None, Query()] = None,
+    ) -> Response:
+        """What was said to get a response that was kept."""
+        stored = _known(kept, response_id, owner_of(request))
+        return JSONResponse(input_items(stored, limit, order, after))
 
     @routes.delete("/{response_id}", responses=ERRORS)
     async def delete_response(response_id: str, request: Request) -> Response:
