@@ -31,7 +31,7 @@ demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
 test: $(TESTING)  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .

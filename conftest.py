@@ -1,9 +1,16 @@
-"""For all tests: what they start can be interrupted, however the tests themselves were started."""
+"""For all tests: those that take minutes begin first, and what tests start can be interrupted."""
 
 from __future__ import annotations
 
 import signal
 
+import pytest
+
 # A shell has its background jobs ignore interrupts, and so do all programs that these start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first: the other process fills the time beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("takes_minutes") is None)

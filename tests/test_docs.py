@@ -33,7 +33,7 @@ from apr_core.plugin_rows import Refused, checked
 from downstream.fresh import FreshVenv
 from tests.docs_pages import RUN, Reader, blocks, first_missing
 
-pytestmark = pytest.mark.needs_plugins
+pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

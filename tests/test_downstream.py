@@ -13,7 +13,7 @@ import pytest
 from downstream.fresh import ROOT, FreshVenv, distributions
 from downstream.run import Recipe, main, names, run
 
-pytestmark = pytest.mark.needs_plugins
+pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
 EXAMPLES = [name for name in names() if "examples" in Recipe.read(name).path.parts]
 

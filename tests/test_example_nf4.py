@@ -9,7 +9,7 @@ import pytest
 from downstream.fresh import FreshVenv
 from tests.serving import started, wait_until_ready
 
-pytestmark = pytest.mark.needs_plugins
+pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
 NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo")
 

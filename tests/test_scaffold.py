@@ -15,7 +15,7 @@ from apr_core.errors import InputOutputError, UsageError
 from apr_core.scaffold import KINDS, files_of, names_for, write_plugin
 from downstream.fresh import FreshVenv
 
-pytestmark = pytest.mark.needs_plugins
+pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
 NAMES = {kind: f"toy-{kind}" for kind in KINDS} | {"exporter": "Toy.9", "attention": "2nd_toy"}
 
