@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parent.parent
+DESKTOP = {"width": 1280, "height": 800}
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -64,3 +65,50 @@ def browser(**options):
             yield opened
         finally:
             opened.close()
+
+
+@contextmanager
+def visits(browser, address):
+    """Opens pages, each in a context of its own; at the end nothing may have gone wrong in any."""
+    contexts, problems = [], []
+
+    def opened(path="/", viewport=DESKTOP, at=address, **options):
+        contexts.append(browser.new_context(viewport=viewport, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if _is_problem(m) else None)
+        page.goto(at + path)
+        return page
+
+    try:
+        yield opened
+    finally:
+        for context in contexts:
+            context.close()
+    assert not problems
+
+
+def _is_problem(message):
+    """The browser's own line about a request that failed is no problem: tests make them fail."""
+    mentions = message.text.startswith("Failed to load resource")
+    return message.type in ("error", "warning") and not mentions
+
+
+def say(page, text):
+    """Send a message."""
+    page.get_by_role("textbox", name="Message").fill(text)
+    page.get_by_role("button", name="Send", exact=True).click()
+
+
+def ended(page):
+    """The answer, once it has ended."""
+    from playwright.sync_api import expect
+
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    return page.locator(".answer").last
+
+
+def answered(page, text):
+    """The answer to a message."""
+    say(page, text)
+    return ended(page)

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from tests import pages_seen, serving
+from tests import pages_seen
 from tests.page_checks import low_contrasts, nameless, repeated_ids, scrolls_sideways
+from tests.pages_seen import answered, ended, say
 from tests.scripted_replies import HOSTILE, MARKDOWN
 
 pytest.importorskip("fastapi", reason="serving is an extra: apr-core[serve]")
@@ -20,7 +21,6 @@ if not pages_seen.CHROMIUM:
     pytest.skip("there is no chromium: apt-get install chromium", allow_module_level=True)
 
 expect.set_options(timeout=30_000)  # milliseconds: other tests may be at work beside these
-DESKTOP = {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +38,8 @@ def chromium():
 @pytest.fixture
 def open_page(chromium, address):
     """Opens a page in a browser of its own; at the end nothing may have gone wrong in it."""
-    contexts, problems = [], []
-
-    def opened(path="/", viewport=DESKTOP, at=address, **options):
-        contexts.append(chromium.new_context(viewport=viewport, **options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if is_problem(m) else None)
-        page.goto(at + path)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not problems
-
-
-def is_problem(message):
-    """The browser's own line about a request that failed is no problem: tests make them fail."""
-    mentions = message.text.startswith("Failed to load resource")
-    return message.type in ("error", "warning") and not mentions
+    with pages_seen.visits(chromium, address) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -68,21 +50,6 @@ def page(open_page):
 def ready(page):
     expect(page.get_by_label("Model", exact=True)).to_have_value("demo")
     return page
-
-
-def say(page, text):
-    page.get_by_role("textbox", name="Message").fill(text)
-    page.get_by_role("button", name="Send", exact=True).click()
-
-
-def ended(page):
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
-    return page.locator(".answer").last
-
-
-def answered(page, text):
-    say(page, text)
-    return ended(page)
 
 
 def test_an_answer_is_seen_while_it_comes(page):
@@ -460,37 +427,15 @@ def test_the_status_page_fits_a_phone(open_page, width):
     assert not scrolls_sideways(status)
 
 
-def test_the_bundled_model_is_chatted_with_through_the_real_server(open_page):
-    page = open_page(at=serving.shared().url)
-    expect(page.get_by_label("Model", exact=True)).to_have_value("sums")
-    expect(answered(page, "What is 12 plus 30?")).to_contain_text("42")
-    expect(answered(page, "What is 7 plus 8?")).to_contain_text(re.compile(r"\d+ cached"))
-    page.goto(serving.shared().url + "/status")
-    expect(page.locator("#model-rows tr")).to_contain_text("sums")
-    expect(page.locator(".tile", has_text="Slots")).to_contain_text("of 8")
-
-
-def test_the_real_server_lets_the_pages_ask_for_its_key(open_page):
-    with serving.serving(APR_API_KEY="open-sesame-1234") as server:
-        page = open_page(at=server.url)
-        page.get_by_role("textbox", name="API key").fill("open-sesame-1234")
-        page.get_by_role("button", name="Use this key").click()
-        expect(answered(page, "What is 2 plus 3?")).to_contain_text("5")
-
-
-def test_the_api_is_described_without_anything_from_elsewhere(open_page):
-    with serving.serving(APR_API_KEY="open-sesame-1234") as server:
-        page, asked = open_page("/docs", at=server.url), []
-        page.on("request", lambda request: asked.append(request.url))
-        page.reload()
-        page.get_by_role("button", name="Authorize").first.click()
-        page.get_by_label("auth-bearer-value").fill("open-sesame-1234")
-        page.get_by_role("button", name="Apply credentials").click()
-        page.get_by_role("button", name="Close").click()
-        models = page.locator(".opblock", has_text="/v1/models").first
-        models.get_by_role("button", name=re.compile("get")).first.click()
-        models.get_by_role("button", name="Try it out").click()
-        models.get_by_role("button", name="Execute").click()
-        expect(models.locator(".live-responses-table")).to_contain_text('"id": "sums"')
-        assert {"openapi.json", "swagger-ui.css"} <= {url.rsplit("/")[-1] for url in asked}
-        assert not [url for url in asked if not url.startswith((server.url, "data:"))]
+def test_a_message_sent_before_the_models_are_known_goes_out_once(page):
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    say(page, "Hello")
+    page.get_by_role("textbox", name="Message").press("Enter")
+    page.wait_for_timeout(100)
+    assert len(held) == 1
+    held[0].continue_()
+    expect(ended(page)).not_to_be_empty()
+    expect(page.locator(".answer")).to_have_count(1)
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("")

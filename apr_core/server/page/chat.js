@@ -20,6 +20,8 @@ let chat = store.newChat();
 let answering = null;
 let editing = false;
 let lastKept = 0;
+let loading = null; // the models, while they are asked for
+let waiting = false; // a message is sent as soon as they are known
 let left = false; // the page is on its way out
 
 function show(opened) {
@@ -80,7 +82,7 @@ function submit() {
   if (answering) return stop();
   const text = input.value.trim();
   if (!text) return input.focus();
-  if (!picker.value) return loadModels();
+  if (!picker.value) return submitOnceKnown();
   if (editing) dropFromLastUser();
   cancelEdit();
   input.value = "";
@@ -88,6 +90,15 @@ function submit() {
   chat.messages.push({ role: "user", content: text });
   addView(chat.messages.at(-1));
   return answer();
+}
+
+/** Sends as soon as the models are known: nobody has to press twice. */
+async function submitOnceKnown() {
+  if (waiting) return;
+  waiting = true;
+  await loadModels();
+  waiting = false;
+  if (picker.value) submit();
 }
 
 async function answer() {
@@ -239,7 +250,12 @@ function askForKey(reason) {
   });
 }
 
-async function loadModels() {
+function loadModels() {
+  loading ??= askForModels().finally(() => (loading = null));
+  return loading;
+}
+
+async function askForModels() {
   say("");
   try {
     const names = await models();
@@ -249,7 +265,7 @@ async function loadModels() {
     picker.disabled = false;
     if (!names.length) say("The server has no model.");
   } catch (error) {
-    if (error.status === 401 && (await askForKey(error.message))) return loadModels();
+    if (error.status === 401 && (await askForKey(error.message))) return askForModels();
     say(error.message);
   }
   return undefined;
