@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 
 from apr_core.engine.requests import GenerationRequest
 from apr_core.engine.sampling import SamplingParams
+from apr_core.engine.scheduler import Engine
 from tests import tiny_checkpoints
 
 FAMILIES = {
     "qwen3_5": tiny_checkpoints.Tiny(),
     "qwen2": tiny_checkpoints.Tiny(family="qwen2", layout="flat", mtp=False, vision=False),
 }
+ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 PATIENCE = 60  # seconds
 
 
@@ -87,3 +90,12 @@ def assert_nothing_left(engine):
     assert (stats.running, stats.prefilling, stats.queued) == (0, 0, 0), stats
     assert (stats.memory_bytes, stats.reserved_bytes) == (0, 0), stats
     assert engine.model.state_bytes() == 0
+
+
+@contextmanager
+def running(model, **options):
+    """An engine, which is closed at the end and must hold nothing then."""
+    engine = Engine(model, **options)
+    yield engine
+    engine.close()
+    assert_nothing_left(engine)

@@ -70,6 +70,13 @@ def shared():
     return wait_until_ready(running)
 
 
+def openai_client():
+    """OpenAI's own client, unmodified, of the shared server."""
+    import openai
+
+    return openai.OpenAI(base_url=shared().url + "/v1", api_key="none", max_retries=0)
+
+
 def start(*arguments, files=None, **environment):
     """A server that may not be ready, or may end at once."""
     files = [demo_model()] if files is None else files

@@ -14,6 +14,7 @@ from apr_core.engine.sampling import SamplingParams
 from apr_core.engine.scheduler import Engine
 from apr_core.errors import UsageError
 from tests.engine_rig import (
+    ENDLESS,
     FAMILIES,
     Client,
     ask,
@@ -21,12 +22,12 @@ from tests.engine_rig import (
     chat,
     imported,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
 
 GREEDY = SamplingParams()
-ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -37,10 +38,8 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture
 def engine(model):
-    engine = Engine(model, slots=4, memory_bytes=64 << 20)
-    yield engine
-    engine.close()
-    assert_nothing_left(engine)
+    with running(model, slots=4, memory_bytes=64 << 20) as engine:
+        yield engine
 
 
 def test_greedy_answers_are_those_of_the_plain_loop(model, engine):

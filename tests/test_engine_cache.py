@@ -13,6 +13,7 @@ from apr_core.engine.cuts import CLOSEST, PromptCuts, cuts_of, stretches
 from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.scheduler import Engine
 from tests.engine_rig import (
+    ENDLESS,
     FAMILIES,
     Client,
     ask,
@@ -20,11 +21,10 @@ from tests.engine_rig import (
     chat,
     imported,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
-
-ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -35,10 +35,8 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture
 def engine(model):
-    engine = Engine(model, slots=2, memory_bytes=256 << 20, snapshot_every=128)
-    yield engine
-    engine.close()
-    assert_nothing_left(engine)
+    with running(model, slots=2, memory_bytes=256 << 20, snapshot_every=128) as engine:
+        yield engine
     assert engine.stats().cache_bytes == 0
 
 

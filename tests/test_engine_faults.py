@@ -17,7 +17,15 @@ from apr_core.engine.sampling import SamplingParams
 from apr_core.engine.scheduler import Engine
 from apr_core.engine.sharing import readers
 from apr_core.errors import AprError, UsageError
-from tests.engine_rig import FAMILIES, Client, ask, assert_nothing_left, imported, random_ids
+from tests.engine_rig import (
+    FAMILIES,
+    Client,
+    ask,
+    assert_nothing_left,
+    imported,
+    random_ids,
+    running,
+)
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -30,10 +38,8 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture
 def engine(model):
-    engine = Engine(model, slots=4, memory_bytes=64 << 20)
-    yield engine
-    engine.close()
-    assert_nothing_left(engine)
+    with running(model, slots=4, memory_bytes=64 << 20) as engine:
+        yield engine
 
 
 class Panic(BaseException):

@@ -15,6 +15,7 @@ from apr_core.engine.sampling import SamplingParams
 from apr_core.engine.scheduler import Engine
 from apr_core.errors import AprError, Busy
 from tests.engine_rig import (
+    ENDLESS,
     FAMILIES,
     Client,
     ask,
@@ -22,11 +23,10 @@ from tests.engine_rig import (
     chat,
     imported,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
-
-ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -37,10 +37,8 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture
 def engine(model):
-    engine = Engine(model, slots=4, memory_bytes=64 << 20)
-    yield engine
-    engine.close()
-    assert_nothing_left(engine)
+    with running(model, slots=4, memory_bytes=64 << 20) as engine:
+        yield engine
 
 
 def prompts(model):

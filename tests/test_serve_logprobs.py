@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import openai
 import pytest
 
-from tests.serving import shared
+from tests.serving import openai_client, shared
 from tests.test_serve_openai import GREETING, HELLO, ask
 
 pytestmark = pytest.mark.needs_plugins
@@ -17,8 +16,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+def client():
+    return openai_client()
 
 
 def test_logprobs_are_of_the_text_shown(client):

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.serving import shared
+from tests.serving import openai_client, shared
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -36,8 +36,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+def client():
+    return openai_client()
 
 
 def ask(client, messages=SUM, **options):

@@ -10,7 +10,7 @@ import pytest
 from openai.lib.streaming.responses._events import ResponseTextDeltaEvent
 from pydantic import BaseModel
 
-from tests.serving import shared
+from tests.serving import openai_client, shared
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -35,8 +35,8 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+def client():
+    return openai_client()
 
 
 def ask(client, input=SUM, **options):

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from apr_core.server.chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 from apr_core.server.errors import ApiError
-from apr_core.server.protocol_fields import SAMPLING, Exact, of_kinds, only
+from apr_core.server.protocol_fields import Exact, MoreSampling, of_kinds, only, sampling_of
 from apr_core.server.request_body import Body
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
@@ -62,7 +62,7 @@ class StreamOptions(Exact):
     include_obfuscation: bool | None = None
 
 
-class Sampled(Exact):
+class Sampled(MoreSampling):
     """Parameters that chat and plain completions share."""
 
     model: str | None = Field(None, description="A served model; needed if there are several.")
@@ -70,28 +70,12 @@ class Sampled(Exact):
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31, description="0 or -1: all tokens.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-10, le=10)
-    frequency_penalty: float | None = Field(None, ge=-10, le=10)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=1024, description="What is added to a token id's logit."
     )
     stop: Stop = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     user: str | None = None
-
-    def sampling(self) -> dict[str, float | int]:
-        """What was asked for, by the names of `SamplingParams`."""
-        asked = {name: getattr(self, name) for name in SAMPLING}
-        found = {name: value for name, value in asked.items() if value is not None}
-        if found.get("top_k") == -1:
-            found["top_k"] = 0
-        if "seed" in found:
-            found["seed"] %= 2**64
-        return found
 
     def bias(self) -> dict[int, float]:
         """`logit_bias` by token id. Raises ApiError for what is no id."""
@@ -228,7 +212,7 @@ class ChatCompletionRequest(Body, Sampled):
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self._format(),
-            sampling=self.sampling(),
+            sampling=sampling_of(self),
             logit_bias=self.bias(),
             max_tokens=self._max_tokens(),
             stop=self.stops(),

@@ -32,7 +32,7 @@ from apr_core.server.openai_parts import (
     usage_body,
 )
 from apr_core.server.options import ServerOptions
-from apr_core.server.protocol_fields import only
+from apr_core.server.protocol_fields import only, sampling_of
 from apr_core.server.request_body import Body
 from apr_core.server.service import ChatService, Stopwatch
 from apr_core.server.sse import DONE, EventStream, event
@@ -160,7 +160,7 @@ class Job:
         body = self._body
         return GenerationRequest(
             ids,
-            self._service.sampling(body.sampling(), body.bias()),
+            self._service.sampling(sampling_of(body), body.bias()),
             max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
             stop=body.stops(),
             n=self._n,
