@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apr_core.binding import BackendPlugin, HostMatrix, Weight
+    from apr_core.binding import BackendPlugin, Draw, HostMatrix, Weight
     from apr_core.contract import Contract
     from apr_core.declarations import (
         Attention,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "apr_core.binding": ("BackendPlugin", "HostMatrix", "Weight"),
+    "apr_core.binding": ("BackendPlugin", "Draw", "HostMatrix", "Weight"),
     "apr_core.contract": ("Contract",),
     "apr_core.declarations": (
         "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Layout", "Numbers",
@@ -75,7 +75,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
     "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError",
     "BackendPlugin", "BackendUnavailable", "Block", "Command", "ConfigError", "ConfigReader",
-    "Contract", "ContractError", "Exporter", "Family", "FormatError", "HostMatrix",
+    "Contract", "ContractError", "Draw", "Exporter", "Family", "FormatError", "HostMatrix",
     "InputOutputError", "Kernel", "Layout", "MixerExample", "Model", "ModelConfig", "NotFound",
     "Numbers", "Op", "Plan", "PluginError", "QuantizationError", "Quantizer", "Recipe",
     "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed",

@@ -82,18 +82,51 @@ class HostMatrix:
         return self.decode(self.raw, self.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """All that the next token of a sequence takes, beside its logits.
+
+    `temperature` 0 takes the likeliest, of equal ones the lowest id; `top_k` 0, `top_p` 1 and
+    `min_p` 0 switch a step off. `share` in [0, 1) decides: the token is the one where the running
+    sum of the weights passes that share of their sum. Ids from `valid` on are never taken.
+    """
+
+    valid: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    share: float = 0.0
+
+
 class BackendPlugin(Protocol):
     """What the target of a `Backend` declaration makes, called with `threads=` (None: default).
 
-    A backend may also have `capture(step: StepFunction) -> StepFunction`: it gets the function that
-    turns token ids and a `Step` into logits, and returns one with the same results that may
-    remember what the ops did, and do it again at once when a step of the same shape comes. And
-    `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
-    where it says nothing. And `adopt(function) -> function`, through which every function of
-    somebody else passes (references, other distributions' kernels) before it is bound. And
-    `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`. And
-    `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
-    `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
+    A backend may also have
+
+    - `capture(step: StepFunction) -> StepFunction`: it gets the function that turns token ids and a
+      `Step` into logits, and returns one with the same results that may remember what the ops did,
+      and do it again at once when a step of the same shape comes;
+    - `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
+      where it says nothing;
+    - `states(kv_type, max_len) -> StateMakers`, to keep the states of mixers in its own way;
+    - `choose(logits, draws: Sequence[Draw | None]) -> list[int | None]`, the tokens that draws take
+      from logits [rows, vocab], a draw a row, so that rows stay on the device. It takes what
+      `apr_core.engine.sampling.chosen` takes on the host. None stands for a row without a draw, and
+      for one that it leaves to the host: it has to where valid ids have a NaN, +inf or nothing else
+      than -inf;
+    - `capacity() -> int | None`, the bytes that are free on a device with memory of its own, and
+      `matrix_bytes(format, (rows, cols), layout) -> int`, what an upload takes: `layout` is the
+      BlockLayout of a format that declares one, else None, and `f32` is a dense array of `upload`
+      or `upload_matrix`. With both, a model that does not fit is refused before anything is
+      uploaded, and sequences share what is left; where capacity says None, there is no plan;
+    - `loading() -> context manager`, entered while the weights of one model are uploaded: buffers
+      may be kept until it ends, and all weights are in place then;
+    - `adopt(function) -> function`, through which every function of somebody else passes
+      (references, other distributions' kernels) before it is bound;
+    - `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`;
+    - `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
+      `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
     """
 
     name: str
@@ -226,7 +259,7 @@ class Binder:
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
         uses = tuple(uses)
-        if matrix.format != DENSE and not all(self._has_kernel(u, matrix) for u in uses):
+        if self.kept_as(matrix.format, matrix.layout, uses) != matrix.format:
             return self._expanded(matrix, uses)
         if matrix.format == DENSE:
             data, decode = self.backend.upload_matrix(matrix.dense()), None
@@ -235,6 +268,11 @@ class Binder:
         weight = Weight(matrix.name, matrix.format, matrix.shape, data, decode, matrix.raw.shape[1])
         weight.layout = matrix.layout
         return self._bind_weight(weight, uses)
+
+    def kept_as(self, format: str, layout: BlockLayout | None, uses: Iterable[str]) -> str:
+        """The format of a matrix on the backend: its own, or DENSE if some use has no kernel."""
+        packed = all(self._has_kernel(use, format, layout is not None) for use in uses)
+        return format if packed else DENSE
 
     def _expanded(self, matrix: HostMatrix, uses: tuple[str, ...]) -> Weight:
         dense = matrix.dense()
@@ -253,8 +291,8 @@ class Binder:
             self.report.weights[name, weight.format] += 1
         return weight
 
-    def _has_kernel(self, name: str, matrix: HostMatrix) -> bool:
-        keys = self._keys(name, matrix.format, matrix.layout is not None)
+    def _has_kernel(self, name: str, format: str, generic: bool) -> bool:
+        keys = self._keys(name, format, generic)
         return any(key in self.foreign or key in self.backend.kernels for key in keys)
 
     def _keys(self, name: str, format: str, generic: bool) -> list[tuple[str, str]]:

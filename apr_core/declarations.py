@@ -113,7 +113,10 @@ class Recipe(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Backend(Declaration):
-    """A device. `requires` are modules that must be importable; `probe` scores the machine."""
+    """A device. `requires` are modules that must be importable; `probe` scores the machine.
+
+    Lists ask the probe too, so it should be quick and import nothing heavy.
+    """
 
     _: KW_ONLY
     requires: tuple[str, ...] = ()  # modules that must be there; looked for, not imported

@@ -19,9 +19,10 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
-from apr_core.plugin_rows import PluginRow
+from apr_core.plugin_rows import PluginRow, one_line
 from apr_core.published import published
 from apr_core.settings import Settings, read_settings
+from apr_core.stdout import diverted
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +131,33 @@ class Registry:
         return bare if alone else qualified
 
     def _score(self, owned: Owned) -> float:
-        if missing_requirements([owned.declaration]):
-            return 0
-        if not owned.declaration.probe:
-            return 1
         try:
-            score, _ = self.load_target(owned.declaration.probe, owned.distribution)()
-        except Exception:  # it cannot say: then it is not chosen unless it is named
+            return self.probe(owned)[0]
+        except PluginBroken:  # it cannot say: then it is not chosen unless it is named
             return 0
-        return float(score)
+
+    def probe(self, owned: Owned) -> tuple[float, str]:
+        """(score, reason) of a backend on this machine; with 0 it cannot run, 1 without a probe.
+
+        Raises PluginBroken if its probe raises, or answers something else.
+        """
+        missing = missing_requirements([owned.declaration])
+        if missing:
+            return 0, f"not installed: {', '.join(missing)}"
+        if not owned.declaration.probe:
+            return 1, ""
+        try:
+            with diverted():
+                score, reason = self.load_target(owned.declaration.probe, owned.distribution)()
+            return float(score), one_line(str(reason))
+        except PluginBroken:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginBroken(
+                f"the probe of backend {owned.declaration.name!r} of {owned.distribution} raised "
+                f"{type(error).__name__}: {error}",
+                "It should return (score, reason). Tell the plugin's author.",
+            ) from error
 
     def recommended_recipe(self) -> str:
         """A recipe that its plugin recommends, or a float format that every model fits."""

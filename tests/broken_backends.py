@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
 import numpy as np
 
 from apr_core.binding import GENERIC
+from apr_core.engine.sampling import chosen
+from apr_core.errors import AprError
 from apr_core.layouts import decode as decode_layout
 from apr_core.ops import CORE_OPS
 from apr_core.testing.reference_backend import ReferenceBackend
@@ -218,6 +223,11 @@ class TakesNoThreads(Sound):
         super().__init__()
 
 
+class TakesAnyDevice(Sound):
+    def __init__(self, threads=None, device=None):
+        super().__init__(threads)
+
+
 class SaysTooMuch(Sound):
     def describe(self):
         return "a device\nand its history"
@@ -340,6 +350,71 @@ class ReplaysTheFirst(Sound):
             return seen.setdefault(key, found)
 
         return captured
+
+
+class Chooses(Sound):
+    """Chooses as the host does; the others change what they are asked for, or what they give."""
+
+    def choose(self, logits, draws):
+        return [self.one(row, draw) for row, draw in zip(logits, draws, strict=True)]
+
+    def one(self, row, draw):
+        try:
+            usable = draw is not None and (row[: draw.valid] < np.inf).all()
+            return chosen(row, draw) if usable else None
+        except AprError:
+            return None
+
+
+class ChoosesTheLastOfEqual(Chooses):
+    def one(self, row, draw):
+        if draw is None or draw.temperature > 0:
+            return super().one(row, draw)
+        token = super().one(row[: draw.valid][::-1], draw)
+        return token if token is None else draw.valid - 1 - token
+
+
+class ChoosesPadding(Chooses):
+    def one(self, row, draw):
+        return super().one(row, draw and replace(draw, valid=row.size))
+
+
+class ChoosesWithout(Chooses):
+    """Passes over one of the parameters."""
+
+    without: ClassVar[dict[str, float]] = {}
+
+    def one(self, row, draw):
+        return super().one(row, draw and replace(draw, **self.without))
+
+
+def chooses_without(**without):
+    return type("Toy", (ChoosesWithout,), {"without": without})
+
+
+class ChoosesNothing(Chooses):
+    def one(self, row, draw):
+        return None
+
+
+class ChoosesNumPyIntegers(Chooses):
+    def choose(self, logits, draws):
+        return np.array([token or 0 for token in super().choose(logits, draws)])
+
+
+class ChoosesTooFew(Chooses):
+    def choose(self, logits, draws):
+        return super().choose(logits, draws)[:-1]
+
+
+class ChoosesFromWhatIsNotFinite(Chooses):
+    def one(self, row, draw):
+        return super().one(np.nan_to_num(row), draw)
+
+
+class ChoosesByTheBatch(Chooses):
+    def choose(self, logits, draws):
+        return super().choose(logits, draws) if len(draws) > 1 else [0]
 
 
 class ClaimsBytes(Sound):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,20 @@ FORBIDDEN = re.compile(
     r"qwen|gated_delta_net|\bq[4568]_?[k0]\b|\bnf4\b|numba|triton|\bcuda\b|\bcpu\b|llama|mistral|gemma",
     re.I,
 )
+ON_TORCH = {  # all that imports torch, by file or folder
+    "plugins/apr_backend_cuda/": "its arrays",
+    "plugins/apr_demo/train/": "how the bundled model was trained; no part of the package",
+    "examples/plugins/apr_backend_torch/": "a backend as third parties write them",
+    "examples/plugins/apr_kernel_demo/": "kernels for that backend",
+    "apr_core/testing/oracle.py": "transformers as the oracle of a family's kit, where installed",
+    "tests/hf_models.py": "random checkpoints of the oracle",
+    "tests/test_parity.py": "the oracle itself",
+    "tests/test_determinism.py": "runs on those checkpoints",
+    "benchmarks/engines.py": "transformers as a peer",
+    "benchmarks/gpu/": "measures the backend, and what the device can do",
+}
+BY_NAME = ("import_module", "__import__", "importorskip")
+ON_TRITON = ("plugins/apr_backend_cuda/", "benchmarks/gpu/")
 LAYERS = {"ops": 0, "binding": 1, "model": 2, "engine": 3, "server": 4, "cli": 5}
 
 
@@ -69,7 +85,69 @@ def test_plugins_import_core_and_no_other_plugin(plugin):
     others = set(PLUGINS) - {plugin}
     for path in (ROOT / "plugins" / plugin / "src").rglob("*.py"):
         assert not [m for m in imports(path) if m.split(".")[0] in others], path
-        assert not [m for m in imports(path) if m.split(".")[0] in ("torch", "transformers")], path
+        assert "transformers" not in {m.split(".")[0] for m in imports(path)}, path
+
+
+def asked_for(path):
+    """Top packages of everything a file imports, also by name: importorskip("torch")."""
+    yield from (module.split(".")[0] for module in imports(path))
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(BY_NAME):
+            named = node.args[:1]
+            yield from (a.value.split(".")[0] for a in named if isinstance(a, ast.Constant))
+
+
+def importers(package):
+    """Files of the repository, as paths within it, that import a package."""
+    sources = [p for p in ROOT.rglob("*.py") if not p.relative_to(ROOT).parts[0].startswith(".")]
+    return {p.relative_to(ROOT).as_posix() for p in sources if package in asked_for(p)}
+
+
+def test_only_what_is_listed_imports_torch_and_the_list_is_no_longer_than_it_need_be():
+    found = importers("torch")
+    assert not {name for name in found if not name.startswith(tuple(ON_TORCH))}
+    files = {name for name in ON_TORCH if not name.endswith("/")}
+    assert files <= found
+
+
+def test_only_the_plugin_and_what_measures_it_import_triton():
+    found = importers("triton")
+    assert found and not {name for name in found if not name.startswith(ON_TRITON)}
+
+
+def test_a_gpu_is_looked_for_without_what_it_takes_to_use_one():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from apr_backend_cuda import hooks, probe\n"
+        "hooks.apr_backends(); probe.probe()\n"
+        "print(sorted({'torch', 'triton', 'numpy'} & set(sys.modules)))"
+    )
+    source = ROOT / "plugins" / "apr_backend_cuda" / "src"
+    done = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def functions_of(package):
+    for path in sorted((ROOT / "plugins" / package / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield path.name, node
+
+
+def test_functions_beside_the_kernels_are_annotated():
+    """The linter leaves the whole package alone, because it cannot tell them from kernels."""
+    bare = []
+    for file, function in functions_of("apr_backend_cuda"):
+        if any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list):
+            continue
+        given = function.args
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        missing = [
+            a.arg for a in arguments if a and not a.annotation and a.arg not in ("self", "cls")
+        ]
+        if missing or not function.returns:
+            bare.append(f"{file}: {function.name}({', '.join(missing)})")
+    assert not bare
 
 
 def test_contracts_folder_shows_the_packaged_ones():

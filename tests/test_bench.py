@@ -10,7 +10,7 @@ import pytest
 
 from apr_core import load
 from apr_core.cli import bench
-from apr_core.engine import measuring
+from apr_core.engine import measuring, profiling
 from apr_core.engine.measuring import (
     Plan,
     Spread,
@@ -21,6 +21,7 @@ from apr_core.engine.measuring import (
 )
 from apr_core.engine.profiling import profiled
 from apr_core.errors import UsageError
+from apr_core.model import planning
 from tests.test_journeys import apr, fails
 
 pytestmark = pytest.mark.needs_plugins
@@ -112,6 +113,15 @@ def test_peak_memory_does_not_count_the_buffers_of_the_bandwidth(path, monkeypat
     assert calls == ["peak", "bandwidth"]
 
 
+def test_a_device_with_memory_of_its_own_has_no_share_of_the_machines(path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "capacity", lambda backend: 1 << 40)
+    plan = {"warmup": 0, "measure": 1, "prompt_tokens": 4, "max_tokens": 1, "batch": 1}
+    found = bench.run_bench(str(path), {"backend": "cpu", "threads": 1}, False, plan)
+    assert found["memory_bandwidth_bytes_s"] is found["bandwidth_share"] is None
+    bench._print(found)
+    assert capsys.readouterr().out.splitlines()[-1] == "a token reads 1.8 MiB"
+
+
 def test_an_interrupted_bandwidth_measurement_ends_the_process():
     """Interrupted while threads still wait for each other, which none may do for ever."""
     code = (
@@ -141,6 +151,23 @@ def test_profile_counts_an_op_inside_another_once(model):
     assert sum(row["seconds"] for row in rows) == pytest.approx(profile.total_s)
     names = {row["op"].split("[")[0] for row in rows}
     assert {"linears", "mlp", "embed", "rms_norm", "gated_delta", "attention"} <= names
+    model.free_slot(slot)
+
+
+def test_each_op_of_a_device_is_waited_for(model, monkeypatch):
+    download, waits = model.backend.download, []
+    monkeypatch.setattr(model.backend, "download", lambda x: waits.append(x.size) or download(x))
+    slot = model.new_slot()
+    monkeypatch.setattr(profiling, "capacity", lambda backend: 1 << 40)
+    with profiled(model) as profile:
+        model.forward([(slot, [1, 2, 3])])
+    monkeypatch.setattr(profiling, "capacity", lambda backend: None)
+    calls = sum(op.calls for op in profile.ops.values())
+    assert waits.count(1) == calls > 0
+    waits.clear()
+    with profiled(model):
+        model.forward([(slot, [1, 2, 3])])
+    assert 1 not in waits
     model.free_slot(slot)
 
 

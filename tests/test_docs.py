@@ -51,6 +51,7 @@ NOT_RUN = {
     "serve.md": ["the extra is installed already"],
     "plugin-api.md": ["rewrites a file of the repository"],
     "manage-plugins.md": ["upgrades Python"],
+    "use-a-gpu.md": ["needs an NVIDIA GPU"] * 4,
     "test-a-plugin.md": [
         "builds a second environment; tests/test_downstream.py does this",
     ],

@@ -329,16 +329,16 @@ def test_a_caller_who_cannot_be_told_is_dropped(model, engine):
 
 
 def test_logits_that_are_not_finite_fail_their_row_only(model, engine):
-    original = model.forward
+    original = model.forward_last
 
-    def poisoned(parts, all_rows=False):
-        logits = original(parts, all_rows)
+    def poisoned(parts):
+        logits = original(parts)
         if len(parts) == 2:
-            logits[0] = np.nan
+            logits.download()[0] = np.nan
         return logits
 
     alone = model.generate(random_ids(30), params=SamplingParams(), max_tokens=60).ids
-    model.forward = poisoned
+    model.forward_last = poisoned
     try:
         first = Client(engine, random_ids(9), max_tokens=900, **ENDLESS)
         while not engine.stats().running:
@@ -348,10 +348,10 @@ def test_logits_that_are_not_finite_fail_their_row_only(model, engine):
         assert isinstance(first.last().error, AprError)
         assert "not finite" in str(first.last().error)
     finally:
-        del model.forward
+        del model.forward_last
 
 
-@pytest.mark.parametrize("method", ["forward", "forward_slices"])
+@pytest.mark.parametrize("method", ["forward_last", "forward_slices"])
 def test_a_forward_that_fails_ends_its_requests_and_the_engine_goes_on(model, engine, method):
     def fails(*args, **options):
         raise MemoryError("no memory for activations")

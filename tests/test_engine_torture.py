@@ -56,7 +56,7 @@ class ByHand(Engine):
 class Trouble:
     """Makes some of a model's calls fail, for a while."""
 
-    PLACES = ("forward", "forward_slices", "snapshot", "restore_slices", "new_slot", "fork")
+    PLACES = ("forward_last", "forward_slices", "snapshot", "restore_slices", "new_slot", "fork")
 
     def __init__(self, model, rng):
         self.model, self.rng, self.share, self.met = model, rng, 0.0, 0

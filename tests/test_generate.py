@@ -10,6 +10,8 @@ import pytest
 from apr_core.cli.generation import Printer, collect
 from apr_core.engine.generate import Generation, Piece, Timings, generate, stream
 from apr_core.errors import AprError, UsageError
+from apr_core.model.last_logits import LastLogits
+from apr_core.testing.reference_backend import ReferenceBackend
 from apr_core.text.tokenizer import Tokenizer
 from tests.test_text import make_tokenizer
 
@@ -31,6 +33,9 @@ class Scripted:
 
     def free_slot(self, slot):
         del self.open[slot]
+
+    def forward_last(self, parts):
+        return LastLogits(ReferenceBackend(), self.forward(parts))
 
     def forward(self, parts):
         ((slot, ids),) = parts

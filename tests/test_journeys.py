@@ -113,7 +113,11 @@ def test_bad_prompts(sums):
 
 def test_bad_files_and_names(sums, tmp_path):
     fails(3, "no such file", "run", tmp_path / "nothing.apr", "x")
-    fails(3, "pip install apr-backend-cuda", "run", sums, "x", "--backend", "cuda")
+    fails(3, "provides backend 'gpu'", "run", sums, "x", "--backend", "gpu")
+    fails(14, "no CUDA device", "run", sums, "x", "--backend", "cuda",
+          CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="0")  # fmt: skip
+    for command in (["run", sums, "x"], ["chat", sums], ["bench", sums], ["serve", sums]):
+        fails(14, "there is no cpu:1", *command, "--backend", "cpu:1")
     fails(3, "apr-quant-q4k:quant_q4k is disabled", "run", sums, "x",
           APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
     fails(3, "apr-qwen3-5:qwen3_5 is disabled", "run", sums, "x", APR_PLUGINS_BLOCK="apr-qwen3-5")

@@ -9,11 +9,13 @@ from apr_core.declarations import Attention, Backend, Quantizer
 from apr_core.registry import Registry, get_registry
 from apr_core.testing import BackendConformance, op_checks
 from apr_core.testing.checks import checks_of, run_check
+from apr_core.testing.choice_checks import ChoiceChecks
 from apr_core.testing.plugin import PluginConformance
 from tests import broken_backends as broken
 
 OWN = [name for name in checks_of(BackendConformance) if not hasattr(PluginConformance, name)]
 MODELS = [name for name in OWN if "family" in name or "models" in name or "captured" in name]
+CHOICES = [name for name in checks_of(ChoiceChecks) if not hasattr(PluginConformance, name)]
 needs_families = pytest.mark.skipif(
     not get_registry().declarations("family"), reason="no family is installed"
 )
@@ -49,7 +51,7 @@ def test_a_sound_backend_passes_everything():
     assert not [r for r in found.values() if r.outcome == "failed"]
     assert {n for n, r in found.items() if r.outcome == "skipped"} == {
         "test_packed_weights_are_read_as_decoded", "test_declared_layouts_are_read_as_decoded",
-        "test_others_functions_are_adopted",
+        "test_others_functions_are_adopted", *CHOICES,
     }  # fmt: skip
     assert len(found) >= 18
 
@@ -73,6 +75,7 @@ ARRAYS = [
     ("it_is_made_with_any_number_of_threads", broken.Misnamed, "name is 'someone', declared as"),
     ("it_is_made_with_any_number_of_threads", broken.TakesNoThreads, "unexpected keyword argument"),
     ("it_is_made_with_any_number_of_threads", broken.SaysTooMuch, "expected one line"),
+    ("a_device_that_is_not_there_is_refused", broken.TakesAnyDevice, "it was made: reference"),
     ("zeros_are_zeros", broken.ZerosAreEmpty, "zeros((1,), 'f32') is not zero: [nan]"),
     ("zeros_are_zeros", broken.ZerosAreWide, "'f16') is float32, expected"),
     ("zeros_are_nobody_elses", broken.ZerosAreShared, "two results of zeros share memory"),
@@ -233,6 +236,34 @@ def test_somebody_elses_broken_plugin_is_named_and_no_failure():
 )
 def test_false_claims_about_caches_are_caught(backend, words):
     assert words in failure("kv_types_work", backend)
+
+
+def test_a_backend_that_chooses_as_the_host_passes():
+    found = outcomes(broken.Chooses, CHOICES)
+    assert [r.outcome for r in found.values()] == ["passed"] * 3, found
+
+
+THE_HOST = "chosen_tokens_are_those_of_the_host"
+CHOICES_CAUGHT = [
+    (THE_HOST, broken.ChoosesTheLastOfEqual, "equal scores"),
+    (THE_HOST, broken.ChoosesPadding, "60 scores and padding: Draw(valid=60"),
+    (THE_HOST, broken.ChoosesNothing, "are not the likeliest tokens"),
+    (THE_HOST, broken.ChoosesNumPyIntegers, "choose gives int64, expected int or None"),
+    (THE_HOST, broken.ChoosesTooFew, "49 tokens for 50 draws"),
+    *((THE_HOST, broken.chooses_without(**without), "97 scores: Draw(valid=97") for without in (
+        {"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0},
+        {"share": 0.5})),
+    ("rows_that_are_not_finite_are_left_to_the_host", broken.ChoosesFromWhatIsNotFinite,
+     "rows that are not finite give ["),
+    ("rows_that_are_not_finite_are_left_to_the_host", broken.ChoosesPadding,
+     "is no reason to give [None, None"),
+    ("choices_do_not_depend_on_the_batch", broken.ChoosesByTheBatch, "0 alone, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "backend", "words"), CHOICES_CAUGHT)
+def test_wrong_choices_are_caught(check, backend, words):
+    assert words in failure(check, backend)
 
 
 MODELS_CAUGHT = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from apr_core.cli.serve import _signals_held
 from tests.serving import demo_model, serving, start, wait_until_ready
 
 pytestmark = pytest.mark.needs_plugins
@@ -152,6 +154,23 @@ def test_a_body_that_never_comes_does_not_hold_up_the_end():
             assert time.monotonic() - started < 8
         time.sleep(0.1)
         assert "Traceback" not in "\n".join(server.err)
+
+
+def test_a_signal_between_taking_an_address_and_noting_it_is_heard_afterwards():
+    class Ended(BaseException):
+        pass
+
+    def end(number, frame):
+        raise Ended
+
+    before, noted = signal.signal(signal.SIGTERM, end), []
+    try:
+        with pytest.raises(Ended), _signals_held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            noted.append("the socket")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted
 
 
 def test_a_server_ended_while_it_loads_leaves_no_socket_file(tmp_path):

@@ -51,7 +51,7 @@ def test_slices_give_the_bits_of_a_whole_forward_whatever_runs_between(file):
             try:
                 next(slices)
             except StopIteration as end:
-                sliced = end.value
+                sliced = end.value.download()
                 break
             pauses += 1
             model.forward([(slots[1], [pauses])])

@@ -17,6 +17,7 @@ from apr_core.cli.console import (
     progress,
     show_notices,
     sparing_collections,
+    upload_progress,
 )
 from apr_core.cli.generation import kv_type_option
 
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
               help="Tokens to generate after it.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
               help="Sequences that decode together.")  # fmt: skip
-@click.option("--backend", help="Where to run; default: what fits this machine best.")
+@click.option(
+    "--backend", metavar="NAME[:DEVICE]", help="Where to run; default: what fits this machine best."
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: one a physical core.")
 @kv_type_option
 @click.option("--profile", "with_profile", is_flag=True, help="A table of time by op.")
@@ -64,13 +67,15 @@ def run_bench(
     """Everything `--json` prints. `loading` is what `load` takes beside the file."""
     from apr_core.engine.measuring import Plan, measure, memory_bandwidth
     from apr_core.model.model import load
+    from apr_core.model.planning import capacity
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     plan = Plan(**options)
     show_notices()
-    with sparing_collections():
+    with sparing_collections(), upload_progress() as uploaded:
         started = time.perf_counter()
-        model = load(file, **loading)
+        length = plan.prompt_tokens + plan.max_tokens  # a device needs no room for more
+        model = load(file, **loading, max_len=length, progress=uploaded)
         load_s = time.perf_counter() - started
     with model:
         plan.check(model)
@@ -80,10 +85,12 @@ def run_bench(
         result = _facts(
             file, model.backend.name, model, plan, found, used
         )  # peak memory: before the next
-        bandwidth = memory_bandwidth(used)
+        own = capacity(model.backend) is not None  # memory that no thread of this machine reads
+        bandwidth = None if own else memory_bandwidth(used)
         result |= {
             "load_s": load_s, "memory_bandwidth_bytes_s": bandwidth,
-            "bandwidth_share": found.bandwidth_share(bandwidth), "load_average": busy,
+            "bandwidth_share": found.bandwidth_share(bandwidth) if bandwidth else None,
+            "load_average": busy,
         }  # fmt: skip
         if with_profile:
             result["profile"] = _profiles(model, plan)
@@ -158,10 +165,7 @@ def _print(r: dict[str, Any]) -> None:
         _row(f"decode, batch {r['batch']}", r, "decode_tok_s", 1, f"tok/s{each}"),
     ]
     print_table(rows, ("", "median", "p10", "p90"))
-    click.echo(
-        f"a token reads {human_bytes(r['bytes_per_token'])}: {100 * r['bandwidth_share']:.0f} % of "
-        f"the {r['memory_bandwidth_bytes_s'] / 1e9:.1f} GB/s that {r['threads']} threads can read"
-    )
+    click.echo(f"a token reads {human_bytes(r['bytes_per_token'])}{_of_bandwidth(r)}")
     for phase, profile in r.get("profile", {}).items():
         click.echo()
         unit = "of one prompt" if phase == "prefill" else "of one step"
@@ -179,6 +183,15 @@ def _print(r: dict[str, Any]) -> None:
             f"average {r['load_average']:.1f}): the figures are lower than they could be",
             err=True,
         )
+
+
+def _of_bandwidth(r: dict[str, Any]) -> str:
+    if r["memory_bandwidth_bytes_s"] is None:  # of a device's own memory, which is not measured
+        return ""
+    return (
+        f": {100 * r['bandwidth_share']:.0f} % of the {r['memory_bandwidth_bytes_s'] / 1e9:.1f} "
+        f"GB/s that {r['threads']} threads can read"
+    )
 
 
 def _row(name: str, r: dict[str, Any], key: str, digits: int, unit: str) -> tuple[str, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import click
+
+PATIENCE = 1.0  # seconds that somebody waits without being told what for
 
 
 def print_json(value: Any) -> None:
@@ -85,6 +88,36 @@ def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Pr
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _Bar(bar, bar.add_task(description, total=total))
+
+
+@contextmanager
+def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """What `load` reports to: a bar on a terminal's stderr, if it takes long; None elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with ExitStack() as shown:
+        yield _LateBar(shown)
+
+
+class _LateBar:
+    """A bar that appears when something has gone on for a while and is not done."""
+
+    def __init__(self, shown: ExitStack) -> None:
+        self._shown = shown
+        self._bar: Progress | None = None
+        self._began, self._done = -1.0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many bytes are there, of how many."""
+        now = time.monotonic()
+        if self._began < 0:
+            self._began = now
+        if self._bar is None and done < total and now - self._began > PATIENCE:
+            self._bar = self._shown.enter_context(progress("Loading", total))
+        if self._bar is not None:
+            self._bar.advance(done - self._done)
+            self._done = done
 
 
 def show_notices() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import show_notices, sparing_collections
+from apr_core.cli.console import show_notices, sparing_collections, upload_progress
 
 if TYPE_CHECKING:
     from apr_core.engine.generate import Generation, Timings
@@ -36,7 +36,11 @@ OPTIONS = (
     click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
     click.option("--system", help="System message."),
     click.option("--thinking", type=click.Choice(["on", "off"]), help="Default: the model's."),
-    click.option("--backend", help="Where to run; default: what fits this machine best."),
+    click.option(
+        "--backend",
+        metavar="NAME[:DEVICE]",
+        help="Where to run; default: what fits this machine best.",
+    ),
     click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
     click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
     kv_type_option,
@@ -70,12 +74,13 @@ def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
 def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
     """The model, with its report on stderr if asked for or if something runs slowly."""
     show_notices()
-    with sparing_collections():
+    with sparing_collections(), upload_progress() as uploaded:
         from apr_core.model.model import load
 
         model = load(
             file, options["backend"], options["threads"],
             strict=options["strict"], max_len=options["context"], kv_type=options["kv_type"],
+            progress=uploaded,
         )  # fmt: skip
     with model:
         if options["verbose"]:

@@ -10,6 +10,7 @@ import click
 
 from apr_core.cli.console import print_json, print_table
 from apr_core.plugin_rows import PluginRow
+from apr_core.probing import rows_here
 from apr_core.published import published
 from apr_core.registry import get_registry
 
@@ -70,7 +71,7 @@ def _as_dict(row: PluginRow) -> dict[str, Any]:
 @click.option("--refresh", is_flag=True, help="Look at every plugin again; remember nothing.")
 def list_(as_json: bool, refresh: bool) -> None:
     """One line a plugin: version, status, what it provides."""
-    rows = get_registry(refresh).plugins
+    rows = rows_here(get_registry(refresh))
     if as_json:
         print_json([_as_dict(row) for row in rows])
         return
@@ -99,7 +100,7 @@ def show(name: str, as_json: bool) -> None:
     """All about one plugin. NAME is a distribution, an entry point or something it provides."""
     from apr_core.cli.plugin_names import rows_called
 
-    rows = rows_called(name, get_registry().plugins)
+    rows = rows_called(name, rows_here(get_registry()))
     if as_json:
         print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
         return

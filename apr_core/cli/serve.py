@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, show_notices, sparing_collections
+from apr_core.cli.console import (
+    human_bytes,
+    show_notices,
+    sparing_collections,
+    upload_progress,
+)
 from apr_core.cli.serve_options import serve_options, show_config
 from apr_core.errors import AprError, NotFound, UsageError
 
@@ -149,7 +155,8 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
     logs.configure(served.log_format)
     check_tls(served)
     with ExitStack() as stack:
-        listener = stack.enter_context(bound(served))
+        with _signals_held():  # or a socket file would stay that nobody knows of yet
+            listener = stack.enter_context(bound(served))
         models = _load(files, options, stack)
         engines = _engines(models, options, stack)
         services = {name: ChatService(models[name], engines[name], name) for name in models}
@@ -161,6 +168,16 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
         serve(app, list(engines.values()), listener, served, lambda url: _ready(url, lines))
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What asks the process to end is heard at the end of this, not within."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _load(
     files: Mapping[str, Path], options: Mapping[str, Any], stack: ExitStack
 ) -> dict[str, Model]:
@@ -168,10 +185,10 @@ def _load(
 
     models = {}
     for name, file in files.items():
-        with sparing_collections():
+        with sparing_collections(), upload_progress() as uploaded:
             model = load(
                 file, options["backend"], options["threads"], strict=options["strict"],
-                max_len=options["context"], kv_type=options["kv_type"],
+                max_len=options["context"], kv_type=options["kv_type"], progress=uploaded,
             )  # fmt: skip
         models[name] = stack.enter_context(model)
         for fallback in model.report.fallbacks:
@@ -183,18 +200,17 @@ def _engines(
     models: Mapping[str, Model], options: Mapping[str, Any], stack: ExitStack
 ) -> dict[str, Engine]:
     """An engine a model; memory is shared by what equally long sequences of each need."""
-    from apr_core.engine.memory import default_limit
     from apr_core.engine.scheduler import Engine
     from apr_core.engine.warming import warm_up
 
-    weights = sum(model.file.path.stat().st_size for model in models.values())
-    total = default_limit(weights) if options["memory"] is None else options["memory"] * GIB
+    for model in models.values():
+        warm_up(model)
+    total = _memory(list(models.values())) if options["memory"] is None else options["memory"] * GIB
     needs = {
         name: model.sequence_bytes(min(SAMPLE, model.max_len)) for name, model in models.items()
     }
     engines = {}
     for name, model in models.items():
-        warm_up(model)
         share = needs[name] / sum(needs.values())
         _check_room(name, model, int(total * share))
         cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
@@ -204,6 +220,14 @@ def _engines(
         )  # fmt: skip
         stack.callback(engines[name].close)
     return engines
+
+
+def _memory(models: Sequence[Model]) -> int:
+    """Bytes for sequences and prefixes of all models, which are on the same backend."""
+    from apr_core.engine.memory import default_limit
+
+    weights = sum(model.file.path.stat().st_size for model in models)
+    return default_limit(models[0].backend, weights, sum(model.step_bytes() for model in models))
 
 
 def _check_room(name: str, model: Model, memory: int) -> None:

@@ -28,8 +28,8 @@ from apr_core.text.chat import END_THINK
 from apr_core.text.detokenize import MAX_PENDING
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from apr_core.binding import Draw
+    from apr_core.model.last_logits import Choice
     from apr_core.model.model import Model
     from apr_core.text.tokenizer import Tokenizer
 
@@ -86,23 +86,29 @@ class Answer:
         self._budget_told = False
         self._close_thought()
 
-    def advance(self, logits: NDArray[np.float32]) -> None:
+    def draw(self) -> Draw | None:
+        """What the next token takes beside its logits; None if the logits are needed here."""
+        needed = self._forced or self._constrained or self.request.top_logprobs is not None
+        return None if needed else self._sampler.draw()
+
+    def advance(self, found: Choice) -> None:
         """As `take`, but whatever goes wrong ends this answer with the error."""
         try:
-            self.take(logits)
+            self.take(found)
         except BaseException as error:
             self.fail(as_exception(error))
 
-    def take(self, logits: NDArray[np.float32]) -> None:
-        """Take the next token from logits [vocab], which are left as they are."""
+    def take(self, found: Choice) -> None:
+        """Take the next token: what `draw` gave, or one from logits [vocab], which are left so."""
         forced = bool(self._forced)
-        self.token = self._forced.popleft() if forced else self._chosen(logits)
+        self.token = self._forced.popleft() if forced else self._chosen(found)
         if not forced and self._gives_up_in_thought(self.token):
             assert self._vocabulary.end_think is not None
             self.token = self._vocabulary.end_think
         self._count += 1
         if self.request.top_logprobs is not None:
-            valid = logits[: self._vocabulary.valid]
+            assert not isinstance(found, int), "log probabilities need the logits"
+            valid = found[: self._vocabulary.valid]
             self._logprobs.append(token_logprob(valid, self.token, self.request.top_logprobs))
         if not forced and self._stops(self.token):
             self._finish("stop", "stop_token", self.token)
@@ -113,10 +119,13 @@ class Answer:
             self._constraint.accept(self.token)
         self._end_if_due(constrained)
 
-    def _chosen(self, logits: NDArray[np.float32]) -> int:
+    def _chosen(self, found: Choice) -> int:
+        if isinstance(found, int):
+            self._sampler.took(found)
+            return found
         if not self._constrained or self._constraint is None:
-            return self._sampler(logits)
-        scores = self._constraint.mask(logits.copy())
+            return self._sampler(found)
+        scores = self._constraint.mask(found.copy())
         if not np.isfinite(scores[: self._vocabulary.valid].max()):
             raise AprError("the constraint of this answer allows no token here")
         return self._sampler(scores)

@@ -15,9 +15,7 @@ from apr_core.engine.writer import Piece
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from apr_core.model.last_logits import Choice
     from apr_core.model.model import Model
 
 
@@ -87,10 +85,10 @@ def stream(
     room = room if max_tokens is None else min(max_tokens, room)
     slot = model.new_slot()
     try:
-        logits = _prefill(model, slot, prompt_ids, chunk, timings)
         answer = Answer(Vocabulary.of(model), request, 0, slot=slot, room=room, full="max_tokens")
+        found = _prefill(model, answer, chunk, timings)
         while True:
-            answer.take(logits)
+            answer.take(found)
             timings.tokens += 1
             told, answer.deltas = answer.deltas, []
             for delta in told:
@@ -98,7 +96,8 @@ def stream(
             if answer.ended:
                 return
             started = time.perf_counter()
-            logits = model.forward([(slot, [answer.token])])[0]
+            logits = model.forward_last([(slot, [answer.token])])
+            (found,) = logits.chosen(map(Answer.draw, [answer]))
             timings.decode_s += time.perf_counter() - started
     finally:
         model.free_slot(slot)
@@ -117,15 +116,14 @@ def check_prompt(model: Model, prompt_ids: Sequence[int], max_tokens: int | None
         )
 
 
-def _prefill(
-    model: Model, slot: int, ids: Sequence[int], chunk: int, timings: Timings
-) -> NDArray[np.float32]:
-    started = time.perf_counter()
+def _prefill(model: Model, answer: Answer, chunk: int, timings: Timings) -> Choice:
+    """Read the prompt of an answer; what its first token is taken from."""
+    started, ids = time.perf_counter(), answer.request.prompt_ids
     for start, stop in stretches(len(ids), cuts_of(model)(ids), chunk):
-        logits = model.forward([(slot, ids[start:stop])])
+        logits = model.forward_last([(answer.slot, ids[start:stop])])
+    (found,) = logits.chosen(map(Answer.draw, [answer]))
     timings.prompt_tokens, timings.prefill_s = len(ids), time.perf_counter() - started
-    row: NDArray[np.float32] = logits[0]
-    return row
+    return found
 
 
 def generate(model: Model, prompt_ids: Sequence[int], **options: object) -> Generation:

@@ -17,6 +17,7 @@ from apr_core.engine.prefix_cache import PrefixCache
 from apr_core.engine.queue import FairQueue
 from apr_core.engine.requests import as_exception
 from apr_core.engine.sharing import readers
+from apr_core.model.last_logits import Choice, LastLogits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,21 +159,22 @@ class Loop:
             return
         started = time.perf_counter()
         try:
-            logits = self.model.forward([(answer.slot, [answer.token]) for answer in answers])
+            logits = self.model.forward_last([(answer.slot, [answer.token]) for answer in answers])
+            choices = logits.chosen(map(Answer.draw, answers))
         except BaseException as error:
             for answer in answers:
                 answer.fail(as_exception(error))
         else:
-            for answer, row in zip(answers, logits, strict=True):
-                self._advance(answer, row)
+            for answer, found in zip(answers, choices, strict=True):
+                self._advance(answer, found)
         self.totals.steps += 1
         self._pace.stepped(time.perf_counter() - started)
         for answer in answers:
             self._untold.setdefault(self.decoding[answer], False)
         self._retire()
 
-    def _advance(self, answer: Answer, row: NDArray[np.float32]) -> None:
-        answer.advance(row)
+    def _advance(self, answer: Answer, found: Choice) -> None:
+        answer.advance(found)
         self.totals.generated_tokens += 1
 
     def _retire(self) -> None:
@@ -264,13 +266,13 @@ class Loop:
             self._release_prompt(job)
         self._left = []
 
-    def _read(self, job: Job, stop: int, rows: NDArray[np.float32]) -> None:
-        """Some more of a prompt is in its slot; rows are logits [1, vocab] or hidden states."""
+    def _read(self, job: Job, stop: int, rows: LastLogits | NDArray[np.float32]) -> None:
+        """Some more of a prompt is in its slot; rows are its last logits, or hidden states."""
         job.position = stop
         try:
             if job.node is not None and job.worth_keeping and job.slot is not None:
                 job.node = self.cache.keep(job.node, job.ids, job.slot)
-            if isinstance(job, EmbeddingJob):
+            if isinstance(job, EmbeddingJob) and not isinstance(rows, LastLogits):
                 job.add(rows)
         except BaseException as error:
             self._end(job, as_exception(error))
@@ -279,24 +281,25 @@ class Loop:
             return
         self.totals.prompt_tokens += len(job.ids)
         self.totals.cached_tokens += job.cached
-        if isinstance(job, GenerationJob):
-            self._answer(job, rows[0])
+        if isinstance(job, GenerationJob) and isinstance(rows, LastLogits):
+            self._answer(job, rows)
         else:
             self.prefilling.remove(job)
             self._release_prompt(job)
             self._over(job, failed=False)
 
-    def _answer(self, job: GenerationJob, logits: NDArray[np.float32]) -> None:
-        """Begin all answers of a request with its prompt's last logits [vocab]."""
+    def _answer(self, job: GenerationJob, logits: LastLogits) -> None:
+        """Begin all answers of a request with its prompt's last logits, one row for each."""
         assert job.slot is not None
         slots: list[int] = []
         try:
             for _ in range(job.request.n - 1):
                 slots.append(self.model.fork(job.slot))
-            job.answers = [
+            answers = [
                 job.answer(self._vocabulary, index, slot)
                 for index, slot in enumerate([*slots, job.slot])
             ]
+            choices = logits.chosen(map(Answer.draw, answers))
         except BaseException as error:
             for slot in slots:
                 self.model.free_slot(slot)
@@ -305,9 +308,10 @@ class Loop:
         self.prefilling.remove(job)
         self.cache.unpin(job.node)
         job.node = job.slot = None
-        for answer in job.answers:
+        job.answers = answers
+        for answer, found in zip(answers, choices, strict=True):
             self.decoding[answer] = job
-            self._advance(answer, logits)
+            self._advance(answer, found)
         self._untold.setdefault(job, False)
         self._retire()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.binding import Draw
 from apr_core.engine.cuts import CHUNK
 from apr_core.engine.sampling import Sampler, SamplingParams
 from apr_core.errors import UsageError
@@ -122,10 +123,14 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
             tokens.append(sampler(logits))
             run = run or Run(prefilled - started, time.perf_counter() - started)
         assert run is not None
+        likeliest = [Draw(valid)] * plan.batch
         for _ in range(plan.max_tokens):
             started = time.perf_counter()
-            step = model.forward([(s, [t]) for s, t in zip(slots, tokens, strict=True)])
-            tokens = [int(row[:valid].argmax()) for row in step]
+            step = model.forward_last([(s, [t]) for s, t in zip(slots, tokens, strict=True)])
+            tokens = [
+                found if isinstance(found, int) else int(found[:valid].argmax())
+                for found in step.chosen(likeliest)
+            ]
             run.steps_s.append(time.perf_counter() - started)
         return run, state_bytes(model, slots)
     finally:

@@ -7,15 +7,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from apr_core.binding import BackendPlugin
+from apr_core.model.planning import capacity
+
 SHARE = 0.5  # of what is available, unless somebody says otherwise
+DEVICE_SHARE = 0.9  # of what a device has left, if the rest is enough for a step
 LEAST = 256 << 20
 
 
-def default_limit(weights: int) -> int:
-    """Bytes for state: a share of the memory that is available beside `weights` bytes of weights.
+def default_limit(backend: BackendPlugin, weights: int, step: int) -> int:
+    """Bytes for state, over all models that are loaded onto the backend.
 
-    Weights are mapped: pages of a file count as available, and are not.
+    Of a device with memory of its own, a share of what is left now, and never the `step` bytes that
+    forwards take: prefixes would fill these too, in time. Elsewhere a share of what is available
+    beside `weights` bytes of weights, which are mapped: pages of a file count as available, and are
+    not.
     """
+    free = capacity(backend)
+    if free is not None:
+        return max(0, min(int(DEVICE_SHARE * free), free - step))
     return max(LEAST, int(SHARE * (available() - weights)))
 
 

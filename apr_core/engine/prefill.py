@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from apr_core.engine.cuts import CHUNK, GRID
 from apr_core.engine.jobs import EmbeddingJob, Job
+from apr_core.model.last_logits import LastLogits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ class Forward:
             (job.slot, job.ids[job.position : stop]) for job, stop in chosen if job.slot is not None
         ]
         self._slices = model.forward_slices(parts, hidden=self._embeds)
-        self._result: NDArray[np.float32] | None = None  # logits [jobs, vocab], or hidden [rows, n]
+        self._result: LastLogits | NDArray[np.float32] | None = None  # or hidden [rows, n]
 
     def run(self, pace: Pace, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
         """Run slices, for about so many seconds or to the end; whether it ended.
@@ -89,14 +90,16 @@ class Forward:
             if interrupted() or (seconds is not None and now - started + longest > seconds):
                 return False
 
-    def results(self) -> Iterator[tuple[Job, int, NDArray[np.float32]]]:
-        """Each job, where its prompt stands now, and its logits [1, vocab] or hidden states."""
+    def results(self) -> Iterator[tuple[Job, int, LastLogits | NDArray[np.float32]]]:
+        """Each job, where its prompt stands now, and logits for its answers or hidden states."""
         assert self._result is not None
         start = 0
-        for job, stop, rows in zip(self.jobs, self._stops, self._rows, strict=True):
-            count = rows if self._embeds else 1
-            yield job, stop, self._result[start : start + count]
-            start += count
+        for i, (job, stop) in enumerate(zip(self.jobs, self._stops, strict=True)):
+            if isinstance(self._result, LastLogits):
+                yield job, stop, self._result.of(i, job.answers_wanted)
+            else:
+                yield job, stop, self._result[start : start + self._rows[i]]
+                start += self._rows[i]
 
     @property
     def abandoned(self) -> bool:

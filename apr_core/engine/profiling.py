@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apr_core.binding import Weight
+from apr_core.binding import BackendPlugin, Weight
+from apr_core.model.planning import capacity
 
 if TYPE_CHECKING:
     from apr_core.model.model import Model
@@ -26,9 +27,10 @@ class OpTime:
 class Profile:
     """Times by label, and the whole time of the profiled part; the rest is between ops."""
 
+    kernels: dict[str, str]  # BindReport.as_dict() of the model
+    _wait: Callable[[Any], None]  # for what an op gave
     total_s: float = 0.0
     ops: dict[str, OpTime] = field(default_factory=dict)
-    kernels: dict[str, str] = field(default_factory=dict)  # BindReport.as_dict() of the model
     _inside: list[float] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -62,7 +64,9 @@ class Profile:
             self._inside.append(0.0)
             started = time.perf_counter()
             try:
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                self._wait(result)
+                return result
             finally:
                 took = time.perf_counter() - started
                 entry = self.ops.setdefault(name + _formats(args), OpTime())
@@ -82,15 +86,26 @@ def _formats(args: tuple[Any, ...]) -> str:
     return "[" + "+".join(w.format for w in weights) + "]" if weights else ""
 
 
+def _waiting(backend: BackendPlugin) -> Callable[[Any], None]:
+    """Returns when what an op gave is there: a device of its own may only have been told to."""
+
+    def wait(result: Any) -> None:
+        last = result[-1] if isinstance(result, tuple) else result
+        backend.download(last[(slice(1),) * len(last.shape)])
+
+    return wait if capacity(backend) is not None else lambda result: None
+
+
 @contextmanager
 def profiled(model: Model) -> Iterator[Profile]:
     """Wrap the model's ops inside the block.
 
     Weights keep their own kernels unwrapped: a backend may look at these to decide whether to
     fuse, so wrapping would time other code than what runs. Captured steps are switched off, since
-    they call no ops: what a step costs between its ops is larger here than without a profile.
+    they call no ops: what a step costs between its ops is larger here than without a profile. A
+    device with memory of its own is waited for after each op: else all would be launches.
     """
-    profile, ops = Profile(kernels=model.report.as_dict()), model.ops
+    profile, ops = Profile(model.report.as_dict(), _waiting(model.backend)), model.ops
     before, captures = dict(vars(ops)), model.captures
     model.captures = False
     for name, function in before.items():

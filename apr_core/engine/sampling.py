@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.binding import Draw
 from apr_core.errors import AprError, UsageError
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -117,6 +118,27 @@ class Sampler:
         biased = [(token, bias) for token, bias in params.logit_bias if 0 <= token < valid_size]
         self._biased = np.array([token for token, _ in biased], np.int64)
         self._bias = np.array([bias for _, bias in biased], np.float64)
+        penalties = params.presence_penalty or params.frequency_penalty
+        self._plain = not (biased or penalties or params.repetition_penalty != 1.0)
+        self._share: float | None = None  # of the next token, once it is known
+
+    def draw(self) -> Draw | None:
+        """What the next token takes beside its logits; None if bias or penalties change these.
+
+        The same until a token was taken.
+        """
+        return self._draw() if self._plain else None
+
+    def _draw(self) -> Draw:
+        p = self.params
+        if self._share is None:
+            self._share = self._rng.random() if p.temperature > 0 else 0.0
+        return Draw(self._valid, p.temperature, p.top_k, p.top_p, p.min_p, self._share)
+
+    def took(self, token: int) -> None:
+        """Somebody else has taken this token by the draw."""
+        self._share = None
+        self._seen.add(token)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         """The next token for logits [vocab]. Raises AprError if none is finite.
@@ -124,18 +146,18 @@ class Sampler:
         Bias and penalties are written into the row and taken back: a copy takes longer.
         """
         scores = np.asarray(logits[: self._valid], np.float32)
-        changed = self._changed()
+        changed, draw = self._changed(), self._draw()
         if not changed.size:
-            token = self._chosen(scores)
+            token = chosen(scores, draw)
         else:
             scores = scores if scores.flags.writeable else scores.copy()
             before = scores[changed]
             try:
                 self._change(scores)
-                token = self._chosen(scores)
+                token = chosen(scores, draw)
             finally:
                 scores[changed] = before
-        self._seen.add(token)
+        self.took(token)
         return token
 
     def _changed(self) -> NDArray[np.int64]:
@@ -161,59 +183,64 @@ class Sampler:
             penalties = p.presence_penalty + p.frequency_penalty * seen.counts
             _store(scores, seen.ids, scores[seen.ids] - penalties)
 
-    def _chosen(self, scores: NDArray[np.float32]) -> int:
-        p = self.params
-        if p.temperature > 0 and 0 < p.top_k < scores.size:
-            ids = largest(scores, p.top_k)
-            return self._among(ids, self._weights(scores[ids].astype(np.float64), scores[ids[0]]))
-        scores, token = finite(scores)
-        return self._draw(scores, scores[token]) if p.temperature > 0 else token
 
-    def _draw(self, scores: NDArray[np.float32], top: np.float32) -> int:
-        p = self.params
-        if p.top_p < 1.0:
-            ids, total = self._nucleus(scores, top)
-            return self._among(ids, self._weights(scores[ids].astype(np.float64), top), total)
-        everything = self._weights(scores, top)
-        if p.min_p > 0.0:
-            everything[everything < p.min_p] = 0.0
-        return pick(everything, self._rng.random())
+def chosen(logits: NDArray[np.float32], draw: Draw) -> int:
+    """The token that a draw takes from logits [vocab]. Raises AprError if none is finite."""
+    scores = logits[: draw.valid]
+    if draw.temperature > 0 and 0 < draw.top_k < scores.size:
+        ids = largest(scores, draw.top_k)
+        return _among(ids, _weights(scores[ids].astype(np.float64), scores[ids[0]], draw), draw)
+    scores, token = finite(scores)
+    return _drawn(scores, scores[token], draw) if draw.temperature > 0 else token
 
-    def _among(
-        self, ids: NDArray[np.intp], weights: NDArray[np.float64], total: float | None = None
-    ) -> int:
-        """A draw by top-p and min-p from ids, likeliest first; `total` weigh all that there are."""
-        p, sums = self.params, np.cumsum(weights)
-        before = np.concatenate([[0.0], sums[:-1]])
-        keep = before < p.top_p * (sums[-1] if total is None else total)
-        keep &= weights >= p.min_p  # of the likeliest, whose weight is 1
-        count = max(1, np.count_nonzero(keep))  # both steps keep the first ones of a falling row
-        return int(ids[pick(weights[:count], self._rng.random())])
 
-    def _weights(self, scores: NDArray[Any], top: np.float32) -> NDArray[Any]:
-        """The softmax without its denominator: 1 for the likeliest token."""
-        weights: NDArray[Any] = scores - top
-        with np.errstate(over="ignore"):  # a low temperature: all but the best become exp(-inf)
-            weights /= max(self.params.temperature, COLDEST)
-            np.exp(weights, out=weights)
-        return weights
+def _drawn(scores: NDArray[np.float32], top: np.float32, draw: Draw) -> int:
+    if draw.top_p < 1.0:
+        ids, total = _nucleus(scores, top, draw)
+        return _among(ids, _weights(scores[ids].astype(np.float64), top, draw), draw, total)
+    everything = _weights(scores, top, draw)
+    if draw.min_p > 0.0:
+        everything[everything < draw.min_p] = 0.0
+    return pick(everything, draw.share)
 
-    def _nucleus(
-        self, scores: NDArray[np.float32], top: np.float32
-    ) -> tuple[NDArray[np.intp], float]:
-        """At least the tokens that top-p and min-p keep, likeliest first; the weight of all.
 
-        Looks at ever more of the likeliest until they hold the share.
-        """
-        total = float(self._weights(scores, top).sum(dtype=np.float64))
-        count = FIRST_LOOK
-        while True:
-            ids = largest(scores, count)
-            weights = self._weights(scores[ids].astype(np.float64), top)
-            enough = weights.sum() >= self.params.top_p * total
-            if enough or weights[-1] < self.params.min_p or count >= scores.size:
-                return ids, total
-            count *= 8
+def _among(
+    ids: NDArray[np.intp], weights: NDArray[np.float64], draw: Draw, total: float | None = None
+) -> int:
+    """A draw by top-p and min-p from ids, likeliest first; `total` weigh all that there are."""
+    sums = np.cumsum(weights)
+    before = np.concatenate([[0.0], sums[:-1]])
+    keep = before < draw.top_p * (sums[-1] if total is None else total)
+    keep &= weights >= draw.min_p  # of the likeliest, whose weight is 1
+    count = max(1, np.count_nonzero(keep))  # both steps keep the first ones of a falling row
+    return int(ids[pick(weights[:count], draw.share)])
+
+
+def _weights(scores: NDArray[Any], top: np.float32, draw: Draw) -> NDArray[Any]:
+    """The softmax without its denominator: 1 for the likeliest token."""
+    weights: NDArray[Any] = scores - top
+    with np.errstate(over="ignore"):  # a low temperature: all but the best become exp(-inf)
+        weights /= max(draw.temperature, COLDEST)
+        np.exp(weights, out=weights)
+    return weights
+
+
+def _nucleus(
+    scores: NDArray[np.float32], top: np.float32, draw: Draw
+) -> tuple[NDArray[np.intp], float]:
+    """At least the tokens that top-p and min-p keep, likeliest first; the weight of all.
+
+    Looks at ever more of the likeliest until they hold the share.
+    """
+    total = float(_weights(scores, top, draw).sum(dtype=np.float64))
+    count = FIRST_LOOK
+    while True:
+        ids = largest(scores, count)
+        weights = _weights(scores[ids].astype(np.float64), top, draw)
+        enough = weights.sum() >= draw.top_p * total
+        if enough or weights[-1] < draw.min_p or count >= scores.size:
+            return ids, total
+        count *= 8
 
 
 def finite(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:

@@ -51,10 +51,10 @@ class Engine:
     """Runs requests on a model, `slots` answers at once. Implements `GenerationEngine`.
 
     `memory_bytes` is for the state of sequences and the cache of prefixes together, by default a
-    share of what the machine has left; `cache_bytes` limits the cache within it, 0 means none.
-    At most `queue_limit` requests wait, and one more of each owner who has none waiting. States of
-    prompts are kept every `snapshot_every` tokens, and where messages begin. Nothing else may use
-    the model meanwhile. Raises UsageError for sizes that make no sense.
+    share of what the machine or the device has left; `cache_bytes` limits the cache within it, 0
+    means none. At most `queue_limit` requests wait, and one more of each owner who has none
+    waiting. States of prompts are kept every `snapshot_every` tokens, and where messages begin.
+    Nothing else may use the model meanwhile. Raises UsageError for sizes that make no sense.
     """
 
     def __init__(
@@ -69,8 +69,9 @@ class Engine:
         self.flushed: Callable[[], None] = _nothing
         found = cuts_of(model)
         self._cuts = PromptCuts(found.answer, found.question, snapshot_every)
-        limit = default_limit(_file_bytes(model)) if memory_bytes is None else memory_bytes
-        self._ledger = ledger = Ledger(limit, cache_bytes)
+        if memory_bytes is None:
+            memory_bytes = default_limit(model.backend, _file_bytes(model), model.step_bytes())
+        self._ledger = ledger = Ledger(memory_bytes, cache_bytes)
         self._cache = PrefixCache(model, lambda: ledger.for_cache)
         self._loop = Loop(model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over)
         self._lock = threading.Lock()  # guards what follows

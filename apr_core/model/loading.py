@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +25,12 @@ from apr_core.binding import (
 )
 from apr_core.contract import Contract, Resolution
 from apr_core.declarations import Quantizer
-from apr_core.errors import BackendError, FormatError
+from apr_core.discovery import missing_requirements
+from apr_core.errors import BackendError, BackendUnavailable, FormatError
 from apr_core.format import (
     NATIVE,
     AprFile,
+    TensorEntry,
     check_declared,
     decode_tensor,
     quantizer_for,
@@ -37,14 +39,29 @@ from apr_core.format import (
 from apr_core.format.dtypes import LEGACY
 from apr_core.layouts import check as check_layout
 from apr_core.model.decoder import Decoder, Layer, Mixer
+from apr_core.model.devices import device_option, find_backend
+from apr_core.model.planning import (
+    Demand,
+    Kept,
+    LayerShapes,
+    capacity,
+    check_memory,
+    weight_bytes,
+    working_bytes,
+)
+from apr_core.model.state import KVType, sequence_bytes, state_makers
 from apr_core.model.widths import Tensors, check_mixers, check_outside
 from apr_core.modelspec import Block, ModelConfig, Plan
 from apr_core.ops import Op
-from apr_core.registry import Registry
+from apr_core.registry import Owned, Registry
 
 MLP_MATRICES = ("gate_proj", "up_proj", "down_proj")
 NORMS = ("input_norm", "post_attention_norm")
 DECODER_OPS = ("linear", "embed", "linears", "rms_norm", "add_rms_norm", "mlp")
+EMBEDDING, HEAD = ("embedding", ("embed",)), ("lm_head", ("linear",))
+TIED = (("embedding", ("embed", "linear")),)
+Q8_GROUP = 32  # values with one scale
+Progress = Callable[[int, int], None]  # (bytes of matrices that were uploaded, of how many)
 
 
 @contextmanager
@@ -62,22 +79,19 @@ def without_collections() -> Iterator[None]:
 
 
 def make_backend(registry: Registry, name: str, threads: int | None) -> BackendPlugin:
-    """The named backend. Raises PluginNotFound, BackendUnavailable or BackendError."""
-    owned = registry.get("backend", name)
-    if owned.declaration.probe:
-        check_probe(name, owned.declaration.probe)
-    backend: BackendPlugin = registry.load(owned)(threads=threads)
+    """The backend, and device, of that name. Raises PluginNotFound or BackendError."""
+    owned, device = find_backend(registry, name)
+    check_probe(registry, owned, name)
+    factory = registry.load(owned)
+    backend: BackendPlugin = factory(threads=threads, **device_option(factory, name, device))
     return backend
 
 
-def check_probe(name: str, probe: str) -> None:
-    """Ask a backend's probe whether this machine can run it."""
-    from importlib import import_module
-
-    from apr_core.errors import BackendUnavailable
-
-    module, _, attribute = probe.partition(":")
-    score, reason = getattr(import_module(module), attribute)()
+def check_probe(registry: Registry, owned: Owned, name: str) -> None:
+    """Ask a backend's probe whether this machine can run it. Raises BackendUnavailable."""
+    if missing_requirements([owned.declaration]):
+        return  # the registry's own error names what to install
+    score, reason = registry.probe(owned)
     if score <= 0:
         raise BackendUnavailable(
             f"backend {name!r} cannot run on this machine: {reason}",
@@ -104,14 +118,39 @@ def foreign_kernels(registry: Registry, backend: str) -> dict[tuple[str, str], F
 
 
 class WeightLoader:
-    """Uploads a file's tensors by role."""
+    """Uploads a file's tensors by role, and says what they are going to take.
+
+    `outside` are the matrices of no layer: their roles, and the ops that use them.
+    """
 
     def __init__(
-        self, file: AprFile, resolution: Resolution, registry: Registry, binder: Binder
-    ) -> None:
+        self, file: AprFile, resolution: Resolution, registry: Registry, binder: Binder,
+        mixers: Sequence[Mixer], tied: bool, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
         self.file, self.resolution = file, resolution
-        self.registry, self.binder = registry, binder
+        self.registry, self.binder, self.mixers = registry, binder, mixers
+        self.outside = TIED if tied else (EMBEDDING, HEAD)
         self._layouts: dict[str, BlockLayout | None] = {}  # by format, once it was checked
+        self._progress, self._done = progress, 0
+        self._total = sum(e.nbytes for e, _ in self._matrices()) if progress else 0
+        self._report(0)
+
+    def _report(self, nbytes: int) -> None:
+        """So many more bytes of matrices were uploaded."""
+        self._done += nbytes
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def _entry(self, role: str, layer: int | None = None) -> TensorEntry:
+        return self.file.tensors[self.resolution.name_of(role, layer)]
+
+    def _matrices(self) -> Iterator[tuple[TensorEntry, tuple[str, ...]]]:
+        """Every matrix, and the ops that use it."""
+        for role, uses in self.outside:
+            yield self._entry(role), uses
+        for index, mixer in enumerate(self.mixers):
+            for role in (*mixer.matrices, *MLP_MATRICES):
+                yield self._entry(role, index), ("linear",)
 
     def _quantizer(self, format: str) -> Any:
         return self.registry.make("quantizer", format)
@@ -129,22 +168,65 @@ class WeightLoader:
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
         """A [rows, cols] tensor for `linear` and `embed`, packed where kernels read it."""
-        entry = self.file.tensors[self.resolution.name_of(role, layer)]
+        entry = self._entry(role, layer)
         rows, cols = entry.shape
-        raw, format = self.file.raw(entry.name), entry.format
-        if format in LEGACY:  # no backend reads these in place, and no plugin brings them
-            raw, format = decode_tensor(entry, raw, self._quantizer).view(np.uint8), DENSE
-        layout = None
-        if format not in NATIVE:
-            declared = quantizer_for(entry, self._declared)  # its error names what to install
-            # kernels trust the block size: a file may not redefine it
-            check_declared(entry, declared)
-            layout = self._layout(format, declared)
-            if "embed" in uses:  # the first step decodes: it should not wait for an import
-                self._quantizer(format)
+        raw = self.file.raw(entry.name)
+        format, layout = self._read_as(entry)
+        if entry.format in LEGACY:
+            raw = decode_tensor(entry, raw, self._quantizer).view(np.uint8)
+        if format not in NATIVE and "embed" in uses:
+            self._quantizer(format)  # the first step decodes: it should not wait for an import
         decode = partial(self._decode, format)
         matrix = HostMatrix(entry.name, format, (rows, cols), raw.reshape(rows, -1), decode, layout)
-        return self.binder.weight(matrix, uses)
+        weight = self.binder.weight(matrix, uses)
+        self._report(entry.nbytes)
+        return weight
+
+    def _read_as(self, entry: TensorEntry) -> tuple[str, BlockLayout | None]:
+        """The format in which a backend is given a matrix, and the layout that it declares."""
+        if entry.format in LEGACY:  # no backend reads these in place, and no plugin brings them
+            return DENSE, None
+        if entry.format in NATIVE:
+            return entry.format, None
+        declared = quantizer_for(entry, self._declared)  # its error names what to install
+        # kernels trust the block size: a file may not redefine it
+        check_declared(entry, declared)
+        return entry.format, self._layout(entry.format, declared)
+
+    def _kept(self, entry: TensorEntry, uses: tuple[str, ...]) -> Kept:
+        """What a matrix is going to be on the backend."""
+        rows, cols = entry.shape
+        format, layout = self._read_as(entry)
+        kept = self.binder.kept_as(format, layout, uses)
+        return Kept(kept, (rows, cols), layout if kept == format else None)
+
+    def embedding_format(self) -> str:
+        """The format in which the embedding is going to be on the backend."""
+        role, uses = self.outside[0]
+        return self._kept(self._entry(role), uses).format
+
+    def demand(self, config: ModelConfig, kv_type: KVType) -> Demand:
+        """What the model takes on a device that has memory of its own."""
+        backend = self.binder.backend
+        matrices = [self._kept(*each) for each in self._matrices()]
+        layers = [self._shapes(mixer, index) for index, mixer in enumerate(self.mixers)]
+        dense = [self._entry("final_norm").shape, *(s for layer in layers for s in layer.dense)]
+        makers = state_makers(backend, kv_type)
+        states = [mixer.new_state(makers) for mixer in self.mixers]
+        return Demand(
+            weight_bytes(backend, matrices, dense),
+            working_bytes(config.hidden_size, config.vocab_size, layers),
+            partial(sequence_bytes, states),
+            sum(rows * cols for rows, cols in (m.shape for m in matrices)),
+        )
+
+    def _shapes(self, mixer: Mixer, index: int) -> LayerShapes:
+        def of(roles: Iterable[str]) -> list[tuple[int, ...]]:
+            return [self._entry(role, index).shape for role in roles]
+
+        constants = [np.shape(array) for array in mixer.constants.values()]
+        dense = [*of((*mixer.vectors, *NORMS)), *constants]
+        return LayerShapes(of(mixer.matrices), of(MLP_MATRICES), dense)
 
     def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
         """The blocks a generic kernel can read, if the format declares them."""
@@ -157,13 +239,13 @@ class WeightLoader:
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Any other tensor, as a dense float32 array on the backend."""
-        entry = self.file.tensors[self.resolution.name_of(role, layer)]
+        entry = self._entry(role, layer)
         values = decode_tensor(entry, self.file.raw(entry.name), self._quantizer)
         return self.binder.backend.upload(values)
 
-    def layer(self, mixer: Mixer, index: int) -> Layer:
+    def layer(self, index: int) -> Layer:
         """All weights of one layer."""
-        weights = SimpleNamespace()
+        weights, mixer = SimpleNamespace(), self.mixers[index]
         for role in (*mixer.matrices, *MLP_MATRICES):
             setattr(weights, role, self.matrix(role, index))
         for role in (*mixer.vectors, *NORMS):
@@ -171,6 +253,15 @@ class WeightLoader:
         for name, array in mixer.constants.items():
             setattr(weights, name, self.binder.backend.upload(array))
         return Layer(mixer, weights)
+
+    def decoder(self, ops: BoundOps, plan: Plan) -> Decoder:
+        """Everything uploaded, ready to run."""
+        found = [self.matrix(role, None, uses) for role, uses in self.outside]
+        layers = tuple(self.layer(index) for index in range(len(self.mixers)))
+        return Decoder(
+            ops, layers, found[0], found[-1], self.vector("final_norm"), plan.norm_eps,
+            plan.norm_offset,
+        )  # fmt: skip
 
 
 def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op], set[str]]:
@@ -207,13 +298,44 @@ def make_mixers(registry: Registry, plan: Plan) -> list[Mixer]:
     return [make_mixer(registry, block) for block in plan.blocks]
 
 
+def choose_kv_type(
+    asked: KVType | None, embedding: str, backend: BackendPlugin, config: ModelConfig
+) -> KVType:
+    """The precision of keys and values: what was asked for, or by the embedding's format.
+
+    Raises BackendError if the backend cannot keep those of this model so.
+    """
+    kv_type: KVType = asked or ("f32" if embedding == DENSE else "f16")
+    known = getattr(backend, "kv_types", ("f32", "f16"))
+    if kv_type not in known:
+        raise BackendError(
+            f"backend {backend.name!r} keeps keys and values in {', '.join(known)}, not {kv_type}",
+            "Choose another kv_type.",
+        )
+    if kv_type == "q8" and config.head_dim % Q8_GROUP:
+        raise BackendError(
+            f"kv_type q8 needs heads of a multiple of {Q8_GROUP} values, found {config.head_dim}",
+            "Choose kv_type f16.",
+        )
+    return kv_type
+
+
+def uploading(backend: BackendPlugin) -> AbstractContextManager[None]:
+    """What all uploads of a model happen within, if the backend wants to know of it."""
+    loading: Callable[[], AbstractContextManager[None]] | None = getattr(backend, "loading", None)
+    return loading() if loading else nullcontext()
+
+
 def build_decoder(
     file: AprFile, contract: Contract, config: ModelConfig, plan: Plan, registry: Registry,
-    backend: BackendPlugin, backend_name: str,
-) -> tuple[Decoder, Binder]:  # fmt: skip
+    backend: BackendPlugin, backend_name: str, context: int, kv_type: KVType | None = None,
+    progress: Progress | None = None,
+) -> tuple[Decoder, Binder, KVType]:  # fmt: skip
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
-    Raises ContractError, also where the contract itself does not fit the plan.
+    Also says how keys and values are kept, where `kv_type` leaves that open. Raises ContractError,
+    also where the contract itself does not fit the plan, and BackendError where the weights and a
+    sequence of `context` tokens do not fit the device: before anything is uploaded.
     """
     shapes = {name: e.shape for name, e in file.tensors.items()}
     resolution = contract.check(config, shapes)
@@ -224,14 +346,11 @@ def build_decoder(
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
     ops: BoundOps = binder.bind_ops({*used, *DECODER_OPS})
     check_mixers(tensors, config, plan, mixers, partial(make_mixer, registry), brought, used)
-    loader = WeightLoader(file, resolution, registry, binder)
-    if config.tied_embeddings:
-        embedding = head = loader.matrix("embedding", None, ("embed", "linear"))
-    else:
-        embedding = loader.matrix("embedding", None, ("embed",))
-        head = loader.matrix("lm_head", None)
-    layers = tuple(loader.layer(mixer, i) for i, mixer in enumerate(mixers))
-    decoder = Decoder(
-        ops, layers, embedding, head, loader.vector("final_norm"), plan.norm_eps, plan.norm_offset
-    )
-    return decoder, binder
+    tied = config.tied_embeddings
+    loader = WeightLoader(file, resolution, registry, binder, mixers, tied, progress)
+    kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
+    free = capacity(backend)
+    if free is not None:
+        check_memory(file.path, backend, free, loader.demand(config, kv_type), context)
+    with uploading(backend):
+        return loader.decoder(ops, plan), binder, kv_type

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import (
-    DENSE,
-    BackendPlugin,
-    BindReport,
-    BoundOps,
-    StepFunction,
-    Weight,
-)
+from apr_core.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
 from apr_core.errors import BackendError, FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
-from apr_core.model.loading import build_decoder, make_backend, without_collections
-from apr_core.model.state import KVType, State, StateMakers
-from apr_core.model.step import Step, make_step
+from apr_core.model.devices import find_backend
+from apr_core.model.last_logits import LastLogits
+from apr_core.model.loading import (
+    MLP_MATRICES,
+    Progress,
+    build_decoder,
+    make_backend,
+    without_collections,
+)
+from apr_core.model.planning import LayerShapes, step_bytes
+from apr_core.model.state import KVType, State, sequence_bytes, state_makers
+from apr_core.model.step import CHUNK, Step, make_step
 from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry, get_registry
 
 if TYPE_CHECKING:
     from apr_core.text.tokenizer import Tokenizer
 
-Q8_GROUP = 32  # values with one scale
-CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
 Parts = Sequence[tuple[int, Sequence[int]]]  # (slot, next token ids)
 Snapshot = tuple[int, list[Any]]  # tokens, and what each layer's state made
 
@@ -59,7 +59,7 @@ class Model:
         self.captures = True  # False: every op of every step is called by itself, to be looked at
 
     def _new_states(self) -> list[State]:
-        makers = StateMakers(self.backend.zeros, self.kv_type)
+        makers = state_makers(self.backend, self.kv_type, self.max_len)
         return [layer.mixer.new_state(makers) for layer in self._decoder.layers]
 
     @property
@@ -171,10 +171,17 @@ class Model:
 
         Measured on an empty slot where a state does not say.
         """
-        return sum(
-            state.bytes_at(length) if hasattr(state, "bytes_at") else _opened_bytes(state)
-            for state in self._states
-        )
+        return sequence_bytes(self._states, length)
+
+    def step_bytes(self) -> int:
+        """Bytes that a forward takes beside weights and states: an estimate from above."""
+        layers = [
+            LayerShapes(
+                _shapes(layer.weights, layer.mixer.matrices), _shapes(layer.weights, MLP_MATRICES)
+            )
+            for layer in self._decoder.layers
+        ]
+        return step_bytes(self.config.hidden_size, self.config.vocab_size, layers)
 
     def forward(self, parts: Parts, all_rows: bool = False) -> NDArray[np.float32]:
         """One ragged step over (slot, next token ids) parts, each slot at most once.
@@ -182,16 +189,25 @@ class Model:
         Returns float32 logits [parts, vocab] of each part's last token, or [rows, vocab] of all
         tokens with `all_rows`. Raises UsageError on bad ids or when a slot would overflow.
         """
+        if not all_rows:
+            return self.forward_last(parts).download()
+        ids, step = self._step(parts)
+        logits = self.backend.download(self._all_logits(ids, step))
+        self._advance(parts)
+        return logits
+
+    def forward_last(self, parts: Parts) -> LastLogits:
+        """`forward`, whose logits stay where they are: tokens may be chosen there."""
         ids, step = self._step(parts)
         last = self._captured if self.captures else self._last_logits
-        logits = self.backend.download((self._all_logits if all_rows else last)(ids, step))
+        logits = LastLogits(self.backend, last(ids, step))
         self._advance(parts)
         return logits
 
     def forward_slices(
         self, parts: Parts, hidden: bool = False
-    ) -> Generator[None, None, NDArray[np.float32]]:
-        """`forward` in slices: a generator that pauses twice a layer and returns the logits.
+    ) -> Generator[None, None, LastLogits | NDArray[np.float32]]:
+        """`forward_last` in slices: a generator that pauses twice a layer and returns the logits.
 
         Other slots may be opened, freed and advanced between slices, and it may be closed early;
         then its slots are of no use any more. With `hidden` it returns the last hidden states
@@ -199,13 +215,17 @@ class Model:
         """
         ids, step = self._step(parts)
         rows = yield from self._decoder.slices(ids, step, self._states)
-        if not hidden:
-            if len(step.segments) < step.n_rows:
-                rows = rows[step.last_rows]
-            rows = self._decoder.logits(rows)
-        result = self.backend.download(rows)
+        result = self.backend.download(rows) if hidden else self._last_of(rows, step)
         self._advance(parts)
         return result
+
+    def _last_of(self, rows: Any, step: Step) -> LastLogits:
+        """Logits of each part's last row of hidden states, once they are there."""
+        if len(step.segments) < step.n_rows:
+            rows = rows[step.last_rows]
+        logits = LastLogits(self.backend, self._decoder.logits(rows))
+        logits.wait()
+        return logits
 
     def _step(self, parts: Parts) -> tuple[Any, Step]:
         """The ids [T] on the backend, and which rows are whose."""
@@ -311,19 +331,14 @@ class Model:
         self.close()
 
 
+def _shapes(weights: Any, roles: Sequence[str]) -> list[tuple[int, ...]]:
+    """Shapes of some matrices of a layer."""
+    return [(w.rows, w.cols) for w in (getattr(weights, role) for role in roles)]
+
+
 def _in_segments(state: State) -> bool:
     """Whether the state's snapshots may begin where another ends."""
     return bool(getattr(state, "segments", False))
-
-
-def _opened_bytes(state: State) -> int:
-    """Bytes of an empty slot, which is what a state of fixed size takes."""
-    before, slot = state.nbytes(), -1
-    state.open(slot)
-    try:
-        return state.nbytes() - before
-    finally:
-        state.close(slot)
 
 
 @without_collections()
@@ -336,27 +351,33 @@ def load(
     max_len: int | None = None,
     kv_type: KVType | None = None,
     registry: Registry | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load an .apr file onto a backend, by default the one that fits this machine best.
 
+    `backend` is a name, or a name and the number of a device: `name:1`.
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
     on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
     by default the model's own. `kv_type` is the precision of cached keys and values: f32, f16 or
-    q8; by default f16, or f32 where the embedding is. Raises NotFound, FormatError,
-    ContractError, PluginError or BackendError.
+    q8; by default f16, or f32 where the embedding is. `progress` is called with the bytes of
+    matrices that were uploaded, and of all, after each. Raises NotFound, FormatError,
+    ContractError, PluginError or BackendError, also where it would not fit the device.
     """
     registry = registry or get_registry()
-    backend = backend or registry.best_backend()
-    device = make_backend(registry, backend, threads)
+    named = backend or registry.best_backend()
+    device = make_backend(registry, named, threads)
+    backend = find_backend(registry, named)[0].declaration.name  # as kernels of others name it
     file = AprFile.open(Path(path))
     try:
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
         family = registry.make("family", family_name)
         config = family_config(family, file)
         plan = family.plan(config)
-        decoder, binder = build_decoder(
-            file, family.contract(), config, plan, registry, device, backend
-        )
+        limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
+        decoder, binder, kv_type = build_decoder(
+            file, family.contract(), config, plan, registry, device, backend, limit, kv_type,
+            progress,
+        )  # fmt: skip
         if strict and binder.report.fallbacks:
             raise BackendError(
                 "--strict refuses: " + "; ".join(binder.report.fallbacks),
@@ -365,26 +386,7 @@ def load(
     except BaseException:
         file.close()
         raise
-    limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
-    if kv_type is None:
-        kv_type = "f32" if decoder.embedding.format == DENSE else "f16"
-    _check_kv_type(kv_type, device, config)
     return Model(file, config, decoder, device, binder.report, limit, kv_type)
-
-
-def _check_kv_type(kv_type: str, backend: BackendPlugin, config: ModelConfig) -> None:
-    """Raise BackendError if the backend cannot keep keys and values of this model so."""
-    known = getattr(backend, "kv_types", ("f32", "f16"))
-    if kv_type not in known:
-        raise BackendError(
-            f"backend {backend.name!r} keeps keys and values in {', '.join(known)}, not {kv_type}",
-            "Choose another kv_type.",
-        )
-    if kv_type == "q8" and config.head_dim % Q8_GROUP:
-        raise BackendError(
-            f"kv_type q8 needs heads of a multiple of {Q8_GROUP} values, found {config.head_dim}",
-            "Choose kv_type f16.",
-        )
 
 
 def family_config(family: Any, file: AprFile) -> ModelConfig:

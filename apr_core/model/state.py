@@ -7,7 +7,7 @@ be float16, or 8 bits with scales where a backend has attention over those (`q8`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -110,6 +110,10 @@ class KVState:
         self.reserve(slot, length)
         self.keys[slot][:, position:length] = k.swapaxes(0, 1)
         self.values[slot][:, position:length] = v.swapaxes(0, 1)
+        return self.filled(slot, length)
+
+    def filled(self, slot: int, length: int) -> tuple[Array, Array]:
+        """The first `length` keys and values, both [Hkv, length, D]."""
         return self.keys[slot][:, :length], self.values[slot][:, :length]
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[Array, Array]:
@@ -279,7 +283,7 @@ class StateMakers:
     def __init__(self, zeros: Zeros, kv_type: KVType = "f32") -> None:
         self.zeros, self.kv_type = zeros, kv_type
 
-    def kv(self, kv_heads: int, head_dim: int) -> KVState:
+    def kv(self, kv_heads: int, head_dim: int) -> State:
         """Keys and values of everything so far."""
         return KVState(self.zeros, kv_heads, head_dim, self.kv_type)
 
@@ -290,3 +294,30 @@ class StateMakers:
     def recurrent(self, **shapes: tuple[int, ...]) -> RecurrentState:
         """Named float32 arrays of fixed shapes, zeros at first."""
         return RecurrentState(self.zeros, shapes)
+
+
+def state_makers(backend: Any, kv_type: KVType = "f32", max_len: int | None = None) -> StateMakers:
+    """What makes states on a backend, for sequences of at most `max_len` tokens."""
+    states: Callable[[KVType, int | None], StateMakers] | None = getattr(backend, "states", None)
+    return states(kv_type, max_len) if states else StateMakers(backend.zeros, kv_type)
+
+
+def sequence_bytes(states: Iterable[State], length: int) -> int:
+    """Bytes of a slot over all layers when its sequence has `length` tokens.
+
+    Measured on an empty slot where a state does not say.
+    """
+    return sum(
+        state.bytes_at(length) if hasattr(state, "bytes_at") else _opened_bytes(state)
+        for state in states
+    )
+
+
+def _opened_bytes(state: State) -> int:
+    """Bytes of an empty slot, which is what a state of fixed size takes."""
+    before, slot = state.nbytes(), -1
+    state.open(slot)
+    try:
+        return state.nbytes() - before
+    finally:
+        state.close(slot)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

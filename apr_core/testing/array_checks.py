@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.errors import BackendError
+from apr_core.model.loading import make_backend
 from apr_core.testing import memory_in_use
 from apr_core.testing.checks import skip
 from apr_core.testing.device import DeviceKit
@@ -19,6 +21,7 @@ from apr_core.testing.poison import poisoned, spoil_free_memory
 SHAPES = ((1,), (0,), (7,), (3, 37), (2, 0, 4), (2, 257, 16))
 DTYPES = {"f32": np.float32, "f16": np.float16}
 MIB = 1 << 20
+NO_DEVICE = 999983  # more than there will be
 ROUND, ROUNDS = 64 * MIB, 5  # bytes of arrays that come and go, and how often
 
 
@@ -36,6 +39,16 @@ class ArrayChecks(DeviceKit):
             assert isinstance(line, str) and line.strip() and "\n" not in line, (
                 f"describe() returns {line!r}, expected one line about the device"
             )
+
+    def test_a_device_that_is_not_there_is_refused(self) -> None:
+        """A number that no device has is refused, whether or not it lets its users choose one."""
+        self.make_device()
+        name = f"{self.name}:{NO_DEVICE}"
+        try:
+            found = make_backend(self.registry, name, None)
+        except BackendError:
+            return
+        raise AssertionError(f"there is no {name}, and it was made: {found.describe()}")
 
     def test_zeros_are_zeros(self) -> None:
         """`zeros` gives new zeros of the shape and dtype asked for, whatever memory held."""

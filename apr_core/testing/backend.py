@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from apr_core.testing.array_checks import ArrayChecks
+from apr_core.testing.choice_checks import ChoiceChecks
 from apr_core.testing.model_checks import ModelChecks
 from apr_core.testing.op_checks import OpChecks
 
 
-class BackendConformance(ModelChecks, OpChecks, ArrayChecks):
+class BackendConformance(ModelChecks, OpChecks, ChoiceChecks, ArrayChecks):
     """Checks of one backend: it is compared with the reference bodies on NumPy.
 
         class TestMine(BackendConformance):

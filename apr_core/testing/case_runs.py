@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from apr_core.binding import DENSE, BackendPlugin, Binder, ForeignKernel, HostMatrix, Weight
 from apr_core.format.floats import to_float32
+from apr_core.model.state import state_makers
 from apr_core.model.step import make_step
 from apr_core.ops import Op
 from apr_core.testing.cases import Call, Matrix, OpCase, Parts, Vector, flat, gain, is_state, nmse
@@ -169,7 +170,7 @@ class _Run:
         return array
 
     def _state(self, maker: Any) -> Any:
-        state = maker.new(self.backend.zeros)
+        state = maker.new(state_makers(self.backend, getattr(maker, "dtype", "f32")))
         for slot in (*self.ends, self.bystander):
             state.open(slot)
             if self.spoiled:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.binding import HostMatrix
-from apr_core.model.state import KVState, KVType, RecurrentState, WindowState, Zeros
+from apr_core.model.state import KVState, KVType, RecurrentState, StateMakers, WindowState
 
 Floats = NDArray[np.float32]
 Call = tuple[Any, ...]
@@ -87,8 +87,8 @@ class Parts:
 class StateMaker(Protocol):
     """An argument that becomes a state. Derive one for a state of your own."""
 
-    def new(self, zeros: Zeros) -> Any:
-        """The state, no slot open; `zeros` makes arrays on the backend."""
+    def new(self, states: StateMakers) -> Any:
+        """The state, no slot open. `states` makes it as the backend wants it."""
 
     def spoil(self, state: Any, slot: int) -> None:
         """Write NaN wherever an open slot's state has no value yet."""
@@ -105,21 +105,27 @@ class KV:
     head_dim: int
     dtype: KVType = "f32"
 
-    def new(self, zeros: Zeros) -> KVState:
-        """A `KVState`."""
-        return KVState(zeros, self.kv_heads, self.head_dim, self.dtype)
+    def new(self, states: StateMakers) -> Any:
+        """As the backend keeps them: a `KVState` if it says nothing."""
+        return states.kv(self.kv_heads, self.head_dim)
 
-    def spoil(self, state: KVState, slot: int) -> None:
-        """NaN at every position: an empty sequence has none."""
-        if state.dtype != "q8":  # bytes: every value is one
-            state.keys[slot][...] = np.nan
-            state.values[slot][...] = np.nan
+    def spoil(self, state: Any, slot: int) -> None:
+        """NaN at many positions: an empty sequence has none."""
+        if state.dtype == "q8":  # bytes: every value is one
+            return
+        state.reserve(slot, KVState.growth)
+        keys, values = state.filled(slot, KVState.growth)  # [Hkv, growth, D], perhaps copies
+        keys[...] = np.nan
+        values[...] = np.nan
+        state.append(slot, 0, keys.swapaxes(0, 1), values.swapaxes(0, 1))
 
-    def read(self, state: KVState, slot: int, length: int) -> dict[str, Any]:
+    def read(self, state: Any, slot: int, length: int) -> dict[str, Any]:
         """Keys and values [Hkv, length, D]; as bytes they are the backend's own affair."""
         if state.dtype == "q8":
             return {}
-        return {"keys": state.keys[slot][:, :length], "values": state.values[slot][:, :length]}
+        state.reserve(slot, length)
+        keys, values = state.filled(slot, length)
+        return {"keys": keys, "values": values}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -131,9 +137,9 @@ class Window:
     window: int
     dtype: KVType = "f32"
 
-    def new(self, zeros: Zeros) -> WindowState:
+    def new(self, states: StateMakers) -> WindowState:
         """A `WindowState`."""
-        return WindowState(zeros, self.kv_heads, self.head_dim, self.window, self.dtype)
+        return states.window(self.kv_heads, self.head_dim, self.window)
 
     def spoil(self, state: WindowState, slot: int) -> None:
         """NaN at every position: an empty sequence has none."""
@@ -152,9 +158,9 @@ class Recurrent:
     def __init__(self, **shapes: tuple[int, ...]) -> None:
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
-    def new(self, zeros: Zeros) -> RecurrentState:
+    def new(self, states: StateMakers) -> RecurrentState:
         """A `RecurrentState`."""
-        return RecurrentState(zeros, self.shapes)
+        return states.recurrent(**self.shapes)
 
     def spoil(self, state: RecurrentState, slot: int) -> None:
         """Nothing: the zeros of an empty sequence count."""

@@ -111,12 +111,16 @@ def no(problems: list[str]) -> None:
     assert not problems, "; ".join(problems[:SHOWN]) + more
 
 
-class OpChecks(OpComparison, DeviceKit):
-    """The checks themselves."""
+class DeviceComparison(OpComparison, DeviceKit):
+    """The same for a backend."""
 
     def make_runner(self) -> Runner:
         """The backend with its own kernels and nobody else's."""
         return Runner(self.device, self.installed.ops)
+
+
+class OpChecks(DeviceComparison):
+    """The checks themselves."""
 
     def claimed(self) -> dict[str, tuple[str, ...]]:
         """{format: ops that read it packed}, of the formats that can be made here."""

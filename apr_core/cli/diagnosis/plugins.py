@@ -11,8 +11,9 @@ from typing import Any
 
 from apr_core.cli.diagnosis.examination import Finding
 from apr_core.cli.diagnosis.unmatched import unmatched
-from apr_core.discovery import discover, installed, missing_requirements
+from apr_core.discovery import discover, installed
 from apr_core.errors import AprError, ConfigError
+from apr_core.probing import rows_here
 from apr_core.registry import Owned, Registry, get_registry
 from apr_core.settings import Settings, read_settings
 
@@ -54,15 +55,11 @@ def _device(found: Registry, owned: Owned) -> dict[str, Any]:
         "name": declaration.name, "distribution": owned.distribution, "status": "unavailable",
         "reason": "", "score": None, "description": "",
     }  # fmt: skip
-    missing = missing_requirements([declaration])
-    if missing:
-        return facts | {"reason": f"not installed: {', '.join(missing)}"}
     try:
-        if declaration.probe:
-            score, reason = found.load_target(declaration.probe, owned.distribution)()
-            facts |= {"score": score, "reason": str(reason)}
-            if score <= 0:
-                return facts
+        score, reason = found.probe(owned)
+        facts |= {"score": score, "reason": reason}
+        if score <= 0:
+            return facts
         backend = found.load(owned)(threads=None)
         return facts | {"status": "ok", "description": str(backend.describe())}
     except (Exception, SystemExit) as error:
@@ -77,21 +74,22 @@ def explained(error: BaseException) -> str:
 def plugins() -> Finding:
     """Every plugin, its status and why; names that are claimed twice."""
     found = registry()
+    here = rows_here(found)
     facts = [
         {
             "name": row.name, "version": row.version, "status": row.status, "reason": row.reason,
             "provides": dict(Counter(d.kind for d in row.declarations)),
         }
-        for row in found.plugins
+        for row in here
     ]  # fmt: skip
     rows = [
         (row.distribution, f"{row.version}  {row.status}{': ' + row.reason if row.reason else ''}")
-        for row in found.plugins
+        for row in here
     ]
     finding = Finding(rows or [("", "none")], facts)
     finding.warnings += [
         f"plugin {row.name} is {row.status}: {row.reason}"
-        for row in found.plugins
+        for row in here
         if row.status in ("broken", "incompatible")
     ]
     finding.warnings += _claimed_twice(found)

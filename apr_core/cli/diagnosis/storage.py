@@ -12,7 +12,6 @@ from typing import Any
 from apr_core.cli.console import human_bytes
 from apr_core.cli.diagnosis.examination import Finding
 from apr_core.cli.diagnosis.plugins import registry
-from apr_core.discovery import missing_requirements
 from apr_core.settings import cache_dir
 
 LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail
@@ -51,9 +50,9 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
     found = registry()
     for owned in found.declarations("backend"):
         name = owned.declaration.name
-        if missing_requirements([owned.declaration]):
-            continue
         try:
+            if found.probe(owned)[0] <= 0:  # it keeps nothing here, and may be slow to import
+                continue
             for label, folder in _told(found.load(owned)):
                 yield f"{name}: {label}", Path(folder)
         except (Exception, SystemExit) as error:

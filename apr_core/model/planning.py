@@ -1,0 +1,145 @@
+"""Whether a model fits a device, worked out before anything is sent there.
+
+A backend whose device has memory of its own says how much is free (`capacity`) and what a matrix
+takes there (`matrix_bytes`). What does not fit is refused with all the numbers, and with the most
+context that would: in the first long chat, it would be found out too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from apr_core.binding import DENSE, BackendPlugin, BlockLayout
+from apr_core.errors import BackendError
+from apr_core.model.step import CHUNK
+
+Shape = tuple[int, ...]
+STEP = 256  # tokens; the context that is advised is a multiple of it
+RESERVE = 512 << 20  # for the runtime: compiled kernels, recorded steps, buffers of uploads
+FLOAT = 4  # bytes of an activation, at most
+GIB = 1 << 30
+ELSEWHERE = ", or choose another backend with --backend"  # nobody may have chosen this one
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A matrix as it is going to be on the device. `layout` is that of its blocks, if declared."""
+
+    format: str
+    shape: tuple[int, int]
+    layout: BlockLayout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShapes:
+    """Shapes of a layer's tensors: matrices of its mixer and of its feed-forward, and the rest."""
+
+    mixer: Sequence[Shape]
+    mlp: Sequence[Shape]
+    dense: Sequence[Shape] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a model takes on a device, in bytes. `state_at` is of one sequence of so many tokens.
+
+    `values` are those of all matrices: with the bytes of weights, they give the bits of each.
+    """
+
+    weights: int
+    working: int
+    state_at: Callable[[int], int]
+    values: int
+
+
+def capacity(backend: BackendPlugin) -> int | None:
+    """Bytes that are free on the backend's device now; None where it has no memory of its own."""
+    said: Callable[[], int | None] | None = getattr(backend, "capacity", None)
+    return said() if said and hasattr(backend, "matrix_bytes") else None
+
+
+def weight_bytes(backend: BackendPlugin, matrices: Iterable[Kept], dense: Iterable[Shape]) -> int:
+    """What weights take on the device: matrices, and dense float32 arrays beside them."""
+    size: Callable[[str, tuple[int, int], BlockLayout | None], int]
+    size = backend.matrix_bytes  # type: ignore[attr-defined]
+    return sum(size(m.format, m.shape, m.layout) for m in matrices) + sum(
+        size(DENSE, (1, prod(shape)), None) for shape in dense
+    )
+
+
+def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
+    """What a model takes beside weights and states: a step's memory, and the runtime's."""
+    return step_bytes(hidden, vocabulary, layers) + RESERVE
+
+
+def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
+    """Memory of a forward of CHUNK tokens, beside weights and states: an estimate from above.
+
+    Counted in rows of float32. The residual stream, what is added to it, the sum, and the norm of
+    the sum are there at once. Beside them is the part of a layer that is at work: the products of
+    the mixer, each of which becomes something else before it is used (rotated, convolved, gated),
+    or those of the feed-forward and what is made of them. Layers follow each other in the same
+    memory, so that the widest counts. Logits are those of all rows, as when a text is scored, or as
+    many sequences answer at once.
+    """
+    widest = max(
+        (max(2 * _rows(layer.mixer), _rows(layer.mlp) + _widest(layer.mlp)) for layer in layers),
+        default=0,
+    )
+    return CHUNK * FLOAT * (4 * hidden + widest + vocabulary)
+
+
+def _rows(matrices: Iterable[Shape]) -> int:
+    """Features that some matrices [out, in] give together."""
+    return sum(shape[0] for shape in matrices)
+
+
+def _widest(matrices: Iterable[Shape]) -> int:
+    return max((shape[0] for shape in matrices), default=0)
+
+
+def check_memory(
+    path: Path, backend: BackendPlugin, free: int, demand: Demand, context: int
+) -> None:
+    """Raise BackendError with all numbers unless a sequence of `context` tokens fits beside all."""
+    state = demand.state_at(context)
+    if demand.weights + demand.working + state <= free:
+        return
+    raise BackendError(
+        f"{path} does not fit on {backend.name}: {_size(free)} are free, and it takes "
+        f"{_size(demand.weights)} for weights, {_size(state)} for the state of {context} tokens "
+        f"and {_size(demand.working)} of working memory",
+        _advice(free, demand, context),
+    )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / (1 << 20):.1f} MiB"
+
+
+def _advice(free: int, demand: Demand, context: int) -> str:
+    room = free - demand.weights - demand.working
+    fitting = largest_context(room, demand.state_at, context)
+    if fitting:
+        return f"Load it with --context {fitting}, which is the most that fits{ELSEWHERE}."
+    least = free - demand.working - demand.state_at(min(STEP, context))
+    now, then = (8 * nbytes / max(1, demand.values) for nbytes in (demand.weights, least))
+    if then < 1:
+        return f"No recipe makes it small enough: use a device with more memory{ELSEWHERE}."
+    return (
+        f"Not even a short context fits beside the weights, which have {now:.1f} bits a value "
+        f"here: import the model by a recipe of at most {int(then * 10) / 10} bits, or use a "
+        f"device with more memory{ELSEWHERE}."
+    )
+
+
+def largest_context(room: int, state_at: Callable[[int], int], context: int) -> int:
+    """The largest multiple of STEP below `context` whose state fits the room; 0 if none does."""
+    low, high = 0, (context - 1) // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if state_at(middle * STEP) <= room else (low, middle - 1)
+    return low * STEP
