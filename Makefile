@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_export_gguf plugins/apr_demo
+# needs torch, so it comes with what the tests need; there its kernels are interpreted
+CUDA := plugins/apr_backend_cuda
 EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
 RUNTIME := .venv/.runtime
 TESTING := .venv/.testing
 WORKERS ?= 2  # processes that run tests; a file's tests stay together
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all lint types bench docs clean help
 
@@ -23,15 +26,17 @@ $(RUNTIME): requirements/runtime.txt pyproject.toml $(wildcard plugins/*/pyproje
 	$(BIN)/python -m pip install -q $(EDITABLE)
 	touch $@
 
-$(TESTING): requirements/test.txt $(RUNTIME)
+$(TESTING): requirements/test.txt $(CUDA)/pyproject.toml $(RUNTIME)
 	$(BIN)/python -m pip install -q -r requirements/test.txt
+	$(BIN)/python -m pip install -q -e $(CUDA)
 	touch $@
 
 demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
-test: $(TESTING)  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(TESTING)  ## the tests; Triton's kernels are interpreted, in a process of their own
+	$(BIN)/python -m pytest $(PARALLEL)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
 
 lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .

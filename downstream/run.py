@@ -11,12 +11,13 @@ built as wheels and installed into a fresh venv; tests run in a copy, far from t
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from downstream.fresh import ROOT, FreshVenv
@@ -33,6 +34,7 @@ class Recipe:
     needs: tuple[str, ...]  # other distributions of this repository
     third_parties: tuple[str, ...]
     quick: str  # the tests that run with --quick, as a glob
+    environment: Mapping[str, str] = field(default_factory=dict)  # for its tests, where not set
 
     @classmethod
     def read(cls, name: str) -> Recipe:
@@ -41,6 +43,7 @@ class Recipe:
         return cls(
             name, ROOT / content["path"], tuple(content.get("needs", ())),
             tuple(content.get("third_parties", ())), content.get("quick", "test_*.py"),
+            content.get("environment", {}),
         )  # fmt: skip
 
 
@@ -60,9 +63,10 @@ def run(recipe: Recipe, venv: FreshVenv, quick: bool) -> tuple[bool, str]:
     chosen = sorted((copy / "plugin_tests").glob(recipe.quick if quick else "test_*.py"))
     if not chosen:
         return False, f"no test of {recipe.name} is called {recipe.quick}"
+    given = {name: os.environ[name] for name in recipe.environment if name in os.environ}
     done = venv.run(
         "python", "-m", "pytest", "-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider",
-        *chosen, cwd=copy,
+        *chosen, cwd=copy, env=dict(recipe.environment) | given,
     )  # fmt: skip
     venv.uninstall(recipe.name)  # the next one may use this venv too
     return done.returncode == 0, done.stdout + done.stderr

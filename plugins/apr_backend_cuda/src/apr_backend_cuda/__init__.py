@@ -1,0 +1,1 @@
+"""An NVIDIA GPU as a backend of apr: torch tensors, Triton kernels."""

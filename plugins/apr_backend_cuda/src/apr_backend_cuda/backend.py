@@ -1,0 +1,165 @@
+"""An NVIDIA GPU as a backend: torch tensors, weights in planes, Triton kernels."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from apr_backend_cuda import matrices
+from apr_backend_cuda.capture import Captured, StepFunction
+from apr_backend_cuda.devices import chosen, enter
+from apr_backend_cuda.namespace import Namespace
+from apr_backend_cuda.planes import FLOATS, FORMATS
+from apr_backend_cuda.sampling import choose
+from apr_backend_cuda.states import DeviceStates
+from apr_backend_cuda.tuning import tuning_folder
+from apr_backend_cuda.upload import PIECE, Uploader, uploader
+from apr_core import Draw, HostMatrix
+from apr_core.binding import BlockLayout
+from apr_core.model.state import KVType
+
+HERE = "apr_backend_cuda"
+DTYPES = {"f32": torch.float32, "f16": torch.float16}
+
+KERNELS: dict[tuple[str, str], str] = {
+    **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
+    ("linear", "layout"): f"{HERE}.linear:linear",
+    ("embed", "*"): f"{HERE}.linear:embed",
+    ("linears", "*"): f"{HERE}.linear:linears",
+    ("attention", "*"): f"{HERE}.attention:attention",
+    ("causal_conv1d", "*"): f"{HERE}.delta:causal_conv1d",
+    ("delta_gates", "*"): f"{HERE}.delta:delta_gates",
+    ("gated_delta", "*"): f"{HERE}.delta:gated_delta",
+    **{
+        (op, "*"): f"{HERE}.rows:{op}"
+        for op in (
+            "rms_norm",
+            "add_rms_norm",
+            "gated_rms_norm",
+            "sigmoid",
+            "silu",
+            "softplus",
+            "swiglu",
+            "sigmoid_gate",
+            "rope",
+        )
+    },
+}
+
+
+class Cuda:
+    """A GPU, by its number: the first that can be used if none is given. `threads` mean nothing.
+
+    Raises BackendUnavailable where there is no such GPU, or torch cannot use it.
+    """
+
+    name = "cuda"
+    kernels = KERNELS
+    kv_types = ("f32", "f16")
+
+    def __init__(self, threads: int | None = None, device: str | None = None) -> None:
+        self.device = chosen(device)
+        enter(self.device)
+        self.xp = Namespace(self.device)
+        self._foreign = False
+        self._uploader: Uploader | None = None  # while a model is loaded
+
+    def describe(self) -> str:
+        """Device line of the report."""
+        if self.device.type == "cpu":
+            return "cuda: interpreted on the processor, for tests"
+        found = torch.cuda.get_device_properties(self.device)
+        return f"{self.device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
+
+    def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
+        """Zeros in f32 or f16."""
+        return torch.zeros(shape, dtype=DTYPES[dtype], device=self.device)
+
+    def states(self, kv_type: KVType, max_len: int | None = None) -> DeviceStates:
+        """Makers of states that kernels find by slot. Raises BackendError on another `kv_type`."""
+        return DeviceStates(self.zeros, kv_type, self.device, max_len)
+
+    def capacity(self) -> int | None:
+        """Bytes that are free on the device: the driver's, and those that torch holds unused."""
+        if self.device.type == "cpu":
+            return None
+        gc.collect()  # models that are gone: they and their recorded steps hold each other
+        free, _ = torch.cuda.mem_get_info(self.device)
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(free + held)
+
+    def matrix_bytes(
+        self, format: str, shape: tuple[int, int], layout: BlockLayout | None = None
+    ) -> int:
+        """Bytes on the device of a matrix of that format, by what its planes take."""
+        rows, cols = shape
+        return matrices.form_of(format, cols, layout).nbytes(rows)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Within, uploads share their buffers; in the end everything is on the device."""
+        with uploader(self.device) as self._uploader:
+            try:
+                yield
+            finally:
+                self._uploader = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what repacking took is free for states, and counts as free
+
+    @contextmanager
+    def _sending(self) -> Iterator[Uploader]:
+        """The uploader of the model that is being loaded, or one for this array alone."""
+        if self._uploader is not None:
+            yield self._uploader
+            return
+        with uploader(self.device) as alone:
+            yield alone
+
+    def upload(self, array: NDArray[Any]) -> torch.Tensor:
+        """A copy on the device."""
+        enter(self.device)
+        if array.nbytes < PIECE:
+            return torch.from_numpy(np.array(array, order="C")).to(self.device)
+        with self._sending() as sent_by:
+            return matrices.uploaded_array(array, sent_by)
+
+    def upload_matrix(self, array: NDArray[np.float32]) -> torch.Tensor:
+        """A dense matrix, as any other array."""
+        return self.upload(array)
+
+    def upload_packed(self, matrix: HostMatrix) -> matrices.Matrix:
+        """The matrix in planes, repacked on the device."""
+        enter(self.device)
+        with self._sending() as sent_by:
+            return matrices.uploaded(matrix, self.device, sent_by)
+
+    def capture(self, function: StepFunction) -> StepFunction:
+        """The step function, as graphs where every sequence gets one token."""
+        return Captured(function, lambda: not self._foreign)
+
+    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of somebody else: it may look at values and states, which no graph can."""
+        self._foreign = True
+        return function
+
+    def choose(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+        """The tokens of draws from logits [rows, vocab]; only these leave the device."""
+        enter(self.device)
+        return choose(logits, draws)
+
+    def caches(self) -> list[tuple[str, Path]]:
+        """What is kept on disk: the tiles that kernels were found to run fastest with."""
+        folder = tuning_folder()
+        return [("tuning of cuda kernels", folder)] if folder else []
+
+    def download(self, array: torch.Tensor) -> NDArray[Any]:
+        """Back to the host."""
+        found = array.detach().cpu().numpy()
+        return found.copy() if self.device.type == "cpu" else found  # never the array itself

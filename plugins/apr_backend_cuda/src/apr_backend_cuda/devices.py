@@ -1,0 +1,109 @@
+"""The GPU that a backend is for, or why it cannot be: never another device in its place."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+
+from apr_backend_cuda.probe import (
+    VISIBLE,
+    Device,
+    NoDevices,
+    devices,
+    interpreted,
+    listed,
+    unusable,
+)
+from apr_core import BackendUnavailable
+
+
+def chosen(number: str | None) -> torch.device:
+    """The device of that number, by default the first that kernels run on.
+
+    The processor where kernels are interpreted. Raises BackendUnavailable.
+    """
+    if interpreted():
+        return _interpreted(number)
+    try:
+        found = devices()
+    except NoDevices as reason:
+        raise BackendUnavailable(
+            f"there is no CUDA device: {reason}", "`apr doctor` says more."
+        ) from None
+    device = _numbered(found, number)
+    if not device.usable:
+        raise BackendUnavailable(
+            f"cuda:{device.number} cannot be used: {unusable(device)}", _others(found)
+        )
+    _check_torch(device)
+    return torch.device("cuda", device.number)
+
+
+def enter(device: torch.device) -> None:
+    """Launch kernels of this thread on the device, from now on: Triton asks which one is current.
+
+    Threads begin with device 0, so this is for every upload, with which each step begins.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _interpreted(number: str | None) -> torch.device:
+    if int(number or 0):
+        raise BackendUnavailable(
+            f"there is no cuda:{number}: TRITON_INTERPRET is set, so kernels are interpreted on "
+            "the processor, which is one device",
+            "Write cuda, or unset TRITON_INTERPRET.",
+        )
+    return torch.device("cpu")
+
+
+def _numbered(found: list[Device], number: str | None) -> Device:
+    if number is None:
+        return next((device for device in found if device.usable), found[0])
+    if int(number) >= len(found):
+        hidden = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        raise BackendUnavailable(
+            f"there is no cuda:{number} among {listed(found)}{hidden}", _others(found)
+        )
+    return found[int(number)]
+
+
+def _others(found: list[Device]) -> str:
+    """What to write instead."""
+    names = [f"cuda:{device.number}" for device in found if device.usable]
+    return f"Choose {' or '.join(names)}." if names else "Choose another backend with --backend."
+
+
+def _check_torch(device: Device) -> None:
+    """Raise BackendUnavailable if torch cannot use what the driver has."""
+    built = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        raise BackendUnavailable(
+            f"{built} is built without CUDA, so it cannot use {device.name}",
+            "Install a torch that is built for CUDA.",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is in the reason
+        usable, count = torch.cuda.is_available(), torch.cuda.device_count()
+    if not usable:
+        raise BackendUnavailable(
+            f"{built}, built for CUDA {torch.version.cuda}, cannot use {device.name}: {_why_not()}",
+            "Update the NVIDIA driver, or install a torch that is built for an older CUDA.",
+        )
+    if device.number >= count:
+        raise BackendUnavailable(
+            f"{built} sees {count} of the driver's devices, cuda:{device.number} is not among them",
+            f"Look at {VISIBLE}, and choose another.",
+        )
+
+
+def _why_not() -> str:
+    """What torch says when it is made to use a GPU: the first line."""
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "it finds none"

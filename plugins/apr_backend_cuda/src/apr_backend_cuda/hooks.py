@@ -1,0 +1,20 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Backend
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_backends() -> list[Backend]:
+    """An NVIDIA GPU."""
+    return [
+        Backend(
+            "cuda",
+            "apr_backend_cuda.backend:Cuda",
+            summary="torch tensors on an NVIDIA GPU, Triton kernels that read packed weights",
+            requires=("numpy", "torch", "triton"),
+            probe="apr_backend_cuda.probe:probe",
+        )
+    ]

@@ -1,0 +1,33 @@
+"""Rows of tables: one a slot, one more for rows of nobody."""
+
+from __future__ import annotations
+
+import torch
+
+from apr_core.errors import BackendError
+
+SLOTS = 512  # sequences at once
+NOBODY = SLOTS  # the slot of rows that only fill a recorded batch
+
+
+def check_slot(slot: int) -> None:
+    """Raise BackendError if tables have no row for a slot."""
+    if slot >= SLOTS:
+        raise BackendError(
+            f"the cuda backend keeps {SLOTS} sequences at once, this would be one more",
+            "Ask for fewer at a time, for instance with --slots.",
+        )
+
+
+class Spare:
+    """Memory that rows of nobody write to. All states of a model may share it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: list[torch.Tensor] = []  # older ones too: tables may have their addresses
+
+    def address(self, nbytes: int) -> int:
+        """Where so many bytes are."""
+        if not self._kept or self._kept[-1].nbytes < nbytes:
+            self._kept.append(torch.zeros(nbytes, dtype=torch.uint8, device=self._device))
+        return self._kept[-1].data_ptr()

@@ -1,0 +1,21 @@
+"""The CUDA backend passes what every backend passes, interpreted where there is no GPU.
+
+The kit is in two files, so that two processes may run it: whole models are in the other one.
+"""
+
+from __future__ import annotations
+
+from apr_core.testing import BackendConformance
+from apr_core.testing.array_checks import ArrayChecks
+from apr_core.testing.choice_checks import ChoiceChecks
+from apr_core.testing.model_checks import ModelChecks
+from apr_core.testing.op_checks import OpChecks
+
+
+class TestCuda(OpChecks, ChoiceChecks, ArrayChecks):
+    backend = "cuda"
+
+
+def test_the_two_files_leave_out_no_check():
+    both = {name for name in dir(ModelChecks) + dir(TestCuda) if name.startswith("test_")}
+    assert both == {name for name in dir(BackendConformance) if name.startswith("test_")}
