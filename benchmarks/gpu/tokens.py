@@ -1,0 +1,30 @@
+"""The likeliest next tokens, chosen on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apr_core import Draw
+from benchmarks.gpu.weights import Built
+
+Parts = Sequence[tuple[int, Sequence[int]]]
+
+
+def greedy(vocabulary: int) -> Draw:
+    """The draw of the likeliest token."""
+    return Draw(vocabulary)
+
+
+def nucleus(vocabulary: int) -> Draw:
+    """A draw by top-k and top-p, as chats use."""
+    return Draw(vocabulary, temperature=1.0, top_k=20, top_p=0.95, share=0.5)
+
+
+def step(built: Built, parts: Parts) -> list[int]:
+    """One forward; the likeliest next token of each part."""
+    model = built.model
+    draws = [greedy(model.config.vocab_size)] * len(parts)
+    found = model.forward_last(parts).chosen(draws)
+    return [each if isinstance(each, int) else int(np.argmax(each)) for each in found]
