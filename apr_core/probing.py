@@ -1,7 +1,8 @@
 """Rows of plugins as this machine has them: whose backends cannot run here is unavailable.
 
 The registry's own rows say what is installed. To know more, probes have to be asked, which is code
-of plugins that may wake a driver: lists do so, and no command that runs a model.
+of plugins that may wake a driver: lists do so, and commands that run a model ask only backends they
+may choose.
 """
 
 from __future__ import annotations

@@ -52,6 +52,15 @@ def test_the_table_of_the_package_needs_no_timing(tmp_path):
     assert clock.ran == []
 
 
+def test_what_was_timed_here_comes_before_the_table_of_the_package(tmp_path):
+    file, table = tmp_path / "device.json", {"op": C, "other": A}
+    Clock().choice(Tuning(table, file, Clock(), "off"))
+    clock = Clock()
+    clock.choice(Tuning(table, file, clock, "again"))
+    assert json.loads(file.read_text()) == {"op": B}
+    assert Clock().choice(Tuning(table, file, Clock())) == B
+
+
 def test_off_takes_the_first_and_again_times_what_is_known():
     clock = Clock()
     assert clock.choice(Tuning({}, None, clock, "off")) == A

@@ -6,7 +6,7 @@ import torch
 
 from apr_core.errors import BackendError
 
-SLOTS = 512  # sequences at once
+SLOTS = 1024  # sequences at once
 NOBODY = SLOTS  # the slot of rows that only fill a recorded batch
 
 

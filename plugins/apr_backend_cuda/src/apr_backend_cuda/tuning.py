@@ -1,9 +1,9 @@
 """Which sizes of tiles a kernel runs fastest with on this device. No result depends on it.
 
-Where to look, in order: what this process found, the table that comes with the package
-(`tables.py`), what an earlier process found and kept in the cache. Where all are silent, the
-candidates are timed when they are first needed, and what is found is kept. $APR_CUDA_TUNE: `off`
-times nothing and takes the first candidate, `again` times everything anew.
+Where to look, in order: what this process found, what an earlier one found and kept in the cache,
+the table that comes with the package (`tables.py`). Where all are silent, the candidates are timed
+when they are first needed, and what is found is kept. $APR_CUDA_TUNE: `off` times nothing and takes
+the first candidate, `again` times everything anew.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ class Tuning:
         self, table: Mapping[str, Candidate], file: Path | None, timer: Timer, mode: str = ""
     ) -> None:
         self._file, self._timer, self._mode = file, timer, mode
-        self._found: dict[str, Candidate] = {}
+        self._timed: dict[str, Candidate] = {}
+        self._known: dict[str, Candidate] = {}
         if mode != "again":
-            self._found = {**_read(file), **table}
+            self._known = {**table, **_read(file)}
 
     def choice(
         self, key: str, candidates: Sequence[Candidate], run: Callable[[Candidate], None]
     ) -> Candidate:
         """The fastest candidate for a key; `run` launches the kernel with one."""
-        if key not in self._found:
+        if key not in self._known:
             if len(candidates) == 1 or self._mode == "off":
                 return candidates[0]
-            self._found[key] = self._fastest(candidates, run)
+            self._known[key] = self._timed[key] = self._fastest(candidates, run)
             self._keep()
-        return self._found[key]
+        return self._known[key]
 
     def _fastest(
         self, candidates: Sequence[Candidate], run: Callable[[Candidate], None]
@@ -67,7 +68,7 @@ class Tuning:
             return
         beside = self._file.with_suffix(f".{os.getpid()}")
         try:
-            beside.write_text(json.dumps({**_read(self._file), **self._found}, indent=1))
+            beside.write_text(json.dumps({**_read(self._file), **self._timed}, indent=1))
             beside.replace(self._file)
         except OSError:
             beside.unlink(missing_ok=True)
