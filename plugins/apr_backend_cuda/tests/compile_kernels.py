@@ -29,6 +29,7 @@ from apr_core.model.step import make_step
 CAPABILITY = int(sys.argv[1])
 FLOATS = {"f32": torch.float32, "f16": torch.float16}
 HIDDEN = 4096
+WIDE = ("q4_k", "codebook", "bf16")  # formats whose products of many tokens are compiled, too
 HEADS = {"f16": ((256, 16, 4), (128, 28, 4)), "f32": ((256, 16, 4),)}  # D, H, Hkv
 SCALE = Numbers(0, "f16")
 CODEBOOK = Layout(32, 2, 4, (SCALE,), codebook=tuple(map(float, range(16))))
@@ -75,7 +76,7 @@ def products() -> None:
     layouts = {"codebook": BlockLayout(CODEBOOK, 32, 18)}
     for format in ("q4_k", "q5_k", "q6_k", "q8_0", "codebook", *WHOLE):
         matrix = empty_matrix(format, HIDDEN, layouts.get(format))
-        for tokens in (1, 64):
+        for tokens in (1, 64) if format in WIDE else (1,):
             linear.multiply(torch.zeros(tokens, HIDDEN), matrix)
         pair = (SimpleNamespace(data=matrix), SimpleNamespace(data=copy(matrix)))
         linear.linears(torch.zeros(1, HIDDEN), pair)

@@ -23,7 +23,7 @@ def cases():
     return found[::3]  # the tiles themselves are what other products are checked with
 
 
-@pytest.mark.parametrize(("slab", "programs"), [(1 << 26, 1), (1 << 10, 1), (1 << 26, 1 << 10)])
+@pytest.mark.parametrize(("slab", "programs"), [(1 << 10, 1), (1 << 26, 1 << 10)])
 def test_products_of_many_tokens_agree_with_the_references(monkeypatch, slab, programs):
     changed = replace(shapes.SHAPES, many=1, slab=slab, programs=programs)
     monkeypatch.setattr(linear, "SHAPES", changed)
