@@ -36,7 +36,7 @@ demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
 
 test: $(TESTING)  ## the tests; Triton's kernels are interpreted, in a process of their own
 	$(BIN)/python -m pytest $(PARALLEL)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
 
 lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .
