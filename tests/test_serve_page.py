@@ -66,7 +66,7 @@ def test_escape_stops_it_and_the_server_is_told(page):
     expect(page.locator(".answer .prose").last).to_contain_text("Line 2 of many.")
     page.keyboard.press("Escape")
     expect(ended(page)).to_contain_text("Stopped.")
-    for _ in range(50):
+    for _ in range(600):
         if {"disconnected": True} in page.request.get(page.url + "seen").json():
             return
         page.wait_for_timeout(50)

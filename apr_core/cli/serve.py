@@ -170,12 +170,22 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """What asks the process to end is heard at the end of this, not within."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    """What asks the process to end is heard at the end of this, not within.
+
+    Not by blocking signals: those may come to another thread, and are then heard in this one.
+    """
+    heard: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for asked in heard:
+            signal.raise_signal(asked)
 
 
 def _load(
