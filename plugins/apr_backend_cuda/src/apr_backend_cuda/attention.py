@@ -19,7 +19,7 @@ from apr_backend_cuda.pages import PAGE
 from apr_backend_cuda.shapes import SHAPES
 from apr_backend_cuda.states import pages_of
 from apr_backend_cuda.steps import tables_of
-from apr_backend_cuda.tiles import NEARLY_F32
+from apr_backend_cuda.tiles import NEARLY_F32, pointer
 from apr_backend_cuda.tuning import launch
 from apr_core.model.step import Step
 
@@ -44,13 +44,13 @@ def _append(
     page = tl.load(table + slot * pages + position // PAGE, mask=r < count, other=0)  # [ROWS]
     at = (head * PAGE + position % PAGE)[:, None] * dim + d[None, :]
     if F16:
-        keys = tl.multiple_of((page + keys_at).to(tl.pointer_type(tl.float16)), 16)
-        values = tl.multiple_of((page + values_at).to(tl.pointer_type(tl.float16)), 16)
+        keys = pointer(page + keys_at, tl.float16)
+        values = pointer(page + values_at, tl.float16)
         tl.store(keys[:, None] + at, key.to(tl.float16), mask=inside)
         tl.store(values[:, None] + at, value.to(tl.float16), mask=inside)
     else:
-        keys = tl.multiple_of((page + keys_at).to(tl.pointer_type(tl.float32)), 16)
-        values = tl.multiple_of((page + values_at).to(tl.pointer_type(tl.float32)), 16)
+        keys = pointer(page + keys_at, tl.float32)
+        values = pointer(page + values_at, tl.float32)
         tl.store(keys[:, None] + at, key, mask=inside)
         tl.store(values[:, None] + at, value, mask=inside)
 
@@ -81,9 +81,9 @@ def _rows_at(
     """Where some keys or values are in a page, from a row of it on: [KEYS, DIM]."""
     offset = (row + tl.arange(0, KEYS))[:, None] * dim + tl.arange(0, DIM)[None, :]
     if F16:
-        found = tl.multiple_of((page + at).to(tl.pointer_type(tl.float16)), 16) + offset
+        found = pointer(page + at, tl.float16) + offset
     else:
-        found = tl.multiple_of((page + at).to(tl.pointer_type(tl.float32)), 16) + offset
+        found = pointer(page + at, tl.float32) + offset
     return found
 
 

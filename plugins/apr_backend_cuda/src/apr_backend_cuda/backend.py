@@ -16,6 +16,7 @@ from apr_backend_cuda import matrices
 from apr_backend_cuda.capture import Captured, StepFunction
 from apr_backend_cuda.devices import chosen, enter
 from apr_backend_cuda.namespace import Namespace
+from apr_backend_cuda.pages import TYPES
 from apr_backend_cuda.planes import FLOATS, FORMATS
 from apr_backend_cuda.sampling import choose
 from apr_backend_cuda.states import DeviceStates
@@ -26,7 +27,6 @@ from apr_core.binding import BlockLayout
 from apr_core.model.state import KVType
 
 HERE = "apr_backend_cuda"
-DTYPES = {"f32": torch.float32, "f16": torch.float16}
 
 KERNELS: dict[tuple[str, str], str] = {
     **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
@@ -62,7 +62,7 @@ class Cuda:
 
     name = "cuda"
     kernels = KERNELS
-    kv_types = ("f32", "f16")
+    kv_types = tuple(TYPES)
 
     def __init__(self, threads: int | None = None, device: str | None = None) -> None:
         self.device = chosen(device)
@@ -80,7 +80,7 @@ class Cuda:
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
         """Zeros in f32 or f16."""
-        return torch.zeros(shape, dtype=DTYPES[dtype], device=self.device)
+        return torch.zeros(shape, dtype=TYPES[dtype], device=self.device)
 
     def states(self, kv_type: KVType, max_len: int | None = None) -> DeviceStates:
         """Makers of states that kernels find by slot. Raises BackendError on another `kv_type`."""

@@ -18,7 +18,7 @@ from apr_backend_cuda.rows import sigmoid_of, softplus_of, tile_shape
 from apr_backend_cuda.shapes import SHAPES
 from apr_backend_cuda.states import arrays_of
 from apr_backend_cuda.steps import Tables, tables_of
-from apr_backend_cuda.tiles import NEARLY_F32
+from apr_backend_cuda.tiles import NEARLY_F32, pointer
 from apr_core.model.step import Step
 
 CHUNK = 64
@@ -60,8 +60,7 @@ def _conv(
     c = tl.program_id(1) * N + tl.arange(0, N)
     r = tl.arange(0, ROWS)
     inside = (r < count)[:, None] & (c < channels)[None, :]
-    past = tl.load(table + tl.load(tiles + 5)).to(tl.pointer_type(tl.float32))
-    past = tl.multiple_of(past, 16)
+    past = pointer(tl.load(table + tl.load(tiles + 5)), tl.float32)
     total = tl.zeros((ROWS, N), tl.float32)
     for j in tl.static_range(TAPS):
         back = before + r - (TAPS - 1) + j  # of this step's rows; below zero of the state's
@@ -85,8 +84,7 @@ def _conv_state(
     """The last inputs of each segment, for its next step."""
     segments += tl.program_id(0) * 4
     c = tl.program_id(1) * N + tl.arange(0, N)
-    past = tl.load(table + tl.load(segments + 3)).to(tl.pointer_type(tl.float32))
-    past = tl.multiple_of(past, 16)
+    past = pointer(tl.load(table + tl.load(segments + 3)), tl.float32)
     _keep(x, past, tl.load(segments), tl.load(segments + 1), c, channels, x_row, KEPT, ROOM)
 
 
@@ -158,7 +156,7 @@ def _token(
     i, j = tl.arange(0, K), part * V + tl.arange(0, V)
     inside = (i < key_dim)[:, None] & (j < value_dim)[None, :]
     slot = tl.load(segments + segment * 4 + 3)
-    state = tl.multiple_of(tl.load(table + slot).to(tl.pointer_type(tl.float32)), 16)
+    state = pointer(tl.load(table + slot), tl.float32)
     state += head * key_dim * value_dim + i[:, None] * value_dim + j[None, :]
     S = tl.load(state, mask=inside, other=0.0)
     for row in range(first, first + count):
@@ -281,7 +279,7 @@ def _scan(
     i, j, r = tl.arange(0, K), part * V + tl.arange(0, V), tl.arange(0, C)
     inside = (i < key_dim)[:, None] & (j < value_dim)[None, :]
     slot = tl.load(segments + segment * 4 + 3)
-    state = tl.multiple_of(tl.load(table + slot).to(tl.pointer_type(tl.float32)), 16)
+    state = pointer(tl.load(table + slot), tl.float32)
     state += head * key_dim * value_dim + i[:, None] * value_dim + j[None, :]
     S = tl.load(state, mask=inside, other=0.0)
     for chunk in range(tl.load(starts + segment), tl.load(starts + segment + 1)):

@@ -19,7 +19,7 @@ from apr_backend_cuda.dense import multiply_many
 from apr_backend_cuda.matrices import Matrix, as_matrix
 from apr_backend_cuda.shapes import SHAPES
 from apr_backend_cuda.tables import PACKED
-from apr_backend_cuda.tiles import HALF, product, tile, unshrunk
+from apr_backend_cuda.tiles import HALF, products, tile
 from apr_backend_cuda.together import alike, multiply_together
 from apr_backend_cuda.tuning import launch
 
@@ -35,19 +35,13 @@ def _linear(
     rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     inside = rows < n_rows
     part = tl.program_id(2)
-    acc = tl.zeros((ROWS, TOKENS), tl.float32)
-    for block in range(part * per_part, tl.minimum((part + 1) * per_part, blocks)):
-        for half in tl.static_range(2):
-            k = block * 256 + half * HALF + tl.arange(0, HALF)
-            mask = (k < cols)[:, None] & (token < tokens)[None, :]
-            inputs = tl.load(x + token[None, :] * x_stride + k[:, None], mask=mask, other=0.0)
-            w = tile(
-                codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-                block, half, KIND, GROUP, ZERO, MINIMA, ROWS,
-            )  # fmt: skip
-            acc = product(w, inputs, acc, KIND)
+    found = products(
+        x, x_stride, token, tokens, part * per_part, tl.minimum((part + 1) * per_part, blocks),
+        codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
+        KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
+    )  # fmt: skip
     to = out + (part * tokens + token).to(tl.int64)[None, :] * n_rows + rows[:, None]
-    tl.store(to, unshrunk(acc, KIND), mask=inside[:, None] & (token < tokens)[None, :])
+    tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
 
 
 @triton.jit

@@ -131,3 +131,31 @@ def tile(
             low *= -m.to(tl.float32)[:, None]
         value += low[:, :, None]
     return tl.reshape(value, (ROWS, HALF))
+
+
+@triton.jit
+def products(
+    x, x_stride, token, tokens, start, stop,
+    codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
+    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Rows of weights times tokens of x, over superblocks [start, stop): f32 [ROWS, TOKENS]."""
+    acc = tl.zeros((ROWS, TOKENS), tl.float32)
+    for block in range(start, stop):
+        for half in tl.static_range(2):
+            k = block * 256 + half * HALF + tl.arange(0, HALF)
+            mask = (k < cols)[:, None] & (token < tokens)[None, :]
+            inputs = tl.load(x + token[None, :] * x_stride + k[:, None], mask=mask, other=0.0)
+            w = tile(
+                codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
+                block, half, KIND, GROUP, ZERO, MINIMA, ROWS,
+            )  # fmt: skip
+            acc = product(w, inputs, acc, KIND)
+    return unshrunk(acc, KIND)
+
+
+@triton.jit
+def pointer(address, TYPE: tl.constexpr):
+    """An address from a table, of something that begins at a multiple of 16 bytes."""
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16)

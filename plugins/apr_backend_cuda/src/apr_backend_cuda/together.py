@@ -15,7 +15,7 @@ import triton.language as tl
 
 from apr_backend_cuda.matrices import Matrix
 from apr_backend_cuda.shapes import SHAPES
-from apr_backend_cuda.tiles import HALF, product, tile, unshrunk
+from apr_backend_cuda.tiles import pointer, products
 from apr_backend_cuda.tuning import launch
 
 PLANES = ("codes", "upper", "scales", "minima", "supers", "codebook")  # in the order of the table
@@ -26,11 +26,11 @@ FIELDS = 16  # of a tile: addresses of its planes, rows of its matrix, its first
 def _scales_at(address, KIND: tl.constexpr):
     """A plane of scales or minima, of the type that the kind has."""
     if KIND == "q4_k" or KIND == "q5_k":
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), 16)
+        found = pointer(address, tl.uint8)
     elif KIND == "q6_k":
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.int8)), 16)
+        found = pointer(address, tl.int8)
     else:
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+        found = pointer(address, tl.float32)
     return found
 
 
@@ -38,13 +38,13 @@ def _scales_at(address, KIND: tl.constexpr):
 def _codes_at(address, KIND: tl.constexpr):
     """A plane of codes, or of whole weights."""
     if KIND == "f32":
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+        found = pointer(address, tl.float32)
     elif KIND == "f16":
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.float16)), 16)
+        found = pointer(address, tl.float16)
     elif KIND == "bf16":
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.bfloat16)), 16)
+        found = pointer(address, tl.bfloat16)
     else:
-        found = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), 16)
+        found = pointer(address, tl.uint8)
     return found
 
 
@@ -56,28 +56,22 @@ def _linears(
 ):  # fmt: skip
     own = tiles + tl.program_id(1) * FIELDS
     codes = _codes_at(tl.load(own), KIND)
-    upper = tl.multiple_of(tl.load(own + 1).to(tl.pointer_type(tl.uint8)), 16)
+    upper = pointer(tl.load(own + 1), tl.uint8)
     scales, minima = _scales_at(tl.load(own + 2), KIND), _scales_at(tl.load(own + 3), KIND)
-    supers = tl.multiple_of(tl.load(own + 4).to(tl.pointer_type(tl.float16)), 16)
-    codebook = tl.multiple_of(tl.load(own + 5).to(tl.pointer_type(tl.float32)), 16)
+    supers = pointer(tl.load(own + 4), tl.float16)
+    codebook = pointer(tl.load(own + 5), tl.float32)
     rows = tl.load(own + 7) + tl.arange(0, ROWS)
     inside = rows < tl.load(own + 6)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     part = tl.program_id(2)
-    acc = tl.zeros((ROWS, TOKENS), tl.float32)
-    for block in range(part * per_part, tl.minimum((part + 1) * per_part, blocks)):
-        for half in tl.static_range(2):
-            k = block * 256 + half * HALF + tl.arange(0, HALF)
-            mask = (k < cols)[:, None] & (token < tokens)[None, :]
-            inputs = tl.load(x + token[None, :] * x_stride + k[:, None], mask=mask, other=0.0)
-            w = tile(
-                codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-                block, half, KIND, GROUP, ZERO, MINIMA, ROWS,
-            )  # fmt: skip
-            acc = product(w, inputs, acc, KIND)
+    found = products(
+        x, x_stride, token, tokens, part * per_part, tl.minimum((part + 1) * per_part, blocks),
+        codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
+        KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
+    )  # fmt: skip
     place = tl.load(own + 8) + tl.arange(0, ROWS)  # among the rows of all
     to = out + (part * tokens + token).to(tl.int64)[None, :] * all_rows + place[:, None]
-    tl.store(to, unshrunk(acc, KIND), mask=inside[:, None] & (token < tokens)[None, :])
+    tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
 
 
 def alike(matrices: Sequence[Matrix]) -> list[list[int]]:
