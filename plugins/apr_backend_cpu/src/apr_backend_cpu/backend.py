@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.activations import SUPERBLOCK
-from apr_backend_cpu.compiling import CACHE_DIR, keep_freed_memory, use_threads
-from apr_backend_cpu.formats import FORMATS
-from apr_backend_cpu.recording import Captured, StepFunction, plain, settle
-from apr_backend_cpu.vector_ir import DOT_MODE, LANES
+from apr_backend_cpu.constants import LANES, SUPERBLOCK
+from apr_backend_cpu.native import cache_folders, library
+from apr_backend_cpu.ops.formats import FLOATS, SUPERBLOCK_BYTES
+from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
+from apr_backend_cpu.run.threads import keep_freed_memory, use_threads
 
-HERE = "apr_backend_cpu"
-FLOATS = ("f32", "f16", "bf16")
+HERE = "apr_backend_cpu.ops"
 
 KERNELS: dict[tuple[str, str], str] = {
-    **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
+    **{("linear", name): f"{HERE}.linear:linear" for name in (*SUPERBLOCK_BYTES, *FLOATS)},
     ("linear", "layout"): f"{HERE}.linear:linear",
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
@@ -57,11 +56,11 @@ class Cpu:
 
     def describe(self) -> str:
         """Device line of the report."""
-        return f"cpu: {self.threads} threads, {DOT_MODE} dot products"
+        return f"cpu: {self.threads} threads, kernels for {library().level.name}"
 
     def caches(self) -> list[tuple[str, str]]:
         """What is kept on disk, for `apr doctor`: (label, folder)."""
-        return [("compiled kernels", CACHE_DIR)] if CACHE_DIR else []
+        return cache_folders()
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
         """Zeros in f32 or f16; in q8, bytes for rows of codes and scales (`attention_q8_rows`)."""
@@ -81,8 +80,8 @@ class Cpu:
         """The mapped bytes in place; a copy only where rows are not whole superblocks."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
-        if matrix.format in FORMATS:
-            return _padded(matrix.raw, FORMATS[matrix.format].nbytes)
+        if matrix.format in SUPERBLOCK_BYTES:
+            return _padded(matrix.raw, SUPERBLOCK_BYTES[matrix.format])
         spec = matrix.layout
         blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]

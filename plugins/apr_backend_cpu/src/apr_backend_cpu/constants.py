@@ -1,0 +1,58 @@
+"""Numbers that the kernels and the Python that calls them share: sizes, offsets, columns of tables.
+
+Sizes and offsets are bytes, columns count words of 8 bytes.
+"""
+
+from __future__ import annotations
+
+LANES = 16  # of a vector of 32-bit numbers in kernels
+VECTOR = 4 * LANES
+
+# Activations for packed weights: a record of 512 bytes for each 256 values (kernels/linear/
+# activations.py says what they mean).
+SUPERBLOCK, GROUP = 256, 32
+RECORD = 512
+AT_Q = 0  # 256 int8
+AT_SHIFT16 = 256  # 16 int32: -32 times the sum of each 16 values
+AT_SUM32 = 320  # 8 int16: s_j times the sum of 32 values
+AT_SCALE32 = 352  # 8 int32: s_j
+AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
+AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
+
+# Products. A tile is 16 weight rows.
+ROWS = 16
+FEW = 17  # rows of activations from which unpacking a tile pays
+SIDE_BY_SIDE = 4  # tiles that are unpacked together
+TOKENS = 8  # rows of activations an unpacked tile meets at once
+TILE_RECORD = 6272  # of a superblock of an unpacked tile
+ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of activations
+# Columns of a table of parts. A part is a matrix up to a whole number of tiles, or what is left of
+# it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one. METHODS is
+# the address of a format's functions, PARAMETERS that of a declared layout's tables.
+(FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, METHODS, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS,
+ BIAS) = range(10)  # fmt: skip
+PART_COLUMNS = 10
+# Columns of a format's methods: what kind of format it is, then addresses of functions.
+KIND, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_1, ARRANGE = range(10)
+PACKED, DECLARED, DENSE = range(3)  # kinds
+
+# Attention
+PART = 256  # positions; caches have room for whole parts
+QUERIES = 16  # of a task, all of one key head
+F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
+# columns of a table of segments, and of a table of single tokens
+START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)
+SEGMENT = 7
+
+# Recurrent ops
+CHANNELS = 256  # of a convolution task
+NARROW, WIDE = 32, 128  # columns of a state that are worked on together
+STATE = 2  # column of a table of segments: START, STOP, address of a state
+
+# Programs: columns of an instruction, and the control block of a team, in cache lines
+FUNCTION, TASKS, ARGUMENTS = range(3)
+COLUMNS = 3
+LINE = 8  # words
+(GENERATION, PROGRAM, SIZE, MET, PHASE, THREADS, BEFORE_PHASE, SCRATCH, PARKED) = (
+    LINE * i for i in range(9)
+)

@@ -1,0 +1,145 @@
+"""Tasks of attention: appending to a cache, parts of 256 positions, and what they add up to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apr_backend_cpu.constants import (
+    CAPACITY,
+    F16,
+    FIRST_PART,
+    KEYS_AT,
+    LANES,
+    PART,
+    POSITION,
+    Q8,
+    QUERIES,
+    SEGMENT,
+    START,
+    STOP,
+    VALUES_AT,
+)
+from apr_backend_cpu.kernels.attention.parts import finish, merge, part, row_bytes
+from apr_backend_cpu.kernels.attention.q8_rows import append_q8
+from apr_backend_cpu.kernels.attention.tiles import append_f16, append_f32
+from apr_backend_cpu.kernels.source import kernel
+from apr_backend_cpu.kernels.vector.memory import as_float, floats_at, ints_at, matrix_at
+
+MOST = 32  # arguments of an instruction
+f32 = np.float32
+U = np.uint64
+
+
+@kernel()
+def append_task(arguments, i, scratch):
+    """A token's keys and values: k, v, segments, their number, Hkv, D, kind of cache."""
+    a = ints_at(arguments, MOST)
+    heads, dim, kind = a[4], a[5], a[6]
+    stride, n = row_bytes(kind, dim), U(dim // LANES)
+    number = 0
+    while number + 1 < a[3] and i >= ints_at(a[2] + 8 * SEGMENT * (number + 1), SEGMENT)[START]:
+        number += 1
+    seg = ints_at(a[2] + 8 * SEGMENT * number, SEGMENT)
+    position = seg[POSITION] + i - seg[START]
+    for h in range(heads):
+        offset, source = (h * seg[CAPACITY] + position) * stride, 4 * dim * (i * heads + h)
+        if kind == F16:
+            append_f16(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_f16(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+        elif kind == Q8:
+            append_q8(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_q8(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+        else:
+            append_f32(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
+            append_f32(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+
+
+@kernel()
+def attend_many_task(arguments, i, scratch):
+    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, kind, tiles.
+
+    Queries of a key head count token by token: number n is token n // G, head n % G of its group.
+    """
+    a = ints_at(arguments, MOST)
+    heads, kv_heads, dim, kind, tiles = a[3], a[4], a[5], a[7], a[8]
+    seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
+    first = i % tiles * QUERIES
+    n = min((seg[STOP] - seg[START]) * group - first, QUERIES)
+    stride = U(row_bytes(kind, dim))
+    size, at = 4 * QUERIES * dim, scratch
+    q, result, found = (
+        matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
+    )  # fmt: skip
+    at += 3 * size
+    place, seen = ints_at(at, n), ints_at(at + 8 * QUERIES, n)  # place: of a query, in q and in out
+    tops, sums = floats_at(at + 16 * QUERIES, n), floats_at(at + 20 * QUERIES, n)
+    part_tops, part_sums = floats_at(at + 24 * QUERIES, n), floats_at(at + 28 * QUERIES, n)
+    scores, room = matrix_at(at + 32 * QUERIES, n, PART), at + 32 * QUERIES + 4 * QUERIES * PART
+    for j in range(n):
+        token, member = (first + j) // group, (first + j) % group
+        place[j] = 4 * dim * ((seg[START] + token) * heads + h * group + member)
+        source = floats_at(a[0] + place[j], dim)
+        for d in range(dim):
+            q[j, d], result[j, d] = source[d], f32(0.0)
+        tops[j], sums[j] = f32(-np.inf), f32(0.0)
+    for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
+        for j in range(n):
+            seen[j] = seg[POSITION] + (first + j) // group + 1 - start
+        offset = U(h * seg[CAPACITY] + start) * stride
+        part(kind, q, U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, stride, seen,
+              as_float(a[6]), scores, part_tops, part_sums, found, False, room)  # fmt: skip
+        merge(tops, sums, result, part_tops, part_sums, found)
+    for j in range(n):
+        finish(sums[j], result[j], floats_at(a[1] + place[j], dim))
+
+
+@kernel()
+def attend_few_task(arguments, i, scratch):
+    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, kind, parts,
+    tops, sums, results."""
+    a = ints_at(arguments, MOST)
+    heads, kv_heads, dim, kind, parts = a[3], a[4], a[5], a[7], a[8]
+    group, h, number = heads // kv_heads, i // parts, i % parts
+    t = 0
+    while t + 1 < a[2] and number >= ints_at(a[1] + 8 * SEGMENT * (t + 1), SEGMENT)[FIRST_PART]:
+        t += 1
+    token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
+    start = (number - token[FIRST_PART]) * PART
+    stride = U(row_bytes(kind, dim))
+    offset = U(h * token[CAPACITY] + start) * stride
+    scores, seen = matrix_at(scratch, group, PART), ints_at(scratch + 4 * PART * group, group)
+    room = scratch + 4 * PART * group + 64 * group
+    for j in range(group):
+        seen[j] = token[POSITION] + 1 - start
+    q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
+    part(kind, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
+          as_float(a[6]), scores, floats_at(a[9] + 4 * group * i, group),
+          floats_at(a[10] + 4 * group * i, group),
+          matrix_at(a[11] + 4 * group * dim * i, group, dim), True, room)  # fmt: skip
+
+
+@kernel()
+def merge_task(arguments, i, scratch):
+    """A token's parts for a key head: as `attend_few_task`, and out. Arguments 8 to 11 are shared."""
+    a = ints_at(arguments, MOST)
+    heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
+    group, h, t = heads // kv_heads, i // a[2], i % a[2]
+    token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
+    result = matrix_at(scratch, group, dim)
+    top, total = (
+        floats_at(scratch + 4 * group * dim, group),
+        floats_at(scratch + 4 * group * (dim + 1), group),
+    )
+    for j in range(group):
+        for d in range(dim):
+            result[j, d] = f32(0.0)
+        top[j], total[j] = f32(-np.inf), f32(0.0)
+    first = token[FIRST_PART]
+    for number in range(first, first + token[POSITION] // PART + 1):
+        at = h * parts + number
+        merge(top, total, result, floats_at(a[9] + 4 * group * at, group),
+               floats_at(a[10] + 4 * group * at, group),
+               matrix_at(a[11] + 4 * group * dim * at, group, dim))  # fmt: skip
+    out = a[12] + 4 * dim * (token[START] * heads + h * group)
+    for j in range(group):
+        finish(total[j], result[j], floats_at(out + 4 * dim * j, dim))

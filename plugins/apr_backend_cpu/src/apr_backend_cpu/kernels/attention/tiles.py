@@ -1,0 +1,210 @@
+"""The inner products of attention as vector IR: queries times keys, and weights times values.
+
+Caches hold float16 or float32; everything is summed in float32. The order of a sum does not depend
+on how many queries a tile has, so a query gives the same bits alone and in any batch. Each tile
+also fetches, a little with every step, what another will read: asking for much at once would make
+it wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from apr_backend_cpu.constants import LANES
+from apr_backend_cpu.kernels.source import Builder, vector
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I16,
+    I64,
+    V16F,
+    Value,
+    advance,
+    at,
+    const,
+    count_loop,
+    fma,
+    from_half,
+    horizontal_sum,
+    load,
+    prefetch,
+    shuffle,
+    splat,
+    store,
+    to_half,
+)
+
+KEYS = 4  # of a tile
+V16HALF = ir.VectorType(I16, LANES)
+LARGEST_HALF = 65504.0
+Loader = Callable[[Builder, Value], Value]
+
+
+def _load_f32(b: Builder, p: Value) -> Value:
+    return load(b, p, V16F)
+
+
+def _load_f16(b: Builder, p: Value) -> Value:
+    return from_half(b, load(b, p, V16HALF))
+
+
+def _sums(b: Builder, vectors: list[Value]) -> Value:
+    """Each vector's sum, by halves as in `horizontal_sum`, side by side in one vector."""
+    width = LANES
+    while width > 1:
+        half, several = width // 2, LANES // width
+        low = [v * width + lane for v in range(2 * several) for lane in range(half)]
+        high = [lane + half for lane in low]
+        vectors = [
+            b.fadd(shuffle(b, x, low, y), shuffle(b, x, high, y))
+            for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        width = half
+    return vectors[0]
+
+
+def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
+    """An intrinsic: dots of `queries` float32 queries with 4 keys, times a scale.
+
+    Arguments: addresses of the first query and key, bytes between them, address of the scores and
+    bytes between the scores of two queries, the scale, vectors of 16 a key; an address from which
+    as many bytes as four keys have are fetched meanwhile.
+    """
+    size = KEYS * LANES * itemsize
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
+        row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
+        qs = [row(qp, i, q_stride) for i in range(queries)]
+        ks = [row(kp, j, k_stride) for j in range(KEYS)]
+
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, ahead, i, size), size)
+            keys = [loader(b, advance(b, k, i, LANES * itemsize)) for k in ks]
+            results = []
+            for number, q in enumerate(qs):
+                query = load(b, advance(b, q, i, 4 * LANES), V16F)
+                for j, key in enumerate(keys):
+                    results.append(fma(b, query, key, sums[KEYS * number + j]))
+            return results
+
+        zero = const(V16F, 0.0)
+        dots = count_loop(b, n, [zero] * (queries * KEYS), body)
+        sums = _sums(b, dots + [zero] * (LANES - len(dots)))
+        sums = b.fmul(sums, splat(b, scale))
+        for i in range(queries):
+            four = shuffle(b, sums, [KEYS * i + j for j in range(KEYS)])
+            store(b, four, row(op, i, o_stride))
+
+    return vector(name, "ppppppfpp", emit)
+
+
+def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
+    """An intrinsic: out += weights times values, `queries` rows of `vectors` times 16 dims.
+
+    Arguments: addresses of the weights and bytes between two queries', of the values and bytes
+    between two positions', of the results and bytes between two queries', positions; an address
+    from which as many bytes of as many rows are fetched meanwhile.
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
+        row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
+        outs = [
+            at(b, row(op, i, o_stride), 4 * LANES * c)
+            for i in range(queries)
+            for c in range(vectors)
+        ]
+
+        def body(k: Value, sums: list[Value]) -> list[Value]:
+            prefetch(b, advance(b, ahead, k, v_stride), LANES * itemsize * vectors)
+            here = advance(b, vp, k, v_stride)
+            values = [loader(b, at(b, here, LANES * itemsize * c)) for c in range(vectors)]
+            results = []
+            for i in range(queries):
+                weight = splat(b, load(b, advance(b, row(pp, i, p_stride), k, 4), F32))
+                for c, value in enumerate(values):
+                    results.append(fma(b, weight, value, sums[vectors * i + c]))
+            return results
+
+        sums = count_loop(b, n, [load(b, p, V16F) for p in outs], body)
+        for p, total in zip(outs, sums, strict=True):
+            store(b, total, p)
+
+    return vector(name, "pppppppp", emit)
+
+
+def make_append(name: str, half: bool) -> Any:
+    """An intrinsic: copy n times 16 float32 from an address into a cache at another.
+
+    float16 holds nothing beyond 65504: larger values become that, NaN stays NaN.
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        source, target, n = args
+
+        def body(i: Value, values: list[Value]) -> list[Value]:
+            x = load(b, advance(b, source, i, 4 * LANES), V16F)
+            if half:
+                for limit, beyond in ((LARGEST_HALF, ">"), (-LARGEST_HALF, "<")):
+                    bound = const(V16F, limit)
+                    x = b.select(b.fcmp_ordered(beyond, x, bound), bound, x)
+                x = to_half(b, x)
+            store(b, x, advance(b, target, i, (2 if half else 4) * LANES))
+            return values
+
+        count_loop(b, n, [], body)
+
+    return vector(name, "ppp", emit)
+
+
+def _largest(b: Builder, args: tuple[Value, ...]) -> Value:
+    """The largest of n times 16 float32 at an address; NaN counts as nothing."""
+    p, n = args
+
+    def body(i: Value, values: list[Value]) -> list[Value]:
+        x = load(b, advance(b, p, i, 4 * LANES), V16F)
+        return [b.select(b.fcmp_ordered(">", x, values[0]), x, values[0])]
+
+    v = count_loop(b, n, [const(V16F, float("-inf"))], body)[0]
+    width = LANES
+    while width > 1:
+        width //= 2
+        low = shuffle(b, v, list(range(width)))
+        high = shuffle(b, v, list(range(width, 2 * width)))
+        v = b.select(b.fcmp_ordered(">", low, high), low, high)
+    return b.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+
+largest = vector("largest", "pp", _largest, "f")
+
+
+scores_f16_4 = make_scores("scores_f16_4", _load_f16, 2, 4)
+scores_f16_1 = make_scores("scores_f16_1", _load_f16, 2, 1)
+scores_f32_4 = make_scores("scores_f32_4", _load_f32, 4, 4)
+scores_f32_1 = make_scores("scores_f32_1", _load_f32, 4, 1)
+mix_f16_44 = make_mix("mix_f16_44", _load_f16, 2, 4, 4)
+mix_f16_41 = make_mix("mix_f16_41", _load_f16, 2, 4, 1)
+mix_f16_14 = make_mix("mix_f16_14", _load_f16, 2, 1, 4)
+mix_f16_11 = make_mix("mix_f16_11", _load_f16, 2, 1, 1)
+mix_f32_44 = make_mix("mix_f32_44", _load_f32, 4, 4, 4)
+mix_f32_41 = make_mix("mix_f32_41", _load_f32, 4, 4, 1)
+mix_f32_14 = make_mix("mix_f32_14", _load_f32, 4, 1, 4)
+mix_f32_11 = make_mix("mix_f32_11", _load_f32, 4, 1, 1)
+append_f16 = make_append("append_f16", True)
+append_f32 = make_append("append_f32", False)
+
+
+def _total(b: Builder, args: tuple[Value, ...]) -> Value:
+    """The sum of n times 16 float32 at an address, in the order of `dot_lanes`."""
+    p, n = args
+
+    def body(i: Value, sums: list[Value]) -> list[Value]:
+        return [b.fadd(load(b, advance(b, p, i, 4 * LANES), V16F), sums[0])]
+
+    return horizontal_sum(b, count_loop(b, n, [const(V16F, 0.0)], body)[0])
+
+
+total = vector("total", "pp", _total, "f")

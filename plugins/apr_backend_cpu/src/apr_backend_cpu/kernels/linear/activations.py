@@ -1,0 +1,204 @@
+"""Activations as packed products want them: int8 with integer sub-scales, quantized once.
+
+A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d a
+superblock and one integer s_j from 1 to S for each 32 values. All that a product sums over a
+superblock is then an integer, and integers can be summed in any order.
+
+S is 32 where the integers of every format then stay below 2^31 and their sums of 32 below 2^15,
+which is nearly always; else 8, where they do whatever the values are. The largest are those of
+q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
+
+A superblock is a record of 512 bytes, offsets as below; sums are over q. Rows of records are
+`row_of_records` bytes apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+
+from apr_backend_cpu.constants import (
+    AT_D,
+    AT_GROUP_D,
+    AT_Q,
+    AT_SCALE32,
+    AT_SHIFT16,
+    AT_SHIFT32,
+    AT_SUM32,
+    GROUP,
+    LANES,
+    RECORD,
+    SUPERBLOCK,
+)
+from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I8,
+    I16,
+    I32,
+    V16F,
+    V16I,
+    Value,
+    at,
+    const,
+    intrinsic_call,
+    load,
+    shuffle,
+    store,
+)
+from apr_backend_cpu.kernels.vector.lanes import Reduction
+from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at
+
+STEPS, SAFE_STEPS = 32, 8  # S above
+LARGEST_SUM32 = 2**15 - 1
+SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
+INFINITY_BITS = 0x7F800000
+ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
+ROUND_BITS = 0x4B400000
+GROUPS = SUPERBLOCK // GROUP
+V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
+V16B, V8H = ir.VectorType(I8, LANES), ir.VectorType(I16, GROUPS)
+
+
+def _umax(b: Builder, x: Value, y: Value) -> Value:
+    return b.select(b.icmp_unsigned(">", x, y), x, y)
+
+
+def _halves(b: Builder, x: Value, y: Value, width: int) -> tuple[Value, Value]:
+    """x and y hold runs of `width` lanes: the first halves of all runs, and the second halves."""
+    starts = range(0, x.type.count + y.type.count, width)
+    low = [start + lane for start in starts for lane in range(width // 2)]
+    return shuffle(b, x, low, y), shuffle(b, x, [lane + width // 2 for lane in low], y)
+
+
+def _tops(b: Builder, values: list[Value]) -> Value:
+    """16 vectors -> the largest magnitude of each two, as bits: NaN is larger than infinity."""
+    magnitude = const(V16I, 0x7FFFFFFF)
+    bits = [b.and_(b.bitcast(v, V16I), magnitude) for v in values]
+    tops, width = [_umax(b, *bits[2 * j : 2 * j + 2]) for j in range(GROUPS)], LANES
+    while len(tops) > 1:
+        tops = [_umax(b, *_halves(b, tops[i], tops[i + 1], width)) for i in range(0, len(tops), 2)]
+        width //= 2
+    even = [2 * j for j in range(GROUPS)]  # two lanes a group are left
+    return _umax(b, shuffle(b, tops[0], even), shuffle(b, tops[0], [lane + 1 for lane in even]))
+
+
+def _largest(b: Builder, tops: Value) -> Value:
+    """The largest of 8 lanes, in all of them."""
+    for distance in (4, 2, 1):
+        turned = shuffle(b, tops, [(lane + distance) % GROUPS for lane in range(GROUPS)])
+        tops = _umax(b, tops, turned)
+    return tops
+
+
+def _scales(b: Builder, tops: Value, steps: int) -> tuple[Value, Value, Value, Value]:
+    """Of 8 groups: whether all values are finite, s_j, 1 / (d * s_j), and d (the same in all)."""
+    top, one, zero = _largest(b, tops), const(V8F, 1.0), const(V8F, 0.0)
+    finite = b.icmp_unsigned("<", top, const(V8I, INFINITY_BITS))
+    unit = b.fdiv(b.bitcast(top, V8F), const(V8F, 127.0 * steps))
+    inverse_bits = b.bitcast(b.fdiv(one, unit), V8I)  # of zero or a subnormal: infinite
+    usable = b.and_(finite, b.icmp_unsigned("<", inverse_bits, const(V8I, INFINITY_BITS)))
+    unit = b.select(usable, unit, zero)
+    wanted = b.fdiv(b.bitcast(tops, V8F), b.fmul(unit, const(V8F, 127.0)))
+    wanted = intrinsic_call(b, "llvm.ceil.v8f32", V8F, wanted)
+    most = const(V8F, float(steps))
+    wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # also where it is NaN
+    wanted = b.select(b.fcmp_ordered("<", wanted, most), wanted, most)
+    wanted = b.select(usable, wanted, one)
+    inverse = b.select(usable, b.fdiv(one, b.fmul(unit, wanted)), zero)
+    return finite, wanted, inverse, unit
+
+
+def _codes(b: Builder, x: Value, inverse: Value) -> Value:
+    """16 values to integers from -127 to 127."""
+    top, bottom = const(V16F, 127.0), const(V16F, -127.0)
+    scaled = b.fmul(x, inverse)
+    scaled = b.select(b.fcmp_ordered(">", scaled, bottom), scaled, bottom)
+    scaled = b.select(b.fcmp_ordered("<", scaled, top), scaled, top)
+    rounded = b.bitcast(b.fadd(scaled, const(V16F, ROUND)), V16I)
+    return b.sub(rounded, const(V16I, ROUND_BITS))
+
+
+def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
+    """One record from 256 values, d NaN if any of them is not finite; whether its sums fit."""
+    values = [load(b, at(b, x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
+    finite, wanted, inverse, unit = _scales(b, _tops(b, values), steps)
+    all_finite, scales = shuffle(b, finite, [0] * LANES), b.fptosi(wanted, V8I)
+    sums, size = Reduction(b), const(V16I, 0)
+    for v, value in enumerate(values):
+        value = b.select(all_finite, value, const(V16F, 0.0))
+        codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
+        store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
+        sums.push(codes)
+        size = b.add(size, b.mul(_absolute(b, codes), shuffle(b, scales, [v // 2] * LANES)))
+    weighed = _store_integers(b, record, sums.whole(), scales)
+    nan = const(V8F, float("nan"))
+    unit = b.select(finite, unit, nan)
+    store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
+    store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
+    total = intrinsic_call(b, "llvm.vector.reduce.add.v16i32", I32, size)
+    top = intrinsic_call(b, "llvm.vector.reduce.umax.v8i32", I32, _absolute(b, weighed))
+    return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
+                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM32)))  # fmt: skip
+
+
+def _absolute(b: Builder, x: Value) -> Value:
+    return b.select(b.icmp_signed("<", x, const(x.type, 0)), b.neg(x), x)
+
+
+def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Value:
+    """Scales, and sums [16] of 16 codes each, in the forms that products want; s_j * sums of 32."""
+    even = [2 * j for j in range(GROUPS)]
+    odd = [lane + 1 for lane in even]
+    pairs = b.add(shuffle(b, sums, even), shuffle(b, sums, odd))
+    weighed = b.mul(pairs, steps)
+    store(b, b.mul(sums, const(V16I, -32)), at(b, record, AT_SHIFT16))
+    store(b, b.trunc(weighed, V8H), at(b, record, AT_SUM32))
+    store(b, steps, at(b, record, AT_SCALE32))
+    store(b, b.mul(pairs, const(V8I, -128)), at(b, record, AT_SHIFT32))
+    return weighed
+
+
+def _quantize_superblock(b: Builder, args: tuple[Value, ...]) -> None:
+    """The record at an address from 256 values at another."""
+    with b.if_then(b.not_(_quantize(b, *args, STEPS)), likely=False):
+        _quantize(b, *args, SAFE_STEPS)
+
+
+quantize_superblock = vector("quantize_superblock", "pp", _quantize_superblock)
+
+
+@helper
+def row_of_records(blocks):
+    """Bytes from one row's records to the next one's: an odd number of records.
+
+    Else many rows would begin a multiple of 4096 bytes apart, and meet in a few lines of the cache.
+    """
+    return (blocks | 1) * RECORD
+
+
+@helper
+def quantize_block(x, size, block, records, scratch):
+    """The block-th record of a row: addresses of its `size` values and of its first record.
+
+    What a last block lacks is zeros, for which `scratch` has room.
+    """
+    first = block * SUPERBLOCK
+    count, source = min(size - first, SUPERBLOCK), x + 4 * first
+    if count < SUPERBLOCK:
+        values, given = floats_at(scratch, SUPERBLOCK), floats_at(source, count)
+        for i in range(count):
+            values[i] = given[i]
+        for i in range(count, SUPERBLOCK):
+            values[i] = np.float32(0.0)
+        quantize_superblock(U(scratch), U(records + RECORD * block))
+    else:
+        quantize_superblock(U(source), U(records + RECORD * block))
+
+
+@kernel()
+def quantize_task(arguments, i, scratch):
+    """One superblock of one row: x, row stride, columns, records, superblocks."""
+    a = ints_at(arguments, 5)
+    t, block = i // a[4], i % a[4]
+    quantize_block(a[0] + t * a[1], a[2], block, a[3] + t * row_of_records(a[4]), scratch)

@@ -1,0 +1,124 @@
+"""The gated delta rule: a task is one value head of one sequence and some columns of its state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apr_backend_cpu.constants import NARROW, START, STATE, STOP, WIDE
+from apr_backend_cpu.kernels.recurrent.delta_token import delta_run, delta_wide
+from apr_backend_cpu.kernels.source import helper, kernel
+from apr_backend_cpu.kernels.vector.exponential import exp32
+from apr_backend_cpu.kernels.vector.memory import floats_at, ints_at, matrix_at, row
+from apr_backend_cpu.kernels.vector.reductions import dot
+
+NORM_EPS = np.float32(1e-6)
+MOST = 32  # arguments of an instruction
+f32 = np.float32
+U = np.uint64
+
+
+@helper
+def _unit_row(x, stride, heads, size, scale, out):
+    """Heads of a token over their lengths: addresses, bytes between the heads of x."""
+    for h in range(heads):
+        source, target = floats_at(x + h * stride, size), floats_at(out + 4 * h * size, size)
+        inverse = scale / np.sqrt(dot(source, source) + NORM_EPS)
+        for i in range(size):
+            target[i] = source[i] * inverse
+
+
+@helper
+def _in_place(q, k, v, decay, beta, S, out):
+    """One token, one head: q, k [Dk]; v, out [Dv], Dv a multiple of 128; S [Dk, Dv]."""
+    keys, width = S.shape
+    for c in range(width // WIDE):
+        delta_wide(
+            U(S.ctypes.data) + U(4 * WIDE * c), U(q.ctypes.data), U(k.ctypes.data),
+            U(v.ctypes.data) + U(4 * WIDE * c), U(out.ctypes.data) + U(4 * WIDE * c),
+            decay, beta, U(keys), U(4 * width),
+        )  # fmt: skip
+
+
+@helper
+def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
+    """All tokens of a segment for one head and up to 32 columns.
+
+    Addresses of q, k [T, Dk], decay and beta [T], with bytes between tokens; v, out [T, n]; S
+    [Dk, n], updated in place.
+    """
+    tokens, (keys, columns) = v.shape[0], S.shape
+    block = matrix_at(scratch, keys, NARROW)
+    values = matrix_at(scratch + 4 * NARROW * keys, tokens, NARROW)
+    answers = matrix_at(scratch + 4 * NARROW * (keys + tokens), tokens, NARROW)
+    for d in range(keys):
+        source, target = row(S[d]), block[d]
+        for c in range(columns):
+            target[c] = source[c]
+        for c in range(columns, NARROW):
+            target[c] = f32(0.0)
+    for t in range(tokens):
+        wanted, target = row(v[t]), values[t]
+        for c in range(columns):
+            target[c] = wanted[c]
+        for c in range(columns, NARROW):
+            target[c] = f32(0.0)
+    delta_run(
+        U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
+        U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
+    )  # fmt: skip
+    for t in range(tokens):
+        source, given = answers[t], row(out[t])
+        for c in range(columns):
+            given[c] = source[c]
+    for d in range(keys):
+        source, target = block[d], row(S[d])
+        for c in range(columns):
+            target[c] = source[c]
+
+
+@kernel()
+def units_task(arguments, i, scratch):
+    """A token: q, its strides, k, its strides, Hk, Dk, log decay, Hv, unit q, unit k, decay.
+
+    q and k over their lengths, q also over sqrt(Dk).
+    """
+    a = ints_at(arguments, MOST)
+    heads, size, n = a[6], a[7], a[9]
+    skip = 4 * heads * size * i
+    scale = f32(1.0) / f32(np.sqrt(size))
+    _unit_row(a[0] + i * a[1], a[2], heads, size, scale, a[10] + skip)
+    _unit_row(a[3] + i * a[4], a[5], heads, size, f32(1.0), a[11] + skip)
+    log_decay, decay = floats_at(a[8] + 4 * n * i, n), floats_at(a[12] + 4 * n * i, n)
+    for h in range(n):
+        decay[h] = exp32(log_decay[h])
+
+
+@helper
+def _heads(x, stride, first, rows, cols):
+    """[rows, cols] at an address, bytes between rows, from row `first` on."""
+    return matrix_at(x + first * stride, rows, stride // 4)[:, :cols]
+
+
+@kernel()
+def delta_task(arguments, i, scratch):
+    """Some columns of a head of a segment: unit q, unit k, v, its strides, decay, beta, segments,
+    Hk, Hv, Dk, Dv, blocks a head, out, whether segments are single tokens."""
+    a = ints_at(arguments, MOST)
+    k_heads, heads, keys, width, blocks = a[8], a[9], a[10], a[11], a[12]
+    seg = ints_at(a[7] + 24 * (i // (heads * blocks)), 3)
+    h, first = i // blocks % heads, i % blocks * NARROW
+    kh, start, size = h // (heads // k_heads), seg[START], seg[STOP] - seg[START]
+    S = matrix_at(seg[STATE] + 4 * h * keys * width, keys, width)
+    k_bytes, gate_bytes = 4 * k_heads * keys, 4 * heads
+    k_skip, gate_skip = start * k_bytes + 4 * kh * keys, start * gate_bytes + 4 * h
+    q, k, decay, beta = a[0] + k_skip, a[1] + k_skip, a[5] + gate_skip, a[6] + gate_skip
+    v_at, out_at = a[2] + h * a[4], a[13] + 4 * h * width
+    if a[14] != 0:
+        _in_place(floats_at(q, keys), floats_at(k, keys), floats_at(v_at + start * a[3], width),
+                  floats_at(decay, 1)[0], floats_at(beta, 1)[0], S,
+                  floats_at(out_at + start * 4 * heads * width, width))  # fmt: skip
+    else:
+        n = min(width - first, NARROW)
+        _columns(q, k, k_bytes, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,
+                 gate_bytes, S[:, first : first + n],
+                 _heads(out_at + 4 * first, 4 * heads * width, start, size, n), scratch)  # fmt: skip

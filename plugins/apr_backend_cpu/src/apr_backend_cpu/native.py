@@ -1,0 +1,121 @@
+"""The compiled kernels of this processor's level: a shared library, and its functions by name.
+
+The library comes with the package, or was built beside the sources by `python -m
+apr_backend_cpu.build`. Where neither is so - an unknown processor, sources that changed - the same
+sources are compiled now, by Numba, and the machine code is kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from apr_backend_cpu.levels import Level, chosen
+from apr_core.cache_folder import cache_dir, usable_folder
+from apr_core.notices import working
+
+HERE = Path(__file__).parent
+LIBRARIES = HERE / "libraries"
+CACHE = "cpu"  # folder in the cache, for code that was compiled in place of a library
+Function = Callable[..., Any]
+
+
+@cache
+def source_hash() -> str:
+    """Of all that machine code is made from: a library that was made from other sources is old."""
+    digest = hashlib.sha256()
+    sources = [HERE / "constants.py", HERE / "levels.py", *HERE.glob("build/*.py"),
+               *HERE.glob("kernels/**/*.py")]  # fmt: skip
+    for path in sorted(sources):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def library_path(level: Level, folder: Path = LIBRARIES) -> Path:
+    """Where a level's library lies."""
+    return folder / f"{level.name}-{source_hash()}.so"
+
+
+class Library:
+    """Addresses of functions. `origin` says where the machine code is from."""
+
+    def __init__(self, level: Level, find: Callable[[str], int], origin: str, owner: Any) -> None:
+        self.level, self.origin = level, origin
+        self._find, self._owner = find, owner
+        self._known: dict[str, int] = {}
+
+    def address(self, name: str) -> int:
+        """Where a function of that name begins. Raises AttributeError if there is none."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = self._find(name)
+            if not found:
+                raise AttributeError(f"the CPU kernels have no function {name!r}")
+        return found
+
+    def function(self, name: str, arguments: int) -> Function:
+        """A function of so many words, which returns one. Python goes on while it runs."""
+        kind = ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * arguments)
+        return kind(self.address(name))
+
+
+def _opened(level: Level, path: Path) -> Library:
+    handle = ctypes.CDLL(str(path))
+
+    def find(name: str) -> int:
+        pointer = ctypes.cast(getattr(handle, name), ctypes.c_void_p)
+        return pointer.value or 0
+
+    return Library(level, find, path.name, handle)
+
+
+def _compiled(level: Level) -> Library:
+    """Compiled by Numba and LLVM in this process, or read from the cache folder."""
+    name = f"{level.name}-{source_hash()}"
+    folder = usable_folder(cache_dir() / CACHE, name, "compiled code", "APR_CACHE")
+    kept = folder / "kernels.o" if folder else None
+    if kept and kept.exists():
+        code = kept.read_bytes()
+    else:
+        from apr_backend_cpu.build.emit import object_code
+
+        working("compiling kernels for this processor", 0, 1)
+        code = object_code(level)
+        working("compiling kernels for this processor", 1, 1)
+        if kept:
+            part = kept.with_suffix(f".{os.getpid()}.part")
+            part.write_bytes(code)
+            part.replace(kept)
+    from apr_backend_cpu.build.loading import loaded
+
+    engine = loaded(code)
+    return Library(level, engine.get_function_address, "compiled here", engine)
+
+
+@cache
+def library() -> Library:
+    """The kernels of this process, opened on first use. Raises BackendError."""
+    level = chosen()
+    path = library_path(level)
+    return _opened(level, path) if path.exists() else _compiled(level)
+
+
+def cache_folders() -> list[tuple[str, str]]:
+    """What is kept on disk, for `apr doctor`: (label, folder)."""
+    folder = cache_dir() / CACHE
+    return [("compiled kernels", str(folder))] if folder.exists() else []
+
+
+def address(name: str) -> int:
+    """Where a kernel begins."""
+    return library().address(name)
+
+
+def function(name: str, arguments: int) -> Function:
+    """A kernel that Python calls, see `Library.function`."""
+    return library().function(name, arguments)

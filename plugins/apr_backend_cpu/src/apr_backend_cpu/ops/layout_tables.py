@@ -1,0 +1,154 @@
+"""What the kernels for declared layouts have to know of one weight, and where they find it.
+
+Codes stay where the file is mapped. Numbers are copied once, at first use, into the order in which
+16 rows want them: those of the groups as narrow as they are exact (a byte, float16 or float32),
+those of whole blocks multiplied in float32. Per 64 weights and a byte that is a bit in eight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_backend_cpu.constants import LANES, SUPERBLOCK, VECTOR
+from apr_backend_cpu.layout_constants import (
+    BYTES,
+    COLUMNS_OF_NUMBERS,
+    HALF,
+    HALVES,
+    PAIRS,
+    SCATTERED,
+    SIGNED,
+    SINGLE,
+    UNSIGNED,
+)
+from apr_backend_cpu.run.arrays import address
+from apr_core.declarations import Layout, Numbers
+from apr_core.layouts import RUN, levels, products
+
+KINDS = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
+STORED = {UNSIGNED: np.uint8, SIGNED: np.int8, HALF: np.float16, SINGLE: np.float32}
+NARROW = {"u8": UNSIGNED, "i8": SIGNED, "f16": HALF}
+LARGEST = 127
+SIDE_BY_SIDE = 128  # values
+MINIMUM_UNIT = -1 / 128  # the kernels have sums of activations times -128
+
+
+class LayoutTables:
+    """The parameters of one weight, uint64 [PARAMETERS], and the tables they are addresses of."""
+
+    def __init__(self, w: Any) -> None:
+        spec = w.layout
+        layout, block, nbytes = spec.layout, spec.block, spec.nbytes
+        raw = w.data.reshape(w.rows, -1, nbytes)
+        blocks, per_block = raw.shape[1], block // layout.group
+        self.runs = blocks * block // RUN  # of a row
+        superblocks = -(-w.cols // SUPERBLOCK)
+        self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // RUN)
+        self._levels, unit, added = _levels(layout)
+        scales = TileNumbers(layout.scale, layout, raw, block, float(unit))
+        tables = [scales]
+        if added or layout.minimum:
+            tables.append(_minima(layout, raw, block, np.float32(unit * added)))
+        self._tables = tables
+        self.has_minima = len(tables) > 1
+        scattered = block % SIDE_BY_SIDE != 0
+        kind = KINDS["bytes" if layout.bits == 8 else layout.order] + SCATTERED * scattered
+        none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
+        self.params = np.array(
+            [kind, address(self._offsets), address(self._levels), layout.group // RUN, per_block,
+             blocks, *(n for table in tables for n in table.columns), *none],
+            np.uint64,
+        )  # fmt: skip
+
+    @property
+    def room(self) -> int:
+        """Bytes a thread needs for the numbers of a tile: scales and minima of every run."""
+        return 2 * VECTOR * self.runs
+
+
+class TileNumbers:
+    """A product of numbers, a group: [tiles, groups, 16 rows], times factors [tiles, .., 16]."""
+
+    def __init__(
+        self, parts: tuple[Numbers, ...], layout: Layout, raw: NDArray[np.uint8], block: int,
+        unit: float = 1.0,
+    ) -> None:  # fmt: skip
+        inner = tuple(n for n in parts if not n.per_block)
+        outer = tuple(n for n in parts if n.per_block)
+        kind = NARROW.get(inner[0].dtype, SINGLE) if len(inner) == 1 else SINGLE
+        groups = raw.shape[1] * (block // layout.group)
+        numbers = products(inner, layout, raw, block) if inner else _ones(raw.shape[0], groups)
+        factors = _ones(raw.shape[0], 1)
+        if outer:
+            factors = products(outer, layout, raw, block)[:, :: block // layout.group]
+        self._fill(numbers, kind, factors * np.float32(unit))
+
+    @classmethod
+    def of(cls, numbers: NDArray[np.float32], unit: float) -> TileNumbers:
+        """From float32 [rows, groups] and one factor for all."""
+        made = cls.__new__(cls)
+        made._fill(numbers, SINGLE, _ones(numbers.shape[0], 1) * np.float32(unit))
+        return made
+
+    def _fill(self, numbers: NDArray[np.float32], kind: int, factors: NDArray[np.float32]) -> None:
+        self._numbers = _by_tile(numbers.astype(STORED[kind]))
+        self._factors = _by_tile(factors)
+        per_block = VECTOR if factors.shape[1] > 1 else 0
+        self.columns = [
+            address(self._numbers), kind, self._numbers.strides[0], address(self._factors),
+            self._factors.strides[0], per_block,
+        ]  # fmt: skip
+
+
+def _minima(
+    layout: Layout, raw: NDArray[np.uint8], block: int, added: np.float32
+) -> TileNumbers:  # fmt: skip
+    """What is added to each value; `added` steps of the scale among it."""
+    if not added:
+        return TileNumbers(layout.minimum, layout, raw, block, MINIMUM_UNIT)
+    lows = products(layout.scale, layout, raw, block) * added
+    if layout.minimum:
+        lows = lows + products(layout.minimum, layout, raw, block)
+    return TileNumbers.of(lows, MINIMUM_UNIT)
+
+
+def _ones(rows: int, columns: int) -> NDArray[np.float32]:
+    return np.ones((rows, columns), np.float32)
+
+
+def _offsets(layout: Layout, block: int, nbytes: int, runs: int) -> NDArray[np.int64]:
+    """Bytes from a row's start to the codes of each 32 values."""
+    number, inside = np.divmod(RUN * np.arange(runs, dtype=np.int64), block)
+    return number * nbytes + layout.codes + inside * layout.bits // 8
+
+
+def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
+    """Levels as bytes, 128 too large; what a byte's step is worth; steps to add to each value.
+
+    Of 8-bit codes it is the number that makes a code such a byte, 16 times.
+    """
+    one = np.float32(1)
+    if layout.bits == 8:
+        added = 0 if layout.signed else 128  # codes that are not signed need not be moved
+        return np.full(16, 128 - added, np.uint8), one, added - layout.zero
+    values = levels(layout).astype(np.float64)
+    if not layout.codebook:
+        fits = 15 - LARGEST <= layout.zero <= 128
+        first, left = (128 - layout.zero, 0) if fits else (128, -layout.zero)
+        return (np.arange(16) + first).astype(np.uint8), one, left
+    top = np.abs(values).max() or 1.0
+    steps = np.arange(64, LARGEST + 1) / top  # the step that fits the levels best
+    errors = [np.abs(np.rint(values * s) / s - values).max() for s in steps]
+    best = steps[int(np.argmin(errors))]
+    return (np.rint(values * best) + 128).astype(np.uint8), np.float32(1 / best), 0
+
+
+def _by_tile(numbers: NDArray[Any]) -> NDArray[Any]:
+    """[rows, groups] -> [tiles, groups, 16], zeros where rows end."""
+    rows, groups = numbers.shape
+    padded = np.zeros((-(-rows // LANES) * LANES, groups), numbers.dtype)
+    padded[:rows] = numbers
+    return np.ascontiguousarray(padded.reshape(-1, LANES, groups).swapaxes(1, 2))

@@ -1,0 +1,235 @@
+"""`linear`, `linears`, `mlp` and `embed` of the CPU backend, in terms of the compiled products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_backend_cpu.constants import (
+    FEW,
+    PART_ROWS,
+    RECORD,
+    ROW_BYTES,
+    ROW_ROOM,
+    ROWS,
+    SIDE_BY_SIDE,
+    SUPERBLOCK,
+    TILE_RECORD,
+)
+from apr_backend_cpu.ops.elementwise import swiglu
+from apr_backend_cpu.ops.formats import (
+    FLOATS,
+    LAYOUT,
+    LAYOUT_WITH_MINIMA,
+    SUPERBLOCK_BYTES,
+    methods,
+)
+from apr_backend_cpu.ops.layout_tables import LayoutTables
+from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
+from apr_backend_cpu.run.recording import plain, settle
+
+Floats = NDArray[np.float32]
+TASK_BYTES = 64 << 10  # weights of a task where memory is the limit
+WIDTH = 16  # values; rows of dense activations are whole vectors where a weight is not packed
+
+
+class Group:
+    """Weights that are multiplied with one input: what the compiled code has to know of them."""
+
+    def __init__(self, weights: tuple[Any, ...], biases: tuple[Floats | None, ...]) -> None:
+        self.rows = [w.rows for w in weights]
+        self.total = sum(self.rows)
+        self.weights, self.biases = weights, biases  # so that nothing else takes their identity
+        self._tails: list[NDArray[Any]] = []
+        self._layouts: dict[str, LayoutTables] = {}
+        parts: list[list[int]] = []
+        tile, before = 0, 0
+        for w, bias in zip(weights, biases, strict=True):
+            for data, first, rows in self._parts(w):
+                parts.append([tile, address(data), data.strides[0], rows, self._methods(w), before,
+                              first, w.rows, self._parameters(w),
+                              0 if bias is None else address(bias)])  # fmt: skip
+                tile += -(-rows // ROWS)
+            before += w.rows
+        self.table = np.array(parts, np.uint64)
+        self.packed = any(w.format not in FLOATS for w in weights)
+        self.padded = any(w.format in FLOATS and w.cols % WIDTH for w in weights)
+        self._bounds: dict[bool, NDArray[np.int64]] = {}
+
+    def _methods(self, w: Any) -> int:
+        """Where the compiled code finds the functions of a weight's format."""
+        name = w.format
+        if not _is_known(w):
+            name = LAYOUT_WITH_MINIMA if self._layout(w).has_minima else LAYOUT
+        return address(methods(name))
+
+    def _parameters(self, w: Any) -> int:
+        """Where the compiled code finds a declared layout; 0 for a format it knows."""
+        return 0 if _is_known(w) else address(self._layout(w).params)
+
+    def _layout(self, w: Any) -> LayoutTables:
+        if w.name not in self._layouts:
+            self._layouts[w.name] = LayoutTables(w)
+        return self._layouts[w.name]
+
+    def _parts(self, w: Any) -> list[tuple[NDArray[Any], int, int]]:
+        """(bytes, first row, rows) of a weight: whole tiles in place, the rest in a copy."""
+        left = w.rows % ROWS if w.format not in FLOATS else 0
+        whole = w.rows - left
+        parts = [(w.data, 0, whole)] if whole else []
+        if left:
+            tail = np.zeros((ROWS, w.data.shape[1]), w.data.dtype)
+            tail[:left] = w.data[whole:]
+            self._tails.append(tail)
+            parts.append((tail, whole, left))
+        return parts
+
+    def bounds(self, few: bool) -> NDArray[np.int64]:
+        """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many."""
+        found = self._bounds.get(few)
+        if found is None:
+            rows, row_bytes = self.table[:, PART_ROWS], self.table[:, ROW_BYTES]
+            counts = -(-rows.astype(np.int64) // ROWS)
+            size = ROWS * row_bytes if few else np.ones_like(row_bytes)
+            done = np.concatenate([[0], np.cumsum(np.repeat(size, counts).astype(np.float64))])
+            tasks = max(1, round(done[-1] / (TASK_BYTES if few else SIDE_BY_SIDE)))
+            found = np.searchsorted(done, done[-1] * np.arange(tasks + 1) / tasks).astype(np.int64)
+            found[0], found[-1] = 0, done.size - 1
+            self._bounds[few] = found
+        return found
+
+    def __call__(self, x: Floats) -> list[Floats]:
+        """x [T, in] -> one [T, rows] a weight."""
+        x = self.input(x)
+        tokens = x.shape[0]
+        out = new((tokens * self.total,))
+        with instructions(x, out, self) as p:
+            self.add(p, x, out)
+        results, start = [], 0
+        for rows in self.rows:
+            results.append(out[start : start + tokens * rows].reshape(tokens, rows))
+            start += tokens * rows
+        return results
+
+    def add(self, p: Program, x: Floats, out: Floats) -> None:
+        """The product's instructions: x [T, in], out [T * all rows]."""
+        tokens, cols = x.shape
+        bounds = self.bounds(tokens < FEW)
+        records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
+        room = n * (SIDE_BY_SIDE * TILE_RECORD if tokens >= FEW else ROW_ROOM)
+        room += 4 * ROWS * tokens  # results of a last, smaller tile
+        if self._layouts:
+            room += max(layout.room for layout in self._layouts.values())
+            room += tokens * (n | 1) * RECORD if tokens < FEW else 0
+        p.keep(self, bounds)
+        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
+              address(bounds), 0 if records is None else address(records), n, address(x), tokens,
+              cols, address(out), scratch=room)  # fmt: skip
+
+    def input(self, x: Floats) -> Floats:
+        """Contiguous rows, padded with zeros if a weight's rows are."""
+        if self.padded:
+            settle()
+            x = np.pad(plain(x), ((0, 0), (0, -x.shape[1] % WIDTH)))
+        return strided(x, whole=True).array
+
+
+def _is_known(w: Any) -> bool:
+    """Whether the weight's format has kernels of its own, and needs no declared layout."""
+    return w.format in FLOATS or w.format in SUPERBLOCK_BYTES
+
+
+def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:
+    """The group of these weights, made on first use and kept with the first of them."""
+    kept = weights[0].prepared
+    if kept is None:
+        kept = weights[0].prepared = {}
+    key = tuple(map(id, (*weights, *biases)))
+    found: Group | None = kept.get(key)
+    if found is None:
+        found = kept[key] = Group(weights, biases or (None,) * len(weights))
+    return found
+
+
+def linear(x: Floats, w: Any) -> Floats:
+    """x [T, in] -> [T, out]."""
+    return group((w,))(x)[0]
+
+
+def _ours(*ws: Any) -> bool:
+    """Whether all products are this module's; another distribution may bring a kernel."""
+    return all(w.linear is linear for w in ws)
+
+
+def linears(
+    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()
+) -> tuple[Floats, ...]:
+    """Products with one input, which is quantized once; plus a bias each, where there are any."""
+    if not _ours(*ws):
+        results = (w.linear(x, w) for w in ws)
+        return tuple(
+            y if bias is None else y + bias
+            for y, bias in zip(results, biases or (None,) * len(ws), strict=True)
+        )
+    return tuple(group(ws, biases)(x))
+
+
+def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
+    """down(silu(gate(x)) * up(x))."""
+    if not _ours(gate, up, down):
+        return _mlp_in_steps(x, gate, up, down)
+    first, second = group((gate, up)), group((down,))
+    if not (first.packed and second.packed) or first.padded or second.padded:
+        return _mlp_in_steps(x, gate, up, down)
+    x = first.input(x)
+    tokens = x.shape[0]
+    both, out = new((2, tokens, gate.rows)), new((tokens, down.rows))
+    with instructions(x, both, out, first, second) as p:
+        first.add(p, x, both)
+        second.add(p, swiglu(both[0], both[1]), out)
+    return out
+
+
+def _mlp_in_steps(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
+    result: Floats = down.linear(swiglu(*linears(x, (gate, up))), down)
+    return result
+
+
+def embed(ids: NDArray[np.int64], w: Any) -> Floats:
+    """Rows of the embedding [T, columns]: the few rows asked for are decoded."""
+    if not _is_known(w):
+        return _decoded(ids, w)
+    recording = recorder()
+    if recording is None or ids is not recording.ids:
+        settle()
+        ids = np.ascontiguousarray(plain(ids), np.int64)
+    out = new((len(ids), w.cols))
+    with instructions(ids, out, w.data) as p:
+        p.add(f"embed_{w.format}_task", len(ids), address(ids), address(w.data),
+              w.data.strides[0], w.cols, address(out))  # fmt: skip
+    return out
+
+
+def _decoded(ids: NDArray[np.int64], w: Any) -> Floats:
+    """Rows of a format without kernels of its own, by its own decoder."""
+    recording = recorder()
+    if recording is None or ids is not recording.ids:
+        settle()
+        return _rows(plain(ids), w)
+    out = new((len(ids), w.cols))
+    rows = out.view(np.ndarray)
+
+    def refresh(ids: Any, step: Any) -> None:
+        rows[:] = _rows(ids, w)
+
+    recording.program.each_time(refresh)
+    return out
+
+
+def _rows(ids: NDArray[np.int64], w: Any) -> Floats:
+    packed = np.ascontiguousarray(w.data[ids]).view(np.uint8)[:, : w.row_bytes]
+    decoded: Floats = w.decode(np.ascontiguousarray(packed), w.cols)
+    return decoded

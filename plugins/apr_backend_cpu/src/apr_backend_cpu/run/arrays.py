@@ -1,0 +1,19 @@
+"""Arrays as compiled code sees them: addresses and bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's values begin; `array.ctypes` would make several objects to say so."""
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+def bits(value: float) -> int:
+    """A float32 as an argument of an instruction."""
+    return int(np.float32(value).view(np.uint32))

@@ -1,0 +1,221 @@
+"""Programs: what the ops of this backend turn into.
+
+An op does not compute. It adds instructions to a program: a kernel, a number of tasks, and addresses.
+Called by itself it runs that program at once. While a step is recorded (`recording.py`), all ops of
+the step add to one program, which is then run again for every further token without any Python in
+between.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_backend_cpu.constants import COLUMNS, RECORD, SUPERBLOCK
+from apr_backend_cpu.native import address as kernel
+from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.team import program_words, team
+from apr_backend_cpu.run.threads import threads_in_use
+
+Floats = NDArray[np.float32]
+Refresh = Callable[[Any, Any], None]  # (ids, step): what has to be looked up anew for every step
+
+
+LEAST_SCRATCH = 4 * SUPERBLOCK  # a superblock of float32, which any task may round
+
+
+class Program:
+    """Instructions, in order, and everything that has to live as long as they may run."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[int]] = []
+        self._kept: list[Any] = []
+        self._rounding: dict[int, tuple[NDArray[np.int64] | None, NDArray[np.uint8], int]] = {}
+        self._refreshers: list[Refresh] = []
+        self._words: NDArray[np.uint64] | None = None
+        self._threads = 0
+        self._scratch = LEAST_SCRATCH
+
+    def add(
+        self, task: str, tasks: int, *arguments: int, scratch: int = 0
+    ) -> NDArray[np.int64]:
+        """One more instruction; returns its arguments, which may still change.
+
+        `task` is a kernel's name, `scratch` the bytes that a task of it keeps meanwhile.
+        """
+        given = np.array(arguments, np.int64)
+        self._kept.append(given)
+        self._rows.append([kernel(task), tasks, address(given)])
+        self._scratch = max(self._scratch, scratch)
+        return given
+
+    @property
+    def last(self) -> int:
+        """The number of the newest instruction, for `set_tasks`."""
+        return len(self._rows) - 1
+
+    def set_tasks(self, number: int, tasks: int) -> None:
+        """Change how many tasks an instruction has."""
+        self._rows[number][1] = tasks
+        if self._words is not None:
+            self._words[COLUMNS * number + 1] = tasks
+
+    def keep(self, *things: Any) -> None:
+        """Hold what the instructions have addresses of."""
+        self._kept += things
+
+    def each_time(self, refresh: Refresh) -> None:
+        """Call this before every run."""
+        self._refreshers.append(refresh)
+
+    def rounds(self, out: Floats, size: int) -> None:
+        """The newest instruction can also round its result, rows of `size` values, to int8.
+
+        Its first argument says where to; it is 0 until somebody asks for `records`. The room is
+        taken now: later it might be one that something else still uses when the instruction runs.
+        """
+        rows = out.size // size
+        self._rounding[address(out)] = (self._kept[-1], self._room(rows, size), size)
+
+    def records(self, x: Floats) -> NDArray[np.uint8]:
+        """x [T, K] rounded to int8: by what makes x if that can, else by an instruction; once."""
+        found = self._rounding.get(address(x))
+        if found is None or found[2] != x.shape[1]:
+            records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
+            self.add("quantize_task", x.shape[0] * blocks, address(x), 4 * x.shape[1], x.shape[1],
+                     address(records), blocks)  # fmt: skip
+            self._rounding[address(x)] = (None, records, x.shape[1])
+            return records
+        producer, records, _ = found
+        if producer is not None:
+            producer[0] = address(records)
+        return records
+
+    def _room(self, rows: int, size: int) -> NDArray[np.uint8]:
+        room = new((rows, -(-size // SUPERBLOCK) | 1, RECORD), np.uint8)  # as `row_of_records`
+        if recorder() is None:
+            self._kept.append(room)
+        return room
+
+    def forget(self, where: int) -> None:
+        """The memory at an address holds something else from now on."""
+        self._rounding.pop(where, None)
+
+    def run(self, ids: Any = None, step: Any = None) -> None:
+        """Run all instructions on all threads."""
+        for refresh in self._refreshers:
+            refresh(ids, step)
+        threads, size = threads_in_use(), len(self._rows)
+        if self._words is None or self._threads != threads:
+            self._threads, self._words = threads, program_words(size, threads)
+            self._words[: COLUMNS * size] = np.array(self._rows, np.uint64).ravel()
+        team(threads).run(self._words, size, self._scratch)
+
+
+class _Local(threading.local):
+    """What a thread is building. `recorder` is a `recording.Recorder`."""
+
+    program: Program | None = None
+    recorder: Any = None
+
+
+_local = _Local()
+
+
+def recorder() -> Any:
+    """The recorder of the step that this thread is recording, or None."""
+    return _local.recorder
+
+
+def set_recorder(found: Any) -> None:
+    """Begin (a recorder) or end (None) recording on this thread."""
+    _local.recorder = found
+
+
+@contextmanager
+def instructions(*arrays: Any) -> Iterator[Program]:
+    """The program to add to. Outside of a recording it runs at the end of the outermost block.
+
+    `arrays` are those that the instructions use.
+    """
+    if _local.recorder is not None:
+        program: Program = _local.recorder.program
+        program.keep(*(a for a in arrays if type(a) is np.ndarray))
+        yield program
+    elif _local.program is not None:
+        _local.program.keep(*arrays)
+        yield _local.program
+    else:
+        _local.program = Program()
+        try:
+            _local.program.keep(*arrays)
+            yield _local.program
+            _local.program.run()
+        finally:
+            _local.program = None
+
+
+def each_time(program: Program, refresh: Refresh, ids: Any = None, step: Any = None) -> None:
+    """Call `refresh` now, with what is there, or before every run of what is recorded."""
+    if _local.recorder is not None:
+        program.each_time(refresh)
+    else:
+        refresh(ids, step)
+
+
+def new(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """Room for a result, not filled."""
+    if _local.recorder is None:
+        return np.empty(shape, dtype)
+    room: NDArray[Any] = _local.recorder.new(shape, dtype)
+    return room
+
+
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """Float32 rows [rows, size] of an array of two or three axes, each row contiguous.
+
+    Row i begins at address + i // count * outer + i % count * inner, strides in bytes.
+    """
+
+    array: Floats
+    address: int
+    rows: int
+    outer: int
+    count: int
+    inner: int
+    size: int
+
+
+def strided(x: Floats, whole: bool = False) -> Strided:
+    """How to find the rows of x; a copy only where rows are not contiguous (`whole`: x is not)."""
+    fits = x.dtype == np.float32 and x.ndim in (2, 3)
+    fits = fits and (x.flags.c_contiguous if whole else x.strides[-1] == 4 or x.shape[-1] == 1)
+    if not fits:
+        if _local.recorder is not None:
+            _local.recorder.settle()
+        x = np.ascontiguousarray(x, np.float32).reshape(-1, *x.shape[max(1, x.ndim - 2) :])
+    size = x.shape[-1]
+    count, inner = (x.shape[1], x.strides[1]) if x.ndim == 3 else (1, 0)
+    return Strided(x, address(x), x.shape[0] * count, x.strides[0], count, inner, size)
+
+
+_constants: dict[tuple[int, Any], tuple[weakref.ref[Any], NDArray[Any]]] = {}
+
+
+def constant(source: NDArray[Any], make: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+    """make(source) of a weight, kept as long as the weight lives."""
+    key = (id(source), make)
+    found = _constants.get(key)
+    if found is None or found[0]() is not source:
+        forget = _constants.pop  # bound here: at the end of the process the global is None
+        gone = weakref.ref(source, lambda _: forget(key, None))
+        found = _constants[key] = gone, make(source)
+    return found[1]

@@ -1,0 +1,171 @@
+"""Recording a step once and running it again: no Python between the ops of a token.
+
+While a step is recorded, results are `Pending`: arrays whose values do not exist yet. Ops add their
+instructions; reshaping and slicing only say where things are. Anything else that looks at values -
+arithmetic, a reference body, another distribution's kernel - makes the recorder `settle`: what was
+recorded runs at once, values are there, and the rest of the step runs op by op. Such a step gives
+the same result, but is not run again by itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_backend_cpu.run.program import Program, recorder, set_recorder
+from apr_backend_cpu.run.arrays import address
+
+MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
+KEPT = 8  # recorded steps, one for each number of sequences
+ALIGNED = 64
+StepFunction = Callable[[NDArray[np.int64], Any], NDArray[np.float32]]
+
+
+class Pending(np.ndarray):
+    """A result of a recorded op. Looking at its values ends the recording."""
+
+    def __array_finalize__(self, source: Any) -> None:
+        """Copies need values."""
+        if isinstance(source, Pending) and self.base is None:
+            settle()
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Arithmetic needs values."""
+        settle()
+        if "out" in options:
+            options["out"] = tuple(map(plain, options["out"]))
+        return getattr(ufunc, method)(*map(plain, inputs), **options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        """So does what NumPy offers beside."""
+        settle()
+        return super().__array_function__(function, types, args, options)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Slices say where something is; other indices copy."""
+        part = super().__getitem__(index)
+        if recorder() is not None and not (
+            isinstance(part, Pending) and np.may_share_memory(plain(self), plain(part))
+        ):
+            settle()
+            part = super().__getitem__(index)
+        return part
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Nothing may be written before the ops that were recorded."""
+        settle()
+        super().__setitem__(index, value)
+
+    def item(self, *args: Any) -> Any:
+        """One value."""
+        settle()
+        return super().item(*args)
+
+    def tolist(self) -> Any:
+        """All values."""
+        settle()
+        return super().tolist()
+
+
+def plain(x: Any) -> Any:
+    """A pending array as an ordinary one; its values have to be there."""
+    return x.view(np.ndarray) if isinstance(x, Pending) else x
+
+
+def settle() -> None:
+    """Run what this thread has recorded, if anything, and stop recording."""
+    found = recorder()
+    if found is not None:
+        found.settle()
+
+
+class Recorder:
+    """A step while it is recorded. Memory of results that nobody refers to any more is reused."""
+
+    def __init__(self, ids: NDArray[np.int64], step: Any) -> None:
+        self.program, self.ids, self.step = Program(), ids, step
+        self.settled = False
+        self._free: dict[int, list[NDArray[np.uint8]]] = {}
+
+    def new(self, shape: tuple[int, ...], dtype: Any) -> Pending:
+        """Room for a result."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        spare = self._free.setdefault(nbytes, [])
+        if spare:
+            room = spare.pop()
+        else:
+            whole = np.empty(nbytes + ALIGNED, np.uint8)
+            skip = -address(whole) % ALIGNED
+            room = whole[skip : skip + nbytes]
+            self.program.keep(room)
+        result: Pending = room.view(dtype).reshape(shape).view(Pending)
+        weakref.finalize(result, self._released, room)
+        return result
+
+    def _released(self, room: NDArray[np.uint8]) -> None:
+        self.program.forget(address(room))
+        self._free[room.nbytes].append(room)
+
+    def settle(self) -> None:
+        """Run what there is; the rest of the step runs op by op."""
+        if recorder() is self:
+            set_recorder(None)
+            self.settled = True
+            self.program.run(self.ids, self.step)
+
+
+class Replay:
+    """A recorded step: new ids and positions in, logits out."""
+
+    def __init__(self, recorded: Recorder, result: Pending) -> None:
+        self._program, self._ids = recorded.program, recorded.ids
+        self._positions, self._result = recorded.step.positions, result.view(np.ndarray)
+        self._kept = result  # or its memory would be free
+
+    def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
+        """The step's result [rows, ...], a copy."""
+        self._ids[:], self._positions[:] = ids, step.host_positions
+        self._program.run(ids, step)
+        return self._result.copy()
+
+
+class Captured:
+    """A step function, recorded for each number of sequences that advance by one token."""
+
+    def __init__(self, function: StepFunction) -> None:
+        self._function = function
+        self._replays: OrderedDict[int, Replay] = OrderedDict()
+        self._possible = True
+
+    def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
+        """As the function itself."""
+        count = len(step.segments)
+        if not self._possible or count != step.n_rows or count > MOST:
+            return self._function(ids, step)
+        replay = self._replays.get(count)
+        if replay is None:
+            return self._recorded(ids, step)
+        self._replays.move_to_end(count)
+        return replay(ids, step)
+
+    def _recorded(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
+        own_ids, positions = ids.copy(), step.host_positions.copy()
+        now = Recorder(own_ids, replace(step, positions=positions, host_positions=positions))
+        set_recorder(now)
+        try:
+            result = self._function(own_ids, now.step)
+        finally:
+            set_recorder(None)
+        if now.settled or not isinstance(result, Pending):
+            self._possible = False
+            return plain(result)
+        replay = self._replays[len(step.segments)] = Replay(now, result)
+        if len(self._replays) > KEPT:
+            self._replays.popitem(last=False)
+        return replay(ids, step)
