@@ -16,14 +16,14 @@ from apr_backend_cpu.constants import (
     ROWS,
     SIDE_BY_SIDE,
     SUPERBLOCK,
-    TILE_RECORD,
+    TILE_SUPERBLOCK,
 )
 from apr_backend_cpu.ops.elementwise import swiglu
 from apr_backend_cpu.ops.formats import (
     FLOATS,
     LAYOUT,
     LAYOUT_WITH_MINIMA,
-    SUPERBLOCK_BYTES,
+    PACKED_BLOCKS,
     methods,
 )
 from apr_backend_cpu.ops.layout_tables import LayoutTables
@@ -119,7 +119,7 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
-        room = n * (SIDE_BY_SIDE * TILE_RECORD if tokens >= FEW else ROW_ROOM)
+        room = n * (SIDE_BY_SIDE * TILE_SUPERBLOCK if tokens >= FEW else ROW_ROOM)
         room += 4 * ROWS * tokens  # results of a last, smaller tile
         if self._layouts:
             room += max(layout.room for layout in self._layouts.values())
@@ -139,7 +139,7 @@ class Group:
 
 def _is_known(w: Any) -> bool:
     """Whether the weight's format has kernels of its own, and needs no declared layout."""
-    return w.format in FLOATS or w.format in SUPERBLOCK_BYTES
+    return w.format in FLOATS or w.format in PACKED_BLOCKS
 
 
 def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:

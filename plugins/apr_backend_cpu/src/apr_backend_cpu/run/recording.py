@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.run.program import Program, recorder, set_recorder
 from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.program import Program, recorder, set_recorder
 
 MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
 KEPT = 8  # recorded steps, one for each number of sequences
