@@ -26,6 +26,7 @@ ROWS = 16
 FEW = 17  # rows of activations from which unpacking a tile pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
 TOKENS = 8  # rows of activations an unpacked tile meets at once
+DENSE_TOKENS = 16  # as many where weights are floating point, in two parts
 TILE_SUPERBLOCK = 5824  # of a superblock of an unpacked tile whose scales are integers
 TILE_GROUP = 640  # of 32 values of an unpacked tile whose scales are floating point
 ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of activations

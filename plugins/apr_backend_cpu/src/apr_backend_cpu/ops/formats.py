@@ -33,8 +33,9 @@ def methods(name: str) -> NDArray[np.uint64]:
     """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions."""
     none, many = ("",) * 6, tuple(f"many_{size}_{name}" for size in (8, 4, 1))
     if name in FLOATS:
-        kind, block, tile = DENSE, LANES, 0
-        names = (f"dense_11_{name}", *none[:5], f"dense_44_{name}", f"dense_41_{name}", "")
+        kind, block, tile, unpack = DENSE, LANES, 0, f"dense_unpack_{name}"
+        one, two, four, eight = (f"dense_{size}_{name}" for size in (1, 2, 4, 8))
+        names = (one, two, four, "", eight, unpack, "", "", "")
     elif name in (LAYOUT, LAYOUT_WITH_MINIMA):
         kind, block, tile, names = DECLARED, GROUP, TILE_GROUP, (*none, *many)
     else:

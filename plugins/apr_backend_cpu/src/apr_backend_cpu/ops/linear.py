@@ -56,6 +56,7 @@ class Group:
             before += w.rows
         self.table = np.array(parts, np.uint64)
         self.packed = any(w.format not in FLOATS for w in weights)
+        self.dense = any(w.format in FLOATS for w in weights)
         self.padded = any(w.format in FLOATS and w.cols % WIDTH for w in weights)
         self._bounds: dict[bool, NDArray[np.int64]] = {}
 
@@ -119,15 +120,28 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
+        dense = self._arranged(p, x) if self.dense and tokens >= FEW else x
+        p.keep(self, bounds)
+        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
+              address(bounds), 0 if records is None else address(records), n, address(dense),
+              tokens, cols, address(out), scratch=self._scratch(tokens, cols, n))  # fmt: skip
+
+    def _scratch(self, tokens: int, cols: int, n: int) -> int:
+        """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
         room = n * (SIDE_BY_SIDE * TILE_SUPERBLOCK if tokens >= FEW else ROW_ROOM)
-        room += 4 * ROWS * tokens  # results of a last, smaller tile
+        if self.dense:
+            room = max(room, 4 * ROWS * cols)
         if self._layouts:
             room += max(layout.room for layout in self._layouts.values())
             room += tokens * (n | 1) * RECORD if tokens < FEW else 0
-        p.keep(self, bounds)
-        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
-              address(bounds), 0 if records is None else address(records), n, address(x), tokens,
-              cols, address(out), scratch=room)  # fmt: skip
+        return room + 4 * ROWS * tokens
+
+    def _arranged(self, p: Program, x: Floats) -> Floats:
+        """x as many rows of floating-point weights want it."""
+        arranged = new(x.shape)
+        p.keep(arranged)
+        p.add("arrange_task", x.shape[0], address(x), x.strides[0], x.shape[1], address(arranged))
+        return arranged
 
     def input(self, x: Floats) -> Floats:
         """Contiguous rows, padded with zeros if a weight's rows are."""

@@ -17,6 +17,7 @@ from apr_backend_cpu.constants import (
     BLOCK,
     DECLARED,
     DENSE,
+    DENSE_TOKENS,
     FEW,
     FEW_2,
     FEW_4,
@@ -25,6 +26,7 @@ from apr_backend_cpu.constants import (
     FIRST_ROW,
     FIRST_TILE,
     KIND,
+    LANES,
     MANY_1,
     MANY_4,
     MANY_8,
@@ -42,12 +44,14 @@ from apr_backend_cpu.constants import (
     TILE_BYTES,
     TOKENS,
     UNPACK,
+    VECTOR,
 )
+from apr_backend_cpu.kernels.linear.dense import dense_many
 from apr_backend_cpu.kernels.linear.layout_few_rows import multiply_layout
 from apr_backend_cpu.kernels.linear.layout_one_row import arrange_activations
 from apr_backend_cpu.kernels.linear.layout_unpack import expand_numbers, unpack_layout
 from apr_backend_cpu.kernels.source import helper, kernel
-from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, matrix_at, words_at
+from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, words_at
 
 U = np.uint64
 
@@ -126,19 +130,40 @@ def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, n, block
 
 
 @helper
-def _dense(methods, w, ws, rows, xp, xs, tokens, op, os_, n):
-    """Up to 16 rows of floating-point weights times all tokens."""
-    r = U(0)
-    while r < rows:
-        four, t = r + U(4) <= rows, U(0)
+def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
+    """Up to 16 rows of floating-point weights times all tokens.
+
+    Activations are rows, or, from FEW on, arranged; `room` is for an unpacked tile and results.
+    """
+    t = U(0)
+    if tokens < U(FEW):
         while t < tokens:
-            block = four and t + U(4) <= tokens
-            column = MANY_8 if block else MANY_4 if four else ONE
-            call(
-                methods[column], (w + r * ws, ws, xp + t * xs, xs, op + t * os_ + r * U(4), os_, n)
-            )
-            t += U(4) if block else U(1)
-        r += U(4) if four else U(1)
+            left = min(U(8), tokens - t)
+            column = FEW_8 if left > U(4) else FEW_4 if left > U(2) else FEW_2
+            column = column if left > U(1) else ONE
+            call(methods[column], (w, row_bytes, rows, xp + t * xs, xs, left, op + t * os_, os_, n))
+            t += left
+        return
+    call(methods[UNPACK], (w, row_bytes, rows, room, n))
+    whole = rows == U(ROWS)
+    results = room + U(VECTOR * ROWS) * n
+    while t < tokens:
+        some = min(U(DENSE_TOKENS), tokens - t)
+        if whole:
+            dense_many(room, xp + t * xs, xs, some, op + t * os_, os_, n)
+        else:
+            dense_many(room, xp + t * xs, xs, some, results, U(VECTOR), n)
+            _copy(results, op + t * os_, os_, np.int64(some), np.int64(rows))
+        t += some
+
+
+@helper
+def _copy(source, target, stride, tokens, rows):
+    """The first `rows` of 16 results of each token to where they belong."""
+    for t in range(tokens):
+        given, out = floats_at(source + U(VECTOR * t), rows), floats_at(target + U(t) * stride, rows)
+        for r in range(rows):
+            out[r] = given[r]
 
 
 @helper
@@ -163,19 +188,16 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
     blocks = (cols + block - U(1)) // block
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
-        _dense(methods, w, row_bytes, rows, dense, U(4) * cols, tokens, op, os_, cols // U(16))
+        _dense(methods, w, row_bytes, rows, dense, U(4) * cols, tokens, op, os_, cols // U(LANES),
+               room)  # fmt: skip
     elif left >= U(ROWS):
         done = min(count, left // U(ROWS))
         rows = done * U(ROWS)
         _packed_tiles(part, methods, index, done, xp, xs, tokens, op, os_, n, blocks, room)
     else:
-        result = matrix_at(room, np.int64(tokens), ROWS)
-        _packed_tiles(part, methods, index, U(1), xp, xs, tokens, room, U(4 * ROWS), n, blocks,
-                      room + U(4 * ROWS) * tokens)  # fmt: skip
-        for t in range(result.shape[0]):
-            target = floats_at(op + U(t) * os_, np.int64(left))
-            for r in range(target.size):
-                target[r] = result[t, r]
+        _packed_tiles(part, methods, index, U(1), xp, xs, tokens, room, U(VECTOR), n, blocks,
+                      room + U(VECTOR) * tokens)  # fmt: skip
+        _copy(room, op, os_, np.int64(tokens), np.int64(left))
     if part[BIAS] != U(0):
         _add_bias(part[BIAS] + U(4) * first, op, os_, np.int64(rows), np.int64(tokens))
     return np.int64(done)
@@ -183,8 +205,8 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
 
 @kernel()
 def product_task(arguments, number, scratch):
-    """Some tiles: table of parts, their number, bounds of tasks, records, superblocks, x, T, K,
-    out."""
+    """Some tiles: table of parts, their number, bounds of tasks, records, superblocks, x (for
+    floating-point weights), T, K, out."""
     a = ints_at(arguments, 9)
     parts, n = a[1], U(a[4])
     i, last = ints_at(a[2] + 8 * number, 2)
