@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apr_backend_cpu.constants import DENSE_TOKENS, LANES, ROWS, TOKENS, VECTOR
-from apr_backend_cpu.kernels.linear.formats import Values, number
+from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import Builder, kernel, vector
@@ -123,7 +123,9 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, lanes(b))
     room = b.room(LANES * DENSE_TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
-    blocks = b.udiv(b.add(tokens, number(TOKENS - 1)), number(TOKENS))
+    wide = min(2, ROWS // lanes(b))  # registers of weights; sums are those of 8 rows in all
+    size, parts = TOKENS // wide, ROWS // (wide * lanes(b))
+    blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
     a_sum = b.mul(n, number(VECTOR))
 
     def each_sum(j: Value, values: Values) -> Values:
@@ -131,28 +133,32 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
         inputs = advance(b, xp, b.mul(j, n), 4)
 
         def block(t: Value, values: Values) -> Values:
-            first = b.mul(t, number(TOKENS))
+            first = b.mul(t, number(size))
             some = b.sub(tokens, first)
-            some = b.select(b.icmp_unsigned("<", some, number(TOKENS)), some, number(TOKENS))
-            xs = addresses(b, advance(b, inputs, first, x_stride), x_stride, TOKENS, some)
+            some = b.select(b.icmp_unsigned("<", some, number(size)), some, number(size))
+            xs = addresses(b, advance(b, inputs, first, x_stride), x_stride, size, some)
             results = advance(b, left, first, VECTOR)
 
             def part(k: Value, values: Values) -> Values:
-                mine = advance(b, weights, k, b.level.vector)
+                mine = advance(b, weights, k, wide * b.level.vector)
 
                 def step(i: Value, sums: Values) -> Values:
-                    w, offset = load(b, advance(b, mine, i, VECTOR), kind), b.shl(i, number(2))
-                    return [
-                        fma(b, splat(b, load(b, b.add(x, offset), F32), lanes(b)), w, total)
-                        for x, total in zip(xs, sums, strict=True)
-                    ]
+                    here, offset = advance(b, mine, i, VECTOR), opaque(b, b.shl(i, number(2)))
+                    ws = [load(b, at(b, here, b.level.vector * r), kind) for r in range(wide)]
+                    results = []
+                    for t, x in enumerate(xs):
+                        value = splat(b, load(b, b.add(x, offset), F32), lanes(b))
+                        results += [fma(b, value, w, sums[wide * t + r]) for r, w in enumerate(ws)]
+                    return results
 
-                sums = count_loop(b, n, [const(kind, 0.0)] * TOKENS, step)
+                sums = count_loop(b, n, [const(kind, 0.0)] * (size * wide), step)
+                out = advance(b, results, k, wide * b.level.vector)
                 for c, total in enumerate(sums):
-                    store(b, total, at(b, advance(b, results, k, b.level.vector), VECTOR * c))
+                    offset = VECTOR * (c // wide) + b.level.vector * (c % wide)
+                    store(b, total, at(b, out, offset))
                 return values
 
-            return count_loop(b, number(ROWS // lanes(b)), values, part)
+            return count_loop(b, number(parts), values, part)
 
         return count_loop(b, blocks, values, block)
 

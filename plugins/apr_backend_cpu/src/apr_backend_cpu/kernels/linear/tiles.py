@@ -69,8 +69,7 @@ from apr_backend_cpu.kernels.vector.ir import (
 
 AT_SCALE, AT_MINIMUM = 8 * VECTOR, 9 * VECTOR  # of an unpacked block
 CHUNKS = 4
-RunStep = Callable[[Value, Values, Values], Values]  # (run, its codes, totals) -> totals
-Reader = Callable[[Builder, Rows, Value, Value, Values, RunStep], Values]
+RunStep = Callable[[Value, list[Values], Values], Values]  # (run, its codes, totals) -> totals
 
 
 def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
@@ -87,12 +86,18 @@ def _word(b: Builder, p: Value, offset: int) -> Value:
     return splat(b, load(b, at(b, p, offset), I32), lanes(b))
 
 
-def _meet(b: Builder, chains: list[Chain], codes: Values, xs: Values, offset: int) -> None:
-    """Add 4 values of each weight row times as many of each row of activations, and so on."""
+def _meet(b: Builder, chains: list[list[Chain]], codes: list[Values], xs: Values, offset: int
+          ) -> None:  # fmt: skip
+    """Add 4 values of each weight row times as many of each row of activations, and so on.
+
+    `codes` are of one or two registers of weight rows, `chains` for them a row of activations.
+    """
     kind = vector_of(I8, b.level.vector)
-    for c, column in enumerate(codes):
-        for chain, x in zip(chains, xs, strict=True):
-            chain.add(column, b.bitcast(_word(b, x, offset + 4 * c), kind))
+    for c, columns in enumerate(zip(*codes, strict=True)):
+        for mine, x in zip(chains, xs, strict=True):
+            values = b.bitcast(_word(b, x, offset + 4 * c), kind)
+            for chain, column in zip(mine, columns, strict=True):
+                chain.add(column, values)
 
 
 def _steps(b: Builder, xs: Values) -> Values:
@@ -103,52 +108,58 @@ def _steps(b: Builder, xs: Values) -> Values:
     return [_word(b, x, AT_STEP32) for x in xs]
 
 
-def _superblock(b: Builder, format: Format, head: Value, xs: Rows, ys: Values,
+def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
                 read: Callable[[Values, RunStep], Values]) -> Values:  # fmt: skip
-    """One superblock of `lanes` rows; `read` gives its runs of codes to a step."""
-    per_run = 32 // format.group
+    """One superblock; `read` gives its runs of codes to a step.
+
+    `heads` are of one or two registers of weight rows; results are theirs a row of activations.
+    """
+    per_run, wide = 32 // format.group, len(heads)
     factor_type = vector_of(I16, 2 * lanes(b)) if uses_pairs(b) else vector_of(I32, lanes(b))
 
-    def run(r: Value, codes: Values, totals: Values) -> Values:
+    def run(r: Value, codes: list[Values], totals: Values) -> Values:
         here, steps = xs.advance(b, r, 32)(b), _steps(b, xs.advance(b, r, 4)(b))
-        scales = advance(b, head, r, VECTOR * per_run)
+        scales, size = [advance(b, head, r, VECTOR * per_run) for head in heads], 8 // per_run
         for g in range(per_run):
-            chains = [Chain(b, format.bits) for _ in here]
-            size = 8 // per_run
-            _meet(b, chains, codes[size * g : size * g + size], here, 4 * size * g)
-            scale = load(b, at(b, scales, SCALES + VECTOR * g), factor_type)
+            chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
+            _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
+            scale = [load(b, at(b, p, SCALES + VECTOR * g), factor_type) for p in scales]
             totals = [
-                chain.scaled(total, b.mul(scale, step))
-                for chain, total, step in zip(chains, totals, steps, strict=True)
+                chains[n // wide][n % wide].scaled(
+                    total, b.mul(scale[n % wide], steps[n // wide])
+                )
+                for n, total in enumerate(totals)
             ]
         return totals
 
     totals = read([const(vector_of(I32, lanes(b)), 0)] * len(ys), run)
     results = []
-    for x, y, total in zip(xs(b), ys, totals, strict=True):
+    for n, (y, total) in enumerate(zip(ys, totals, strict=True)):
+        x, head = xs(b)[n // wide], heads[n % wide]
         low = low_sums(b, format, head, x)
         dx = splat(b, load(b, at(b, x, AT_D), F32), lanes(b))
         results.append(finish_superblock(b, format, head, total, low, dx, y))
     return results
 
 
-def _block(b: Builder, format: Format, codes: Values, d: Value, xs: Rows, g: Value, ys: Values,
-           minimum: Value | None = None) -> Values:  # fmt: skip
-    """One block of `lanes` rows. `xs` are the records that have the g-th run.
+def _block(b: Builder, format: Format, codes: list[Values], ds: Values, xs: Rows, g: Value,
+           ys: Values, minima: Values | None = None) -> Values:  # fmt: skip
+    """One block. `xs` are the records that have the g-th run; registers as in `_superblock`.
 
-    A `minimum` is for the sum of activations times -128.
+    A minimum is for the sum of activations times -128.
     """
-    numbers = xs.advance(b, g, 4)(b)
+    numbers, wide = xs.advance(b, g, 4)(b), len(codes)
     shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in numbers]
-    chains = [Chain(b, format.bits, shift) for shift in shifts]
+    chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     _meet(b, chains, codes, xs.advance(b, g, 32)(b), 0)
     results = []
-    for p, chain, y in zip(numbers, chains, ys, strict=True):
+    for n, y in enumerate(ys):
+        p, r = numbers[n // wide], n % wide
         dx = splat(b, load(b, at(b, p, AT_GROUP_D), F32), lanes(b))
-        y = add_block(b, format, d, chain.total(), dx, y)
-        if minimum is not None:
+        y = add_block(b, format, ds[r], chains[n // wide][r].total(), dx, y)
+        if minima:
             shift = _word(b, p, AT_SHIFT32)
-            y = fma(b, b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
+            y = fma(b, b.sitofp(shift, y.type), b.fmul(minima[r], dx), y)
         results.append(y)
     return results
 
@@ -186,12 +197,12 @@ def make_few(name: str, format: Format, size: int) -> None:
                     def chunk(j: Value, totals: Values) -> Values:
                         prefetch(b, advance(b, ahead, j, nbytes), nbytes)
                         for r, codes in format.chunk(b, here, room, j):
-                            totals = step(r, codes, totals)
+                            totals = step(r, [codes], totals)
                         return totals
 
                     return count_loop(b, number(CHUNKS), totals, chunk)
 
-                return _superblock(b, format, room, xs, ys, read)
+                return _superblock(b, format, [room], xs, ys, read)
 
             def block(i: Value, ys: Values) -> Values:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
@@ -200,7 +211,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                 prefetch(b, advance(b, following, i, nbytes), nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
-                return _block(b, format, codes, halves(b, here(b)), xs, g, ys)
+                return _block(b, format, [codes], [halves(b, here(b))], xs, g, ys)
 
             zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
             ys = count_loop(b, n, zeros, superblock if format.group else block)
@@ -275,42 +286,55 @@ def make_many(name: str, format: Format, size: int) -> None:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n = args
-        records = addresses(b, xp, x_stride, size, tokens)
-        outs = addresses(b, op, out_stride, size, tokens)
+        wide = 1 if lanes(b) == ROWS else min(2, size)  # registers of weights
+        some = size // wide  # rows of activations that meet them
+        bytes_ = b.level.vector
 
-        def part(k: Value, values: Values) -> Values:
-            mine = advance(b, tile, k, b.level.vector)
+        def block_of(t: Value, values: Values) -> Values:
+            first = b.mul(t, number(some))
+            left = b.sub(tokens, first)
+            records = addresses(b, advance(b, xp, first, x_stride), x_stride, some, left)
+            outs = addresses(b, advance(b, op, first, out_stride), out_stride, some, left)
 
-            def superblock(i: Value, ys: Values) -> Values:
-                here = advance(b, mine, i, TILE_SUPERBLOCK)
+            def part(k: Value, values: Values) -> Values:
+                mine = advance(b, tile, k, wide * bytes_)
 
-                def read(totals: Values, step: RunStep) -> Values:
-                    def run(r: Value, totals: Values) -> Values:
-                        codes = _unpacked_codes(b, advance(b, at(b, here, HEAD), r, 8 * VECTOR))
-                        return step(r, codes, totals)
+                def superblock(i: Value, ys: Values) -> Values:
+                    here = advance(b, mine, i, TILE_SUPERBLOCK)
+                    heads = [at(b, here, bytes_ * r) for r in range(wide)]
 
-                    return count_loop(b, number(8), totals, run)
+                    def read(totals: Values, step: RunStep) -> Values:
+                        def run(r: Value, totals: Values) -> Values:
+                            starts = [advance(b, at(b, p, HEAD), r, 8 * VECTOR) for p in heads]
+                            return step(r, [_unpacked_codes(b, p) for p in starts], totals)
 
-                xs = Rows(records, b.mul(i, number(RECORD)))
-                return _superblock(b, format, here, xs, ys, read)
+                        return count_loop(b, number(8), totals, run)
 
-            def block(i: Value, ys: Values) -> Values:
-                here = advance(b, mine, i, TILE_GROUP)
-                i8, g = _of_run(b, i)
-                d = load(b, at(b, here, AT_SCALE), vector_of(F32, lanes(b)))
-                xs = Rows(records, b.mul(i8, number(RECORD)))
-                low = None
-                if format.minimum:
-                    low = load(b, at(b, here, AT_MINIMUM), vector_of(F32, lanes(b)))
-                return _block(b, format, _unpacked_codes(b, here), d, xs, g, ys, low)
+                    xs = Rows(records, b.mul(i, number(RECORD)))
+                    return _superblock(b, format, heads, xs, ys, read)
 
-            zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
-            ys = count_loop(b, n, zeros, superblock if format.group else block)
-            for y, out in zip(ys, outs, strict=True):
-                store(b, y, advance(b, out, k, b.level.vector))
-            return values
+                def block(i: Value, ys: Values) -> Values:
+                    here = advance(b, mine, i, TILE_GROUP)
+                    i8, g = _of_run(b, i)
+                    starts = [at(b, here, bytes_ * r) for r in range(wide)]
+                    kind = vector_of(F32, lanes(b))
+                    ds, lows = ([load(b, at(b, p, offset), kind) for p in starts]
+                                for offset in (AT_SCALE, AT_MINIMUM))  # fmt: skip
+                    xs = Rows(records, b.mul(i8, number(RECORD)))
+                    codes = [_unpacked_codes(b, p) for p in starts]
+                    return _block(b, format, codes, ds, xs, g, ys, lows if format.minimum else None)
 
-        count_loop(b, number(ROWS // lanes(b)), [], part)
+                zeros = [const(vector_of(F32, lanes(b)), 0.0)] * (some * wide)
+                ys = count_loop(b, n, zeros, superblock if format.group else block)
+                for c, y in enumerate(ys):
+                    out = advance(b, outs[c // wide], k, wide * bytes_)
+                    store(b, y, at(b, out, bytes_ * (c % wide)))
+                return values
+
+            return count_loop(b, number(ROWS // (wide * lanes(b))), values, part)
+
+        blocks = b.udiv(b.add(tokens, number(some - 1)), number(some))
+        count_loop(b, blocks, [], block_of)
 
     vector(name, "ppppppp", emit)
 
