@@ -89,7 +89,9 @@ def main() -> None:
         for format in options.formats:
             ws = weights(backend, format, rows, cols)
             for tokens in options.rows:
-                print(f"{shape:>11} {format:>5} x {tokens:<4}{measure(format, tokens, rows, cols, ws)}")
+                print(
+                    f"{shape:>11} {format:>5} x {tokens:<4}{measure(format, tokens, rows, cols, ws)}"
+                )
 
 
 if __name__ == "__main__":

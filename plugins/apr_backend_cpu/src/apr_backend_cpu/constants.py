@@ -38,13 +38,15 @@ ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of acti
 PART_COLUMNS = 10
 # Columns of a format's methods: what kind of format it is, the values of a block, the bytes of an
 # unpacked one, then addresses of functions.
-(KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_4, MANY_1) = range(12)
+(KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_4, MANY_1) = range(
+    12
+)
 METHOD_COLUMNS = 12
 PACKED, DECLARED, DENSE = range(3)  # kinds
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
-QUERIES = 16  # of a task, all of one key head
+QUERIES = 64  # of a task, all of one key head
 F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
 # columns of a table of segments, and of a table of single tokens
 START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)

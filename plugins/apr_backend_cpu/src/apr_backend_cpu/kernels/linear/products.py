@@ -161,7 +161,10 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
 def _copy(source, target, stride, tokens, rows):
     """The first `rows` of 16 results of each token to where they belong."""
     for t in range(tokens):
-        given, out = floats_at(source + U(VECTOR * t), rows), floats_at(target + U(t) * stride, rows)
+        given, out = (
+            floats_at(source + U(VECTOR * t), rows),
+            floats_at(target + U(t) * stride, rows),
+        )
         for r in range(rows):
             out[r] = given[r]
 

@@ -125,9 +125,7 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
             _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
             scale = [load(b, at(b, p, SCALES + VECTOR * g), factor_type) for p in scales]
             totals = [
-                chains[n // wide][n % wide].scaled(
-                    total, b.mul(scale[n % wide], steps[n // wide])
-                )
+                chains[n // wide][n % wide].scaled(total, b.mul(scale[n % wide], steps[n // wide]))
                 for n, total in enumerate(totals)
             ]
         return totals
@@ -234,8 +232,9 @@ def make_unpack(name: str, format: Format) -> None:
         def part(k: Value, values: Values) -> Values:
             start = advance(b, wp, b.mul(k, number(lanes(b))), row_bytes)
             rows = [opaque(b, advance(b, start, number(r), row_bytes)) for r in range(lanes(b))]
-            following, out = advance(b, start, number(ROWS), row_bytes), advance(
-                b, tile, k, b.level.vector
+            following, out = (
+                advance(b, start, number(ROWS), row_bytes),
+                advance(b, tile, k, b.level.vector),
             )
 
             def put(codes: Values, target: Value) -> None:
