@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -254,7 +254,7 @@ class Binder:
 
     def _needs(self, entry: Op) -> set[str]:
         """The ops a composite's body names as attributes of its first argument."""
-        return (set(entry.body.__code__.co_names) & set(self.table)) - {"linear", "embed"}
+        return (_names(entry.body.__code__) & set(self.table)) - {"linear", "embed"}
 
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
@@ -321,6 +321,12 @@ class Binder:
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"
         self.report.bound[name, format] = Bound(name, format, via, target)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names a function looks up, those inside its comprehensions too."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _resolve(target: str) -> Callable[..., Any]:

@@ -162,9 +162,10 @@ class ModelChecks(DeviceComparison):
             no([f"{family} with a foreign kernel: step {i}: {c}" for i, c in found if c])
 
 
-def one_by_one(x: Any, ws: tuple[Any, ...]) -> tuple[Any, ...]:
+def one_by_one(x: Any, ws: tuple[Any, ...], biases: tuple[Any, ...] | None = None) -> Any:
     """`linears` as somebody else would write it; it looks at values, so they have to be there."""
-    return tuple(w.linear(x * 1.0, w) for w in ws)
+    pairs = zip(ws, biases or (None,) * len(ws), strict=True)
+    return tuple(w.linear(x * 1.0, w) + (0.0 if bias is None else bias) for w, bias in pairs)
 
 
 def run_model(model: Model) -> Logits:

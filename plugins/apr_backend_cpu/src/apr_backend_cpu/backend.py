@@ -23,6 +23,7 @@ KERNELS: dict[tuple[str, str], str] = {
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
     ("mlp", "*"): f"{HERE}.linear:mlp",
+    ("add", "*"): f"{HERE}.elementwise:add",
     ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
     ("add_rms_norm", "*"): f"{HERE}.elementwise:add_rms_norm",
     ("swiglu", "*"): f"{HERE}.elementwise:swiglu",

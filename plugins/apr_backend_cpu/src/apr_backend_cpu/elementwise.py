@@ -95,6 +95,26 @@ def add_rms_norm(
 
 
 @serial
+def add_task(a, i):  # noqa: ANN001, ANN201
+    """A row: x, y, bytes between rows of y (0: one for all), size, out."""
+    size, skip = a[3], 4 * a[3] * i
+    x, y = floats_at(a[0] + skip, size), floats_at(a[1] + i * a[2], size)
+    out = floats_at(a[4] + skip, size)
+    for c in range(size):
+        out[c] = x[c] + y[c]
+
+
+def add(x: Floats, y: Floats) -> Floats:
+    """x + y of contiguous rows [T, N]; y may be one row [N] for all."""
+    x, y = strided(x, whole=True).array, y if y.ndim == 1 else strided(y, whole=True).array
+    size, out = x.shape[-1], new(x.shape)
+    with instructions(x, y, out) as p:
+        p.add(Opcode.ADD, x.size // size, address(x), address(y), 4 * size * (y.ndim > 1), size,
+              address(out))  # fmt: skip
+    return out
+
+
+@serial
 def swiglu_task(a, i):  # noqa: ANN001, ANN201
     """256 values of a row: records, gate, up, size, out."""
     size, blocks = a[3], _blocks(a[3])

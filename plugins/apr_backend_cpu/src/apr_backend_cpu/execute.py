@@ -8,6 +8,7 @@ from apr_backend_cpu.compiling import serial
 from apr_backend_cpu.delta import conv_task, delta_task, units_task
 from apr_backend_cpu.elementwise import (
     add_norm_task,
+    add_task,
     delta_gates_task,
     gated_norm_task,
     norm_task,
@@ -22,7 +23,7 @@ from apr_backend_cpu.rows import ints_at
 MOST = 32  # arguments of an instruction
 (
     QUANTIZE, PRODUCT, NORM, ADD_NORM, SWIGLU, SIGMOID_GATE, ROPE, GATED_NORM, DELTA_GATES, CONV,
-    UNITS, DELTA, APPEND, ATTEND_FEW, MERGE, ATTEND_MANY,
+    UNITS, DELTA, APPEND, ATTEND_FEW, MERGE, ATTEND_MANY, ADD,
 ) = map(int, Opcode)  # fmt: skip
 
 
@@ -62,3 +63,5 @@ def task(opcode, arguments, number):  # noqa: ANN001, ANN201
         merge_task(a, i)
     elif kind == ATTEND_MANY:
         many_task(a, i)
+    elif kind == ADD:
+        add_task(a, i)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu import products
 from apr_backend_cpu.activations import RECORD, SUPERBLOCK
-from apr_backend_cpu.elementwise import swiglu
+from apr_backend_cpu.elementwise import add, swiglu
 from apr_backend_cpu.float_linear import CODES as FLOAT_CODES
 from apr_backend_cpu.layout_tables import LayoutTables
 from apr_backend_cpu.matvec import MATVEC_ROOM
@@ -152,11 +152,13 @@ def _ours(*ws: Any) -> bool:
     return all(w.linear is linear for w in ws)
 
 
-def linears(x: Floats, ws: tuple[Any, ...]) -> tuple[Floats, ...]:
-    """Products with one input, which is quantized once."""
-    if not _ours(*ws):
-        return tuple(w.linear(x, w) for w in ws)
-    return tuple(group(ws)(x))
+def linears(
+    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] | None = None
+) -> tuple[Floats, ...]:
+    """Products with one input, which is quantized once, and biases."""
+    products = group(ws)(x) if _ours(*ws) else [w.linear(x, w) for w in ws]
+    pairs = zip(products, biases or (None,) * len(ws), strict=True)
+    return tuple(y if bias is None else add(y, bias) for y, bias in pairs)
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:

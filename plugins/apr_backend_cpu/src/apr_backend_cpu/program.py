@@ -46,6 +46,7 @@ class Opcode(IntEnum):
     ATTEND_FEW = 13
     MERGE = 14
     ATTEND_MANY = 15
+    ADD = 16
 
 
 class Program:

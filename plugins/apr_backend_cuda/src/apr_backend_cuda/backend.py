@@ -40,6 +40,7 @@ KERNELS: dict[tuple[str, str], str] = {
     **{
         (op, "*"): f"{HERE}.rows:{op}"
         for op in (
+            "add",
             "rms_norm",
             "add_rms_norm",
             "gated_rms_norm",
