@@ -89,9 +89,9 @@ class Cpu:
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
-    def capture(self, function: StepFunction) -> StepFunction:
+    def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, recorded at its first use and then run without Python in between."""
-        return Captured(function)
+        return Captured(function, note)
 
     def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of somebody else, which gets arrays that have their values."""

@@ -64,6 +64,7 @@ class Cuda:
     name = "cuda"
     kernels = KERNELS
     kv_types = tuple(TYPES)
+    captures_arithmetic = True  # a graph has whatever torch launches
 
     def __init__(self, threads: int | None = None, device: str | None = None) -> None:
         self.device = chosen(device)
@@ -141,7 +142,7 @@ class Cuda:
         with self._sending() as sent_by:
             return matrices.uploaded(matrix, self.device, sent_by)
 
-    def capture(self, function: StepFunction) -> StepFunction:
+    def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, as graphs where every sequence gets one token."""
         return Captured(function, lambda: not self._foreign)
 
