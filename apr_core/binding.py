@@ -125,8 +125,6 @@ class BackendPlugin(Protocol):
       uploaded, and sequences share what is left; where capacity says None, there is no plan;
     - `loading() -> context manager`, entered while the weights of one model are uploaded: buffers
       may be kept until it ends, and all weights are in place then;
-    - `adopt(function) -> function`, through which every function of somebody else passes
-      (references, other distributions' kernels) before it is bound;
     - `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`;
     - `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
       `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
@@ -194,7 +192,7 @@ class BindReport:
         slow = [f"{b.key} runs on the reference" for b in self.bound.values()
                 if b.via == "reference"]  # fmt: skip
         big = [
-            f"{name} weights were decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
+            f"{name} weights are decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
             for name, (before, after) in self.expanded.items()
         ]
         return slow + big + [f"steps are not recorded: {line}" for line in self.unrecorded]
@@ -266,7 +264,7 @@ class Binder:
             if entry.is_composite:
                 function = partial(entry.body, self.ops)
             else:
-                function = self._adopted(partial(entry.body, self.backend.xp))
+                function = partial(entry.body, self.backend.xp)
             self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
             if entry.is_composite:
                 for needed in self._needs(entry):
@@ -316,7 +314,7 @@ class Binder:
         """What `linear` or `embed` of a weight of this format is bound to."""
         function = self._kernel(name, format, generic)
         if function is None:
-            function = self._adopted(partial(self.table[name].body, self.backend.xp))
+            function = partial(self.table[name].body, self.backend.xp)
             self._note(name, format, "reference", self.table[name].body)
         return function
 
@@ -338,14 +336,8 @@ class Binder:
                 function = resolve(target)
                 origin = foreign.distribution if foreign else ""
                 self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
-                return self._adopted(function) if foreign else function
+                return function
         return None
-
-    def _adopted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is not the backend's own, as the backend wants it called."""
-        adopt: Callable[[Callable[..., Any]], Callable[..., Any]] | None
-        adopt = getattr(self.backend, "adopt", None)
-        return adopt(function) if adopt else function
 
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"

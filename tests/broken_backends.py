@@ -432,17 +432,6 @@ class ClaimsTheUnknown(Sound):
     kv_types = ("f32", "q3")
 
 
-class AdoptsWrongly(Sound):
-    """Hands other people's functions only the first row."""
-
-    def adopt(self, function):
-        def adopted(*args):
-            result = function(*args)
-            return tuple(1.5 * r for r in result) if isinstance(result, tuple) else result
-
-        return adopted
-
-
 BITWISE = type("Toy", (with_kernels(swiglu="swiglu_by_the_batch"),), {"bitwise_rows": True})
 
 

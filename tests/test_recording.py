@@ -254,14 +254,14 @@ def test_ops_that_are_not_the_backends_own_are_named_with_their_plugin(file):
     assert re.fullmatch(r"rope runs on the reference \(apr-core, reference.py:\d+\)", line)
     kernel = Kernel("rope", f"{__name__}:foreign_rope", backend="recorder", op="rope")
     (line,) = obstacles(file, FullAttention, Recorder, kernel)
-    assert line.startswith("rope runs on a foreign kernel (")
+    assert line.startswith("rope runs on a foreign kernel (apr-more, test_recording.py:")
 
 
 def test_weights_that_have_to_be_decoded_are_refused_before_any_upload(tmp_path):
     pytest.importorskip("apr_quant_q4k", reason="a format")
     packed = tiny_apr("qwen2", tmp_path, "q8_0")
     registry = registry_of(FullAttention, Dense)
-    with pytest.raises(BackendError, match="q8_0 weights were decoded: 1 MiB instead of 0"):
+    with pytest.raises(BackendError, match="q8_0 weights are decoded: 1 MiB instead of 0"):
         load(packed, "recorder", registry=registry, strict=True)
     assert Dense.uploads == 0
 

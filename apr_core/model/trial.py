@@ -46,17 +46,16 @@ def strange_ops(binder: Binder, owner: Owner) -> Iterator[str]:
     """Ops that are not bound to the backend's own kernels: it cannot know what they do."""
     for bound in binder.report.bound.values():
         if bound.via == "reference":
-            place = _place(binder.table[bound.op].body, owner)
-            yield f"{bound.key} runs on the reference ({place})"
+            body = binder.table[bound.op].body
+            yield f"{bound.key} runs on the reference ({owner(body.__module__)}, {_line(body)})"
         elif bound.distribution:
-            yield f"{bound.key} runs on a foreign kernel ({_place(resolve(bound.target), owner)})"
+            line = _line(resolve(bound.target)) or bound.target  # compiled ones have no lines
+            yield f"{bound.key} runs on a foreign kernel ({bound.distribution}, {line})"
 
 
-def _place(function: Callable[..., Any], owner: Owner) -> str:
-    """The distribution, file and line of a function; of a compiled one, its name."""
+def _line(function: Callable[..., Any]) -> str:
     code = getattr(function, "__code__", None)
-    where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else repr(function)
-    return f"{owner(function.__module__)}, {where}"
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
 
 
 class Trial:

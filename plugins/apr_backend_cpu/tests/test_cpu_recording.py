@@ -133,21 +133,6 @@ def test_writing_into_a_pending_array_comes_after_what_was_recorded(weights):
     np.testing.assert_array_equal(np.asarray(captured(ids_of(5), step_of(0))), expected)
 
 
-def test_functions_of_somebody_else_see_ordinary_arrays_with_values(weights):
-    """They may hand them to compiled code, which would read what is not there yet."""
-    seen = []
-
-    def foreign(x):
-        seen.append((type(x), float(np.asarray(x).sum())))
-        return x
-
-    adopted = Cpu().adopt(foreign)
-    captured, plain = Captured(network(weights, [], adopted)), network(weights, [], foreign)
-    expected = plain(ids_of(5), step_of(0))
-    np.testing.assert_array_equal(captured(ids_of(5), step_of(0)), expected)
-    assert seen[0] == seen[1] and seen[0][0] is np.ndarray
-
-
 def test_an_error_while_recording_leaves_no_recorder(weights):
     def fail(x):
         raise ValueError("no")

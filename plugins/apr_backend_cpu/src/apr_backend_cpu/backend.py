@@ -93,15 +93,6 @@ class Cpu:
         """The step function, recorded at its first use and then run without Python in between."""
         return Captured(function, note)
 
-    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of somebody else, which gets arrays that have their values."""
-
-        def settled(*args: Any, **options: Any) -> Any:
-            settle()
-            return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
-
-        return settled
-
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""
         settle()

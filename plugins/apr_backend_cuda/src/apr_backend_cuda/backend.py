@@ -70,7 +70,6 @@ class Cuda:
         self.device = chosen(device)
         enter(self.device)
         self.xp = Namespace(self.device)
-        self._foreign = False
         self._uploader: Uploader | None = None  # while a model is loaded
 
     def describe(self) -> str:
@@ -144,12 +143,7 @@ class Cuda:
 
     def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, as graphs where every sequence gets one token."""
-        return Captured(function, lambda: not self._foreign)
-
-    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of somebody else: it may look at values and states, which no graph can."""
-        self._foreign = True
-        return function
+        return Captured(function)
 
     def choose(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
         """The tokens of draws from logits [rows, vocab]; only these leave the device."""
