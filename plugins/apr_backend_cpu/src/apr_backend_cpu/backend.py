@@ -22,6 +22,7 @@ KERNELS: dict[tuple[str, str], str] = {
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
     ("mlp", "*"): f"{HERE}.linear:mlp",
+    ("add", "*"): f"{HERE}.elementwise:add",
     ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
     ("add_rms_norm", "*"): f"{HERE}.elementwise:add_rms_norm",
     ("swiglu", "*"): f"{HERE}.elementwise:swiglu",
@@ -87,18 +88,9 @@ class Cpu:
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
-    def capture(self, function: StepFunction) -> StepFunction:
+    def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, recorded at its first use and then run without Python in between."""
-        return Captured(function)
-
-    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of somebody else, which gets arrays that have their values."""
-
-        def settled(*args: Any, **options: Any) -> Any:
-            settle()
-            return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
-
-        return settled
+        return Captured(function, note)
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

@@ -18,7 +18,7 @@ from apr_backend_cpu.constants import (
     SUPERBLOCK,
     TILE_SUPERBLOCK,
 )
-from apr_backend_cpu.ops.elementwise import swiglu
+from apr_backend_cpu.ops.elementwise import add, padded, swiglu
 from apr_backend_cpu.ops.formats import (
     FLOATS,
     LAYOUT,
@@ -146,8 +146,7 @@ class Group:
     def input(self, x: Floats) -> Floats:
         """Contiguous rows, padded with zeros if a weight's rows are."""
         if self.padded:
-            settle()
-            x = np.pad(plain(x), ((0, 0), (0, -x.shape[1] % WIDTH)))
+            return padded(x, -(-x.shape[1] // WIDTH) * WIDTH)
         return strided(x, whole=True).array
 
 
@@ -179,16 +178,13 @@ def _ours(*ws: Any) -> bool:
 
 
 def linears(
-    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()
+    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] | None = None
 ) -> tuple[Floats, ...]:
     """Products with one input, which is quantized once; plus a bias each, where there are any."""
-    if not _ours(*ws):
-        results = (w.linear(x, w) for w in ws)
-        return tuple(
-            y if bias is None else y + bias
-            for y, bias in zip(results, biases or (None,) * len(ws), strict=True)
-        )
-    return tuple(group(ws, biases)(x))
+    if _ours(*ws):
+        return tuple(group(ws, biases or ())(x))
+    pairs = zip((w.linear(x, w) for w in ws), biases or (None,) * len(ws), strict=True)
+    return tuple(y if bias is None else add(y, bias) for y, bias in pairs)
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
