@@ -42,7 +42,8 @@ PART_COLUMNS = 10
     12
 )
 METHOD_COLUMNS = 12
-PACKED, DECLARED, DENSE = range(3)  # kinds
+# kinds; ARRANGED are declared layouts that meet activations in another order
+PACKED, DECLARED, ARRANGED, DENSE = range(4)
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
