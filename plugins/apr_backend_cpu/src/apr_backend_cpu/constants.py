@@ -7,6 +7,7 @@ from __future__ import annotations
 
 LANES = 16  # of a vector of 32-bit numbers in kernels
 VECTOR = 4 * LANES
+CACHE_LINE = 64
 
 # Activations for packed weights: a record of 512 bytes for each 256 values (kernels/linear/
 # activations.py says what they mean).

@@ -16,6 +16,7 @@ from apr_backend_cpu.constants import (
     BEFORE,
     BIAS,
     BLOCK,
+    CACHE_LINE,
     DECLARED,
     DENSE,
     DENSE_TOKENS,
@@ -49,6 +50,7 @@ from apr_backend_cpu.constants import (
 )
 from apr_backend_cpu.kernels.linear.dense import dense_many
 from apr_backend_cpu.kernels.linear.layouts import expand_numbers
+from apr_backend_cpu.kernels.linear.tiles import fetch
 from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, words_at
 
@@ -95,12 +97,16 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room
             call(methods[UNPACK], (w, row_bytes, tile, blocks, given, numbers, minima))
         else:
             call(methods[UNPACK], (w, row_bytes, tile, blocks))
-    t = U(0)
+    t, ahead = U(0), part[ADDRESS] + (index + U(count)) * U(ROWS) * row_bytes
+    calls = (tokens + U(TOKENS - 1)) // U(TOKENS) * U(count)
+    lines = U(count * ROWS) * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
         column = MANY_8 if some > U(4) else MANY_4 if some > U(1) else MANY_1
         for i in range(count):
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
+            fetch(ahead, lines)  # of the tiles that come next
+            ahead += lines * U(CACHE_LINE)
             call(methods[column], (tile, xp + t * xs, xs, some, out, os_, blocks))
         t += some
 
@@ -141,10 +147,14 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
             t += left
         return
     call(methods[UNPACK], (w, row_bytes, rows, room, n))
-    whole = rows == U(ROWS)
+    whole, ahead = rows == U(ROWS), w + rows * row_bytes
+    calls = (tokens + U(DENSE_TOKENS - 1)) // U(DENSE_TOKENS)
+    lines = rows * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     results = room + U(VECTOR * ROWS) * n
     while t < tokens:
         some = min(U(DENSE_TOKENS), tokens - t)
+        fetch(ahead, lines)
+        ahead += lines * U(CACHE_LINE)
         if whole:
             dense_many(room, xp + t * xs, xs, some, op + t * os_, os_, n)
         else:

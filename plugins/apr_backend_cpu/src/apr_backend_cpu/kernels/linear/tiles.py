@@ -20,6 +20,7 @@ from apr_backend_cpu.constants import (
     AT_SHIFT32,
     AT_STEP32,
     AT_STEP_PAIR,
+    CACHE_LINE,
     RECORD,
     ROWS,
     TILE_GROUP,
@@ -340,6 +341,17 @@ def make_many(name: str, format: Format, size: int) -> None:
     vector(name, "ppppppp", emit)
 
 
+def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
+    """Ask for so many cache lines, at least one, from an address on."""
+
+    def line(i: Value, values: Values) -> Values:
+        prefetch(b, advance(b, args[0], i, CACHE_LINE), 1)
+        return values
+
+    count_loop(b, args[1], [], line)
+
+
+fetch = vector("fetch", "pp", _fetch, inline=True)
 FEW_SIZES, MANY_SIZES = (2, 4, 6, 8), (1, 4, 8)
 UNPACKED = [replace(FORMATS["q8_0"], name=name, minimum=low)
             for name, low in (("levels", False), ("levels_minima", True))]  # fmt: skip
