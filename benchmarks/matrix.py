@@ -35,7 +35,7 @@ from benchmarks.speed.levels import ISA, LEVELS, levels_here, machine_name
 from benchmarks.speed.processes import Player
 from benchmarks.speed.roofline import Work, multiply_rate
 from benchmarks.speed.tables import markdown
-from benchmarks.speed.turns import Turns
+from benchmarks.speed.turns import Quiet, Turns
 
 USUAL = ("0.8b", "2b", "qwen2-135m", "qwen2-0.5b", "qwen2-1.5b")  # others have to be named
 Options = argparse.Namespace
@@ -122,7 +122,8 @@ def measure(
     figures.notes[str(model)] = notes
     paths = {p: file if p.engine == "apr" else gguf for p in dict.fromkeys(players)}
     together = len(paths) * file.stat().st_size < MEMORY_SHARE * free_memory()
-    Turns(model, paths, figures, together, options.quiet).play(phases, options.rounds)
+    quiet = Quiet(options.quiet, options.patience)
+    Turns(model, paths, figures, together, quiet).play(phases, options.rounds)
     if not options.keep:
         for path in work.glob(f"{model.size}-{model.format}.*"):
             path.unlink()
@@ -187,7 +188,9 @@ def main() -> None:
                             help=f"has llama.cpp, built for level {name}")  # fmt: skip
     parser.add_argument("--ik-python", metavar="PYTHON", help="has ik_llama.cpp")
     parser.add_argument("--quiet", type=float, default=1.0, metavar="SHARE",
-                        help="repeat turns in which others took more processor time")  # fmt: skip
+                        help="wait until others take no more of the processors")  # fmt: skip
+    parser.add_argument("--patience", type=float, default=60.0, metavar="SECONDS",
+                        help="with --quiet: how long a turn waits at most")  # fmt: skip
     parser.add_argument("--work", type=Path, help="where files are made; default: a new folder")
     parser.add_argument("--keep", action="store_true", help="keep the files that were made")
     parser.add_argument("--json", type=Path, metavar="FILE",

@@ -29,7 +29,8 @@ def svg(
 ) -> str:
     """Models down, phases and levels across."""
     columns = [(phase, level) for phase in phases for level in levels]
-    width, height = LEFT + WIDTH * len(columns) + 10, TOP + HEIGHT * len(models) + 30
+    width = max(LEFT + WIDTH * len(columns) + 10, 640)
+    height = TOP + HEIGHT * len(models) + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="12" role="img">',

@@ -99,6 +99,13 @@ def busy_seconds() -> float:
     return sum(map(int, (user, nice, system, *interrupts))) / TICK
 
 
+def busy_share(seconds: float) -> float:
+    """Of the machine's processors, over the next seconds: what is in use by anything."""
+    before = busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / (seconds * (os.cpu_count() or 1))
+
+
 def asked_alone(running: Running, method: str, **asked: Any) -> tuple[Any, float]:
     """What the engine answers, and the share of the machine's processors others took meanwhile."""
     busy, own, started = busy_seconds(), running.cpu_seconds(), time.perf_counter()

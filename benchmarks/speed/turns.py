@@ -5,19 +5,38 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from apr_core.engine.measuring import memory_bandwidth
 from benchmarks.speed.figures import Figures, Model, Phase, key
-from benchmarks.speed.processes import EngineFailed, Player, Running, asked_alone
+from benchmarks.speed.processes import EngineFailed, Player, Running, asked_alone, busy_share
 
 PROMPT = 32  # tokens that each sequence has read before its steps
 STEPS, SECONDS = 192, 1.0  # of a turn of decode: whichever is less
 COMPARED = 48  # tokens
+SAMPLE, PAUSE = 0.3, 2.0  # seconds: to see whether others are quiet, and until the next look
 ALIKE = 0.98  # correlation of logits below which a peer does not compute the same
-ATTEMPTS, PAUSE = 8, 5.0  # of a turn that others disturb; seconds, more after each
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """When a turn counts as undisturbed: others take at most `share` of the processors.
+
+    For such a moment a turn waits, and it is repeated without, for `patience` seconds in all.
+    """
+
+    share: float = 1.0
+    patience: float = 0.0
+
+    def wait(self, until: float) -> None:
+        """Return once others are quiet, or at a time of time.monotonic()."""
+        while self.share < 1 and time.monotonic() < until:
+            if busy_share(SAMPLE) <= self.share:
+                return
+            time.sleep(PAUSE)
 
 
 class Turns:
@@ -25,7 +44,7 @@ class Turns:
 
     def __init__(
         self, model: Model, players: Mapping[Player, Path], figures: Figures, together: bool,
-        quiet: float,
+        quiet: Quiet,
     ) -> None:  # fmt: skip
         self._model, self._players, self._figures = model, players, figures
         self._together, self._quiet = together, quiet
@@ -38,6 +57,7 @@ class Turns:
         """Measure everything; each round another player begins."""
         order = list(self._players)
         for number in range(rounds):
+            self._quiet.wait(time.monotonic() + self._quiet.patience)
             bandwidth = memory_bandwidth(self._figures.threads)
             self._figures.bandwidth.setdefault(str(self._model), []).append(bandwidth)
             turns = [(p, phase) for phase in phases for p in order]
@@ -76,13 +96,12 @@ class Turns:
         print(f"{told}, others {others:.0%}", file=sys.stderr, flush=True)
 
     def _undisturbed(self, running: Running, phase: Phase) -> tuple[float, float]:
-        """Speed, and the share of others: the least disturbed of some attempts, or the first."""
+        """Speed, and the share of others: of the first quiet attempt, or else the quietest."""
         tried: list[tuple[float, float]] = []
-        for number in range(ATTEMPTS):
+        until = time.monotonic() + self._quiet.patience
+        while not tried or (tried[-1][1] > self._quiet.share and time.monotonic() < until):
+            self._quiet.wait(until)
             tried.append(_ask(running, phase))
-            if tried[-1][1] <= self._quiet:
-                break
-            time.sleep(PAUSE * (number + 1) if number + 1 < ATTEMPTS else 0)
         return min(tried, key=lambda found: found[1])
 
     def _opened(self, player: Player) -> Running:
