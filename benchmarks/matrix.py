@@ -1,14 +1,14 @@
 """Families x formats x instruction sets: apr, llama.cpp and ik_llama.cpp on the same blocks.
 
     python -m benchmarks.matrix [--only SIZE,FORMAT,LEVEL ...] [--rounds 5] [--prefill 256 2048]
-        [--decode 1 8] [--llama-python PYTHON] [--llama-avx2-python PYTHON] [--ik-python PYTHON]
-        [--work DIR] [--json FILE] [--picture FILE.svg]
+        [--decode 1 8] [--llama-python PYTHON] [--llama-python x86-64-v3=PYTHON]
+        [--ik-python PYTHON] [--work DIR] [--json FILE] [--picture FILE.svg]
 
 Builds checkpoints of real sizes with random weights, imports them in every format, exports those
 files to GGUF, and measures the engines in turns, each in a process of its own: medians, ratios to
 the better peer, and what apr uses of the memory's bandwidth or of the processor's multipliers.
 
-Levels below the processor's own are forced: on apr by $APR_CPU_ISA, on llama.cpp by the Python of
+Levels below the processor's own are forced: on apr by $APR_CPU_LEVEL, on llama.cpp by the Python of
 a venv where it was built without the newer instructions. A peer is run by the Python that is given
 for it, or by this one if its package is here; what is missing is left out and named.
 """
@@ -31,7 +31,7 @@ from benchmarks.checkpoints import SIZES, write
 from benchmarks.files import imported
 from benchmarks.speed.figures import FORMATS, Figures, Model, Phase, key
 from benchmarks.speed.heat_map import svg
-from benchmarks.speed.levels import ISA, LEVELS, levels_here, machine_name
+from benchmarks.speed.levels import ALL, VARIABLE, levels_here, machine_name
 from benchmarks.speed.processes import Player
 from benchmarks.speed.roofline import Work, multiply_rate
 from benchmarks.speed.tables import markdown
@@ -45,21 +45,23 @@ MEMORY_SHARE = 0.6  # of what is free, for all engines' models side by side
 def players_of(options: Options) -> dict[str, list[Player]]:
     """Those of each level that can be run here, the machine's own level first."""
     here = levels_here()
-    pythons = {level: getattr(options, f"llama_{level}_python") for level in here}
-    pythons[here[0]] = options.llama_python or pythons[here[0]] or _own("llama_cpp")
+    pythons = {here[0]: _own("llama_cpp")}
+    for given in options.llama_python or ():
+        level, _, python = given.rpartition("=")
+        pythons[level or here[0]] = python
     ik = options.ik_python or _own("ik_llama_cpp")
     named = {level for only in options.only or () for level in only[2:3]}
-    levels = [n for n in here if n == here[0] or pythons[n] or n in named]
+    levels = [name for name in here if name in {*pythons, *named}]
     found: dict[str, list[Player]] = {}
     for level in levels:
-        environment = {ISA: LEVELS[level].isa}
+        environment = {VARIABLE: level}
         found[level] = [Player("apr", (level,), sys.executable, environment)]
-        if python := pythons[level]:
+        if python := pythons.get(level):
             found[level].append(Player("llama.cpp", (level,), python))
         else:
             print(f"llama.cpp is left out at level {level}: no Python for it", file=sys.stderr)
     if ik:  # its wheels are built for AVX2: one process is the peer of all levels from there
-        served = tuple(name for name in levels if "avx2" in LEVELS[name].flags)
+        served = tuple(name for name in levels if "avx2" in ALL[name].needs)
         for level in served:
             found[level].append(Player("ik_llama.cpp", served, ik))
     else:
@@ -141,7 +143,7 @@ def measure_all(models: Sequence[Model], figures: Figures, options: Options, wor
         sys.exit(f"{options.json} is of another machine or another number of threads")
     if todo:
         for level, kind in product(players, sorted({*FORMATS.values()})):
-            rate, name = multiply_rate(level, kind, options.threads), f"{level} {kind}"
+            rate, name = multiply_rate(ALL[level], kind, options.threads), f"{level} {kind}"
             figures.rates[name] = max(filter(None, (rate, figures.rates.get(name))), default=None)
     for i, (model, levels, phases) in enumerate(todo):
         chosen = [player for name in levels for player in players[name]]
@@ -161,10 +163,10 @@ def run(options: Options, work: Path) -> None:
         Model(size, name)
         for size in (*USUAL, *(size for size in SIZES if size not in USUAL))
         for name in FORMATS
-        if any(wanted(options.only, size, name, level) for level in LEVELS)
+        if any(wanted(options.only, size, name, level) for level in ALL)
     ]
     measure_all(models, figures, options, work)
-    levels = [name for name in LEVELS if f"apr {name}" in figures.engines]
+    levels = [name for name in ALL if f"apr {name}" in figures.engines]
     shown = figures, models, levels, options.phases
     print(markdown(*shown))
     if options.picture:
@@ -182,10 +184,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 2048], metavar="TOKENS")
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8], metavar="SEQUENCES")
-    parser.add_argument("--llama-python", metavar="PYTHON", help="has llama.cpp, built natively")
-    for name in LEVELS:
-        parser.add_argument(f"--llama-{name}-python", metavar="PYTHON",
-                            help=f"has llama.cpp, built for level {name}")  # fmt: skip
+    parser.add_argument(
+        "--llama-python", action="append", metavar="[LEVEL=]PYTHON",
+        help="has llama.cpp, built for this machine or for a lesser level; more than once",
+    )  # fmt: skip
     parser.add_argument("--ik-python", metavar="PYTHON", help="has ik_llama.cpp")
     parser.add_argument("--quiet", type=float, default=1.0, metavar="SHARE",
                         help="wait until others take no more of the processors")  # fmt: skip

@@ -41,7 +41,7 @@ def svg(
         middle = LEFT + WIDTH * len(levels) * (i + 0.5)
         parts.append(_text(middle, 20, str(phase), 'text-anchor="middle" font-weight="bold"'))
     for i, (_, level) in enumerate(columns):
-        parts.append(_text(LEFT + WIDTH * (i + 0.5), 44, level))
+        parts.append(_text(LEFT + WIDTH * (i + 0.5), 44, level.removeprefix("x86-64-")))
     for row, model in enumerate(models):
         y = TOP + HEIGHT * row
         parts.append(_text(LEFT - 8, y + 17, str(model), 'text-anchor="end"'))

@@ -1,50 +1,19 @@
-"""Instruction sets that the table has rows for, and what this machine has of them."""
+"""Instruction sets of this machine, by the names of the CPU backend; and the machine's own name."""
 
 from __future__ import annotations
 
 import platform
-import re
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
-ISA = "APR_CPU_ISA"  # the variable that makes apr use an older instruction set
+from apr_backend_cpu.levels import GENERIC, LEVELS, VARIABLE, Level, possible
 
-
-@dataclass(frozen=True)
-class Level:
-    """An instruction set: its name in tables, what $APR_CPU_ISA calls it, and what it takes.
-
-    `flags` are the processor's, as Linux names them.
-    """
-
-    name: str
-    isa: str
-    flags: frozenset[str]
-
-
-LEVELS = {  # the best first
-    level.name: level
-    for level in (
-        Level("vnni", "vnni", frozenset(("avx2", "avx512_vnni", "avx512vl"))),
-        Level("avx2", "avx2", frozenset(("avx2", "fma", "f16c"))),
-        Level("generic", "generic", frozenset()),
-    )
-}
-
-
-def flags() -> frozenset[str]:
-    """The processor's, as Linux names them; none elsewhere."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text("utf-8") if path.exists() else ""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
-    return frozenset(found[1].split()) if found else frozenset()
+__all__ = ["ALL", "VARIABLE", "Level", "levels_here", "machine_name"]
+ALL: dict[str, Level] = {**LEVELS, GENERIC.name: GENERIC}
 
 
 def levels_here() -> list[str]:
-    """Names of the levels that this machine has, its own first."""
-    has = flags()
-    return [name for name, level in LEVELS.items() if level.flags <= has]
+    """Names of the levels that this machine runs, its own first."""
+    return [level.name for level in possible()]
 
 
 def machine_name() -> str:

@@ -11,9 +11,11 @@ from threading import Barrier
 
 from llvmlite import binding, ir
 
+from apr_backend_cpu.levels import X86, Level
 from apr_core.format import AprFile
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+KINDS = {16: "xmm", 32: "ymm", 64: "zmm"}  # of registers, by their bytes
 ROUNDS = 5
 SPIN = 0.2  # seconds of multiplying, about, a round
 
@@ -47,52 +49,53 @@ class Body:
 
     lines: tuple[str, ...]
     multiply_adds: int
-    registers: str = "xmm"
+    registers: str  # their kind: xmm, ymm or zmm
 
 
-def _independent(line: str, count: int, products: int, registers: str) -> Body:
-    """One instruction into `count` sums, so that none waits for the one before."""
-    return Body(tuple(line.format(n) for n in range(count)), count * products, registers)
+def body_of(level: Level, kind: str) -> Body | None:
+    """The products of bytes or of floats that the level has; None where it says nothing here.
+
+    Sums are independent, so that none waits for the one before.
+    """
+    if level.arch != X86:
+        return None
+    registers, wide = KINDS[level.vector], level.vector > 16
+    lines: list[str] = []
+    if kind == "floats":
+        for n in range(12):
+            lines += _put("fmadd231ps" if wide else "mulps", 15, 14 if wide else n, n, registers)
+            lines += [] if wide else _put("addps", 15, n, n, registers)
+        return Body(tuple(lines), 12 * level.vector // 4, registers)
+    if level.dot == "vnni":
+        for n in range(12):
+            lines += _put("pdpbusd", 15, 14, n, registers)
+        return Body(tuple(lines), 12 * level.vector, registers)
+    for total in range(3):  # four products of bytes in 16 bits, then one with scales, in 32
+        a, b, c, d = (3 + 4 * total + i for i in range(4))
+        for n in (a, b, c, d):
+            lines += _put("pmaddubsw", 15, 15, n, registers)
+        for source, target in ((b, a), (d, c), (c, a)):
+            lines += _put("paddw", source, target, target, registers)
+        lines += _put("pmaddwd", 15, a, a, registers)
+        lines += _put("paddd", a, total, total, registers)
+    return Body(tuple(lines), 3 * 4 * level.vector, registers)
 
 
-def _byte_pairs(groups: int = 3) -> Body:
-    """AVX2: four products of bytes summed in int16, then one product with scales, into int32."""
-    lines = []
-    for n in range(groups):
-        four = [f"%ymm{3 + 4 * n + i}" for i in range(4)]
-        lines += [f"vpmaddubsw %ymm15, %ymm15, {t}" for t in four]
-        lines += [f"vpaddw {four[i + 1]}, {four[i]}, {four[i]}" for i in (0, 2)]
-        lines += [f"vpaddw {four[2]}, {four[0]}, {four[0]}"]
-        lines += [f"vpmaddwd %ymm15, {four[0]}, {four[0]}", f"vpaddd {four[0]}, %ymm{n}, %ymm{n}"]
-    return Body(tuple(lines), groups * 128, "ymm")
+def _put(name: str, a: int, b: int, target: int, registers: str) -> list[str]:
+    """An instruction on numbered registers; those of SSE write over `b`, which is copied first."""
+    if registers != "xmm":
+        return [f"v{name} %{registers}{a}, %{registers}{b}, %{registers}{target}"]
+    copy = [f"movdqa %xmm{b}, %xmm{target}"] if b != target else []
+    return [*copy, f"{name} %xmm{a}, %xmm{target}"]
 
 
-def _word_pairs(groups: int = 7) -> Body:
-    """SSE2: products of int16 in pairs, into int32."""
-    lines = []
-    for n in range(groups):
-        product = f"%xmm{7 + n}"
-        lines += [f"movdqa %xmm15, {product}", f"pmaddwd %xmm15, {product}"]
-        lines += [f"paddd {product}, %xmm{n}"]
-    return Body(tuple(lines), groups * 8)
-
-
-BODIES = {  # (level, what the weights' products are computed in)
-    ("vnni", "bytes"): _independent("vpdpbusd %zmm31, %zmm30, %zmm{}", 16, 64, "zmm"),
-    ("vnni", "floats"): _independent("vfmadd231ps %zmm31, %zmm30, %zmm{}", 16, 16, "zmm"),
-    ("avx2", "bytes"): _byte_pairs(),
-    ("avx2", "floats"): _independent("vfmadd231ps %ymm15, %ymm14, %ymm{}", 12, 8, "ymm"),
-    ("generic", "bytes"): _word_pairs(),
-}
-
-
-def multiply_rate(level: str, kind: str, threads: int) -> float | None:
+def multiply_rate(level: Level, kind: str, threads: int) -> float | None:
     """Multiply-adds a second that `threads` do together with the level's instructions.
 
-    `kind` is bytes or floats. The best of some rounds; None for what has no loop here.
+    `kind` is bytes or floats. The best of some rounds; None for a level without a loop here.
     """
-    body = BODIES.get((level, kind))
-    if body is None or "x86_64" not in binding.get_process_triple():
+    body = body_of(level, kind)
+    if body is None:
         return None
     engine = _compiled(body)
     loop = ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address("multiply"))
@@ -114,25 +117,20 @@ def multiply_rate(level: str, kind: str, threads: int) -> float | None:
 
 
 def _compiled(body: Body) -> binding.ExecutionEngine:
-    """`multiply(times)`: the body that many times. Registers start as zeros, no number is odd."""
+    """`multiply(times)`: the body that many times, on registers of zeros."""
     module = ir.Module("multiply")
     module.triple = binding.get_process_triple()
     count = ir.IntType(64)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [count]), "multiply")
     entry, again, done = (function.append_basic_block() for _ in range(3))
     nothing = ir.FunctionType(ir.VoidType(), [])
-    number = 32 if body.registers == "zmm" else 16
-    clobbers = ",".join(f"~{{{body.registers}{n}}}" for n in range(number))
+    clobbers = ",".join(f"~{{{body.registers}{n}}}" for n in range(16))
 
     def put(b: ir.IRBuilder, lines: tuple[str, ...]) -> None:
         b.call(ir.InlineAsm(nothing, "\n".join(lines), clobbers, side_effect=True), [])
 
-    zero = {
-        "zmm": "vpxord %zmm{0}, %zmm{0}, %zmm{0}", "ymm": "vpxor %ymm{0}, %ymm{0}, %ymm{0}",
-        "xmm": "pxor %xmm{0}, %xmm{0}",
-    }[body.registers]  # fmt: skip
     b = ir.IRBuilder(entry)
-    put(b, tuple(zero.format(n) for n in range(number)))
+    put(b, tuple(line for n in range(16) for line in _put("xorps", n, n, n, body.registers)))
     b.branch(again)
     b = ir.IRBuilder(again)
     left = b.phi(count)
