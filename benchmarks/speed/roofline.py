@@ -15,6 +15,7 @@ from apr_backend_cpu.levels import X86, Level
 from apr_core.format import AprFile
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+PREDICTORS = "mtp."  # layers that guess further tokens: not run
 KINDS = {16: "xmm", 32: "ymm", 64: "zmm"}  # of registers, by their bytes
 ROUNDS = 5
 SPIN = 0.2  # seconds of multiplying, about, a round
@@ -32,7 +33,8 @@ class Work:
         """Of a dense model in an .apr file. A prompt's tokens do without the head."""
         nbytes = products = 0
         with AprFile.open(path) as file:
-            names = {n: e.shape for n, e in file.tensors.items() if len(e.shape) == 2}
+            matrices = (e for e in file.tensors.values() if len(e.shape) == 2)
+            names = {e.name: e.shape for e in matrices if not e.name.startswith(PREDICTORS)}
             tied = not any(name.endswith(HEAD) for name in names)
             for name, (rows, columns) in names.items():
                 table = name.endswith(EMBEDDING)
