@@ -139,8 +139,9 @@ def measure_all(models: Sequence[Model], figures: Figures, options: Options, wor
         levels = [name for name in players if wanted(options.only, *model, name)]
         if levels and (phases := missing(figures, model, levels, options)):
             todo.append((model, levels, phases))
-    if todo and (figures.machine, figures.threads) != (machine_name(), options.threads):
-        sys.exit(f"{options.json} is of another machine or another number of threads")
+    here = machine_name(), options.threads, options.clock
+    if todo and (figures.machine, figures.threads, figures.clock) != here:
+        sys.exit(f"{options.json} is of another machine, number of threads or clock")
     if todo:
         for level, kind in product(players, sorted({*FORMATS.values()})):
             rate, name = multiply_rate(ALL[level], kind, options.threads), f"{level} {kind}"
@@ -156,7 +157,7 @@ def measure_all(models: Sequence[Model], figures: Figures, options: Options, wor
 
 def run(options: Options, work: Path) -> None:
     """Measure what was asked for and is not there yet; print and draw it."""
-    figures = Figures(machine_name(), options.threads)
+    figures = Figures(machine_name(), options.threads, options.clock)
     if options.json and options.json.exists():
         figures = Figures.load(options.json)
     models = [
@@ -182,6 +183,8 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: processor time, for one thread beside others")  # fmt: skip
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 2048], metavar="TOKENS")
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8], metavar="SEQUENCES")
     parser.add_argument(

@@ -39,6 +39,7 @@ class Figures:
 
     machine: str
     threads: int
+    clock: str = "wall"  # or cpu: the time that the process was given
     engines: dict[str, str] = field(default_factory=dict)  # engine, level -> version, features
     rates: dict[str, float | None] = field(default_factory=dict)  # level, kind -> multiply-adds / s
     bandwidth: dict[str, list[float]] = field(default_factory=dict)  # model -> bytes / s, a round

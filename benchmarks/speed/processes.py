@@ -38,10 +38,10 @@ class Player:
 class Running:
     """A player's process with a model."""
 
-    def __init__(self, player: Player, path: Path, threads: int) -> None:
+    def __init__(self, player: Player, path: Path, threads: int, clock: str = "wall") -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [player.python, str(WORKER), player.engine, str(path), str(threads)],
+            [player.python, str(WORKER), player.engine, str(path), str(threads), clock],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             env={**os.environ, **player.environment},
         )  # fmt: skip

@@ -101,21 +101,21 @@ def multiply_rate(level: Level, kind: str, threads: int) -> float | None:
         return None
     engine = _compiled(body)
     loop = ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address("multiply"))
-    started = time.perf_counter()
-    loop(100_000)
-    times = max(100_000, int(100_000 * SPIN / (time.perf_counter() - started)))
     gate = Barrier(threads)
 
-    def one() -> float:
+    def rate(times: int) -> float:
         gate.wait()
-        started = time.perf_counter()
+        started = time.thread_time()  # which does not run while others have the processor
         loop(times)
-        return time.perf_counter() - started
+        return times * body.multiply_adds / (time.thread_time() - started)
 
     with ThreadPoolExecutor(threads) as pool:
-        rounds = [[pool.submit(one) for _ in range(threads)] for _ in range(ROUNDS)]
-        fastest = min(max(f.result() for f in futures) for futures in rounds)
-    return threads * times * body.multiply_adds / fastest
+
+        def together(times: int) -> float:
+            return sum(pool.map(rate, [times] * threads))
+
+        times = int(SPIN * together(100_000) / threads / body.multiply_adds)
+        return max(together(times) for _ in range(ROUNDS))
 
 
 def _compiled(body: Body) -> binding.ExecutionEngine:

@@ -106,7 +106,8 @@ class Turns:
 
     def _opened(self, player: Player) -> Running:
         if player not in self._running:
-            running = Running(player, self._players[player], self._figures.threads)
+            figures = self._figures
+            running = Running(player, self._players[player], figures.threads, figures.clock)
             self._running[player] = running
             self._figures.engines[player.name] = " ".join(running.facts.values()).strip()
             if player not in self._logits:

@@ -1,11 +1,11 @@
 """One engine in a process of its own: asked and answering in lines of JSON.
 
-    python worker.py ENGINE FILE THREADS
+    python worker.py ENGINE FILE THREADS CLOCK
 
-ENGINE is apr, llama.cpp or ik_llama.cpp. It needs the engine's package and numpy, nothing of this
-repository, so that a peer may run in a venv of its own. The first line that comes back is
-{"result": {"version": ..., "features": ...}}; then {"ask": METHOD, ...} is answered by
-{"result": ...} or {"error": ...}. It ends with its input.
+ENGINE is apr, llama.cpp or ik_llama.cpp, CLOCK wall or cpu. It needs the engine's package and
+numpy, nothing of this repository, so that a peer may run in a venv of its own. The first line that
+comes back is {"result": {"version": ..., "features": ...}}; then {"ask": METHOD, ...} is answered
+by {"result": ...} or {"error": ...}. It ends with its input.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 CHUNK = 512  # tokens a forward reads at most
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+now = CLOCKS["wall"]
 Rows = Sequence[tuple[int, int, int]]  # (sequence, position, token)
 
 
@@ -58,10 +60,10 @@ class Engine:
         ids = self.tokens(count)
         rows = [(s, i, token) for s in range(sequences) for i, token in enumerate(ids)]
         chunks = [self.prepared(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
-        started = time.perf_counter()
+        started = now()
         for chunk in chunks:
             self.forward(chunk)
-        return time.perf_counter() - started
+        return now() - started
 
     def prefill(self, count: int) -> float:
         """Seconds to read `count` tokens, into a sequence that was empty."""
@@ -73,10 +75,10 @@ class Engine:
         self.start(sequences, prompt + most)
         self._read(sequences, prompt)
         ids = self.tokens(most)
-        started = time.perf_counter()
+        started = now()
         for done, token in enumerate(ids, 1):
             self.forward(self.prepared([(s, prompt + done - 1, token) for s in range(sequences)]))
-            spent = time.perf_counter() - started
+            spent = now() - started
             if spent > seconds and done >= 8:
                 break
         return spent / done
@@ -241,8 +243,10 @@ ENGINES: dict[str, Callable[[str, int], Engine]] = {
 }  # fmt: skip
 
 
-def main(name: str, path: str, threads: int) -> None:
+def main(name: str, path: str, threads: int, clock: str) -> None:
     """Serve one engine to the end of the input."""
+    global now
+    now = CLOCKS[clock]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -265,4 +269,4 @@ def main(name: str, path: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
