@@ -36,6 +36,7 @@ from benchmarks.speed.processes import Player
 from benchmarks.speed.roofline import Work, multiply_rate
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.turns import Quiet, Turns
+from benchmarks.speed.worker import REPACK
 
 USUAL = ("0.8b", "2b", "qwen2-135m", "qwen2-0.5b", "qwen2-1.5b")  # others have to be named
 Options = argparse.Namespace
@@ -63,7 +64,8 @@ def players_of(options: Options) -> dict[str, list[Player]]:
     if ik:  # its wheels are built for AVX2: one process is the peer of all levels from there
         served = tuple(name for name in levels if "avx2" in ALL[name].needs)
         for level in served:
-            found[level].append(Player("ik_llama.cpp", served, ik))
+            environment = {REPACK: "1"} if options.ik_repack else {}
+            found[level].append(Player("ik_llama.cpp", served, ik, environment))
     else:
         print("ik_llama.cpp is left out: no Python for it", file=sys.stderr)
     return found
@@ -192,6 +194,8 @@ def main() -> None:
         help="has llama.cpp, built for this machine or for a lesser level; more than once",
     )  # fmt: skip
     parser.add_argument("--ik-python", metavar="PYTHON", help="has ik_llama.cpp")
+    parser.add_argument("--ik-repack", action="store_true",
+                        help="let it interleave rows at load, against its default")  # fmt: skip
     parser.add_argument("--quiet", type=float, default=1.0, metavar="SHARE",
                         help="wait until others take no more of the processors")  # fmt: skip
     parser.add_argument("--patience", type=float, default=60.0, metavar="SECONDS",

@@ -70,11 +70,12 @@ class Running:
         return answer["result"]
 
     def _last_line(self) -> str:
-        """Of what a process said that ended."""
+        """Of what a process said that ended, or the failed assertion."""
         code = self._process.wait()
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
-        return f"ended with {code}: {lines[-1] if lines else 'it said nothing'}"
+        asserted = [line for line in lines if "ASSERT" in line]
+        return f"ended with {code}: {([*lines, *asserted] or ['it said nothing'])[-1]}"
 
     def cpu_seconds(self) -> float:
         """Of processor time so far, in all its threads; 0 where the system does not say."""

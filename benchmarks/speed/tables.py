@@ -31,7 +31,7 @@ def _rounds(figures: Figures) -> str:
     rounds = "-".join(map(str, sorted({min(counts), max(counts)})))
     others = [share for shares in figures.others.values() for share in shares] or [0.0]
     return (
-        f"Medians of {rounds} rounds. "
+        f"Medians; rounds: {rounds}. "
         f"Others took {statistics.median(others):.0%} of the processors during the median turn, "
         f"{max(others):.0%} during the worst."
     )

@@ -24,6 +24,7 @@ import numpy as np
 CHUNK = 512  # tokens a forward reads at most
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 now = CLOCKS["wall"]
+REPACK = "IK_REPACK"  # set: ik_llama.cpp interleaves rows when it loads
 Rows = Sequence[tuple[int, int, int]]  # (sequence, position, token)
 
 
@@ -134,12 +135,16 @@ class Ggml(Engine):
         c = self.api
         c.llama_backend_init()
         params = c.llama_model_default_params()
+        self.tune_model(params)
         self._model = c.llama_model_load_from_file(path.encode(), params)
         if not self._model:
             raise RuntimeError("it cannot load this file")
         self.vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self._model))
         self._threads = threads
         self._contexts: dict[int, tuple[int, Any]] = {}  # sequences -> room, context
+
+    def tune_model(self, params: Any) -> None:
+        """Set what only this engine's models have."""
 
     def tune(self, params: Any) -> None:
         """Set what only this engine's contexts have."""
@@ -209,10 +214,6 @@ class LlamaCpp(Ggml):
         self.features = " ".join(filter(None, names))
         super().__init__(path, threads)
 
-    def tune(self, params: Any) -> None:
-        """As llama-cpp-python makes them."""
-        params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-
     def clear(self, context: Any) -> None:
         """See Ggml."""
         self.api.llama_memory_clear(self.api.llama_get_memory(context), True)
@@ -227,7 +228,14 @@ class IkLlamaCpp(Ggml):
         from ik_llama_cpp import _ctypes_api
 
         self.api, self.version = _ctypes_api, version("ik-llama-cpp-python")
+        self._repacks = REPACK in os.environ
+        if self._repacks:
+            self.features += ", repacked"
         super().__init__(path, threads)
+
+    def tune_model(self, params: Any) -> None:
+        """See Ggml."""
+        params.repack_tensors = self._repacks
 
     def tune(self, params: Any) -> None:
         """As its package makes them where there is no AVX-VNNI."""
