@@ -1,0 +1,124 @@
+"""From the kernels' sources to machine code for a level: LLVM modules, optimized, emitted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import binding, ir
+
+import apr_backend_cpu.kernels.every  # noqa: F401  lists all kernels
+from apr_backend_cpu.kernels.source import (
+    IR_TYPES,
+    KERNELS,
+    NUMBA_TYPES,
+    VECTOR_FUNCTIONS,
+    Builder,
+    Kernel,
+)
+from apr_backend_cpu.levels import GENERIC, Level
+
+TRIPLES = {"linux": "{}-unknown-linux-gnu", "macos": "arm64-apple-macosx11.0.0"}
+# Arrays in kernels own nothing, so that there is nothing to count.
+REFERENCE_COUNTS = """
+define weak_odr void @NRT_incref(ptr %0) alwaysinline { ret void }
+define weak_odr void @NRT_decref(ptr %0) alwaysinline { ret void }
+"""
+
+
+def vector_functions(level: Level) -> str:
+    """All functions in vector IR, written for a level, as one module."""
+    module = ir.Module("vector")
+    module.triple = binding.get_process_triple()
+    for declared in VECTOR_FUNCTIONS.values():
+        arguments = [IR_TYPES[letter] for letter in declared.arguments]
+        kind = ir.FunctionType(IR_TYPES[declared.result], arguments)
+        function = module.globals.get(declared.name) or ir.Function(module, kind, declared.name)
+        if declared.inline:
+            function.attributes.add("alwaysinline")
+        b = Builder(function.append_basic_block(), level)
+        result = declared.emit(b, function.args)
+        if declared.result:
+            b.ret(result)
+        else:
+            b.ret_void()
+    return str(module)
+
+
+@cache
+def translated() -> tuple[str, ...]:
+    """All functions that Numba translates, a module each. They are the same for every level."""
+    from numba.core import config
+    from numba.core.compiler_lock import global_compiler_lock
+
+    before, config.OPT = config.OPT, type(config.OPT)(0)  # optimized later, for a level
+    try:
+        with global_compiler_lock:
+            return tuple(_translate(kernel) for kernel in KERNELS.values())
+    finally:
+        config.OPT = before
+
+
+def _translate(kernel: Kernel) -> str:
+    arguments = tuple(NUMBA_TYPES[letter] for letter in kernel.arguments)
+    kernel.function.compile(arguments)
+    made = kernel.function.overloads[arguments]
+    made.library.finalize()
+    return str(made.library._final_module) + _entry(kernel, made.fndesc.llvm_func_name)
+
+
+def _entry(kernel: Kernel, inner: str) -> str:
+    """A function of the C ABI around Numba's, which takes room for a result and for an error."""
+    types = [str(IR_TYPES[letter]) for letter in kernel.arguments]
+    given = ", ".join(f"{t} %a{i}" for i, t in enumerate(types))
+    passed = "".join(f", {t} %a{i}" for i, t in enumerate(types))
+    result = str(IR_TYPES[kernel.result])
+    room = result if kernel.result else "ptr"
+    returned = f"%r = load {result}, ptr %room\n ret {result} %r" if kernel.result else "ret void"
+    return f"""
+define {result} @{kernel.name}({given}) {{
+ %room = alloca {room}
+ %error = alloca ptr
+ %status = call i32 @{inner}(ptr %room, ptr %error{passed})
+ {returned}
+}}
+"""
+
+
+def optimized(level: Level, machine: Any, triple: str) -> Any:
+    """The module of all kernels."""
+    module = _parsed(vector_functions(level), triple, machine)
+    for text in (REFERENCE_COUNTS, *translated()):
+        module.link_in(_parsed(text, triple, machine))
+    exported = set(KERNELS) | {f.name for f in VECTOR_FUNCTIONS.values() if not f.inline}
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name not in exported:
+            value.linkage = "internal"
+    tuning = binding.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = tuning.slp_vectorization = True
+    passes = binding.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)
+    module.verify()
+    return module
+
+
+def _parsed(text: str, triple: str, machine: Any) -> Any:
+    module = binding.parse_assembly(text)
+    module.triple, module.data_layout = triple, str(machine.target_data)
+    return module
+
+
+def object_code(level: Level, system: str = "") -> bytes:
+    """An object file with all kernels, for `linux` or `macos`, or for the system that runs."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = TRIPLES[system].format(level.arch) if system else binding.get_process_triple()
+    target = binding.Target.from_triple(triple)
+    cpu, features = level.cpu, level.features
+    if level is GENERIC:
+        cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    machine = target.create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="default"
+    )
+    code: bytes = machine.emit_object(optimized(level, machine, triple))
+    return code

@@ -1,0 +1,20 @@
+"""An object file in memory, made ready to run by LLVM. Needs no Numba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding
+
+
+def loaded(code: bytes) -> Any:
+    """The execution engine that holds it: `get_function_address(name)`, 0 for what is not there."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        reloc="pic", codemodel="jitdefault", jit=True
+    )
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
