@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_core.errors import BackendError
-
 X86, ARM = "x86_64", "aarch64"
-VARIABLE = "APR_CPU_LEVEL"  # forces a lesser level
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +77,3 @@ def possible() -> list[Level]:
     """The levels that this processor runs, the best one first; GENERIC runs anywhere."""
     arch, flags = architecture(), processor_flags()
     return [v for v in LEVELS.values() if v.arch == arch and v.needs <= flags] + [GENERIC]
-
-
-def chosen() -> Level:
-    """The best possible level, or the one that $APR_CPU_LEVEL names. Raises BackendError."""
-    levels = possible()
-    forced = os.environ.get(VARIABLE, "")
-    for level in levels:
-        if level.name == (forced or levels[0].name):
-            return level
-    names = ", ".join(level.name for level in levels)
-    raise BackendError(f"{VARIABLE}={forced} is not possible here", f"This processor runs {names}.")
