@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apr_backend_cpu.levels import Level, possible
+from apr_backend_cpu.levels import GENERIC, Level, possible
 from apr_backend_cpu.shipped import library_path, source_hash
 from apr_core.cache_folder import cache_dir, usable_folder
 from apr_core.errors import BackendError
@@ -37,7 +37,7 @@ def chosen() -> Level:
 
 
 class Library:
-    """Addresses of functions. `origin` says where the machine code is from."""
+    """Addresses of functions. `origin` is the file they are from, or what became of it."""
 
     def __init__(self, level: Level, find: Callable[[str], int], origin: str, owner: Any) -> None:
         self.level, self.origin = level, origin
@@ -71,7 +71,11 @@ def _opened(level: Level, path: Path) -> Library:
 
 def _compiled(level: Level) -> Library:
     """Compiled by Numba and LLVM in this process, or read from the cache folder."""
+    from apr_backend_cpu.build.loading import loaded, processor
+
     name = f"{level.name}-{source_hash()}"
+    if level is GENERIC:  # LLVM's own choices: not for another processor that shares the folder
+        name += f"-{processor()}"
     folder = usable_folder(cache_dir() / CACHE, name, "compiled code", "APR_CACHE")
     kept = folder / "kernels.o" if folder else None
     if kept and kept.exists():
@@ -86,8 +90,6 @@ def _compiled(level: Level) -> Library:
             part = kept.with_suffix(f".{os.getpid()}.part")
             part.write_bytes(code)
             part.replace(kept)
-    from apr_backend_cpu.build.loading import loaded
-
     engine = loaded(code)
     return Library(level, engine.get_function_address, "compiled here", engine)
 
