@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,9 +104,12 @@ class BackendPlugin(Protocol):
 
     A backend may also have
 
-    - `capture(step: StepFunction) -> StepFunction`: it gets the function that turns token ids and a
-      `Step` into logits, and returns one with the same results that may remember what the ops did,
-      and do it again at once when a step of the same shape comes;
+    - `capture(step: StepFunction, note) -> StepFunction`: it gets the function that turns token ids
+      and a `Step` into logits, and returns one with the same results that may remember what the ops
+      did, and do it again at once when a step of the same shape comes. It is called only where a
+      step is nothing but ops, all bound to the backend's own kernels; `note(line)` puts into the
+      report what keeps it from remembering a step all the same. With `captures_arithmetic = True`
+      it remembers arithmetic on its arrays that is outside ops, too;
     - `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
       where it says nothing;
     - `states(kv_type, max_len) -> StateMakers`, to keep the states of mixers in its own way;
@@ -122,8 +125,6 @@ class BackendPlugin(Protocol):
       uploaded, and sequences share what is left; where capacity says None, there is no plan;
     - `loading() -> context manager`, entered while the weights of one model are uploaded: buffers
       may be kept until it ends, and all weights are in place then;
-    - `adopt(function) -> function`, through which every function of somebody else passes
-      (references, other distributions' kernels) before it is bound;
     - `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`;
     - `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
       `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
@@ -162,26 +163,48 @@ class Bound:
     target: str
     distribution: str = ""
 
+    @property
+    def key(self) -> str:
+        """The op, with its weight's format if it has one."""
+        return self.op if self.format == "*" else f"{self.op}[{self.format}]"
+
 
 @dataclass(slots=True)
 class BindReport:
-    """What runs where. `expanded` counts bytes of weights that had to be decoded."""
+    """What runs where. `expanded` counts bytes of weights that had to be decoded, `unrecorded` says
+    what keeps decode steps from being recorded, where the backend could.
+    """
 
     device: str
     bound: dict[tuple[str, str], Bound] = field(default_factory=dict)
     expanded: dict[str, tuple[int, int]] = field(default_factory=dict)  # format -> (from, to) bytes
     weights: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unrecorded: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Add something that keeps decode steps from being recorded."""
+        if line not in self.unrecorded:
+            self.unrecorded.append(line)
 
     @property
     def fallbacks(self) -> list[str]:
         """What runs slower or larger than it should, in words. Empty when all is well."""
-        slow = [f"{_key(b)} runs on the reference" for b in self.bound.values()
+        slow = [f"{b.key} runs on the reference" for b in self.bound.values()
                 if b.via == "reference"]  # fmt: skip
         big = [
-            f"{name} weights were decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
+            f"{name} weights are decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
             for name, (before, after) in self.expanded.items()
         ]
-        return slow + big
+        return slow + big + [f"steps are not recorded: {line}" for line in self.unrecorded]
+
+    def refuse_fallbacks(self) -> None:
+        """Raise BackendError if there are any."""
+        if self.fallbacks:
+            raise BackendError(
+                "--strict refuses: " + "; ".join(self.fallbacks),
+                "Install a plugin with the missing kernel, upgrade those that are named, or run "
+                "without --strict.",
+            )
 
     def lines(self) -> list[str]:
         """The report as `apr run -v` prints it."""
@@ -189,16 +212,12 @@ class BindReport:
         for key, bound in sorted(self.bound.items()):
             count = f" x{self.weights[key]}" if self.weights[key] else ""
             origin = f" ({bound.distribution})" if bound.distribution else ""
-            rows.append(f"  {_key(bound) + count:<24} {bound.via:<10} {bound.target}{origin}")
+            rows.append(f"  {bound.key + count:<24} {bound.via:<10} {bound.target}{origin}")
         return rows + [f"! {line}" for line in self.fallbacks]
 
     def as_dict(self) -> dict[str, str]:
         """`{"linear[f32]": "module:function"}`."""
-        return {_key(bound): bound.target for bound in self.bound.values()}
-
-
-def _key(bound: Bound) -> str:
-    return bound.op if bound.format == "*" else f"{bound.op}[{bound.format}]"
+        return {bound.key: bound.target for bound in self.bound.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +264,7 @@ class Binder:
             if entry.is_composite:
                 function = partial(entry.body, self.ops)
             else:
-                function = self._adopted(partial(entry.body, self.backend.xp))
+                function = partial(entry.body, self.backend.xp)
             self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
             if entry.is_composite:
                 for needed in self._needs(entry):
@@ -254,42 +273,50 @@ class Binder:
 
     def _needs(self, entry: Op) -> set[str]:
         """The ops a composite's body names as attributes of its first argument."""
-        return (set(entry.body.__code__.co_names) & set(self.table)) - {"linear", "embed"}
+        return (_names(entry.body.__code__) & set(self.table)) - {"linear", "embed"}
+
+    def expect(
+        self, format: str, layout: BlockLayout | None, shape: tuple[int, int], nbytes: int,
+        uses: Iterable[str],
+    ) -> None:  # fmt: skip
+        """Bind the ops in `uses` for a matrix that is yet to be uploaded: the report counts it."""
+        uses = tuple(uses)
+        kept = self.kept_as(format, layout, uses)
+        if kept != format:
+            before, after = self.report.expanded.get(format, (0, 0))
+            self.report.expanded[format] = before + nbytes, after + 4 * shape[0] * shape[1]
+        for name in uses:
+            self._use(name, kept, layout is not None and kept == format)
+            self.report.weights[name, kept] += 1
 
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
         uses = tuple(uses)
-        if self.kept_as(matrix.format, matrix.layout, uses) != matrix.format:
-            return self._expanded(matrix, uses)
-        if matrix.format == DENSE:
-            data, decode = self.backend.upload_matrix(matrix.dense()), None
+        if self.kept_as(matrix.format, matrix.layout, uses) == DENSE:
+            dense = self.backend.upload_matrix(matrix.dense())
+            weight = Weight(matrix.name, DENSE, matrix.shape, dense)
         else:
-            data, decode = self.backend.upload_packed(matrix), matrix.decode
-        weight = Weight(matrix.name, matrix.format, matrix.shape, data, decode, matrix.raw.shape[1])
-        weight.layout = matrix.layout
-        return self._bind_weight(weight, uses)
+            packed, row_bytes = self.backend.upload_packed(matrix), matrix.raw.shape[1]
+            weight = Weight(
+                matrix.name, matrix.format, matrix.shape, packed, matrix.decode, row_bytes
+            )
+            weight.layout = matrix.layout
+        for name in uses:
+            setattr(weight, name, self._use(name, weight.format, weight.layout is not None))
+        return weight
 
     def kept_as(self, format: str, layout: BlockLayout | None, uses: Iterable[str]) -> str:
         """The format of a matrix on the backend: its own, or DENSE if some use has no kernel."""
         packed = all(self._has_kernel(use, format, layout is not None) for use in uses)
         return format if packed else DENSE
 
-    def _expanded(self, matrix: HostMatrix, uses: tuple[str, ...]) -> Weight:
-        dense = matrix.dense()
-        before, after = self.report.expanded.get(matrix.format, (0, 0))
-        self.report.expanded[matrix.format] = (before + matrix.raw.nbytes, after + dense.nbytes)
-        weight = Weight(matrix.name, DENSE, matrix.shape, self.backend.upload_matrix(dense))
-        return self._bind_weight(weight, uses)
-
-    def _bind_weight(self, weight: Weight, uses: tuple[str, ...]) -> Weight:
-        for name in uses:
-            function = self._kernel(name, weight.format, weight.layout is not None)
-            if function is None:
-                function = self._adopted(partial(self.table[name].body, self.backend.xp))
-                self._note(name, weight.format, "reference", self.table[name].body)
-            setattr(weight, name, function)
-            self.report.weights[name, weight.format] += 1
-        return weight
+    def _use(self, name: str, format: str, generic: bool) -> Callable[..., Any]:
+        """What `linear` or `embed` of a weight of this format is bound to."""
+        function = self._kernel(name, format, generic)
+        if function is None:
+            function = partial(self.table[name].body, self.backend.xp)
+            self._note(name, format, "reference", self.table[name].body)
+        return function
 
     def _has_kernel(self, name: str, format: str, generic: bool) -> bool:
         keys = self._keys(name, format, generic)
@@ -306,24 +333,25 @@ class Binder:
             foreign = self.foreign.get(key)
             target = foreign.target if foreign else self.backend.kernels.get(key)
             if target:
-                function = _resolve(target)
+                function = resolve(target)
                 origin = foreign.distribution if foreign else ""
                 self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
-                return self._adopted(function) if foreign else function
+                return function
         return None
-
-    def _adopted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is not the backend's own, as the backend wants it called."""
-        adopt: Callable[[Callable[..., Any]], Callable[..., Any]] | None
-        adopt = getattr(self.backend, "adopt", None)
-        return adopt(function) if adopt else function
 
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"
         self.report.bound[name, format] = Bound(name, format, via, target)
 
 
-def _resolve(target: str) -> Callable[..., Any]:
+def _names(code: CodeType) -> set[str]:
+    """The names a function looks up, those inside its comprehensions too."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """A kernel, from "module:function". Raises BackendError."""
     module, _, attribute = target.partition(":")
     try:
         function: Callable[..., Any] = getattr(import_module(module), attribute)

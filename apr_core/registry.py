@@ -201,6 +201,15 @@ class Registry:
             hints.append(f"Installed: {listed}. `apr plugins list` shows all plugins.")
         return PluginNotFound(f"no installed plugin provides {kind} {name!r}", "\n".join(hints))
 
+    def owner_of(self, module: str) -> str:
+        """The distribution that a module is from, by the targets that plugins declare."""
+        package = module.partition(".")[0]
+        for row in self.plugins:
+            targets = (row.module, *(d.target for d in row.declarations))
+            if any(target.split(":")[0].split(".")[0] == package for target in targets):
+                return row.distribution
+        return package.replace("_", "-")
+
     def load(self, owned: Owned) -> Any:
         """Import a declaration's target. Raises PluginBroken or BackendUnavailable."""
         missing = missing_requirements([owned.declaration])

@@ -73,6 +73,12 @@ def test_results_that_depend_on_how_the_work_was_cut_are_found(change, check, sa
     assert_caught(kit_of(mixer=mixer(change)), check, said)
 
 
+def test_arithmetic_outside_ops_is_named_with_its_line():
+    kit = kit_of(mixer=mixer(lambda x, step: x * 1))
+    said = "arithmetic outside ops in Other (apr-mine, broken_families.py:"
+    assert_caught(kit, "test_steps_can_be_recorded", said)
+
+
 def test_snapshots_that_lose_something_are_found():
     def losing(base):
         class Losing(base):

@@ -83,9 +83,13 @@ def use_backend(fresh, tmp_path):
 
 
 def use_kernel(fresh, tmp_path):
-    done = answer(fresh, imported(fresh, tmp_path), "-v", "--strict")
+    done = answer(fresh, file := imported(fresh, tmp_path), "-v")
     assert "42" in done.stdout
     assert "apr_kernel_toy_kernel.kernels:rms_norm (apr-kernel-toy-kernel)" in done.stderr
+    said = "steps are not recorded: rms_norm runs on a foreign kernel (apr-kernel-toy-kernel, "
+    assert said in done.stderr
+    refused = fresh.apr("run", file, "17+25=", "--strict")
+    assert refused.returncode == 14 and said in refused.stderr
 
 
 def use_source(fresh, tmp_path):

@@ -83,17 +83,19 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
             progress=uploaded,
         )  # fmt: skip
     with model:
+        said = len(model.report.fallbacks)
         if options["verbose"]:
             for line in model.report.lines():
                 click.echo(line, err=True)
-        elif model.report.fallbacks:
-            count = len(model.report.fallbacks)
+        elif said:
             click.echo(
-                f"! {count} slow or large fallback{'s' if count > 1 else ''} on "
+                f"! {said} slow or large fallback{'s' if said > 1 else ''} on "
                 f"{model.backend.name}: -v shows them, --strict refuses them",
                 err=True,
             )
         yield model
+        for line in model.report.fallbacks[said:]:  # found out as steps ran
+            click.echo(f"! {line}", err=True)
 
 
 def thinking(options: Mapping[str, Any]) -> bool | None:

@@ -201,8 +201,6 @@ def _load(
                 max_len=options["context"], kv_type=options["kv_type"], progress=uploaded,
             )  # fmt: skip
         models[name] = stack.enter_context(model)
-        for fallback in model.report.fallbacks:
-            click.echo(f"! {name}: {fallback}", err=True)
     return models
 
 
@@ -213,8 +211,10 @@ def _engines(
     from apr_core.engine.scheduler import Engine
     from apr_core.engine.warming import warm_up
 
-    for model in models.values():
+    for name, model in models.items():
         warm_up(model)
+        for fallback in model.report.fallbacks:
+            click.echo(f"! {name}: {fallback}", err=True)
     total = _memory(list(models.values())) if options["memory"] is None else options["memory"] * GIB
     needs = {
         name: model.sequence_bytes(min(SAMPLE, model.max_len)) for name, model in models.items()

@@ -30,7 +30,10 @@ class Mixer(Protocol):
         """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
 
     def __call__(self, o: BoundOps, w: Any, x: Array, step: Step, state: State) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, arithmetic, reshape and slices."""
+        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices.
+
+        Arithmetic between ops works too, but keeps some backends from recording steps.
+        """
 
 
 @dataclass(frozen=True, slots=True)

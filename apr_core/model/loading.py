@@ -50,7 +50,8 @@ from apr_core.model.planning import (
     working_bytes,
 )
 from apr_core.model.state import KVType, sequence_bytes, state_makers
-from apr_core.model.widths import Tensors, check_mixers, check_outside
+from apr_core.model.trial import check_recording, shapes_only
+from apr_core.model.widths import Nowhere, Tensors, check_mixers, check_outside
 from apr_core.modelspec import Block, ModelConfig, Plan
 from apr_core.ops import Op
 from apr_core.registry import Owned, Registry
@@ -152,6 +153,13 @@ class WeightLoader:
             for role in (*mixer.matrices, *MLP_MATRICES):
                 yield self._entry(role, index), ("linear",)
 
+    def expect(self) -> None:
+        """Put what all matrices are going to be into the report, before any is uploaded."""
+        for entry, uses in self._matrices():
+            format, layout = self._read_as(entry)
+            shape = (entry.shape[0], entry.shape[1])
+            self.binder.expect(format, layout, shape, entry.nbytes, uses)
+
     def _quantizer(self, format: str) -> Any:
         return self.registry.make("quantizer", format)
 
@@ -252,14 +260,28 @@ class WeightLoader:
             setattr(weights, name, self.binder.backend.upload(array))
         return Layer(mixer, weights)
 
-    def decoder(self, ops: BoundOps, plan: Plan) -> Decoder:
-        """Everything uploaded, ready to run."""
+    def decoder(self, ops: BoundOps, plan: Plan, only: Iterable[int] | None = None) -> Decoder:
+        """Everything uploaded, ready to run; of the layers, all or `only` some."""
         found = [self.matrix(role, None, uses) for role, uses in self.outside]
-        layers = tuple(self.layer(index) for index in range(len(self.mixers)))
+        some = range(len(self.mixers)) if only is None else only
+        layers = tuple(self.layer(index) for index in some)
         return Decoder(
             ops, layers, found[0], found[-1], self.vector("final_norm"), plan.norm_eps,
             plan.norm_offset,
         )  # fmt: skip
+
+
+class ZeroLoader(WeightLoader):
+    """The same weights as zeros, and matrices as shapes, for a trial."""
+
+    def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
+        """A stand-in."""
+        entry = self._entry(role, layer)
+        return shapes_only(entry.name, entry.shape)
+
+    def vector(self, role: str, layer: int | None = None) -> Any:
+        """Zeros."""
+        return np.zeros(self._entry(role, layer).shape, np.float32)
 
 
 def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op], set[str]]:
@@ -327,13 +349,14 @@ def uploading(backend: BackendPlugin) -> AbstractContextManager[None]:
 def build_decoder(
     file: AprFile, contract: Contract, config: ModelConfig, plan: Plan, registry: Registry,
     backend: BackendPlugin, backend_name: str, context: int, kv_type: KVType | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, strict: bool = False,
 ) -> tuple[Decoder, Binder, KVType]:  # fmt: skip
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
     Also says how keys and values are kept, where `kv_type` leaves that open. Raises ContractError,
     also where the contract itself does not fit the plan, and BackendError where the weights and a
-    sequence of `context` tokens do not fit the device: before anything is uploaded.
+    sequence of `context` tokens do not fit the device, or where `strict` and something would run
+    slower or larger than it should: before anything is uploaded.
     """
     shapes = {name: e.shape for name, e in file.tensors.items()}
     resolution = contract.check(config, shapes)
@@ -346,6 +369,13 @@ def build_decoder(
     check_mixers(tensors, config, plan, mixers, partial(make_mixer, registry), brought, used)
     tied = config.tied_embeddings
     loader = WeightLoader(file, resolution, registry, binder, mixers, tied, progress)
+    loader.expect()
+    if hasattr(backend, "capture"):
+        alone, fresh = Binder(Nowhere(), brought), make_mixers(registry, plan)
+        zeros = ZeroLoader(file, resolution, registry, alone, fresh, tied)
+        check_recording(binder, plan, zeros.decoder, registry.owner_of)
+    if strict:
+        binder.report.refuse_fallbacks()
     kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
     free = capacity(backend)
     if free is not None:

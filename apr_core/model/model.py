@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
-from apr_core.errors import BackendError, FormatError, UsageError
+from apr_core.errors import FormatError, UsageError
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.devices import find_backend
@@ -54,8 +54,9 @@ class Model:
         self._states: list[State] = self._new_states()
         self._lengths: dict[int, int] = {}
         self._tokenizer: Tokenizer | None = None
-        capture = getattr(backend, "capture", None)
-        self._captured: StepFunction = capture(self._last_logits) if capture else self._last_logits
+        self._captured: StepFunction = self._last_logits
+        if hasattr(backend, "capture") and not report.unrecorded:
+            self._captured = backend.capture(self._last_logits, report.note)
         self.captures = True  # False: every op of every step is called by itself, to be looked at
 
     def _new_states(self) -> list[State]:
@@ -357,11 +358,11 @@ def load(
 
     `backend` is a name, or a name and the number of a device: `name:1`.
     `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
-    on its reference or weights had to be decoded. `max_len` is the context in tokens, at most and
-    by default the model's own. `kv_type` is the precision of cached keys and values: f32, f16 or
-    q8; by default f16, or f32 where the embedding is. `progress` is called with the bytes of
-    matrices that were uploaded, and of all, after each. Raises NotFound, FormatError,
-    ContractError, PluginError or BackendError, also where it would not fit the device.
+    on its reference, weights had to be decoded or steps could not be recorded. `max_len` is the
+    context in tokens, at most and by default the model's own. `kv_type` is the precision of cached
+    keys and values: f32, f16 or q8; by default f16, or f32 where the embedding is. `progress` is
+    called with the bytes of matrices that were uploaded, and of all, after each. Raises NotFound,
+    FormatError, ContractError, PluginError or BackendError, also where it would not fit the device.
     """
     registry = registry or get_registry()
     named = backend or registry.best_backend()
@@ -376,13 +377,8 @@ def load(
         limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
         decoder, binder, kv_type = build_decoder(
             file, family.contract(), config, plan, registry, device, backend, limit, kv_type,
-            progress,
+            progress, strict,
         )  # fmt: skip
-        if strict and binder.report.fallbacks:
-            raise BackendError(
-                "--strict refuses: " + "; ".join(binder.report.fallbacks),
-                "Install a plugin with the missing kernel, or run without --strict.",
-            )
     except BaseException:
         file.close()
         raise

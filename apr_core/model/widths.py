@@ -85,7 +85,7 @@ def check_mixers(
     `make` makes another mixer of a block, as those of the model see arrays of its backend only.
     `ops` are the ops that mixers bring, `used` the names of all they use.
     """
-    bound = Binder(_Nowhere(), ops).bind_ops(used)
+    bound = Binder(Nowhere(), ops).bind_ops(used)
     tried = set()
     for layer, (block, mixer) in enumerate(zip(plan.blocks, mixers, strict=True)):
         roles = (*mixer.matrices, *mixer.vectors)
@@ -106,7 +106,7 @@ class _Trial:
     def run(self, mixer: Mixer, ops: BoundOps) -> None:
         """Raise ContractError if something does not fit. Other failures are the model's to show."""
         weights = SimpleNamespace(**dict(self._weights(mixer)))
-        state = mixer.new_state(StateMakers(_Nowhere().zeros))
+        state = mixer.new_state(StateMakers(Nowhere().zeros))
         state.open(0)
         x = np.zeros((ROWS, self.hidden), np.float32)
         try:
@@ -184,7 +184,7 @@ class _Product(np.ndarray[Any, np.dtype[np.float32]]):
         return super().reshape(*shape, **options)
 
 
-class _Nowhere:
+class Nowhere:
     """A backend of the references, for arrays that are looked at and thrown away."""
 
     name = "nowhere"

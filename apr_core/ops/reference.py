@@ -30,10 +30,23 @@ def linear(xp: Any, x: Array, w: Weight) -> Array:
     return xp.matmul(x, w.data.T)
 
 
+@op
+def add(xp: Any, x: Array, y: Array) -> Array:
+    """x + y of rows [T, N]; y may also be one row [N], which is added to all, as a bias is."""
+    return x + y
+
+
 @composite
-def linears(o: BoundOps, x: Array, ws: tuple[Weight, ...]) -> tuple[Array, ...]:
-    """Several products with one input, so that a backend can prepare the input once."""
-    return tuple(o.linear(x, w) for w in ws)
+def linears(
+    o: BoundOps, x: Array, ws: tuple[Weight, ...], biases: tuple[Array | None, ...] | None = None
+) -> tuple[Array, ...]:
+    """Several products with one input, so that a backend can prepare the input once.
+
+    `biases` has a vector [out] for each weight, or None where that has no bias.
+    """
+    products = (o.linear(x, w) for w in ws)
+    pairs = zip(products, biases or (None,) * len(ws), strict=True)
+    return tuple(y if bias is None else o.add(y, bias) for y, bias in pairs)
 
 
 @op
@@ -48,7 +61,7 @@ def add_rms_norm(
     o: BoundOps, h: Array, y: Array, w: Array, eps: float, offset: float
 ) -> tuple[Array, Array]:
     """Residual and norm: (h + y, rms_norm(h + y))."""
-    h = h + y
+    h = o.add(h, y)
     return h, o.rms_norm(h, w, eps, offset)
 
 
@@ -137,7 +150,7 @@ def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
 CORE_OPS: dict[str, Op] = {
     entry.name: entry
     for entry in (
-        embed, linear, linears, rms_norm, add_rms_norm, rope, attention,
+        embed, linear, add, linears, rms_norm, add_rms_norm, rope, attention,
         sigmoid, silu, softplus, swiglu, sigmoid_gate, mlp,
     )
 }  # fmt: skip

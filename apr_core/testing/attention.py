@@ -9,6 +9,7 @@ import numpy as np
 
 from apr_core.model.loading import MLP_MATRICES, NORMS
 from apr_core.model.step import make_step
+from apr_core.model.trial import Trial
 from apr_core.modelspec import MixerExample
 from apr_core.ops import CORE_OPS, Op
 from apr_core.testing.checks import skip
@@ -80,6 +81,13 @@ class AttentionConformance(PluginConformance):
         rig.resume(state, 0, 0, rig.rows(5), rig.rows(1))
         unused = sorted(set(self.declaration.ops) - rig.ops.used)
         assert not unused, f"declares the ops {unused}, but used {sorted(rig.ops.used)} only"
+
+    def test_steps_can_be_recorded(self) -> None:
+        """It is nothing but ops, so backends may repeat a decode step without running Python."""
+        rig, trial = self.make_rig(), Trial(self.registry.owner_of)
+        rows, step = trial.watched(rig.rows(2)), trial.step((0, 1, 0), (1, 1, 0))
+        rig.mixer(trial.ops(rig.binder), rig.weights, rows, step, rig.opened(0, 1))
+        assert not trial.lines, f"steps are not recorded: {'; '.join(trial.lines)}"
 
     def test_brought_ops_are_ops_with_cases(self) -> None:
         """Every op it brings is an op of that name, new, and has cases for backends to pass."""

@@ -41,7 +41,8 @@ def product_cases() -> list[OpCase]:
         for n, cols, rows in ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16))
     ]
     cases += [
-        OpCase("linears", f"{n} rows", partial(_linears, n), PRODUCT) for n in (1, 5, 70)
+        OpCase("linears", f"{n} rows{', biases' * biased}", partial(_linears, n, biased), PRODUCT)
+        for n in (1, 5, 70) for biased in (False, True)
     ]  # fmt: skip
     return cases + [
         OpCase("mlp", f"[{n}, {cols}], {inner} inside", partial(_mlp, n, cols, inner), PRODUCT)
@@ -62,8 +63,10 @@ def _linear(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call
     return [(normal(rng, n, cols), weight(rng, rows, cols))]
 
 
-def _linears(n: int, rng: np.random.Generator) -> list[Call]:
-    return [(normal(rng, n, 96), tuple(weight(rng, rows, 96) for rows in (64, 1, 33)))]
+def _linears(n: int, biased: bool, rng: np.random.Generator) -> list[Call]:
+    call = normal(rng, n, 96), tuple(weight(rng, rows, 96) for rows in (64, 1, 33))
+    biases = Vector(normal(rng, 64)), None, Vector(normal(rng, 33))
+    return [(*call, biases) if biased else call]
 
 
 def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
@@ -110,9 +113,13 @@ def _add_norm(
 
 
 def gate_cases() -> list[OpCase]:
-    """Elementwise ops, also where an exponential overflows."""
+    """`add`, and gates also where an exponential overflows."""
     shapes = ((1, 1), (3, 37), (130, 2048))
     return [
+        OpCase("add", f"{shape} and {'a row' if row else 'rows'}", partial(_add, shape, row),
+               ELEMENTWISE)
+        for shape in shapes for row in (False, True)
+    ] + [
         OpCase(op, f"{shape}, values to {top}", partial(_gate, inputs, shape, top), ELEMENTWISE)
         for op, inputs in (("sigmoid", 1), ("silu", 1), ("softplus", 1), ("swiglu", 2))
         for shape in shapes for top in (8.0, 200.0)
@@ -120,6 +127,11 @@ def gate_cases() -> list[OpCase]:
         OpCase("sigmoid_gate", f"{shape}", partial(_heads_gate, shape), ELEMENTWISE)
         for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))
     ]  # fmt: skip
+
+
+def _add(shape: tuple[int, int], row: bool, rng: np.random.Generator) -> list[Call]:
+    more = Vector(normal(rng, shape[1])) if row else normal(rng, *shape)
+    return [(normal(rng, *shape), more)]
 
 
 def _gate(

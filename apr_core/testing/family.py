@@ -10,6 +10,7 @@ from apr_core.testing.family_configs import FamilyConfigs
 from apr_core.testing.family_rig import Floats
 from apr_core.testing.mixer_rig import difference
 from apr_core.testing.reference_backend import NAME as REFERENCE
+from apr_core.testing.reference_backend import RECORDING
 
 GRID = 64  # prompts may be cut into chunks at its multiples
 LENGTHS = (1, 2, 3, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)
@@ -110,6 +111,12 @@ class FamilyConformance(FamilyConfigs):
                 self.model.restore(second, snapshot)
                 found = self.model.forward([(second, ids[n:])], all_rows=True)
             self.assert_same(found, expected, f"from a snapshot after {n} tokens")
+
+    def test_steps_can_be_recorded(self) -> None:
+        """A decode step is nothing but ops, so backends may repeat it without running Python."""
+        with self.tiny.load(RECORDING) as model:
+            found = [line for line in model.report.unrecorded if "on the reference" not in line]
+        assert not found, f"steps are not recorded: {'; '.join(found)}"
 
     def test_rewound_sequences_go_on(self) -> None:
         """If all states say they are rewindable, a sequence goes on from an earlier position."""

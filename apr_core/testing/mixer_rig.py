@@ -56,9 +56,9 @@ class MixerRig:
         self.mixer = registry.load(owned)(**example.options)
         self.backend = ReferenceBackend()
         brought, _ = plugin_ops(registry, [owned.qualified])
-        binder = Binder(self.backend, brought)
-        self.ops = WatchedOps(binder.bind_ops(self.declaration.ops), self.declaration)
-        self.weights = make_weights(self.mixer, example, binder, np.random.default_rng(seed))
+        self.binder = Binder(self.backend, brought)
+        self.ops = WatchedOps(self.binder.bind_ops(self.declaration.ops), self.declaration)
+        self.weights = make_weights(self.mixer, example, self.binder, np.random.default_rng(seed))
 
     def state(self, zeros: Zeros | None = None) -> State:
         """A new state, no slot open. `zeros` may make something else, to see what is read."""

@@ -5,21 +5,23 @@ Kits run mixers and families on it, so that what fails is the plugin and not som
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import HostMatrix
+from apr_core.binding import HostMatrix, StepFunction
 from apr_core.declarations import Backend
 from apr_core.errors import BackendError
 from apr_core.registry import Registry
 
 NAME = "reference"
-DECLARATION = Backend(
-    NAME, f"{__name__}:ReferenceBackend", summary="NumPy and the references, for conformance kits"
-)
+RECORDING = "recording"
+DECLARATIONS = [
+    Backend(NAME, f"{__name__}:ReferenceBackend", summary="NumPy and the references, for kits"),
+    Backend(RECORDING, f"{__name__}:RecordingBackend", summary="the same, as if it could record"),
+]
 
 
 class ReferenceBackend:
@@ -57,7 +59,17 @@ class ReferenceBackend:
         return array
 
 
+class RecordingBackend(ReferenceBackend):
+    """Says that it records steps, so that a load reports what keeps it from that."""
+
+    name = RECORDING
+
+    def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
+        """The step itself."""
+        return step
+
+
 def with_reference(registry: Registry) -> Registry:
-    """A registry that has this backend, too, under the name `reference`."""
-    own = Registry.from_declarations({"apr-core": [DECLARATION]})
+    """A registry that has these backends, too, under the names `reference` and `recording`."""
+    own = Registry.from_declarations({"apr-core": DECLARATIONS})
     return Registry([*registry.plugins, *own.plugins])

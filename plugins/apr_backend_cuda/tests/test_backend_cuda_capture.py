@@ -58,7 +58,7 @@ def one_each(*parts):
 @pytest.mark.parametrize("then", [3, 1])
 def test_a_full_batch_may_be_followed_by_one_that_is_filled_up(then):
     state, plain = opened(*range(4)), opened(*range(4))
-    recorded, by_ops = Captured(attending(state), lambda: True), attending(plain)
+    recorded, by_ops = Captured(attending(state)), attending(plain)
     for position, count in enumerate((4, 4, then)):
         ids = torch.arange(count) + position
         step = one_each(*((slot, position) for slot in range(count)))
@@ -68,7 +68,7 @@ def test_a_full_batch_may_be_followed_by_one_that_is_filled_up(then):
 
 def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch):
     state = opened(0, 1)
-    recorded, new = Captured(attending(state), lambda: True), state.pool._new
+    recorded, new = Captured(attending(state)), state.pool._new
     monkeypatch.setattr(state.pool, "_new", full)
     with pytest.raises(BackendError):
         recorded(torch.tensor([1]), one_each((0, 0)))

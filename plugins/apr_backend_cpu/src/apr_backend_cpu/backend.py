@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK
 from apr_backend_cpu.native import cache_folders, library
-from apr_backend_cpu.ops.formats import FLOATS, SUPERBLOCK_BYTES
+from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
 from apr_backend_cpu.run.threads import keep_freed_memory, use_threads
 
 HERE = "apr_backend_cpu.ops"
 
 KERNELS: dict[tuple[str, str], str] = {
-    **{("linear", name): f"{HERE}.linear:linear" for name in (*SUPERBLOCK_BYTES, *FLOATS)},
+    **{("linear", name): f"{HERE}.linear:linear" for name in (*PACKED_BLOCKS, *FLOATS)},
     ("linear", "layout"): f"{HERE}.linear:linear",
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
     ("mlp", "*"): f"{HERE}.linear:mlp",
+    ("add", "*"): f"{HERE}.elementwise:add",
     ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
     ("add_rms_norm", "*"): f"{HERE}.elementwise:add_rms_norm",
     ("swiglu", "*"): f"{HERE}.elementwise:swiglu",
@@ -77,28 +78,19 @@ class Cpu:
         return np.ascontiguousarray(_padded(array, LANES))
 
     def upload_packed(self, matrix: Any) -> NDArray[np.uint8]:
-        """The mapped bytes in place; a copy only where rows are not whole superblocks."""
+        """The mapped bytes in place; a copy only where a declared layout's rows are cut short."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
-        if matrix.format in SUPERBLOCK_BYTES:
-            return _padded(matrix.raw, SUPERBLOCK_BYTES[matrix.format])
+        if matrix.format in PACKED_BLOCKS:
+            return np.ascontiguousarray(matrix.raw)
         spec = matrix.layout
         blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
-    def capture(self, function: StepFunction) -> StepFunction:
+    def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, recorded at its first use and then run without Python in between."""
-        return Captured(function)
-
-    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of somebody else, which gets arrays that have their values."""
-
-        def settled(*args: Any, **options: Any) -> Any:
-            settle()
-            return function(*map(plain, args), **{key: plain(v) for key, v in options.items()})
-
-        return settled
+        return Captured(function, note)
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

@@ -13,9 +13,11 @@ VECTOR = 4 * LANES
 SUPERBLOCK, GROUP = 256, 32
 RECORD = 512
 AT_Q = 0  # 256 int8
-AT_SHIFT16 = 256  # 16 int32: -32 times the sum of each 16 values
-AT_SUM32 = 320  # 8 int16: s_j times the sum of 32 values
-AT_SCALE32 = 352  # 8 int32: s_j
+AT_SUM16 = 256  # 16 int16: s_j times the sum of 16 values
+AT_SUM32 = 288  # 8 int16: s_j times the sum of 32 values
+AT_STEP = 304  # 8 int16: s_j
+AT_STEP_PAIR = 320  # 8 times s_j twice, int16
+AT_STEP32 = 352  # 8 int32: s_j
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 
@@ -24,7 +26,9 @@ ROWS = 16
 FEW = 17  # rows of activations from which unpacking a tile pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
 TOKENS = 8  # rows of activations an unpacked tile meets at once
-TILE_RECORD = 6272  # of a superblock of an unpacked tile
+DENSE_TOKENS = 16  # as many where weights are floating point, in two parts
+TILE_SUPERBLOCK = 5824  # of a superblock of an unpacked tile whose scales are integers
+TILE_GROUP = 640  # of 32 values of an unpacked tile whose scales are floating point
 ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of activations
 # Columns of a table of parts. A part is a matrix up to a whole number of tiles, or what is left of
 # it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one. METHODS is
@@ -32,13 +36,17 @@ ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of acti
 (FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, METHODS, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS,
  BIAS) = range(10)  # fmt: skip
 PART_COLUMNS = 10
-# Columns of a format's methods: what kind of format it is, then addresses of functions.
-KIND, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_1, ARRANGE = range(10)
+# Columns of a format's methods: what kind of format it is, the values of a block, the bytes of an
+# unpacked one, then addresses of functions.
+(KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_4, MANY_1) = range(
+    12
+)
+METHOD_COLUMNS = 12
 PACKED, DECLARED, DENSE = range(3)  # kinds
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
-QUERIES = 16  # of a task, all of one key head
+QUERIES = 64  # of a task, all of one key head
 F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
 # columns of a table of segments, and of a table of single tokens
 START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)

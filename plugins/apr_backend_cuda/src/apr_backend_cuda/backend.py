@@ -40,6 +40,7 @@ KERNELS: dict[tuple[str, str], str] = {
     **{
         (op, "*"): f"{HERE}.rows:{op}"
         for op in (
+            "add",
             "rms_norm",
             "add_rms_norm",
             "gated_rms_norm",
@@ -63,12 +64,12 @@ class Cuda:
     name = "cuda"
     kernels = KERNELS
     kv_types = tuple(TYPES)
+    captures_arithmetic = True  # a graph has whatever torch launches
 
     def __init__(self, threads: int | None = None, device: str | None = None) -> None:
         self.device = chosen(device)
         enter(self.device)
         self.xp = Namespace(self.device)
-        self._foreign = False
         self._uploader: Uploader | None = None  # while a model is loaded
 
     def describe(self) -> str:
@@ -140,14 +141,9 @@ class Cuda:
         with self._sending() as sent_by:
             return matrices.uploaded(matrix, self.device, sent_by)
 
-    def capture(self, function: StepFunction) -> StepFunction:
+    def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, as graphs where every sequence gets one token."""
-        return Captured(function, lambda: not self._foreign)
-
-    def adopt(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of somebody else: it may look at values and states, which no graph can."""
-        self._foreign = True
-        return function
+        return Captured(function)
 
     def choose(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
         """The tokens of draws from logits [rows, vocab]; only these leave the device."""

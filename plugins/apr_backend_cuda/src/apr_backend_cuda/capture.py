@@ -125,8 +125,8 @@ class Captured:
     Graphs share their working memory: what one returns is there until another is replayed.
     """
 
-    def __init__(self, function: StepFunction, may: Callable[[], bool]) -> None:
-        self._function, self._may = function, may
+    def __init__(self, function: StepFunction) -> None:
+        self._function = function
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._results = Results()
         self._recorder: Recorder | None = None  # where kernels are not interpreted
@@ -134,7 +134,7 @@ class Captured:
     def __call__(self, ids: torch.Tensor, step: Step) -> Any:
         """Logits of every segment's last row."""
         count = len(step.segments)
-        if count != step.n_rows or count > MOST or not self._may():
+        if count != step.n_rows or count > MOST:
             return self._function(ids, step)
         if self._recorder is None and ids.device.type == "cuda":
             self._recorder = Recorder(ids.device)

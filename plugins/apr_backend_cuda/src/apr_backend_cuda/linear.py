@@ -79,15 +79,18 @@ def linear(x: torch.Tensor, w: Any) -> torch.Tensor:
     return multiply(x, as_matrix(w.data))
 
 
-def linears(x: torch.Tensor, ws: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    """Several products with one input. Those of a kind are columns of one array."""
+def linears(
+    x: torch.Tensor, ws: tuple[Any, ...], biases: tuple[torch.Tensor | None, ...] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Several products with one input, and biases. Those of a kind are columns of one array."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     matrices = [as_matrix(w.data) for w in ws]
     found: dict[int, torch.Tensor] = {}
     for places in alike(matrices):
         own = [matrices[place] for place in places]
         found |= dict(zip(places, _of_a_kind(x, own), strict=True))
-    return tuple(found[place] for place in range(len(ws)))
+    pairs = zip(range(len(ws)), biases or (None,) * len(ws), strict=True)
+    return tuple(found[i] if bias is None else found[i] + bias for i, bias in pairs)
 
 
 def multiply(x: torch.Tensor, m: Matrix) -> torch.Tensor:

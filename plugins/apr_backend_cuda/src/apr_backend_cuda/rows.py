@@ -162,6 +162,11 @@ def add_rms_norm(
     return total, out
 
 
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x [T, N] + y [T, N] or [N]."""
+    return x + y
+
+
 def _elementwise(op: str, a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     out = torch.empty(a.shape, dtype=torch.float32, device=a.device)
     a, inner, a_outer, a_inner, cols = _strides(a)

@@ -25,7 +25,6 @@ class FullAttention:
         bias: bool = True,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.bias = bias
         self.vectors: tuple[str, ...] = ("q_bias", "k_bias", "v_bias") if bias else ()
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
         self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
@@ -36,9 +35,8 @@ class FullAttention:
 
     def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
         """x [T, hidden] -> [T, hidden]."""
-        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
-        if self.bias:
-            q, k, v = q + w.q_bias, k + w.k_bias, v + w.v_bias
+        biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
+        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)
         q = o.rope(q.reshape(-1, self.heads, self.head_dim), step.positions, w.inv_freq)
         k = o.rope(k.reshape(-1, self.kv_heads, self.head_dim), step.positions, w.inv_freq)
         v = v.reshape(-1, self.kv_heads, self.head_dim)

@@ -42,9 +42,8 @@ class SlidingAttention:
 
     def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
         """x [T, hidden] -> [T, hidden]."""
-        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
-        if self.vectors:
-            q, k, v = q + w.q_bias, k + w.k_bias, v + w.v_bias
+        biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
+        q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)
         q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]
         q, k = (o.rope(y, step.positions, w.inv_freq) for y in (q, k))
         out = o.window_attention(q, k, v, state, step, self.dim**-0.5)  # [T, H, D]

@@ -70,6 +70,26 @@ def add_norm_task(arguments, i, scratch):
 
 
 @kernel()
+def add_task(arguments, i, scratch):
+    """A row: x, y, bytes between rows of y (0: one for all), size, out."""
+    a = ints_at(arguments, MOST)
+    size, skip = a[3], 4 * a[3] * i
+    x, y = floats_at(a[0] + skip, size), floats_at(a[1] + i * a[2], size)
+    out = floats_at(a[4] + skip, size)
+    for c in range(size):
+        out[c] = x[c] + y[c]
+
+
+@kernel()
+def pad_task(arguments, i, scratch):
+    """A row of x, and zeros after it: x, its size, size of a row of out, out."""
+    a = ints_at(arguments, MOST)
+    x, out = floats_at(a[0] + 4 * a[1] * i, a[1]), floats_at(a[3] + 4 * a[2] * i, a[2])
+    for c in range(out.size):
+        out[c] = x[c] if c < x.size else f32(0.0)
+
+
+@kernel()
 def swiglu_task(arguments, i, scratch):
     """256 values of a row: records, gate, up, size, out."""
     a = ints_at(arguments, MOST)

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from apr_backend_cpu.kernels import elementwise, embedding, team
 from apr_backend_cpu.kernels.attention import tasks
-from apr_backend_cpu.kernels.linear import (
-    few_rows,
-    floats,
-    many_rows,
-    one_row,
-    products,
-    unpack,
-)
+from apr_backend_cpu.kernels.linear import dense, one_row, products, tiles
 from apr_backend_cpu.kernels.recurrent import convolution, delta
 
 MODULES = (
-    elementwise, embedding, team, tasks, few_rows, floats, many_rows, one_row, products, unpack,
-    convolution, delta,
+    elementwise, embedding, team, tasks, dense, one_row, products, tiles, convolution, delta,
 )  # fmt: skip

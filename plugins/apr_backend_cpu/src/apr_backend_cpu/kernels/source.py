@@ -35,6 +35,12 @@ class Builder(ir.IRBuilder):
         super().__init__(block)
         self.level = level
 
+    def room(self, nbytes: int) -> Any:
+        """The address of so many bytes on the stack, for as long as the function runs."""
+        lines = ir.ArrayType(ir.VectorType(ir.IntType(8), 64), -(-nbytes // 64))
+        with self.goto_entry_block():
+            return self.ptrtoint(self.alloca(lines), ir.IntType(64))
+
 
 Emit = Callable[[Builder, tuple[Any, ...]], Any]
 

@@ -37,7 +37,7 @@ FEW = 4  # rows of a segment; below this parts are tasks, not queries
 
 def _scratch(queries: int, dim: int) -> int:
     """Bytes that a task with so many queries keeps: the queries and results, scores, roundings."""
-    return queries * (3 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
+    return queries * (4 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
 
 
 def _fill(table: NDArray[np.int64], state: Any, step: Any) -> None:

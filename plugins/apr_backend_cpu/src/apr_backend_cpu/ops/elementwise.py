@@ -38,6 +38,25 @@ def add_rms_norm(
     return total, out
 
 
+def add(x: Floats, y: Floats) -> Floats:
+    """x + y of contiguous rows [T, N]; y may be one row [N] for all."""
+    x, y = strided(x, whole=True).array, y if y.ndim == 1 else strided(y, whole=True).array
+    size, out = x.shape[-1], new(x.shape)
+    with instructions(x, y, out) as p:
+        p.add("add_task", x.size // size, address(x), address(y), 4 * size * (y.ndim > 1), size,
+              address(out))  # fmt: skip
+    return out
+
+
+def padded(x: Floats, size: int) -> Floats:
+    """Contiguous rows [T, N], lengthened to `size` with zeros."""
+    x = strided(x, whole=True).array
+    out = new((x.shape[0], size))
+    with instructions(x, out) as p:
+        p.add("pad_task", x.shape[0], address(x), x.shape[1], size, address(out))
+    return out
+
+
 def swiglu(gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up of [T, F] rows."""
     gate, up = strided(gate, whole=True).array, strided(up, whole=True).array

@@ -7,25 +7,40 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.constants import DECLARED, DENSE, PACKED
+from apr_backend_cpu.constants import (
+    DECLARED,
+    DENSE,
+    GROUP,
+    LANES,
+    PACKED,
+    SUPERBLOCK,
+    TILE_GROUP,
+    TILE_SUPERBLOCK,
+)
 from apr_backend_cpu.native import address
 
-SUPERBLOCK_BYTES = {"q4_k": 144, "q5_k": 176, "q6_k": 210, "q8_0": 272}  # of 256 weights
+# values and bytes of a block
+PACKED_BLOCKS = {
+    "q4_k": (SUPERBLOCK, 144), "q5_k": (SUPERBLOCK, 176), "q6_k": (SUPERBLOCK, 210),
+    "q8_0": (GROUP, 34),
+}  # fmt: skip
 FLOATS = ("f32", "f16", "bf16")
 LAYOUT, LAYOUT_WITH_MINIMA = "layout", "layout_with_minima"
-AFFINE = ("q4_k", "q5_k")
 
 
 @cache
 def methods(name: str) -> NDArray[np.uint64]:
-    """A format's methods, a row as `constants` says: what kind it is, addresses of functions."""
-    none, many = ("",) * 6, (f"many_8_{name}", f"many_1_{name}")
+    """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions."""
+    none, many = ("",) * 6, tuple(f"many_{size}_{name}" for size in (8, 4, 1))
     if name in FLOATS:
-        kind, names = DENSE, (f"dense_11_{name}", *none[:5], f"dense_44_{name}", f"dense_41_{name}")
+        kind, block, tile, unpack = DENSE, LANES, 0, f"dense_unpack_{name}"
+        one, two, four, eight = (f"dense_{size}_{name}" for size in (1, 2, 4, 8))
+        names = (one, two, four, "", eight, unpack, "", "", "")
     elif name in (LAYOUT, LAYOUT_WITH_MINIMA):
-        kind, names = DECLARED, (*none, *many)
+        kind, block, tile, names = DECLARED, GROUP, TILE_GROUP, (*none, *many)
     else:
+        kind, block = PACKED, PACKED_BLOCKS[name][0]
+        tile = TILE_GROUP if block == GROUP else TILE_SUPERBLOCK
         few = (f"few_{size}_{name}" for size in (2, 4, 6, 8))
-        kind, names = PACKED, (f"one_row_{name}", *few, f"unpack_{name}", *many)
-    found = [address(name) if name else 0 for name in names]
-    return np.array([kind, *found, 0], np.uint64)
+        names = (f"one_row_{name}", *few, f"unpack_{name}", *many)
+    return np.array([kind, block, tile, *(address(n) if n else 0 for n in names)], np.uint64)

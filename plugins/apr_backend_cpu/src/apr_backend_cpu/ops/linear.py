@@ -16,14 +16,14 @@ from apr_backend_cpu.constants import (
     ROWS,
     SIDE_BY_SIDE,
     SUPERBLOCK,
-    TILE_RECORD,
+    TILE_SUPERBLOCK,
 )
-from apr_backend_cpu.ops.elementwise import swiglu
+from apr_backend_cpu.ops.elementwise import add, padded, swiglu
 from apr_backend_cpu.ops.formats import (
     FLOATS,
     LAYOUT,
     LAYOUT_WITH_MINIMA,
-    SUPERBLOCK_BYTES,
+    PACKED_BLOCKS,
     methods,
 )
 from apr_backend_cpu.ops.layout_tables import LayoutTables
@@ -56,6 +56,7 @@ class Group:
             before += w.rows
         self.table = np.array(parts, np.uint64)
         self.packed = any(w.format not in FLOATS for w in weights)
+        self.dense = any(w.format in FLOATS for w in weights)
         self.padded = any(w.format in FLOATS and w.cols % WIDTH for w in weights)
         self._bounds: dict[bool, NDArray[np.int64]] = {}
 
@@ -119,27 +120,39 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
-        room = n * (SIDE_BY_SIDE * TILE_RECORD if tokens >= FEW else ROW_ROOM)
-        room += 4 * ROWS * tokens  # results of a last, smaller tile
+        dense = self._arranged(p, x) if self.dense and tokens >= FEW else x
+        p.keep(self, bounds)
+        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
+              address(bounds), 0 if records is None else address(records), n, address(dense),
+              tokens, cols, address(out), scratch=self._scratch(tokens, cols, n))  # fmt: skip
+
+    def _scratch(self, tokens: int, cols: int, n: int) -> int:
+        """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
+        room = n * (SIDE_BY_SIDE * TILE_SUPERBLOCK if tokens >= FEW else ROW_ROOM)
+        if self.dense:
+            room = max(room, 4 * ROWS * cols)
         if self._layouts:
             room += max(layout.room for layout in self._layouts.values())
             room += tokens * (n | 1) * RECORD if tokens < FEW else 0
-        p.keep(self, bounds)
-        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
-              address(bounds), 0 if records is None else address(records), n, address(x), tokens,
-              cols, address(out), scratch=room)  # fmt: skip
+        return room + 4 * ROWS * tokens
+
+    def _arranged(self, p: Program, x: Floats) -> Floats:
+        """x as many rows of floating-point weights want it."""
+        arranged = new(x.shape)
+        p.keep(arranged)
+        p.add("arrange_task", x.shape[0], address(x), x.strides[0], x.shape[1], address(arranged))
+        return arranged
 
     def input(self, x: Floats) -> Floats:
         """Contiguous rows, padded with zeros if a weight's rows are."""
         if self.padded:
-            settle()
-            x = np.pad(plain(x), ((0, 0), (0, -x.shape[1] % WIDTH)))
+            return padded(x, -(-x.shape[1] // WIDTH) * WIDTH)
         return strided(x, whole=True).array
 
 
 def _is_known(w: Any) -> bool:
     """Whether the weight's format has kernels of its own, and needs no declared layout."""
-    return w.format in FLOATS or w.format in SUPERBLOCK_BYTES
+    return w.format in FLOATS or w.format in PACKED_BLOCKS
 
 
 def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:
@@ -165,16 +178,13 @@ def _ours(*ws: Any) -> bool:
 
 
 def linears(
-    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()
+    x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] | None = None
 ) -> tuple[Floats, ...]:
     """Products with one input, which is quantized once; plus a bias each, where there are any."""
-    if not _ours(*ws):
-        results = (w.linear(x, w) for w in ws)
-        return tuple(
-            y if bias is None else y + bias
-            for y, bias in zip(results, biases or (None,) * len(ws), strict=True)
-        )
-    return tuple(group(ws, biases)(x))
+    if _ours(*ws):
+        return tuple(group(ws, biases or ())(x))
+    pairs = zip((w.linear(x, w) for w in ws), biases or (None,) * len(ws), strict=True)
+    return tuple(y if bias is None else add(y, bias) for y, bias in pairs)
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:

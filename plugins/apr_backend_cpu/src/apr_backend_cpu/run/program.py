@@ -43,9 +43,7 @@ class Program:
         self._threads = 0
         self._scratch = LEAST_SCRATCH
 
-    def add(
-        self, task: str, tasks: int, *arguments: int, scratch: int = 0
-    ) -> NDArray[np.int64]:
+    def add(self, task: str, tasks: int, *arguments: int, scratch: int = 0) -> NDArray[np.int64]:
         """One more instruction; returns its arguments, which may still change.
 
         `task` is a kernel's name, `scratch` the bytes that a task of it keeps meanwhile.

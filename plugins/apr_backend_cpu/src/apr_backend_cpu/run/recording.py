@@ -1,10 +1,10 @@
 """Recording a step once and running it again: no Python between the ops of a token.
 
 While a step is recorded, results are `Pending`: arrays whose values do not exist yet. Ops add their
-instructions; reshaping and slicing only say where things are. Anything else that looks at values -
-arithmetic, a reference body, another distribution's kernel - makes the recorder `settle`: what was
-recorded runs at once, values are there, and the rest of the step runs op by op. Such a step gives
-the same result, but is not run again by itself.
+instructions; reshaping and slicing only say where things are. Whatever else looks at values makes
+the recorder `settle`: what was recorded runs at once, values are there, and the rest of the step
+runs op by op. Such a step gives the same result, but is not run again by itself. A load foresees
+what does that outside of this package; where else it happens is told to `note`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.run.program import Program, recorder, set_recorder
 from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.program import Program, recorder, set_recorder
+from apr_core.ops.unread import Unread, plain, toucher
 
 MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
 KEPT = 8  # recorded steps, one for each number of sequences
@@ -27,55 +28,12 @@ ALIGNED = 64
 StepFunction = Callable[[NDArray[np.int64], Any], NDArray[np.float32]]
 
 
-class Pending(np.ndarray):
+class Pending(Unread):
     """A result of a recorded op. Looking at its values ends the recording."""
 
-    def __array_finalize__(self, source: Any) -> None:
-        """Copies need values."""
-        if isinstance(source, Pending) and self.base is None:
-            settle()
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Arithmetic needs values."""
+    def touched(self, reads: bool = False) -> None:
+        """Values are needed now."""
         settle()
-        if "out" in options:
-            options["out"] = tuple(map(plain, options["out"]))
-        return getattr(ufunc, method)(*map(plain, inputs), **options)
-
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        """So does what NumPy offers beside."""
-        settle()
-        return super().__array_function__(function, types, args, options)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Slices say where something is; other indices copy."""
-        part = super().__getitem__(index)
-        if recorder() is not None and not (
-            isinstance(part, Pending) and np.may_share_memory(plain(self), plain(part))
-        ):
-            settle()
-            part = super().__getitem__(index)
-        return part
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Nothing may be written before the ops that were recorded."""
-        settle()
-        super().__setitem__(index, value)
-
-    def item(self, *args: Any) -> Any:
-        """One value."""
-        settle()
-        return super().item(*args)
-
-    def tolist(self) -> Any:
-        """All values."""
-        settle()
-        return super().tolist()
-
-
-def plain(x: Any) -> Any:
-    """A pending array as an ordinary one; its values have to be there."""
-    return x.view(np.ndarray) if isinstance(x, Pending) else x
 
 
 def settle() -> None:
@@ -90,7 +48,7 @@ class Recorder:
 
     def __init__(self, ids: NDArray[np.int64], step: Any) -> None:
         self.program, self.ids, self.step = Program(), ids, step
-        self.settled = False
+        self.settled = ""  # where values were needed
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Pending:
@@ -116,7 +74,8 @@ class Recorder:
         """Run what there is; the rest of the step runs op by op."""
         if recorder() is self:
             set_recorder(None)
-            self.settled = True
+            name, _, place = toucher(__name__)
+            self.settled = f"{name} ({place})"
             self.program.run(self.ids, self.step)
 
 
@@ -138,15 +97,17 @@ class Replay:
 class Captured:
     """A step function, recorded for each number of sequences that advance by one token."""
 
-    def __init__(self, function: StepFunction) -> None:
-        self._function = function
+    def __init__(
+        self, function: StepFunction, note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._function, self._note = function, note
         self._replays: OrderedDict[int, Replay] = OrderedDict()
-        self._possible = True
+        self._given_up: set[int] = set()
 
     def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
         """As the function itself."""
         count = len(step.segments)
-        if not self._possible or count != step.n_rows or count > MOST:
+        if count != step.n_rows or count > MOST or count in self._given_up:
             return self._function(ids, step)
         replay = self._replays.get(count)
         if replay is None:
@@ -163,7 +124,8 @@ class Captured:
         finally:
             set_recorder(None)
         if now.settled or not isinstance(result, Pending):
-            self._possible = False
+            self._given_up.add(len(step.segments))
+            self._note(f"values are needed in {now.settled or 'what a step gives'}")
             return plain(result)
         replay = self._replays[len(step.segments)] = Replay(now, result)
         if len(self._replays) > KEPT:

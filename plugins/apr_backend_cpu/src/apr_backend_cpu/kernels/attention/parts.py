@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_backend_cpu.constants import F16, LANES, PART, Q8
+from apr_backend_cpu.constants import DENSE_TOKENS, F16, F32, LANES, PART, Q8
 from apr_backend_cpu.kernels.attention.q8 import (
     mix_q8_11,
     mix_q8_14,
@@ -35,11 +35,14 @@ from apr_backend_cpu.kernels.attention.tiles import (
     scores_f32_1,
     scores_f32_4,
     total,
+    widen,
 )
-from apr_backend_cpu.kernels.source import helper
+from apr_backend_cpu.kernels.linear.dense import dense_many
+from apr_backend_cpu.kernels.source import external, helper
 from apr_backend_cpu.kernels.vector.exponential import exp32, exps
 from apr_backend_cpu.kernels.vector.memory import U
 
+unpack_f16, unpack_f32 = (external(f"dense_unpack_{name}", "p" * 5) for name in ("f16", "f32"))
 BLOCK = 32  # positions whose values stay in the first-level cache
 f32 = np.float32
 
@@ -150,6 +153,26 @@ def _mix_block(kind, p, ps, v, vs, op, os_, queries, dims, count, ahead):
 
 
 @helper
+def _scores_tiled(kind, arranged, queries, dim, keys, stride, count, scale, scores, room):
+    """As `_scores`, for many queries: arranged as `dense_many` wants them; keys are unpacked."""
+    n, out = U(dim // LANES), U(scores.ctypes.data)
+    for first in range(0, count, LANES):  # a cache has room for whole parts
+        kp = keys + U(first) * stride
+        if kind == F16:
+            unpack_f16(kp, stride, U(LANES), U(room), n)
+        else:
+            unpack_f32(kp, stride, U(LANES), U(room), n)
+        for t in range(0, queries, DENSE_TOKENS):
+            some = U(min(DENSE_TOKENS, queries - t))
+            dense_many(U(room), U(arranged) + U(4 * dim * t), U(4 * dim), some,
+                       out + U(4 * (PART * t + first)), U(4 * PART), n)  # fmt: skip
+    for i in range(queries):
+        line = scores[i]
+        for p in range(count):
+            line[p] = line[p] * scale
+
+
+@helper
 def _exponentials(scores, seen, tops, sums):
     """Weights in place of scores [n, 256]; query i sees the first seen[i] of them."""
     for i in range(scores.shape[0]):
@@ -170,19 +193,31 @@ def _exponentials(scores, seen, tops, sums):
 
 
 @helper
+def _most(seen):
+    """Positions of a part that some query sees."""
+    count = 0
+    for i in range(seen.size):
+        count = min(PART, max(count, seen[i]))
+    return count
+
+
+@helper
+def _clear(out):
+    for i in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[i, d] = f32(0.0)
+
+
+@helper
 def part(kind, q, keys, values, stride, seen, scale, scores, tops, sums, out, stream, room):
     """One part for some queries: q, out [n, D]; addresses of its first key and value.
 
     `room` is for queries rounded to int16, then for weights times scales.
     """
-    count = 0
-    for i in range(seen.size):
-        count = min(PART, max(count, seen[i]))
+    count = _most(seen)
     _scores(kind, q, keys, values, stride, count, scale, scores, stream, room)
     _exponentials(scores, seen, tops, sums)
-    for i in range(out.shape[0]):
-        for d in range(out.shape[1]):
-            out[i, d] = f32(0.0)
+    _clear(out)
     queries, dims = U(q.shape[0]), U(q.shape[1])
     for first in range(0, count, BLOCK):
         some, here = U(min(BLOCK, count - first)), values + U(first) * stride
@@ -194,6 +229,24 @@ def part(kind, q, keys, values, stride, seen, scale, scores, tops, sums, out, st
         else:
             _mix_block(kind, weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims,
                        some, ahead)  # fmt: skip
+
+
+@helper
+def tiled_part(kind, q, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, room):
+    """As `part`, for many queries of float caches: keys and values are unpacked for all of them."""
+    queries, dim = q.shape
+    count = _most(seen)
+    _scores_tiled(kind, arranged, queries, dim, keys, stride, count, scale, scores, room)
+    _exponentials(scores, seen, tops, sums)
+    _clear(out)
+    wide = U(4 * dim)
+    for first in range(0, count, BLOCK):
+        some, here, step = U(min(BLOCK, count - first)), values + U(first) * stride, stride
+        if kind == F16:
+            widen(here, stride, U(room), U(dim // LANES), some)
+            here, step = U(room), wide
+        weights, op = U(scores.ctypes.data) + U(4 * first), U(out.ctypes.data)
+        _mix_block(F32, weights, U(4 * PART), here, step, op, wide, U(queries), U(dim), some, here)
 
 
 @helper

@@ -19,9 +19,10 @@ from apr_backend_cpu.constants import (
     STOP,
     VALUES_AT,
 )
-from apr_backend_cpu.kernels.attention.parts import finish, merge, part, row_bytes
+from apr_backend_cpu.kernels.attention.parts import finish, merge, part, row_bytes, tiled_part
 from apr_backend_cpu.kernels.attention.q8_rows import append_q8
 from apr_backend_cpu.kernels.attention.tiles import append_f16, append_f32
+from apr_backend_cpu.kernels.linear.dense import arrange
 from apr_backend_cpu.kernels.source import kernel
 from apr_backend_cpu.kernels.vector.memory import as_float, floats_at, ints_at, matrix_at
 
@@ -70,7 +71,8 @@ def attend_many_task(arguments, i, scratch):
     q, result, found = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
     )  # fmt: skip
-    at += 3 * size
+    arranged = at + 3 * size
+    at += 4 * size
     place, seen = ints_at(at, n), ints_at(at + 8 * QUERIES, n)  # place: of a query, in q and in out
     tops, sums = floats_at(at + 16 * QUERIES, n), floats_at(at + 20 * QUERIES, n)
     part_tops, part_sums = floats_at(at + 24 * QUERIES, n), floats_at(at + 28 * QUERIES, n)
@@ -81,13 +83,20 @@ def attend_many_task(arguments, i, scratch):
         source = floats_at(a[0] + place[j], dim)
         for d in range(dim):
             q[j, d], result[j, d] = source[d], f32(0.0)
+        if kind != Q8:
+            arrange(U(a[0] + place[j]), U(arranged + 4 * dim * j), U(dim // LANES))
         tops[j], sums[j] = f32(-np.inf), f32(0.0)
     for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
         for j in range(n):
             seen[j] = seg[POSITION] + (first + j) // group + 1 - start
         offset = U(h * seg[CAPACITY] + start) * stride
-        part(kind, q, U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, stride, seen,
-              as_float(a[6]), scores, part_tops, part_sums, found, False, room)  # fmt: skip
+        keys, values, scale = U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, as_float(a[6])
+        if kind == Q8:
+            part(kind, q, keys, values, stride, seen, scale, scores, part_tops, part_sums, found,
+                 False, room)  # fmt: skip
+        else:
+            tiled_part(kind, q, arranged, keys, values, stride, seen, scale, scores, part_tops,
+                       part_sums, found, room)  # fmt: skip
         merge(tops, sums, result, part_tops, part_sums, found)
     for j in range(n):
         finish(sums[j], result[j], floats_at(a[1] + place[j], dim))

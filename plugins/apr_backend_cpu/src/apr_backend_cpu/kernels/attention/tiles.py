@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import LANES
+from apr_backend_cpu.constants import LANES, VECTOR
 from apr_backend_cpu.kernels.source import Builder, vector
 from apr_backend_cpu.kernels.vector.ir import (
     F32,
@@ -28,6 +28,7 @@ from apr_backend_cpu.kernels.vector.ir import (
     fma,
     from_half,
     horizontal_sum,
+    lanes,
     load,
     prefetch,
     shuffle,
@@ -66,7 +67,7 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
 
 
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
-    """An intrinsic: dots of `queries` float32 queries with 4 keys, times a scale.
+    """A function: dots of `queries` float32 queries with 4 keys, times a scale.
 
     Arguments: addresses of the first query and key, bytes between them, address of the scores and
     bytes between the scores of two queries, the scale, vectors of 16 a key; an address from which
@@ -79,21 +80,31 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
         row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
         qs = [row(qp, i, q_stride) for i in range(queries)]
         ks = [row(kp, j, k_stride) for j in range(KEYS)]
+        # as many sums at a time as there are registers for
+        wide = (queries, KEYS) if lanes(b) == LANES or queries == 1 else (2, 2)
 
-        def body(i: Value, sums: list[Value]) -> list[Value]:
-            prefetch(b, advance(b, ahead, i, size), size)
-            keys = [loader(b, advance(b, k, i, LANES * itemsize)) for k in ks]
-            results = []
-            for number, q in enumerate(qs):
-                query = load(b, advance(b, q, i, 4 * LANES), V16F)
-                for j, key in enumerate(keys):
-                    results.append(fma(b, query, key, sums[KEYS * number + j]))
-            return results
+        def block(first: int, key: int) -> list[Value]:
+            def body(i: Value, sums: list[Value]) -> list[Value]:
+                if not first and not key:
+                    prefetch(b, advance(b, ahead, i, size), size)
+                skip = advance(b, ir.Constant(I64, 0), i, LANES * itemsize)
+                keys = [loader(b, b.add(k, skip)) for k in ks[key : key + wide[1]]]
+                results = []
+                for number, q in enumerate(qs[first : first + wide[0]]):
+                    query = load(b, advance(b, q, i, VECTOR), V16F)
+                    for j, k in enumerate(keys):
+                        results.append(fma(b, query, k, sums[wide[1] * number + j]))
+                return results
+
+            return count_loop(b, n, [const(V16F, 0.0)] * (wide[0] * wide[1]), body)
 
         zero = const(V16F, 0.0)
-        dots = count_loop(b, n, [zero] * (queries * KEYS), body)
-        sums = _sums(b, dots + [zero] * (LANES - len(dots)))
-        sums = b.fmul(sums, splat(b, scale))
+        dots = [zero] * LANES
+        for first in range(0, queries, wide[0]):
+            for key in range(0, KEYS, wide[1]):
+                for k, total in enumerate(block(first, key)):
+                    dots[KEYS * (first + k // wide[1]) + key + k % wide[1]] = total
+        sums = b.fmul(_sums(b, dots), splat(b, scale))
         for i in range(queries):
             four = shuffle(b, sums, [KEYS * i + j for j in range(KEYS)])
             store(b, four, row(op, i, o_stride))
@@ -102,7 +113,7 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
 
 
 def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
-    """An intrinsic: out += weights times values, `queries` rows of `vectors` times 16 dims.
+    """A function: out += weights times values, `queries` rows of `vectors` times 16 dims.
 
     Arguments: addresses of the weights and bytes between two queries', of the values and bytes
     between two positions', of the results and bytes between two queries', positions; an address
@@ -112,32 +123,39 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
         row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
-        outs = [
-            at(b, row(op, i, o_stride), 4 * LANES * c)
-            for i in range(queries)
-            for c in range(vectors)
-        ]
+        wide = vectors if lanes(b) == LANES else 1  # as many sums as there are registers for
 
-        def body(k: Value, sums: list[Value]) -> list[Value]:
-            prefetch(b, advance(b, ahead, k, v_stride), LANES * itemsize * vectors)
-            here = advance(b, vp, k, v_stride)
-            values = [loader(b, at(b, here, LANES * itemsize * c)) for c in range(vectors)]
-            results = []
-            for i in range(queries):
-                weight = splat(b, load(b, advance(b, row(pp, i, p_stride), k, 4), F32))
-                for c, value in enumerate(values):
-                    results.append(fma(b, weight, value, sums[vectors * i + c]))
-            return results
+        def some(first: int) -> None:
+            outs = [
+                at(b, row(op, i, o_stride), VECTOR * (first + c))
+                for i in range(queries)
+                for c in range(wide)
+            ]
 
-        sums = count_loop(b, n, [load(b, p, V16F) for p in outs], body)
-        for p, total in zip(outs, sums, strict=True):
-            store(b, total, p)
+            def body(k: Value, sums: list[Value]) -> list[Value]:
+                if not first:
+                    prefetch(b, advance(b, ahead, k, v_stride), LANES * itemsize * vectors)
+                here = at(b, advance(b, vp, k, v_stride), LANES * itemsize * first)
+                values = [loader(b, at(b, here, LANES * itemsize * c)) for c in range(wide)]
+                results = []
+                for i in range(queries):
+                    weight = splat(b, load(b, advance(b, row(pp, i, p_stride), k, 4), F32))
+                    for c, value in enumerate(values):
+                        results.append(fma(b, weight, value, sums[wide * i + c]))
+                return results
+
+            sums = count_loop(b, n, [load(b, p, V16F) for p in outs], body)
+            for p, total in zip(outs, sums, strict=True):
+                store(b, total, p)
+
+        for first in range(0, vectors, wide):
+            some(first)
 
     return vector(name, "pppppppp", emit)
 
 
 def make_append(name: str, half: bool) -> Any:
-    """An intrinsic: copy n times 16 float32 from an address into a cache at another.
+    """A function: copy n times 16 float32 from an address into a cache at another.
 
     float16 holds nothing beyond 65504: larger values become that, NaN stays NaN.
     """
@@ -146,7 +164,7 @@ def make_append(name: str, half: bool) -> Any:
         source, target, n = args
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            x = load(b, advance(b, source, i, 4 * LANES), V16F)
+            x = load(b, advance(b, source, i, VECTOR), V16F)
             if half:
                 for limit, beyond in ((LARGEST_HALF, ">"), (-LARGEST_HALF, "<")):
                     bound = const(V16F, limit)
@@ -165,7 +183,7 @@ def _largest(b: Builder, args: tuple[Value, ...]) -> Value:
     p, n = args
 
     def body(i: Value, values: list[Value]) -> list[Value]:
-        x = load(b, advance(b, p, i, 4 * LANES), V16F)
+        x = load(b, advance(b, p, i, VECTOR), V16F)
         return [b.select(b.fcmp_ordered(">", x, values[0]), x, values[0])]
 
     v = count_loop(b, n, [const(V16F, float("-inf"))], body)[0]
@@ -202,9 +220,31 @@ def _total(b: Builder, args: tuple[Value, ...]) -> Value:
     p, n = args
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
-        return [b.fadd(load(b, advance(b, p, i, 4 * LANES), V16F), sums[0])]
+        return [b.fadd(load(b, advance(b, p, i, VECTOR), V16F), sums[0])]
 
     return horizontal_sum(b, count_loop(b, n, [const(V16F, 0.0)], body)[0])
 
 
 total = vector("total", "pp", _total, "f")
+
+
+def _widen(b: Builder, args: tuple[Value, ...]) -> None:
+    """Rows of float16 as float32: address and bytes a row; address of n times 16 a row; n, rows."""
+    source, stride, target, n, rows = args
+
+    def row(r: Value, values: list[Value]) -> list[Value]:
+        here, out = (
+            advance(b, source, r, stride),
+            advance(b, target, r, b.mul(n, ir.Constant(I64, VECTOR))),
+        )
+
+        def body(i: Value, values: list[Value]) -> list[Value]:
+            store(b, _load_f16(b, advance(b, here, i, 2 * LANES)), advance(b, out, i, VECTOR))
+            return values
+
+        return count_loop(b, n, values, body)
+
+    count_loop(b, rows, [], row)
+
+
+widen = vector("widen", "ppppp", _widen)

@@ -4,7 +4,7 @@ A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one fl
 superblock and one integer s_j from 1 to S for each 32 values. All that a product sums over a
 superblock is then an integer, and integers can be summed in any order.
 
-S is 32 where the integers of every format then stay below 2^31 and their sums of 32 below 2^15,
+S is 32 where the integers of every format then stay below 2^31 and sums of 16 and 32 below 2^15,
 which is nearly always; else 8, where they do whatever the values are. The largest are those of
 q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
 
@@ -21,9 +21,11 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
     AT_Q,
-    AT_SCALE32,
-    AT_SHIFT16,
     AT_SHIFT32,
+    AT_STEP,
+    AT_STEP32,
+    AT_STEP_PAIR,
+    AT_SUM16,
     AT_SUM32,
     GROUP,
     LANES,
@@ -46,18 +48,19 @@ from apr_backend_cpu.kernels.vector.ir import (
     shuffle,
     store,
 )
-from apr_backend_cpu.kernels.vector.lanes import Reduction
+from apr_backend_cpu.kernels.vector.lanes import across
 from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at
 
 STEPS, SAFE_STEPS = 32, 8  # S above
-LARGEST_SUM32 = 2**15 - 1
+LARGEST_SUM = 2**15 - 1
 SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
 INFINITY_BITS = 0x7F800000
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
 ROUND_BITS = 0x4B400000
 GROUPS = SUPERBLOCK // GROUP
 V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
-V16B, V8H = ir.VectorType(I8, LANES), ir.VectorType(I16, GROUPS)
+V16B, V16H = ir.VectorType(I8, LANES), ir.VectorType(I16, LANES)
+V8H = ir.VectorType(I16, GROUPS)
 
 
 def _umax(b: Builder, x: Value, y: Value) -> Value:
@@ -124,22 +127,21 @@ def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
     values = [load(b, at(b, x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
     finite, wanted, inverse, unit = _scales(b, _tops(b, values), steps)
     all_finite, scales = shuffle(b, finite, [0] * LANES), b.fptosi(wanted, V8I)
-    sums, size = Reduction(b), const(V16I, 0)
+    sums, size = [], const(V16I, 0)
     for v, value in enumerate(values):
         value = b.select(all_finite, value, const(V16F, 0.0))
         codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
         store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
-        sums.push(codes)
+        sums.append(codes)
         size = b.add(size, b.mul(_absolute(b, codes), shuffle(b, scales, [v // 2] * LANES)))
-    weighed = _store_integers(b, record, sums.whole(), scales)
+    top = _store_integers(b, record, across(b, sums), scales)
     nan = const(V8F, float("nan"))
     unit = b.select(finite, unit, nan)
     store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
     store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
     total = intrinsic_call(b, "llvm.vector.reduce.add.v16i32", I32, size)
-    top = intrinsic_call(b, "llvm.vector.reduce.umax.v8i32", I32, _absolute(b, weighed))
     return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
-                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM32)))  # fmt: skip
+                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM)))  # fmt: skip
 
 
 def _absolute(b: Builder, x: Value) -> Value:
@@ -147,16 +149,24 @@ def _absolute(b: Builder, x: Value) -> Value:
 
 
 def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Value:
-    """Scales, and sums [16] of 16 codes each, in the forms that products want; s_j * sums of 32."""
+    """Scales, and sums [16] of 16 codes each, in the forms that products want.
+
+    Returns the largest magnitude of what is stored in 16 bits.
+    """
     even = [2 * j for j in range(GROUPS)]
     odd = [lane + 1 for lane in even]
     pairs = b.add(shuffle(b, sums, even), shuffle(b, sums, odd))
     weighed = b.mul(pairs, steps)
-    store(b, b.mul(sums, const(V16I, -32)), at(b, record, AT_SHIFT16))
+    halves = b.mul(sums, shuffle(b, steps, [lane // 2 for lane in range(LANES)]))
+    store(b, b.trunc(halves, V16H), at(b, record, AT_SUM16))
     store(b, b.trunc(weighed, V8H), at(b, record, AT_SUM32))
-    store(b, steps, at(b, record, AT_SCALE32))
+    store(b, b.trunc(steps, V8H), at(b, record, AT_STEP))
+    store(b, b.mul(steps, const(V8I, 0x10001)), at(b, record, AT_STEP_PAIR))
+    store(b, steps, at(b, record, AT_STEP32))
     store(b, b.mul(pairs, const(V8I, -128)), at(b, record, AT_SHIFT32))
-    return weighed
+    tops = [intrinsic_call(b, f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
+            for v in (weighed, halves)]  # fmt: skip
+    return b.select(b.icmp_unsigned(">", *tops), *tops)
 
 
 def _quantize_superblock(b: Builder, args: tuple[Value, ...]) -> None:

@@ -1,12 +1,15 @@
-"""How a superblock of 256 weights of each packed format reads, as vector IR.
+"""How the weights of each packed format read, as vector IR.
 
-Block layouts are GGML's (ggml-common.h: block_q4_K, block_q5_K, block_q6_K, block_q8_0). A code
-function gives the v-th of four vectors of 64 unsigned bytes, each two runs of 32 neighbours, in
-whatever order costs least; `runs` says which. What a code is worth:
+Block layouts are GGML's (ggml-common.h: block_q4_K, block_q5_K, block_q6_K, block_q8_0). A code is
+an unsigned number. What it is worth:
 
     q4_k, q5_k   d * scale[g] * code - dmin * min[g]   g: 32 values, both 6-bit integers
     q6_k         d * scale[g] * (code - 32)            g: 16 values, int8
-    q8_0         d[g] * (code - 128)                   g: 32 values, float16
+    q8_0         d * (code - 128)                      a block: 32 values, d float16
+
+Superblocks are 256 values with integer scales, blocks are 32 values with a scale of their own.
+Codes are read in two ways: along a row, where a vector is 32 neighbours (`row`), and across rows,
+where a lane is a weight row and has four neighbours of it (`chunk`).
 """
 
 from __future__ import annotations
@@ -16,37 +19,109 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from apr_backend_cpu.constants import VECTOR
 from apr_backend_cpu.kernels.source import Builder
-from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, V64B, Value, at, const, load, shuffle
+from apr_backend_cpu.kernels.vector.ir import (
+    I8,
+    I16,
+    I32,
+    I64,
+    Value,
+    advance,
+    at,
+    const,
+    from_half,
+    lanes,
+    load,
+    pair_of,
+    splat,
+    store,
+    vector_of,
+)
+from apr_backend_cpu.kernels.vector.lanes import columns4
 
-V32B = ir.VectorType(I8, 32)
-V8I = ir.VectorType(I32, 8)
-V32H = ir.VectorType(I16, 32)
-Code = Callable[[Builder, Value, int], Value]
+V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
+Values = list[Value]
+# The room that reading superblocks across rows needs: a vector for each group's scale, for pairs of
+# minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.
+SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
+HEAD_AND_TOPS = TOPS + 16 * VECTOR
+
+
+def opaque(b: Builder, value: Value) -> Value:
+    """The value, about which LLVM is told nothing.
+
+    Else it would derive each row's address from the one before, or count 24 addresses up in memory
+    instead of one offset in a register; products would wait, up to twice as long.
+    """
+    return b.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A packed format: bytes a superblock, bits a code, how to read codes, their runs of 32."""
+class Rows:
+    """Addresses: where rows begin, and an offset that all of them share."""
+
+    starts: Values
+    offset: Value
+
+    def advance(self, b: Builder, index: Value, stride: int) -> Rows:
+        """index * stride bytes further on."""
+        return Rows(self.starts, advance(b, self.offset, index, stride))
+
+    def __call__(self, b: Builder) -> Values:
+        """The address in each row."""
+        offset = opaque(b, self.offset)
+        return [b.add(start, offset) for start in self.starts]
+
+
+Chunk = list[tuple[Value, Values]]  # number of a run of 32 values, and 8 vectors of its codes
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A packed format. `nbytes` is of a block: of 256 values, or of 32 where it has no `group`.
+
+    `bits` of a code; `group` values share an integer scale. `row(b, p, r)` are the codes of run r
+    of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the one) of a
+    block in several rows. `head(b, rows, room)` writes what HEAD lists. In formats without a group
+    `zero` is the code of 0, and `minimum` says that blocks have one.
+    """
 
     name: str
     nbytes: int
     bits: int
-    code: Code
-    runs: tuple[tuple[int, int], ...]
+    row: Callable[[Builder, Value, int], Value]
+    chunk: Callable[[Builder, Rows, Value, Value], Chunk]
+    group: int = 0
+    head: Callable[[Builder, Values, Value], None] | None = None
+    zero: int = 0
+    minimum: bool = False
+
+    @property
+    def has_minima(self) -> bool:
+        """Whether a superblock's head has minima."""
+        return self.group == 32
 
 
-def join(b: Builder, low: Value, high: Value) -> Value:
-    """Two vectors, one after the other."""
-    return shuffle(b, low, list(range(2 * low.type.count)), high)
+def number(value: int) -> Value:
+    """A constant for counts and addresses."""
+    return ir.Constant(I64, value)
 
 
 def nibble(b: Builder, packed: Value, high: int) -> Value:
     """The low or the high four bits of each byte."""
-    return b.lshr(packed, const(V64B, 4)) if high else b.and_(packed, const(V64B, 15))
+    return b.lshr(packed, const(packed.type, 4)) if high else b.and_(packed, const(packed.type, 15))
 
 
-def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[list[Value], list[Value]]:
+def _moved(b: Builder, packed: Value, first: int, mask: int) -> Value:
+    """Bits of every byte from `first` on, moved to bit 4; `mask` says which stay."""
+    halves = vector_of(I16, packed.type.count // 2)  # bytes cannot be shifted
+    wide, distance = b.bitcast(packed, halves), const(halves, abs(first - 4))
+    wide = b.shl(wide, distance) if first < 4 else b.lshr(wide, distance)
+    return b.and_(b.bitcast(wide, packed.type), const(packed.type, mask))
+
+
+def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[Values, Values]:
     """8 scales and 8 mins from the 12 bytes of q4_k and q5_k, as two words of 4 bytes each.
 
     The three words may be vectors: one lane a weight row.
@@ -64,46 +139,173 @@ def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[list[Value], l
     return scales, mins
 
 
-def _q4_k(b: Builder, p: Value, v: int) -> Value:
+# Along a row
+
+
+def _q4_k(b: Builder, p: Value, r: int) -> Value:
     """144 bytes: d, dmin, 12 bytes of scales, 4 chunks of 32 low then 32 high nibbles."""
-    return nibble(b, load(b, at(b, p, 16 + v // 2 * 64), V64B), v % 2)
+    return nibble(b, load(b, at(b, p, 16 + r // 2 * 32), V32B), r % 2)
 
 
-def _q5_k(b: Builder, p: Value, v: int) -> Value:
-    """176 bytes: as q4_k, with a fifth bit of each value in 32 bytes before the nibbles."""
-    half = load(b, at(b, p, 16), V32B)
-    bit = v // 2 * 4 + v % 2
-    mask = ir.Constant(V64B, [1 << bit] * 32 + [1 << bit + 2] * 32)
-    is_set = b.icmp_unsigned("!=", b.and_(join(b, half, half), mask), const(V64B, 0))
-    low = nibble(b, load(b, at(b, p, 48 + v // 2 * 64), V64B), v % 2)
-    return b.or_(low, b.select(is_set, const(V64B, 16), const(V64B, 0)))
+def _q5_k(b: Builder, p: Value, r: int) -> Value:
+    """176 bytes: as q4_k, with 32 bytes of fifth bits before the nibbles: bit r of each."""
+    low = nibble(b, load(b, at(b, p, 48 + r // 2 * 32), V32B), r % 2)
+    return b.or_(low, _moved(b, load(b, at(b, p, 16), V32B), r, 0x10))
 
 
-def _q6_k(b: Builder, p: Value, v: int) -> Value:
+def _q6_k(b: Builder, p: Value, r: int) -> Value:
     """210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d."""
-    half = load(b, at(b, p, 128 + v // 2 * 32), V32B)
-    pairs = b.bitcast(join(b, half, half), V32H)  # shifted as 16 bits: bytes cannot be
-    shift = ir.Constant(V32H, [0 if v % 2 else 4] * 16 + [2] * 16)
-    top = b.bitcast(b.lshr(pairs, shift) if v % 2 else b.shl(pairs, shift), V64B)
-    low = nibble(b, load(b, at(b, p, v // 2 * 64), V64B), v % 2)
-    return b.or_(low, b.and_(top, const(V64B, 0x30)))
+    half, k = r // 4, r % 4
+    low = nibble(b, load(b, at(b, p, 64 * half + k % 2 * 32), V32B), k // 2)
+    return b.or_(low, _moved(b, load(b, at(b, p, 128 + 32 * half), V32B), 2 * k, 0x30))
 
 
-def _q8_0(b: Builder, p: Value, v: int) -> Value:
-    """Eight blocks of 34 bytes: d and 32 int8, which are made unsigned by adding 128."""
-    halves = [load(b, at(b, p, 34 * (2 * v + k) + 2), V32B) for k in range(2)]
-    return b.xor(join(b, *halves), const(V64B, 0x80))
+def _q8_0(b: Builder, p: Value, r: int) -> Value:
+    """34 bytes: d and 32 int8, which are made unsigned by adding 128."""
+    return b.xor(load(b, at(b, p, 2), V32B), const(V32B, 0x80))
 
 
-NATURAL = ((0, 1), (2, 3), (4, 5), (6, 7))
-BY_NIBBLE = ((0, 2), (1, 3), (4, 6), (5, 7))  # 64 bytes of low nibbles are two chunks' first halves
+# Across rows
+
+
+def packed_columns(b: Builder, rows: Values, offset: int) -> Values:
+    """16 bytes of every row, transposed: 4 vectors of 4 bytes a row."""
+    return columns4(b, [load(b, at(b, p, offset), V4I) for p in rows])
+
+
+def _columns(b: Builder, rows: Rows, j: Value, offset: int) -> Values:
+    """32 bytes of every row, from j * 32 + offset on."""
+    here = rows.advance(b, j, 32)(b)
+    return packed_columns(b, here, offset) + packed_columns(b, here, offset + 16)
+
+
+def _nibbles(b: Builder, column: Value, high: int) -> Value:
+    moved = b.lshr(column, const(column.type, 4)) if high else column
+    return b.and_(moved, const(column.type, 0x0F0F0F0F))
+
+
+def _bytes(b: Builder, column: Value) -> Value:
+    return b.bitcast(column, vector_of(I8, 4 * column.type.count))
+
+
+def _with_tops(b: Builder, columns: Values, tops: Values, high: int, left: int, mask: int
+               ) -> Values:  # fmt: skip
+    """Codes of four bits, and above them bits of `tops`: of each byte `mask`, once moved left."""
+    found = []
+    for column, top in zip(columns, tops, strict=True):
+        moved = b.shl(top, const(top.type, left)) if left else top
+        upper = b.and_(moved, const(top.type, mask * 0x01010101))
+        found.append(_bytes(b, b.or_(_nibbles(b, column, high), upper)))
+    return found
+
+
+def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Values:
+    """Eight vectors of upper bits that `head` left, from the first-th on, moved right."""
+    kind = vector_of(I32, lanes(b))
+    here = advance(b, room, first, VECTOR)
+    distance = b.trunc(shift, I32)
+    right = splat(b, distance, lanes(b))
+    return [b.lshr(load(b, at(b, here, TOPS + VECTOR * c), kind), right) for c in range(8)]
+
+
+def _chunk_q4_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns, first = _columns(b, rows, j, 16), b.shl(j, number(1))
+    return [(b.or_(first, number(h)), [_bytes(b, _nibbles(b, c, h)) for c in columns])
+            for h in (0, 1)]  # fmt: skip
+
+
+def _chunk_q5_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns, first = _columns(b, rows, j, 48), b.shl(j, number(1))
+    tops = _tops(b, room, number(0), first)
+    return [(b.or_(first, number(h)), _with_tops(b, columns, tops, h, 4 - h, 0x10))
+            for h in (0, 1)]  # fmt: skip
+
+
+def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns, half = _columns(b, rows, j, 0), b.lshr(j, number(1))
+    odd = b.and_(j, number(1))
+    tops = _tops(b, room, b.shl(half, number(3)), b.shl(odd, number(1)))
+    first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles are 2 further on
+    return [(b.or_(first, number(2 * h)), _with_tops(b, columns, tops, h, 4 - 4 * h, 0x30))
+            for h in (0, 1)]  # fmt: skip
+
+
+def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 2)]
+    return [(number(0), [b.xor(c, const(c.type, 0x80)) for c in columns])]
+
+
+# Heads of superblocks
+
+
+def _put(b: Builder, values: Values, room: Value, offset: int) -> None:
+    for k, value in enumerate(values):
+        store(b, value, at(b, room, offset + VECTOR * k))
+
+
+def _byte(b: Builder, words: Values, index: int) -> Value:
+    """The index-th unsigned byte of vectors of words, as int32."""
+    kind = words[0].type
+    return b.and_(b.lshr(words[index // 4], const(kind, index % 4 * 8)), const(kind, 0xFF))
+
+
+def _byte_pairs(b: Builder, words: Values) -> Values:
+    """The unsigned bytes of vectors of words, two by two: int16 [..][2] in each lane."""
+    kind, pairs = words[0].type, []
+    low, high = const(kind, 0x00FF), const(kind, 0xFF00)
+    for word in words:
+        for value in (word, b.lshr(word, const(kind, 16))):
+            above = b.shl(b.and_(value, high), const(kind, 8))
+            pairs.append(b.or_(b.and_(value, low), above))
+    return pairs
+
+
+def _head_affine(b: Builder, rows: Values, room: Value) -> None:
+    ds, *words = packed_columns(b, rows, 0)
+    scales, mins = six_bit(b, *words)
+    _put(b, [pair_of(b, _byte(b, scales, g)) for g in range(8)], room, SCALES)
+    _put(b, _byte_pairs(b, mins), room, PAIRS)
+    half = vector_of(I16, lanes(b))
+    store(b, from_half(b, b.trunc(ds, half)), at(b, room, D))
+    dmin = from_half(b, b.trunc(b.lshr(ds, const(ds.type, 16)), half))
+    store(b, b.fneg(dmin), at(b, room, DMIN))
+
+
+def _head_q5_k(b: Builder, rows: Values, room: Value) -> None:
+    _head_affine(b, rows, room)
+    _put(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), room, TOPS)
+
+
+def _head_q6_k(b: Builder, rows: Values, room: Value) -> None:
+    words = packed_columns(b, rows, 192)
+    kind = words[0].type
+    c = lambda v: const(kind, v)  # noqa: E731
+    scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
+    _put(b, [pair_of(b, scale) for scale in scales], room, SCALES)
+    pairs = [b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16)))
+             for g in range(0, 16, 2)]  # fmt: skip
+    _put(b, pairs, room, PAIRS)
+    store(b, halves(b, [at(b, p, 208) for p in rows]), at(b, room, D))
+    tops: Values = []
+    for offset in range(128, 192, 16):
+        tops += packed_columns(b, rows, offset)
+    _put(b, tops, room, TOPS)
+
+
+def halves(b: Builder, addresses: Values) -> Value:
+    """float16 at so many addresses -> float32, a lane each."""
+    bits = ir.Constant(vector_of(I16, len(addresses)), ir.Undefined)
+    for r, address in enumerate(addresses):
+        bits = b.insert_element(bits, load(b, address, I16), ir.Constant(I32, r))
+    return from_half(b, bits)
+
 
 FORMATS = {
     f.name: f
     for f in (
-        Packed("q4_k", 144, 4, _q4_k, BY_NIBBLE),
-        Packed("q5_k", 176, 5, _q5_k, BY_NIBBLE),
-        Packed("q6_k", 210, 6, _q6_k, NATURAL),
-        Packed("q8_0", 272, 8, _q8_0, NATURAL),
+        Format("q4_k", 144, 4, _q4_k, _chunk_q4_k, 32, _head_affine),
+        Format("q5_k", 176, 5, _q5_k, _chunk_q5_k, 32, _head_q5_k),
+        Format("q6_k", 210, 6, _q6_k, _chunk_q6_k, 16, _head_q6_k),
+        Format("q8_0", 34, 8, _q8_0, _chunk_q8_0, zero=128),
     )
 }

@@ -12,19 +12,14 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import AT_GROUP_D, AT_SHIFT32, LANES, RECORD, VECTOR
-from apr_backend_cpu.kernels.linear.few_rows import (
-    Rows,
-    addresses,
-    nibbles,
-    opaque,
-    packed_columns,
-    splat_at,
-)
+from apr_backend_cpu.kernels.linear.formats import Rows, nibble, opaque, packed_columns
 from apr_backend_cpu.kernels.linear.layout_one_row import matvec_layout
 from apr_backend_cpu.kernels.linear.layout_unpack import look_up, wide_levels
+from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import Builder, helper, vector
 from apr_backend_cpu.kernels.vector.ir import (
     F32,
+    I32,
     I64,
     V16F,
     V64B,
@@ -37,12 +32,18 @@ from apr_backend_cpu.kernels.vector.ir import (
     fma,
     load,
     prefetch,
+    splat,
     store,
 )
 from apr_backend_cpu.kernels.vector.memory import U, words_at
 from apr_backend_cpu.layout_constants import BYTES, KIND, LEVELS, OFFSETS, PARAMETERS, SCATTERED
 
 Values = list[Value]
+
+
+def splat_at(b: Builder, p: Value, offset: int, type_: Any = I32) -> Value:
+    """The number at an address, in every lane."""
+    return splat(b, load(b, at(b, p, offset), type_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _levels(b: Builder, tile: Tile, rows: Values) -> list[Values]:
         return [[b.add(b.bitcast(c, V64B), tile.wide) for c in columns]]
     columns = packed_columns(b, rows, 0)
     return [
-        [look_up(b, tile.wide, b.bitcast(nibbles(b, c, high), V64B)) for c in columns]
+        [look_up(b, tile.wide, nibble(b, b.bitcast(c, V64B), high)) for c in columns]
         for high in range(2)
     ]
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import AT_SHIFT32, LANES, RECORD, VECTOR
-from apr_backend_cpu.kernels.linear.formats import V32B, join, nibble
+from apr_backend_cpu.constants import AT_GROUP_D, AT_SHIFT32, LANES, RECORD, VECTOR
+from apr_backend_cpu.kernels.linear.formats import V32B, nibble
 from apr_backend_cpu.kernels.linear.layout_unpack import V16B, look_up, wide_levels
-from apr_backend_cpu.kernels.linear.one_row import AHEAD, add_groups
+from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.source import Builder, helper, vector
 from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I32,
     I64,
     V16F,
     V16I,
@@ -27,9 +29,12 @@ from apr_backend_cpu.kernels.vector.ir import (
     const,
     count_loop,
     dot,
+    fma,
+    join,
     load,
     prefetch,
     shuffle,
+    splat,
     store,
 )
 from apr_backend_cpu.kernels.vector.lanes import (
@@ -42,6 +47,7 @@ from apr_backend_cpu.kernels.vector.lanes import (
     ODD_QUARTERS,
     ODD_WORDS,
     gather_quarters,
+    mix,
 )
 from apr_backend_cpu.kernels.vector.memory import U, words_at
 from apr_backend_cpu.layout_constants import (
@@ -150,21 +156,38 @@ def _half(b: Builder, bits: int, packed: list[Value], wide: Value, x: Value) -> 
 
 def _row_sums(b: Builder, halves: list[Value]) -> Value:
     """Two vectors of four quarters, each a run's, as one: a quarter has half sums of two runs."""
-    return b.add(*(shuffle(b, halves[0], lanes, halves[1]) for lanes in (LOW_WORDS, HIGH_WORDS)))
+    return b.add(*(mix(b, halves[0], halves[1], lanes) for lanes in (LOW_WORDS, HIGH_WORDS)))
 
 
 def _tile_sums(b: Builder, room: Value) -> list[Value]:
     """The sums of 8 runs, one lane a weight row, from what `_row_sums` left of 16 rows."""
     rows = [load(b, at(b, room, ROW_SUMS * r), V16I) for r in range(LANES)]
     pairs = [
-        b.add(*(shuffle(b, rows[r], lanes, rows[r + 1]) for lanes in (LOW_PAIRS, HIGH_PAIRS)))
+        b.add(*(mix(b, rows[r], rows[r + 1], lanes) for lanes in (LOW_PAIRS, HIGH_PAIRS)))
         for r in range(0, LANES, 2)
     ]  # a quarter has two runs of one row, then of the other
     sums = []
     for lanes in (EVEN_WORDS, ODD_WORDS):
-        fours = [shuffle(b, pairs[k], lanes, pairs[k + 1]) for k in range(0, 8, 2)]
+        fours = [mix(b, pairs[k], pairs[k + 1], lanes) for k in range(0, 8, 2)]
         sums += gather_quarters(b, fours)
     return sums
+
+
+def add_groups(
+    b: Builder, sums: list[Value], x: Value, y: Value, scales: list[Value],
+    minima: list[Value] | None = None,
+) -> Value:  # fmt: skip
+    """One superblock: y + scale[g] * dx[g] * I[g] and then the minima's, group by group.
+
+    Codes are 128 too large; minima are for sums of activations times -128.
+    """
+    for g, (total, scale) in enumerate(zip(sums, scales, strict=True)):
+        dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
+        shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
+        y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(scale, dx), y)
+        if minima:
+            y = fma(b, b.sitofp(shift, V16F), b.fmul(minima[g], dx), y)
+    return y
 
 
 def _make_matvec(name: str, bits: int, scattered: bool) -> Any:

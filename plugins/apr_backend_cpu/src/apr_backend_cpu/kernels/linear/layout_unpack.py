@@ -13,9 +13,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import LANES, TILE_RECORD, VECTOR
-from apr_backend_cpu.kernels.linear.formats import V32B, join, nibble
-from apr_backend_cpu.kernels.linear.unpack import AT_MINIMA, AT_SCALES
+from apr_backend_cpu.constants import LANES, TILE_GROUP, VECTOR
+from apr_backend_cpu.kernels.linear.formats import V32B, nibble
+from apr_backend_cpu.kernels.linear.tiles import AT_MINIMUM, AT_SCALE
 from apr_backend_cpu.kernels.source import Builder, helper, vector
 from apr_backend_cpu.kernels.vector.ir import (
     I8,
@@ -32,6 +32,7 @@ from apr_backend_cpu.kernels.vector.ir import (
     from_half,
     in_registers,
     intrinsic_call,
+    join,
     load,
     prefetch,
     shuffle,
@@ -229,7 +230,7 @@ def _make_unpack(name: str, bits: int, order: str) -> Any:
             return b.add(join(b, *(load(b, r, V32B) for r in runs)), wide)
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            out, here = advance(b, tile, i, TILE_RECORD), advance(b, offsets, i, 64)
+            out, here = advance(b, tile, i, 8 * TILE_GROUP), advance(b, offsets, i, 64)
             starts = [load(b, at(b, here, 8 * g), I64) for g in range(8)]
             for v in range(4):
                 words = []
@@ -238,13 +239,14 @@ def _make_unpack(name: str, bits: int, order: str) -> Any:
                     prefetch(b, b.add(runs[0], ahead), 1)
                     words.append(b.bitcast(codes(runs), V16I))
                 for c, column in enumerate(transpose(b, words)):
-                    store(b, column, at(b, out, VECTOR * (16 * v + c)))
-            for source, target in ((scales, AT_SCALES), (minima, AT_MINIMA)):
+                    run = TILE_GROUP * (2 * v + c // 8)
+                    store(b, column, at(b, out, run + VECTOR * (c % 8)))
+            for source, target in ((scales, AT_SCALE), (minima, AT_MINIMUM)):
                 with b.if_then(b.icmp_unsigned("!=", source, ir.Constant(I64, 0))):
                     vectors = advance(b, source, i, 8 * VECTOR)
                     for g in range(8):
                         vector = load(b, at(b, vectors, VECTOR * g), V16F)
-                        store(b, vector, at(b, out, target + VECTOR * g))
+                        store(b, vector, at(b, out, target + TILE_GROUP * g))
             return values
 
         count_loop(b, n, [], body)

@@ -1,31 +1,40 @@
 """16 weight rows times one row of activations: lanes are positions along the row.
 
 Every weight is read once and used at once, row by row, so that memory is read in order: that is
-what processors foresee. A row leaves a vector of integers for each superblock in a small room; when
-all 16 rows have been read, these are summed across and meet their float scales, one lane a weight
-row. What a superblock sums is an integer, so it does not matter that `matmul` sums it in another
-order; the float32 sum over superblocks runs in order there as here. So a row gives the same bits
-alone and in any batch.
+what processors foresee. A row leaves integers for each superblock in a small room; when all 16 rows
+have been read, these are summed across and meet their float scales, one lane a weight row. What a
+superblock sums is an integer, so it does not matter that `tiles` sums it in another order; the
+float32 sum over superblocks runs in order there as here. So a row gives the same bits alone and in
+any batch.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 
 from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
-    AT_SCALE32,
-    AT_SHIFT16,
     AT_SHIFT32,
+    AT_STEP,
+    AT_SUM16,
     AT_SUM32,
-    LANES,
     RECORD,
+    ROWS,
+    VECTOR,
 )
-from apr_backend_cpu.kernels.linear.formats import FORMATS, V8I, V32B, Packed, join, six_bit
+from apr_backend_cpu.kernels.linear.formats import (
+    DMIN,
+    FORMATS,
+    HEAD_AND_TOPS,
+    PAIRS,
+    D,
+    Format,
+    Values,
+    halves,
+    number,
+    six_bit,
+)
 from apr_backend_cpu.kernels.source import Builder, vector
 from apr_backend_cpu.kernels.vector.ir import (
     F32,
@@ -33,218 +42,259 @@ from apr_backend_cpu.kernels.vector.ir import (
     I16,
     I32,
     I64,
-    V16F,
-    V16I,
+    Chain,
     Value,
+    add_pairs,
     advance,
     at,
     const,
     count_loop,
-    dot,
     fma,
-    from_half,
+    intrinsic_call,
+    joined,
+    lanes,
     load,
+    multiply_pairs,
     pair_dot,
     prefetch,
     shuffle,
     splat,
     store,
-    weigh,
+    vector_of,
 )
-from apr_backend_cpu.kernels.vector.lanes import Reduction, columns4
+from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
 
-RowStep = Callable[[Builder, Packed, Value, Value], Value]
-RowsStep = Callable[[Builder, list[Value], Value, Value, Value], Value]
 AHEAD = 16 << 10  # bytes; memory answers late, and the processor foresees only up to the next page
-V16H, V4I = ir.VectorType(I16, LANES), ir.VectorType(I32, 4)
-UNDEFINED16 = ir.Constant(ir.VectorType(I16, LANES), ir.Undefined)
+V8S, V16S, V32B, V8I = (
+    vector_of(I16, 8), vector_of(I16, 16), vector_of(I8, 32), vector_of(I32, 8),
+)  # fmt: skip
+RUNS = 8  # of 32 values, in a superblock
 
 
-def halves(b: Builder, addresses: list[Value]) -> Value:
-    """16 float16 at 16 addresses -> float32 x 16."""
-    bits = UNDEFINED16
-    for r, address in enumerate(addresses):
-        bits = b.insert_element(bits, load(b, address, I16), ir.Constant(I32, r))
-    return from_half(b, bits)
+def runs_of(b: Builder, format: Format) -> list[tuple[int, ...]]:
+    """The runs of 32 values that are read together: two where registers hold 64 bytes.
+
+    Those that are low (or high) nibbles of neighbouring bytes go together.
+    """
+    if b.level.vector < 64:
+        return [(r,) for r in range(RUNS)]
+    if format.name in ("q4_k", "q5_k"):
+        return [(0, 2), (1, 3), (4, 6), (5, 7)]
+    return [(r, r + 1) for r in range(0, RUNS, 2)]
 
 
-def low_half(b: Builder, words: Value) -> Value:
-    """float16 in the lower half of each lane -> float32 x 16."""
-    return from_half(b, b.trunc(words, V16H))
+def _factors(b: Builder, format: Format, p: Value, x: Value) -> Value:
+    """The integer scale of each group, times the step of its activations: int16 [groups]."""
+    steps = load(b, at(b, x, AT_STEP), V8S)
+    if format.group == 16:
+        scales = b.sext(load(b, at(b, p, 192), vector_of(I8, 16)), V16S)
+        return b.mul(scales, shuffle(b, steps, [g // 2 for g in range(16)]))
+    low, high = six_bit(b, *(load(b, at(b, p, 4 + 4 * k), I32) for k in range(3)))[0]
+    both = b.or_(b.zext(low, I64), b.shl(b.zext(high, I64), number(32)))
+    return b.mul(b.zext(b.bitcast(both, vector_of(I8, 8)), V8S), steps)
 
 
-def byte(b: Builder, words: list[Value], index: int) -> Value:
-    """The index-th unsigned byte of vectors of words, as int32."""
-    shifted = b.lshr(words[index // 4], const(V16I, index % 4 * 8))
-    return b.and_(shifted, const(V16I, 0xFF))
+def _weigh(b: Builder, total: Value, codes: Value, x: Value, factors: Value, groups: list[int]
+           ) -> Value:  # fmt: skip
+    """total + the dots of four bytes, each times the factor of its lane's group."""
+    if b.level.dot == "sdot":
+        factor = b.sext(shuffle(b, factors, groups), vector_of(I32, len(groups)))
+        chain = Chain(b, 7)
+        chain.add(codes, x)
+        return chain.scaled(total, factor)
+    pairs = vector_of(I16, 2 * len(groups))
+    if b.level.dot == "vnni":  # dots fit 16 bits; their upper halves, signs, must not count
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
+        dots = intrinsic_call(b, name, total.type, const(total.type, 0), codes, x)
+        none = factors.type.count
+        lanes_ = [lane for g in groups for lane in (g, none)]
+        factor = shuffle(b, factors, lanes_, const(factors.type, 0))
+        name = f"llvm.x86.avx512.vpdpwssd.{8 * codes.type.count}"
+        return intrinsic_call(b, name, total.type, total, b.bitcast(dots, pairs), factor)
+    factor = shuffle(b, factors, [g for g in groups for _ in range(2)])
+    return b.add(total, add_pairs(b, multiply_pairs(b, codes, x), factor))
 
 
-def byte_pairs(b: Builder, words: list[Value]) -> list[Value]:
-    """The unsigned bytes of vectors of two words, two by two: int16 [4][2] in each lane."""
-    low, high = const(V16I, 0x00FF), const(V16I, 0xFF00)
-    pairs = []
-    for word in words:
-        for value in (word, b.lshr(word, const(V16I, 16))):
-            above = b.shl(b.and_(value, high), const(V16I, 8))
-            pairs.append(b.or_(b.and_(value, low), above))
-    return pairs
-
-
-def _weigh(b: Builder, packed: Packed, dots: list[Value], scales: Value) -> Value:
-    """Each lane's dot times the scale of its group, summed over the superblock. Integer."""
-    a_run = scales.type.count // 8  # scales a run of 32 values
-    total = const(V16I, 0)
-    for lanes, runs in zip(dots, packed.runs, strict=True):
-        groups = [runs[lane // 8] * a_run + lane % 8 * a_run // 8 for lane in range(LANES)]
-        total = weigh(b, total, lanes, shuffle(b, scales, groups))
+def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
+    """Lanes whose sum is that of scale * step * dot over a superblock."""
+    factors, total = _factors(b, format, p, x), None
+    for runs in runs_of(b, format):
+        codes = joined(b, [format.row(b, p, r) for r in runs])
+        values = joined(b, [load(b, at(b, x, 32 * r), V32B) for r in runs])
+        groups = [r * 32 // format.group + lane * 4 // format.group for r in runs
+                  for lane in range(8)]  # fmt: skip
+        total = total or const(vector_of(I32, len(groups)), 0)
+        total = _weigh(b, total, codes, values, factors, groups)
     return total
 
 
-def _dots(b: Builder, packed: Packed, p: Value, x: Value) -> list[Value]:
-    """The products of a superblock at p with a record at x, summed in fours."""
-    zero, dots = const(V16I, 0), []
-    for v, pair in enumerate(packed.runs):
-        q = join(b, *(load(b, at(b, x, 32 * run), V32B) for run in pair))
-        dots.append(dot(b, zero, packed.code(b, p, v), q, packed.bits))
-    return dots
+def _block_sums(b: Builder, format: Format, p: Value, x: Value) -> Value:
+    """The dots of the 8 blocks of 256 values: int32 x 8."""
+    dots = []
+    for runs in runs_of(b, format):
+        blocks = [at(b, p, format.nbytes * r) for r in runs]
+        chain = Chain(b, format.bits)
+        chain.add(joined(b, [format.row(b, block, 0) for block in blocks]),
+                  joined(b, [load(b, at(b, x, 32 * r), V32B) for r in runs]))  # fmt: skip
+        dots.append(chain.total())
+    return group_sums(b, dots)
 
 
-def _scale_bytes(b: Builder, p: Value) -> Value:
-    """The 8 scales of a superblock of q4_k or q5_k, as int32 x 8. Scalar code: vectors are busy."""
-    scales, _ = six_bit(b, *(load(b, at(b, p, 4 + 4 * k), I32) for k in range(3)))
-    low, high = (b.zext(word, I64) for word in scales)
-    both = b.or_(low, b.shl(high, ir.Constant(I64, 32)))
-    return b.zext(b.bitcast(both, ir.VectorType(I8, 8)), V8I)
+def finish_superblock(b: Builder, format: Format, head: Value, total: Value, low: Value, dx: Value,
+                      y: Value) -> Value:  # fmt: skip
+    """One superblock: y + dx * (d * I - dmin * M), or y + dx * d * (I - 32 * S).
 
-
-def _affine_row(b: Builder, packed: Packed, p: Value, x: Value) -> Value:
-    """Lanes whose sum is that of scale * step * dot over a superblock of q4_k or q5_k."""
-    scales = b.mul(_scale_bytes(b, p), load(b, at(b, x, AT_SCALE32), V8I))
-    return _weigh(b, packed, _dots(b, packed, p, x), scales)
-
-
-def _affine_rows(b: Builder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
-    """One superblock of 16 rows: y + dx * (d * I - dmin * M)."""
-    ds, *words = columns4(b, [load(b, p, V4I) for p in rows])
-    _, mins = six_bit(b, *words)
-    low = const(V16I, 0)
-    for g, pair in enumerate(byte_pairs(b, mins)):
-        low = pair_dot(b, low, pair, splat(b, load(b, at(b, x, AT_SUM32 + 4 * g), I32)))
-    d, dmin = low_half(b, ds), b.fneg(low_half(b, b.lshr(ds, const(V16I, 16))))
-    value = fma(b, b.sitofp(low, V16F), dmin, b.fmul(b.sitofp(_across(b, room), V16F), d))
-    return fma(b, value, splat(b, load(b, at(b, x, AT_D), F32)), y)
-
-
-def _signed_row(b: Builder, packed: Packed, p: Value, x: Value) -> Value:
-    """As `_affine_row`, for q6_k; codes are 32 too large."""
-    steps = load(b, at(b, x, AT_SCALE32), V8I)
-    steps = shuffle(b, steps, [lane // 2 for lane in range(LANES)])
-    scales = b.sext(load(b, at(b, p, 192), ir.VectorType(I8, 16)), V16I)
-    stepped = b.mul(scales, steps)
-    shift = b.mul(stepped, load(b, at(b, x, AT_SHIFT16), V16I))
-    lower = b.and_(stepped, const(V16I, 0xFFFF))  # signed, in the lower half
-    return b.add(_weigh(b, packed, _dots(b, packed, p, x), lower), shift)
-
-
-def _signed_rows(b: Builder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
-    """One superblock of 16 rows of q6_k: y + d * dx * I."""
-    dx = splat(b, load(b, at(b, x, AT_D), F32))
-    d = halves(b, [at(b, p, 208) for p in rows])
-    return fma(b, b.sitofp(_across(b, room), V16F), b.fmul(d, dx), y)
-
-
-def _blocks_row(b: Builder, packed: Packed, p: Value, x: Value) -> Value:
-    """The dots of the 8 groups of a superblock of q8_0: int32 x 8."""
-    total = Reduction(b)
-    for lanes in _dots(b, packed, p, x):  # 8 lanes a group
-        total.push(lanes)
-    fours = total.fours[0]  # quarters 0 and 1 hold groups 0, 2, 4, 6; 2 and 3 the odd ones
-    parts = [shuffle(b, fours, [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
-             for first in (0, 4)]  # fmt: skip
-    return b.add(*parts)
-
-
-def group_sums(b: Builder, room: Value) -> list[Value]:
-    """The sums of 8 groups of a superblock, one lane a weight row, from int32 [16 rows][8]."""
-    totals: list[Value] = []
-    for half in (0, 16):
-        totals += columns4(b, [load(b, at(b, room, 32 * r + half), V4I) for r in range(LANES)])
-    return totals
-
-
-def add_groups(
-    b: Builder, sums: list[Value], x: Value, y: Value, scales: list[Value],
-    minima: list[Value] | None = None,
-) -> Value:  # fmt: skip
-    """One superblock: y + scale[g] * dx[g] * I[g] and then the minima's, group by group.
-
-    Codes are 128 too large; minima are for sums of activations times -128.
+    I is `total`; M sums minima, S scales, each times its sum of activations: `low`.
     """
-    for g, (total, scale) in enumerate(zip(sums, scales, strict=True)):
-        dx = splat(b, load(b, at(b, x, AT_GROUP_D + 4 * g), F32))
-        shift = splat(b, load(b, at(b, x, AT_SHIFT32 + 4 * g), I32))
-        y = fma(b, b.sitofp(b.add(total, shift), V16F), b.fmul(scale, dx), y)
-        if minima:
-            y = fma(b, b.sitofp(shift, V16F), b.fmul(minima[g], dx), y)
-    return y
+    kind = y.type
+    d = load(b, at(b, head, D), kind)
+    if format.has_minima:
+        dmin = load(b, at(b, head, DMIN), kind)
+        value = fma(b, b.sitofp(low, kind), dmin, b.fmul(b.sitofp(total, kind), d))
+        return fma(b, value, dx, y)
+    total = b.sub(total, b.shl(low, const(low.type, 5)))
+    return fma(b, b.sitofp(total, kind), b.fmul(d, dx), y)
 
 
-def _blocks_rows(b: Builder, rows: list[Value], x: Value, room: Value, y: Value) -> Value:
-    """One superblock of 16 rows of q8_0."""
-    scales = [halves(b, [at(b, p, 34 * g) for p in rows]) for g in range(8)]
-    return add_groups(b, group_sums(b, room), x, y, scales)
+def low_sums(b: Builder, format: Format, head: Value, x: Value) -> Value:
+    """What `finish_superblock` calls `low`."""
+    kind = vector_of(I32, lanes(b))
+    offset, count = (AT_SUM32, 4) if format.has_minima else (AT_SUM16, 8)
+    low = const(kind, 0)
+    for g in range(count):
+        pair = load(b, at(b, head, PAIRS + VECTOR * g), kind)
+        sums = splat(b, load(b, at(b, x, offset + 4 * g), I32), lanes(b))
+        low = pair_dot(b, low, pair, sums)
+    return low
 
 
-def _across(b: Builder, room: Value) -> Value:
-    """The sums of 16 vectors of 16 lanes."""
-    total = Reduction(b)
-    for r in range(LANES):
-        total.push(load(b, at(b, room, 4 * LANES * r), V16I))
-    return total.whole()
+def shift_of(b: Builder, format: Format, x: Value) -> Value:
+    """What a block's dot is too large by, negated: int32. `x` is an address, of 8 of them."""
+    shift = load(b, x, I32)  # -128 times the sum
+    return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
 
 
-# a row's vector of a superblock, bytes of it, and what 16 of them become
-KINDS: dict[str, tuple[RowStep, int, RowsStep]] = {
-    "q4_k": (_affine_row, 64, _affine_rows),
-    "q5_k": (_affine_row, 64, _affine_rows),
-    "q6_k": (_signed_row, 64, _signed_rows),
-    "q8_0": (_blocks_row, 32, _blocks_rows),
-}
+def add_block(b: Builder, format: Format, d: Value, total: Value, dx: Value, y: Value) -> Value:
+    """One block: y + d * dx * I."""
+    return fma(b, b.sitofp(total, y.type), b.fmul(d, dx), y)
 
 
-def make_matvec(name: str, format: str) -> Any:
-    """An intrinsic: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
+def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value,
+                        size: int, n: Value) -> Value:  # fmt: skip
+    """float32 [rows] from what rows left in the room."""
+    head = b.room(HEAD_AND_TOPS)
+    kind = vector_of(F32, lanes(b))
+    sums = vector_of(I32, size // 4)
 
-    n is the number of superblocks, room an address of n times ROW_ROOM bytes.
+    def superblock(i: Value, ys: Values) -> Values:
+        here = [advance(b, p, i, format.nbytes) for p in rows]
+        x, left = advance(b, xp, i, RECORD), advance(b, room, i, size * ROWS)
+        format.head(b, here, head)  # type: ignore[misc]
+        total = across(b, [load(b, at(b, left, size * r), sums) for r in range(len(rows))])
+        low, dx = low_sums(b, format, head, x), splat(b, load(b, at(b, x, AT_D), F32), lanes(b))
+        return [finish_superblock(b, format, head, total, low, dx, ys[0])]
+
+    return count_loop(b, n, [const(kind, 0.0)], superblock)[0]
+
+
+def _finish_blocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value, n: Value
+                   ) -> Value:  # fmt: skip
+    """float32 [rows] from the blocks' dots, int32 [superblocks][16 rows][8]."""
+    count, kind = len(rows), vector_of(F32, lanes(b))
+    sums = vector_of(I32, count)
+    turned = b.room(8 * 4 * count)
+
+    def superblock(i: Value, ys: Values) -> Values:
+        left, x = advance(b, room, i, 32 * ROWS), advance(b, xp, i, RECORD)
+        for half in (0, 1):
+            quads = [load(b, at(b, left, 32 * r + 16 * half), vector_of(I32, 4))
+                     for r in range(count)]  # fmt: skip
+            for k, column in enumerate(columns4(b, quads)):
+                store(b, column, at(b, turned, 4 * count * (4 * half + k)))
+        first = b.shl(i, number(3))
+        some = b.sub(n, first)
+        some = b.select(b.icmp_unsigned("<", some, number(8)), some, number(8))
+
+        def block(g: Value, ys: Values) -> Values:
+            here = [advance(b, p, b.add(first, g), format.nbytes) for p in rows]
+            numbers = advance(b, x, g, 4)
+            total = load(b, advance(b, turned, g, 4 * count), sums)
+            total = b.add(total, splat(b, shift_of(b, format, at(b, numbers, AT_SHIFT32)), count))
+            dx = splat(b, load(b, at(b, numbers, AT_GROUP_D), F32), count)
+            return [add_block(b, format, halves(b, here), total, dx, ys[0])]
+
+        return count_loop(b, some, ys, block)
+
+    superblocks = b.lshr(b.add(n, number(7)), number(3))
+    return count_loop(b, superblocks, [const(kind, 0.0)], superblock)[0]
+
+
+def _leave_blocks(b: Builder, format: Format, first: Value, xp: Value, out: Value, n: Value
+                  ) -> None:  # fmt: skip
+    """The dots of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
+    whole = b.lshr(n, number(3))
+
+    def superblock(i: Value, values: Values) -> Values:
+        p = advance(b, first, i, 8 * format.nbytes)
+        prefetch(b, at(b, p, AHEAD), 8 * format.nbytes)
+        sums = _block_sums(b, format, p, advance(b, xp, i, RECORD))
+        store(b, sums, advance(b, out, i, 32 * ROWS))
+        return values
+
+    def block(g: Value, values: Values) -> Values:
+        p = advance(b, first, b.add(b.shl(whole, number(3)), g), format.nbytes)
+        chain = Chain(b, format.bits)
+        x = advance(b, advance(b, xp, whole, RECORD), g, 32)
+        chain.add(format.row(b, p, 0), load(b, x, V32B))
+        total = intrinsic_call(b, "llvm.vector.reduce.add.v8i32", I32, chain.total())
+        store(b, total, advance(b, advance(b, out, whole, 32 * ROWS), g, 4))
+        return values
+
+    with b.if_then(b.icmp_unsigned("!=", whole, number(0))):
+        count_loop(b, whole, [], superblock)
+    rest = b.and_(n, number(7))
+    with b.if_then(b.icmp_unsigned("!=", rest, number(0))):
+        count_loop(b, rest, [], block)
+
+
+def make_one_row(name: str, format: Format) -> None:
+    """A function: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
+
+    n is the number of the format's blocks, room an address of ROW_ROOM bytes for each 256 values.
     """
-    packed, (row_step, size, rows_step) = FORMATS[format], KINDS[format]
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, xp, op, n, room = args
+        size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves of a superblock
 
-        def row(r: Value, values: list[Value]) -> list[Value]:
+        def superblock_row(r: Value, values: Values) -> Values:
             first, out = advance(b, wp, r, row_bytes), advance(b, room, r, size)
 
-            def superblock(i: Value, values: list[Value]) -> list[Value]:
-                p = advance(b, first, i, packed.nbytes)
-                prefetch(b, at(b, p, AHEAD), packed.nbytes)
-                lanes = row_step(b, packed, p, advance(b, xp, i, RECORD))
-                store(b, lanes, advance(b, out, i, size * LANES))
+            def superblock(i: Value, values: Values) -> Values:
+                p = advance(b, first, i, format.nbytes)
+                prefetch(b, at(b, p, AHEAD), format.nbytes)
+                sums = _superblock(b, format, p, advance(b, xp, i, RECORD))
+                store(b, sums, advance(b, out, i, size * ROWS))
                 return values
 
             return count_loop(b, n, values, superblock)
 
-        def finish(i: Value, totals: list[Value]) -> list[Value]:
-            start = advance(b, wp, i, packed.nbytes)
-            rows = [advance(b, start, ir.Constant(I64, r), row_bytes) for r in range(LANES)]
-            x, here = advance(b, xp, i, RECORD), advance(b, room, i, size * LANES)
-            return [rows_step(b, rows, x, here, totals[0])]
+        def block_row(r: Value, values: Values) -> Values:
+            _leave_blocks(b, format, advance(b, wp, r, row_bytes), xp, advance(b, room, r, 32), n)
+            return values
 
-        count_loop(b, ir.Constant(I64, LANES), [], row)
-        store(b, count_loop(b, n, [const(V16F, 0.0)], finish)[0], op)
+        count_loop(b, number(ROWS), [], superblock_row if format.group else block_row)
+        for first in range(0, ROWS, lanes(b)):
+            rows = [advance(b, wp, number(first + r), row_bytes) for r in range(lanes(b))]
+            left = at(b, room, first * (size if format.group else 32))
+            if format.group:
+                result = _finish_superblocks(b, format, rows, xp, left, size, n)
+            else:
+                result = _finish_blocks(b, format, rows, xp, left, n)
+            store(b, result, at(b, op, 4 * first))
 
-    return vector(name, "pppppp", emit)
+    vector(name, "pppppp", emit)
 
 
-for _format in FORMATS:
-    make_matvec(f"one_row_{_format}", _format)
+for _format in FORMATS.values():
+    make_one_row(f"one_row_{_format.name}", _format)

@@ -68,94 +68,202 @@ def shuffle(b: Builder, vector: Value, lanes: list[int], other: Value = None) ->
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """x * y + z, rounded once: spelled out, so that tile shapes cannot change a result."""
-    return intrinsic_call(b, "llvm.fma.v16f32", V16F, x, y, z)
+    if b.level.name != "x86-64-v2":
+        return intrinsic_call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
+    # In float64 the product is exact. If the sum is not, its last bit is set: rounded to odd, it
+    # can be rounded again to float32 as if that were the first time (Boldo and Melquiond, 2008).
+    wide, words = vector_of(ir.DoubleType(), x.type.count), vector_of(I64, x.type.count)
+    x, y, addend = (b.fpext(v, wide) for v in (x, y, z))
+    product = b.fmul(x, y)
+    total = b.fadd(product, addend)
+    shadow = b.fsub(total, product)
+    error = b.fadd(b.fsub(product, b.fsub(total, shadow)), b.fsub(addend, shadow))
+    bits = b.bitcast(total, words)
+    even = b.icmp_unsigned("==", b.and_(bits, const(words, 1)), const(words, 0))
+    inexact = b.fcmp_ordered("!=", error, const(wide, 0.0))
+    # towards zero where the error and the sum have different signs
+    apart = b.icmp_signed("<", b.xor(bits, b.bitcast(error, words)), const(words, 0))
+    odd = b.select(apart, b.sub(bits, const(words, 1)), b.add(bits, const(words, 1)))
+    total = b.bitcast(b.select(b.and_(even, inexact), odd, bits), wide)
+    return b.fptrunc(total, z.type)
 
 
 # maddubs and madd of x86 by the bytes of a register
 PAIRS = {16: "ssse3.pmadd.ub.sw.128", 32: "avx2.pmadd.ub.sw", 64: "avx512.pmaddubs.w.512"}
 FOURS = {16: "sse2.pmadd.wd", 32: "avx2.pmadd.wd", 64: "avx512.pmaddw.d.512"}
+LARGEST_SUM = 32767
+LARGEST_ACTIVATION = 127
+
+
+def lanes(b: Builder) -> int:
+    """32-bit numbers of a register."""
+    return b.level.vector // 4
+
+
+def vector_of(type_: Any, count: int) -> ir.VectorType:
+    """A vector type."""
+    return ir.VectorType(type_, count)
+
+
+def join(b: Builder, low: Value, high: Value) -> Value:
+    """Two vectors, one after the other."""
+    return shuffle(b, low, list(range(2 * low.type.count)), high)
+
+
+def joined(b: Builder, parts: list[Value]) -> Value:
+    """Vectors, one after the other."""
+    while len(parts) > 1:
+        parts = [join(b, x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
 
 
 def in_registers(b: Builder, function: Callable[..., Value], *vectors: Value) -> Value:
     """function(*vectors) in pieces of the level's registers, put together again."""
-    bits = vectors[0].type.element.width if hasattr(vectors[0].type.element, "width") else 32
-    pieces = max(1, vectors[0].type.count * bits // 8 // b.level.vector)
+    bits = vectors[0].type.count * vectors[0].type.element.width
+    pieces = max(1, bits // 8 // b.level.vector)
     results = []
     for piece in range(pieces):
         parts = []
         for v in vectors:
             size = v.type.count // pieces
-            parts.append(shuffle(b, v, list(range(piece * size, piece * size + size)))
-                         if pieces > 1 else v)  # fmt: skip
+            first = piece * size
+            whole = pieces == 1
+            parts.append(v if whole else shuffle(b, v, list(range(first, first + size))))
         results.append(function(*parts))
-    while len(results) > 1:
-        lanes = list(range(2 * results[0].type.count))
-        results = [shuffle(b, x, lanes, y)
-                   for x, y in zip(results[::2], results[1::2], strict=True)]  # fmt: skip
-    return results[0]
+    return joined(b, results)
 
 
 def multiply_pairs(b: Builder, w: Value, x: Value) -> Value:
-    """Unsigned bytes times signed bytes, neighbours summed in int16, saturated."""
+    """Unsigned bytes times signed bytes, neighbours summed: int16, which has to hold the sums."""
+    if b.level.dot in ("vnni", "maddubs"):
 
-    def pairs(w: Value, x: Value) -> Value:
-        result = ir.VectorType(I16, w.type.count // 2)
-        return intrinsic_call(b, f"llvm.x86.{PAIRS[w.type.count]}", result, w, x)
+        def pairs(w: Value, x: Value) -> Value:
+            result = ir.VectorType(I16, w.type.count // 2)
+            return intrinsic_call(b, f"llvm.x86.{PAIRS[w.type.count]}", result, w, x)
 
-    return in_registers(b, pairs, w, x)
+        return in_registers(b, pairs, w, x)
+    wide = ir.VectorType(I16, w.type.count)
+    return _add_neighbours(b, b.mul(b.zext(w, wide), b.sext(x, wide)))
 
 
 def add_pairs(b: Builder, x: Value, y: Value) -> Value:
     """int16 times int16, neighbours summed in int32."""
-
-    def fours(x: Value, y: Value) -> Value:
-        result = ir.VectorType(I32, x.type.count // 2)
-        return intrinsic_call(b, f"llvm.x86.{FOURS[2 * x.type.count]}", result, x, y)
-
     if b.level.dot in ("vnni", "maddubs"):
+
+        def fours(x: Value, y: Value) -> Value:
+            result = ir.VectorType(I32, x.type.count // 2)
+            return intrinsic_call(b, f"llvm.x86.{FOURS[2 * x.type.count]}", result, x, y)
+
         return in_registers(b, fours, x, y)
     wide = ir.VectorType(I32, x.type.count)
-    products = b.mul(b.sext(x, wide), b.sext(y, wide))
-    even = list(range(0, wide.count, 2))
-    odd = [lane + 1 for lane in even]
-    return b.add(shuffle(b, products, even), shuffle(b, products, odd))
+    return _add_neighbours(b, b.mul(b.sext(x, wide), b.sext(y, wide)))
+
+
+def _add_neighbours(b: Builder, v: Value) -> Value:
+    even = list(range(0, v.type.count, 2))
+    return b.add(shuffle(b, v, even), shuffle(b, v, [lane + 1 for lane in even]))
+
+
+class Chain:
+    """Sums of codes times activations, four bytes a lane, until they are scaled. Exact.
+
+    Codes are unsigned, of `bits` bits, activations signed. Where an instruction sums two products
+    in 16 bits, several of its results are added before they are widened: as many as surely fit.
+    Eight bits are then two codes of four.
+    """
+
+    def __init__(self, b: Builder, bits: int, start: Value | None = None) -> None:
+        self._b, self._bits = b, bits
+        self._sum = start
+        self._narrow: list[list[Value]] = [[]]  # sums in 16 bits; of the upper four bits last
+        self._counts = [0]
+
+    def add(self, codes: Value, x: Value) -> None:
+        """Another vector of bytes each."""
+        b, level = self._b, self._b.level
+        if level.dot == "vnni":
+            name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
+            start = self._sum or const(vector_of(I32, codes.type.count // 4), 0)
+            self._sum = intrinsic_call(b, name, start.type, start, codes, x)
+        elif level.dot == "sdot":  # unsigned codes of eight bits are split: the upper bits first
+            start = self._sum or const(vector_of(I32, codes.type.count // 4), 0)
+            if self._bits == 8:
+                upper = _sdot(b, b.lshr(codes, const(codes.type, 4)), x, const(start.type, 0))
+                start = b.add(start, b.shl(upper, const(start.type, 4)))
+                codes = b.and_(codes, const(codes.type, 15))
+            self._sum = _sdot(b, codes, x, start)
+        elif self._bits == 8:
+            four = const(codes.type, 4)
+            self._add_narrow(0, b.and_(codes, const(codes.type, 15)), x, 4)
+            self._add_narrow(1, b.lshr(codes, four), x, 4)
+        else:
+            self._add_narrow(0, codes, x, self._bits)
+
+    def _add_narrow(self, plane: int, codes: Value, x: Value, bits: int) -> None:
+        if plane == len(self._narrow):
+            self._narrow.append([])
+            self._counts.append(0)
+        limit = LARGEST_SUM // (2 * LARGEST_ACTIVATION * (2**bits - 1))
+        pairs = multiply_pairs(self._b, codes, x)
+        if self._counts[plane] % limit == 0:
+            self._narrow[plane].append(pairs)
+        else:
+            self._narrow[plane][-1] = self._b.add(self._narrow[plane][-1], pairs)
+        self._counts[plane] += 1
+
+    def total(self) -> Value:
+        """The sums: int32."""
+        b, found = self._b, self._sum
+        for plane, parts in enumerate(self._narrow):
+            for part in parts:
+                fours = add_pairs(b, part, const(part.type, 16 if plane else 1))
+                found = fours if found is None else b.add(found, fours)
+        return found
+
+    def scaled(self, total: Value, factor: Value) -> Value:
+        """total + the sums times a factor of each lane, which is as `pair_of` makes it."""
+        b = self._b
+        if self._sum is not None:
+            return b.add(total, b.mul(self._sum, factor))
+        for part in self._narrow[0]:
+            total = b.add(total, add_pairs(b, part, factor))
+        return total
+
+
+def _sdot(b: Builder, codes: Value, x: Value, start: Value) -> Value:
+    name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+    sums = lambda w, x, s: intrinsic_call(b, name, s.type, s, w, x)  # noqa: E731
+    return in_registers(b, sums, codes, x, start)
+
+
+def uses_pairs(b: Builder) -> bool:
+    """Whether sums of 16 bits meet their scales, so that each scale is wanted twice in a lane."""
+    return b.level.dot not in ("vnni", "sdot")
+
+
+def pair_of(b: Builder, scale: Value) -> Value:
+    """Scales of 32 bits in the form that `Chain.scaled` wants: themselves, or int16 twice each."""
+    if not uses_pairs(b):
+        return scale
+    low = b.and_(scale, const(scale.type, 0xFFFF))
+    twice = b.or_(low, b.shl(scale, const(scale.type, 16)))
+    return b.bitcast(twice, vector_of(I16, 2 * scale.type.count))
 
 
 def dot(b: Builder, total: Value, w: Value, x: Value, bits: int = 8) -> Value:
-    """total + 64 unsigned times 64 signed bytes, summed in fours: int32 x 16, exact.
-
-    `bits` says how many of the unsigned bytes' bits are in use.
-    """
-    if b.level.dot == "vnni":
-        return intrinsic_call(b, "llvm.x86.avx512.vpdpbusd.512", V16I, total, w, x)
-    if b.level.dot == "maddubs" and bits < 8:  # pairs fit 16 bits: 2 * 127 * 127 < 2^15
-        ones = const(ir.VectorType(I16, 32), 1)
-        return b.add(total, add_pairs(b, multiply_pairs(b, w, x), ones))
-    # pairs of 16 bits each, of even and of odd bytes: the shapes of pmaddwd
-    wide = ir.VectorType(I16, 64)
-    return b.add(total, _fold(b, add_pairs(b, b.zext(w, wide), b.sext(x, wide))))
-
-
-def _fold(b: Builder, pairs: Value) -> Value:
-    even = list(range(0, pairs.type.count, 2))
-    return b.add(shuffle(b, pairs, even), shuffle(b, pairs, [lane + 1 for lane in even]))
-
-
-def weigh(b: Builder, total: Value, x: Value, scale: Value) -> Value:
-    """total + x * scale in every lane; both fit 16 bits signed, `scale` in the lower half only."""
-    v32 = ir.VectorType(I16, 32)
-    if b.level.dot == "vnni":  # the upper half of `scale` is zero, so one product counts
-        pair = [b.bitcast(v, v32) for v in (x, scale)]
-        return intrinsic_call(b, "llvm.x86.avx512.vpdpwssd.512", V16I, total, *pair)
-    return b.add(total, add_pairs(b, b.bitcast(x, v32), b.bitcast(scale, v32)))
+    """total + unsigned bytes of so many bits times signed ones, summed in fours: int32, exact."""
+    chain = Chain(b, bits)
+    chain.add(w, x)
+    return b.add(total, chain.total())
 
 
 def pair_dot(b: Builder, total: Value, x: Value, y: Value) -> Value:
-    """total + both int16 of each lane of x times those of y."""
-    v32 = ir.VectorType(I16, 32)
-    pair = [b.bitcast(v, v32) for v in (x, y)]
-    if b.level.dot == "vnni":
-        return intrinsic_call(b, "llvm.x86.avx512.vpdpwssd.512", V16I, total, *pair)
+    """total + both int16 of each lane of x times those of y, all of them int32 vectors."""
+    halves = vector_of(I16, 2 * x.type.count)
+    pair = [b.bitcast(v, halves) for v in (x, y)]
+    if b.level.dot == "vnni" and x.type.count == lanes(b):
+        name = f"llvm.x86.avx512.vpdpwssd.{8 * b.level.vector}"
+        return intrinsic_call(b, name, total.type, total, *pair)
     return b.add(total, add_pairs(b, *pair))
 
 

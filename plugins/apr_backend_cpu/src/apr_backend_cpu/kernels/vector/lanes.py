@@ -1,27 +1,32 @@
-"""Sixteen vectors at once: transposing them, and summing each into one lane of a result.
+"""Vectors side by side: transposing them, and summing each into one lane of a result.
 
-Integer sums are exact, so their order is free and the cheapest shuffles are taken.
+A vector has `lanes` numbers of 32 bits, a quarter is four of them: what the cheap shuffles of
+processors stay within. Integer sums are exact, so their order is free.
 """
 
 from __future__ import annotations
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.source import Builder
-from apr_backend_cpu.kernels.vector.ir import Value, shuffle
+from apr_backend_cpu.kernels.vector.ir import Value, join, joined, shuffle
 
 
-def _in_quarters(picks: list[int]) -> list[int]:
-    """Four picks of one 128-bit quarter, for all quarters; 4.. means the second vector."""
-    return [4 * q + p % 4 + (LANES if p >= 4 else 0) for q in range(4) for p in picks]
+def _within(picks: list[int], count: int) -> list[int]:
+    """Four picks of one quarter, for all quarters of `count` lanes; 4.. means the second vector."""
+    return [q + p % 4 + (count if p >= 4 else 0) for q in range(0, count, 4) for p in picks]
 
 
-LOW_WORDS, HIGH_WORDS = _in_quarters([0, 4, 1, 5]), _in_quarters([2, 6, 3, 7])
-EVEN_WORDS, ODD_WORDS = _in_quarters([0, 2, 4, 6]), _in_quarters([1, 3, 5, 7])
-LOW_PAIRS, HIGH_PAIRS = _in_quarters([0, 1, 4, 5]), _in_quarters([2, 3, 6, 7])
+def mix(b: Builder, x: Value, y: Value, picks: list[int]) -> Value:
+    return shuffle(b, x, _within(picks, x.type.count), y)
+
+
+LOW_WORDS, HIGH_WORDS = [0, 4, 1, 5], [2, 6, 3, 7]
+EVEN_WORDS, ODD_WORDS = [0, 2, 4, 6], [1, 3, 5, 7]
+LOW_PAIRS, HIGH_PAIRS = [0, 1, 4, 5], [2, 3, 6, 7]
 
 
 def _quarters(picks: list[int]) -> list[int]:
-    """Lanes of whole 128-bit quarters; 4.. means the second vector."""
+    """Lanes of whole quarters of two vectors of 16; 4.. means the second vector."""
     return [4 * p + lane for p in picks for lane in range(4)]
 
 
@@ -29,44 +34,59 @@ FIRST_HALVES, SECOND_HALVES = _quarters([0, 1, 4, 5]), _quarters([2, 3, 6, 7])
 EVEN_QUARTERS, ODD_QUARTERS = _quarters([0, 2, 4, 6]), _quarters([1, 3, 5, 7])
 
 
+def columns4(b: Builder, rows: list[Value]) -> list[Value]:
+    """Vectors of 4 lanes -> 4 vectors of a lane for each row; of the c-th it is the row's c-th."""
+    quarters, words = len(rows) // 4, []
+    quads = [joined(b, [rows[i + 4 * q] for q in range(quarters)]) for i in range(4)]
+    for picks in (LOW_WORDS, HIGH_WORDS):
+        words.append([mix(b, quads[i], quads[i + 1], picks) for i in (0, 2)])
+    return [mix(b, *pair, picks) for pair in words for picks in (LOW_PAIRS, HIGH_PAIRS)]
+
+
 def transpose(b: Builder, rows: list[Value]) -> list[Value]:
     """16 vectors of 16 lanes -> 16 vectors; lane r of the c-th is lane c of the r-th."""
-    pick = lambda x, y, lanes: shuffle(b, x, lanes, y)  # noqa: E731
-    words: list[Value] = []
-    for i in range(0, LANES, 2):
-        words += [pick(rows[i], rows[i + 1], lanes) for lanes in (LOW_WORDS, HIGH_WORDS)]
-    pairs: list[Value] = []
-    for i in range(0, LANES, 4):
-        for k in (0, 1):
-            x, y = words[i + k], words[i + 2 + k]
-            pairs += [pick(x, y, LOW_PAIRS), pick(x, y, HIGH_PAIRS)]
-    columns: list[Value] = [None] * LANES
-    for c in range(4):
-        first = [pick(pairs[c], pairs[4 + c], lanes) for lanes in (FIRST_HALVES, SECOND_HALVES)]
-        last = [pick(pairs[8 + c], pairs[12 + c], lanes) for lanes in (FIRST_HALVES, SECOND_HALVES)]
-        for half in (0, 1):
-            columns[8 * half + c] = pick(first[half], last[half], EVEN_QUARTERS)
-            columns[8 * half + 4 + c] = pick(first[half], last[half], ODD_QUARTERS)
-    return columns
+    quarters = [[shuffle(b, row, [4 * q + lane for lane in range(4)]) for row in rows]
+                for q in range(4)]  # fmt: skip
+    return [column for quarter in quarters for column in columns4(b, quarter)]
 
 
-def columns4(b: Builder, rows: list[Value]) -> list[Value]:
-    """16 vectors of 4 lanes -> 4 vectors of 16; lane r of the c-th is lane c of the r-th."""
-    eight, sixteen = list(range(8)), list(range(16))
-    quads = []
-    for i in range(4):
-        pairs = [shuffle(b, rows[i + j], eight, rows[i + 4 + j]) for j in (0, 8)]
-        quads.append(shuffle(b, pairs[0], sixteen, pairs[1]))  # rows i, i + 4, i + 8, i + 12
-    words = [
-        shuffle(b, quads[i], lanes, quads[i + 1])
-        for i in (0, 2)
-        for lanes in (LOW_WORDS, HIGH_WORDS)
-    ]
-    return [
-        shuffle(b, words[k], lanes, words[2 + k])
-        for k in (0, 1)
-        for lanes in (LOW_PAIRS, HIGH_PAIRS)
-    ]
+def quarter_sums(b: Builder, vectors: list[Value]) -> list[Value]:
+    """Each four vectors -> one whose quarters hold the sums of the quarters of these four."""
+    for low, high in ((LOW_WORDS, HIGH_WORDS), (LOW_PAIRS, HIGH_PAIRS)):
+        vectors = [
+            b.add(mix(b, x, y, low), mix(b, x, y, high))
+            for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors
+
+
+def _halves_added(b: Builder, v: Value) -> Value:
+    """The sum of the two halves of a vector."""
+    half = v.type.count // 2
+    return b.add(shuffle(b, v, list(range(half))), shuffle(b, v, list(range(half, 2 * half))))
+
+
+def across(b: Builder, vectors: list[Value]) -> Value:
+    """4, 8 or 16 vectors of integers -> one: lane r is the sum of all lanes of the r-th."""
+    fours = quarter_sums(b, vectors)
+    if fours[0].type.count == LANES and len(fours) == 4:
+        pairs = [b.add(shuffle(b, x, FIRST_HALVES, y), shuffle(b, x, SECOND_HALVES, y))
+                 for x, y in (fours[:2], fours[2:])]  # fmt: skip
+        return b.add(*(shuffle(b, pairs[0], picks, pairs[1])
+                       for picks in (EVEN_QUARTERS, ODD_QUARTERS)))  # fmt: skip
+    while fours[0].type.count > 4:
+        fours = [_halves_added(b, v) for v in fours]
+    return joined(b, fours)
+
+
+def group_sums(b: Builder, vectors: list[Value]) -> Value:
+    """Vectors whose runs of 8 lanes are groups, 8 in all -> the groups' sums, 8 lanes."""
+    fours = quarter_sums(b, vectors)
+    if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 is of group 2k, then 2k + 1
+        parts = [shuffle(b, fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
+                 for first in (0, 4)]  # fmt: skip
+        return b.add(*parts)
+    return join(b, *(_halves_added(b, v) for v in fours))
 
 
 def gather_quarters(b: Builder, vectors: list[Value]) -> list[Value]:
@@ -76,39 +96,3 @@ def gather_quarters(b: Builder, vectors: list[Value]) -> list[Value]:
         low, high = (shuffle(b, vectors[i], lanes, vectors[i + 1]) for i in (0, 2))
         found += [shuffle(b, low, picks, high) for picks in (EVEN_QUARTERS, ODD_QUARTERS)]
     return found
-
-
-class Reduction:
-    """Takes integer vectors one after the other and keeps as few alive as it can.
-
-    After each four, `fours` gains a vector whose quarters hold partial sums of these four.
-    """
-
-    def __init__(self, b: Builder) -> None:
-        self._b = b
-        self._pending: list[list[Value]] = [[], []]
-        self.fours: list[Value] = []
-
-    def push(self, vector: Value) -> None:
-        """The next vector of 16 lanes."""
-        self._push(0, vector)
-
-    def _push(self, level: int, vector: Value) -> None:
-        if level == 2:
-            self.fours.append(vector)
-            return
-        waiting = self._pending[level]
-        waiting.append(vector)
-        if len(waiting) == 2:
-            low, high = ((LOW_WORDS, HIGH_WORDS), (LOW_PAIRS, HIGH_PAIRS))[level]
-            self._push(level + 1, self._add(*waiting, low, high))
-            waiting.clear()
-
-    def _add(self, x: Value, y: Value, low: list[int], high: list[int]) -> Value:
-        return self._b.add(shuffle(self._b, x, low, y), shuffle(self._b, x, high, y))
-
-    def whole(self) -> Value:
-        """Of 16 vectors: lane r is the sum of all lanes of the r-th."""
-        v = self.fours
-        pairs = [self._add(v[i], v[i + 1], FIRST_HALVES, SECOND_HALVES) for i in (0, 2)]
-        return self._add(*pairs, EVEN_QUARTERS, ODD_QUARTERS)

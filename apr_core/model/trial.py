@@ -1,0 +1,165 @@
+"""What keeps decode steps from being recorded: one is tried on zeros, before weights are uploaded.
+
+A backend that records steps (`capture`) repeats what its ops did, without the Python between them.
+So a step may hold nothing but ops, and only the backend's own. Here a decoder with a layer of each
+kind runs on NumPy, with arrays that tell where somebody looks at their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.binding import Binder, BoundOps, Weight, resolve
+from apr_core.model.decoder import Decoder
+from apr_core.model.state import StateMakers
+from apr_core.model.step import Step, make_step
+from apr_core.model.widths import Nowhere
+from apr_core.modelspec import Plan
+from apr_core.ops.unread import Unread, plain, toucher
+
+ROWS = 2  # sequences of the step
+Owner = Callable[[str], str]  # a module -> the distribution it is from
+
+
+def check_recording(
+    binder: Binder, plan: Plan, decoder: Callable[[BoundOps, Plan, Iterable[int]], Decoder],
+    owner: Owner,
+) -> None:  # fmt: skip
+    """Put what keeps decode steps from being recorded into the binder's report.
+
+    `decoder` makes one of zeros: of some ops, and of the layers with these numbers.
+    """
+    trial = Trial(owner, getattr(binder.backend, "captures_arithmetic", False))
+    kinds = {(block.mixer, repr(block.options)): n for n, block in enumerate(plan.blocks)}
+    trial.run(decoder(trial.ops(binder), plan, kinds.values()))
+    for line in (*strange_ops(binder, owner), *trial.lines):
+        binder.report.note(line)
+
+
+def strange_ops(binder: Binder, owner: Owner) -> Iterator[str]:
+    """Ops that are not bound to the backend's own kernels: it cannot know what they do."""
+    for bound in binder.report.bound.values():
+        if bound.via == "reference":
+            body = binder.table[bound.op].body
+            yield f"{bound.key} runs on the reference ({owner(body.__module__)}, {_line(body)})"
+        elif bound.distribution:
+            line = _line(resolve(bound.target)) or bound.target  # compiled ones have no lines
+            yield f"{bound.key} runs on a foreign kernel ({bound.distribution}, {line})"
+
+
+def _line(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
+
+
+class Trial:
+    """A decode step on zeros. `lines` say what in it is no op.
+
+    With `arithmetic` that is allowed between ops, but not to read values or the step on the host.
+    """
+
+    def __init__(self, owner: Owner, arithmetic: bool = False) -> None:
+        self.owner, self.arithmetic = owner, arithmetic
+        self.lines: dict[str, None] = {}
+
+    def note(self, what: str) -> None:
+        """Somebody does what no recorded step may hold."""
+        name, module, place = toucher(__name__)
+        self.lines[f"{what} in {name} ({self.owner(module)}, {place})"] = None
+
+    def ops(self, binder: Binder) -> BoundOps:
+        """The bound ops, but on NumPy. What runs as a composite is part of the step."""
+        ops, references = BoundOps(), Binder(Nowhere(), binder.table).bind_ops(vars(binder.ops))
+        open_ = {b.op for b in binder.report.bound.values() if b.via == "composite"}
+        for name, function in vars(references).items():
+            body = partial(binder.table[name].body, ops)
+            setattr(ops, name, body if name in open_ else self._closed(function))
+        return ops
+
+    def _closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """An op, in which values may be looked at."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            result = function(*map(_opened, args), **{k: _opened(v) for k, v in options.items()})
+            many = isinstance(result, tuple)
+            return tuple(map(self.watched, result)) if many else self.watched(result)
+
+        return call
+
+    def watched(self, array: NDArray[Any]) -> Watched:
+        """The array, as an op gives it: contiguous, and nobody may look at its values."""
+        found: Watched = np.asarray(array, order="C").view(Watched)
+        found.trial = self
+        return found
+
+    def step(self, *parts: tuple[int, int, int]) -> Any:
+        """A Step of (slot, token count, first position) parts, as model code should see it."""
+        return WatchedStep(make_step(parts), self)
+
+    def run(self, decoder: Decoder) -> None:
+        """One step of a few sequences, a token each."""
+        makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
+        states = [layer.mixer.new_state(makers) for layer in decoder.layers]
+        for state in states:
+            for slot in slots:
+                state.open(slot)
+        step, ids = self.step(*((slot, 1, 0) for slot in slots)), np.zeros(ROWS, np.int64)
+        try:
+            with np.errstate(all="ignore"):
+                decoder.logits(decoder.hidden(self.watched(ids), step, states))
+        except Exception as error:  # of code that runs on no other arrays, say
+            self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
+
+
+class Watched(Unread):
+    """A result of an op in a trial."""
+
+    trial: Trial | None = None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.trial = getattr(source, "trial", None)
+        super().__array_finalize__(source)
+
+    def touched(self, reads: bool = False) -> None:
+        """Note who it was."""
+        if self.trial and reads:
+            self.trial.note("values are read on the host")
+        elif self.trial and not self.trial.arithmetic:
+            self.trial.note("arithmetic outside ops")
+
+    def derived(self, result: Any) -> Any:
+        """What follows from values is watched as they are."""
+        return self.trial.watched(result) if self.trial else result
+
+
+class WatchedStep:
+    """A step, whose host side would be the first step's in all that repeat it."""
+
+    def __init__(self, step: Step, trial: Trial) -> None:
+        self.step, self._trial = step, trial
+        self.positions, self.n_rows = trial.watched(step.positions), step.n_rows
+
+    def __getattr__(self, name: str) -> Any:
+        self._trial.note(f"step.{name} is read on the host")
+        return getattr(self.step, name)
+
+
+def _opened(argument: Any) -> Any:
+    """An argument as an op may look at it."""
+    if isinstance(argument, tuple):
+        return tuple(map(_opened, argument))
+    return argument.step if isinstance(argument, WatchedStep) else plain(argument)
+
+
+def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
+    """A matrix without values: its products, and rows of it, are zeros."""
+    weight = Weight(name, "", (shape[0], shape[1]), None)
+    weight.linear = lambda x, w: np.zeros((*x.shape[:-1], w.rows), np.float32)
+    weight.embed = lambda ids, w: np.zeros((len(ids), w.cols), np.float32)
+    return weight

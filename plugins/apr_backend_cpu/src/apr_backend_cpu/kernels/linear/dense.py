@@ -1,0 +1,220 @@
+"""Matrix products with f32, f16 and bf16 weights, in float32.
+
+Own code instead of BLAS because BLAS picks another kernel, and so another rounding, for every
+shape. Here a result is the sum of 16 sums, of every 16th product each, in order, added by halves:
+the same in any batch. A few rows of activations read the weights in place, lanes being positions.
+Many meet an unpacked tile, whose lanes are weight rows: it holds, for each of the 16 sums, what
+that sum takes, and activations are arranged alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from apr_backend_cpu.constants import DENSE_TOKENS, LANES, ROWS, TOKENS, VECTOR
+from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
+from apr_backend_cpu.kernels.linear.one_row import AHEAD
+from apr_backend_cpu.kernels.linear.tiles import addresses
+from apr_backend_cpu.kernels.source import Builder, kernel, vector
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I16,
+    I32,
+    V16F,
+    V16I,
+    Value,
+    advance,
+    at,
+    const,
+    count_loop,
+    fma,
+    from_half,
+    horizontal_sum,
+    lanes,
+    load,
+    prefetch,
+    splat,
+    store,
+    vector_of,
+)
+from apr_backend_cpu.kernels.vector.lanes import transpose
+from apr_backend_cpu.kernels.vector.memory import ints_at
+
+Loader = Callable[[Builder, Value], Value]
+V16S = vector_of(I16, LANES)
+
+
+def _load_f32(b: Builder, p: Value) -> Value:
+    return load(b, p, V16F)
+
+
+def _load_f16(b: Builder, p: Value) -> Value:
+    return from_half(b, load(b, p, V16S))
+
+
+def _load_bf16(b: Builder, p: Value) -> Value:
+    return b.bitcast(b.shl(b.zext(load(b, p, V16S), V16I), const(V16I, 16)), V16F)
+
+
+def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
+    """A function: address of weights, bytes a row, how many rows; of activations, bytes a row, how
+    many, 1 to `size`; address of results, bytes a row; n times 16 columns.
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wp, row_bytes, rows, xp, x_stride, tokens, op, out_stride, n = args
+        xs = addresses(b, xp, x_stride, size, tokens)
+        outs = addresses(b, op, out_stride, size, tokens)
+
+        def row(r: Value, values: Values) -> Values:
+            first = advance(b, wp, r, row_bytes)
+
+            def step(i: Value, sums: Values) -> Values:
+                p = advance(b, first, i, LANES * itemsize)
+                prefetch(b, at(b, p, AHEAD), LANES * itemsize)
+                weights = loader(b, p)
+                return [fma(b, weights, load(b, advance(b, x, i, VECTOR), V16F), total)
+                        for x, total in zip(xs, sums, strict=True)]  # fmt: skip
+
+            sums = count_loop(b, n, [const(V16F, 0.0)] * size, step)
+            for total, out in zip(sums, outs, strict=True):
+                store(b, horizontal_sum(b, total), advance(b, out, r, 4))
+            return values
+
+        count_loop(b, rows, [], row)
+
+    vector(name, "p" * 9, emit)
+
+
+def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
+    """A function: address of weights, bytes a row, how many rows, up to 16; of the tile; n times
+    16 columns. The tile is float32 [16 sums][n][16 rows].
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wp, row_bytes, rows, tile, n = args
+        starts = addresses(b, wp, row_bytes, ROWS, rows)  # beyond the last, it is the last again
+        a_sum = b.mul(n, number(VECTOR))
+
+        def step(i: Value, values: Values) -> Values:
+            here = [advance(b, p, i, LANES * itemsize) for p in starts]
+            columns = transpose(b, [b.bitcast(loader(b, p), V16I) for p in here])
+            for j, column in enumerate(columns):
+                store(b, column, advance(b, advance(b, tile, number(j), a_sum), i, VECTOR))
+            return values
+
+        count_loop(b, n, [], step)
+
+    vector(name, "p" * 5, emit)
+
+
+def _tree(b: Builder, values: Values) -> Value:
+    """The sum of 16 values, by halves as in `horizontal_sum`."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [b.fadd(x, y) for x, y in zip(values[:half], values[half:], strict=True)]
+    return values[0]
+
+
+def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
+    """An unpacked tile times arranged activations: address of the tile; of activations, bytes a
+    row, how many, 1 to DENSE_TOKENS; of results, 16 float32 a row, bytes between rows; n.
+    """
+    tile, xp, x_stride, tokens, op, out_stride, n = args
+    kind = vector_of(F32, lanes(b))
+    room = b.room(LANES * DENSE_TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
+    wide = min(2, ROWS // lanes(b))  # registers of weights; sums are those of 8 rows in all
+    size, parts = TOKENS // wide, ROWS // (wide * lanes(b))
+    blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
+    a_sum = b.mul(n, number(VECTOR))
+
+    def each_sum(j: Value, values: Values) -> Values:
+        weights, left = advance(b, tile, j, a_sum), advance(b, room, j, DENSE_TOKENS * VECTOR)
+        inputs = advance(b, xp, b.mul(j, n), 4)
+
+        def block(t: Value, values: Values) -> Values:
+            first = b.mul(t, number(size))
+            some = b.sub(tokens, first)
+            some = b.select(b.icmp_unsigned("<", some, number(size)), some, number(size))
+            xs = addresses(b, advance(b, inputs, first, x_stride), x_stride, size, some)
+            results = advance(b, left, first, VECTOR)
+
+            def part(k: Value, values: Values) -> Values:
+                mine = advance(b, weights, k, wide * b.level.vector)
+
+                def step(i: Value, sums: Values) -> Values:
+                    here, offset = advance(b, mine, i, VECTOR), opaque(b, b.shl(i, number(2)))
+                    ws = [load(b, at(b, here, b.level.vector * r), kind) for r in range(wide)]
+                    results = []
+                    for t, x in enumerate(xs):
+                        value = splat(b, load(b, b.add(x, offset), F32), lanes(b))
+                        results += [fma(b, value, w, sums[wide * t + r]) for r, w in enumerate(ws)]
+                    return results
+
+                sums = count_loop(b, n, [const(kind, 0.0)] * (size * wide), step)
+                out = advance(b, results, k, wide * b.level.vector)
+                for c, total in enumerate(sums):
+                    offset = VECTOR * (c // wide) + b.level.vector * (c % wide)
+                    store(b, total, at(b, out, offset))
+                return values
+
+            return count_loop(b, number(parts), values, part)
+
+        return count_loop(b, blocks, values, block)
+
+    def result(t: Value, values: Values) -> Values:
+        here = advance(b, room, t, VECTOR)
+        sums = [load(b, at(b, here, j * DENSE_TOKENS * VECTOR), V16F) for j in range(LANES)]
+        store(b, _tree(b, sums), advance(b, op, t, out_stride))
+        return values
+
+    count_loop(b, number(LANES), [], each_sum)
+    count_loop(b, tokens, [], result)
+
+
+def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
+    """A row of n times 16 float32 as [16][n]: address of the row, of the result, n."""
+    source, target, n = args
+    whole, rest = b.lshr(n, number(4)), b.and_(n, number(15))
+
+    def block(i: Value, values: Values) -> Values:
+        here = advance(b, source, i, LANES * VECTOR)
+        columns = transpose(b, [load(b, at(b, here, VECTOR * k), V16I) for k in range(LANES)])
+        out = advance(b, target, i, VECTOR)
+        for j, column in enumerate(columns):
+            store(b, column, advance(b, out, b.mul(n, number(j)), 4))
+        return values
+
+    def one(i: Value, values: Values) -> Values:
+        i = b.add(i, b.shl(whole, number(4)))
+        here, out = advance(b, source, i, VECTOR), advance(b, target, i, 4)
+        for j in range(LANES):
+            value = load(b, at(b, here, 4 * j), I32)
+            store(b, value, advance(b, out, b.mul(n, number(j)), 4))
+        return values
+
+    for count, body in ((whole, block), (rest, one)):
+        with b.if_then(b.icmp_unsigned("!=", count, number(0))):
+            count_loop(b, count, [], body)
+
+
+dense_many = vector("dense_many", "p" * 7, _dense_many)
+arrange = vector("arrange_floats", "ppp", _arrange)
+
+
+@kernel()
+def arrange_task(arguments, i, scratch):
+    """A row of activations as `dense_many` wants it: x, bytes a row, columns, result."""
+    a = ints_at(arguments, 4)
+    size = a[2]
+    arrange(a[0] + i * a[1], a[3] + i * 4 * size, size // LANES)
+
+
+LOADERS: dict[str, tuple[Loader, int]] = {
+    "f32": (_load_f32, 4), "f16": (_load_f16, 2), "bf16": (_load_bf16, 2),
+}  # fmt: skip
+FEW_SIZES = (1, 2, 4, 8)
+for _format, (_loader, _itemsize) in LOADERS.items():
+    make_unpack(f"dense_unpack_{_format}", _loader, _itemsize)
+    for _size in FEW_SIZES:
+        make_few(f"dense_{_size}_{_format}", _loader, _itemsize, _size)

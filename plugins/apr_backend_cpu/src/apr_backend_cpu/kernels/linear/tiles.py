@@ -1,0 +1,352 @@
+"""16 weight rows times several rows of activations: lanes are weight rows.
+
+A few rows of activations, as when eight sequences are decoded at once, meet codes that are
+transposed while they are still packed, and never stored. For many, a tile is unpacked once and its
+codes are loaded for each 8 of them. Both sum the same integers over a superblock as `one_row`, and
+add superblocks in its order.
+
+An unpacked superblock is its head (see `formats`), then its codes: 8 vectors of 16 rows times 4
+values for each run of 32. An unpacked block, of formats without integer scales, is its codes and
+then its scale and minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from apr_backend_cpu.constants import (
+    AT_D,
+    AT_GROUP_D,
+    AT_SHIFT32,
+    AT_STEP32,
+    AT_STEP_PAIR,
+    RECORD,
+    ROWS,
+    TILE_GROUP,
+    TILE_SUPERBLOCK,
+    VECTOR,
+)
+from apr_backend_cpu.kernels.linear.formats import (
+    FORMATS,
+    HEAD,
+    HEAD_AND_TOPS,
+    SCALES,
+    Format,
+    Rows,
+    Values,
+    halves,
+    number,
+    opaque,
+)
+from apr_backend_cpu.kernels.linear.one_row import (
+    add_block,
+    finish_superblock,
+    low_sums,
+    shift_of,
+)
+from apr_backend_cpu.kernels.source import Builder, vector
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I8,
+    I16,
+    I32,
+    Chain,
+    Value,
+    advance,
+    at,
+    const,
+    count_loop,
+    fma,
+    lanes,
+    load,
+    prefetch,
+    splat,
+    store,
+    uses_pairs,
+    vector_of,
+)
+
+AT_SCALE, AT_MINIMUM = 8 * VECTOR, 9 * VECTOR  # of an unpacked block
+CHUNKS = 4
+RunStep = Callable[[Value, list[Values], Values], Values]  # (run, its codes, totals) -> totals
+
+
+def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
+    """Of `size` rows of activations or results; from the count-th on, it is the last again."""
+    last, found = b.sub(count, number(1)), []
+    for t in range(size):
+        capped = b.select(b.icmp_unsigned("<", number(t), last), number(t), last)
+        found.append(opaque(b, advance(b, start, capped, stride)))
+    return found
+
+
+def _word(b: Builder, p: Value, offset: int) -> Value:
+    """Four bytes at an address, in every lane."""
+    return splat(b, load(b, at(b, p, offset), I32), lanes(b))
+
+
+def _meet(b: Builder, chains: list[list[Chain]], codes: list[Values], xs: Values, offset: int
+          ) -> None:  # fmt: skip
+    """Add 4 values of each weight row times as many of each row of activations, and so on.
+
+    `codes` are of one or two registers of weight rows, `chains` for them a row of activations.
+    """
+    kind = vector_of(I8, b.level.vector)
+    for c, columns in enumerate(zip(*codes, strict=True)):
+        for mine, x in zip(chains, xs, strict=True):
+            values = b.bitcast(_word(b, x, offset + 4 * c), kind)
+            for chain, column in zip(mine, columns, strict=True):
+                chain.add(column, values)
+
+
+def _steps(b: Builder, xs: Values) -> Values:
+    """The step of a run of each row of activations, as `pair_of` would make it."""
+    if uses_pairs(b):
+        kind = vector_of(I16, 2 * lanes(b))
+        return [b.bitcast(_word(b, x, AT_STEP_PAIR), kind) for x in xs]
+    return [_word(b, x, AT_STEP32) for x in xs]
+
+
+def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
+                read: Callable[[Values, RunStep], Values]) -> Values:  # fmt: skip
+    """One superblock; `read` gives its runs of codes to a step.
+
+    `heads` are of one or two registers of weight rows; results are theirs a row of activations.
+    """
+    per_run, wide = 32 // format.group, len(heads)
+    factor_type = vector_of(I16, 2 * lanes(b)) if uses_pairs(b) else vector_of(I32, lanes(b))
+
+    def run(r: Value, codes: list[Values], totals: Values) -> Values:
+        here, steps = xs.advance(b, r, 32)(b), _steps(b, xs.advance(b, r, 4)(b))
+        scales, size = [advance(b, head, r, VECTOR * per_run) for head in heads], 8 // per_run
+        for g in range(per_run):
+            chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
+            _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
+            scale = [load(b, at(b, p, SCALES + VECTOR * g), factor_type) for p in scales]
+            totals = [
+                chains[n // wide][n % wide].scaled(total, b.mul(scale[n % wide], steps[n // wide]))
+                for n, total in enumerate(totals)
+            ]
+        return totals
+
+    totals = read([const(vector_of(I32, lanes(b)), 0)] * len(ys), run)
+    results = []
+    for n, (y, total) in enumerate(zip(ys, totals, strict=True)):
+        x, head = xs(b)[n // wide], heads[n % wide]
+        low = low_sums(b, format, head, x)
+        dx = splat(b, load(b, at(b, x, AT_D), F32), lanes(b))
+        results.append(finish_superblock(b, format, head, total, low, dx, y))
+    return results
+
+
+def _block(b: Builder, format: Format, codes: list[Values], ds: Values, xs: Rows, g: Value,
+           ys: Values, minima: Values | None = None) -> Values:  # fmt: skip
+    """One block. `xs` are the records that have the g-th run; registers as in `_superblock`.
+
+    A minimum is for the sum of activations times -128.
+    """
+    numbers, wide = xs.advance(b, g, 4)(b), len(codes)
+    shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in numbers]
+    chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
+    _meet(b, chains, codes, xs.advance(b, g, 32)(b), 0)
+    results = []
+    for n, y in enumerate(ys):
+        p, r = numbers[n // wide], n % wide
+        dx = splat(b, load(b, at(b, p, AT_GROUP_D), F32), lanes(b))
+        y = add_block(b, format, ds[r], chains[n // wide][r].total(), dx, y)
+        if minima:
+            shift = _word(b, p, AT_SHIFT32)
+            y = fma(b, b.sitofp(shift, y.type), b.fmul(minima[r], dx), y)
+        results.append(y)
+    return results
+
+
+def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
+    """The superblock of a run, and its number there."""
+    return b.lshr(i, number(3)), b.and_(i, number(7))
+
+
+def make_few(name: str, format: Format, size: int) -> None:
+    """A function: addresses of 16 rows, bytes a row; address of records, their stride; how many
+    rows of activations, 1 to `size`, in the time of `size`; address of results, 16 float32 a row
+    of activations, their stride; blocks.
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wp, row_bytes, xp, x_stride, tokens, op, out_stride, n = args
+        room = b.room(HEAD_AND_TOPS)
+        records = addresses(b, xp, x_stride, size, tokens)
+        outs = addresses(b, op, out_stride, size, tokens)
+
+        def part(k: Value, values: Values) -> Values:
+            start = advance(b, wp, b.mul(k, number(lanes(b))), row_bytes)
+            rows = [opaque(b, advance(b, start, number(r), row_bytes)) for r in range(lanes(b))]
+            following = advance(b, start, number(ROWS), row_bytes)
+
+            def superblock(i: Value, ys: Values) -> Values:
+                here = Rows(rows, b.mul(i, number(format.nbytes)))
+                xs = Rows(records, b.mul(i, number(RECORD)))
+                nbytes = lanes(b) * format.nbytes // CHUNKS
+                ahead = advance(b, following, i, lanes(b) * format.nbytes)
+                format.head(b, here(b), room)  # type: ignore[misc]
+
+                def read(totals: Values, step: RunStep) -> Values:
+                    def chunk(j: Value, totals: Values) -> Values:
+                        prefetch(b, advance(b, ahead, j, nbytes), nbytes)
+                        for r, codes in format.chunk(b, here, room, j):
+                            totals = step(r, [codes], totals)
+                        return totals
+
+                    return count_loop(b, number(CHUNKS), totals, chunk)
+
+                return _superblock(b, format, [room], xs, ys, read)
+
+            def block(i: Value, ys: Values) -> Values:
+                here = Rows(rows, b.mul(i, number(format.nbytes)))
+                i8, g = _of_run(b, i)
+                nbytes = lanes(b) * format.nbytes
+                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                ((_, codes),) = format.chunk(b, here, room, i)
+                xs = Rows(records, b.mul(i8, number(RECORD)))
+                return _block(b, format, [codes], [halves(b, here(b))], xs, g, ys)
+
+            zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
+            ys = count_loop(b, n, zeros, superblock if format.group else block)
+            for y, out in zip(ys, outs, strict=True):
+                store(b, y, advance(b, out, k, b.level.vector))
+            return values
+
+        count_loop(b, number(ROWS // lanes(b)), [], part)
+
+    vector(name, "pppppppp", emit)
+
+
+def make_unpack(name: str, format: Format) -> None:
+    """A function: address of 16 rows, bytes a row, address of the tile, blocks."""
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wp, row_bytes, tile, n = args
+        room = b.room(HEAD_AND_TOPS)
+
+        def part(k: Value, values: Values) -> Values:
+            start = advance(b, wp, b.mul(k, number(lanes(b))), row_bytes)
+            rows = [opaque(b, advance(b, start, number(r), row_bytes)) for r in range(lanes(b))]
+            following, out = (
+                advance(b, start, number(ROWS), row_bytes),
+                advance(b, tile, k, b.level.vector),
+            )
+
+            def put(codes: Values, target: Value) -> None:
+                for c, column in enumerate(codes):
+                    store(b, column, at(b, target, VECTOR * c))
+
+            def superblock(i: Value, values: Values) -> Values:
+                here = Rows(rows, b.mul(i, number(format.nbytes)))
+                target, nbytes = advance(b, out, i, TILE_SUPERBLOCK), lanes(b) * format.nbytes
+                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                format.head(b, here(b), room)  # type: ignore[misc]
+                kind = vector_of(I8, b.level.vector)
+                for offset in range(0, HEAD, VECTOR):
+                    store(b, load(b, at(b, room, offset), kind), at(b, target, offset))
+
+                def chunk(j: Value, values: Values) -> Values:
+                    for r, codes in format.chunk(b, here, room, j):
+                        put(codes, advance(b, at(b, target, HEAD), r, 8 * VECTOR))
+                    return values
+
+                return count_loop(b, number(CHUNKS), values, chunk)
+
+            def block(i: Value, values: Values) -> Values:
+                here = Rows(rows, b.mul(i, number(format.nbytes)))
+                target, nbytes = advance(b, out, i, TILE_GROUP), lanes(b) * format.nbytes
+                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                ((_, codes),) = format.chunk(b, here, room, i)
+                put(codes, target)
+                store(b, halves(b, here(b)), at(b, target, AT_SCALE))
+                return values
+
+            return count_loop(b, n, values, superblock if format.group else block)
+
+        count_loop(b, number(ROWS // lanes(b)), [], part)
+
+    vector(name, "pppp", emit)
+
+
+def _unpacked_codes(b: Builder, at_: Value) -> Values:
+    kind = vector_of(I8, b.level.vector)
+    return [load(b, at(b, at_, VECTOR * c), kind) for c in range(8)]
+
+
+def make_many(name: str, format: Format, size: int) -> None:
+    """A function: address of a tile; of records, their stride; how many rows of activations, 1 to
+    `size`; address of results, 16 float32 a row of activations, their stride; blocks.
+    """
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        tile, xp, x_stride, tokens, op, out_stride, n = args
+        wide = 1 if lanes(b) == ROWS else min(2, size)  # registers of weights
+        some = size // wide  # rows of activations that meet them
+        bytes_ = b.level.vector
+
+        def block_of(t: Value, values: Values) -> Values:
+            first = b.mul(t, number(some))
+            left = b.sub(tokens, first)
+            records = addresses(b, advance(b, xp, first, x_stride), x_stride, some, left)
+            outs = addresses(b, advance(b, op, first, out_stride), out_stride, some, left)
+
+            def part(k: Value, values: Values) -> Values:
+                mine = advance(b, tile, k, wide * bytes_)
+
+                def superblock(i: Value, ys: Values) -> Values:
+                    here = advance(b, mine, i, TILE_SUPERBLOCK)
+                    heads = [at(b, here, bytes_ * r) for r in range(wide)]
+
+                    def read(totals: Values, step: RunStep) -> Values:
+                        def run(r: Value, totals: Values) -> Values:
+                            starts = [advance(b, at(b, p, HEAD), r, 8 * VECTOR) for p in heads]
+                            return step(r, [_unpacked_codes(b, p) for p in starts], totals)
+
+                        return count_loop(b, number(8), totals, run)
+
+                    xs = Rows(records, b.mul(i, number(RECORD)))
+                    return _superblock(b, format, heads, xs, ys, read)
+
+                def block(i: Value, ys: Values) -> Values:
+                    here = advance(b, mine, i, TILE_GROUP)
+                    i8, g = _of_run(b, i)
+                    starts = [at(b, here, bytes_ * r) for r in range(wide)]
+                    kind = vector_of(F32, lanes(b))
+                    ds, lows = ([load(b, at(b, p, offset), kind) for p in starts]
+                                for offset in (AT_SCALE, AT_MINIMUM))  # fmt: skip
+                    xs = Rows(records, b.mul(i8, number(RECORD)))
+                    codes = [_unpacked_codes(b, p) for p in starts]
+                    return _block(b, format, codes, ds, xs, g, ys, lows if format.minimum else None)
+
+                zeros = [const(vector_of(F32, lanes(b)), 0.0)] * (some * wide)
+                ys = count_loop(b, n, zeros, superblock if format.group else block)
+                for c, y in enumerate(ys):
+                    out = advance(b, outs[c // wide], k, wide * bytes_)
+                    store(b, y, at(b, out, bytes_ * (c % wide)))
+                return values
+
+            return count_loop(b, number(ROWS // (wide * lanes(b))), values, part)
+
+        blocks = b.udiv(b.add(tokens, number(some - 1)), number(some))
+        count_loop(b, blocks, [], block_of)
+
+    vector(name, "ppppppp", emit)
+
+
+FEW_SIZES, MANY_SIZES = (2, 4, 6, 8), (1, 4, 8)
+LAYOUTS = (  # declared layouts once they are unpacked: levels are 128 too large
+    replace(FORMATS["q8_0"], name="layout"),
+    replace(FORMATS["q8_0"], name="layout_with_minima", minimum=True),
+)
+for _format in FORMATS.values():
+    make_unpack(f"unpack_{_format.name}", _format)
+    for _size in FEW_SIZES:
+        make_few(f"few_{_size}_{_format.name}", _format, _size)
+for _format in (*FORMATS.values(), *LAYOUTS):
+    for _size in MANY_SIZES:
+        make_many(f"many_{_size}_{_format.name}", _format, _size)
