@@ -7,6 +7,7 @@ from __future__ import annotations
 
 LANES = 16  # of a vector of 32-bit numbers in kernels
 VECTOR = 4 * LANES
+CACHE_LINE = 64
 
 # Activations for packed weights: a record of 512 bytes for each 256 values (kernels/linear/
 # activations.py says what they mean).
@@ -42,7 +43,8 @@ PART_COLUMNS = 10
     12
 )
 METHOD_COLUMNS = 12
-PACKED, DECLARED, DENSE = range(3)  # kinds
+# kinds; ARRANGED are declared layouts that meet activations in another order
+PACKED, DECLARED, ARRANGED, DENSE = range(4)
 
 # Attention
 PART = 256  # positions; caches have room for whole parts

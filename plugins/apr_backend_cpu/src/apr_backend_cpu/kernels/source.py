@@ -31,6 +31,8 @@ TASK = "iii"  # of a task: address of its arguments, its number, address of scra
 class Builder(ir.IRBuilder):
     """An IRBuilder that knows the level it writes for."""
 
+    levels: Any = None  # of a declared layout, what its codes mean
+
     def __init__(self, block: ir.Block, level: Level) -> None:
         super().__init__(block)
         self.level = level

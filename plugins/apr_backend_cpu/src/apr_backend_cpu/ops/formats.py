@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import (
+    ARRANGED,
     DECLARED,
     DENSE,
     GROUP,
@@ -25,22 +26,29 @@ PACKED_BLOCKS = {
     "q8_0": (GROUP, 34),
 }  # fmt: skip
 FLOATS = ("f32", "f16", "bf16")
-LAYOUT, LAYOUT_WITH_MINIMA = "layout", "layout_with_minima"
+NO_DIGITS = str.maketrans("", "", "48")  # an unpacked tile does not tell how wide codes were
 
 
 @cache
-def methods(name: str) -> NDArray[np.uint64]:
-    """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions."""
-    none, many = ("",) * 6, tuple(f"many_{size}_{name}" for size in (8, 4, 1))
+def methods(name: str, arranged: bool = False) -> NDArray[np.uint64]:
+    """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions.
+
+    Those of declared layouts are named after their codes: `levels4`, `levels8_minima`, ...;
+    `arranged` says that activations are wanted in another order.
+    """
+    few = tuple(f"few_{size}_{name}" for size in (2, 4, 6, 8))
+    names: tuple[str, ...]
     if name in FLOATS:
-        kind, block, tile, unpack = DENSE, LANES, 0, f"dense_unpack_{name}"
+        kind, block, tile = DENSE, LANES, 0
         one, two, four, eight = (f"dense_{size}_{name}" for size in (1, 2, 4, 8))
-        names = (one, two, four, "", eight, unpack, "", "", "")
-    elif name in (LAYOUT, LAYOUT_WITH_MINIMA):
-        kind, block, tile, names = DECLARED, GROUP, TILE_GROUP, (*none, *many)
-    else:
+        names = (one, two, four, "", eight, f"dense_unpack_{name}", "", "", "")
+    elif name in PACKED_BLOCKS:
         kind, block = PACKED, PACKED_BLOCKS[name][0]
         tile = TILE_GROUP if block == GROUP else TILE_SUPERBLOCK
-        few = (f"few_{size}_{name}" for size in (2, 4, 6, 8))
+        many = tuple(f"many_{size}_{name}" for size in (8, 4, 1))
+        names = (f"one_row_{name}", *few, f"unpack_{name}", *many)
+    else:
+        kind, block, tile = ARRANGED if arranged else DECLARED, GROUP, TILE_GROUP
+        many = tuple(f"many_{size}_{name.translate(NO_DIGITS)}" for size in (8, 4, 1))
         names = (f"one_row_{name}", *few, f"unpack_{name}", *many)
     return np.array([kind, block, tile, *(address(n) if n else 0 for n in names)], np.uint64)

@@ -14,12 +14,8 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK, VECTOR
 from apr_backend_cpu.layout_constants import (
-    BYTES,
     COLUMNS_OF_NUMBERS,
     HALF,
-    HALVES,
-    PAIRS,
-    SCATTERED,
     SIGNED,
     SINGLE,
     UNSIGNED,
@@ -28,11 +24,9 @@ from apr_backend_cpu.run.arrays import address
 from apr_core.declarations import Layout, Numbers
 from apr_core.layouts import RUN, levels, products
 
-KINDS = {"pairs": PAIRS, "halves": HALVES, "bytes": BYTES}
 STORED = {UNSIGNED: np.uint8, SIGNED: np.int8, HALF: np.float16, SINGLE: np.float32}
 NARROW = {"u8": UNSIGNED, "i8": SIGNED, "f16": HALF}
 LARGEST = 127
-SIDE_BY_SIDE = 128  # values
 MINIMUM_UNIT = -1 / 128  # the kernels have sums of activations times -128
 
 
@@ -53,12 +47,11 @@ class LayoutTables:
         if added or layout.minimum:
             tables.append(_minima(layout, raw, block, np.float32(unit * added)))
         self._tables = tables
-        self.has_minima = len(tables) > 1
-        scattered = block % SIDE_BY_SIDE != 0
-        kind = KINDS["bytes" if layout.bits == 8 else layout.order] + SCATTERED * scattered
+        self.arranged = layout.bits == 4 and layout.order == "pairs"
+        self.codes = f"levels{layout.bits}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
-            [kind, address(self._offsets), address(self._levels), layout.group // RUN, per_block,
+            [address(self._offsets), address(self._levels), layout.group // RUN, per_block,
              blocks, *(n for table in tables for n in table.columns), *none],
             np.uint64,
         )  # fmt: skip

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from apr_backend_cpu.constants import (
     FEW,
     PART_ROWS,
-    RECORD,
     ROW_BYTES,
     ROW_ROOM,
     ROWS,
@@ -21,8 +20,6 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.ops.elementwise import add, padded, swiglu
 from apr_backend_cpu.ops.formats import (
     FLOATS,
-    LAYOUT,
-    LAYOUT_WITH_MINIMA,
     PACKED_BLOCKS,
     methods,
 )
@@ -55,6 +52,7 @@ class Group:
                 tile += -(-rows // ROWS)
             before += w.rows
         self.table = np.array(parts, np.uint64)
+        self.arranged = any(layout.arranged for layout in self._layouts.values())
         self.packed = any(w.format not in FLOATS for w in weights)
         self.dense = any(w.format in FLOATS for w in weights)
         self.padded = any(w.format in FLOATS and w.cols % WIDTH for w in weights)
@@ -62,10 +60,10 @@ class Group:
 
     def _methods(self, w: Any) -> int:
         """Where the compiled code finds the functions of a weight's format."""
-        name = w.format
-        if not _is_known(w):
-            name = LAYOUT_WITH_MINIMA if self._layout(w).has_minima else LAYOUT
-        return address(methods(name))
+        if _is_known(w):
+            return address(methods(w.format))
+        layout = self._layout(w)
+        return address(methods(layout.codes, layout.arranged))
 
     def _parameters(self, w: Any) -> int:
         """Where the compiled code finds a declared layout; 0 for a format it knows."""
@@ -120,11 +118,12 @@ class Group:
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
+        arranged = self._arranged_records(p, records, n) if self.arranged else records
         dense = self._arranged(p, x) if self.dense and tokens >= FEW else x
         p.keep(self, bounds)
         p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
-              address(bounds), 0 if records is None else address(records), n, address(dense),
-              tokens, cols, address(out), scratch=self._scratch(tokens, cols, n))  # fmt: skip
+              address(bounds), *(0 if r is None else address(r) for r in (records, arranged)), n,
+              address(dense), tokens, cols, address(out), scratch=self._scratch(tokens, cols, n))  # fmt: skip
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
         """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
@@ -133,8 +132,14 @@ class Group:
             room = max(room, 4 * ROWS * cols)
         if self._layouts:
             room += max(layout.room for layout in self._layouts.values())
-            room += tokens * (n | 1) * RECORD if tokens < FEW else 0
         return room + 4 * ROWS * tokens
+
+    def _arranged_records(self, p: Program, records: Any, n: int) -> NDArray[np.uint8]:
+        """Records as codes of declared layouts want them whose bytes hold neighbours."""
+        arranged = new(records.shape, np.uint8)
+        p.keep(arranged)
+        p.add("arrange_records_task", len(records), address(records), n, address(arranged))
+        return arranged
 
     def _arranged(self, p: Program, x: Floats) -> Floats:
         """x as many rows of floating-point weights want it."""

@@ -22,6 +22,7 @@ from llvmlite import ir
 from apr_backend_cpu.constants import VECTOR
 from apr_backend_cpu.kernels.source import Builder
 from apr_backend_cpu.kernels.vector.ir import (
+    F32,
     I8,
     I16,
     I32,
@@ -31,17 +32,26 @@ from apr_backend_cpu.kernels.vector.ir import (
     at,
     const,
     from_half,
+    in_registers,
+    intrinsic_call,
+    join,
     lanes,
     load,
     pair_of,
+    shuffle,
     splat,
     store,
     vector_of,
 )
 from apr_backend_cpu.kernels.vector.lanes import columns4
+from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
 
 V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
 Values = list[Value]
+# shuffles of bytes within 16, by the bytes of a register
+SHUFFLES = {
+    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512",
+}  # fmt: skip
 # The room that reading superblocks across rows needs: a vector for each group's scale, for pairs of
 # minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.
 SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
@@ -84,7 +94,8 @@ class Format:
     `bits` of a code; `group` values share an integer scale. `row(b, p, r)` are the codes of run r
     of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the one) of a
     block in several rows. `head(b, rows, room)` writes what HEAD lists. In formats without a group
-    `zero` is the code of 0, and `minimum` says that blocks have one.
+    `zero` is the code of 0, and `minimum` says that blocks have one. Of `declared` layouts, blocks
+    are where a table says, and so are their numbers.
     """
 
     name: str
@@ -96,6 +107,7 @@ class Format:
     head: Callable[[Builder, Values, Value], None] | None = None
     zero: int = 0
     minimum: bool = False
+    declared: bool = False
 
     @property
     def has_minima(self) -> bool:
@@ -106,6 +118,40 @@ class Format:
 def number(value: int) -> Value:
     """A constant for counts and addresses."""
     return ir.Constant(I64, value)
+
+
+class Blocks:
+    """Where the blocks of 32 values of a weight are, and the numbers of each.
+
+    `args` are, for a declared layout, addresses of its parameters and of a tile's scales and
+    minima, float32 [blocks][16 rows].
+    """
+
+    def __init__(self, b: Builder, format: Format, args: tuple[Value, ...]) -> None:
+        self._b, self._format = b, format
+        if format.declared:
+            given, *self._numbers = args
+            self._offsets = load(b, at(b, given, 8 * OFFSETS), I64)
+            levels = load(b, load(b, at(b, given, 8 * LEVELS), I64), vector_of(I8, 16))
+            b.levels = shuffle(b, levels, list(range(16)) * 4)
+
+    def offset(self, g: Value) -> Value:
+        """Bytes from a row's start to its g-th block."""
+        b = self._b
+        if self._format.declared:
+            return load(b, advance(b, self._offsets, g, 8), I64)
+        return b.mul(g, number(self._format.nbytes))
+
+    def numbers(self, g: Value, rows: Values, first: Value) -> tuple[Value, Value | None]:
+        """Scales, and minima or None, of the g-th block of rows at these addresses; `first` is the
+        first row's number in its tile."""
+        b, found = self._b, []
+        if not self._format.declared:
+            return halves(b, rows), None
+        for table in self._numbers[: 1 + self._format.minimum]:
+            here = advance(b, advance(b, table, g, VECTOR), first, 4)
+            found.append(load(b, here, vector_of(F32, len(rows))))
+        return found[0], found[1] if self._format.minimum else None
 
 
 def nibble(b: Builder, packed: Value, high: int) -> Value:
@@ -300,6 +346,47 @@ def halves(b: Builder, addresses: Values) -> Value:
     return from_half(b, bits)
 
 
+# Codes of declared layouts: `b.levels` are theirs, 64 bytes
+
+
+def look_up(b: Builder, codes: Value) -> Value:
+    """The levels of codes below 16."""
+    if b.level.dot == "sdot":
+        name = "llvm.aarch64.neon.tbl1.v16i8"
+    elif b.level.dot:
+        name = SHUFFLES[b.level.vector if codes.type.count >= b.level.vector else codes.type.count]
+    else:
+        result = const(codes.type, 0)
+        for code in range(16):
+            level = b.extract_element(b.levels, ir.Constant(I32, code))
+            is_it = b.icmp_unsigned("==", codes, const(codes.type, code))
+            result = b.select(is_it, splat(b, level, codes.type.count), result)
+        return result
+    wide = shuffle(b, b.levels, list(range(codes.type.count)))
+    return in_registers(b, lambda w, c: intrinsic_call(b, name, w.type, w, c), wide, codes)
+
+
+def _levels4(b: Builder, p: Value, r: int) -> Value:
+    """16 bytes: low nibbles, then high ones."""
+    packed = load(b, p, vector_of(I8, 16))
+    return look_up(b, join(b, nibble(b, packed, 0), nibble(b, packed, 1)))
+
+
+def _levels8(b: Builder, p: Value, r: int) -> Value:
+    return b.add(load(b, p, V32B), shuffle(b, b.levels, list(range(32))))
+
+
+def _chunk_levels4(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns = [_bytes(b, c) for c in packed_columns(b, rows(b), 0)]
+    return [(number(0), [look_up(b, nibble(b, c, h)) for h in (0, 1) for c in columns])]
+
+
+def _chunk_levels8(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+    columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 0)]
+    wide = shuffle(b, b.levels, list(range(b.level.vector)))
+    return [(number(0), [b.add(c, wide) for c in columns])]
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -307,5 +394,12 @@ FORMATS = {
         Format("q5_k", 176, 5, _q5_k, _chunk_q5_k, 32, _head_q5_k),
         Format("q6_k", 210, 6, _q6_k, _chunk_q6_k, 16, _head_q6_k),
         Format("q8_0", 34, 8, _q8_0, _chunk_q8_0, zero=128),
+        *(
+            Format(f"{name}_minima" if low else name, nbytes, 8, row, chunk, zero=128, minimum=low,
+                   declared=True)
+            for name, nbytes, row, chunk in (("levels4", 16, _levels4, _chunk_levels4),
+                                             ("levels8", 32, _levels8, _chunk_levels8))
+            for low in (False, True)
+        ),
     )
-}
+}  # fmt: skip

@@ -28,10 +28,10 @@ from apr_backend_cpu.kernels.linear.formats import (
     FORMATS,
     HEAD_AND_TOPS,
     PAIRS,
+    Blocks,
     D,
     Format,
     Values,
-    halves,
     number,
     six_bit,
 )
@@ -128,13 +128,12 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
     return total
 
 
-def _block_sums(b: Builder, format: Format, p: Value, x: Value) -> Value:
-    """The dots of the 8 blocks of 256 values: int32 x 8."""
+def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
+    """The dots of 8 blocks at these addresses with 256 values: int32 x 8."""
     dots = []
     for runs in runs_of(b, format):
-        blocks = [at(b, p, format.nbytes * r) for r in runs]
         chain = Chain(b, format.bits)
-        chain.add(joined(b, [format.row(b, block, 0) for block in blocks]),
+        chain.add(joined(b, [format.row(b, blocks[r], 0) for r in runs]),
                   joined(b, [load(b, at(b, x, 32 * r), V32B) for r in runs]))  # fmt: skip
         dots.append(chain.total())
     return group_sums(b, dots)
@@ -174,9 +173,19 @@ def shift_of(b: Builder, format: Format, x: Value) -> Value:
     return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
 
 
-def add_block(b: Builder, format: Format, d: Value, total: Value, dx: Value, y: Value) -> Value:
-    """One block: y + d * dx * I."""
-    return fma(b, b.sitofp(total, y.type), b.fmul(d, dx), y)
+def add_block(b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
+              ) -> Value:  # fmt: skip
+    """One block: y + d * dx * I, and then its minimum's part. x is the address of dx.
+
+    Minima are for the sum of activations times -128.
+    """
+    (d, minimum), count = numbers, y.type.count
+    dx = splat(b, load(b, at(b, x, AT_GROUP_D), F32), count)
+    y = fma(b, b.sitofp(total, y.type), b.fmul(d, dx), y)
+    if minimum is None:
+        return y
+    shift = splat(b, load(b, at(b, x, AT_SHIFT32), I32), count)
+    return fma(b, b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
 
 
 def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value,
@@ -197,8 +206,8 @@ def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, roo
     return count_loop(b, n, [const(kind, 0.0)], superblock)[0]
 
 
-def _finish_blocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value, n: Value
-                   ) -> Value:  # fmt: skip
+def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, first_row: int,
+                   xp: Value, room: Value, n: Value) -> Value:  # fmt: skip
     """float32 [rows] from the blocks' dots, int32 [superblocks][16 rows][8]."""
     count, kind = len(rows), vector_of(F32, lanes(b))
     sums = vector_of(I32, count)
@@ -216,12 +225,12 @@ def _finish_blocks(b: Builder, format: Format, rows: Values, xp: Value, room: Va
         some = b.select(b.icmp_unsigned("<", some, number(8)), some, number(8))
 
         def block(g: Value, ys: Values) -> Values:
-            here = [advance(b, p, b.add(first, g), format.nbytes) for p in rows]
-            numbers = advance(b, x, g, 4)
+            which = b.add(first, g)
+            offset, here = blocks.offset(which), advance(b, x, g, 4)
+            numbers = blocks.numbers(which, [b.add(p, offset) for p in rows], number(first_row))
             total = load(b, advance(b, turned, g, 4 * count), sums)
-            total = b.add(total, splat(b, shift_of(b, format, at(b, numbers, AT_SHIFT32)), count))
-            dx = splat(b, load(b, at(b, numbers, AT_GROUP_D), F32), count)
-            return [add_block(b, format, halves(b, here), total, dx, ys[0])]
+            total = b.add(total, splat(b, shift_of(b, format, at(b, here, AT_SHIFT32)), count))
+            return [add_block(b, numbers, total, here, ys[0])]
 
         return count_loop(b, some, ys, block)
 
@@ -229,20 +238,21 @@ def _finish_blocks(b: Builder, format: Format, rows: Values, xp: Value, room: Va
     return count_loop(b, superblocks, [const(kind, 0.0)], superblock)[0]
 
 
-def _leave_blocks(b: Builder, format: Format, first: Value, xp: Value, out: Value, n: Value
-                  ) -> None:  # fmt: skip
+def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value,
+                  n: Value) -> None:  # fmt: skip
     """The dots of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
     whole = b.lshr(n, number(3))
 
     def superblock(i: Value, values: Values) -> Values:
-        p = advance(b, first, i, 8 * format.nbytes)
-        prefetch(b, at(b, p, AHEAD), 8 * format.nbytes)
-        sums = _block_sums(b, format, p, advance(b, xp, i, RECORD))
+        eight = b.shl(i, number(3))
+        here = [b.add(first, blocks.offset(b.add(eight, number(r)))) for r in range(RUNS)]
+        prefetch(b, at(b, here[0], AHEAD), 8 * format.nbytes + 64 * format.declared)
+        sums = _block_sums(b, format, here, advance(b, xp, i, RECORD))
         store(b, sums, advance(b, out, i, 32 * ROWS))
         return values
 
     def block(g: Value, values: Values) -> Values:
-        p = advance(b, first, b.add(b.shl(whole, number(3)), g), format.nbytes)
+        p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
         chain = Chain(b, format.bits)
         x = advance(b, advance(b, xp, whole, RECORD), g, 32)
         chain.add(format.row(b, p, 0), load(b, x, V32B))
@@ -261,10 +271,12 @@ def make_one_row(name: str, format: Format) -> None:
     """A function: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
 
     n is the number of the format's blocks, room an address of ROW_ROOM bytes for each 256 values.
+    Of declared layouts there are three more: see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wp, row_bytes, xp, op, n, room = args
+        wp, row_bytes, xp, op, n, room, *more = args
+        blocks = Blocks(b, format, tuple(more))
         size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves of a superblock
 
         def superblock_row(r: Value, values: Values) -> Values:
@@ -280,7 +292,8 @@ def make_one_row(name: str, format: Format) -> None:
             return count_loop(b, n, values, superblock)
 
         def block_row(r: Value, values: Values) -> Values:
-            _leave_blocks(b, format, advance(b, wp, r, row_bytes), xp, advance(b, room, r, 32), n)
+            start, out = advance(b, wp, r, row_bytes), advance(b, room, r, 32)
+            _leave_blocks(b, format, blocks, start, xp, out, n)
             return values
 
         count_loop(b, number(ROWS), [], superblock_row if format.group else block_row)
@@ -290,10 +303,10 @@ def make_one_row(name: str, format: Format) -> None:
             if format.group:
                 result = _finish_superblocks(b, format, rows, xp, left, size, n)
             else:
-                result = _finish_blocks(b, format, rows, xp, left, n)
+                result = _finish_blocks(b, format, blocks, rows, first, xp, left, n)
             store(b, result, at(b, op, 4 * first))
 
-    vector(name, "pppppp", emit)
+    vector(name, "p" * (9 if format.declared else 6), emit)
 
 
 for _format in FORMATS.values():

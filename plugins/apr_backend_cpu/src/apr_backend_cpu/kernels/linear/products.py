@@ -12,9 +12,11 @@ import numpy as np
 from apr_backend_cpu.constants import (
     ADDRESS,
     ALL_ROWS,
+    ARRANGED,
     BEFORE,
     BIAS,
     BLOCK,
+    CACHE_LINE,
     DECLARED,
     DENSE,
     DENSE_TOKENS,
@@ -47,9 +49,8 @@ from apr_backend_cpu.constants import (
     VECTOR,
 )
 from apr_backend_cpu.kernels.linear.dense import dense_many
-from apr_backend_cpu.kernels.linear.layout_few_rows import multiply_layout
-from apr_backend_cpu.kernels.linear.layout_one_row import arrange_activations
-from apr_backend_cpu.kernels.linear.layout_unpack import expand_numbers, unpack_layout
+from apr_backend_cpu.kernels.linear.layouts import expand_numbers
+from apr_backend_cpu.kernels.linear.tiles import fetch
 from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, words_at
 
@@ -57,76 +58,77 @@ U = np.uint64
 
 
 @helper
-def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, blocks, room):
-    """A tile of a packed format times fewer than FEW rows of activations."""
-    t = U(0)
+def _is_declared(methods):
+    return methods[KIND] == U(DECLARED) or methods[KIND] == U(ARRANGED)
+
+
+@helper
+def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, blocks, room, given, scales, minima):
+    """A tile of a packed format times fewer than FEW rows of activations.
+
+    `given`, `scales` and `minima` are for declared layouts.
+    """
+    t, declared = U(0), _is_declared(methods)
     while t < tokens:
         left, x, out = min(U(8), tokens - t), xp + t * xs, op + t * os_
-        if left == U(1):
+        column = FEW_8 if left > U(6) else FEW_6 if left > U(4) else FEW_4
+        function = methods[column if left > U(2) else FEW_2]
+        if left == U(1) and declared:
+            call(methods[ONE], (w, row_bytes, x, out, blocks, room, given, scales, minima))
+        elif left == U(1):
             call(methods[ONE], (w, row_bytes, x, out, blocks, room))
+        elif declared:
+            call(function, (w, row_bytes, x, xs, left, out, os_, blocks, given, scales, minima))
         else:
-            column = FEW_8 if left > U(6) else FEW_6 if left > U(4) else FEW_4
-            column = column if left > U(2) else FEW_2
-            call(methods[column], (w, row_bytes, x, xs, left, out, os_, blocks))
+            call(function, (w, row_bytes, x, xs, left, out, os_, blocks))
         t += left
 
 
 @helper
-def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, n, blocks, room):
+def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room):
     """`count` tiles in a row, unpacked side by side, so that activations are fetched once."""
     row_bytes, size = part[ROW_BYTES], blocks * methods[TILE_BYTES]
-    numbers = room + U(SIDE_BY_SIDE) * size
+    numbers, given = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
     for i in range(count):
-        number, tile = index + U(i), room + U(i) * size
-        w = part[ADDRESS] + number * U(ROWS) * row_bytes
-        if methods[KIND] == U(DECLARED):
-            number += part[FIRST_ROW] // U(ROWS)
-            unpack_layout(w, row_bytes, tile, n, part[PARAMETERS], number, numbers)
+        tile = room + U(i) * size
+        w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
+        if _is_declared(methods):
+            minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
+            call(methods[UNPACK], (w, row_bytes, tile, blocks, given, numbers, minima))
         else:
             call(methods[UNPACK], (w, row_bytes, tile, blocks))
-    t = U(0)
+    t, ahead = U(0), part[ADDRESS] + (index + U(count)) * U(ROWS) * row_bytes
+    calls = (tokens + U(TOKENS - 1)) // U(TOKENS) * U(count)
+    lines = U(count * ROWS) * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
         column = MANY_8 if some > U(4) else MANY_4 if some > U(1) else MANY_1
         for i in range(count):
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
+            fetch(ahead, lines)  # of the tiles that come next
+            ahead += lines * U(CACHE_LINE)
             call(methods[column], (tile, xp + t * xs, xs, some, out, os_, blocks))
         t += some
 
 
 @helper
-def _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room):
-    """`count` tiles of a declared layout times a few rows."""
-    row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
-    arranged = room + n * U(ROW_ROOM)
-    numbers = arranged + tokens * xs
-    for t in range(tokens):
-        arrange_activations(given, xp + U(t) * xs, n, arranged + U(t) * xs)
-    for i in range(count):
-        number = index + U(i)
-        w = part[ADDRESS] + number * U(ROWS) * row_bytes
-        minima = expand_numbers(given, number + part[FIRST_ROW] // U(ROWS), numbers)
-        multiply_layout(w, row_bytes, given, arranged, xs, tokens, numbers, minima,
-                        op + U(i) * U(4 * ROWS), os_, n, room)  # fmt: skip
-
-
-@helper
-def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, n, blocks, room):
-    """`count` tiles times all rows: records of n superblocks, weights of so many blocks a row."""
+def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room):
+    """`count` tiles times all rows: weights of so many blocks a row."""
     if tokens >= U(FEW):
         done = U(0)
         while done < count:
             some = min(U(SIDE_BY_SIDE), count - done)
             _unpacked(part, methods, index + done, some, xp, xs, tokens,
-                      op + done * U(4 * ROWS), os_, n, blocks, room)  # fmt: skip
+                      op + done * U(4 * ROWS), os_, blocks, room)  # fmt: skip
             done += some
-    elif methods[KIND] == U(DECLARED):
-        _layout_tiles(part, index, count, xp, xs, tokens, op, os_, n, room)
-    else:
-        row_bytes = part[ROW_BYTES]
-        for i in range(count):
-            w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
-            _few(methods, w, row_bytes, xp, xs, tokens, op + U(i) * U(4 * ROWS), os_, blocks, room)
+        return
+    row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
+    numbers, minima = room + (blocks + U(7)) // U(8) * U(ROW_ROOM), U(0)
+    for i in range(count):
+        w, out = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
+        if _is_declared(methods):
+            minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
+        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, blocks, room, given, numbers, minima)
 
 
 @helper
@@ -145,10 +147,14 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
             t += left
         return
     call(methods[UNPACK], (w, row_bytes, rows, room, n))
-    whole = rows == U(ROWS)
+    whole, ahead = rows == U(ROWS), w + rows * row_bytes
+    calls = (tokens + U(DENSE_TOKENS - 1)) // U(DENSE_TOKENS)
+    lines = rows * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     results = room + U(VECTOR * ROWS) * n
     while t < tokens:
         some = min(U(DENSE_TOKENS), tokens - t)
+        fetch(ahead, lines)
+        ahead += lines * U(CACHE_LINE)
         if whole:
             dense_many(room, xp + t * xs, xs, some, op + t * os_, os_, n)
         else:
@@ -180,7 +186,7 @@ def _add_bias(bias, op, os_, rows, tokens):
 
 
 @helper
-def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
+def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     """Tiles of a part, times all rows; returns how many. `room` is for unpacked tiles."""
     row_bytes, methods = part[ROW_BYTES], words_at(part[METHODS], METHOD_COLUMNS)
     first = part[FIRST_ROW] + index * U(ROWS)
@@ -189,6 +195,7 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
     rows, done = min(left, U(ROWS)), U(1)
     xs, block = (n | U(1)) * U(RECORD), methods[BLOCK]
     blocks = (cols + block - U(1)) // block
+    x = arranged if methods[KIND] == U(ARRANGED) else xp
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
         _dense(methods, w, row_bytes, rows, dense, U(4) * cols, tokens, op, os_, cols // U(LANES),
@@ -196,9 +203,9 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
     elif left >= U(ROWS):
         done = min(count, left // U(ROWS))
         rows = done * U(ROWS)
-        _packed_tiles(part, methods, index, done, xp, xs, tokens, op, os_, n, blocks, room)
+        _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, blocks, room)
     else:
-        _packed_tiles(part, methods, index, U(1), xp, xs, tokens, room, U(VECTOR), n, blocks,
+        _packed_tiles(part, methods, index, U(1), x, xs, tokens, room, U(VECTOR), blocks,
                       room + U(VECTOR) * tokens)  # fmt: skip
         _copy(room, op, os_, np.int64(tokens), np.int64(left))
     if part[BIAS] != U(0):
@@ -208,10 +215,10 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
 
 @kernel()
 def product_task(arguments, number, scratch):
-    """Some tiles: table of parts, their number, bounds of tasks, records, superblocks, x (for
-    floating-point weights), T, K, out."""
-    a = ints_at(arguments, 9)
-    parts, n = a[1], U(a[4])
+    """Some tiles: table of parts, their number, bounds of tasks, records, records
+    arranged for declared layouts, superblocks, x for floating-point weights, T, K, out."""
+    a = ints_at(arguments, 10)
+    parts, n = a[1], U(a[5])
     i, last = ints_at(a[2] + 8 * number, 2)
     m = 0
     while i < last:
@@ -219,5 +226,5 @@ def product_task(arguments, number, scratch):
         while m + 1 < parts and i >= ints_at(a[0] + size * (m + 1), PART_COLUMNS)[FIRST_TILE]:
             m += 1
         part = words_at(a[0] + size * m, PART_COLUMNS)
-        i += _run(part, U(i) - part[FIRST_TILE], U(last - i), U(a[3]), n, U(a[5]), U(a[6]),
-                  U(a[7]), U(a[8]), U(scratch))  # fmt: skip
+        i += _run(part, U(i) - part[FIRST_TILE], U(last - i), U(a[3]), U(a[4]), n, U(a[6]),
+                  U(a[7]), U(a[8]), U(a[9]), U(scratch))  # fmt: skip

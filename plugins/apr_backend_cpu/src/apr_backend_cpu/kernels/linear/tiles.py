@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from apr_backend_cpu.constants import (
     AT_D,
-    AT_GROUP_D,
     AT_SHIFT32,
     AT_STEP32,
     AT_STEP_PAIR,
+    CACHE_LINE,
     RECORD,
     ROWS,
     TILE_GROUP,
@@ -32,10 +32,10 @@ from apr_backend_cpu.kernels.linear.formats import (
     HEAD,
     HEAD_AND_TOPS,
     SCALES,
+    Blocks,
     Format,
     Rows,
     Values,
-    halves,
     number,
     opaque,
 )
@@ -57,7 +57,6 @@ from apr_backend_cpu.kernels.vector.ir import (
     at,
     const,
     count_loop,
-    fma,
     lanes,
     load,
     prefetch,
@@ -140,26 +139,18 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
     return results
 
 
-def _block(b: Builder, format: Format, codes: list[Values], ds: Values, xs: Rows, g: Value,
-           ys: Values, minima: Values | None = None) -> Values:  # fmt: skip
-    """One block. `xs` are the records that have the g-th run; registers as in `_superblock`.
-
-    A minimum is for the sum of activations times -128.
-    """
-    numbers, wide = xs.advance(b, g, 4)(b), len(codes)
-    shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in numbers]
+def _block(b: Builder, format: Format, codes: list[Values],
+           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value, ys: Values
+           ) -> Values:  # fmt: skip
+    """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
+    here, wide = xs.advance(b, g, 4)(b), len(codes)
+    shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in here]
     chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     _meet(b, chains, codes, xs.advance(b, g, 32)(b), 0)
-    results = []
-    for n, y in enumerate(ys):
-        p, r = numbers[n // wide], n % wide
-        dx = splat(b, load(b, at(b, p, AT_GROUP_D), F32), lanes(b))
-        y = add_block(b, format, ds[r], chains[n // wide][r].total(), dx, y)
-        if minima:
-            shift = _word(b, p, AT_SHIFT32)
-            y = fma(b, b.sitofp(shift, y.type), b.fmul(minima[r], dx), y)
-        results.append(y)
-    return results
+    return [
+        add_block(b, numbers[n % wide], chains[n // wide][n % wide].total(), here[n // wide], y)
+        for n, y in enumerate(ys)
+    ]
 
 
 def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
@@ -167,14 +158,20 @@ def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
     return b.lshr(i, number(3)), b.and_(i, number(7))
 
 
+def _share(b: Builder, row_bytes: Value, n: Value) -> Value:
+    """Bytes of `lanes` rows for each block."""
+    return b.udiv(b.mul(row_bytes, number(lanes(b))), n)
+
+
 def make_few(name: str, format: Format, size: int) -> None:
     """A function: addresses of 16 rows, bytes a row; address of records, their stride; how many
     rows of activations, 1 to `size`, in the time of `size`; address of results, 16 float32 a row
-    of activations, their stride; blocks.
+    of activations, their stride; blocks; of declared layouts three more, see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wp, row_bytes, xp, x_stride, tokens, op, out_stride, n = args
+        wp, row_bytes, xp, x_stride, tokens, op, out_stride, n, *more = args
+        blocks, share = Blocks(b, format, tuple(more)), _share(b, row_bytes, n)
         room = b.room(HEAD_AND_TOPS)
         records = addresses(b, xp, x_stride, size, tokens)
         outs = addresses(b, op, out_stride, size, tokens)
@@ -203,13 +200,13 @@ def make_few(name: str, format: Format, size: int) -> None:
                 return _superblock(b, format, [room], xs, ys, read)
 
             def block(i: Value, ys: Values) -> Values:
-                here = Rows(rows, b.mul(i, number(format.nbytes)))
+                here = Rows(rows, blocks.offset(i))
                 i8, g = _of_run(b, i)
-                nbytes = lanes(b) * format.nbytes
-                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                prefetch(b, b.add(following, b.mul(i, share)), lanes(b) * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
-                return _block(b, format, [codes], [halves(b, here(b))], xs, g, ys)
+                numbers = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
+                return _block(b, format, [codes], [numbers], xs, g, ys)
 
             zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
             ys = count_loop(b, n, zeros, superblock if format.group else block)
@@ -219,14 +216,17 @@ def make_few(name: str, format: Format, size: int) -> None:
 
         count_loop(b, number(ROWS // lanes(b)), [], part)
 
-    vector(name, "pppppppp", emit)
+    vector(name, "p" * (11 if format.declared else 8), emit)
 
 
 def make_unpack(name: str, format: Format) -> None:
-    """A function: address of 16 rows, bytes a row, address of the tile, blocks."""
+    """A function: address of 16 rows, bytes a row, address of the tile, blocks; of declared
+    layouts three more, see `Blocks`.
+    """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wp, row_bytes, tile, n = args
+        wp, row_bytes, tile, n, *more = args
+        blocks, share = Blocks(b, format, tuple(more)), _share(b, row_bytes, n)
         room = b.room(HEAD_AND_TOPS)
 
         def part(k: Value, values: Values) -> Values:
@@ -258,19 +258,21 @@ def make_unpack(name: str, format: Format) -> None:
                 return count_loop(b, number(CHUNKS), values, chunk)
 
             def block(i: Value, values: Values) -> Values:
-                here = Rows(rows, b.mul(i, number(format.nbytes)))
-                target, nbytes = advance(b, out, i, TILE_GROUP), lanes(b) * format.nbytes
-                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                here, target = Rows(rows, blocks.offset(i)), advance(b, out, i, TILE_GROUP)
+                prefetch(b, b.add(following, b.mul(i, share)), lanes(b) * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 put(codes, target)
-                store(b, halves(b, here(b)), at(b, target, AT_SCALE))
+                d, low = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
+                store(b, d, at(b, target, AT_SCALE))
+                if low is not None:
+                    store(b, low, at(b, target, AT_MINIMUM))
                 return values
 
             return count_loop(b, n, values, superblock if format.group else block)
 
         count_loop(b, number(ROWS // lanes(b)), [], part)
 
-    vector(name, "pppp", emit)
+    vector(name, "p" * (7 if format.declared else 4), emit)
 
 
 def _unpacked_codes(b: Builder, at_: Value) -> Values:
@@ -317,11 +319,12 @@ def make_many(name: str, format: Format, size: int) -> None:
                     i8, g = _of_run(b, i)
                     starts = [at(b, here, bytes_ * r) for r in range(wide)]
                     kind = vector_of(F32, lanes(b))
-                    ds, lows = ([load(b, at(b, p, offset), kind) for p in starts]
-                                for offset in (AT_SCALE, AT_MINIMUM))  # fmt: skip
+                    low = lambda p: load(b, at(b, p, AT_MINIMUM), kind)  # noqa: E731
+                    numbers = [(load(b, at(b, p, AT_SCALE), kind), low(p) if format.minimum else None)
+                               for p in starts]  # fmt: skip
                     xs = Rows(records, b.mul(i8, number(RECORD)))
                     codes = [_unpacked_codes(b, p) for p in starts]
-                    return _block(b, format, codes, ds, xs, g, ys, lows if format.minimum else None)
+                    return _block(b, format, codes, numbers, xs, g, ys)
 
                 zeros = [const(vector_of(F32, lanes(b)), 0.0)] * (some * wide)
                 ys = count_loop(b, n, zeros, superblock if format.group else block)
@@ -338,15 +341,24 @@ def make_many(name: str, format: Format, size: int) -> None:
     vector(name, "ppppppp", emit)
 
 
+def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
+    """Ask for so many cache lines, at least one, from an address on."""
+
+    def line(i: Value, values: Values) -> Values:
+        prefetch(b, advance(b, args[0], i, CACHE_LINE), 1)
+        return values
+
+    count_loop(b, args[1], [], line)
+
+
+fetch = vector("fetch", "pp", _fetch, inline=True)
 FEW_SIZES, MANY_SIZES = (2, 4, 6, 8), (1, 4, 8)
-LAYOUTS = (  # declared layouts once they are unpacked: levels are 128 too large
-    replace(FORMATS["q8_0"], name="layout"),
-    replace(FORMATS["q8_0"], name="layout_with_minima", minimum=True),
-)
+UNPACKED = [replace(FORMATS["q8_0"], name=name, minimum=low)
+            for name, low in (("levels", False), ("levels_minima", True))]  # fmt: skip
 for _format in FORMATS.values():
     make_unpack(f"unpack_{_format.name}", _format)
     for _size in FEW_SIZES:
         make_few(f"few_{_size}_{_format.name}", _format, _size)
-for _format in (*FORMATS.values(), *LAYOUTS):
+for _format in (*(f for f in FORMATS.values() if not f.declared), *UNPACKED):
     for _size in MANY_SIZES:
         make_many(f"many_{_size}_{_format.name}", _format, _size)

@@ -11,12 +11,11 @@ from typing import Any
 
 from llvmlite import ir
 
+from apr_backend_cpu.constants import CACHE_LINE, LANES
 from apr_backend_cpu.kernels.source import Builder
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
-LANES = 16
-CACHE_LINE = 64  # bytes
 V16F, V16I, V64B = (
     ir.VectorType(F32, LANES),
     ir.VectorType(I32, LANES),

@@ -1,0 +1,187 @@
+"""Declared layouts: `scale * level + minimum` over groups (apr_core.layouts).
+
+Levels are unsigned bytes, 128 too large: exact for integers, rounded for a codebook (by at most
+1 / 254 of its largest level). Products are then those of q8_0, with a float32 scale for each 32
+values. Here is what they want besides: the numbers of a tile as a scale for each 32 values of a
+row, and activations in the order in which codes lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from apr_backend_cpu.constants import AT_SHIFT32, LANES, RECORD, VECTOR
+from apr_backend_cpu.kernels.linear.activations import row_of_records
+from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
+from apr_backend_cpu.kernels.vector.ir import (
+    I8,
+    I16,
+    I64,
+    V16F,
+    V64B,
+    Value,
+    advance,
+    at,
+    count_loop,
+    from_half,
+    load,
+    prefetch,
+    shuffle,
+    store,
+)
+from apr_backend_cpu.kernels.vector.memory import U, ints_at, words_at
+from apr_backend_cpu.layout_constants import (
+    AT_FACTORS,
+    AT_NUMBERS,
+    BLOCK_STEP,
+    BLOCKS,
+    COLUMNS_OF_NUMBERS,
+    FACTORS_STEP,
+    GROUPS,
+    HALF,
+    NUMBER_KIND,
+    NUMBERS,
+    PARAMETERS,
+    RUNS,
+    SIGNED,
+    SINGLE,
+    TILE_STEP,
+    UNSIGNED,
+)
+
+V16B = ir.VectorType(I8, 16)
+STORED = {UNSIGNED: V16B, SIGNED: V16B, HALF: ir.VectorType(I16, LANES), SINGLE: V16F}
+WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # bytes of 16
+
+
+def _number(b: Builder, kind: int, address: Value) -> Value:
+    """16 numbers as float32."""
+    value = load(b, address, STORED[kind])
+    if kind == UNSIGNED:
+        return b.uitofp(value, V16F)
+    if kind == SIGNED:
+        return b.sitofp(value, V16F)
+    return from_half(b, value) if kind == HALF else value
+
+
+def _expand_block(
+    b: Builder, kind: int, runs: int | Value, groups: Value, factor: Value, source: Value,
+    ahead: Value, out: Value,
+) -> None:  # fmt: skip
+    """The numbers of a block, each as often as a group has runs. Runs that are known: no loop."""
+    width = WIDTH[kind]
+    count = ir.Constant(I64, runs) if isinstance(runs, int) else runs
+    a_group = b.mul(count, ir.Constant(I64, VECTOR))
+
+    def group(g: Value, values: list[Value]) -> list[Value]:
+        address = advance(b, source, g, width)
+        prefetch(b, b.add(address, ahead), 1)
+        scale, here = b.fmul(_number(b, kind, address), factor), advance(b, out, g, a_group)
+
+        def run(r: Value, values: list[Value]) -> list[Value]:
+            store(b, scale, advance(b, here, r, VECTOR))
+            return values
+
+        if isinstance(runs, int):
+            for r in range(runs):
+                store(b, scale, at(b, here, VECTOR * r))
+            return values
+        return count_loop(b, count, values, run)
+
+    count_loop(b, groups, [], group)
+
+
+def _expand(b: Builder, args: tuple[Value, ...]) -> None:
+    """The numbers of a tile, times their block's: float32 [runs of 32][16 rows] at `out`.
+
+    Columns of NUMBERS (an address), which tile, blocks a row, groups a block, runs a group.
+    """
+    columns, tile, blocks, groups, runs, out = args
+    get = lambda i: load(b, at(b, columns, 8 * i), I64)  # noqa: E731
+    numbers = advance(b, get(AT_NUMBERS), tile, get(TILE_STEP))
+    factors = advance(b, get(AT_FACTORS), tile, get(FACTORS_STEP))
+    ahead, ahead_factors, step = get(TILE_STEP), get(FACTORS_STEP), get(BLOCK_STEP)
+    a_block = b.mul(groups, b.mul(runs, ir.Constant(I64, VECTOR)))
+
+    def expand(kind: int, known: int) -> None:
+        a_source = b.mul(groups, ir.Constant(I64, WIDTH[kind]))
+
+        def block(i: Value, values: list[Value]) -> list[Value]:
+            address = advance(b, factors, i, step)
+            prefetch(b, b.add(address, ahead_factors), 1)
+            source, target = advance(b, numbers, i, a_source), advance(b, out, i, a_block)
+            _expand_block(b, kind, known or runs, groups, load(b, address, V16F), source,
+                          ahead, target)  # fmt: skip
+            return values
+
+        count_loop(b, blocks, [], block)
+
+    for kind in STORED:
+        with b.if_then(b.icmp_unsigned("==", get(NUMBER_KIND), ir.Constant(I64, kind))):
+            _by_count(b, runs, (1, 2, 4), lambda known, kind=kind: expand(kind, known))
+
+
+expand = vector("expand_numbers", "pppppp", _expand)
+
+
+def _by_count(
+    b: Builder, count: Value, known: tuple[int, ...], body: Callable[[int], None]
+) -> None:
+    """body(count) where the count is one of those known, else body(0)."""
+    if not known:
+        body(0)
+        return
+    is_first = b.icmp_unsigned("==", count, ir.Constant(I64, known[0]))
+    with b.if_else(is_first) as (first, other):
+        with first:
+            body(known[0])
+        with other:
+            _by_count(b, count, known[1:], body)
+
+
+@helper
+def expand_numbers(given, tile, room):
+    """Scales, and minima where there are any, of a tile of a weight: float32 [runs][16] each.
+
+    `given` is the address of the weight's parameters. Returns where the minima are, or 0.
+    """
+    params = words_at(given, PARAMETERS)
+    blocks, groups, runs = params[BLOCKS], params[GROUPS], params[RUNS]
+    columns = given + U(8 * NUMBERS)
+    expand(columns, tile, blocks, groups, runs, room)
+    columns += U(8 * COLUMNS_OF_NUMBERS)
+    if words_at(columns, 1)[AT_NUMBERS] == U(0):
+        return U(0)
+    minima = room + blocks * groups * runs * U(VECTOR)
+    expand(columns, tile, blocks, groups, runs, minima)
+    return minima
+
+
+def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
+    """n records whose runs of 32 values have even ones first, then odd ones: as nibbles lie that
+    hold neighbours. Only what formats with a scale for 32 values read is copied besides.
+    """
+    records, n, out = args
+    lanes = [32 * run + 2 * i + odd for run in (0, 1) for odd in (0, 1) for i in range(16)]
+
+    def body(i: Value, values: list[Value]) -> list[Value]:
+        x, target = advance(b, records, i, RECORD), advance(b, out, i, RECORD)
+        store(b, load(b, at(b, x, AT_SHIFT32), V64B), at(b, target, AT_SHIFT32))
+        for k in range(0, 256, 64):
+            store(b, shuffle(b, load(b, at(b, x, k), V64B), lanes), at(b, target, k))
+        return values
+
+    count_loop(b, n, [], body)
+
+
+arrange = vector("arrange_records", "ppp", _arrange)
+
+
+@kernel()
+def arrange_records_task(arguments, i, scratch):
+    """A row of records: records, superblocks, out."""
+    a = ints_at(arguments, 3)
+    skip = i * row_of_records(a[1])
+    arrange(U(a[0] + skip), U(a[1]), U(a[2] + skip))
