@@ -4,13 +4,19 @@ BIN := .venv/bin
 PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_export_gguf plugins/apr_demo
 # needs torch, so it comes with what the tests need; there its kernels are interpreted
 CUDA := plugins/apr_backend_cuda
-EDITABLE := $(foreach p,$(PACKAGES),-e $(p))
+CPU := plugins/apr_backend_cpu
+PLATFORMS := linux-x86_64 linux-aarch64 macos-arm64  # that have wheels with machine code
+REQUIREMENTS := requirements/runtime.txt requirements/build.txt
 RUNTIME := .venv/.runtime
 TESTING := .venv/.testing
+WHEELING := .venv/.wheeling
+# modules are compiled when they are first imported: most never are
+INSTALL := $(BIN)/python -m pip install -q --no-compile
+KERNELS := PYTHONPATH=$(CPU)/src $(BIN)/python -m apr_backend_cpu.build
 WORKERS ?= 2  # processes that run tests; a file's tests stay together
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all lint types bench docs clean help
+.PHONY: setup demo test kernels wheels test-all lint types bench docs clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,22 +27,37 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 
-$(RUNTIME): requirements/runtime.txt pyproject.toml $(wildcard plugins/*/pyproject.toml) | $(BIN)/python
-	$(BIN)/python -m pip install -q -r requirements/runtime.txt
-	$(BIN)/python -m pip install -q $(EDITABLE)
+# one core makes machine code while the other installs the rest
+$(RUNTIME): $(REQUIREMENTS) pyproject.toml $(wildcard plugins/*/pyproject.toml) | $(BIN)/python
+	$(INSTALL) -r requirements/build.txt -c requirements/runtime.txt
+	$(KERNELS) & $(INSTALL) -r requirements/runtime.txt && wait $$!
+	$(INSTALL) --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	touch $@
 
 $(TESTING): requirements/test.txt $(CUDA)/pyproject.toml $(RUNTIME)
-	$(BIN)/python -m pip install -q -r requirements/test.txt
-	$(BIN)/python -m pip install -q -e $(CUDA)
+	$(INSTALL) -r requirements/test.txt
+	$(INSTALL) --no-build-isolation -e $(CUDA)
 	touch $@
 
-demo: $(RUNTIME)  ## the main job, end to end, on the bundled model
+$(WHEELING): requirements/wheels.txt $(RUNTIME)
+	$(INSTALL) -r requirements/wheels.txt
+	touch $@
+
+kernels: $(RUNTIME)  ## machine code of the CPU kernels, for this processor, if their sources changed
+	$(KERNELS)
+
+demo: kernels    ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
-test: $(TESTING)  ## the tests; Triton's kernels are interpreted, in a process of their own
+test: $(TESTING) kernels  ## the tests; Triton's kernels are interpreted, in a process of their own
 	$(BIN)/python -m pytest $(PARALLEL)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
+
+wheels: $(WHEELING)  ## wheels of all packages into dist/, the CPU backend's for three platforms
+	for package in $(filter-out $(CPU),$(PACKAGES)) $(CUDA); do \
+	  $(BIN)/python -m build --no-isolation --wheel --outdir dist $$package || exit; done
+	for platform in $(PLATFORMS); do APR_CPU_PLATFORM=$$platform \
+	  $(BIN)/python -m build --no-isolation --wheel --outdir dist $(CPU) || exit; done
 
 lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .

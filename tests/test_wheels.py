@@ -10,7 +10,17 @@ import pytest
 from downstream.fresh import ROOT, FreshVenv
 from tests import tiny_checkpoints
 
-pytestmark = pytest.mark.needs_plugins
+pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
+
+RUN = """
+import sys
+from apr_core.cli import run
+code = run(sys.argv[1:])
+from apr_backend_cpu.native import library
+compilers = sorted({"numba", "llvmlite"} & set(sys.modules))
+print(library().origin, library().level.name, compilers, file=sys.stderr)
+sys.exit(code)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +71,31 @@ def test_the_demo_wheel_carries_its_model(fresh, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(fresh.apr("plugins", "list", "--json").stdout)
     assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_a_first_run_compiles_nothing(fresh, tmp_path):
+    """No compiler, no home, no cache: the wheel's library is opened, and Numba is not imported."""
+    from apr_backend_cpu.build.link import LinkError, linker
+    from apr_backend_cpu.levels import GENERIC, possible
+
+    try:
+        linker()
+    except LinkError as error:
+        pytest.skip(f"the wheel has no machine code: {error}")
+    for name in ("apr-core", "apr-qwen3-5", "apr-quant-q4k", "apr-demo", "apr-backend-cpu"):
+        fresh.install(name)
+    file = tmp_path / "sums.apr"
+    done = fresh.apr("import", "demo://sums", "--quantize", "q8_0", "-o", file)
+    assert done.returncode == 0, done.stderr
+
+    levels = [level.name for level in possible() if level is not GENERIC]  # the best one first
+    for number, level in enumerate(["", *levels]):
+        empty = tmp_path / str(number)
+        bare = {"PATH": str(fresh.venv / "bin"), "HOME": str(empty), "APR_CACHE": str(empty / "c"),
+                "NUMBA_CACHE_DIR": str(empty / "n"), "APR_CPU_LEVEL": level}  # fmt: skip
+        ran = fresh.run("python", "-c", RUN, "run", file, "What is 17+25?", env=bare)
+        assert ran.returncode == 0 and ran.stdout.strip() == "42", ran.stderr
+        origin, opened, compilers = ran.stderr.splitlines()[-1].split(maxsplit=2)
+        assert opened == (level or levels[0])
+        assert origin.startswith(f"{opened}-") and origin.endswith(".so")
+        assert compilers == "[]"

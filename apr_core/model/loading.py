@@ -182,8 +182,6 @@ class WeightLoader:
         format, layout = self._read_as(entry)
         if entry.format in LEGACY:
             raw = decode_tensor(entry, raw, self._quantizer).view(np.uint8)
-        if format not in NATIVE and "embed" in uses:
-            self._quantizer(format)  # the first step decodes: it should not wait for an import
         decode = partial(self._decode, format)
         matrix = HostMatrix(entry.name, format, (rows, cols), raw.reshape(rows, -1), decode, layout)
         weight = self.binder.weight(matrix, uses)

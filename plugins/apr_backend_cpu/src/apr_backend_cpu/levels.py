@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_core.errors import BackendError
-
 X86, ARM = "x86_64", "aarch64"
-VARIABLE = "APR_CPU_LEVEL"  # forces a lesser level
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +31,10 @@ class Level:
         return self.dot not in ("vnni", "sdot")
 
 
-V2 = frozenset("cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3".split())
-V3 = V2 | frozenset("avx avx2 bmi1 bmi2 f16c fma movbe".split())
-V4 = V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+V8_2 = frozenset({"asimd", "asimddp", "asimdhp", "asimdrdm", "atomics", "fphp"})
 LEVELS = {
     level.name: level
     for level in (  # of one architecture the best comes first
@@ -47,8 +43,8 @@ LEVELS = {
         Level("x86-64-v4", X86, "x86-64-v4", "-prefer-256-bit", "maddubs", 64, V4),
         Level("x86-64-v3", X86, "x86-64-v3", "", "maddubs", 32, V3),
         Level("x86-64-v2", X86, "x86-64-v2", "", "maddubs", 16, V2),
-        Level("aarch64-dotprod", ARM, "neoverse-n1", "+dotprod", "sdot", 16,
-              frozenset({"asimddp"})),
+        # without loads of weaker order, which not all processors of ARM v8.2 have
+        Level("aarch64-dotprod", ARM, "neoverse-n1", "-rcpc", "sdot", 16, V8_2),
     )
 }  # fmt: skip
 GENERIC = Level("generic", "", "", "", "", 16, frozenset())  # any processor, LLVM's own choices
@@ -62,10 +58,12 @@ def architecture() -> str:
 
 def processor_flags() -> frozenset[str]:
     """The processor's features; empty where the system does not tell."""
+    if platform.system() == "Darwin":
+        return V8_2 if architecture() == ARM else frozenset()  # every Mac with an ARM has these
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return _mac_flags()
+        return frozenset()
     for line in lines:
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
@@ -73,27 +71,7 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _mac_flags() -> frozenset[str]:
-    if platform.system() != "Darwin":
-        return frozenset()
-    value, size = ctypes.c_int32(0), ctypes.c_size_t(4)
-    name = b"hw.optional.arm.FEAT_DotProd"
-    ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
-    return frozenset({"asimddp"}) if value.value else frozenset()
-
-
 def possible() -> list[Level]:
     """The levels that this processor runs, the best one first; GENERIC runs anywhere."""
     arch, flags = architecture(), processor_flags()
     return [v for v in LEVELS.values() if v.arch == arch and v.needs <= flags] + [GENERIC]
-
-
-def chosen() -> Level:
-    """The best possible level, or the one that $APR_CPU_LEVEL names. Raises BackendError."""
-    levels = possible()
-    forced = os.environ.get(VARIABLE, "")
-    for level in levels:
-        if level.name == (forced or levels[0].name):
-            return level
-    names = ", ".join(level.name for level in levels)
-    raise BackendError(f"{VARIABLE}={forced} is not possible here", f"This processor runs {names}.")

@@ -8,41 +8,36 @@ sources are compiled now, by Numba, and the machine code is kept in the cache fo
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from apr_backend_cpu.levels import Level, chosen
+from apr_backend_cpu.levels import GENERIC, Level, possible
+from apr_backend_cpu.shipped import library_path, source_hash
 from apr_core.cache_folder import cache_dir, usable_folder
+from apr_core.errors import BackendError
 from apr_core.notices import working
 
-HERE = Path(__file__).parent
-LIBRARIES = HERE / "libraries"
 CACHE = "cpu"  # folder in the cache, for code that was compiled in place of a library
+VARIABLE = "APR_CPU_LEVEL"  # forces a lesser level
 Function = Callable[..., Any]
 
 
-@cache
-def source_hash() -> str:
-    """Of all that machine code is made from: a library that was made from other sources is old."""
-    digest = hashlib.sha256()
-    sources = [HERE / "constants.py", HERE / "levels.py", *HERE.glob("build/*.py"),
-               *HERE.glob("kernels/**/*.py")]  # fmt: skip
-    for path in sorted(sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def library_path(level: Level, folder: Path = LIBRARIES) -> Path:
-    """Where a level's library lies."""
-    return folder / f"{level.name}-{source_hash()}.so"
+def chosen() -> Level:
+    """The best possible level, or the one that $APR_CPU_LEVEL names. Raises BackendError."""
+    levels = possible()
+    forced = os.environ.get(VARIABLE, "")
+    for level in levels:
+        if level.name == (forced or levels[0].name):
+            return level
+    names = ", ".join(level.name for level in levels)
+    raise BackendError(f"{VARIABLE}={forced} is not possible here", f"This processor runs {names}.")
 
 
 class Library:
-    """Addresses of functions. `origin` says where the machine code is from."""
+    """Addresses of functions. `origin` is the file they are from, or what became of it."""
 
     def __init__(self, level: Level, find: Callable[[str], int], origin: str, owner: Any) -> None:
         self.level, self.origin = level, origin
@@ -76,7 +71,11 @@ def _opened(level: Level, path: Path) -> Library:
 
 def _compiled(level: Level) -> Library:
     """Compiled by Numba and LLVM in this process, or read from the cache folder."""
+    from apr_backend_cpu.build.loading import loaded, processor
+
     name = f"{level.name}-{source_hash()}"
+    if level is GENERIC:  # LLVM's own choices: not for another processor that shares the folder
+        name += f"-{processor()}"
     folder = usable_folder(cache_dir() / CACHE, name, "compiled code", "APR_CACHE")
     kept = folder / "kernels.o" if folder else None
     if kept and kept.exists():
@@ -91,8 +90,6 @@ def _compiled(level: Level) -> Library:
             part = kept.with_suffix(f".{os.getpid()}.part")
             part.write_bytes(code)
             part.replace(kept)
-    from apr_backend_cpu.build.loading import loaded
-
     engine = loaded(code)
     return Library(level, engine.get_function_address, "compiled here", engine)
 

@@ -72,6 +72,13 @@ def _refit(x, count, d, dmin, levels, sc, mn):  # noqa: ANN001, ANN202
 
 
 @serial
+def _take(trial_sc, trial_mn, sc, mn):  # noqa: ANN001, ANN202
+    """Copy scales and minimums. Numba compiles loops much faster than assignments to slices."""
+    for g in range(GROUPS):
+        sc[g], mn[g] = trial_sc[g], trial_mn[g]
+
+
+@serial
 def _refine(x, count, levels, d_bits, m_bits, sc, mn):  # noqa: ANN001, ANN202
     """(error, bits of d, bits of dmin) after step 3; sc and mn change with them."""
     d, dmin = half_value(d_bits), half_value(m_bits)
@@ -87,7 +94,7 @@ def _refine(x, count, levels, d_bits, m_bits, sc, mn):  # noqa: ANN001, ANN202
         if trial >= error:
             break
         error, d_bits, m_bits = trial, trial_d, trial_m
-        sc[:], mn[:] = trial_sc, trial_mn
+        _take(trial_sc, trial_mn, sc, mn)
     return error, d_bits, m_bits
 
 
@@ -109,7 +116,7 @@ def search(x, count, levels, sc, mn):  # noqa: ANN001, ANN201
         error, d_bits, m_bits = _refine(x, count, levels, d_bits, m_bits, trial_sc, trial_mn)
         if error < best:
             best, best_d, best_m = error, d_bits, m_bits
-            sc[:], mn[:] = trial_sc, trial_mn
+            _take(trial_sc, trial_mn, sc, mn)
     return best_d, best_m
 
 

@@ -1,6 +1,11 @@
-"""Build the kernels' libraries: `python -m apr_backend_cpu.build [LEVEL ...] [--system SYSTEM]`.
+"""Build the kernels' libraries.
 
-Without a level, the best one of this processor is built beside the sources, unless it is there.
+    python -m apr_backend_cpu.build [LEVEL ...] [--platform PLATFORM] [--out FOLDER]
+
+The named levels, or all levels of a platform (`here` for this one), or this processor's best one.
+They lie beside the sources, where they are found, those of another platform in a folder of its own.
+What is there already is not built again. Without a linker the levels of this system are left out:
+their kernels are then compiled at first use.
 """
 
 from __future__ import annotations
@@ -8,53 +13,94 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
+from apr_backend_cpu.build.link import LinkError, link, linker
+from apr_backend_cpu.build.platforms import PLATFORMS, Platform, here
 from apr_backend_cpu.levels import LEVELS, Level, possible
-from apr_backend_cpu.native import LIBRARIES, library_path
-from apr_core.errors import AprError
+from apr_backend_cpu.shipped import LIBRARIES, library_path
+
+PROCESSES = 2  # one takes up to 1 GB
+LATER = "the kernels are compiled at first use, which takes half a minute, once"
 
 
-def build(level: Level, system: str, folder: Path) -> str:
+def build(level: Level, platform: Platform | None, folder: Path) -> str:
     """Build one library; returns a line that says what came of it."""
     from apr_backend_cpu.build.emit import object_code
-    from apr_backend_cpu.build.link import link
 
     out, started = library_path(level, folder), time.perf_counter()
-    link(object_code(level, system), out, level.arch, system)
+    link(object_code(level, platform.triple if platform else ""), out, platform)
     return f"{out.name}: {out.stat().st_size / 1024:.0f} KiB, {time.perf_counter() - started:.0f} s"
 
 
-def levels_of(names: list[str], system: str) -> list[Level]:
-    """The levels of these names, or all that `system` may have, or this processor's best."""
-    if names:
-        return [LEVELS[name] for name in names]
-    if not system:
-        return [level for level in possible() if level.name in LEVELS][:1]
-    return [v for v in LEVELS.values() if system != "macos" or v.arch == "aarch64"]
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else builds into a folder: what they build is then there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows, for which nothing is built
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_missing(levels: list[Level], platform: Platform | None, folder: Path) -> Iterator[str]:
+    """Build what is not there, and remove what was made from older sources; a line for each."""
+    with alone(folder):
+        missing = [level for level in levels if not library_path(level, folder).exists()]
+        if missing:
+            linker(platform)  # before minutes of work
+        if len(missing) > 1:
+            with ProcessPoolExecutor(min(PROCESSES, len(missing))) as pool:
+                yield from pool.map(build, missing, repeat(platform), repeat(folder))
+        else:
+            yield from (build(level, platform, folder) for level in missing)
+        remove_old(levels, folder)
+
+
+def remove_old(levels: Iterable[Level], folder: Path) -> None:
+    """Remove libraries of these levels that were made from other sources."""
+    for level in levels:
+        for path in folder.glob(f"{level.name}-{'[0-9a-f]' * 16}.so"):
+            if path != library_path(level, folder):
+                path.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse arguments and build; the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("levels", nargs="*", choices=[[], *LEVELS])
-    parser.add_argument("--system", choices=["linux", "macos"], default="", help="cross-build")
-    parser.add_argument("--out", type=Path, default=LIBRARIES)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("levels", nargs="*", metavar="LEVEL", help=", ".join(LEVELS))
+    parser.add_argument("--platform", choices=["here", *PLATFORMS])
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    wanted = levels_of(options.levels, options.system)
-    missing = [v for v in wanted if not library_path(v, options.out).exists()]
-    stale = {path for v in wanted for path in options.out.glob(f"{v.name}-*.so")}
+    if unknown := set(options.levels) - set(LEVELS):
+        parser.error(f"no level is called {', '.join(sorted(unknown))}: {', '.join(LEVELS)}")
+    platform = PLATFORMS.get(options.platform)
+    levels = [LEVELS[name] for name in options.levels]
+    if not levels and options.platform:
+        levels = (platform or here()).levels() if platform or here() else []
+    elif not levels:
+        levels = [level for level in possible() if level.name in LEVELS][:1]
+    folder = options.out or (LIBRARIES / platform.name if platform else LIBRARIES)
+    if not levels:
+        print(f"note: there are no levels for this processor and system; {LATER}")
     try:
-        with ProcessPoolExecutor(min(2, len(missing)) or 1) as pool:
-            jobs = [pool.submit(build, v, options.system, options.out) for v in missing]
-            for job in jobs:
-                print(job.result())
-    except AprError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for path in stale - {library_path(v, options.out) for v in wanted}:
-        path.unlink(missing_ok=True)
+        for line in build_missing(levels, platform, folder):
+            print(line, flush=True)
+    except LinkError as error:
+        if platform or options.levels:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        print(f"note: {error}; without it {LATER}")
     return 0
 
 

@@ -18,7 +18,6 @@ from apr_backend_cpu.kernels.source import (
 )
 from apr_backend_cpu.levels import GENERIC, Level
 
-TRIPLES = {"linux": "{}-unknown-linux-gnu", "macos": "arm64-apple-macosx11.0.0"}
 # Arrays in kernels own nothing, so that there is nothing to count.
 REFERENCE_COUNTS = """
 define weak_odr void @NRT_incref(ptr %0) alwaysinline { ret void }
@@ -108,11 +107,11 @@ def _parsed(text: str, triple: str, machine: Any) -> Any:
     return module
 
 
-def object_code(level: Level, system: str = "") -> bytes:
-    """An object file with all kernels, for `linux` or `macos`, or for the system that runs."""
+def object_code(level: Level, triple: str = "") -> bytes:
+    """An object file with all kernels, for a system as LLVM names it, or for the one that runs."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
-    triple = TRIPLES[system].format(level.arch) if system else binding.get_process_triple()
+    triple = triple or binding.get_process_triple()
     target = binding.Target.from_triple(triple)
     cpu, features = level.cpu, level.features
     if level is GENERIC:

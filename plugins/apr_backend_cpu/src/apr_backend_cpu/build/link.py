@@ -1,4 +1,4 @@
-"""Object files to shared libraries: by the C compiler of this system, or by zig's for another."""
+"""Object files to shared libraries: by the C compiler of this system, or by zig for another."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ import sys
 import tempfile
 from pathlib import Path
 
-from apr_core.errors import BackendError
-
-ZIG_TARGETS = {"linux": "{}-linux-gnu.2.17", "macos": "{}-macos.11.0"}
+from apr_backend_cpu.build.platforms import Platform
 
 
-def linker(arch: str, system: str) -> list[str] | None:
-    """The command that links for a system, "" being this one; None: there is none here."""
-    if not system:
-        compiler = shutil.which(os.environ.get("CC", "cc"))
-        return [compiler] if compiler else None
+class LinkError(Exception):
+    """There is no linker, or it failed."""
+
+
+def linker(platform: Platform | None = None) -> list[str]:
+    """The command that links for a platform, None being this system. Raises LinkError."""
+    compiler = None if platform else shutil.which(os.environ.get("CC", "cc"))
+    if compiler:
+        return [compiler]
     if importlib.util.find_spec("ziglang") is None:
-        return None
-    return [sys.executable, "-m", "ziglang", "cc", "-target", ZIG_TARGETS[system].format(arch)]
+        needed = "the package ziglang" if platform else "a C compiler, or the package ziglang,"
+        raise LinkError(f"{needed} is needed to link for {platform.name if platform else 'here'}")
+    target = ["-target", platform.zig] if platform else []
+    return [sys.executable, "-m", "ziglang", "cc", *target]
 
 
-def link(code: bytes, out: Path, arch: str, system: str = "") -> None:
-    """Write the shared library of an object file. Raises BackendError."""
-    command = linker(arch, system)
-    if command is None:
-        raise BackendError(
-            f"nothing here links for {system or 'this system'}",
-            "Install a C compiler, or the package ziglang.",
-        )
+def link(code: bytes, out: Path, platform: Platform | None = None) -> None:
+    """Write the shared library of an object file. Raises LinkError."""
+    command = linker(platform)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernels.o"
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        source, made = Path(folder) / "kernels.o", Path(folder) / out.name
         source.write_bytes(code)
-        part = out.with_suffix(f".{os.getpid()}.part")
-        made = subprocess.run(
-            [*command, "-shared", "-s", "-o", str(part), str(source), "-lm"],
+        macos = "macos" in platform.name if platform else sys.platform == "darwin"
+        name = [f"-Wl,-install_name,@rpath/{out.name}"] if macos else []
+        done = subprocess.run(
+            [*command, "-shared", "-s", *name, "-o", str(made), str(source), "-lm"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-    if made.returncode:
-        part.unlink(missing_ok=True)
-        raise BackendError(f"{out.name} could not be linked: {made.stderr.strip()[-500:]}")
-    part.replace(out)
+        if done.returncode:
+            raise LinkError(f"{out.name} could not be linked: {done.stderr.strip()[-500:]}")
+        made.replace(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from llvmlite import binding
@@ -18,3 +19,9 @@ def loaded(code: bytes) -> Any:
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine
+
+
+def processor() -> str:
+    """A name for this processor: what LLVM calls it, and a digest of its features."""
+    name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    return f"{name}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
