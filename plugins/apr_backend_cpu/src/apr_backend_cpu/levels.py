@@ -31,9 +31,9 @@ class Level:
     needs: frozenset[str]
 
 
-V2 = frozenset("cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3".split())
-V3 = V2 | frozenset("avx avx2 bmi1 bmi2 f16c fma movbe".split())
-V4 = V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 LEVELS = {
     level.name: level
     for level in (  # of one architecture the best comes first

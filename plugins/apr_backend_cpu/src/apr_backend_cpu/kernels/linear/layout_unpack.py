@@ -70,7 +70,8 @@ from apr_backend_cpu.layout_constants import (
 V16B = ir.VectorType(I8, 16)
 # shuffles of bytes within 16, by the bytes of a register
 SHUFFLES = {
-    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512",
+    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b",
+    64: "llvm.x86.avx512.pshuf.b.512",
 }  # fmt: skip
 STORED = {UNSIGNED: V16B, SIGNED: V16B, HALF: ir.VectorType(I16, LANES), SINGLE: V16F}
 WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # bytes of 16
