@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apr_backend_cpu import linear
 from apr_backend_cpu.backend import Cpu
+from apr_backend_cpu.ops import linear
 from apr_core.binding import BlockLayout
 from apr_core.declarations import Layout, Numbers
 from apr_core.errors import PluginError
