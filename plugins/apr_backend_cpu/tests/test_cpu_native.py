@@ -15,10 +15,13 @@ import apr_backend_cpu
 from apr_backend_cpu import backend, native
 from apr_backend_cpu.backend import Cpu
 from apr_backend_cpu.build import emit
+from apr_backend_cpu.build.__main__ import main as build
 from apr_backend_cpu.build.link import linker
 from apr_backend_cpu.kernels import source
 from apr_backend_cpu.levels import GENERIC, LEVELS, chosen
 from apr_core import cache_folder
+from apr_core.cli.import_ import run_import
+from apr_core.testing.fresh import run_fresh
 
 DIGESTS = Path(__file__).parent / "level_digests.py"
 SAID = ["notice: compiling kernels for this processor 0/1",
@@ -187,3 +190,37 @@ def test_a_description_says_which_kernels_and_makes_none(monkeypatch, tmp_path):
     assert Cpu(2).describe() == said
     monkeypatch.setattr(backend, "library_path", lambda level: tmp_path / "none.so")
     assert Cpu(2).describe() == f"{said}, compiled at first use"
+
+
+@pytest.fixture(scope="module")
+def built():
+    """This processor's library beside the sources, as `make setup` builds it."""
+    if chosen() is GENERIC or not (native.library_path(chosen()).exists() or linker("", "")):
+        pytest.skip("no library can be built here")
+    assert build([]) == 0
+
+
+RUN = """
+import sys
+from apr_core.cli import main
+sys.argv = ["apr", "run", sys.argv[1], "hello", "--max-tokens", "4"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print()
+print("imported:", *sorted({"numba", "llvmlite"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.needs_plugins
+@pytest.mark.parametrize("family", ["qwen2", "qwen3_5"])
+@pytest.mark.parametrize("recipe", ["q4_k_m", "q6k", "q8_0", "bf16"])
+def test_running_a_model_imports_no_compiler(built, tmp_path, family, recipe):
+    checkpoints = pytest.importorskip("tests.tiny_checkpoints")
+    for name in (f"apr_{family}", "apr_quant_q4k"):
+        pytest.importorskip(name, reason="makes the model")
+    options = {"layout": "flat", "mtp": False, "vision": False} if family == "qwen2" else {}
+    source = checkpoints.write(tmp_path / "checkpoint", family=family, **options)
+    run_import(str(source), tmp_path / "model.apr", recipe)
+    assert run_fresh(RUN, str(tmp_path / "model.apr")) == "imported:"
