@@ -12,11 +12,11 @@ from apr_backend_cpu import native
 from apr_backend_cpu.backend import Cpu
 from apr_backend_cpu.constants import SUPERBLOCK
 from apr_backend_cpu.ops import linear
-from apr_backend_cpu.ops.formats import SUPERBLOCK_BYTES
+from apr_backend_cpu.ops.formats import PACKED_BLOCKS
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import instructions
 
-SCALES_AT = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q8_0": range(0, 272, 34)}
+SCALES_AT = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q8_0": (0,)}  # of a block
 
 
 @cache
@@ -52,12 +52,24 @@ def quantized(x):
     return records[:, : -(-x.shape[1] // SUPERBLOCK)]
 
 
-def random_bytes(rng, name, rows, n):
-    """Rows of n superblocks of a packed format: any bytes, but float scales that are finite."""
-    raw = rng.integers(0, 256, (rows, n, SUPERBLOCK_BYTES[name]), dtype=np.uint8)
+def random_bytes(rng, name, rows, cols):
+    """Rows of a packed format: any bytes, but float scales that are finite."""
+    values, nbytes = PACKED_BLOCKS[name]
+    raw = rng.integers(0, 256, (rows, -(-cols // values), nbytes), dtype=np.uint8)
     for start in SCALES_AT[name]:
-        d = (0.01 * rng.standard_normal((rows, n))).astype(np.float16)
-        raw[..., start : start + 2] = d.view(np.uint8).reshape(rows, n, 2)
+        d = (0.01 * rng.standard_normal(raw.shape[:2])).astype(np.float16)
+        raw[..., start : start + 2] = d.view(np.uint8).reshape(*raw.shape[:2], 2)
+    return raw.reshape(rows, -1)
+
+
+def largest_bytes(rng, name, rows, cols):
+    """As `random_bytes`, but every code and every integer scale is as large as it can be."""
+    finite = random_bytes(rng, name, rows, cols).reshape(rows, -1, PACKED_BLOCKS[name][1])
+    raw = np.full_like(finite, 0x7F if name == "q8_0" else 0xFF)
+    for start in SCALES_AT[name]:
+        raw[..., start : start + 2] = finite[..., start : start + 2]
+    if name == "q6_k":
+        raw[..., 192:208] = 0x80  # scales of -128
     return raw.reshape(rows, -1)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import sys
 
 import numpy as np
-from kernel_calls import call, float_weight, quantized, random_bytes, weight
+from kernel_calls import call, float_weight, largest_bytes, quantized, random_bytes, weight
 
 from apr_backend_cpu import native
 from apr_backend_cpu.backend import Cpu
@@ -18,13 +18,15 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
     AT_Q,
-    AT_SCALE32,
-    AT_SHIFT16,
     AT_SHIFT32,
+    AT_STEP,
+    AT_STEP32,
+    AT_STEP_PAIR,
+    AT_SUM16,
     AT_SUM32,
 )
 from apr_backend_cpu.ops import attention, delta, elementwise, linear
-from apr_backend_cpu.ops.formats import FLOATS, SUPERBLOCK_BYTES
+from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_core.binding import BlockLayout
 from apr_core.declarations import Layout, Numbers
 from apr_core.model.state import KVState, RecurrentState
@@ -34,8 +36,8 @@ from apr_core.notices import show_with
 COLS, ROWS = 512, 33
 BATCHES = (1, 2, 3, 5, 8, 9, 18)
 FIELDS = (  # of a record: where, and bytes; what is between is never written
-    (AT_Q, 256), (AT_SHIFT16, 64), (AT_SUM32, 16), (AT_SCALE32, 32), (AT_SHIFT32, 32),
-    (AT_GROUP_D, 32), (AT_D, 4),
+    (AT_Q, 256), (AT_SUM16, 32), (AT_SUM32, 16), (AT_STEP, 16), (AT_STEP_PAIR, 32),
+    (AT_STEP32, 32), (AT_SHIFT32, 32), (AT_GROUP_D, 32), (AT_D, 4),
 )  # fmt: skip
 ONE, LOW = (Numbers(250, "u8", True),), (Numbers(251, "i8", True),)
 LAYOUTS = (
@@ -54,8 +56,8 @@ def products(rng):
     x = normal(rng, max(BATCHES), COLS)
     records = quantized(x)
     yield "activations", [records[..., start : start + size] for start, size in FIELDS]
-    weights = {name: weight(name, ROWS, COLS, random_bytes(rng, name, ROWS, COLS // 256))
-               for name in SUPERBLOCK_BYTES}  # fmt: skip
+    weights = {name: weight(name, ROWS, COLS, random_bytes(rng, name, ROWS, COLS))
+               for name in PACKED_BLOCKS}  # fmt: skip
     weights |= {name: float_weight(rng, name, ROWS, COLS)[0] for name in FLOATS}
     for i, layout in enumerate(LAYOUTS):
         for block in (32, 128):
@@ -64,6 +66,11 @@ def products(rng):
                 w = weight(f"layout {i} {block}", ROWS, COLS, raw)
                 w.name, w.layout = w.format, BlockLayout(layout, block, 255)
                 weights[w.name] = w
+    top = np.full((18, COLS), 3, np.float32)
+    for name in PACKED_BLOCKS:
+        w = weight(name, ROWS, COLS, largest_bytes(rng, name, ROWS, COLS))
+        many = [linear.linear(sign * top[:rows], w) for rows in BATCHES for sign in (1, -1)]
+        yield f"largest {name}", many
     for name, w in weights.items():
         yield f"product {name}", [linear.linear(x[:rows], w) for rows in BATCHES]
         if "layout" not in name:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from apr_backend_cpu import levels
-from apr_backend_cpu.levels import ARM, GENERIC, LEVELS, V2, V3, V4, X86, chosen, possible
+from apr_backend_cpu.levels import ARM, GENERIC, LEVELS, V2, V3, V4, X86, possible
+from apr_backend_cpu.native import chosen
 from apr_core.errors import BackendError
 
 DIGESTS = Path(__file__).parent / "level_digests.py"

@@ -12,9 +12,11 @@ from apr_backend_cpu.backend import Cpu
 from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
-    AT_SCALE32,
-    AT_SHIFT16,
     AT_SHIFT32,
+    AT_STEP,
+    AT_STEP32,
+    AT_STEP_PAIR,
+    AT_SUM16,
     AT_SUM32,
     SUPERBLOCK,
 )
@@ -124,9 +126,12 @@ def test_the_records_sums_are_those_of_their_codes(rng):
     records = quantized(rng.standard_normal((2, 512)).astype(np.float32))
     codes = records.view(np.int8)[..., :SUPERBLOCK].astype(int)
     ints, shorts, floats = (records.view(t) for t in (np.int32, np.int16, np.float32))
-    steps = ints[..., AT_SCALE32 // 4 :][..., :8]
-    shifts = ints[..., AT_SHIFT16 // 4 :][..., :16]
-    np.testing.assert_array_equal(shifts, -32 * codes.reshape(2, 2, 16, 16).sum(-1))
+    steps = ints[..., AT_STEP32 // 4 :][..., :8]
+    np.testing.assert_array_equal(shorts[..., AT_STEP // 2 :][..., :8], steps)
+    pairs = shorts[..., AT_STEP_PAIR // 2 :][..., :16]
+    np.testing.assert_array_equal(pairs, np.repeat(steps, 2, axis=-1))
+    sums = np.repeat(steps, 2, axis=-1) * codes.reshape(2, 2, 16, 16).sum(-1)
+    np.testing.assert_array_equal(shorts[..., AT_SUM16 // 2 :][..., :16], sums)
     totals = codes.reshape(2, 2, 8, 32).sum(-1)
     np.testing.assert_array_equal(shorts[..., AT_SUM32 // 2 :][..., :8], steps * totals)
     np.testing.assert_array_equal(ints[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)

@@ -18,7 +18,8 @@ from apr_backend_cpu.build import emit
 from apr_backend_cpu.build.__main__ import main as build
 from apr_backend_cpu.build.link import linker
 from apr_backend_cpu.kernels import source
-from apr_backend_cpu.levels import GENERIC, LEVELS, chosen
+from apr_backend_cpu.levels import GENERIC
+from apr_backend_cpu.native import chosen
 from apr_core import cache_folder
 from apr_core.cli.import_ import run_import
 from apr_core.testing.fresh import run_fresh
@@ -161,16 +162,6 @@ def test_code_is_kept_elsewhere_or_not_where_the_cache_cannot_be_used(
     assert "compiled code" in notice and kept in notice and "Set APR_CACHE" in notice
     assert len(compiled) == (1 if elsewhere else 2)
     assert bool(list(own.glob("cpu/*/kernels.o"))) == elsewhere
-
-
-def test_code_for_this_very_processor_is_not_read_on_another(compiled, monkeypatch, tmp_path):
-    """A cache may lie in a home folder that machines share."""
-    monkeypatch.setenv("APR_CACHE", str(tmp_path))
-    for flags in ({"sse2"}, {"sse2", "avx"}, {"sse2"}):
-        monkeypatch.setattr(native, "processor_flags", lambda found=flags: frozenset(found))
-        native._compiled(GENERIC)
-        native._compiled(LEVELS["x86-64-v3"])
-    assert compiled == [GENERIC, LEVELS["x86-64-v3"], GENERIC]
 
 
 def test_every_declared_kernel_can_be_called():

@@ -30,7 +30,7 @@ LAYOUT, LAYOUT_WITH_MINIMA = "layout", "layout_with_minima"
 
 @cache
 def methods(name: str) -> NDArray[np.uint64]:
-    """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions."""
+    """A format's methods, a row as `constants` says: kind, blocks, addresses of functions."""
     none, many = ("",) * 6, tuple(f"many_{size}_{name}" for size in (8, 4, 1))
     if name in FLOATS:
         kind, block, tile, unpack = DENSE, LANES, 0, f"dense_unpack_{name}"

@@ -1,16 +1,17 @@
-"""The kernel of small batches against `matvec`, row by row and bit by bit."""
+"""Kernels for few rows and for many against the one for one row, row by row and bit by bit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_calls import SCALES_AT, call, quantized, random_bytes, weight
+from kernel_calls import call, largest_bytes, quantized, random_bytes, weight
 
-from apr_backend_cpu.constants import ARRANGE, ONE, ROW_ROOM, SUPERBLOCK
+from apr_backend_cpu.constants import METHOD_COLUMNS, ONE, ROW_ROOM, SUPERBLOCK
 from apr_backend_cpu.kernels.linear.formats import FORMATS
-from apr_backend_cpu.ops.formats import SUPERBLOCK_BYTES, methods
+from apr_backend_cpu.ops.formats import PACKED_BLOCKS, methods
 from apr_backend_cpu.ops.linear import group
 from apr_backend_cpu.run.program import instructions
+from apr_core.registry import get_registry
 
 ROWS = 16
 
@@ -26,19 +27,19 @@ def together(name, w, x):
 
 def one_by_one(name, w, x):
     """The same, row by row, by the kernel for one row."""
-    out, n = np.full((len(x) + 1, ROWS), 7, np.float32), x.shape[1] // SUPERBLOCK
-    room = np.empty(n * ROW_ROOM, np.uint8)
+    out, blocks = np.full((len(x) + 1, ROWS), 7, np.float32), x.shape[1] // PACKED_BLOCKS[name][0]
+    room = np.empty(x.shape[1] // SUPERBLOCK * ROW_ROOM, np.uint8)
     for record, target in zip(quantized(x), out, strict=False):
-        call(f"one_row_{name}", w, w.strides[0], record, target, n, room)
+        call(f"one_row_{name}", w, w.strides[0], record, target, blocks, room)
     return out
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("tokens", [*range(1, 10), 12, 15])
+@pytest.mark.parametrize("tokens", [*range(1, 10), 12, 15, 17, 23, 31])
 @pytest.mark.parametrize("n", [1, 4, 8])
-def test_a_row_gives_the_same_bits_in_a_small_batch(name, tokens, n):
+def test_a_row_gives_the_same_bits_in_any_batch(name, tokens, n):
     rng = np.random.default_rng(tokens)
-    w = random_bytes(rng, name, ROWS, n)
+    w = random_bytes(rng, name, ROWS, n * SUPERBLOCK)
     x = rng.standard_normal((tokens, n * SUPERBLOCK)).astype(np.float32)
     got, expected = together(name, w, x), one_by_one(name, w, x)
     assert np.isfinite(got).all()
@@ -46,22 +47,22 @@ def test_a_row_gives_the_same_bits_in_a_small_batch(name, tokens, n):
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 8, 23])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_integers_fit(name, sign):
+def test_the_largest_integers_fit(name, tokens, sign):
     """Every weight byte and every activation the largest there is."""
-    n = 2
-    w = random_bytes(np.random.default_rng(0), name, ROWS, n)
-    full = np.full_like(w, 0x7F if name == "q8_0" else 0xFF).reshape(ROWS, n, -1)
-    for start in SCALES_AT[name]:
-        full[..., start : start + 2] = w.reshape(ROWS, n, -1)[..., start : start + 2]
-    if name == "q6_k":
-        full[..., 192:208] = 0x80  # scales of -128
-    x, w = np.full((8, n * SUPERBLOCK), 3.0 * sign, np.float32), full.reshape(ROWS, -1)
+    w = largest_bytes(np.random.default_rng(0), name, ROWS, 2 * SUPERBLOCK)
+    x = np.full((tokens, 2 * SUPERBLOCK), 3.0 * sign, np.float32)
     got, expected = together(name, w, x), one_by_one(name, w, x)
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+    codec = get_registry().make("quantizer", name)
+    x, values = x.astype(np.float64), codec.decode(w, x.shape[1]).T.astype(np.float64)
+    assert (np.abs(got[:-1] - x @ values) <= 1e-6 * (np.abs(x) @ np.abs(values))).all()
 
 
 def test_every_packed_format_has_kernels_of_its_own():
-    assert {name: packed.nbytes for name, packed in FORMATS.items()} == SUPERBLOCK_BYTES
-    addresses = [int(a) for name in FORMATS for a in methods(name)[ONE:ARRANGE]]
+    assert {name: format.nbytes for name, format in FORMATS.items()} == {
+        name: nbytes for name, (_, nbytes) in PACKED_BLOCKS.items()
+    }
+    addresses = [int(a) for name in FORMATS for a in methods(name)[ONE:METHOD_COLUMNS]]
     assert all(addresses) and len(set(addresses)) == len(addresses)
