@@ -189,6 +189,8 @@ def _run(part, index, count, xp, n, dense, tokens, cols, out, room):
     rows, done = min(left, U(ROWS)), U(1)
     xs, block = (n | U(1)) * U(RECORD), methods[BLOCK]
     blocks = (cols + block - U(1)) // block
+    if methods[KIND] == U(DECLARED):
+        blocks = n * U(8)  # whole superblocks are unpacked
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
         _dense(methods, w, row_bytes, rows, dense, U(4) * cols, tokens, op, os_, cols // U(LANES),
