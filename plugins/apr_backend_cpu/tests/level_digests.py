@@ -77,6 +77,18 @@ def products(rng):
             yield f"embedding {name}", [linear.embed(np.array([0, 32, 7]), w)]
 
 
+def fused(rng):
+    """Sums that lie next to the middle of two float32: where rounding twice would show."""
+    steps = np.array([-3, -2, -1, 0, 1, 2, 3], np.float64) * 2.0**-23
+    z, product, sign, scale = np.meshgrid(1 + abs(steps), 1 + steps, (1, -1), (1, 2.0**-124))
+    w = np.zeros((z.size, 32), np.float32)
+    w[:, 0], w[:, 16] = (z * scale).ravel(), (sign * product * scale * 2.0**-24).ravel()
+    x = np.zeros((len(steps), 32), np.float32)
+    x[:, 0], x[:, 16] = 1, 1 + steps
+    matrix = weight("f32", len(w), 32, w)
+    yield "fused", [linear.linear(x[:rows], matrix) for rows in range(1, len(x) + 1)]
+
+
 def attended(rng):
     heads, kv_heads = 8, 2
     for dtype in Cpu.kv_types:
@@ -129,7 +141,7 @@ def gates(rng):
 
 def parts():
     """Names and arrays, the same in every process."""
-    for number, part in enumerate((products, attended, recurrent, gates)):
+    for number, part in enumerate((products, fused, attended, recurrent, gates)):
         yield from part(np.random.default_rng(number))
 
 
