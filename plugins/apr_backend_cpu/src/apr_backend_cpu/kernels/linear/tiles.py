@@ -325,8 +325,9 @@ def make_many(name: str, format: Format) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n = args
         count, kind = min(2, ROWS // lanes(b)), vector_of(F32, lanes(b))
         some, part_bytes = 8 // count, b.level.vector * count
-        parts, rounds = number(ROWS // (count * lanes(b))), b.udiv(
-            b.add(tokens, number(some - 1)), number(some)
+        parts, rounds = (
+            number(ROWS // (count * lanes(b))),
+            b.udiv(b.add(tokens, number(some - 1)), number(some)),
         )
         records, sums = b.room(8 * TOKENS), b.room(VECTOR * TOKENS)
         for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
