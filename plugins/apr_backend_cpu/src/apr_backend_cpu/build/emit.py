@@ -13,9 +13,9 @@ from apr_backend_cpu.kernels.source import (
     KERNELS,
     NUMBA_TYPES,
     VECTOR_FUNCTIONS,
-    Builder,
     Kernel,
 )
+from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.levels import GENERIC, Level
 
 # Arrays in kernels own nothing, so that there is nothing to count.

@@ -6,8 +6,9 @@ import numpy as np
 from numba import carray
 
 from apr_backend_cpu.constants import SUPERBLOCK
-from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
-from apr_backend_cpu.kernels.vector.ir import I16, Value, from_half, load
+from apr_backend_cpu.kernels.source import helper, kernel, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import I16, Value
 from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at, pointer
 
 f32 = np.float32
@@ -16,7 +17,7 @@ Q8_BLOCK, Q8_BYTES = 32, 34
 
 def _half_at(b: Builder, args: tuple[Value, ...]) -> Value:
     """The float16 at an address."""
-    return from_half(b, load(b, args[0], I16))
+    return b.from_half(b.read(args[0], I16))
 
 
 half_at = vector("half_at", "p", _half_at, "f", inline=True)

@@ -21,27 +21,11 @@ from numba.core import dispatcher
 from numba.core.descriptors import TargetDescriptor
 from numba.core.registry import cpu_target
 
-from apr_backend_cpu.levels import Level
+from apr_backend_cpu.kernels.vector.builder import Builder
 
 NUMBA_TYPES = {"p": types.uintp, "i": types.int64, "f": types.float32, "": types.void}
 IR_TYPES = {"p": ir.IntType(64), "i": ir.IntType(64), "f": ir.FloatType(), "": ir.VoidType()}
 TASK = "iii"  # of a task: address of its arguments, its number, address of scratch memory
-
-
-class Builder(ir.IRBuilder):
-    """An IRBuilder that knows the level it writes for."""
-
-    levels: Any = None  # of a declared layout, what its codes mean
-
-    def __init__(self, block: ir.Block, level: Level) -> None:
-        super().__init__(block)
-        self.level = level
-
-    def room(self, nbytes: int) -> Any:
-        """The address of so many bytes on the stack, for as long as the function runs."""
-        lines = ir.ArrayType(ir.VectorType(ir.IntType(8), 64), -(-nbytes // 64))
-        with self.goto_entry_block():
-            return self.ptrtoint(self.alloca(lines), ir.IntType(64))
 
 
 Emit = Callable[[Builder, tuple[Any, ...]], Any]

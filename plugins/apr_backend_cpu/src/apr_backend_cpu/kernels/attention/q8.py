@@ -16,26 +16,9 @@ from llvmlite import ir
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.q8_rows import groups_of, int64, lane_scales
 from apr_backend_cpu.kernels.attention.tiles import KEYS
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I8,
-    I16,
-    V16F,
-    V16I,
-    Value,
-    advance,
-    at,
-    const,
-    count_loop,
-    fma,
-    load,
-    pair_dot,
-    prefetch,
-    shuffle,
-    splat,
-    store,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, V16F, V16I, Value, const
 
 V16B = ir.VectorType(I8, LANES)
 V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
@@ -44,7 +27,7 @@ V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
 def _join(b: Builder, x: Value, y: Value, width: int) -> Value:
     """Lanes of y where the lane's number has the bit `width`, else of x."""
     upper = [LANES if lane & width else 0 for lane in range(LANES)]
-    return shuffle(b, x, [lane + other for lane, other in enumerate(upper)], y)
+    return b.shuffle(x, [lane + other for lane, other in enumerate(upper)], y)
 
 
 def _fold(b: Builder, vectors: list[Value], width: int) -> list[Value]:
@@ -52,22 +35,22 @@ def _fold(b: Builder, vectors: list[Value], width: int) -> list[Value]:
     swapped = [lane ^ width for lane in range(LANES)]
     add = b.add if vectors[0].type == V16I else b.fadd
     return [
-        add(_join(b, x, y, width), shuffle(b, _join(b, y, x, width), swapped))
+        add(_join(b, x, y, width), b.shuffle(_join(b, y, x, width), swapped))
         for x, y in zip(vectors[::2], vectors[1::2], strict=True)
     ]
 
 
 def _codes(b: Builder, p: Value) -> Value:
-    return b.sitofp(b.sext(load(b, p, V16B), V16I), V16F)
+    return b.sitofp(b.sext(b.read(p, V16B), V16I), V16F)
 
 
 def _pairs(b: Builder, p: Value) -> Value:
     """32 codes as int16, two a lane."""
-    return b.bitcast(b.sext(load(b, p, V32B), V32S), V16I)
+    return b.bitcast(b.sext(b.read(p, V32B), V32S), V16I)
 
 
 def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
-    return [advance(b, p, int64(i), stride) for i in range(count)]
+    return [b.advance(p, int64(i), stride) for i in range(count)]
 
 
 def make_scores(name: str, queries: int) -> Any:
@@ -89,17 +72,17 @@ def make_scores(name: str, queries: int) -> Any:
 
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 i = b.add(first, i)
-                prefetch(b, advance(b, ahead, i, size), 8 * LANES)  # two lines: nearly all
-                keys = [_pairs(b, advance(b, p, i, 2 * LANES)) for p in ks]
+                b.prefetch(b.advance(ahead, i, size), 8 * LANES)  # two lines: nearly all
+                keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in ks]
                 results = []
                 for number, q in enumerate(qs):
-                    query = load(b, advance(b, q, i, 4 * LANES), V16I)
+                    query = b.read(b.advance(q, i, 4 * LANES), V16I)
                     for j, key in enumerate(keys):
                         total = sums[KEYS * number + j]
-                        results.append(pair_dot(b, total, query, key))
+                        results.append(b.pair_dot(total, query, key))
                 return results
 
-            dots = count_loop(b, groups, [const(V16I, 0)] * (queries * KEYS), body)
+            dots = b.count_loop(groups, [const(V16I, 0)] * (queries * KEYS), body)
             here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
             scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
             # lanes with one scale are added first, before it is needed
@@ -112,12 +95,12 @@ def make_scores(name: str, queries: int) -> Any:
             return [b.fadd(totals[0], dots[0])]
 
         blocks = b.udiv(n, b.shl(groups, int64(1)))
-        sums = count_loop(b, blocks, [const(V16F, 0.0)], block)[0]
-        sums = b.fmul(sums, splat(b, scale))
+        sums = b.count_loop(blocks, [const(V16F, 0.0)], block)[0]
+        sums = b.fmul(sums, b.splat(scale))
         for i, out in enumerate(_rows(b, op, o_stride, queries)):
-            four = shuffle(b, sums, [order[KEYS * i + j] for j in range(KEYS)])
-            factor = load(b, advance(b, qs[i], n, 2 * LANES), F32)
-            store(b, b.fmul(four, splat(b, factor, KEYS)), out)
+            four = b.shuffle(sums, [order[KEYS * i + j] for j in range(KEYS)])
+            factor = b.read(b.advance(qs[i], n, 2 * LANES), F32)
+            b.write(b.fmul(four, b.splat(factor, KEYS)), out)
 
     return vector(name, "ppppppfpp", emit)
 
@@ -137,17 +120,17 @@ def make_weigh(name: str, queries: int) -> Any:
 
         def block(i: Value, values: list[Value]) -> list[Value]:
             def body(k: Value, values: list[Value]) -> list[Value]:
-                here = b.add(advance(b, sp, k, s_stride), b.mul(i, b.shl(groups, int64(1))))
+                here = b.add(b.advance(sp, k, s_stride), b.mul(i, b.shl(groups, int64(1))))
                 scales = lane_scales(b, [here], groups, 1)[0]
                 to = b.add(b.mul(i, count), k)
                 for p, out in zip(weights, outs, strict=True):
-                    weight = splat(b, load(b, advance(b, p, k, 4), F32))
-                    store(b, b.fmul(weight, scales), advance(b, out, to, 4 * LANES))
+                    weight = b.splat(b.read(b.advance(p, k, 4), F32))
+                    b.write(b.fmul(weight, scales), b.advance(out, to, 4 * LANES))
                 return values
 
-            return count_loop(b, count, values, body)
+            return b.count_loop(count, values, body)
 
-        count_loop(b, b.udiv(n, b.shl(groups, int64(1))), [], block)
+        b.count_loop(b.udiv(n, b.shl(groups, int64(1))), [], block)
 
     return vector(name, "pppppppp", emit)
 
@@ -162,22 +145,22 @@ def make_mix(name: str, queries: int, vectors: int) -> Any:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
         rows = _rows(b, op, o_stride, queries)
-        outs = [at(b, out, 4 * LANES * c) for out in rows for c in range(vectors)]
+        outs = [b.at(out, 4 * LANES * c) for out in rows for c in range(vectors)]
 
         def body(k: Value, sums: list[Value]) -> list[Value]:
-            prefetch(b, advance(b, ahead, k, v_stride), LANES * vectors)
-            here = advance(b, vp, k, v_stride)
-            values = [_codes(b, at(b, here, LANES * c)) for c in range(vectors)]
+            b.prefetch(b.advance(ahead, k, v_stride), LANES * vectors)
+            here = b.advance(vp, k, v_stride)
+            values = [_codes(b, b.at(here, LANES * c)) for c in range(vectors)]
             results = []
             for i, p in enumerate(_rows(b, pp, p_stride, queries)):
-                weight = load(b, advance(b, p, k, 4 * LANES), V16F)
+                weight = b.read(b.advance(p, k, 4 * LANES), V16F)
                 for c, value in enumerate(values):
-                    results.append(fma(b, weight, value, sums[vectors * i + c]))
+                    results.append(b.fma(weight, value, sums[vectors * i + c]))
             return results
 
-        sums = count_loop(b, n, [load(b, p, V16F) for p in outs], body)
+        sums = b.count_loop(n, [b.read(p, V16F) for p in outs], body)
         for p, total in zip(outs, sums, strict=True):
-            store(b, total, p)
+            b.write(total, p)
 
     return vector(name, "pppppppp", emit)
 

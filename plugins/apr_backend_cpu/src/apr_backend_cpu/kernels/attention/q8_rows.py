@@ -13,24 +13,9 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.tiles import LARGEST_HALF
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    I8,
-    I16,
-    I32,
-    I64,
-    V16F,
-    V16I,
-    Value,
-    advance,
-    const,
-    count_loop,
-    from_half,
-    load,
-    shuffle,
-    store,
-    to_half,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, I64, V16F, V16I, Value, const
 
 GROUPS = (1, 2, 4, 8)  # of a block
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds, ties to even
@@ -59,9 +44,9 @@ def lane_scales(b: Builder, addresses: list[Value], groups: Value, codes: int) -
             switch.add_case(int64(count), case)
         b.position_at_end(case)
         lanes = [lane * codes % LANES * count // LANES for lane in range(LANES)]
-        halves = [load(b, p, ir.VectorType(I16, count)) for p in addresses]
-        wide = [from_half(b, h) for h in halves]
-        loaded.append([shuffle(b, w, lanes) for w in wide])
+        halves = [b.read(p, ir.VectorType(I16, count)) for p in addresses]
+        wide = [b.from_half(h) for h in halves]
+        loaded.append([b.shuffle(w, lanes) for w in wide])
         b.branch(done)
     b.position_at_end(done)
     scales = [b.phi(V16F) for _ in addresses]
@@ -75,12 +60,12 @@ def _magnitude(b: Builder, source: Value, n: Value, lanes: Value) -> Value:
     """The largest |x| of n vectors in every so many lanes side by side; NaN if there is one."""
 
     def body(i: Value, tops: list[Value]) -> list[Value]:
-        bits = b.and_(load(b, advance(b, source, i, 4 * LANES), V16I), const(V16I, 0x7FFFFFFF))
+        bits = b.and_(b.read(b.advance(source, i, 4 * LANES), V16I), const(V16I, 0x7FFFFFFF))
         return [b.select(b.icmp_signed(">", bits, tops[0]), bits, tops[0])]
 
-    top = count_loop(b, n, [const(V16I, 0)], body)[0]  # as bits: NaN is above infinity
+    top = b.count_loop(n, [const(V16I, 0)], body)[0]  # as bits: NaN is above infinity
     for width in (1, 2, 4, 8):
-        other = shuffle(b, top, [lane ^ width for lane in range(LANES)])
+        other = b.shuffle(top, [lane ^ width for lane in range(LANES)])
         wider = b.select(b.icmp_signed(">", other, top), other, top)
         top = b.select(b.icmp_unsigned(">", lanes, int64(width)), wider, top)
     return b.bitcast(top, V16F)
@@ -106,30 +91,30 @@ def _append_q8(b: Builder, args: tuple[Value, ...]) -> None:
 
     def block(k: Value, values: list[Value]) -> list[Value]:
         first = b.mul(k, vectors)
-        begin = advance(b, source, first, 4 * LANES)
+        begin = b.advance(source, first, 4 * LANES)
         top, most = _magnitude(b, begin, vectors, lanes), const(V16F, 127 * LARGEST_HALF)
         top = b.select(b.fcmp_ordered(">", top, most), most, top)
-        scale = to_half(b, b.fdiv(top, const(V16F, 127.0)))
-        short = b.fmul(from_half(b, scale), const(V16F, 127.5))
+        scale = b.to_half(b.fdiv(top, const(V16F, 127.0)))
+        short = b.fmul(b.from_half(scale), const(V16F, 127.5))
         up = b.zext(b.fcmp_ordered("<", short, top), V16S)
         scale = b.add(scale, up)
         here = b.add(b.add(target, b.mul(n, int64(LANES))), first)  # 2 bytes a group
         for lane in range(LANES):
             group = b.udiv(int64(lane), lanes)
             one = b.extract_element(scale, ir.Constant(I32, lane))
-            store(b, one, advance(b, here, group, 2))
-        unit = from_half(b, scale)
+            b.write(one, b.advance(here, group, 2))
+        unit = b.from_half(scale)
         unit = b.select(b.fcmp_ordered("==", unit, const(V16F, 0.0)), const(V16F, 1.0), unit)
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            x = load(b, advance(b, begin, i, 4 * LANES), V16F)
+            x = b.read(b.advance(begin, i, 4 * LANES), V16F)
             codes = b.trunc(_round(b, x, unit, 127), V16B)
-            store(b, codes, advance(b, target, b.add(first, i), LANES))
+            b.write(codes, b.advance(target, b.add(first, i), LANES))
             return values
 
-        return count_loop(b, vectors, values, body)
+        return b.count_loop(vectors, values, body)
 
-    count_loop(b, b.udiv(n, vectors), [], block)
+    b.count_loop(b.udiv(n, vectors), [], block)
 
 
 append_q8 = vector("append_q8", "ppp", _append_q8)
@@ -140,15 +125,15 @@ def _round_q8(b: Builder, args: tuple[Value, ...]) -> None:
     source, target, n = args
     unit = b.fdiv(_magnitude(b, source, n, int64(LANES)), const(V16F, 32767.0))
     factor = b.extract_element(unit, ir.Constant(I32, 0))
-    store(b, factor, advance(b, target, n, 2 * LANES))
+    b.write(factor, b.advance(target, n, 2 * LANES))
     unit = b.select(b.fcmp_ordered("==", unit, const(V16F, 0.0)), const(V16F, 1.0), unit)
 
     def body(i: Value, values: list[Value]) -> list[Value]:
-        x = load(b, advance(b, source, i, 4 * LANES), V16F)
-        store(b, b.trunc(_round(b, x, unit, 32767), V16S), advance(b, target, i, 2 * LANES))
+        x = b.read(b.advance(source, i, 4 * LANES), V16F)
+        b.write(b.trunc(_round(b, x, unit, 32767), V16S), b.advance(target, i, 2 * LANES))
         return values
 
-    count_loop(b, n, [], body)
+    b.count_loop(n, [], body)
 
 
 round_q8 = vector("round_q8", "ppp", _round_q8)

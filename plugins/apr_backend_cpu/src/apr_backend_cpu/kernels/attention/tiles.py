@@ -14,28 +14,9 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES, VECTOR
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I16,
-    I64,
-    V16F,
-    Value,
-    advance,
-    at,
-    const,
-    count_loop,
-    fma,
-    from_half,
-    horizontal_sum,
-    lanes,
-    load,
-    prefetch,
-    shuffle,
-    splat,
-    store,
-    to_half,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I16, I64, V16F, Value, const
 
 KEYS = 4  # of a tile
 V16HALF = ir.VectorType(I16, LANES)
@@ -44,11 +25,11 @@ Loader = Callable[[Builder, Value], Value]
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
-    return load(b, p, V16F)
+    return b.read(p, V16F)
 
 
 def _load_f16(b: Builder, p: Value) -> Value:
-    return from_half(b, load(b, p, V16HALF))
+    return b.from_half(b.read(p, V16HALF))
 
 
 def _sums(b: Builder, vectors: list[Value]) -> Value:
@@ -59,7 +40,7 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
         low = [v * width + lane for v in range(2 * several) for lane in range(half)]
         high = [lane + half for lane in low]
         vectors = [
-            b.fadd(shuffle(b, x, low, y), shuffle(b, x, high, y))
+            b.fadd(b.shuffle(x, low, y), b.shuffle(x, high, y))
             for x, y in zip(vectors[::2], vectors[1::2], strict=True)
         ]
         width = half
@@ -77,26 +58,26 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
-        row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
+        row = lambda p, i, stride: b.advance(p, ir.Constant(I64, i), stride)  # noqa: E731
         qs = [row(qp, i, q_stride) for i in range(queries)]
         ks = [row(kp, j, k_stride) for j in range(KEYS)]
         # as many sums at a time as there are registers for
-        wide = (queries, KEYS) if lanes(b) == LANES or queries == 1 else (2, 2)
+        wide = (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
 
         def block(first: int, key: int) -> list[Value]:
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 if not first and not key:
-                    prefetch(b, advance(b, ahead, i, size), size)
-                skip = advance(b, ir.Constant(I64, 0), i, LANES * itemsize)
+                    b.prefetch(b.advance(ahead, i, size), size)
+                skip = b.advance(ir.Constant(I64, 0), i, LANES * itemsize)
                 keys = [loader(b, b.add(k, skip)) for k in ks[key : key + wide[1]]]
                 results = []
                 for number, q in enumerate(qs[first : first + wide[0]]):
-                    query = load(b, advance(b, q, i, VECTOR), V16F)
+                    query = b.read(b.advance(q, i, VECTOR), V16F)
                     for j, k in enumerate(keys):
-                        results.append(fma(b, query, k, sums[wide[1] * number + j]))
+                        results.append(b.fma(query, k, sums[wide[1] * number + j]))
                 return results
 
-            return count_loop(b, n, [const(V16F, 0.0)] * (wide[0] * wide[1]), body)
+            return b.count_loop(n, [const(V16F, 0.0)] * (wide[0] * wide[1]), body)
 
         zero = const(V16F, 0.0)
         dots = [zero] * LANES
@@ -104,10 +85,10 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
             for key in range(0, KEYS, wide[1]):
                 for k, total in enumerate(block(first, key)):
                     dots[KEYS * (first + k // wide[1]) + key + k % wide[1]] = total
-        sums = b.fmul(_sums(b, dots), splat(b, scale))
+        sums = b.fmul(_sums(b, dots), b.splat(scale))
         for i in range(queries):
-            four = shuffle(b, sums, [KEYS * i + j for j in range(KEYS)])
-            store(b, four, row(op, i, o_stride))
+            four = b.shuffle(sums, [KEYS * i + j for j in range(KEYS)])
+            b.write(four, row(op, i, o_stride))
 
     return vector(name, "ppppppfpp", emit)
 
@@ -122,31 +103,31 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
-        row = lambda p, i, stride: advance(b, p, ir.Constant(I64, i), stride)  # noqa: E731
-        wide = vectors if lanes(b) == LANES else 1  # as many sums as there are registers for
+        row = lambda p, i, stride: b.advance(p, ir.Constant(I64, i), stride)  # noqa: E731
+        wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
 
         def some(first: int) -> None:
             outs = [
-                at(b, row(op, i, o_stride), VECTOR * (first + c))
+                b.at(row(op, i, o_stride), VECTOR * (first + c))
                 for i in range(queries)
                 for c in range(wide)
             ]
 
             def body(k: Value, sums: list[Value]) -> list[Value]:
                 if not first:
-                    prefetch(b, advance(b, ahead, k, v_stride), LANES * itemsize * vectors)
-                here = at(b, advance(b, vp, k, v_stride), LANES * itemsize * first)
-                values = [loader(b, at(b, here, LANES * itemsize * c)) for c in range(wide)]
+                    b.prefetch(b.advance(ahead, k, v_stride), LANES * itemsize * vectors)
+                here = b.at(b.advance(vp, k, v_stride), LANES * itemsize * first)
+                values = [loader(b, b.at(here, LANES * itemsize * c)) for c in range(wide)]
                 results = []
                 for i in range(queries):
-                    weight = splat(b, load(b, advance(b, row(pp, i, p_stride), k, 4), F32))
+                    weight = b.splat(b.read(b.advance(row(pp, i, p_stride), k, 4), F32))
                     for c, value in enumerate(values):
-                        results.append(fma(b, weight, value, sums[wide * i + c]))
+                        results.append(b.fma(weight, value, sums[wide * i + c]))
                 return results
 
-            sums = count_loop(b, n, [load(b, p, V16F) for p in outs], body)
+            sums = b.count_loop(n, [b.read(p, V16F) for p in outs], body)
             for p, total in zip(outs, sums, strict=True):
-                store(b, total, p)
+                b.write(total, p)
 
         for first in range(0, vectors, wide):
             some(first)
@@ -164,16 +145,16 @@ def make_append(name: str, half: bool) -> Any:
         source, target, n = args
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            x = load(b, advance(b, source, i, VECTOR), V16F)
+            x = b.read(b.advance(source, i, VECTOR), V16F)
             if half:
                 for limit, beyond in ((LARGEST_HALF, ">"), (-LARGEST_HALF, "<")):
                     bound = const(V16F, limit)
                     x = b.select(b.fcmp_ordered(beyond, x, bound), bound, x)
-                x = to_half(b, x)
-            store(b, x, advance(b, target, i, (2 if half else 4) * LANES))
+                x = b.to_half(x)
+            b.write(x, b.advance(target, i, (2 if half else 4) * LANES))
             return values
 
-        count_loop(b, n, [], body)
+        b.count_loop(n, [], body)
 
     return vector(name, "ppp", emit)
 
@@ -183,15 +164,15 @@ def _largest(b: Builder, args: tuple[Value, ...]) -> Value:
     p, n = args
 
     def body(i: Value, values: list[Value]) -> list[Value]:
-        x = load(b, advance(b, p, i, VECTOR), V16F)
+        x = b.read(b.advance(p, i, VECTOR), V16F)
         return [b.select(b.fcmp_ordered(">", x, values[0]), x, values[0])]
 
-    v = count_loop(b, n, [const(V16F, float("-inf"))], body)[0]
+    v = b.count_loop(n, [const(V16F, float("-inf"))], body)[0]
     width = LANES
     while width > 1:
         width //= 2
-        low = shuffle(b, v, list(range(width)))
-        high = shuffle(b, v, list(range(width, 2 * width)))
+        low = b.shuffle(v, list(range(width)))
+        high = b.shuffle(v, list(range(width, 2 * width)))
         v = b.select(b.fcmp_ordered(">", low, high), low, high)
     return b.extract_element(v, ir.Constant(ir.IntType(32), 0))
 
@@ -220,9 +201,9 @@ def _total(b: Builder, args: tuple[Value, ...]) -> Value:
     p, n = args
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
-        return [b.fadd(load(b, advance(b, p, i, VECTOR), V16F), sums[0])]
+        return [b.fadd(b.read(b.advance(p, i, VECTOR), V16F), sums[0])]
 
-    return horizontal_sum(b, count_loop(b, n, [const(V16F, 0.0)], body)[0])
+    return b.horizontal_sum(b.count_loop(n, [const(V16F, 0.0)], body)[0])
 
 
 total = vector("total", "pp", _total, "f")
@@ -234,17 +215,17 @@ def _widen(b: Builder, args: tuple[Value, ...]) -> None:
 
     def row(r: Value, values: list[Value]) -> list[Value]:
         here, out = (
-            advance(b, source, r, stride),
-            advance(b, target, r, b.mul(n, ir.Constant(I64, VECTOR))),
+            b.advance(source, r, stride),
+            b.advance(target, r, b.mul(n, ir.Constant(I64, VECTOR))),
         )
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            store(b, _load_f16(b, advance(b, here, i, 2 * LANES)), advance(b, out, i, VECTOR))
+            b.write(_load_f16(b, b.advance(here, i, 2 * LANES)), b.advance(out, i, VECTOR))
             return values
 
-        return count_loop(b, n, values, body)
+        return b.count_loop(n, values, body)
 
-    count_loop(b, rows, [], row)
+    b.count_loop(rows, [], row)
 
 
 widen = vector("widen", "ppppp", _widen)

@@ -33,22 +33,9 @@ from apr_backend_cpu.constants import (
     RECORD,
     SUPERBLOCK,
 )
-from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I8,
-    I16,
-    I32,
-    V16F,
-    V16I,
-    Value,
-    at,
-    const,
-    intrinsic_call,
-    load,
-    shuffle,
-    store,
-)
+from apr_backend_cpu.kernels.source import helper, kernel, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, V16F, V16I, Value, const
 from apr_backend_cpu.kernels.vector.lanes import across
 from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at
 
@@ -72,7 +59,7 @@ def _halves(b: Builder, x: Value, y: Value, width: int) -> tuple[Value, Value]:
     """x and y hold runs of `width` lanes: the first halves of all runs, and the second halves."""
     starts = range(0, x.type.count + y.type.count, width)
     low = [start + lane for start in starts for lane in range(width // 2)]
-    return shuffle(b, x, low, y), shuffle(b, x, [lane + width // 2 for lane in low], y)
+    return b.shuffle(x, low, y), b.shuffle(x, [lane + width // 2 for lane in low], y)
 
 
 def _tops(b: Builder, values: list[Value]) -> Value:
@@ -84,13 +71,13 @@ def _tops(b: Builder, values: list[Value]) -> Value:
         tops = [_umax(b, *_halves(b, tops[i], tops[i + 1], width)) for i in range(0, len(tops), 2)]
         width //= 2
     even = [2 * j for j in range(GROUPS)]  # two lanes a group are left
-    return _umax(b, shuffle(b, tops[0], even), shuffle(b, tops[0], [lane + 1 for lane in even]))
+    return _umax(b, b.shuffle(tops[0], even), b.shuffle(tops[0], [lane + 1 for lane in even]))
 
 
 def _largest(b: Builder, tops: Value) -> Value:
     """The largest of 8 lanes, in all of them."""
     for distance in (4, 2, 1):
-        turned = shuffle(b, tops, [(lane + distance) % GROUPS for lane in range(GROUPS)])
+        turned = b.shuffle(tops, [(lane + distance) % GROUPS for lane in range(GROUPS)])
         tops = _umax(b, tops, turned)
     return tops
 
@@ -104,7 +91,7 @@ def _scales(b: Builder, tops: Value, steps: int) -> tuple[Value, Value, Value, V
     usable = b.and_(finite, b.icmp_unsigned("<", inverse_bits, const(V8I, INFINITY_BITS)))
     unit = b.select(usable, unit, zero)
     wanted = b.fdiv(b.bitcast(tops, V8F), b.fmul(unit, const(V8F, 127.0)))
-    wanted = intrinsic_call(b, "llvm.ceil.v8f32", V8F, wanted)
+    wanted = b.intrinsic("llvm.ceil.v8f32", V8F, wanted)
     most = const(V8F, float(steps))
     wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # also where it is NaN
     wanted = b.select(b.fcmp_ordered("<", wanted, most), wanted, most)
@@ -125,23 +112,23 @@ def _codes(b: Builder, x: Value, inverse: Value) -> Value:
 
 def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
     """One record from 256 values, d NaN if any of them is not finite; whether its sums fit."""
-    values = [load(b, at(b, x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
+    values = [b.read(b.at(x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
     finite, wanted, inverse, unit = _scales(b, _tops(b, values), steps)
-    all_finite, scales = shuffle(b, finite, [0] * LANES), b.fptosi(wanted, V8I)
+    all_finite, scales = b.shuffle(finite, [0] * LANES), b.fptosi(wanted, V8I)
     sums, size = [], const(V16I, 0)
     for v, value in enumerate(values):
         value = b.select(all_finite, value, const(V16F, 0.0))
-        codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
-        store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
-        store(b, b.trunc(codes, V16H), at(b, record, AT_Q16 + 2 * LANES * v))
+        codes = _codes(b, value, b.shuffle(inverse, [v // 2] * LANES))
+        b.write(b.trunc(codes, V16B), b.at(record, AT_Q + LANES * v))
+        b.write(b.trunc(codes, V16H), b.at(record, AT_Q16 + 2 * LANES * v))
         sums.append(codes)
-        size = b.add(size, b.mul(_absolute(b, codes), shuffle(b, scales, [v // 2] * LANES)))
+        size = b.add(size, b.mul(_absolute(b, codes), b.shuffle(scales, [v // 2] * LANES)))
     top = _store_integers(b, record, across(b, sums), scales)
     nan = const(V8F, float("nan"))
     unit = b.select(finite, unit, nan)
-    store(b, b.select(finite, b.fmul(unit, wanted), nan), at(b, record, AT_GROUP_D))
-    store(b, b.extract_element(unit, ir.Constant(I32, 0)), at(b, record, AT_D))
-    total = intrinsic_call(b, "llvm.vector.reduce.add.v16i32", I32, size)
+    b.write(b.select(finite, b.fmul(unit, wanted), nan), b.at(record, AT_GROUP_D))
+    b.write(b.extract_element(unit, ir.Constant(I32, 0)), b.at(record, AT_D))
+    total = b.intrinsic("llvm.vector.reduce.add.v16i32", I32, size)
     return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
                   b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM)))  # fmt: skip
 
@@ -157,16 +144,16 @@ def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Val
     """
     even = [2 * j for j in range(GROUPS)]
     odd = [lane + 1 for lane in even]
-    pairs = b.add(shuffle(b, sums, even), shuffle(b, sums, odd))
+    pairs = b.add(b.shuffle(sums, even), b.shuffle(sums, odd))
     weighed = b.mul(pairs, steps)
-    halves = b.mul(sums, shuffle(b, steps, [lane // 2 for lane in range(LANES)]))
-    store(b, b.trunc(halves, V16H), at(b, record, AT_SUM16))
-    store(b, b.trunc(weighed, V8H), at(b, record, AT_SUM32))
-    store(b, b.trunc(steps, V8H), at(b, record, AT_STEP))
-    store(b, b.mul(steps, const(V8I, 0x10001)), at(b, record, AT_STEP_PAIR))
-    store(b, steps, at(b, record, AT_STEP32))
-    store(b, b.mul(pairs, const(V8I, -128)), at(b, record, AT_SHIFT32))
-    tops = [intrinsic_call(b, f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
+    halves = b.mul(sums, b.shuffle(steps, [lane // 2 for lane in range(LANES)]))
+    b.write(b.trunc(halves, V16H), b.at(record, AT_SUM16))
+    b.write(b.trunc(weighed, V8H), b.at(record, AT_SUM32))
+    b.write(b.trunc(steps, V8H), b.at(record, AT_STEP))
+    b.write(b.mul(steps, const(V8I, 0x10001)), b.at(record, AT_STEP_PAIR))
+    b.write(steps, b.at(record, AT_STEP32))
+    b.write(b.mul(pairs, const(V8I, -128)), b.at(record, AT_SHIFT32))
+    tops = [b.intrinsic(f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
             for v in (weighed, halves)]  # fmt: skip
     return b.select(b.icmp_unsigned(">", *tops), *tops)
 

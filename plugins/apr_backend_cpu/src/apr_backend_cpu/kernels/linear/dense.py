@@ -15,28 +15,9 @@ from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.linear.tiles import addresses
-from apr_backend_cpu.kernels.source import Builder, kernel, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I16,
-    I32,
-    V16F,
-    V16I,
-    Value,
-    advance,
-    at,
-    const,
-    count_loop,
-    fma,
-    from_half,
-    horizontal_sum,
-    lanes,
-    load,
-    prefetch,
-    splat,
-    store,
-    vector_of,
-)
+from apr_backend_cpu.kernels.source import kernel, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, V16F, V16I, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import transpose
 from apr_backend_cpu.kernels.vector.memory import ints_at
 
@@ -45,15 +26,15 @@ V16S = vector_of(I16, LANES)
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
-    return load(b, p, V16F)
+    return b.read(p, V16F)
 
 
 def _load_f16(b: Builder, p: Value) -> Value:
-    return from_half(b, load(b, p, V16S))
+    return b.from_half(b.read(p, V16S))
 
 
 def _load_bf16(b: Builder, p: Value) -> Value:
-    return b.bitcast(b.shl(b.zext(load(b, p, V16S), V16I), const(V16I, 16)), V16F)
+    return b.bitcast(b.shl(b.zext(b.read(p, V16S), V16I), const(V16I, 16)), V16F)
 
 
 def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
@@ -67,21 +48,21 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         outs = addresses(b, op, out_stride, size, tokens)
 
         def row(r: Value, values: Values) -> Values:
-            first = advance(b, wp, r, row_bytes)
+            first = b.advance(wp, r, row_bytes)
 
             def step(i: Value, sums: Values) -> Values:
-                p = advance(b, first, i, LANES * itemsize)
-                prefetch(b, at(b, p, AHEAD), LANES * itemsize)
+                p = b.advance(first, i, LANES * itemsize)
+                b.prefetch(b.at(p, AHEAD), LANES * itemsize)
                 weights = loader(b, p)
-                return [fma(b, weights, load(b, advance(b, x, i, VECTOR), V16F), total)
+                return [b.fma(weights, b.read(b.advance(x, i, VECTOR), V16F), total)
                         for x, total in zip(xs, sums, strict=True)]  # fmt: skip
 
-            sums = count_loop(b, n, [const(V16F, 0.0)] * size, step)
+            sums = b.count_loop(n, [const(V16F, 0.0)] * size, step)
             for total, out in zip(sums, outs, strict=True):
-                store(b, horizontal_sum(b, total), advance(b, out, r, 4))
+                b.write(b.horizontal_sum(total), b.advance(out, r, 4))
             return values
 
-        count_loop(b, rows, [], row)
+        b.count_loop(rows, [], row)
 
     vector(name, "p" * 9, emit)
 
@@ -97,13 +78,13 @@ def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
         a_sum = b.mul(n, number(VECTOR))
 
         def step(i: Value, values: Values) -> Values:
-            here = [advance(b, p, i, LANES * itemsize) for p in starts]
+            here = [b.advance(p, i, LANES * itemsize) for p in starts]
             columns = transpose(b, [b.bitcast(loader(b, p), V16I) for p in here])
             for j, column in enumerate(columns):
-                store(b, column, advance(b, advance(b, tile, number(j), a_sum), i, VECTOR))
+                b.write(column, b.advance(b.advance(tile, number(j), a_sum), i, VECTOR))
             return values
 
-        count_loop(b, n, [], step)
+        b.count_loop(n, [], step)
 
     vector(name, "p" * 5, emit)
 
@@ -121,55 +102,55 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     row, how many, 1 to TOKENS; of results, 16 float32 a row, bytes between rows; n.
     """
     tile, xp, x_stride, tokens, op, out_stride, n = args
-    kind = vector_of(F32, lanes(b))
+    kind = vector_of(F32, b.lanes)
     room = b.room(LANES * TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
-    wide = min(2, ROWS // lanes(b))  # registers of weights; sums are those of 8 rows in all
-    size, parts = 8 // wide, ROWS // (wide * lanes(b))
+    wide = min(2, ROWS // b.lanes)  # registers of weights; sums are those of 8 rows in all
+    size, parts = 8 // wide, ROWS // (wide * b.lanes)
     blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
     a_sum = b.mul(n, number(VECTOR))
 
     def each_sum(j: Value, values: Values) -> Values:
-        weights, left = advance(b, tile, j, a_sum), advance(b, room, j, TOKENS * VECTOR)
-        inputs = advance(b, xp, b.mul(j, n), 4)
+        weights, left = b.advance(tile, j, a_sum), b.advance(room, j, TOKENS * VECTOR)
+        inputs = b.advance(xp, b.mul(j, n), 4)
 
         def block(t: Value, values: Values) -> Values:
             first = b.mul(t, number(size))
             some = b.sub(tokens, first)
             some = b.select(b.icmp_unsigned("<", some, number(size)), some, number(size))
-            xs = addresses(b, advance(b, inputs, first, x_stride), x_stride, size, some)
-            results = advance(b, left, first, VECTOR)
+            xs = addresses(b, b.advance(inputs, first, x_stride), x_stride, size, some)
+            results = b.advance(left, first, VECTOR)
 
             def part(k: Value, values: Values) -> Values:
-                mine = advance(b, weights, k, wide * b.level.vector)
+                mine = b.advance(weights, k, wide * b.level.vector)
 
                 def step(i: Value, sums: Values) -> Values:
-                    here, offset = advance(b, mine, i, VECTOR), opaque(b, b.shl(i, number(2)))
-                    ws = [load(b, at(b, here, b.level.vector * r), kind) for r in range(wide)]
+                    here, offset = b.advance(mine, i, VECTOR), opaque(b, b.shl(i, number(2)))
+                    ws = [b.read(b.at(here, b.level.vector * r), kind) for r in range(wide)]
                     results = []
                     for t, x in enumerate(xs):
-                        value = splat(b, load(b, b.add(x, offset), F32), lanes(b))
-                        results += [fma(b, value, w, sums[wide * t + r]) for r, w in enumerate(ws)]
+                        value = b.splat(b.read(b.add(x, offset), F32), b.lanes)
+                        results += [b.fma(value, w, sums[wide * t + r]) for r, w in enumerate(ws)]
                     return results
 
-                sums = count_loop(b, n, [const(kind, 0.0)] * (size * wide), step)
-                out = advance(b, results, k, wide * b.level.vector)
+                sums = b.count_loop(n, [const(kind, 0.0)] * (size * wide), step)
+                out = b.advance(results, k, wide * b.level.vector)
                 for c, total in enumerate(sums):
                     offset = VECTOR * (c // wide) + b.level.vector * (c % wide)
-                    store(b, total, at(b, out, offset))
+                    b.write(total, b.at(out, offset))
                 return values
 
-            return count_loop(b, number(parts), values, part)
+            return b.count_loop(number(parts), values, part)
 
-        return count_loop(b, blocks, values, block)
+        return b.count_loop(blocks, values, block)
 
     def result(t: Value, values: Values) -> Values:
-        here = advance(b, room, t, VECTOR)
-        sums = [load(b, at(b, here, j * TOKENS * VECTOR), V16F) for j in range(LANES)]
-        store(b, _tree(b, sums), advance(b, op, t, out_stride))
+        here = b.advance(room, t, VECTOR)
+        sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(LANES)]
+        b.write(_tree(b, sums), b.advance(op, t, out_stride))
         return values
 
-    count_loop(b, number(LANES), [], each_sum)
-    count_loop(b, tokens, [], result)
+    b.count_loop(number(LANES), [], each_sum)
+    b.count_loop(tokens, [], result)
 
 
 def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
@@ -178,24 +159,24 @@ def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
     whole, rest = b.lshr(n, number(4)), b.and_(n, number(15))
 
     def block(i: Value, values: Values) -> Values:
-        here = advance(b, source, i, LANES * VECTOR)
-        columns = transpose(b, [load(b, at(b, here, VECTOR * k), V16I) for k in range(LANES)])
-        out = advance(b, target, i, VECTOR)
+        here = b.advance(source, i, LANES * VECTOR)
+        columns = transpose(b, [b.read(b.at(here, VECTOR * k), V16I) for k in range(LANES)])
+        out = b.advance(target, i, VECTOR)
         for j, column in enumerate(columns):
-            store(b, column, advance(b, out, b.mul(n, number(j)), 4))
+            b.write(column, b.advance(out, b.mul(n, number(j)), 4))
         return values
 
     def one(i: Value, values: Values) -> Values:
         i = b.add(i, b.shl(whole, number(4)))
-        here, out = advance(b, source, i, VECTOR), advance(b, target, i, 4)
+        here, out = b.advance(source, i, VECTOR), b.advance(target, i, 4)
         for j in range(LANES):
-            value = load(b, at(b, here, 4 * j), I32)
-            store(b, value, advance(b, out, b.mul(n, number(j)), 4))
+            value = b.read(b.at(here, 4 * j), I32)
+            b.write(value, b.advance(out, b.mul(n, number(j)), 4))
         return values
 
     for count, body in ((whole, block), (rest, one)):
         with b.if_then(b.icmp_unsigned("!=", count, number(0))):
-            count_loop(b, count, [], body)
+            b.count_loop(count, [], body)
 
 
 dense_many = vector("dense_many", "p" * 7, _dense_many)

@@ -21,29 +21,8 @@ from functools import partial
 from llvmlite import ir
 
 from apr_backend_cpu.constants import VECTOR
-from apr_backend_cpu.kernels.source import Builder
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    Value,
-    advance,
-    at,
-    const,
-    from_half,
-    in_registers,
-    intrinsic_call,
-    join,
-    lanes,
-    load,
-    pair_of,
-    shuffle,
-    splat,
-    store,
-    vector_of,
-)
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import columns4
 from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
 
@@ -77,7 +56,7 @@ class Rows:
 
     def advance(self, b: Builder, index: Value, stride: int) -> Rows:
         """index * stride bytes further on."""
-        return Rows(self.starts, advance(b, self.offset, index, stride))
+        return Rows(self.starts, b.advance(self.offset, index, stride))
 
     def __call__(self, b: Builder) -> Values:
         """The address in each row."""
@@ -134,15 +113,15 @@ class Blocks:
         self._b, self._format = b, format
         if format.declared:
             given, *self._numbers = args
-            self._offsets = load(b, at(b, given, 8 * OFFSETS), I64)
-            levels = load(b, load(b, at(b, given, 8 * LEVELS), I64), vector_of(I8, 16))
-            b.levels = shuffle(b, levels, list(range(16)) * 4)
+            self._offsets = b.read(b.at(given, 8 * OFFSETS), I64)
+            levels = b.read(b.read(b.at(given, 8 * LEVELS), I64), vector_of(I8, 16))
+            b.levels = b.shuffle(levels, list(range(16)) * 4)
 
     def offset(self, g: Value) -> Value:
         """Bytes from a row's start to its g-th block."""
         b = self._b
         if self._format.declared:
-            return load(b, advance(b, self._offsets, g, 8), I64)
+            return b.read(b.advance(self._offsets, g, 8), I64)
         return b.mul(g, number(self._format.nbytes))
 
     def numbers(self, g: Value, rows: Values, first: Value) -> tuple[Value, Value | None]:
@@ -152,8 +131,8 @@ class Blocks:
         if not self._format.declared:
             return halves(b, rows), None
         for table in self._numbers[: 1 + self._format.minimum]:
-            here = advance(b, advance(b, table, g, VECTOR), first, 4)
-            found.append(load(b, here, vector_of(F32, len(rows))))
+            here = b.advance(b.advance(table, g, VECTOR), first, 4)
+            found.append(b.read(here, vector_of(F32, len(rows))))
         return found[0], found[1] if self._format.minimum else None
 
 
@@ -193,25 +172,25 @@ def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[Values, Values
 
 def _q4_k(b: Builder, p: Value, r: int) -> Value:
     """144 bytes: d, dmin, 12 bytes of scales, 4 chunks of 32 low then 32 high nibbles."""
-    return nibble(b, load(b, at(b, p, 16 + r // 2 * 32), V32B), r % 2)
+    return nibble(b, b.read(b.at(p, 16 + r // 2 * 32), V32B), r % 2)
 
 
 def _q5_k(b: Builder, p: Value, r: int) -> Value:
     """176 bytes: as q4_k, with 32 bytes of fifth bits before the nibbles: bit r of each."""
-    low = nibble(b, load(b, at(b, p, 48 + r // 2 * 32), V32B), r % 2)
-    return b.or_(low, _moved(b, load(b, at(b, p, 16), V32B), r, 0x10))
+    low = nibble(b, b.read(b.at(p, 48 + r // 2 * 32), V32B), r % 2)
+    return b.or_(low, _moved(b, b.read(b.at(p, 16), V32B), r, 0x10))
 
 
 def _q6_k(b: Builder, p: Value, r: int) -> Value:
     """210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d."""
     half, k = r // 4, r % 4
-    low = nibble(b, load(b, at(b, p, 64 * half + k % 2 * 32), V32B), k // 2)
-    return b.or_(low, _moved(b, load(b, at(b, p, 128 + 32 * half), V32B), 2 * k, 0x30))
+    low = nibble(b, b.read(b.at(p, 64 * half + k % 2 * 32), V32B), k // 2)
+    return b.or_(low, _moved(b, b.read(b.at(p, 128 + 32 * half), V32B), 2 * k, 0x30))
 
 
 def _q8_0(b: Builder, p: Value, r: int) -> Value:
     """34 bytes: d and 32 int8, which are made unsigned by adding 128."""
-    return b.xor(load(b, at(b, p, 2), V32B), const(V32B, 0x80))
+    return b.xor(b.read(b.at(p, 2), V32B), const(V32B, 0x80))
 
 
 # Across rows
@@ -219,7 +198,7 @@ def _q8_0(b: Builder, p: Value, r: int) -> Value:
 
 def packed_columns(b: Builder, rows: Values, offset: int) -> Values:
     """16 bytes of every row, transposed: 4 vectors of 4 bytes a row."""
-    return columns4(b, [load(b, at(b, p, offset), V4I) for p in rows])
+    return columns4(b, [b.read(b.at(p, offset), V4I) for p in rows])
 
 
 def _columns(b: Builder, rows: Rows, j: Value, offset: int) -> Values:
@@ -256,9 +235,9 @@ def _with_tops(b: Builder, columns: Values, tops: Callable[[int], Value], high: 
 
 def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Callable[[int], Value]:
     """Of vectors of upper bits that `head` left, from the first-th on, the c-th, moved right."""
-    kind = vector_of(I32, lanes(b))
-    here, right = advance(b, room, first, VECTOR), splat(b, b.trunc(shift, I32), lanes(b))
-    return lambda c: b.lshr(load(b, at(b, here, TOPS + VECTOR * c), kind), right)
+    kind = vector_of(I32, b.lanes)
+    here, right = b.advance(room, first, VECTOR), b.splat(b.trunc(shift, I32), b.lanes)
+    return lambda c: b.lshr(b.read(b.at(here, TOPS + VECTOR * c), kind), right)
 
 
 def _chunk_q4_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
@@ -293,7 +272,7 @@ def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
 
 def _put(b: Builder, values: Values, room: Value, offset: int) -> None:
     for k, value in enumerate(values):
-        store(b, value, at(b, room, offset + VECTOR * k))
+        b.write(value, b.at(room, offset + VECTOR * k))
 
 
 def _byte(b: Builder, words: Values, index: int) -> Value:
@@ -316,12 +295,12 @@ def _byte_pairs(b: Builder, words: Values) -> Values:
 def _head_affine(b: Builder, rows: Values, room: Value) -> None:
     ds, *words = packed_columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
-    _put(b, [pair_of(b, _byte(b, scales, g)) for g in range(8)], room, SCALES)
+    _put(b, [b.pair_of(_byte(b, scales, g)) for g in range(8)], room, SCALES)
     _put(b, _byte_pairs(b, mins), room, PAIRS)
-    half = vector_of(I16, lanes(b))
-    store(b, from_half(b, b.trunc(ds, half)), at(b, room, D))
-    dmin = from_half(b, b.trunc(b.lshr(ds, const(ds.type, 16)), half))
-    store(b, b.fneg(dmin), at(b, room, DMIN))
+    half = vector_of(I16, b.lanes)
+    b.write(b.from_half(b.trunc(ds, half)), b.at(room, D))
+    dmin = b.from_half(b.trunc(b.lshr(ds, const(ds.type, 16)), half))
+    b.write(b.fneg(dmin), b.at(room, DMIN))
 
 
 def _head_q5_k(b: Builder, rows: Values, room: Value) -> None:
@@ -334,11 +313,11 @@ def _head_q6_k(b: Builder, rows: Values, room: Value) -> None:
     kind = words[0].type
     c = lambda v: const(kind, v)  # noqa: E731
     scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
-    _put(b, [pair_of(b, scale) for scale in scales], room, SCALES)
+    _put(b, [b.pair_of(scale) for scale in scales], room, SCALES)
     pairs = [b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16)))
              for g in range(0, 16, 2)]  # fmt: skip
     _put(b, pairs, room, PAIRS)
-    store(b, halves(b, [at(b, p, 208) for p in rows]), at(b, room, D))
+    b.write(halves(b, [b.at(p, 208) for p in rows]), b.at(room, D))
     tops: Values = []
     for offset in range(128, 192, 16):
         tops += packed_columns(b, rows, offset)
@@ -349,8 +328,8 @@ def halves(b: Builder, addresses: Values) -> Value:
     """float16 at so many addresses -> float32, a lane each."""
     bits = ir.Constant(vector_of(I16, len(addresses)), ir.Undefined)
     for r, address in enumerate(addresses):
-        bits = b.insert_element(bits, load(b, address, I16), ir.Constant(I32, r))
-    return from_half(b, bits)
+        bits = b.insert_element(bits, b.read(address, I16), ir.Constant(I32, r))
+    return b.from_half(bits)
 
 
 # Codes of declared layouts: `b.levels` are theirs, 64 bytes
@@ -367,20 +346,20 @@ def look_up(b: Builder, codes: Value) -> Value:
         for code in range(16):
             level = b.extract_element(b.levels, ir.Constant(I32, code))
             is_it = b.icmp_unsigned("==", codes, const(codes.type, code))
-            result = b.select(is_it, splat(b, level, codes.type.count), result)
+            result = b.select(is_it, b.splat(level, codes.type.count), result)
         return result
-    wide = shuffle(b, b.levels, list(range(codes.type.count)))
-    return in_registers(b, lambda w, c: intrinsic_call(b, name, w.type, w, c), wide, codes)
+    wide = b.shuffle(b.levels, list(range(codes.type.count)))
+    return b.in_registers(lambda w, c: b.intrinsic(name, w.type, w, c), wide, codes)
 
 
 def _levels4(b: Builder, p: Value, r: int) -> Value:
     """16 bytes: low nibbles, then high ones."""
-    packed = load(b, p, vector_of(I8, 16))
-    return look_up(b, join(b, nibble(b, packed, 0), nibble(b, packed, 1)))
+    packed = b.read(p, vector_of(I8, 16))
+    return look_up(b, b.join(nibble(b, packed, 0), nibble(b, packed, 1)))
 
 
 def _levels8(b: Builder, p: Value, r: int) -> Value:
-    return b.add(load(b, p, V32B), shuffle(b, b.levels, list(range(32))))
+    return b.add(b.read(p, V32B), b.shuffle(b.levels, list(range(32))))
 
 
 def _chunk_levels4(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
@@ -391,7 +370,7 @@ def _chunk_levels4(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
 
 def _chunk_levels8(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 0)]
-    wide = shuffle(b, b.levels, list(range(b.level.vector)))
+    wide = b.shuffle(b.levels, list(range(b.level.vector)))
     return [(number(0), _lazy(lambda c: b.add(c, wide), columns))]
 
 

@@ -14,23 +14,9 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import AT_Q, AT_Q16, AT_SHIFT32, LANES, RECORD, VECTOR
 from apr_backend_cpu.kernels.linear.activations import row_of_records
-from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    I8,
-    I16,
-    I64,
-    V16F,
-    V64B,
-    Value,
-    advance,
-    at,
-    count_loop,
-    from_half,
-    load,
-    prefetch,
-    shuffle,
-    store,
-)
+from apr_backend_cpu.kernels.source import helper, kernel, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import I8, I16, I64, V16F, V64B, Value
 from apr_backend_cpu.kernels.vector.memory import U, ints_at, words_at
 from apr_backend_cpu.layout_constants import (
     AT_FACTORS,
@@ -58,12 +44,12 @@ WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # 
 
 def _number(b: Builder, kind: int, address: Value) -> Value:
     """16 numbers as float32."""
-    value = load(b, address, STORED[kind])
+    value = b.read(address, STORED[kind])
     if kind == UNSIGNED:
         return b.uitofp(value, V16F)
     if kind == SIGNED:
         return b.sitofp(value, V16F)
-    return from_half(b, value) if kind == HALF else value
+    return b.from_half(value) if kind == HALF else value
 
 
 def _expand_block(
@@ -76,21 +62,21 @@ def _expand_block(
     a_group = b.mul(count, ir.Constant(I64, VECTOR))
 
     def group(g: Value, values: list[Value]) -> list[Value]:
-        address = advance(b, source, g, width)
-        prefetch(b, b.add(address, ahead), 1)
-        scale, here = b.fmul(_number(b, kind, address), factor), advance(b, out, g, a_group)
+        address = b.advance(source, g, width)
+        b.prefetch(b.add(address, ahead), 1)
+        scale, here = b.fmul(_number(b, kind, address), factor), b.advance(out, g, a_group)
 
         def run(r: Value, values: list[Value]) -> list[Value]:
-            store(b, scale, advance(b, here, r, VECTOR))
+            b.write(scale, b.advance(here, r, VECTOR))
             return values
 
         if isinstance(runs, int):
             for r in range(runs):
-                store(b, scale, at(b, here, VECTOR * r))
+                b.write(scale, b.at(here, VECTOR * r))
             return values
-        return count_loop(b, count, values, run)
+        return b.count_loop(count, values, run)
 
-    count_loop(b, groups, [], group)
+    b.count_loop(groups, [], group)
 
 
 def _expand(b: Builder, args: tuple[Value, ...]) -> None:
@@ -99,9 +85,9 @@ def _expand(b: Builder, args: tuple[Value, ...]) -> None:
     Columns of NUMBERS (an address), which tile, blocks a row, groups a block, runs a group.
     """
     columns, tile, blocks, groups, runs, out = args
-    get = lambda i: load(b, at(b, columns, 8 * i), I64)  # noqa: E731
-    numbers = advance(b, get(AT_NUMBERS), tile, get(TILE_STEP))
-    factors = advance(b, get(AT_FACTORS), tile, get(FACTORS_STEP))
+    get = lambda i: b.read(b.at(columns, 8 * i), I64)  # noqa: E731
+    numbers = b.advance(get(AT_NUMBERS), tile, get(TILE_STEP))
+    factors = b.advance(get(AT_FACTORS), tile, get(FACTORS_STEP))
     ahead, ahead_factors, step = get(TILE_STEP), get(FACTORS_STEP), get(BLOCK_STEP)
     a_block = b.mul(groups, b.mul(runs, ir.Constant(I64, VECTOR)))
 
@@ -109,14 +95,14 @@ def _expand(b: Builder, args: tuple[Value, ...]) -> None:
         a_source = b.mul(groups, ir.Constant(I64, WIDTH[kind]))
 
         def block(i: Value, values: list[Value]) -> list[Value]:
-            address = advance(b, factors, i, step)
-            prefetch(b, b.add(address, ahead_factors), 1)
-            source, target = advance(b, numbers, i, a_source), advance(b, out, i, a_block)
-            _expand_block(b, kind, known or runs, groups, load(b, address, V16F), source,
+            address = b.advance(factors, i, step)
+            b.prefetch(b.add(address, ahead_factors), 1)
+            source, target = b.advance(numbers, i, a_source), b.advance(out, i, a_block)
+            _expand_block(b, kind, known or runs, groups, b.read(address, V16F), source,
                           ahead, target)  # fmt: skip
             return values
 
-        count_loop(b, blocks, [], block)
+        b.count_loop(blocks, [], block)
 
     for kind in STORED:
         with b.if_then(b.icmp_unsigned("==", get(NUMBER_KIND), ir.Constant(I64, kind))):
@@ -167,15 +153,15 @@ def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
     lanes = [32 * run + 2 * i + odd for run in (0, 1) for odd in (0, 1) for i in range(16)]
 
     def body(i: Value, values: list[Value]) -> list[Value]:
-        x, target = advance(b, records, i, RECORD), advance(b, out, i, RECORD)
-        store(b, load(b, at(b, x, AT_SHIFT32), V64B), at(b, target, AT_SHIFT32))
+        x, target = b.advance(records, i, RECORD), b.advance(out, i, RECORD)
+        b.write(b.read(b.at(x, AT_SHIFT32), V64B), b.at(target, AT_SHIFT32))
         for at_, kind in ((AT_Q, V64B), (AT_Q16, ir.VectorType(I16, 64))):
             size = kind.element.width // 8
             for k in range(at_, at_ + 256 * size, 64 * size):
-                store(b, shuffle(b, load(b, at(b, x, k), kind), lanes), at(b, target, k))
+                b.write(b.shuffle(b.read(b.at(x, k), kind), lanes), b.at(target, k))
         return values
 
-    count_loop(b, n, [], body)
+    b.count_loop(n, [], body)
 
 
 arrange = vector("arrange_records", "ppp", _arrange)

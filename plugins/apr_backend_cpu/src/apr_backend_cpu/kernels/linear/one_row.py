@@ -37,35 +37,10 @@ from apr_backend_cpu.kernels.linear.formats import (
     number,
     six_bit,
 )
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    Chain,
-    Value,
-    add_pairs,
-    advance,
-    at,
-    const,
-    count_loop,
-    fma,
-    fold,
-    intrinsic_call,
-    joined,
-    lanes,
-    load,
-    multiply_pairs,
-    pair_dot,
-    prefetch,
-    shuffle,
-    splat,
-    store,
-    uses_pairs,
-    vector_of,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.chain import Chain
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
 
 AHEAD = 16 << 10  # bytes; memory answers late, and the processor foresees only up to the next page
@@ -89,11 +64,11 @@ def runs_of(b: Builder, format: Format) -> list[tuple[int, ...]]:
 
 def _factors(b: Builder, format: Format, p: Value, x: Value) -> Value:
     """The integer scale of each group, times the step of its activations: int16 [groups]."""
-    steps = load(b, at(b, x, AT_STEP), V8S)
+    steps = b.read(b.at(x, AT_STEP), V8S)
     if format.group == 16:
-        scales = b.sext(load(b, at(b, p, 192), vector_of(I8, 16)), V16S)
-        return b.mul(scales, shuffle(b, steps, [g // 2 for g in range(16)]))
-    low, high = six_bit(b, *(load(b, at(b, p, 4 + 4 * k), I32) for k in range(3)))[0]
+        scales = b.sext(b.read(b.at(p, 192), vector_of(I8, 16)), V16S)
+        return b.mul(scales, b.shuffle(steps, [g // 2 for g in range(16)]))
+    low, high = six_bit(b, *(b.read(b.at(p, 4 + 4 * k), I32) for k in range(3)))[0]
     both = b.or_(b.zext(low, I64), b.shl(b.zext(high, I64), number(32)))
     return b.mul(b.zext(b.bitcast(both, vector_of(I8, 8)), V8S), steps)
 
@@ -102,29 +77,29 @@ def _weigh(b: Builder, total: Value, codes: Value, x: Value, factors: Value, gro
            ) -> Value:  # fmt: skip
     """total + the dots of four bytes, each times the factor of its lane's group."""
     if b.level.dot == "sdot":
-        factor = b.sext(shuffle(b, factors, groups), vector_of(I32, len(groups)))
+        factor = b.sext(b.shuffle(factors, groups), vector_of(I32, len(groups)))
         chain = Chain(b, 7)
         chain.add(codes, x)
         return chain.scaled(total, factor)
     pairs = vector_of(I16, 2 * len(groups))
     if b.level.dot == "vnni":  # dots fit 16 bits; their upper halves, signs, must not count
         name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
-        dots = intrinsic_call(b, name, total.type, const(total.type, 0), codes, x)
+        dots = b.intrinsic(name, total.type, const(total.type, 0), codes, x)
         none = factors.type.count
         lanes_ = [lane for g in groups for lane in (g, none)]
-        factor = shuffle(b, factors, lanes_, const(factors.type, 0))
+        factor = b.shuffle(factors, lanes_, const(factors.type, 0))
         name = f"llvm.x86.avx512.vpdpwssd.{8 * codes.type.count}"
-        return intrinsic_call(b, name, total.type, total, b.bitcast(dots, pairs), factor)
-    factor = shuffle(b, factors, [g for g in groups for _ in range(2)])
-    return b.add(total, add_pairs(b, multiply_pairs(b, codes, x), factor))
+        return b.intrinsic(name, total.type, total, b.bitcast(dots, pairs), factor)
+    factor = b.shuffle(factors, [g for g in groups for _ in range(2)])
+    return b.add(total, b.add_pairs(b.multiply_pairs(codes, x), factor))
 
 
 def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
     """Lanes whose sum is that of scale * step * dot over a superblock."""
     factors, total = _factors(b, format, p, x), None
     for runs in runs_of(b, format):
-        codes = joined(b, [format.row(b, p, r) for r in runs])
-        values = joined(b, [load(b, at(b, x, 32 * r), V32B) for r in runs])
+        codes = b.joined([format.row(b, p, r) for r in runs])
+        values = b.joined([b.read(b.at(x, 32 * r), V32B) for r in runs])
         groups = [r * 32 // format.group + lane * 4 // format.group for r in runs
                   for lane in range(8)]  # fmt: skip
         total = total or const(vector_of(I32, len(groups)), 0)
@@ -135,20 +110,20 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
 def _dot(b: Builder, codes: Value, runs: list[tuple[Value, int]]) -> Value:
     """The dots of blocks, summed in fours; a run is the address of a record and a number in it."""
     chain = Chain(b, 8)
-    if not uses_pairs(b):
-        chain.add(codes, joined(b, [load(b, at(b, x, AT_Q + 32 * r), V32B) for x, r in runs]))
+    if not b.sums_pairs:
+        chain.add(codes, b.joined([b.read(b.at(x, AT_Q + 32 * r), V32B) for x, r in runs]))
         return chain.total()
     kind = vector_of(I16, 32)
-    values = joined(b, [load(b, at(b, x, AT_Q16 + 64 * r), kind) for x, r in runs])
+    values = b.joined([b.read(b.at(x, AT_Q16 + 64 * r), kind) for x, r in runs])
     count = codes.type.count
-    return fold(b, add_pairs(b, b.zext(codes, vector_of(I16, count)), values))
+    return b.fold(b.add_pairs(b.zext(codes, vector_of(I16, count)), values))
 
 
 def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
     """The dots of 8 blocks at these addresses with 256 values: int32 x 8."""
     dots = []
     for runs in runs_of(b, format):
-        codes = joined(b, [format.row(b, blocks[r], 0) for r in runs])
+        codes = b.joined([format.row(b, blocks[r], 0) for r in runs])
         dots.append(_dot(b, codes, [(x, r) for r in runs]))
     return group_sums(b, dots)
 
@@ -160,30 +135,30 @@ def finish_superblock(b: Builder, format: Format, head: Value, total: Value, low
     I is `total`; M sums minima, S scales, each times its sum of activations: `low`.
     """
     kind = y.type
-    d = load(b, at(b, head, D), kind)
+    d = b.read(b.at(head, D), kind)
     if format.has_minima:
-        dmin = load(b, at(b, head, DMIN), kind)
-        value = fma(b, b.sitofp(low, kind), dmin, b.fmul(b.sitofp(total, kind), d))
-        return fma(b, value, dx, y)
+        dmin = b.read(b.at(head, DMIN), kind)
+        value = b.fma(b.sitofp(low, kind), dmin, b.fmul(b.sitofp(total, kind), d))
+        return b.fma(value, dx, y)
     total = b.sub(total, b.shl(low, const(low.type, 5)))
-    return fma(b, b.sitofp(total, kind), b.fmul(d, dx), y)
+    return b.fma(b.sitofp(total, kind), b.fmul(d, dx), y)
 
 
 def low_sums(b: Builder, format: Format, head: Value, x: Value) -> Value:
     """What `finish_superblock` calls `low`."""
-    kind = vector_of(I32, lanes(b))
+    kind = vector_of(I32, b.lanes)
     offset, count = (AT_SUM32, 4) if format.has_minima else (AT_SUM16, 8)
     low = const(kind, 0)
     for g in range(count):
-        pair = load(b, at(b, head, PAIRS + VECTOR * g), kind)
-        sums = splat(b, load(b, at(b, x, offset + 4 * g), I32), lanes(b))
-        low = pair_dot(b, low, pair, sums)
+        pair = b.read(b.at(head, PAIRS + VECTOR * g), kind)
+        sums = b.splat(b.read(b.at(x, offset + 4 * g), I32), b.lanes)
+        low = b.pair_dot(low, pair, sums)
     return low
 
 
 def shift_of(b: Builder, format: Format, x: Value) -> Value:
     """What a block's dot is too large by, negated: int32. `x` is an address, of 8 of them."""
-    shift = load(b, x, I32)  # -128 times the sum
+    shift = b.read(x, I32)  # -128 times the sum
     return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
 
 
@@ -194,62 +169,62 @@ def add_block(b: Builder, numbers: tuple[Value, Value | None], total: Value, x: 
     Minima are for the sum of activations times -128.
     """
     (d, minimum), count = numbers, y.type.count
-    dx = splat(b, load(b, at(b, x, AT_GROUP_D), F32), count)
-    y = fma(b, b.sitofp(total, y.type), b.fmul(d, dx), y)
+    dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
+    y = b.fma(b.sitofp(total, y.type), b.fmul(d, dx), y)
     if minimum is None:
         return y
-    shift = splat(b, load(b, at(b, x, AT_SHIFT32), I32), count)
-    return fma(b, b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
+    shift = b.splat(b.read(b.at(x, AT_SHIFT32), I32), count)
+    return b.fma(b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
 
 
 def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value,
                         size: int, n: Value) -> Value:  # fmt: skip
     """float32 [rows] from what rows left in the room."""
     head = b.room(HEAD_AND_TOPS)
-    kind = vector_of(F32, lanes(b))
+    kind = vector_of(F32, b.lanes)
     sums = vector_of(I32, size // 4)
 
     def superblock(i: Value, ys: Values) -> Values:
-        here = [advance(b, p, i, format.nbytes) for p in rows]
-        x, left = advance(b, xp, i, RECORD), advance(b, room, i, size * ROWS)
+        here = [b.advance(p, i, format.nbytes) for p in rows]
+        x, left = b.advance(xp, i, RECORD), b.advance(room, i, size * ROWS)
         format.head(b, here, head)  # type: ignore[misc]
-        total = across(b, [load(b, at(b, left, size * r), sums) for r in range(len(rows))])
-        low, dx = low_sums(b, format, head, x), splat(b, load(b, at(b, x, AT_D), F32), lanes(b))
+        total = across(b, [b.read(b.at(left, size * r), sums) for r in range(len(rows))])
+        low, dx = low_sums(b, format, head, x), b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
         return [finish_superblock(b, format, head, total, low, dx, ys[0])]
 
-    return count_loop(b, n, [const(kind, 0.0)], superblock)[0]
+    return b.count_loop(n, [const(kind, 0.0)], superblock)[0]
 
 
 def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, first_row: int,
                    xp: Value, room: Value, n: Value) -> Value:  # fmt: skip
     """float32 [rows] from the blocks' dots, int32 [superblocks][16 rows][8]."""
-    count, kind = len(rows), vector_of(F32, lanes(b))
+    count, kind = len(rows), vector_of(F32, b.lanes)
     sums = vector_of(I32, count)
     turned = b.room(8 * 4 * count)
 
     def superblock(i: Value, ys: Values) -> Values:
-        left, x = advance(b, room, i, 32 * ROWS), advance(b, xp, i, RECORD)
+        left, x = b.advance(room, i, 32 * ROWS), b.advance(xp, i, RECORD)
         for half in (0, 1):
-            quads = [load(b, at(b, left, 32 * r + 16 * half), vector_of(I32, 4))
+            quads = [b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4))
                      for r in range(count)]  # fmt: skip
             for k, column in enumerate(columns4(b, quads)):
-                store(b, column, at(b, turned, 4 * count * (4 * half + k)))
+                b.write(column, b.at(turned, 4 * count * (4 * half + k)))
         first = b.shl(i, number(3))
         some = b.sub(n, first)
         some = b.select(b.icmp_unsigned("<", some, number(8)), some, number(8))
 
         def block(g: Value, ys: Values) -> Values:
             which = b.add(first, g)
-            offset, here = blocks.offset(which), advance(b, x, g, 4)
+            offset, here = blocks.offset(which), b.advance(x, g, 4)
             numbers = blocks.numbers(which, [b.add(p, offset) for p in rows], number(first_row))
-            total = load(b, advance(b, turned, g, 4 * count), sums)
-            total = b.add(total, splat(b, shift_of(b, format, at(b, here, AT_SHIFT32)), count))
+            total = b.read(b.advance(turned, g, 4 * count), sums)
+            total = b.add(total, b.splat(shift_of(b, format, b.at(here, AT_SHIFT32)), count))
             return [add_block(b, numbers, total, here, ys[0])]
 
-        return count_loop(b, some, ys, block)
+        return b.count_loop(some, ys, block)
 
     superblocks = b.lshr(b.add(n, number(7)), number(3))
-    return count_loop(b, superblocks, [const(kind, 0.0)], superblock)[0]
+    return b.count_loop(superblocks, [const(kind, 0.0)], superblock)[0]
 
 
 def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value,
@@ -260,24 +235,24 @@ def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: 
     def superblock(i: Value, values: Values) -> Values:
         eight = b.shl(i, number(3))
         here = [b.add(first, blocks.offset(b.add(eight, number(r)))) for r in range(RUNS)]
-        prefetch(b, at(b, here[0], AHEAD), 8 * format.nbytes + 64 * format.declared)
-        sums = _block_sums(b, format, here, advance(b, xp, i, RECORD))
-        store(b, sums, advance(b, out, i, 32 * ROWS))
+        b.prefetch(b.at(here[0], AHEAD), 8 * format.nbytes + 64 * format.declared)
+        sums = _block_sums(b, format, here, b.advance(xp, i, RECORD))
+        b.write(sums, b.advance(out, i, 32 * ROWS))
         return values
 
     def block(g: Value, values: Values) -> Values:
         p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
-        x = advance(b, advance(b, xp, whole, RECORD), g, 64 if uses_pairs(b) else 32)
+        x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
         dots = _dot(b, format.row(b, p, 0), [(x, 0)])
-        total = intrinsic_call(b, "llvm.vector.reduce.add.v8i32", I32, dots)
-        store(b, total, advance(b, advance(b, out, whole, 32 * ROWS), g, 4))
+        total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
+        b.write(total, b.advance(b.advance(out, whole, 32 * ROWS), g, 4))
         return values
 
     with b.if_then(b.icmp_unsigned("!=", whole, number(0))):
-        count_loop(b, whole, [], superblock)
+        b.count_loop(whole, [], superblock)
     rest = b.and_(n, number(7))
     with b.if_then(b.icmp_unsigned("!=", rest, number(0))):
-        count_loop(b, rest, [], block)
+        b.count_loop(rest, [], block)
 
 
 def make_one_row(name: str, format: Format) -> None:
@@ -293,31 +268,31 @@ def make_one_row(name: str, format: Format) -> None:
         size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves of a superblock
 
         def superblock_row(r: Value, values: Values) -> Values:
-            first, out = advance(b, wp, r, row_bytes), advance(b, room, r, size)
+            first, out = b.advance(wp, r, row_bytes), b.advance(room, r, size)
 
             def superblock(i: Value, values: Values) -> Values:
-                p = advance(b, first, i, format.nbytes)
-                prefetch(b, at(b, p, AHEAD), format.nbytes)
-                sums = _superblock(b, format, p, advance(b, xp, i, RECORD))
-                store(b, sums, advance(b, out, i, size * ROWS))
+                p = b.advance(first, i, format.nbytes)
+                b.prefetch(b.at(p, AHEAD), format.nbytes)
+                sums = _superblock(b, format, p, b.advance(xp, i, RECORD))
+                b.write(sums, b.advance(out, i, size * ROWS))
                 return values
 
-            return count_loop(b, n, values, superblock)
+            return b.count_loop(n, values, superblock)
 
         def block_row(r: Value, values: Values) -> Values:
-            start, out = advance(b, wp, r, row_bytes), advance(b, room, r, 32)
+            start, out = b.advance(wp, r, row_bytes), b.advance(room, r, 32)
             _leave_blocks(b, format, blocks, start, xp, out, n)
             return values
 
-        count_loop(b, number(ROWS), [], superblock_row if format.group else block_row)
-        for first in range(0, ROWS, lanes(b)):
-            rows = [advance(b, wp, number(first + r), row_bytes) for r in range(lanes(b))]
-            left = at(b, room, first * (size if format.group else 32))
+        b.count_loop(number(ROWS), [], superblock_row if format.group else block_row)
+        for first in range(0, ROWS, b.lanes):
+            rows = [b.advance(wp, number(first + r), row_bytes) for r in range(b.lanes)]
+            left = b.at(room, first * (size if format.group else 32))
             if format.group:
                 result = _finish_superblocks(b, format, rows, xp, left, size, n)
             else:
                 result = _finish_blocks(b, format, blocks, rows, first, xp, left, n)
-            store(b, result, at(b, op, 4 * first))
+            b.write(result, b.at(op, 4 * first))
 
     vector(name, "p" * (9 if format.declared else 6), emit)
 

@@ -51,29 +51,10 @@ from apr_backend_cpu.kernels.linear.one_row import (
     low_sums,
     shift_of,
 )
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    V16F,
-    Chain,
-    Value,
-    advance,
-    at,
-    const,
-    count_loop,
-    lanes,
-    load,
-    prefetch,
-    splat,
-    store,
-    uses_pairs,
-    vector_of,
-    wide,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.chain import Chain
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, V16F, Value, const, vector_of
 
 CHUNKS = 4
 RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
@@ -84,25 +65,25 @@ def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) 
     last, found = b.sub(count, number(1)), []
     for t in range(size):
         capped = b.select(b.icmp_unsigned("<", number(t), last), number(t), last)
-        found.append(opaque(b, advance(b, start, capped, stride)))
+        found.append(opaque(b, b.advance(start, capped, stride)))
     return found
 
 
 def _word(b: Builder, p: Value, offset: int) -> Value:
     """Four bytes at an address, in every lane."""
-    return splat(b, load(b, at(b, p, offset), I32), lanes(b))
+    return b.splat(b.read(b.at(p, offset), I32), b.lanes)
 
 
 def _is_wide(b: Builder, format: Format) -> bool:
     """Whether codes of 8 bits meet activations as int16."""
-    return format.bits == 8 and uses_pairs(b)
+    return format.bits == 8 and b.sums_pairs
 
 
 def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
     """The codes of a run in the form in which they meet activations: 8 vectors, or 16 of int16."""
     if not _is_wide(b, format):
         return columns
-    return [partial(lambda c, first: wide(b, c(), first), c, k) for c in columns for k in (0, 2)]
+    return [partial(lambda c, first: b.wide(c(), first), c, k) for c in columns for k in (0, 2)]
 
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
@@ -128,8 +109,8 @@ def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values,
 
 def _steps(b: Builder, xs: Values) -> Values:
     """The step of a run of each row of activations, as `pair_of` would make it."""
-    if uses_pairs(b):
-        kind = vector_of(I16, 2 * lanes(b))
+    if b.sums_pairs:
+        kind = vector_of(I16, 2 * b.lanes)
         return [b.bitcast(_word(b, x, AT_STEP_PAIR), kind) for x in xs]
     return [_word(b, x, AT_STEP32) for x in xs]
 
@@ -141,27 +122,27 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
     `heads` are of one or two registers of weight rows; results are theirs a row of activations.
     """
     per_run, wide = 32 // format.group, len(heads)
-    factor_type = vector_of(I16, 2 * lanes(b)) if uses_pairs(b) else vector_of(I32, lanes(b))
+    factor_type = vector_of(I16, 2 * b.lanes) if b.sums_pairs else vector_of(I32, b.lanes)
 
     def run(r: Value, codes: list[Codes], totals: Values) -> Values:
         here, steps = xs.advance(b, r, 32)(b), _steps(b, xs.advance(b, r, 4)(b))
-        scales, size = [advance(b, head, r, VECTOR * per_run) for head in heads], 8 // per_run
+        scales, size = [b.advance(head, r, VECTOR * per_run) for head in heads], 8 // per_run
         for g in range(per_run):
             chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
             _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
-            scale = [load(b, at(b, p, SCALES + VECTOR * g), factor_type) for p in scales]
+            scale = [b.read(b.at(p, SCALES + VECTOR * g), factor_type) for p in scales]
             totals = [
                 chains[n // wide][n % wide].scaled(total, b.mul(scale[n % wide], steps[n // wide]))
                 for n, total in enumerate(totals)
             ]
         return totals
 
-    totals = read([const(vector_of(I32, lanes(b)), 0)] * len(ys), run)
+    totals = read([const(vector_of(I32, b.lanes), 0)] * len(ys), run)
     results = []
     for n, (y, total) in enumerate(zip(ys, totals, strict=True)):
         x, head = xs(b)[n // wide], heads[n % wide]
         low = low_sums(b, format, head, x)
-        dx = splat(b, load(b, at(b, x, AT_D), F32), lanes(b))
+        dx = b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
         results.append(finish_superblock(b, format, head, total, low, dx, y))
     return results
 
@@ -171,7 +152,7 @@ def _block(b: Builder, format: Format, codes: list[Codes],
            ) -> Values:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
     here, wide = xs.advance(b, g, 4)(b), len(codes)
-    shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in here]
+    shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
     chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     if _is_wide(b, format):
         _meet(b, chains, codes, xs.advance(b, g, 64)(b), AT_Q16)
@@ -190,7 +171,7 @@ def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
 
 def _share(b: Builder, row_bytes: Value, n: Value) -> Value:
     """Bytes of `lanes` rows for each block."""
-    return b.udiv(b.mul(row_bytes, number(lanes(b))), n)
+    return b.udiv(b.mul(row_bytes, number(b.lanes)), n)
 
 
 def make_few(name: str, format: Format, size: int) -> None:
@@ -207,44 +188,44 @@ def make_few(name: str, format: Format, size: int) -> None:
         outs = addresses(b, op, out_stride, size, tokens)
 
         def part(k: Value, values: Values) -> Values:
-            start = advance(b, wp, b.mul(k, number(lanes(b))), row_bytes)
-            rows = [opaque(b, advance(b, start, number(r), row_bytes)) for r in range(lanes(b))]
-            following = advance(b, start, number(ROWS), row_bytes)
+            start = b.advance(wp, b.mul(k, number(b.lanes)), row_bytes)
+            rows = [opaque(b, b.advance(start, number(r), row_bytes)) for r in range(b.lanes)]
+            following = b.advance(start, number(ROWS), row_bytes)
 
             def superblock(i: Value, ys: Values) -> Values:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
                 xs = Rows(records, b.mul(i, number(RECORD)))
-                nbytes = lanes(b) * format.nbytes // CHUNKS
-                ahead = advance(b, following, i, lanes(b) * format.nbytes)
+                nbytes = b.lanes * format.nbytes // CHUNKS
+                ahead = b.advance(following, i, b.lanes * format.nbytes)
                 format.head(b, here(b), room)  # type: ignore[misc]
 
                 def read(totals: Values, step: RunStep) -> Values:
                     def chunk(j: Value, totals: Values) -> Values:
-                        prefetch(b, advance(b, ahead, j, nbytes), nbytes)
+                        b.prefetch(b.advance(ahead, j, nbytes), nbytes)
                         for r, codes in format.chunk(b, here, room, j):
                             totals = step(r, [codes], totals)
                         return totals
 
-                    return count_loop(b, number(CHUNKS), totals, chunk)
+                    return b.count_loop(number(CHUNKS), totals, chunk)
 
                 return _superblock(b, format, [room], xs, ys, read)
 
             def block(i: Value, ys: Values) -> Values:
                 here = Rows(rows, blocks.offset(i))
                 i8, g = _of_run(b, i)
-                prefetch(b, b.add(following, b.mul(i, share)), lanes(b) * format.nbytes)
+                b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
-                numbers = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
+                numbers = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 return _block(b, format, [_codes(b, format, codes)], [numbers], xs, g, ys)
 
-            zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
-            ys = count_loop(b, n, zeros, superblock if format.group else block)
+            zeros = [const(vector_of(F32, b.lanes), 0.0)] * size
+            ys = b.count_loop(n, zeros, superblock if format.group else block)
             for y, out in zip(ys, outs, strict=True):
-                store(b, y, advance(b, out, k, b.level.vector))
+                b.write(y, b.advance(out, k, b.level.vector))
             return values
 
-        count_loop(b, number(ROWS // lanes(b)), [], part)
+        b.count_loop(number(ROWS // b.lanes), [], part)
 
     vector(name, "p" * (11 if format.declared else 8), emit)
 
@@ -260,48 +241,48 @@ def make_unpack(name: str, format: Format) -> None:
         room = b.room(HEAD_AND_TOPS)
 
         def part(k: Value, values: Values) -> Values:
-            start = advance(b, wp, b.mul(k, number(lanes(b))), row_bytes)
-            rows = [opaque(b, advance(b, start, number(r), row_bytes)) for r in range(lanes(b))]
+            start = b.advance(wp, b.mul(k, number(b.lanes)), row_bytes)
+            rows = [opaque(b, b.advance(start, number(r), row_bytes)) for r in range(b.lanes)]
             following, out = (
-                advance(b, start, number(ROWS), row_bytes),
-                advance(b, tile, k, b.level.vector),
+                b.advance(start, number(ROWS), row_bytes),
+                b.advance(tile, k, b.level.vector),
             )
 
             def put(codes: Codes, target: Value) -> None:
                 for c, column in enumerate(codes):
-                    store(b, column(), at(b, target, VECTOR * c))
+                    b.write(column(), b.at(target, VECTOR * c))
 
             def superblock(i: Value, values: Values) -> Values:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
-                target, nbytes = advance(b, out, i, TILE_SUPERBLOCK), lanes(b) * format.nbytes
-                prefetch(b, advance(b, following, i, nbytes), nbytes)
+                target, nbytes = b.advance(out, i, TILE_SUPERBLOCK), b.lanes * format.nbytes
+                b.prefetch(b.advance(following, i, nbytes), nbytes)
                 format.head(b, here(b), room)  # type: ignore[misc]
                 kind = vector_of(I8, b.level.vector)
                 for offset in range(0, HEAD, VECTOR):
-                    store(b, load(b, at(b, room, offset), kind), at(b, target, offset))
+                    b.write(b.read(b.at(room, offset), kind), b.at(target, offset))
 
                 def chunk(j: Value, values: Values) -> Values:
                     for r, codes in format.chunk(b, here, room, j):
-                        put(codes, advance(b, at(b, target, HEAD), r, 8 * VECTOR))
+                        put(codes, b.advance(b.at(target, HEAD), r, 8 * VECTOR))
                     return values
 
-                return count_loop(b, number(CHUNKS), values, chunk)
+                return b.count_loop(number(CHUNKS), values, chunk)
 
             def block(i: Value, values: Values) -> Values:
                 size, at_scale = _sizes(b, format)
-                here, target = Rows(rows, blocks.offset(i)), advance(b, out, i, size)
-                prefetch(b, b.add(following, b.mul(i, share)), lanes(b) * format.nbytes)
+                here, target = Rows(rows, blocks.offset(i)), b.advance(out, i, size)
+                b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 put(_codes(b, format, codes), target)
-                d, low = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
-                store(b, d, at(b, target, at_scale))
+                d, low = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
+                b.write(d, b.at(target, at_scale))
                 if low is not None:
-                    store(b, low, at(b, target, at_scale + VECTOR))
+                    b.write(low, b.at(target, at_scale + VECTOR))
                 return values
 
-            return count_loop(b, n, values, superblock if format.group else block)
+            return b.count_loop(n, values, superblock if format.group else block)
 
-        count_loop(b, number(ROWS // lanes(b)), [], part)
+        b.count_loop(number(ROWS // b.lanes), [], part)
 
     vector(name, "p" * (7 if format.declared else 4), emit)
 
@@ -311,7 +292,7 @@ def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
         kind, count = vector_of(I16, b.level.vector // 2), 16
     else:
         kind, count = vector_of(I8, b.level.vector), 8
-    return [partial(lambda c: load(b, at(b, p, VECTOR * c), kind), c) for c in range(count)]
+    return [partial(lambda c: b.read(b.at(p, VECTOR * c), kind), c) for c in range(count)]
 
 
 def make_many(name: str, format: Format) -> None:
@@ -323,36 +304,36 @@ def make_many(name: str, format: Format) -> None:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n = args
-        count, kind = min(2, ROWS // lanes(b)), vector_of(F32, lanes(b))
+        count, kind = min(2, ROWS // b.lanes), vector_of(F32, b.lanes)
         some, part_bytes = 8 // count, b.level.vector * count
         parts, rounds = (
-            number(ROWS // (count * lanes(b))),
+            number(ROWS // (count * b.lanes)),
             b.udiv(b.add(tokens, number(some - 1)), number(some)),
         )
         records, sums = b.room(8 * TOKENS), b.room(VECTOR * TOKENS)
         for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
-            store(b, p, at(b, records, 8 * t))
-            store(b, const(V16F, 0.0), at(b, sums, VECTOR * t))
+            b.write(p, b.at(records, 8 * t))
+            b.write(const(V16F, 0.0), b.at(sums, VECTOR * t))
 
         def superblock(p: Value, xs: Rows, i: Value, ys: Values) -> Values:
-            here = advance(b, p, i, TILE_SUPERBLOCK)
-            heads = [at(b, here, b.level.vector * r) for r in range(count)]
+            here = b.advance(p, i, TILE_SUPERBLOCK)
+            heads = [b.at(here, b.level.vector * r) for r in range(count)]
 
             def read(totals: Values, step: RunStep) -> Values:
                 def run(r: Value, totals: Values) -> Values:
-                    starts = [advance(b, at(b, head, HEAD), r, 8 * VECTOR) for head in heads]
+                    starts = [b.advance(b.at(head, HEAD), r, 8 * VECTOR) for head in heads]
                     return step(r, [_unpacked_codes(b, format, s) for s in starts], totals)
 
-                return count_loop(b, number(8), totals, run)
+                return b.count_loop(number(8), totals, run)
 
             return _superblock(b, format, heads, xs, ys, read)
 
         def block(p: Value, xs: Rows, g: Value, i: Value, ys: Values) -> Values:
             size, at_scale = _sizes(b, format)
-            here = advance(b, p, i, size)
-            starts = [at(b, here, b.level.vector * r) for r in range(count)]
-            low = lambda s: load(b, at(b, s, at_scale + VECTOR), kind)  # noqa: E731
-            numbers = [(load(b, at(b, s, at_scale), kind), low(s) if format.minimum else None)
+            here = b.advance(p, i, size)
+            starts = [b.at(here, b.level.vector * r) for r in range(count)]
+            low = lambda s: b.read(b.at(s, at_scale + VECTOR), kind)  # noqa: E731
+            numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
                        for s in starts]  # fmt: skip
             codes = [_unpacked_codes(b, format, s) for s in starts]
             return _block(b, format, codes, numbers, xs, g, ys)
@@ -362,33 +343,33 @@ def make_many(name: str, format: Format) -> None:
             skip = b.mul(of_record, number(RECORD))
 
             def round_(t: Value, values: Values) -> Values:
-                here = advance(b, records, t, 8 * some)
-                xs = Rows([load(b, at(b, here, 8 * k), I64) for k in range(some)], skip)
+                here = b.advance(records, t, 8 * some)
+                xs = Rows([b.read(b.at(here, 8 * k), I64) for k in range(some)], skip)
 
                 def part(k: Value, values: Values) -> Values:
-                    mine = advance(b, tile, k, part_bytes)
-                    room = advance(b, advance(b, sums, t, VECTOR * some), k, part_bytes)
-                    places = [at(b, room, VECTOR * c + b.level.vector * r)
+                    mine = b.advance(tile, k, part_bytes)
+                    room = b.advance(b.advance(sums, t, VECTOR * some), k, part_bytes)
+                    places = [b.at(room, VECTOR * c + b.level.vector * r)
                               for c in range(some) for r in range(count)]  # fmt: skip
-                    ys = [load(b, p, kind) for p in places]
+                    ys = [b.read(p, kind) for p in places]
                     if format.group:
                         ys = superblock(mine, xs, i, ys)
                     else:
                         ys = block(mine, xs, g, i, ys)
                     for y, p in zip(ys, places, strict=True):
-                        store(b, y, p)
+                        b.write(y, p)
                     return values
 
-                return count_loop(b, parts, values, part)
+                return b.count_loop(parts, values, part)
 
-            return count_loop(b, rounds, values, round_)
+            return b.count_loop(rounds, values, round_)
 
         def result(t: Value, values: Values) -> Values:
-            store(b, load(b, advance(b, sums, t, VECTOR), V16F), advance(b, op, t, out_stride))
+            b.write(b.read(b.advance(sums, t, VECTOR), V16F), b.advance(op, t, out_stride))
             return values
 
-        count_loop(b, n, [], each)
-        count_loop(b, tokens, [], result)
+        b.count_loop(n, [], each)
+        b.count_loop(tokens, [], result)
 
     vector(name, "ppppppp", emit)
 
@@ -397,10 +378,10 @@ def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
     """Ask for so many cache lines, at least one, from an address on."""
 
     def line(i: Value, values: Values) -> Values:
-        prefetch(b, advance(b, args[0], i, CACHE_LINE), 1)
+        b.prefetch(b.advance(args[0], i, CACHE_LINE), 1)
         return values
 
-    count_loop(b, args[1], [], line)
+    b.count_loop(args[1], [], line)
 
 
 fetch = vector("fetch", "pp", _fetch, inline=True)

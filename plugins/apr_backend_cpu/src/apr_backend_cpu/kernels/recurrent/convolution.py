@@ -6,19 +6,10 @@ import numpy as np
 from llvmlite import ir
 
 from apr_backend_cpu.constants import CHANNELS, LANES, START, STATE, STOP, VECTOR
-from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
+from apr_backend_cpu.kernels.source import helper, kernel, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.exponential import sigmoid16, sigmoid32
-from apr_backend_cpu.kernels.vector.ir import (
-    I64,
-    V16F,
-    Value,
-    advance,
-    const,
-    count_loop,
-    fma,
-    load,
-    store,
-)
+from apr_backend_cpu.kernels.vector.ir import I64, V16F, Value, const
 from apr_backend_cpu.kernels.vector.memory import floats_at, ints_at, matrix_at
 
 f32 = np.float32
@@ -30,17 +21,17 @@ def _conv_vectors(b: Builder, args: tuple[Value, ...]) -> None:
     rows, taps, w, w_bytes, out, n = args
 
     def vector(i: Value, values: list[Value]) -> list[Value]:
-        skip = advance(b, ir.Constant(I64, 0), i, VECTOR)
+        skip = b.advance(ir.Constant(I64, 0), i, VECTOR)
 
         def tap(j: Value, sums: list[Value]) -> list[Value]:
-            source = load(b, b.add(load(b, advance(b, rows, j, 8), I64), skip), V16F)
-            return [fma(b, source, load(b, b.add(advance(b, w, j, w_bytes), skip), V16F), *sums)]
+            source = b.read(b.add(b.read(b.advance(rows, j, 8), I64), skip), V16F)
+            return [b.fma(source, b.read(b.add(b.advance(w, j, w_bytes), skip), V16F), *sums)]
 
-        total = count_loop(b, taps, [const(V16F, 0.0)], tap)[0]
-        store(b, b.fmul(total, sigmoid16(b, total)), b.add(out, skip))
+        total = b.count_loop(taps, [const(V16F, 0.0)], tap)[0]
+        b.write(b.fmul(total, sigmoid16(b, total)), b.add(out, skip))
         return values
 
-    count_loop(b, n, [], vector)
+    b.count_loop(n, [], vector)
 
 
 conv_vectors = vector("conv_vectors", "pppppp", _conv_vectors)

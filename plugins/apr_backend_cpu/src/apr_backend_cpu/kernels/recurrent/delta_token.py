@@ -13,21 +13,9 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
-from apr_backend_cpu.kernels.source import Builder, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    F32,
-    I64,
-    V16F,
-    Value,
-    advance,
-    at,
-    const,
-    count_loop,
-    fma,
-    load,
-    splat,
-    store,
-)
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import F32, I64, V16F, Value, const
 
 VECTOR = 4 * LANES  # bytes
 
@@ -41,7 +29,7 @@ def make_delta_token(name: str, vectors: int) -> Any:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         S, q, k, v, out, decay, beta, keys, stride = args
-        decays, betas = splat(b, decay), splat(b, beta)
+        decays, betas = b.splat(decay), b.splat(beta)
         pairs = b.lshr(keys, ir.Constant(I64, 1))
 
         def over_keys(step: Callable[[Value, Value, int], Value], vector: Value) -> list[Value]:
@@ -51,33 +39,33 @@ def make_delta_token(name: str, vectors: int) -> Any:
                 results = []
                 for odd in (0, 1):
                     d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
-                    row = advance(b, S, d, stride)
-                    scalars = [splat(b, load(b, advance(b, p, d, 4), F32)) for p in (vector, k)]
+                    row = b.advance(S, d, stride)
+                    scalars = [b.splat(b.read(b.advance(p, d, 4), F32)) for p in (vector, k)]
                     for c in range(vectors):
-                        address = at(b, row, VECTOR * c)
+                        address = b.at(row, VECTOR * c)
                         s = step(address, scalars[1], c)
-                        results.append(fma(b, s, scalars[0], sums[vectors * odd + c]))
+                        results.append(b.fma(s, scalars[0], sums[vectors * odd + c]))
                 return results
 
-            sums = count_loop(b, pairs, [const(V16F, 0.0)] * (2 * vectors), body)
+            sums = b.count_loop(pairs, [const(V16F, 0.0)] * (2 * vectors), body)
             return [b.fadd(sums[c], sums[vectors + c]) for c in range(vectors)]
 
         def read(address: Value, key: Value, c: int) -> Value:
-            return load(b, address, V16F)  # decay is a factor of the sum: no store is needed here
+            return b.read(address, V16F)  # decay is a factor of the sum: no store is needed here
 
         recalled = [b.fmul(r, decays) for r in over_keys(read, k)]
         deltas = [
-            b.fmul(b.fsub(load(b, at(b, v, VECTOR * c), V16F), r), betas)
+            b.fmul(b.fsub(b.read(b.at(v, VECTOR * c), V16F), r), betas)
             for c, r in enumerate(recalled)
         ]
 
         def write(address: Value, key: Value, c: int) -> Value:
-            s = fma(b, key, deltas[c], b.fmul(load(b, address, V16F), decays))
-            store(b, s, address)
+            s = b.fma(key, deltas[c], b.fmul(b.read(address, V16F), decays))
+            b.write(s, address)
             return s
 
         for c, answer in enumerate(over_keys(write, q)):
-            store(b, answer, at(b, out, VECTOR * c))
+            b.write(answer, b.at(out, VECTOR * c))
 
     return vector(name, "pppppffpp", emit)
 
@@ -101,55 +89,53 @@ def make_delta_run(name: str, vectors: int) -> Any:
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 for odd in (0, 1):
                     d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
-                    sums = row(advance(b, S, d, stride), d, odd, sums)
+                    sums = row(b.advance(S, d, stride), d, odd, sums)
                 return sums
 
-            return count_loop(b, pairs, start, body)
+            return b.count_loop(pairs, start, body)
 
         def scalar(p: Value, d: Value) -> Value:
-            return splat(b, load(b, advance(b, p, d, 4), F32))
+            return b.splat(b.read(b.advance(p, d, 4), F32))
 
         def first(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
             key, sums = scalar(k, d), list(sums)
             for c in columns:
-                s = load(b, at(b, row, VECTOR * c), V16F)
-                sums[vectors * odd + c] = fma(b, s, key, sums[vectors * odd + c])
+                s = b.read(b.at(row, VECTOR * c), V16F)
+                sums[vectors * odd + c] = b.fma(s, key, sums[vectors * odd + c])
             return sums
 
         def token(t: Value, recalled: list[Value]) -> list[Value]:
             last = b.sub(tokens, ir.Constant(I64, 1))
             following = b.select(b.icmp_unsigned("<", t, last), b.add(t, ir.Constant(I64, 1)), t)
             here, now, then = (
-                advance(b, p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following))
+                b.advance(p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following))
             )
-            decays, betas = (
-                splat(b, load(b, advance(b, p, t, bytes_), F32)) for p in (decay, beta)
-            )
-            wanted = advance(b, v, t, v_bytes)
+            decays, betas = (b.splat(b.read(b.advance(p, t, bytes_), F32)) for p in (decay, beta))
+            wanted = b.advance(v, t, v_bytes)
             deltas = []
             for c in columns:
                 r = b.fmul(b.fadd(recalled[c], recalled[vectors + c]), decays)
-                value = load(b, at(b, wanted, VECTOR * c), V16F)
+                value = b.read(b.at(wanted, VECTOR * c), V16F)
                 deltas.append(b.fmul(b.fsub(value, r), betas))
 
             def write(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
                 key, query, coming = (scalar(p, d) for p in (now, here, then))
                 sums = list(sums)
                 for c in columns:
-                    address, i = at(b, row, VECTOR * c), vectors * odd + c
-                    s = fma(b, key, deltas[c], b.fmul(load(b, address, V16F), decays))
-                    store(b, s, address)
-                    sums[i] = fma(b, s, query, sums[i])
-                    sums[2 * vectors + i] = fma(b, s, coming, sums[2 * vectors + i])
+                    address, i = b.at(row, VECTOR * c), vectors * odd + c
+                    s = b.fma(key, deltas[c], b.fmul(b.read(address, V16F), decays))
+                    b.write(s, address)
+                    sums[i] = b.fma(s, query, sums[i])
+                    sums[2 * vectors + i] = b.fma(s, coming, sums[2 * vectors + i])
                 return sums
 
             sums = over_keys(write, zeros + zeros)
-            answer = advance(b, out, t, out_bytes)
+            answer = b.advance(out, t, out_bytes)
             for c in columns:
-                store(b, b.fadd(sums[c], sums[vectors + c]), at(b, answer, VECTOR * c))
+                b.write(b.fadd(sums[c], sums[vectors + c]), b.at(answer, VECTOR * c))
             return sums[2 * vectors :]
 
-        count_loop(b, tokens, over_keys(first, zeros), token)
+        b.count_loop(tokens, over_keys(first, zeros), token)
 
     return vector(name, "ppppppppppppp", emit)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from apr_backend_cpu.kernels.source import Builder, vector
+from apr_backend_cpu.kernels.source import vector
+from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import I32, I64, Value
 from apr_backend_cpu.levels import ARM, X86
 

@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from apr_backend_cpu.constants import LANES
-from apr_backend_cpu.kernels.source import Builder, helper, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    V16F,
-    V16I,
-    Value,
-    advance,
-    const,
-    count_loop,
-    intrinsic_call,
-    load,
-    store,
-)
+from apr_backend_cpu.kernels.source import helper, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import V16F, V16I, Value, const
 
 U = np.uint64
 LOG2E = np.float32(1.4426950408889634)
@@ -89,7 +80,7 @@ def exp16(b: Builder, x: Value) -> Value:
 def sigmoid16(b: Builder, x: Value) -> Value:
     """1 / (1 + exp(-x)) of 16 values, as `sigmoid32`."""
     ones = const(V16F, 1.0)
-    e = exp16(b, b.fneg(intrinsic_call(b, "llvm.fabs.v16f32", V16F, x)))
+    e = exp16(b, b.fneg(b.intrinsic("llvm.fabs.v16f32", V16F, x)))
     positive = b.fdiv(ones, b.fadd(ones, e))
     value = b.select(b.fcmp_ordered(">=", x, const(V16F, 0.0)), positive, b.fmul(e, positive))
     return b.select(b.fcmp_ordered("==", x, x), value, x)
@@ -102,11 +93,11 @@ def _each16(name: str, function: Any) -> Any:
         source, target, n = args
 
         def body(i: Value, values: list[Value]) -> list[Value]:
-            x = load(b, advance(b, source, i, 4 * LANES), V16F)
-            store(b, function(b, x), advance(b, target, i, 4 * LANES))
+            x = b.read(b.advance(source, i, 4 * LANES), V16F)
+            b.write(function(b, x), b.advance(target, i, 4 * LANES))
             return values
 
-        count_loop(b, n, [], body)
+        b.count_loop(n, [], body)
 
     return vector(name, "ppp", emit)
 

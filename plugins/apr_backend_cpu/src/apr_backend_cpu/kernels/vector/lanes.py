@@ -7,8 +7,8 @@ processors stay within. Integer sums are exact, so their order is free.
 from __future__ import annotations
 
 from apr_backend_cpu.constants import LANES
-from apr_backend_cpu.kernels.source import Builder
-from apr_backend_cpu.kernels.vector.ir import Value, join, joined, shuffle
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import Value
 
 
 def _within(picks: list[int], count: int) -> list[int]:
@@ -17,7 +17,7 @@ def _within(picks: list[int], count: int) -> list[int]:
 
 
 def mix(b: Builder, x: Value, y: Value, picks: list[int]) -> Value:
-    return shuffle(b, x, _within(picks, x.type.count), y)
+    return b.shuffle(x, _within(picks, x.type.count), y)
 
 
 LOW_WORDS, HIGH_WORDS = [0, 4, 1, 5], [2, 6, 3, 7]
@@ -37,7 +37,7 @@ EVEN_QUARTERS, ODD_QUARTERS = _quarters([0, 2, 4, 6]), _quarters([1, 3, 5, 7])
 def columns4(b: Builder, rows: list[Value]) -> list[Value]:
     """Vectors of 4 lanes -> 4 vectors of a lane for each row; of the c-th it is the row's c-th."""
     quarters, words = len(rows) // 4, []
-    quads = [joined(b, [rows[i + 4 * q] for q in range(quarters)]) for i in range(4)]
+    quads = [b.joined([rows[i + 4 * q] for q in range(quarters)]) for i in range(4)]
     for picks in (LOW_WORDS, HIGH_WORDS):
         words.append([mix(b, quads[i], quads[i + 1], picks) for i in (0, 2)])
     return [mix(b, *pair, picks) for pair in words for picks in (LOW_PAIRS, HIGH_PAIRS)]
@@ -45,7 +45,7 @@ def columns4(b: Builder, rows: list[Value]) -> list[Value]:
 
 def transpose(b: Builder, rows: list[Value]) -> list[Value]:
     """16 vectors of 16 lanes -> 16 vectors; lane r of the c-th is lane c of the r-th."""
-    quarters = [[shuffle(b, row, [4 * q + lane for lane in range(4)]) for row in rows]
+    quarters = [[b.shuffle(row, [4 * q + lane for lane in range(4)]) for row in rows]
                 for q in range(4)]  # fmt: skip
     return [column for quarter in quarters for column in columns4(b, quarter)]
 
@@ -63,36 +63,36 @@ def quarter_sums(b: Builder, vectors: list[Value]) -> list[Value]:
 def _halves_added(b: Builder, v: Value) -> Value:
     """The sum of the two halves of a vector."""
     half = v.type.count // 2
-    return b.add(shuffle(b, v, list(range(half))), shuffle(b, v, list(range(half, 2 * half))))
+    return b.add(b.shuffle(v, list(range(half))), b.shuffle(v, list(range(half, 2 * half))))
 
 
 def across(b: Builder, vectors: list[Value]) -> Value:
     """4, 8 or 16 vectors of integers -> one: lane r is the sum of all lanes of the r-th."""
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES and len(fours) == 4:
-        pairs = [b.add(shuffle(b, x, FIRST_HALVES, y), shuffle(b, x, SECOND_HALVES, y))
+        pairs = [b.add(b.shuffle(x, FIRST_HALVES, y), b.shuffle(x, SECOND_HALVES, y))
                  for x, y in (fours[:2], fours[2:])]  # fmt: skip
-        return b.add(*(shuffle(b, pairs[0], picks, pairs[1])
+        return b.add(*(b.shuffle(pairs[0], picks, pairs[1])
                        for picks in (EVEN_QUARTERS, ODD_QUARTERS)))  # fmt: skip
     while fours[0].type.count > 4:
         fours = [_halves_added(b, v) for v in fours]
-    return joined(b, fours)
+    return b.joined(fours)
 
 
 def group_sums(b: Builder, vectors: list[Value]) -> Value:
     """Vectors whose runs of 8 lanes are groups, 8 in all -> the groups' sums, 8 lanes."""
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 is of group 2k, then 2k + 1
-        parts = [shuffle(b, fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
+        parts = [b.shuffle(fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
                  for first in (0, 4)]  # fmt: skip
         return b.add(*parts)
-    return join(b, *(_halves_added(b, v) for v in fours))
+    return b.join(*(_halves_added(b, v) for v in fours))
 
 
 def gather_quarters(b: Builder, vectors: list[Value]) -> list[Value]:
     """4 vectors of 4 quarters -> 4 vectors; quarter i of the q-th is quarter q of the i-th."""
     found = []
     for lanes in (FIRST_HALVES, SECOND_HALVES):
-        low, high = (shuffle(b, vectors[i], lanes, vectors[i + 1]) for i in (0, 2))
-        found += [shuffle(b, low, picks, high) for picks in (EVEN_QUARTERS, ODD_QUARTERS)]
+        low, high = (b.shuffle(vectors[i], lanes, vectors[i + 1]) for i in (0, 2))
+        found += [b.shuffle(low, picks, high) for picks in (EVEN_QUARTERS, ODD_QUARTERS)]
     return found

@@ -11,18 +11,9 @@ import numpy as np
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES, VECTOR
-from apr_backend_cpu.kernels.source import Builder, helper, vector
-from apr_backend_cpu.kernels.vector.ir import (
-    I64,
-    V16F,
-    Value,
-    advance,
-    const,
-    count_loop,
-    fma,
-    horizontal_sum,
-    load,
-)
+from apr_backend_cpu.kernels.source import helper, vector
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import I64, V16F, Value, const
 
 f32 = np.float32
 U = np.uint64
@@ -37,17 +28,17 @@ def _dot_lanes(b: Builder, args: tuple[Value, ...]) -> Value:
     b.position_at_end(some)
 
     def body(i: Value, sums: list[Value]) -> list[Value]:
-        left, right = (load(b, advance(b, p, i, VECTOR), V16F) for p in (x, y))
-        return [fma(b, left, right, sums[0])]
+        left, right = (b.read(b.advance(p, i, VECTOR), V16F) for p in (x, y))
+        return [b.fma(left, right, sums[0])]
 
-    total = count_loop(b, groups, [const(V16F, 0.0)], body)[0]
+    total = b.count_loop(groups, [const(V16F, 0.0)], body)[0]
     last = b.block
     b.branch(done)
     b.position_at_end(done)
     final = b.phi(V16F)
     final.add_incoming(const(V16F, 0.0), start)
     final.add_incoming(total, last)
-    return horizontal_sum(b, final)
+    return b.horizontal_sum(final)
 
 
 dot_lanes = vector("dot_lanes", "ppp", _dot_lanes, "f")

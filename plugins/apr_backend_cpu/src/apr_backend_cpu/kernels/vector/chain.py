@@ -1,0 +1,74 @@
+"""Sums of byte products, in whatever steps a level's instructions take them."""
+
+from __future__ import annotations
+
+from apr_backend_cpu.kernels.vector.builder import Builder
+from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
+
+LARGEST_SUM = 32767
+LARGEST_ACTIVATION = 127
+
+
+class Chain:
+    """Sums of codes times activations, four bytes a lane, until they are scaled. Exact.
+
+    Codes are unsigned, of `bits` bits, activations signed. Where an instruction sums two products
+    in 16 bits, several of its results are added before they are widened: as many as surely fit.
+    """
+
+    def __init__(self, b: Builder, bits: int, start: Value | None = None) -> None:
+        self._b, self._sum = b, start
+        self._limit = LARGEST_SUM // (2 * LARGEST_ACTIVATION * (2**bits - 1))
+        self._split = bits == 8 and b.level.dot == "sdot"  # which has no unsigned bytes
+        self._narrow: list[Value] = []  # sums in 16 bits
+        self._count = 0
+
+    def add(self, codes: Value, x: Value) -> None:
+        """Another vector of bytes each, or of int16: `wide` makes these of codes of 8 bits."""
+        b, level = self._b, self._b.level
+        lanes_ = codes.type.count * codes.type.element.width // 32
+        start = self._sum or const(vector_of(I32, lanes_), 0)
+        if level.dot == "vnni":
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes_}"
+            self._sum = b.intrinsic(name, start.type, start, codes, x)
+        elif level.dot == "sdot":
+            if self._split:
+                upper = b.sdot(b.lshr(codes, const(codes.type, 4)), x, const(start.type, 0))
+                start = b.add(start, b.shl(upper, const(start.type, 4)))
+                codes = b.and_(codes, const(codes.type, 15))
+            self._sum = b.sdot(codes, x, start)
+        elif codes.type.element == I16:
+            self._sum = b.add(start, b.add_pairs(codes, x))
+        else:
+            self._add_narrow(b.multiply_pairs(codes, x))
+
+    def _add_narrow(self, pairs: Value) -> None:
+        if self._count % self._limit == 0:
+            self._narrow.append(pairs)
+        else:
+            self._narrow[-1] = self._b.add(self._narrow[-1], pairs)
+        self._count += 1
+
+    def pin(self) -> None:
+        """Let LLVM not take later sums before those so far: it would run out of registers."""
+        if self._sum is not None:
+            self._sum = self._b.in_order(self._sum)
+        if self._narrow:
+            self._narrow[-1] = self._b.in_order(self._narrow[-1])
+
+    def total(self) -> Value:
+        """The sums: int32."""
+        b, found = self._b, self._sum
+        for part in self._narrow:
+            fours = b.add_pairs(part, const(part.type, 1))
+            found = fours if found is None else b.add(found, fours)
+        return found
+
+    def scaled(self, total: Value, factor: Value) -> Value:
+        """total + the sums times a factor of each lane, which is as `pair_of` makes it."""
+        b = self._b
+        if self._sum is not None:
+            return b.add(total, b.mul(self._sum, factor))
+        for part in self._narrow:
+            total = b.add(total, b.add_pairs(part, factor))
+        return total
