@@ -6,103 +6,166 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.tiny_checkpoints import write_tokenizer
 
-PREFIX = "model.language_model."
 BLOCK = 1 << 22  # values made at once
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers of a published Qwen3.5, dense."""
+    """The numbers of a published model, as far as all families have them."""
+
+    prefix: ClassVar[str]  # of all names but the head's
+    norms: ClassVar[str]  # how names of norms end that are stored as they multiply
+    wide: ClassVar[tuple[str, ...]] = ()  # how names of tensors end that are float32
 
     hidden: int
     layers: int
     intermediate: int
     heads: int
     kv_heads: int
-    value_heads: int
+    head_dim: int
+    vocab: int
     tied: bool = True
-    key_heads: int = 16
+
+    def shapes(self) -> Shapes:
+        """Every tensor of the text model, by its published name."""
+        yield f"{self.prefix}embed_tokens.weight", (self.vocab, self.hidden)
+        yield f"{self.prefix}norm.weight", (self.hidden,)
+        if not self.tied:
+            yield "lm_head.weight", (self.vocab, self.hidden)
+        for n in range(self.layers):
+            for name, shape in (*self._mlp(), *self._mixer(n)):
+                yield f"{self.prefix}layers.{n}.{name}", shape
+
+    def config(self) -> dict[str, Any]:
+        """config.json as published."""
+        raise NotImplementedError
+
+    def _mlp(self) -> Shapes:
+        h, f = self.hidden, self.intermediate
+        yield from (("input_layernorm.weight", (h,)), ("post_attention_layernorm.weight", (h,)))
+        yield from (("mlp.gate_proj.weight", (f, h)), ("mlp.up_proj.weight", (f, h)))
+        yield "mlp.down_proj.weight", (h, f)
+
+    def _mixer(self, layer: int) -> Shapes:
+        raise NotImplementedError
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "dtype": "bfloat16", "hidden_size": self.hidden, "num_hidden_layers": self.layers,
+            "intermediate_size": self.intermediate, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "vocab_size": self.vocab, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "eos_token_id": 256, "tie_word_embeddings": self.tied,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Qwen35(Size):
+    """A dense Qwen3.5: three layers of linear attention, then one of full attention."""
+
+    prefix = "model.language_model."
+    norms = "linear_attn.norm.weight"  # all others are stored less 1
+    wide = ("A_log", "linear_attn.norm.weight")
+
     head_dim: int = 256
-    linear_dim: int = 128
     vocab: int = 248320
+    value_heads: int = 16
+    key_heads: int = 16
+    linear_dim: int = 128
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of each layer, as config.json names them."""
+        return ["full_attention" if n % 4 == 3 else "linear_attention" for n in range(self.layers)]
+
+    def _mixer(self, layer: int) -> Shapes:
+        h = self.hidden
+        if self.kinds[layer] == "full_attention":
+            width, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+            yield "self_attn.q_proj.weight", (2 * width, h)
+            yield from ((f"self_attn.{n}_proj.weight", (kv, h)) for n in "kv")
+            yield "self_attn.o_proj.weight", (h, width)
+            yield from ((f"self_attn.{n}_norm.weight", (self.head_dim,)) for n in "qk")
+            return
+        keys, values = self.key_heads * self.linear_dim, self.value_heads * self.linear_dim
+        yield "linear_attn.in_proj_qkv.weight", (2 * keys + values, h)
+        yield "linear_attn.in_proj_z.weight", (values, h)
+        yield from ((f"linear_attn.in_proj_{n}.weight", (self.value_heads, h)) for n in "ab")
+        yield "linear_attn.conv1d.weight", (2 * keys + values, 1, 4)
+        yield from ((f"linear_attn.{n}", (self.value_heads,)) for n in ("A_log", "dt_bias"))
+        yield "linear_attn.norm.weight", (self.linear_dim,)
+        yield "linear_attn.out_proj.weight", (h, values)
+
+    def config(self) -> dict[str, Any]:
+        """See Size."""
+        rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10], "mrope_interleaved": True}  # fmt: skip
+        text = self._numbers() | {
+            "model_type": "qwen3_5_text", "head_dim": self.head_dim, "attention_bias": False,
+            "max_position_embeddings": 262144, "attn_output_gate": True, "layer_types": self.kinds,
+            "full_attention_interval": 4, "linear_conv_kernel_dim": 4,
+            "linear_num_key_heads": self.key_heads, "linear_num_value_heads": self.value_heads,
+            "linear_key_head_dim": self.linear_dim, "linear_value_head_dim": self.linear_dim,
+            "rope_parameters": rope,
+        }  # fmt: skip
+        return {
+            "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+            "text_config": text, "tie_word_embeddings": self.tied,
+            "vision_config": {"model_type": "qwen3_5", "depth": 1},
+        }  # fmt: skip
 
 
-SIZES = {
-    "0.8b": Size(1024, 24, 3584, 8, 2, 16),
-    "2b": Size(2048, 24, 6144, 8, 2, 16),
-    "4b": Size(2560, 32, 9216, 16, 4, 32),
-    "9b": Size(4096, 32, 12288, 16, 4, 32, tied=False),
+@dataclass(frozen=True)
+class Qwen2(Size):
+    """A dense Qwen2 or Qwen2.5: full attention with biases on q, k and v."""
+
+    prefix = "model."
+    norms = "norm.weight"
+
+    def _mixer(self, layer: int) -> Shapes:
+        widths = {"q": self.heads * self.head_dim}
+        widths |= dict.fromkeys("kv", self.kv_heads * self.head_dim)
+        for n, width in widths.items():
+            yield f"self_attn.{n}_proj.weight", (width, self.hidden)
+            yield f"self_attn.{n}_proj.bias", (width,)
+        yield "self_attn.o_proj.weight", (self.hidden, widths["q"])
+
+    def config(self) -> dict[str, Any]:
+        """See Size."""
+        return self._numbers() | {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_theta": 1e6,
+            "max_position_embeddings": 32768, "use_sliding_window": False,
+        }  # fmt: skip
+
+
+QWEN3_5 = {
+    "0.8b": Qwen35(1024, 24, 3584, 8, 2),
+    "2b": Qwen35(2048, 24, 6144, 8, 2),
+    "4b": Qwen35(2560, 32, 9216, 16, 4, value_heads=32),
+    "9b": Qwen35(4096, 32, 12288, 16, 4, value_heads=32, tied=False),
 }
+QWEN2 = {
+    "qwen2-135m": Qwen2(576, 30, 1536, 9, 3, 64, 49152),  # a Qwen2 of the shape of SmolLM2-135M
+    "qwen2-0.5b": Qwen2(896, 24, 4864, 14, 2, 64, 151936),
+    "qwen2-1.5b": Qwen2(1536, 28, 8960, 12, 2, 128, 151936),
+}
+SIZES: dict[str, Size] = {**QWEN3_5, **QWEN2}
 
 
-def shapes(s: Size) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of the text model, by its published name."""
-    yield f"{PREFIX}embed_tokens.weight", (s.vocab, s.hidden)
-    yield f"{PREFIX}norm.weight", (s.hidden,)
-    if not s.tied:
-        yield "lm_head.weight", (s.vocab, s.hidden)
-    for n in range(s.layers):
-        for name, shape in _layer(s, n % 4 == 3):
-            yield f"{PREFIX}layers.{n}.{name}", shape
-
-
-def _layer(s: Size, is_full: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    h, f = s.hidden, s.intermediate
-    yield from (("input_layernorm.weight", (h,)), ("post_attention_layernorm.weight", (h,)))
-    yield from (("mlp.gate_proj.weight", (f, h)), ("mlp.up_proj.weight", (f, h)))
-    yield "mlp.down_proj.weight", (h, f)
-    if is_full:
-        width, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-        yield "self_attn.q_proj.weight", (2 * width, h)
-        yield from (("self_attn.k_proj.weight", (kv, h)), ("self_attn.v_proj.weight", (kv, h)))
-        yield "self_attn.o_proj.weight", (h, width)
-        yield from ((f"self_attn.{n}_norm.weight", (s.head_dim,)) for n in "qk")
-        return
-    keys, values = s.key_heads * s.linear_dim, s.value_heads * s.linear_dim
-    yield "linear_attn.in_proj_qkv.weight", (2 * keys + values, h)
-    yield "linear_attn.in_proj_z.weight", (values, h)
-    yield from ((f"linear_attn.in_proj_{n}.weight", (s.value_heads, h)) for n in "ab")
-    yield "linear_attn.conv1d.weight", (2 * keys + values, 1, 4)
-    yield from ((f"linear_attn.{n}", (s.value_heads,)) for n in ("A_log", "dt_bias"))
-    yield from (("linear_attn.norm.weight", (s.linear_dim,)),
-                ("linear_attn.out_proj.weight", (h, values)))  # fmt: skip
-
-
-def config(s: Size) -> dict[str, Any]:
-    """config.json as published."""
-    kinds = ["full_attention" if n % 4 == 3 else "linear_attention" for n in range(s.layers)]
-    rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
-            "mrope_section": [11, 11, 10], "mrope_interleaved": True}  # fmt: skip
-    text = {
-        "model_type": "qwen3_5_text", "dtype": "bfloat16", "hidden_size": s.hidden,
-        "intermediate_size": s.intermediate, "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim,
-        "vocab_size": s.vocab, "max_position_embeddings": 262144, "hidden_act": "silu",
-        "rms_norm_eps": 1e-6, "attention_bias": False, "attn_output_gate": True,
-        "full_attention_interval": 4, "layer_types": kinds, "linear_conv_kernel_dim": 4,
-        "linear_num_key_heads": s.key_heads, "linear_num_value_heads": s.value_heads,
-        "linear_key_head_dim": s.linear_dim, "linear_value_head_dim": s.linear_dim,
-        "eos_token_id": 256, "tie_word_embeddings": s.tied, "rope_parameters": rope,
-    }  # fmt: skip
-    return {
-        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
-        "text_config": text, "tie_word_embeddings": s.tied,
-        "vision_config": {"model_type": "qwen3_5", "depth": 1},
-    }  # fmt: skip
-
-
-def _values(name: str, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.float32]]:
+def _values(
+    name: str, size: Size, count: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.float32]]:
     for start in range(0, count, BLOCK):
         values = rng.standard_normal(min(BLOCK, count - start), np.float32) * np.float32(0.02)
-        if name.endswith("linear_attn.norm.weight"):
-            values += np.float32(1)  # the one norm that is not stored zero-centred
+        if name.endswith(size.norms):
+            values += np.float32(1)
         yield values
 
 
@@ -114,10 +177,9 @@ def write(size: str, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, shape in shapes(s):
-        count = int(np.prod(shape))
-        wide = name.endswith(("A_log", "linear_attn.norm.weight"))
-        nbytes = count * (4 if wide else 2)
+    for name, shape in s.shapes():
+        wide = bool(s.wide) and name.endswith(s.wide)
+        nbytes = int(np.prod(shape)) * (4 if wide else 2)
         dtype = "F32" if wide else "BF16"
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
         at += nbytes
@@ -125,11 +187,11 @@ def write(size: str, out: Path) -> Path:
     rng = np.random.default_rng(0)
     with (out / "model.safetensors").open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for name, shape in shapes(s):
-            for values in _values(name, int(np.prod(shape)), rng):
+        for name, shape in s.shapes():
+            for values in _values(name, s, int(np.prod(shape)), rng):
                 bits = values.view(np.uint32)
                 wide = header[name]["dtype"] == "F32"
                 file.write(values.tobytes() if wide else (bits >> 16).astype(np.uint16).tobytes())
     write_tokenizer(out)
-    (out / "config.json").write_text(json.dumps(config(s)))
+    (out / "config.json").write_text(json.dumps(s.config()))
     return out

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from apr_backend_cpu.backend import Cpu
-from apr_backend_cpu.delta import gated_delta as kernel
+from apr_backend_cpu.ops.delta import gated_delta as kernel
 from apr_core.model.state import RecurrentState
 from apr_core.model.step import make_step
 from apr_qwen3_5.ops import gated_delta as chunked

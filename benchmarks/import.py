@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.checkpoints import SIZES, shapes, write
+from benchmarks.checkpoints import SIZES, write
 from benchmarks.files import exported, imported
 
 QUANTIZE = """
@@ -68,7 +68,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, command in commands.items():
                 times[name].append(run(command))
-        count = sum(int(np.prod(shape)) for _, shape in shapes(SIZES[options.size]))
+        count = sum(int(np.prod(shape)) for _, shape in SIZES[options.size].shapes())
         size = (scratch / "ours.apr").stat().st_size / (scratch / "theirs.gguf").stat().st_size
         print("| | seconds | M parameters/s | ratio |\n|---|---|---|---|")
         base = statistics.median(times["llama.cpp"])

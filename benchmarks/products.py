@@ -90,7 +90,8 @@ def main() -> None:
             ws = weights(backend, format, rows, cols)
             for tokens in options.rows:
                 print(
-                    f"{shape:>11} {format:>5} x {tokens:<4}{measure(format, tokens, rows, cols, ws)}"
+                    f"{shape:>11} {format:>5} x {tokens:<4}"
+                    f"{measure(format, tokens, rows, cols, ws)}"
                 )
 
 

@@ -13,6 +13,7 @@ from apr_core.settings import cache_dir
 ROOT = Path(__file__).resolve().parent.parent
 # what is not a third party: everything of this repository, and what pip itself is
 OURS = ("apr", "_apr", "__editable__", "pip", "_pip")
+COMPILED = "cpu"  # folder of a cache
 
 
 def distributions() -> dict[str, Path]:
@@ -38,9 +39,18 @@ class FreshVenv:
     def __init__(self, root: Path, link: bool = True, name: str = "venv") -> None:
         self.root, self.wheels, self.venv, self.link = root, root / "wheels", root / name, link
         self.python = self.venv / "bin" / "python"
+        self._link_compiled_code()
         subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
         if link:
             self._link_third_parties()
+
+    def _link_compiled_code(self) -> None:
+        """Share what backends compiled: it is named by its sources, and takes long to make."""
+        theirs, own = cache_dir() / COMPILED, self.root / "cache" / COMPILED
+        for folder in (theirs, own.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not own.exists():
+            own.symlink_to(theirs)
 
     def _link_third_parties(self) -> None:
         theirs = Path(next(p for p in sys.path if p.endswith("site-packages")))
@@ -112,7 +122,7 @@ class FreshVenv:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("APR_", "PYTHON"))}
         own = {
             "APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml"),
-            # compiled code is named by its sources: what is the same here is not compiled again
+            # as above: what the codecs compiled
             "NUMBA_CACHE_DIR": str(cache_dir() / "numba"),
         }  # fmt: skip
         return inherited | own | dict(more or {})

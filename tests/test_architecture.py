@@ -29,6 +29,13 @@ ON_TORCH = {  # all that imports torch, by file or folder
     "benchmarks/engines.py": "transformers as a peer",
     "benchmarks/gpu/": "measures the backend, and what the device can do",
 }
+ON_NUMBA = {  # all that imports a compiler; what `apr run` imports is not among it
+    "plugins/apr_backend_cpu/src/apr_backend_cpu/kernels/": "sources of kernels",
+    "plugins/apr_backend_cpu/src/apr_backend_cpu/build/": "makes libraries of them",
+    "plugins/apr_backend_cpu/tests/": "as the oracle of a library",
+    "plugins/apr_quant_q4k/": "codecs, imported at the first encode or decode",
+    "benchmarks/quantization_error.py": "its threads",
+}
 BY_NAME = ("import_module", "__import__", "importorskip")
 ON_TRITON = ("plugins/apr_backend_cuda/", "benchmarks/gpu/")
 LAYERS = {"ops": 0, "binding": 1, "model": 2, "engine": 3, "server": 4, "cli": 5}
@@ -115,6 +122,11 @@ def test_only_the_plugin_and_what_measures_it_import_triton():
     assert found and not {name for name in found if not name.startswith(ON_TRITON)}
 
 
+def test_only_sources_of_kernels_and_codecs_import_a_compiler():
+    found = importers("numba") | importers("llvmlite")
+    assert found and not {name for name in found if not name.startswith(tuple(ON_NUMBA))}
+
+
 def test_a_gpu_is_looked_for_without_what_it_takes_to_use_one():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
@@ -134,11 +146,15 @@ def functions_of(package):
                 yield path.name, node
 
 
-def test_functions_beside_the_kernels_are_annotated():
-    """The linter leaves the whole package alone, because it cannot tell them from kernels."""
+@pytest.mark.parametrize(
+    ("package", "kernels"),
+    [("apr_backend_cuda", ("triton.jit",)), ("apr_backend_cpu", ("helper", "kernel", "intrinsic"))],
+)
+def test_functions_beside_the_kernels_are_annotated(package, kernels):
+    """The linter leaves their files alone, because it cannot tell them from kernels."""
     bare = []
-    for file, function in functions_of("apr_backend_cuda"):
-        if any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list):
+    for file, function in functions_of(package):
+        if any(ast.unparse(d).startswith(kernels) for d in function.decorator_list):
             continue
         given = function.args
         arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]

@@ -194,7 +194,7 @@ def relative_rmse(actual, expected):
 
 
 def linear_f32(x, w):
-    from apr_backend_cpu.linear import linear
+    from apr_backend_cpu.ops.linear import linear
 
     return linear(x, w)
 
@@ -205,7 +205,7 @@ def linear_int8(x, w):
     int8 codes; 32 values share a scale that is 1 to 32 times what 256 values share, or 1 to 8
     times where the sums of 32 would not fit.
     """
-    from apr_backend_cpu.linear import linear
+    from apr_backend_cpu.ops.linear import linear
 
     blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % 256))).reshape(x.shape[0], -1, 8, 32)
     fine, fits = rounded(blocks, 32)

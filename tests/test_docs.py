@@ -30,6 +30,7 @@ import pytest
 from apr_core import hookspecs
 from apr_core.declarations import HOOKS, Quantizer
 from apr_core.plugin_rows import Refused, checked
+from apr_core.settings import cache_dir
 from downstream.fresh import FreshVenv
 from tests.docs_pages import RUN, Reader, blocks, first_missing
 
@@ -79,7 +80,7 @@ class Desk:
         base = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         own = {
             "HOME": str(self.home), "LANG": "C.UTF-8", "PATH": base,
-            "NUMBA_CACHE_DIR": kernels(), "COLUMNS": "100",
+            "NUMBA_CACHE_DIR": str(cache_dir() / "numba"), "COLUMNS": "100",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         if FETCH:
@@ -100,12 +101,6 @@ class Desk:
         """Distributions that pip may uninstall again."""
         site = next((self.fresh.venv / "lib").glob("python*/site-packages"))
         return {p.name.partition("-")[0] for p in site.glob("*.dist-info") if not p.is_symlink()}
-
-
-def kernels():
-    """Where kernels of these very sources are kept: compiling them again would take a minute."""
-    compiling = pytest.importorskip("apr_backend_cpu.compiling")
-    return compiling.CACHE_DIR
 
 
 @pytest.fixture(scope="module")

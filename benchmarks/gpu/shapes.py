@@ -7,11 +7,11 @@ from typing import Any
 
 from apr_core.engine.cuts import CHUNK, GRID
 from apr_core.registry import Registry
-from benchmarks.checkpoints import SIZES, config
+from benchmarks.checkpoints import QWEN3_5
 
 FAMILY = "qwen3_5"
 TINY = "tiny"
-NAMES = (TINY, *SIZES)
+NAMES = (TINY, *QWEN3_5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def amounts(shape: str) -> Amounts:
 def hf_config(shape: str, registry: Registry) -> dict[str, Any]:
     """config.json of a published size; of `tiny`, the family's own for tests, cut to two layers."""
     if shape != TINY:
-        return config(SIZES[shape])
+        return QWEN3_5[shape].config()
     found: dict[str, Any] = registry.make("family", FAMILY).tiny_config()
     kinds = ["linear_attention", "full_attention"]
     return found | {

@@ -2,81 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from numba import njit
+from kernel_calls import call
 
-from apr_backend_cpu import attention_q8 as tiles
-from apr_backend_cpu.attention_q8_rows import append_q8, round_q8
-from apr_backend_cpu.vector_ir import DOT_MODE, ISAS
+from apr_backend_cpu.run.arrays import address
 
-U = np.uint64
-compiled = njit(error_model="numpy")  # not kept on disk, where another process would find it
 DIMS = [32, 64, 96, 128, 192, 256, 512]
-scores_4, scores_1 = tiles.scores_q8_4, tiles.scores_q8_1
-weigh_4, weigh_1 = tiles.weigh_q8_4, tiles.weigh_q8_1
-mix_44, mix_41, mix_14, mix_11 = (
-    tiles.mix_q8_44, tiles.mix_q8_41, tiles.mix_q8_14, tiles.mix_q8_11,
-)  # fmt: skip
-
-
-@compiled
-def _append(x, rows):
-    for i in range(x.shape[0]):
-        append_q8(U(x[i].ctypes.data), U(rows[i].ctypes.data), U(x.shape[1] // 16))
-
-
-@compiled
-def _round(q, rows):
-    for i in range(q.shape[0]):
-        round_q8(U(q[i].ctypes.data), U(rows[i].ctypes.data), U(q.shape[1] // 16))
-
-
-@compiled
-def _scores(four, q, stride, rows, dims, scale, out):
-    kp, ks, n = U(rows.ctypes.data), U(rows.shape[1]), U(dims // 16)
-    op, os_, step = U(out.ctypes.data), U(4 * out.shape[1]), U(4 if four else 1)
-    for i in range(U(0), U(out.shape[0]), step):
-        query, to = U(q.ctypes.data) + i * stride, op + i * os_
-        for j in range(U(0), U(rows.shape[0]), U(4)):
-            key, at = kp + j * ks, to + j * U(4)
-            if four:
-                scores_4(query, stride, key, ks, at, os_, scale, n, key)
-            else:
-                scores_1(query, stride, key, ks, at, os_, scale, n, key)
-
-
-@compiled
-def _mix(four, wide, weights, rows, block, scratch, out):
-    """out [queries, dims] += weights [queries, positions] times rows of blocks of `block` dims.
-
-    The scratch is an argument, because Numba would free one of its own after its last mention.
-    """
-    queries, count, dims = U(weights.shape[0]), U(weights.shape[1]), U(out.shape[1])
-    vp, vs, os_, ps = U(rows.ctypes.data), U(rows.shape[1]), U(4) * dims, U(4) * count
-    size = U(64) * count  # of a query's weights for one block
-    tp, ts = U(scratch.ctypes.data), size * (dims // U(block))
-    for i in range(U(0), queries, U(4 if four else 1)):
-        pp, op = U(weights.ctypes.data) + i * ps, U(out.ctypes.data) + i * os_
-        if four:
-            weigh_4(pp, ps, vp + dims, vs, tp, ts, count, dims // U(16))
-        else:
-            weigh_1(pp, ps, vp + dims, vs, tp, ts, count, dims // U(16))
-        for d in range(U(0), dims, U(64 if wide else 16)):
-            p, v, to = tp + d // U(block) * size, vp + d, op + U(4) * d
-            if four and wide:
-                mix_44(p, ts, v, vs, to, os_, count, v)
-            elif four:
-                mix_41(p, ts, v, vs, to, os_, count, v)
-            elif wide:
-                mix_14(p, ts, v, vs, to, os_, count, v)
-            else:
-                mix_11(p, ts, v, vs, to, os_, count, v)
 
 
 def groups_of(dims):
@@ -103,27 +35,48 @@ def decode(rows, dims):
 
 def append(x):
     rows = np.full((len(x), x.shape[1] + x.shape[1] // 16), 0x5A, np.uint8)
-    _append(x, rows)
+    for source, target in zip(np.ascontiguousarray(x), rows, strict=True):
+        call("append_q8", source, target, x.shape[1] // 16)
     return rows
 
 
 def rounded(q):
     rows = np.zeros((len(q), 2 * q.shape[1] + 64), np.uint8)
-    _round(q, rows)
+    for source, target in zip(np.ascontiguousarray(q), rows, strict=True):
+        call("round_q8", source, target, q.shape[1] // 16)
     return rows
 
 
 def scores(q, rows, dims, *, four, scale=0.25):
-    q = rounded(q)
+    """Of all queries with all keys, four keys a call, and four queries a call or one."""
+    q, (q_bytes, key_bytes), step = rounded(q), (2 * dims + 64, rows.strides[0]), 4 if four else 1
     out = np.full((len(q), len(rows)), np.nan, np.float32)
-    _scores(four, q, U(q.strides[0]), rows, dims, np.float32(scale), out)
+    for i in range(0, len(q), step):
+        for j in range(0, len(rows), 4):
+            at = address(out) + i * out.strides[0] + 4 * j
+            call(f"scores_q8_{step}", q[i], q_bytes, rows[j], key_bytes, at, out.strides[0], scale,
+                 dims // 16, rows[j])  # fmt: skip
     return out
 
 
 def mix(weights, rows, out, *, four, wide):
-    out, block = out.copy(), 32 * groups_of(out.shape[1])
-    scratch = np.full((len(out), out.shape[1] // block, len(rows), 16), np.nan, np.float32)
-    _mix(four, wide, weights, rows, block, scratch, out)
+    """out [queries, dims] += weights [queries, positions] times rows."""
+    weights, out, dims = np.ascontiguousarray(weights), out.copy(), out.shape[1]
+    count, block, step, vectors = (
+        len(rows),
+        32 * groups_of(dims),
+        4 if four else 1,
+        4 if wide else 1,
+    )
+    scaled = np.full((step, dims // block, count, 16), np.nan, np.float32)
+    each, row_bytes = scaled.strides[0], rows.strides[0]
+    for i in range(0, len(out), step):
+        call(f"weigh_q8_{step}", weights[i], weights.strides[0], address(rows) + dims, row_bytes,
+             scaled, each, count, dims // 16)  # fmt: skip
+        for d in range(0, dims, 16 * vectors):
+            values = address(rows) + d
+            call(f"mix_q8_{step}{vectors}", scaled[0, d // block], each, values, row_bytes,
+                 address(out[i]) + 4 * d, out.strides[0], count, values)  # fmt: skip
     return out
 
 
@@ -221,33 +174,3 @@ def test_mix_equals_that_of_decoded_rows(rng, dims):
     begun = mix(weights[:, :5].copy(), rows[:5], before, four=True, wide=False)
     rest = mix(weights[:, 5:].copy(), rows[5:], begun, four=False, wide=False)
     np.testing.assert_array_equal(rest, got)
-
-
-PROGRAM = """
-import hashlib, sys
-sys.path.insert(0, {folder!r})
-import numpy as np
-import {module} as t
-rng = np.random.default_rng(3)
-digest = hashlib.sha256()
-for dims in (96, 256):
-    rows, q = t.append(t.normal(rng, 12, dims) * 1e-3), t.normal(rng, 4, dims)
-    out = t.scores(q, rows, dims, four=True)
-    mixed = t.mix(out, rows, q, four=True, wide=dims == 256)
-    for part in (rows, out, mixed):
-        digest.update(np.ascontiguousarray(part).tobytes())
-print(digest.hexdigest())
-"""
-
-
-def test_every_instruction_set_gives_the_same_bits():
-    """Run in other processes, because the choice is made when the kernels are made."""
-    here = Path(__file__)
-    seen = set()
-    for isa in ISAS[ISAS.index(DOT_MODE) :]:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(folder=str(here.parent), module=here.stem)],
-            env={**os.environ, "APR_CPU_ISA": isa}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        seen.add(done.stdout)
-    assert len(seen) == 1

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apr_backend_cpu import linear
 from apr_backend_cpu.backend import Cpu
+from apr_backend_cpu.ops import linear
 from apr_core.binding import BlockLayout
 from apr_core.declarations import Layout, Numbers
 from apr_core.errors import PluginError
@@ -89,7 +89,7 @@ def test_products_follow_the_layout(rng, name, rows, cols):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize(("rows", "cols"), [(67, 512), (16, 1120)])
+@pytest.mark.parametrize(("rows", "cols"), [(67, 512), (16, 1120), (67, 320)])
 def test_a_row_gives_the_same_bits_in_any_batch(rng, name, rows, cols):
     w, _ = weight(rng, name, rows, cols)
     x = rng.standard_normal((27, cols)).astype(np.float32)

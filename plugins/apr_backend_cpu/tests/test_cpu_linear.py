@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from kernel_calls import float_weight, quantized, weight
 
-from apr_backend_cpu import linear
-from apr_backend_cpu.activations import (
+from apr_backend_cpu.backend import Cpu
+from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
-    AT_SCALE32,
-    AT_SHIFT16,
     AT_SHIFT32,
+    AT_STEP,
+    AT_STEP32,
+    AT_STEP_PAIR,
+    AT_SUM16,
     AT_SUM32,
     SUPERBLOCK,
-    quantize,
 )
-from apr_backend_cpu.backend import Cpu
+from apr_backend_cpu.ops import linear
+from apr_core.registry import get_registry
 
 BLOCKS = {"q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210), "q8_0": (32, 34)}
 
@@ -31,16 +31,10 @@ def rng():
     return np.random.default_rng(5)
 
 
-def weight(name, rows, cols, data):
-    return SimpleNamespace(
-        format=name, rows=rows, cols=cols, data=data, prepared=None, linear=linear.linear
-    )
-
-
 def packed_weight(rng, name, rows, cols):
     """Random valid bytes of a format, their decoded values, and a weight on the CPU backend."""
-    quantizers = pytest.importorskip(f"apr_quant_q4k.{name}")
-    codec = next(c for c in vars(quantizers).values() if getattr(c, "name", "") == name)()
+    pytest.importorskip("apr_quant_q4k", reason="encodes the weights")
+    codec = get_registry().make("quantizer", name)
     raw = codec.encode(rng.standard_normal((rows, cols)).astype(np.float32))
     matrix = SimpleNamespace(raw=raw, format=name)
     data = Cpu(2).upload_packed(matrix)
@@ -49,7 +43,7 @@ def packed_weight(rng, name, rows, cols):
 
 def rounded(x):
     """What the kernels make of activations: int8 codes times one scale a 32 values."""
-    records = quantize(np.ascontiguousarray(x))
+    records = quantized(x)
     codes = records.view(np.int8)[..., :SUPERBLOCK].reshape(*records.shape[:2], 8, 32)
     scales = records.view(np.float32)[..., AT_GROUP_D // 4 :][..., :8]
     return (codes * scales[..., None]).reshape(x.shape[0], -1)[:, : x.shape[1]]
@@ -80,21 +74,6 @@ def any_weight(rng, name, rows, cols):
     if name in BLOCKS:
         return packed_weight(rng, name, rows, cols)[0]
     return float_weight(rng, name, rows, cols)[0]
-
-
-def float_weight(rng, name, rows, cols):
-    values = rng.standard_normal((rows, cols)).astype(np.float32)
-    if name == "f32":
-        return weight("f32", rows, cols, Cpu(2).upload_matrix(values)), values
-    if name == "f16":
-        raw = values.astype(np.float16)
-        values = raw.astype(np.float32)
-    else:
-        raw = (values.view(np.uint32) >> 16).astype(np.uint16)
-        values = (raw.astype(np.uint32) << 16).view(np.float32)
-    raw = raw.view(np.uint8).reshape(rows, -1)
-    data = Cpu(2).upload_packed(SimpleNamespace(raw=raw, format=name))
-    return weight(name, rows, cols, data), values
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
@@ -134,49 +113,6 @@ def test_products_with_one_input_share_its_rounding(rng):
         np.testing.assert_array_equal(got, linear.linear(x, w))
 
 
-def test_every_instruction_set_gives_the_same_bits():
-    """Run in another process, because the choice is made when the kernels are made."""
-    code = (
-        "import hashlib, numpy as np\n"
-        "from types import SimpleNamespace as N\n"
-        "from apr_backend_cpu import linear, vector_ir\n"
-        "from apr_backend_cpu.formats import FORMATS\n"
-        "rng, digest = np.random.default_rng(1), hashlib.sha256()\n"
-        "x = rng.standard_normal((9, 512)).astype(np.float32)\n"
-        "for name, f in FORMATS.items():\n"
-        "    raw = rng.integers(0, 256, (33, 2 * f.nbytes), dtype=np.uint8)\n"
-        "    w = N(format=name, rows=33, cols=512, data=raw, prepared=None)\n"
-        "    digest.update(linear.linear(x, w).tobytes())\n"
-        "    digest.update(linear.linear(x[:1], w).tobytes())\n"
-        "from apr_core.binding import BlockLayout\n"
-        "from apr_core.declarations import Layout, Numbers\n"
-        "book = tuple(float(i * i) for i in range(16))\n"
-        "one, low = (Numbers(250, 'u8', True),), (Numbers(251, 'i8', True),)\n"
-        "for i, layout in enumerate((\n"
-        "    Layout(32, 0, 4, one), Layout(64, 0, 4, one, low, order='halves', codebook=book),\n"
-        "    Layout(32, 0, 8, one), Layout(128, 0, 8, one, low, signed=True))):\n"
-        "    for block in (32, 128):\n"
-        "        if block % layout.group: continue\n"
-        "        raw = rng.integers(0, 256, (33, 512 // block * 255), dtype=np.uint8)\n"
-        "        w = N(name=str(i), format=str(i), rows=33, cols=512, data=raw, prepared=None,\n"
-        "              layout=BlockLayout(layout, block, 255))\n"
-        "        for rows in (1, 3, 9, 18):\n"
-        "            many = np.concatenate([x, x[::-1]])[:rows]\n"
-        "            digest.update(linear.linear(many, w).tobytes())\n"
-        "print(vector_ir.DOT_MODE, digest.hexdigest())\n"
-    )
-    found = {}
-    for isa in ("", "avx2", "generic"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"APR_CPU_ISA": isa},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        mode, digest = done.stdout.split()
-        found[isa] = digest
-        assert not isa or mode == isa
-    assert found[""] == found["avx2"] == found["generic"]
-
-
 def test_activations_are_rounded_by_less_than_a_step_of_their_32(rng):
     x = rng.standard_normal((3, 600)).astype(np.float32)
     x[:, 100] = 40.0  # an outlier coarsens its own 32 values, and the rest by a sixteenth of it
@@ -187,12 +123,15 @@ def test_activations_are_rounded_by_less_than_a_step_of_their_32(rng):
 
 
 def test_the_records_sums_are_those_of_their_codes(rng):
-    records = quantize(rng.standard_normal((2, 512)).astype(np.float32))
+    records = quantized(rng.standard_normal((2, 512)).astype(np.float32))
     codes = records.view(np.int8)[..., :SUPERBLOCK].astype(int)
     ints, shorts, floats = (records.view(t) for t in (np.int32, np.int16, np.float32))
-    steps = ints[..., AT_SCALE32 // 4 :][..., :8]
-    shifts = ints[..., AT_SHIFT16 // 4 :][..., :16]
-    np.testing.assert_array_equal(shifts, -32 * codes.reshape(2, 2, 16, 16).sum(-1))
+    steps = ints[..., AT_STEP32 // 4 :][..., :8]
+    np.testing.assert_array_equal(shorts[..., AT_STEP // 2 :][..., :8], steps)
+    pairs = shorts[..., AT_STEP_PAIR // 2 :][..., :16]
+    np.testing.assert_array_equal(pairs, np.repeat(steps, 2, axis=-1))
+    sums = np.repeat(steps, 2, axis=-1) * codes.reshape(2, 2, 16, 16).sum(-1)
+    np.testing.assert_array_equal(shorts[..., AT_SUM16 // 2 :][..., :16], sums)
     totals = codes.reshape(2, 2, 8, 32).sum(-1)
     np.testing.assert_array_equal(shorts[..., AT_SUM32 // 2 :][..., :8], steps * totals)
     np.testing.assert_array_equal(ints[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)

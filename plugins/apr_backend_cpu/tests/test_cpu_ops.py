@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from kernel_calls import call, float_weight, random_bytes, run_tasks, weight
 
-from apr_backend_cpu import attention, delta, elementwise
-from apr_backend_cpu.exponential import exp32, sigmoid32
+from apr_backend_cpu.ops import attention, delta, elementwise
+from apr_backend_cpu.ops.linear import embed
 from apr_core.model.state import KVState, RecurrentState
 from apr_core.model.step import make_step
 from apr_core.ops import reference as core
+from apr_core.registry import get_registry
 
 qwen = pytest.importorskip("apr_qwen3_5.ops", reason="the delta ops come with apr-qwen3-5")
 
@@ -36,14 +38,48 @@ def rng():
     return np.random.default_rng(7)
 
 
-def test_exp_and_sigmoid_to_two_ulp():
-    x = np.linspace(-87, 88, 40001).astype(np.float32)
-    got = np.array([exp32(v) for v in x])
-    np.testing.assert_allclose(got, np.exp(x.astype(np.float64)), rtol=2.5e-7)
-    got = np.array([sigmoid32(v) for v in x])
-    np.testing.assert_allclose(got, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=5e-7, atol=1e-38)
-    assert exp32(np.float32(-1000)) == 0
-    assert np.isnan(exp32(np.float32(np.nan))) and np.isnan(sigmoid32(np.float32(np.nan)))
+def exps16(x):
+    out = np.empty_like(x)
+    call("exps16", x, out, x.size // 16)
+    return out
+
+
+def sigmoids16(x):
+    out = np.empty_like(x)
+    call("sigmoids16", x, out, x.size // 16)
+    return out
+
+
+def exps(x):
+    """One by one: the decays of tokens without heads of keys."""
+    none, out = np.zeros(1, np.float32), np.empty_like(x)
+    run_tasks("units_task", 1, none, 0, 0, none, 0, 0, 0, 1, x, x.size, none, none, out)
+    return out
+
+
+def sigmoids(x):
+    """One by one: the betas of a token with as many heads."""
+    none = np.zeros_like(x)
+    return elementwise.delta_gates(none[None], x[None], none, none)[1][0]
+
+
+@pytest.mark.parametrize(("exp", "sigmoid"), [(exps16, sigmoids16), (exps, sigmoids)])
+def test_exp_and_sigmoid_to_two_ulp(exp, sigmoid):
+    x = np.linspace(-87, 88, 40000).astype(np.float32)
+    np.testing.assert_allclose(exp(x), np.exp(x.astype(np.float64)), rtol=2.5e-7)
+    expected = 1 / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(sigmoid(x), expected, rtol=5e-7, atol=1e-38)
+    odd = np.full(16, -1000, np.float32)
+    assert (exp(odd) == 0).all()
+    odd[:] = np.nan
+    assert np.isnan(exp(odd)).all() and np.isnan(sigmoid(odd)).all()
+
+
+def test_exp_and_sigmoid_are_the_same_bits_alone_and_side_by_side(rng):
+    x = np.concatenate([100 * normal(rng, 3992), [0, -0.0, 1e-42, np.inf, -np.inf, 89, -88, -87]])
+    x = x.astype(np.float32)
+    np.testing.assert_array_equal(exps(x).view(np.uint32), exps16(x).view(np.uint32))
+    np.testing.assert_array_equal(sigmoids(x).view(np.uint32), sigmoids16(x).view(np.uint32))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 300])
@@ -190,8 +226,7 @@ def test_extreme_decay_gives_no_nan(rng):
 
 
 def test_embed_decodes_only_the_rows_asked_for(rng):
-    from apr_backend_cpu.linear import embed
-
+    """Of a format without kernels of its own."""
     data = rng.integers(0, 255, (50, 8), dtype=np.uint8)
     asked = []
 
@@ -199,7 +234,26 @@ def test_embed_decodes_only_the_rows_asked_for(rng):
         asked.append(raw.shape)
         return raw.astype(np.float32)[:, :cols]
 
-    w = SimpleNamespace(data=data, decode=decode, cols=7, row_bytes=8)
+    w = SimpleNamespace(format="own", data=data, decode=decode, cols=7, row_bytes=8)
     out = embed(np.array([3, 3, 49]), w)
     np.testing.assert_array_equal(out, data[[3, 3, 49], :7])
     assert asked == [(3, 8)]
+
+
+@pytest.mark.parametrize("cols", [512, 288])
+@pytest.mark.parametrize("name", ["q4_k", "q5_k", "q6_k", "q8_0"])
+def test_embeddings_are_the_bits_of_the_formats_own_decoders(rng, name, cols):
+    pytest.importorskip("apr_quant_q4k", reason="decodes the weights")
+    codec = get_registry().make("quantizer", name)
+    data = random_bytes(rng, name, 50, cols)
+    ids = np.array([3, 49, 3, 0])
+    expected = codec.decode(np.ascontiguousarray(data[ids]), cols)
+    got = embed(ids, weight(name, 50, cols, data))
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+def test_embeddings_of_floats_are_their_values(rng, name):
+    w, values = float_weight(rng, name, 50, 200)
+    ids = np.array([3, 49, 3, 0])
+    np.testing.assert_array_equal(embed(ids, w), values[ids])

@@ -11,12 +11,15 @@ import time
 import numpy as np
 import pytest
 
-from apr_backend_cpu import elementwise, linear
-from apr_backend_cpu.atomics import fetch_add
+from apr_backend_cpu import native
 from apr_backend_cpu.backend import Cpu
-from apr_backend_cpu.compiling import serial, use_threads
-from apr_backend_cpu.program import new, recorder
-from apr_backend_cpu.recording import KEPT, MOST, Captured, Pending
+from apr_backend_cpu.constants import COLUMNS
+from apr_backend_cpu.ops import elementwise, linear
+from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.program import new, recorder
+from apr_backend_cpu.run.recording import KEPT, MOST, Captured, Pending
+from apr_backend_cpu.run.team import Team, program_words
+from apr_backend_cpu.run.threads import use_threads
 from apr_core.binding import Weight
 from apr_core.errors import UsageError
 from apr_core.model.step import make_step
@@ -254,27 +257,25 @@ def test_a_sleeping_team_wakes_up(weights):
         use_threads(before)
 
 
-def test_fetch_add_counts_every_arrival():
-    @serial
-    def count(address, times):
-        for _ in range(times):
-            fetch_add(address, np.uint64(1))
-
-    word = np.zeros(1, np.uint64)
-    where = np.uint64(word.ctypes.data)
-    workers = [threading.Thread(target=count, args=(where, 100_000)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert word[0] == 400_000
+def test_no_arrival_of_a_thread_is_lost():
+    """Threads take tasks by adding to the same words: all tasks, and a miss of each at the end."""
+    tasks, threads = 400_001, 4
+    ids, table = np.zeros(tasks, np.int64), np.ones((1, 1), np.float32)
+    out = np.zeros((tasks, 1), np.float32)
+    arguments = np.array([address(ids), address(table), 4, 1, address(out)], np.int64)
+    program = program_words(1, threads)
+    program[:COLUMNS] = native.address("embed_f32_task"), tasks, address(arguments)
+    Team(threads).run(program, 1, 64)
+    cuts = [tasks * i // threads for i in range(threads + 1)]
+    np.testing.assert_array_equal(program[COLUMNS:], np.diff(cuts) + threads)
+    assert (out == 1).all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_makes_threads_of_its_own():
     code = """
 import os, numpy as np
-from apr_backend_cpu import elementwise
+from apr_backend_cpu.ops import elementwise
 x = np.ones((100, 64), np.float32)
 expected = elementwise.swiglu(x, x)
 child = os.fork()

@@ -16,7 +16,7 @@ import torch
 from apr_backend_cuda.planes import SUPERBLOCK
 from apr_core.errors import UsageError
 from apr_core.registry import get_registry
-from benchmarks.checkpoints import SIZES
+from benchmarks.checkpoints import QWEN3_5
 from benchmarks.gpu import arithmetic, bench, decode, prefill, table, weights
 from benchmarks.gpu.__main__ import PHASES, phases_of
 from benchmarks.gpu.agreement import first_difference, same_tokens
@@ -49,7 +49,7 @@ def test_a_prompt_in_two_parts_takes_as_much_attention_as_in_one():
 
 
 def test_keys_and_values_of_a_published_size_take_the_published_bytes():
-    s = SIZES["9b"]
+    s = QWEN3_5["9b"]
     each = arithmetic.attention_bytes(s.kv_heads, s.head_dim, 1, 2)
     assert each * s.layers // 4 == 32 << 10
 
@@ -107,7 +107,7 @@ def test_phases_run_in_their_own_order_and_unknown_ones_are_refused():
         phases_of("decode,speed")
 
 
-@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("shape", QWEN3_5)
 def test_the_shapes_are_the_published_ones(shape):
     family = get_registry().make("family", FAMILY)
     config = family.config(hf_config(shape, get_registry()))

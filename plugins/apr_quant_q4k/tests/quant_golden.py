@@ -16,10 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from apr_quant_q4k import reference
-from apr_quant_q4k.q4_k import Q4K
-from apr_quant_q4k.q5_k import Q5K
-from apr_quant_q4k.q6_k import Q6K
-from apr_quant_q4k.q8_0 import Q8_0
+from apr_quant_q4k.codecs import Q4K, Q5K, Q6K, Q8_0
 
 PATH = Path(__file__).parent / "data" / "quant_golden.json"
 CODECS = {"q4_k": Q4K(), "q5_k": Q5K(), "q6_k": Q6K(), "q8_0": Q8_0()}

@@ -84,7 +84,7 @@ def test_a_thread_of_a_pool_starts_no_threads(golden, two_threads):
 def test_threads_encode_side_by_side_under_every_threading_layer(golden):
     """Numba's workqueue layer ends the process when two threads run its parallel loops."""
     code = (
-        "import threading, numpy as np; from apr_quant_q4k.q4_k import Q4K\n"
+        "import threading, numpy as np; from apr_quant_q4k.codecs import Q4K\n"
         "x = np.ones((512, 1024), np.float32)\n"
         "Q4K().encode(x)\n"
         "run = lambda: [Q4K().encode(x) for _ in range(3)]\n"

@@ -65,3 +65,15 @@ def test_hooks_import_no_arrays():
     code = "import sys, apr_quant_q4k.hooks; print({'numpy', 'numba'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_codecs_import_their_compiler_when_they_are_used():
+    """Not before: a model whose formats the backend reads is run without any of them."""
+    code = (
+        "import sys, numpy as np; from apr_quant_q4k import codecs\n"
+        "made = [codecs.Q4K(), codecs.Q5K(), codecs.Q6K(), codecs.Q8_0()]\n"
+        "def found(): print(*sorted({'numba', 'llvmlite'} & set(sys.modules)))\n"
+        "found(); made[3].decode(np.zeros((1, 34), np.uint8), 32); found()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", "llvmlite numba"]

@@ -112,6 +112,6 @@ def test_a_model_runs_on_the_packed_blocks(sums):
     with load(sums) as model:
         assert not [line for line in model.report.fallbacks if "nf4" in line]
         if model.report.device.startswith("cpu"):
-            assert model.report.as_dict()["linear[nf4]"] == "apr_backend_cpu.linear:linear"
+            assert model.report.as_dict()["linear[nf4]"] == "apr_backend_cpu.ops.linear:linear"
         asked = model.chat_ids([{"role": "user", "content": "12+34="}])
         assert model.generate(asked, params=SamplingParams(), max_tokens=8).text.strip() == "46"

@@ -1,1 +1,1 @@
-"""The CPU backend of apr: NumPy arrays, Numba kernels."""
+"""The CPU backend of apr: NumPy arrays, kernels compiled ahead of time."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK
-from apr_backend_cpu.native import cache_folders, library
+from apr_backend_cpu.native import cache_folders, chosen, library_path
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
 from apr_backend_cpu.run.threads import keep_freed_memory, use_threads
@@ -57,7 +57,9 @@ class Cpu:
 
     def describe(self) -> str:
         """Device line of the report."""
-        return f"cpu: {self.threads} threads, kernels for {library().level.name}"
+        level = chosen()
+        built = "" if library_path(level).exists() else ", compiled at first use"
+        return f"cpu: {self.threads} threads, kernels for {level.name}{built}"
 
     def caches(self) -> list[tuple[str, str]]:
         """What is kept on disk, for `apr doctor`: (label, folder)."""

@@ -9,10 +9,10 @@ LANES = 16  # of a vector of 32-bit numbers in kernels
 VECTOR = 4 * LANES
 CACHE_LINE = 64
 
-# Activations for packed weights: a record of 512 bytes for each 256 values (kernels/linear/
+# Activations for packed weights: a record of 1024 bytes for each 256 values (kernels/linear/
 # activations.py says what they mean).
 SUPERBLOCK, GROUP = 256, 32
-RECORD = 512
+RECORD = 1024
 AT_Q = 0  # 256 int8
 AT_SUM16 = 256  # 16 int16: s_j times the sum of 16 values
 AT_SUM32 = 288  # 8 int16: s_j times the sum of 32 values
@@ -21,15 +21,16 @@ AT_STEP_PAIR = 320  # 8 times s_j twice, int16
 AT_STEP32 = 352  # 8 int32: s_j
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
+AT_Q16 = 512  # 256 int16: the codes again
 
 # Products. A tile is 16 weight rows.
 ROWS = 16
 FEW = 17  # rows of activations from which unpacking a tile pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
-TOKENS = 8  # rows of activations an unpacked tile meets at once
-DENSE_TOKENS = 16  # as many where weights are floating point, in two parts
+TOKENS = 16  # rows of activations that meet an unpacked tile in a call
 TILE_SUPERBLOCK = 5824  # of a superblock of an unpacked tile whose scales are integers
-TILE_GROUP = 640  # of 32 values of an unpacked tile whose scales are floating point
+# of 32 values of an unpacked tile whose scales are floating point, codes being bytes or int16
+TILE_GROUP, TILE_GROUP_WIDE = 640, 1152
 ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of activations
 # Columns of a table of parts. A part is a matrix up to a whole number of tiles, or what is left of
 # it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one. METHODS is
@@ -39,10 +40,8 @@ ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of acti
 PART_COLUMNS = 10
 # Columns of a format's methods: what kind of format it is, the values of a block, the bytes of an
 # unpacked one, then addresses of functions.
-(KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY_8, MANY_4, MANY_1) = range(
-    12
-)
-METHOD_COLUMNS = 12
+KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY = range(10)
+METHOD_COLUMNS = 10
 # kinds; ARRANGED are declared layouts that meet activations in another order
 PACKED, DECLARED, ARRANGED, DENSE = range(4)
 

@@ -13,7 +13,7 @@ def apr_backends() -> list[Backend]:
         Backend(
             "cpu",
             "apr_backend_cpu.backend:Cpu",
-            summary="NumPy arrays, Numba kernels that read packed weights in place",
+            summary="NumPy arrays, kernels that read packed weights in place",
             requires=("numpy", "numba"),
             probe="apr_backend_cpu.probe:probe",
         )

@@ -25,6 +25,11 @@ class Level:
     vector: int
     needs: frozenset[str]
 
+    @property
+    def sums_pairs(self) -> bool:
+        """Whether byte products are summed in pairs, in 16 bits: too few for codes of 8 bits."""
+        return self.dot not in ("vnni", "sdot")
+
 
 V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
 V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}

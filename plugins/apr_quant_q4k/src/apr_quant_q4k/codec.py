@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +48,8 @@ def thread_count(values: int) -> int:
     """
     if values < 2 * SHARE or threading.current_thread() is not threading.main_thread():
         return 1
+    import numba
+
     return min(numba.get_num_threads(), values // SHARE)
 
 
@@ -67,8 +69,9 @@ def spread(
 
 
 class BlockCodec:
-    """A quantizer over blocks; subclasses name the compiled loops.
+    """A quantizer over blocks. Its compiled loops are in the module that is called as the format.
 
+    It is imported at the first use, because Numba comes with it, and a model can be run without.
     `smallest` and `largest` are the values that are always representable with float16 scales.
     """
 
@@ -77,8 +80,11 @@ class BlockCodec:
     nbytes: ClassVar[int]
     smallest: ClassVar[float]
     largest: ClassVar[float]
-    encode_blocks: ClassVar[Callable[..., None]]
-    decode_blocks: ClassVar[Callable[..., None]]
+
+    @property
+    def _loops(self) -> Any:
+        """What has `encode_blocks` and `decode_blocks`."""
+        return import_module(f"apr_quant_q4k.{self.name}")
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """f32 [R, C] -> u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
@@ -90,7 +96,7 @@ class BlockCodec:
             rows = np.pad(rows, ((0, 0), (0, across * self.block - cols)))
         out = np.zeros((count * across, self.nbytes), np.uint8)
         last = cols - (across - 1) * self.block  # values in a row's last block
-        spread(type(self).encode_blocks, rows.reshape(-1, self.block), out, across, last)
+        spread(self._loops.encode_blocks, rows.reshape(-1, self.block), out, across, last)
         return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
@@ -103,5 +109,5 @@ class BlockCodec:
             )
         packed = np.ascontiguousarray(raw).reshape(-1, self.nbytes)
         out = np.empty((len(packed), self.block), np.float32)
-        spread(type(self).decode_blocks, packed, out)
+        spread(self._loops.decode_blocks, packed, out)
         return out.reshape(len(raw), across * self.block)[:, :cols]

@@ -13,19 +13,19 @@ def apr_quantizers() -> list[Quantizer]:
     """Four of GGML's block formats. Only two of them have an id of their own in APR v2."""
     return [
         Quantizer(
-            "q4_k", f"{HERE}.q4_k:Q4K", summary="4.5 bits: 8 groups of 32 with scale and minimum",
+            "q4_k", f"{HERE}.codecs:Q4K", summary="4.5 bits: 8 groups of 32 with scale and minimum",
             block=256, bytes_per_block=144, dtype_id=12,
         ),
         Quantizer(
-            "q5_k", f"{HERE}.q5_k:Q5K", summary="5.5 bits: as q4_k with a fifth bit",
+            "q5_k", f"{HERE}.codecs:Q5K", summary="5.5 bits: as q4_k with a fifth bit",
             block=256, bytes_per_block=176,
         ),
         Quantizer(
-            "q6_k", f"{HERE}.q6_k:Q6K", summary="6.6 bits: 16 groups of 16 with a signed scale",
+            "q6_k", f"{HERE}.codecs:Q6K", summary="6.6 bits: 16 groups of 16 with a signed scale",
             block=256, bytes_per_block=210, dtype_id=14,
         ),
         Quantizer(
-            "q8_0", f"{HERE}.q8_0:Q8_0", summary="8.5 bits: groups of 32 with a scale",
+            "q8_0", f"{HERE}.codecs:Q8_0", summary="8.5 bits: groups of 32 with a scale",
             block=32, bytes_per_block=34,
         ),
     ]  # fmt: skip

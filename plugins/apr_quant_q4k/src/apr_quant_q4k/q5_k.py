@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from apr_quant_q4k.affine import codes, pack_scales, search, unpack_scales
-from apr_quant_q4k.codec import BlockCodec
 from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_value, load_half, store_half
 
@@ -53,11 +52,3 @@ def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
     """raw [N, 176] -> out [N, 256]."""
     for n in range(start, stop):
         _decode_block(raw[n], out[n])
-
-
-class Q5K(BlockCodec):
-    """The codec of q5_k."""
-
-    name, block, nbytes = "q5_k", 256, 176
-    smallest, largest = float(-63 * 65504), float(63 * 65504 * LEVELS)  # dmin * mn, d * sc * q
-    encode_blocks, decode_blocks = encode_blocks, decode_blocks

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_quant_q4k.codec import BlockCodec
 from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_bits, half_value, load_half, scale_bits, store_half
 from apr_quant_q4k.lanes import nearest
@@ -170,11 +169,3 @@ def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
     """raw [N, 210] -> out [N, 256]."""
     for n in range(start, stop):
         _decode_block(raw[n], out[n])
-
-
-class Q6K(BlockCodec):
-    """The codec of q6_k."""
-
-    name, block, nbytes = "q6_k", 256, 210
-    smallest, largest = -126 * 32 * 65504.0, 126 * 32 * 65504.0
-    encode_blocks, decode_blocks = encode_blocks, decode_blocks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_quant_q4k.codec import BlockCodec
 from apr_quant_q4k.compiling import serial
 from apr_quant_q4k.half import half_bits, half_value, load_half, store_half
 from apr_quant_q4k.lanes import nearest
@@ -51,11 +50,3 @@ def decode_blocks(raw, out, start, stop):  # noqa: ANN001, ANN201
         d = load_half(raw[n], 0)
         for i in range(BLOCK):
             out[n, i] = d * f32(np.int8(raw[n, 2 + i]))
-
-
-class Q8_0(BlockCodec):
-    """The codec of q8_0."""
-
-    name, block, nbytes = "q8_0", BLOCK, 34
-    smallest, largest = -127 * 65504.0, 127 * 65504.0
-    encode_blocks, decode_blocks = encode_blocks, decode_blocks

@@ -105,7 +105,7 @@ def embed_q8_0_task(arguments, i, scratch):
 @kernel()
 def embed_f32_task(arguments, i, scratch):
     """A row of float32: arguments as `_row`."""
-    row, at, out = _row(arguments, i, 4)
+    _, at, out = _row(arguments, i, 4)
     source = floats_at(at, out.size)
     for c in range(out.size):
         out[c] = source[c]
@@ -114,7 +114,7 @@ def embed_f32_task(arguments, i, scratch):
 @kernel()
 def embed_f16_task(arguments, i, scratch):
     """A row of float16: arguments as `_row`."""
-    row, at, out = _row(arguments, i, 2)
+    _, at, out = _row(arguments, i, 2)
     for c in range(out.size):
         out[c] = half_at(U(at + 2 * c))
 
@@ -122,7 +122,7 @@ def embed_f16_task(arguments, i, scratch):
 @kernel()
 def embed_bf16_task(arguments, i, scratch):
     """A row of bfloat16: arguments as `_row`."""
-    row, at, out = _row(arguments, i, 2)
+    _, at, out = _row(arguments, i, 2)
     source = carray(pointer(U(at)), (out.size,), np.uint16)
     for c in range(out.size):
         out[c] = np.uint32(np.uint32(source[c]) << np.uint32(16)).view(np.float32)

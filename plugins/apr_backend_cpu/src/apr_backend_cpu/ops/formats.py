@@ -16,9 +16,10 @@ from apr_backend_cpu.constants import (
     PACKED,
     SUPERBLOCK,
     TILE_GROUP,
+    TILE_GROUP_WIDE,
     TILE_SUPERBLOCK,
 )
-from apr_backend_cpu.native import address
+from apr_backend_cpu.native import address, library
 
 # values and bytes of a block
 PACKED_BLOCKS = {
@@ -36,19 +37,18 @@ def methods(name: str, arranged: bool = False) -> NDArray[np.uint64]:
     Those of declared layouts are named after their codes: `levels4`, `levels8_minima`, ...;
     `arranged` says that activations are wanted in another order.
     """
+    group = TILE_GROUP_WIDE if library().level.sums_pairs else TILE_GROUP
     few = tuple(f"few_{size}_{name}" for size in (2, 4, 6, 8))
     names: tuple[str, ...]
     if name in FLOATS:
         kind, block, tile = DENSE, LANES, 0
         one, two, four, eight = (f"dense_{size}_{name}" for size in (1, 2, 4, 8))
-        names = (one, two, four, "", eight, f"dense_unpack_{name}", "", "", "")
+        names = (one, two, four, "", eight, f"dense_unpack_{name}", "")
     elif name in PACKED_BLOCKS:
         kind, block = PACKED, PACKED_BLOCKS[name][0]
-        tile = TILE_GROUP if block == GROUP else TILE_SUPERBLOCK
-        many = tuple(f"many_{size}_{name}" for size in (8, 4, 1))
-        names = (f"one_row_{name}", *few, f"unpack_{name}", *many)
+        tile = group if block == GROUP else TILE_SUPERBLOCK
+        names = (f"one_row_{name}", *few, f"unpack_{name}", f"many_{name}")
     else:
-        kind, block, tile = ARRANGED if arranged else DECLARED, GROUP, TILE_GROUP
-        many = tuple(f"many_{size}_{name.translate(NO_DIGITS)}" for size in (8, 4, 1))
-        names = (f"one_row_{name}", *few, f"unpack_{name}", *many)
+        kind, block, tile = ARRANGED if arranged else DECLARED, GROUP, group
+        names = (f"one_row_{name}", *few, f"unpack_{name}", f"many_{name.translate(NO_DIGITS)}")
     return np.array([kind, block, tile, *(address(n) if n else 0 for n in names)], np.uint64)

@@ -15,7 +15,7 @@ from apr_backend_cpu.constants import (
     ROWS,
     SIDE_BY_SIDE,
     SUPERBLOCK,
-    TILE_SUPERBLOCK,
+    TILE_GROUP_WIDE,
 )
 from apr_backend_cpu.ops.elementwise import add, padded, swiglu
 from apr_backend_cpu.ops.formats import (
@@ -127,7 +127,7 @@ class Group:
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
         """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
-        room = n * (SIDE_BY_SIDE * TILE_SUPERBLOCK if tokens >= FEW else ROW_ROOM)
+        room = n * (SIDE_BY_SIDE * 8 * TILE_GROUP_WIDE if tokens >= FEW else ROW_ROOM)
         if self.dense:
             room = max(room, 4 * ROWS * cols)
         if self._layouts:

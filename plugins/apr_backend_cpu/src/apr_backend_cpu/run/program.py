@@ -1,9 +1,9 @@
 """Programs: what the ops of this backend turn into.
 
-An op does not compute. It adds instructions to a program: a kernel, a number of tasks, and addresses.
-Called by itself it runs that program at once. While a step is recorded (`recording.py`), all ops of
-the step add to one program, which is then run again for every further token without any Python in
-between.
+An op does not compute. It adds instructions to a program: a kernel, a number of tasks, and
+addresses. Called by itself it runs that program at once. While a step is recorded (`recording.py`),
+all ops of the step add to one program, which is then run again for every further token without any
+Python in between.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_backend_cpu.constants import DENSE_TOKENS, F16, F32, LANES, PART, Q8
+from apr_backend_cpu.constants import F16, F32, LANES, PART, Q8, TOKENS
 from apr_backend_cpu.kernels.attention.q8 import (
     mix_q8_11,
     mix_q8_14,
@@ -162,8 +162,8 @@ def _scores_tiled(kind, arranged, queries, dim, keys, stride, count, scale, scor
             unpack_f16(kp, stride, U(LANES), U(room), n)
         else:
             unpack_f32(kp, stride, U(LANES), U(room), n)
-        for t in range(0, queries, DENSE_TOKENS):
-            some = U(min(DENSE_TOKENS, queries - t))
+        for t in range(0, queries, TOKENS):
+            some = U(min(TOKENS, queries - t))
             dense_many(U(room), U(arranged) + U(4 * dim * t), U(4 * dim), some,
                        out + U(4 * (PART * t + first)), U(4 * PART), n)  # fmt: skip
     for i in range(queries):

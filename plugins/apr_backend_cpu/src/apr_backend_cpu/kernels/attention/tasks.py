@@ -129,7 +129,7 @@ def attend_few_task(arguments, i, scratch):
 
 @kernel()
 def merge_task(arguments, i, scratch):
-    """A token's parts for a key head: as `attend_few_task`, and out. Arguments 8 to 11 are shared."""
+    """A token's parts for a key head: as `attend_few_task`, and out."""
     a = ints_at(arguments, MOST)
     heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
     group, h, t = heads // kv_heads, i // a[2], i % a[2]

@@ -8,7 +8,7 @@ S is 32 where the integers of every format then stay below 2^31 and sums of 16 a
 which is nearly always; else 8, where they do whatever the values are. The largest are those of
 q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
 
-A superblock is a record of 512 bytes, offsets as below; sums are over q. Rows of records are
+A superblock is a record of 1024 bytes, offsets as below; sums are over q. Rows of records are
 `row_of_records` bytes apart.
 """
 
@@ -21,6 +21,7 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
     AT_Q,
+    AT_Q16,
     AT_SHIFT32,
     AT_STEP,
     AT_STEP32,
@@ -132,6 +133,7 @@ def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
         value = b.select(all_finite, value, const(V16F, 0.0))
         codes = _codes(b, value, shuffle(b, inverse, [v // 2] * LANES))
         store(b, b.trunc(codes, V16B), at(b, record, AT_Q + LANES * v))
+        store(b, b.trunc(codes, V16H), at(b, record, AT_Q16 + 2 * LANES * v))
         sums.append(codes)
         size = b.add(size, b.mul(_absolute(b, codes), shuffle(b, scales, [v // 2] * LANES)))
     top = _store_integers(b, record, across(b, sums), scales)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apr_backend_cpu.constants import DENSE_TOKENS, LANES, ROWS, TOKENS, VECTOR
+from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.linear.tiles import addresses
@@ -118,18 +118,18 @@ def _tree(b: Builder, values: Values) -> Value:
 
 def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     """An unpacked tile times arranged activations: address of the tile; of activations, bytes a
-    row, how many, 1 to DENSE_TOKENS; of results, 16 float32 a row, bytes between rows; n.
+    row, how many, 1 to TOKENS; of results, 16 float32 a row, bytes between rows; n.
     """
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, lanes(b))
-    room = b.room(LANES * DENSE_TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
+    room = b.room(LANES * TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
     wide = min(2, ROWS // lanes(b))  # registers of weights; sums are those of 8 rows in all
-    size, parts = TOKENS // wide, ROWS // (wide * lanes(b))
+    size, parts = 8 // wide, ROWS // (wide * lanes(b))
     blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
     a_sum = b.mul(n, number(VECTOR))
 
     def each_sum(j: Value, values: Values) -> Values:
-        weights, left = advance(b, tile, j, a_sum), advance(b, room, j, DENSE_TOKENS * VECTOR)
+        weights, left = advance(b, tile, j, a_sum), advance(b, room, j, TOKENS * VECTOR)
         inputs = advance(b, xp, b.mul(j, n), 4)
 
         def block(t: Value, values: Values) -> Values:
@@ -164,7 +164,7 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
     def result(t: Value, values: Values) -> Values:
         here = advance(b, room, t, VECTOR)
-        sums = [load(b, at(b, here, j * DENSE_TOKENS * VECTOR), V16F) for j in range(LANES)]
+        sums = [load(b, at(b, here, j * TOKENS * VECTOR), V16F) for j in range(LANES)]
         store(b, _tree(b, sums), advance(b, op, t, out_stride))
         return values
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
@@ -84,7 +85,9 @@ class Rows:
         return [b.add(start, offset) for start in self.starts]
 
 
-Chunk = list[tuple[Value, Values]]  # number of a run of 32 values, and 8 vectors of its codes
+# What makes a vector when it is wanted: registers are few. Of a run of 32 values: 8 of its codes.
+Codes = list[Callable[[], Value]]
+Chunk = list[tuple[Value, Codes]]  # number of a run, and its codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,29 +237,33 @@ def _bytes(b: Builder, column: Value) -> Value:
     return b.bitcast(column, vector_of(I8, 4 * column.type.count))
 
 
-def _with_tops(b: Builder, columns: Values, tops: Values, high: int, left: int, mask: int
-               ) -> Values:  # fmt: skip
+def _lazy(function: Callable[[Value], Value], columns: Values) -> Codes:
+    return [partial(function, column) for column in columns]
+
+
+def _with_tops(b: Builder, columns: Values, tops: Callable[[int], Value], high: int, left: int,
+               mask: int) -> Codes:  # fmt: skip
     """Codes of four bits, and above them bits of `tops`: of each byte `mask`, once moved left."""
-    found = []
-    for column, top in zip(columns, tops, strict=True):
+
+    def code(c: int) -> Value:
+        top = tops(c)
         moved = b.shl(top, const(top.type, left)) if left else top
         upper = b.and_(moved, const(top.type, mask * 0x01010101))
-        found.append(_bytes(b, b.or_(_nibbles(b, column, high), upper)))
-    return found
+        return _bytes(b, b.or_(_nibbles(b, columns[c], high), upper))
+
+    return [partial(code, c) for c in range(len(columns))]
 
 
-def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Values:
-    """Eight vectors of upper bits that `head` left, from the first-th on, moved right."""
+def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Callable[[int], Value]:
+    """Of vectors of upper bits that `head` left, from the first-th on, the c-th, moved right."""
     kind = vector_of(I32, lanes(b))
-    here = advance(b, room, first, VECTOR)
-    distance = b.trunc(shift, I32)
-    right = splat(b, distance, lanes(b))
-    return [b.lshr(load(b, at(b, here, TOPS + VECTOR * c), kind), right) for c in range(8)]
+    here, right = advance(b, room, first, VECTOR), splat(b, b.trunc(shift, I32), lanes(b))
+    return lambda c: b.lshr(load(b, at(b, here, TOPS + VECTOR * c), kind), right)
 
 
 def _chunk_q4_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns, first = _columns(b, rows, j, 16), b.shl(j, number(1))
-    return [(b.or_(first, number(h)), [_bytes(b, _nibbles(b, c, h)) for c in columns])
+    return [(b.or_(first, number(h)), _lazy(lambda c, h=h: _bytes(b, _nibbles(b, c, h)), columns))
             for h in (0, 1)]  # fmt: skip
 
 
@@ -278,7 +285,7 @@ def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
 
 def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 2)]
-    return [(number(0), [b.xor(c, const(c.type, 0x80)) for c in columns])]
+    return [(number(0), _lazy(lambda c: b.xor(c, const(c.type, 0x80)), columns))]
 
 
 # Heads of superblocks
@@ -378,13 +385,14 @@ def _levels8(b: Builder, p: Value, r: int) -> Value:
 
 def _chunk_levels4(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in packed_columns(b, rows(b), 0)]
-    return [(number(0), [look_up(b, nibble(b, c, h)) for h in (0, 1) for c in columns])]
+    return [(number(0), [partial(lambda c, h: look_up(b, nibble(b, c, h)), c, h)
+                         for h in (0, 1) for c in columns])]  # fmt: skip
 
 
 def _chunk_levels8(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 0)]
     wide = shuffle(b, b.levels, list(range(b.level.vector)))
-    return [(number(0), [b.add(c, wide) for c in columns])]
+    return [(number(0), _lazy(lambda c: b.add(c, wide), columns))]
 
 
 FORMATS = {

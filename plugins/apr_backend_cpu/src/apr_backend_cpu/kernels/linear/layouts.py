@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import AT_SHIFT32, LANES, RECORD, VECTOR
+from apr_backend_cpu.constants import AT_Q, AT_Q16, AT_SHIFT32, LANES, RECORD, VECTOR
 from apr_backend_cpu.kernels.linear.activations import row_of_records
 from apr_backend_cpu.kernels.source import Builder, helper, kernel, vector
 from apr_backend_cpu.kernels.vector.ir import (
@@ -169,8 +169,10 @@ def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
     def body(i: Value, values: list[Value]) -> list[Value]:
         x, target = advance(b, records, i, RECORD), advance(b, out, i, RECORD)
         store(b, load(b, at(b, x, AT_SHIFT32), V64B), at(b, target, AT_SHIFT32))
-        for k in range(0, 256, 64):
-            store(b, shuffle(b, load(b, at(b, x, k), V64B), lanes), at(b, target, k))
+        for at_, kind in ((AT_Q, V64B), (AT_Q16, ir.VectorType(I16, 64))):
+            size = kind.element.width // 8
+            for k in range(at_, at_ + 256 * size, 64 * size):
+                store(b, shuffle(b, load(b, at(b, x, k), kind), lanes), at(b, target, k))
         return values
 
     count_loop(b, n, [], body)

@@ -15,6 +15,8 @@ from llvmlite import ir
 from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
+    AT_Q,
+    AT_Q16,
     AT_SHIFT32,
     AT_STEP,
     AT_SUM16,
@@ -50,6 +52,7 @@ from apr_backend_cpu.kernels.vector.ir import (
     const,
     count_loop,
     fma,
+    fold,
     intrinsic_call,
     joined,
     lanes,
@@ -60,6 +63,7 @@ from apr_backend_cpu.kernels.vector.ir import (
     shuffle,
     splat,
     store,
+    uses_pairs,
     vector_of,
 )
 from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
@@ -128,14 +132,24 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
     return total
 
 
+def _dot(b: Builder, codes: Value, runs: list[tuple[Value, int]]) -> Value:
+    """The dots of blocks, summed in fours; a run is the address of a record and a number in it."""
+    chain = Chain(b, 8)
+    if not uses_pairs(b):
+        chain.add(codes, joined(b, [load(b, at(b, x, AT_Q + 32 * r), V32B) for x, r in runs]))
+        return chain.total()
+    kind = vector_of(I16, 32)
+    values = joined(b, [load(b, at(b, x, AT_Q16 + 64 * r), kind) for x, r in runs])
+    count = codes.type.count
+    return fold(b, add_pairs(b, b.zext(codes, vector_of(I16, count)), values))
+
+
 def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
     """The dots of 8 blocks at these addresses with 256 values: int32 x 8."""
     dots = []
     for runs in runs_of(b, format):
-        chain = Chain(b, format.bits)
-        chain.add(joined(b, [format.row(b, blocks[r], 0) for r in runs]),
-                  joined(b, [load(b, at(b, x, 32 * r), V32B) for r in runs]))  # fmt: skip
-        dots.append(chain.total())
+        codes = joined(b, [format.row(b, blocks[r], 0) for r in runs])
+        dots.append(_dot(b, codes, [(x, r) for r in runs]))
     return group_sums(b, dots)
 
 
@@ -253,10 +267,9 @@ def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: 
 
     def block(g: Value, values: Values) -> Values:
         p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
-        chain = Chain(b, format.bits)
-        x = advance(b, advance(b, xp, whole, RECORD), g, 32)
-        chain.add(format.row(b, p, 0), load(b, x, V32B))
-        total = intrinsic_call(b, "llvm.vector.reduce.add.v8i32", I32, chain.total())
+        x = advance(b, advance(b, xp, whole, RECORD), g, 64 if uses_pairs(b) else 32)
+        dots = _dot(b, format.row(b, p, 0), [(x, 0)])
+        total = intrinsic_call(b, "llvm.vector.reduce.add.v8i32", I32, dots)
         store(b, total, advance(b, advance(b, out, whole, 32 * ROWS), g, 4))
         return values
 

@@ -19,7 +19,6 @@ from apr_backend_cpu.constants import (
     CACHE_LINE,
     DECLARED,
     DENSE,
-    DENSE_TOKENS,
     FEW,
     FEW_2,
     FEW_4,
@@ -29,9 +28,7 @@ from apr_backend_cpu.constants import (
     FIRST_TILE,
     KIND,
     LANES,
-    MANY_1,
-    MANY_4,
-    MANY_8,
+    MANY,
     METHOD_COLUMNS,
     METHODS,
     ONE,
@@ -102,12 +99,11 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room
     lines = U(count * ROWS) * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
-        column = MANY_8 if some > U(4) else MANY_4 if some > U(1) else MANY_1
         for i in range(count):
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
             fetch(ahead, lines)  # of the tiles that come next
             ahead += lines * U(CACHE_LINE)
-            call(methods[column], (tile, xp + t * xs, xs, some, out, os_, blocks))
+            call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, blocks))
         t += some
 
 
@@ -148,11 +144,11 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
         return
     call(methods[UNPACK], (w, row_bytes, rows, room, n))
     whole, ahead = rows == U(ROWS), w + rows * row_bytes
-    calls = (tokens + U(DENSE_TOKENS - 1)) // U(DENSE_TOKENS)
+    calls = (tokens + U(TOKENS - 1)) // U(TOKENS)
     lines = rows * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     results = room + U(VECTOR * ROWS) * n
     while t < tokens:
-        some = min(U(DENSE_TOKENS), tokens - t)
+        some = min(U(TOKENS), tokens - t)
         fetch(ahead, lines)
         ahead += lines * U(CACHE_LINE)
         if whole:

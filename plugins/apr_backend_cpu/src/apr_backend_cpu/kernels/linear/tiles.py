@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from apr_backend_cpu.constants import (
     AT_D,
+    AT_Q,
+    AT_Q16,
     AT_SHIFT32,
     AT_STEP32,
     AT_STEP_PAIR,
@@ -24,7 +27,9 @@ from apr_backend_cpu.constants import (
     RECORD,
     ROWS,
     TILE_GROUP,
+    TILE_GROUP_WIDE,
     TILE_SUPERBLOCK,
+    TOKENS,
     VECTOR,
 )
 from apr_backend_cpu.kernels.linear.formats import (
@@ -33,6 +38,7 @@ from apr_backend_cpu.kernels.linear.formats import (
     HEAD_AND_TOPS,
     SCALES,
     Blocks,
+    Codes,
     Format,
     Rows,
     Values,
@@ -51,6 +57,8 @@ from apr_backend_cpu.kernels.vector.ir import (
     I8,
     I16,
     I32,
+    I64,
+    V16F,
     Chain,
     Value,
     advance,
@@ -64,11 +72,11 @@ from apr_backend_cpu.kernels.vector.ir import (
     store,
     uses_pairs,
     vector_of,
+    wide,
 )
 
-AT_SCALE, AT_MINIMUM = 8 * VECTOR, 9 * VECTOR  # of an unpacked block
 CHUNKS = 4
-RunStep = Callable[[Value, list[Values], Values], Values]  # (run, its codes, totals) -> totals
+RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
 
 
 def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
@@ -85,18 +93,37 @@ def _word(b: Builder, p: Value, offset: int) -> Value:
     return splat(b, load(b, at(b, p, offset), I32), lanes(b))
 
 
-def _meet(b: Builder, chains: list[list[Chain]], codes: list[Values], xs: Values, offset: int
+def _is_wide(b: Builder, format: Format) -> bool:
+    """Whether codes of 8 bits meet activations as int16."""
+    return format.bits == 8 and uses_pairs(b)
+
+
+def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
+    """The codes of a run in the form in which they meet activations: 8 vectors, or 16 of int16."""
+    if not _is_wide(b, format):
+        return columns
+    return [partial(lambda c, first: wide(b, c(), first), c, k) for c in columns for k in (0, 2)]
+
+
+def _sizes(b: Builder, format: Format) -> tuple[int, int]:
+    """Bytes of an unpacked block, and of its codes: then come its scale and its minimum."""
+    size = TILE_GROUP_WIDE if _is_wide(b, format) else TILE_GROUP
+    return size, size - 2 * VECTOR
+
+
+def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values, offset: int
           ) -> None:  # fmt: skip
     """Add 4 values of each weight row times as many of each row of activations, and so on.
 
     `codes` are of one or two registers of weight rows, `chains` for them a row of activations.
     """
-    kind = vector_of(I8, b.level.vector)
-    for c, columns in enumerate(zip(*codes, strict=True)):
+    for c, wanted in enumerate(zip(*codes, strict=True)):
+        columns = [make() for make in wanted]
         for mine, x in zip(chains, xs, strict=True):
-            values = b.bitcast(_word(b, x, offset + 4 * c), kind)
+            values = b.bitcast(_word(b, x, offset + 4 * c), columns[0].type)
             for chain, column in zip(mine, columns, strict=True):
                 chain.add(column, values)
+                chain.pin()
 
 
 def _steps(b: Builder, xs: Values) -> Values:
@@ -116,7 +143,7 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
     per_run, wide = 32 // format.group, len(heads)
     factor_type = vector_of(I16, 2 * lanes(b)) if uses_pairs(b) else vector_of(I32, lanes(b))
 
-    def run(r: Value, codes: list[Values], totals: Values) -> Values:
+    def run(r: Value, codes: list[Codes], totals: Values) -> Values:
         here, steps = xs.advance(b, r, 32)(b), _steps(b, xs.advance(b, r, 4)(b))
         scales, size = [advance(b, head, r, VECTOR * per_run) for head in heads], 8 // per_run
         for g in range(per_run):
@@ -139,14 +166,17 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
     return results
 
 
-def _block(b: Builder, format: Format, codes: list[Values],
+def _block(b: Builder, format: Format, codes: list[Codes],
            numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value, ys: Values
            ) -> Values:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
     here, wide = xs.advance(b, g, 4)(b), len(codes)
     shifts = [splat(b, shift_of(b, format, at(b, p, AT_SHIFT32)), lanes(b)) for p in here]
     chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
-    _meet(b, chains, codes, xs.advance(b, g, 32)(b), 0)
+    if _is_wide(b, format):
+        _meet(b, chains, codes, xs.advance(b, g, 64)(b), AT_Q16)
+    else:
+        _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
     return [
         add_block(b, numbers[n % wide], chains[n // wide][n % wide].total(), here[n // wide], y)
         for n, y in enumerate(ys)
@@ -206,7 +236,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                 ((_, codes),) = format.chunk(b, here, room, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
                 numbers = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
-                return _block(b, format, [codes], [numbers], xs, g, ys)
+                return _block(b, format, [_codes(b, format, codes)], [numbers], xs, g, ys)
 
             zeros = [const(vector_of(F32, lanes(b)), 0.0)] * size
             ys = count_loop(b, n, zeros, superblock if format.group else block)
@@ -237,9 +267,9 @@ def make_unpack(name: str, format: Format) -> None:
                 advance(b, tile, k, b.level.vector),
             )
 
-            def put(codes: Values, target: Value) -> None:
+            def put(codes: Codes, target: Value) -> None:
                 for c, column in enumerate(codes):
-                    store(b, column, at(b, target, VECTOR * c))
+                    store(b, column(), at(b, target, VECTOR * c))
 
             def superblock(i: Value, values: Values) -> Values:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
@@ -258,14 +288,15 @@ def make_unpack(name: str, format: Format) -> None:
                 return count_loop(b, number(CHUNKS), values, chunk)
 
             def block(i: Value, values: Values) -> Values:
-                here, target = Rows(rows, blocks.offset(i)), advance(b, out, i, TILE_GROUP)
+                size, at_scale = _sizes(b, format)
+                here, target = Rows(rows, blocks.offset(i)), advance(b, out, i, size)
                 prefetch(b, b.add(following, b.mul(i, share)), lanes(b) * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
-                put(codes, target)
+                put(_codes(b, format, codes), target)
                 d, low = blocks.numbers(i, here(b), b.mul(k, number(lanes(b))))
-                store(b, d, at(b, target, AT_SCALE))
+                store(b, d, at(b, target, at_scale))
                 if low is not None:
-                    store(b, low, at(b, target, AT_MINIMUM))
+                    store(b, low, at(b, target, at_scale + VECTOR))
                 return values
 
             return count_loop(b, n, values, superblock if format.group else block)
@@ -275,68 +306,89 @@ def make_unpack(name: str, format: Format) -> None:
     vector(name, "p" * (7 if format.declared else 4), emit)
 
 
-def _unpacked_codes(b: Builder, at_: Value) -> Values:
-    kind = vector_of(I8, b.level.vector)
-    return [load(b, at(b, at_, VECTOR * c), kind) for c in range(8)]
+def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
+    if _is_wide(b, format):
+        kind, count = vector_of(I16, b.level.vector // 2), 16
+    else:
+        kind, count = vector_of(I8, b.level.vector), 8
+    return [partial(lambda c: load(b, at(b, p, VECTOR * c), kind), c) for c in range(count)]
 
 
-def make_many(name: str, format: Format, size: int) -> None:
+def make_many(name: str, format: Format) -> None:
     """A function: address of a tile; of records, their stride; how many rows of activations, 1 to
-    `size`; address of results, 16 float32 a row of activations, their stride; blocks.
+    TOKENS; address of results, 16 float32 a row of activations, their stride; blocks.
+
+    One or two registers of weights meet 8 or 4 rows of activations, then the next 8 or 4.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n = args
-        wide = 1 if lanes(b) == ROWS else min(2, size)  # registers of weights
-        some = size // wide  # rows of activations that meet them
-        bytes_ = b.level.vector
+        count, kind = min(2, ROWS // lanes(b)), vector_of(F32, lanes(b))
+        some, part_bytes = 8 // count, b.level.vector * count
+        parts, rounds = (
+            number(ROWS // (count * lanes(b))),
+            b.udiv(b.add(tokens, number(some - 1)), number(some)),
+        )
+        records, sums = b.room(8 * TOKENS), b.room(VECTOR * TOKENS)
+        for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
+            store(b, p, at(b, records, 8 * t))
+            store(b, const(V16F, 0.0), at(b, sums, VECTOR * t))
 
-        def block_of(t: Value, values: Values) -> Values:
-            first = b.mul(t, number(some))
-            left = b.sub(tokens, first)
-            records = addresses(b, advance(b, xp, first, x_stride), x_stride, some, left)
-            outs = addresses(b, advance(b, op, first, out_stride), out_stride, some, left)
+        def superblock(p: Value, xs: Rows, i: Value, ys: Values) -> Values:
+            here = advance(b, p, i, TILE_SUPERBLOCK)
+            heads = [at(b, here, b.level.vector * r) for r in range(count)]
 
-            def part(k: Value, values: Values) -> Values:
-                mine = advance(b, tile, k, wide * bytes_)
+            def read(totals: Values, step: RunStep) -> Values:
+                def run(r: Value, totals: Values) -> Values:
+                    starts = [advance(b, at(b, head, HEAD), r, 8 * VECTOR) for head in heads]
+                    return step(r, [_unpacked_codes(b, format, s) for s in starts], totals)
 
-                def superblock(i: Value, ys: Values) -> Values:
-                    here = advance(b, mine, i, TILE_SUPERBLOCK)
-                    heads = [at(b, here, bytes_ * r) for r in range(wide)]
+                return count_loop(b, number(8), totals, run)
 
-                    def read(totals: Values, step: RunStep) -> Values:
-                        def run(r: Value, totals: Values) -> Values:
-                            starts = [advance(b, at(b, p, HEAD), r, 8 * VECTOR) for p in heads]
-                            return step(r, [_unpacked_codes(b, p) for p in starts], totals)
+            return _superblock(b, format, heads, xs, ys, read)
 
-                        return count_loop(b, number(8), totals, run)
+        def block(p: Value, xs: Rows, g: Value, i: Value, ys: Values) -> Values:
+            size, at_scale = _sizes(b, format)
+            here = advance(b, p, i, size)
+            starts = [at(b, here, b.level.vector * r) for r in range(count)]
+            low = lambda s: load(b, at(b, s, at_scale + VECTOR), kind)  # noqa: E731
+            numbers = [(load(b, at(b, s, at_scale), kind), low(s) if format.minimum else None)
+                       for s in starts]  # fmt: skip
+            codes = [_unpacked_codes(b, format, s) for s in starts]
+            return _block(b, format, codes, numbers, xs, g, ys)
 
-                    xs = Rows(records, b.mul(i, number(RECORD)))
-                    return _superblock(b, format, heads, xs, ys, read)
+        def each(i: Value, values: Values) -> Values:
+            of_record, g = (i, number(0)) if format.group else _of_run(b, i)
+            skip = b.mul(of_record, number(RECORD))
 
-                def block(i: Value, ys: Values) -> Values:
-                    here = advance(b, mine, i, TILE_GROUP)
-                    i8, g = _of_run(b, i)
-                    starts = [at(b, here, bytes_ * r) for r in range(wide)]
-                    kind = vector_of(F32, lanes(b))
-                    low = lambda p: load(b, at(b, p, AT_MINIMUM), kind)  # noqa: E731
-                    numbers = [(load(b, at(b, p, AT_SCALE), kind), low(p) if format.minimum else None)
-                               for p in starts]  # fmt: skip
-                    xs = Rows(records, b.mul(i8, number(RECORD)))
-                    codes = [_unpacked_codes(b, p) for p in starts]
-                    return _block(b, format, codes, numbers, xs, g, ys)
+            def round_(t: Value, values: Values) -> Values:
+                here = advance(b, records, t, 8 * some)
+                xs = Rows([load(b, at(b, here, 8 * k), I64) for k in range(some)], skip)
 
-                zeros = [const(vector_of(F32, lanes(b)), 0.0)] * (some * wide)
-                ys = count_loop(b, n, zeros, superblock if format.group else block)
-                for c, y in enumerate(ys):
-                    out = advance(b, outs[c // wide], k, wide * bytes_)
-                    store(b, y, at(b, out, bytes_ * (c % wide)))
-                return values
+                def part(k: Value, values: Values) -> Values:
+                    mine = advance(b, tile, k, part_bytes)
+                    room = advance(b, advance(b, sums, t, VECTOR * some), k, part_bytes)
+                    places = [at(b, room, VECTOR * c + b.level.vector * r)
+                              for c in range(some) for r in range(count)]  # fmt: skip
+                    ys = [load(b, p, kind) for p in places]
+                    if format.group:
+                        ys = superblock(mine, xs, i, ys)
+                    else:
+                        ys = block(mine, xs, g, i, ys)
+                    for y, p in zip(ys, places, strict=True):
+                        store(b, y, p)
+                    return values
 
-            return count_loop(b, number(ROWS // (wide * lanes(b))), values, part)
+                return count_loop(b, parts, values, part)
 
-        blocks = b.udiv(b.add(tokens, number(some - 1)), number(some))
-        count_loop(b, blocks, [], block_of)
+            return count_loop(b, rounds, values, round_)
+
+        def result(t: Value, values: Values) -> Values:
+            store(b, load(b, advance(b, sums, t, VECTOR), V16F), advance(b, op, t, out_stride))
+            return values
+
+        count_loop(b, n, [], each)
+        count_loop(b, tokens, [], result)
 
     vector(name, "ppppppp", emit)
 
@@ -352,7 +404,7 @@ def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
 
 
 fetch = vector("fetch", "pp", _fetch, inline=True)
-FEW_SIZES, MANY_SIZES = (2, 4, 6, 8), (1, 4, 8)
+FEW_SIZES = (2, 4, 6, 8)
 UNPACKED = [replace(FORMATS["q8_0"], name=name, minimum=low)
             for name, low in (("levels", False), ("levels_minima", True))]  # fmt: skip
 for _format in FORMATS.values():
@@ -360,5 +412,4 @@ for _format in FORMATS.values():
     for _size in FEW_SIZES:
         make_few(f"few_{_size}_{_format.name}", _format, _size)
 for _format in (*(f for f in FORMATS.values() if not f.declared), *UNPACKED):
-    for _size in MANY_SIZES:
-        make_many(f"many_{_size}_{_format.name}", _format, _size)
+    make_many(f"many_{_format.name}", _format)

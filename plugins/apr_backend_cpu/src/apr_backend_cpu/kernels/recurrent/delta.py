@@ -121,4 +121,5 @@ def delta_task(arguments, i, scratch):
         n = min(width - first, NARROW)
         _columns(q, k, k_bytes, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,
                  gate_bytes, S[:, first : first + n],
-                 _heads(out_at + 4 * first, 4 * heads * width, start, size, n), scratch)  # fmt: skip
+                 _heads(out_at + 4 * first, 4 * heads * width, start, size, n),
+                 scratch)  # fmt: skip

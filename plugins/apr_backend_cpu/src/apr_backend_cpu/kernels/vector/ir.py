@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import CACHE_LINE, LANES
 from apr_backend_cpu.kernels.source import Builder
+from apr_backend_cpu.levels import ARM, X86
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -142,7 +143,7 @@ def multiply_pairs(b: Builder, w: Value, x: Value) -> Value:
 
         return in_registers(b, pairs, w, x)
     wide = ir.VectorType(I16, w.type.count)
-    return _add_neighbours(b, b.mul(b.zext(w, wide), b.sext(x, wide)))
+    return fold(b, b.mul(b.zext(w, wide), b.sext(x, wide)))
 
 
 def add_pairs(b: Builder, x: Value, y: Value) -> Value:
@@ -155,12 +156,22 @@ def add_pairs(b: Builder, x: Value, y: Value) -> Value:
 
         return in_registers(b, fours, x, y)
     wide = ir.VectorType(I32, x.type.count)
-    return _add_neighbours(b, b.mul(b.sext(x, wide), b.sext(y, wide)))
+    return fold(b, b.mul(b.sext(x, wide), b.sext(y, wide)))
 
 
-def _add_neighbours(b: Builder, v: Value) -> Value:
+def fold(b: Builder, v: Value) -> Value:
+    """Sums of neighbours."""
     even = list(range(0, v.type.count, 2))
     return b.add(shuffle(b, v, even), shuffle(b, v, [lane + 1 for lane in even]))
+
+
+def in_order(b: Builder, value: Value) -> Value:
+    """The value, which LLVM has to have computed before what follows it here."""
+    register = {ARM: "w", X86: "v" if b.level.vector == 64 else "x"}.get(b.level.arch)
+    if register is None:
+        return value
+    kind = ir.FunctionType(value.type, [value.type])
+    return b.asm(kind, "", f"={register},0", [value], True)
 
 
 class Chain:
@@ -168,55 +179,54 @@ class Chain:
 
     Codes are unsigned, of `bits` bits, activations signed. Where an instruction sums two products
     in 16 bits, several of its results are added before they are widened: as many as surely fit.
-    Eight bits are then two codes of four.
     """
 
     def __init__(self, b: Builder, bits: int, start: Value | None = None) -> None:
-        self._b, self._bits = b, bits
-        self._sum = start
-        self._narrow: list[list[Value]] = [[]]  # sums in 16 bits; of the upper four bits last
-        self._counts = [0]
+        self._b, self._sum = b, start
+        self._limit = LARGEST_SUM // (2 * LARGEST_ACTIVATION * (2**bits - 1))
+        self._split = bits == 8 and b.level.dot == "sdot"  # which has no unsigned bytes
+        self._narrow: list[Value] = []  # sums in 16 bits
+        self._count = 0
 
     def add(self, codes: Value, x: Value) -> None:
-        """Another vector of bytes each."""
+        """Another vector of bytes each, or of int16: `wide` makes these of codes of 8 bits."""
         b, level = self._b, self._b.level
+        lanes_ = codes.type.count * codes.type.element.width // 32
+        start = self._sum or const(vector_of(I32, lanes_), 0)
         if level.dot == "vnni":
-            name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
-            start = self._sum or const(vector_of(I32, codes.type.count // 4), 0)
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes_}"
             self._sum = intrinsic_call(b, name, start.type, start, codes, x)
-        elif level.dot == "sdot":  # unsigned codes of eight bits are split: the upper bits first
-            start = self._sum or const(vector_of(I32, codes.type.count // 4), 0)
-            if self._bits == 8:
+        elif level.dot == "sdot":
+            if self._split:
                 upper = _sdot(b, b.lshr(codes, const(codes.type, 4)), x, const(start.type, 0))
                 start = b.add(start, b.shl(upper, const(start.type, 4)))
                 codes = b.and_(codes, const(codes.type, 15))
             self._sum = _sdot(b, codes, x, start)
-        elif self._bits == 8:
-            four = const(codes.type, 4)
-            self._add_narrow(0, b.and_(codes, const(codes.type, 15)), x, 4)
-            self._add_narrow(1, b.lshr(codes, four), x, 4)
+        elif codes.type.element == I16:
+            self._sum = b.add(start, add_pairs(b, codes, x))
         else:
-            self._add_narrow(0, codes, x, self._bits)
+            self._add_narrow(multiply_pairs(b, codes, x))
 
-    def _add_narrow(self, plane: int, codes: Value, x: Value, bits: int) -> None:
-        if plane == len(self._narrow):
-            self._narrow.append([])
-            self._counts.append(0)
-        limit = LARGEST_SUM // (2 * LARGEST_ACTIVATION * (2**bits - 1))
-        pairs = multiply_pairs(self._b, codes, x)
-        if self._counts[plane] % limit == 0:
-            self._narrow[plane].append(pairs)
+    def _add_narrow(self, pairs: Value) -> None:
+        if self._count % self._limit == 0:
+            self._narrow.append(pairs)
         else:
-            self._narrow[plane][-1] = self._b.add(self._narrow[plane][-1], pairs)
-        self._counts[plane] += 1
+            self._narrow[-1] = self._b.add(self._narrow[-1], pairs)
+        self._count += 1
+
+    def pin(self) -> None:
+        """Let LLVM not take later sums before those so far: it would run out of registers."""
+        if self._sum is not None:
+            self._sum = in_order(self._b, self._sum)
+        if self._narrow:
+            self._narrow[-1] = in_order(self._b, self._narrow[-1])
 
     def total(self) -> Value:
         """The sums: int32."""
         b, found = self._b, self._sum
-        for plane, parts in enumerate(self._narrow):
-            for part in parts:
-                fours = add_pairs(b, part, const(part.type, 16 if plane else 1))
-                found = fours if found is None else b.add(found, fours)
+        for part in self._narrow:
+            fours = add_pairs(b, part, const(part.type, 1))
+            found = fours if found is None else b.add(found, fours)
         return found
 
     def scaled(self, total: Value, factor: Value) -> Value:
@@ -224,9 +234,16 @@ class Chain:
         b = self._b
         if self._sum is not None:
             return b.add(total, b.mul(self._sum, factor))
-        for part in self._narrow[0]:
+        for part in self._narrow:
             total = b.add(total, add_pairs(b, part, factor))
         return total
+
+
+def wide(b: Builder, codes: Value, first: int) -> Value:
+    """Two bytes of each lane as int16, from its `first` on."""
+    none, count = const(codes.type, 0), codes.type.count
+    picks = [lane for k in range(first, count, 4) for lane in (k, count, k + 1, count)]
+    return b.bitcast(shuffle(b, codes, picks, none), vector_of(I16, count // 2))
 
 
 def _sdot(b: Builder, codes: Value, x: Value, start: Value) -> Value:
@@ -237,7 +254,7 @@ def _sdot(b: Builder, codes: Value, x: Value, start: Value) -> Value:
 
 def uses_pairs(b: Builder) -> bool:
     """Whether sums of 16 bits meet their scales, so that each scale is wanted twice in a lane."""
-    return b.level.dot not in ("vnni", "sdot")
+    return b.level.sums_pairs
 
 
 def pair_of(b: Builder, scale: Value) -> Value:

@@ -1,0 +1,1 @@
+"""What `benchmarks/matrix.py` is made of."""

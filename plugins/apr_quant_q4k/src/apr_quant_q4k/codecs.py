@@ -1,0 +1,38 @@
+"""The four codecs: what is known of a format before any of it is encoded or decoded.
+
+Each format's compiled loops are in the module of its name, which is imported at the first use.
+"""
+
+from __future__ import annotations
+
+from apr_quant_q4k.codec import BlockCodec
+
+HALF = 65504.0  # the largest float16
+
+
+class Q4K(BlockCodec):
+    """The codec of q4_k."""
+
+    name, block, nbytes = "q4_k", 256, 144
+    smallest, largest = -63 * HALF, 63 * HALF * 15  # dmin * mn, d * sc * q
+
+
+class Q5K(BlockCodec):
+    """The codec of q5_k."""
+
+    name, block, nbytes = "q5_k", 256, 176
+    smallest, largest = -63 * HALF, 63 * HALF * 31
+
+
+class Q6K(BlockCodec):
+    """The codec of q6_k."""
+
+    name, block, nbytes = "q6_k", 256, 210
+    smallest, largest = -126 * 32 * HALF, 126 * 32 * HALF
+
+
+class Q8_0(BlockCodec):
+    """The codec of q8_0."""
+
+    name, block, nbytes = "q8_0", 32, 34
+    smallest, largest = -127 * HALF, 127 * HALF
