@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 
 import apr_backend_cpu
-from apr_backend_cpu import levels, native
 from apr_backend_cpu.build import link
 from apr_backend_cpu.build.__main__ import main, remove_old
 from apr_backend_cpu.build.platforms import PLATFORMS
-from apr_backend_cpu.levels import GENERIC, LEVELS, V3, V8_2, possible
+from apr_backend_cpu.levels import LEVELS
 from apr_backend_cpu.shipped import library_path, source_hash
-from apr_core.errors import BackendError
 
 PACKAGE = Path(apr_backend_cpu.__file__).parent
 PROJECT = PACKAGE.parent.parent
@@ -99,29 +97,6 @@ def test_a_level_whose_name_begins_like_another_s_is_not_old(tmp_path):
     wide.touch()
     remove_old([LEVELS["x86-64-v4"]], tmp_path)
     assert wide.exists()
-
-
-@pytest.mark.parametrize(
-    ("architecture", "flags", "expected"),
-    [
-        ("x86_64", V3, ["x86-64-v3", "x86-64-v2"]),
-        ("x86_64", V3 - {"abm"}, ["x86-64-v2"]),
-        ("x86_64", frozenset(), []),
-        ("aarch64", V8_2, ["aarch64-dotprod"]),
-        ("aarch64", V8_2 - {"atomics"}, []),
-        ("riscv64", V3 | V8_2, []),
-    ],
-)
-def test_a_processor_runs_levels_whose_needs_it_has(monkeypatch, architecture, flags, expected):
-    monkeypatch.setattr(levels, "architecture", lambda: architecture)
-    monkeypatch.setattr(levels, "processor_flags", lambda: flags)
-    assert [level.name for level in possible()] == [*expected, GENERIC.name]
-
-
-def test_a_level_that_is_not_possible_is_refused(monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, "x86-64-v9")
-    with pytest.raises(BackendError, match="x86-64-v9 is not possible here"):
-        native.chosen()
 
 
 def test_every_level_belongs_to_a_platform():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apr_backend_cpu import levels
-from apr_backend_cpu.levels import ARM, GENERIC, LEVELS, V2, V3, V4, X86, possible
+from apr_backend_cpu.levels import ARM, GENERIC, LEVELS, V2, V3, V4, V8_2, X86, possible
 from apr_backend_cpu.native import chosen
 from apr_core.errors import BackendError
 
@@ -33,8 +33,9 @@ def processor(monkeypatch, arch, flags, forced=""):
         (X86, V2 | {"avx"}, "x86-64-v2"),
         (X86, {"sse2"}, "generic"),
         (X86, (), "generic"),
-        (ARM, {"asimd", "asimddp"}, "aarch64-dotprod"),
-        (ARM, {"asimd"}, "generic"),
+        (X86, V3 - {"abm"}, "x86-64-v2"),
+        (ARM, V8_2 | {"i8mm"}, "aarch64-dotprod"),
+        (ARM, V8_2 - {"atomics"}, "generic"),
         ("riscv64", V4, "generic"),
     ],
 )

@@ -8,5 +8,6 @@ from apr_backend_cpu.kernels.linear import dense, layouts, one_row, products, ti
 from apr_backend_cpu.kernels.recurrent import convolution, delta
 
 MODULES = (
-    elementwise, embedding, team, tasks, dense, layouts, one_row, products, tiles, convolution, delta,
+    elementwise, embedding, team, tasks, dense, layouts, one_row, products, tiles, convolution,
+    delta,
 )  # fmt: skip

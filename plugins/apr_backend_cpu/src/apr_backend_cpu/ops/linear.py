@@ -123,7 +123,8 @@ class Group:
         p.keep(self, bounds)
         p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
               address(bounds), *(0 if r is None else address(r) for r in (records, arranged)), n,
-              address(dense), tokens, cols, address(out), scratch=self._scratch(tokens, cols, n))  # fmt: skip
+              address(dense), tokens, cols, address(out),
+              scratch=self._scratch(tokens, cols, n))  # fmt: skip
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
         """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""

@@ -30,7 +30,8 @@ V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I
 Values = list[Value]
 # shuffles of bytes within 16, by the bytes of a register
 SHUFFLES = {
-    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512",
+    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b",
+    64: "llvm.x86.avx512.pshuf.b.512",
 }  # fmt: skip
 # The room that reading superblocks across rows needs: a vector for each group's scale, for pairs of
 # minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.

@@ -352,10 +352,8 @@ def make_many(name: str, format: Format) -> None:
                     places = [b.at(room, VECTOR * c + b.level.vector * r)
                               for c in range(some) for r in range(count)]  # fmt: skip
                     ys = [b.read(p, kind) for p in places]
-                    if format.group:
-                        ys = superblock(mine, xs, i, ys)
-                    else:
-                        ys = block(mine, xs, g, i, ys)
+                    grouped = format.group
+                    ys = superblock(mine, xs, i, ys) if grouped else block(mine, xs, g, i, ys)
                     for y, p in zip(ys, places, strict=True):
                         b.write(y, p)
                     return values

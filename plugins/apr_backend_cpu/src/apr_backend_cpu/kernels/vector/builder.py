@@ -79,8 +79,9 @@ class Builder(ir.IRBuilder):
         """x * y + z, rounded once: spelled out, so that tile shapes cannot change a result."""
         if self.level.name != "x86-64-v2":
             return self.intrinsic(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
-        # In float64 the product is exact. If the sum is not, its last bit is set: rounded to odd, it
-        # can be rounded again to float32 as if that were the first time (Boldo and Melquiond, 2008).
+        # In float64 the product is exact. If the sum is not, its last bit is set: rounded to odd,
+        # it can be rounded again to float32 as if that were the first time (Boldo and Melquiond,
+        # 2008).
         wide, words = vector_of(ir.DoubleType(), x.type.count), vector_of(I64, x.type.count)
         x, y, addend = (self.fpext(v, wide) for v in (x, y, z))
         product = self.fmul(x, y)
@@ -122,7 +123,7 @@ class Builder(ir.IRBuilder):
         return self.joined(results)
 
     def multiply_pairs(self, w: Value, x: Value) -> Value:
-        """Unsigned bytes times signed bytes, neighbours summed: int16, which has to hold the sums."""
+        """Unsigned bytes times signed bytes, neighbours summed: int16, which has to hold them."""
         if self.level.dot in ("vnni", "maddubs"):
 
             def pairs(w: Value, x: Value) -> Value:
@@ -170,7 +171,7 @@ class Builder(ir.IRBuilder):
         return self.in_registers(sums, codes, x, start)
 
     def pair_of(self, scale: Value) -> Value:
-        """Scales of 32 bits in the form that `Chain.scaled` wants: themselves, or int16 twice each."""
+        """Scales of 32 bits in the form that `Chain.scaled` wants: as they are, or int16 twice."""
         if not self.sums_pairs:
             return scale
         low = self.and_(scale, const(scale.type, 0xFFFF))
@@ -197,7 +198,7 @@ class Builder(ir.IRBuilder):
         return self.extract_element(v, ir.Constant(I32, 0))
 
     def from_half(self, bits: Value) -> Value:
-        """float16 as int16 bits, a vector or one -> float32. In whole numbers where F16C is missing."""
+        """float16 as int16 bits, a vector or one -> float32. In whole numbers without F16C."""
         vector = isinstance(bits.type, ir.VectorType)
         like = (lambda t: ir.VectorType(t, bits.type.count)) if vector else (lambda t: t)
         if self.level.name != "x86-64-v2":
