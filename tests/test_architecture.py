@@ -35,6 +35,7 @@ ON_NUMBA = {  # all that imports a compiler; what `apr run` imports is not among
     "plugins/apr_backend_cpu/tests/": "as the oracle of a library",
     "plugins/apr_quant_q4k/": "codecs, imported at the first encode or decode",
     "benchmarks/quantization_error.py": "its threads",
+    "benchmarks/speed/roofline.py": "multiply rates of a level",
 }
 BY_NAME = ("import_module", "__import__", "importorskip")
 ON_TRITON = ("plugins/apr_backend_cuda/", "benchmarks/gpu/")
