@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import subprocess
 
-from apr_backend_cpu.levels import GENERIC, LEVELS, VARIABLE, Level, possible
+from apr_backend_cpu.levels import GENERIC, LEVELS, Level, possible
+from apr_backend_cpu.native import VARIABLE
 
 __all__ = ["ALL", "VARIABLE", "Level", "levels_here", "machine_name"]
 ALL: dict[str, Level] = {**LEVELS, GENERIC.name: GENERIC}
