@@ -54,7 +54,7 @@ def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
 
 
 def make_scores(name: str, queries: int) -> Any:
-    """An intrinsic: dots of `queries` queries with 4 keys, times a scale.
+    """A function: dots of `queries` queries with 4 keys, times a scale.
 
     Arguments as of `attention_tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
     16 products of 127 * 32767 at most a block, exactly, in int32.
@@ -106,7 +106,7 @@ def make_scores(name: str, queries: int) -> Any:
 
 
 def make_weigh(name: str, queries: int) -> Any:
-    """An intrinsic: weights times the scales of values, which is what `make_mix` wants.
+    """A function: weights times the scales of values, which is what `make_mix` wants.
 
     Arguments: addresses of the weights and bytes between two queries', of the first row's scales
     and bytes between two rows, of the results and bytes between two queries', positions, vectors
@@ -136,7 +136,7 @@ def make_weigh(name: str, queries: int) -> Any:
 
 
 def make_mix(name: str, queries: int, vectors: int) -> Any:
-    """An intrinsic: out += weights times values, `queries` rows of `vectors` times 16 dims.
+    """A function: out += weights times values, `queries` rows of `vectors` times 16 dims.
 
     Arguments as of `attention_tiles.make_mix`, but the weights are those of `make_weigh` for the
     block that the dims are of.

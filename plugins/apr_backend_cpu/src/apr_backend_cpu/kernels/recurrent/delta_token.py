@@ -21,7 +21,7 @@ VECTOR = 4 * LANES  # bytes
 
 
 def make_delta_token(name: str, vectors: int) -> Any:
-    """An intrinsic: decay, read, write, query of `vectors` times 16 columns.
+    """A function: decay, read, write, query of `vectors` times 16 columns.
 
     Arguments: addresses of S, q and k [keys], v and out; decay, beta; keys, an even number; bytes
     between the rows of S.
@@ -71,7 +71,7 @@ def make_delta_token(name: str, vectors: int) -> Any:
 
 
 def make_delta_run(name: str, vectors: int) -> Any:
-    """An intrinsic: all tokens of a segment on `vectors` times 16 columns.
+    """A function: all tokens of a segment on `vectors` times 16 columns.
 
     Arguments: addresses of S [keys, columns], of q and k and bytes between two tokens', of v and
     bytes, of out and bytes, of decays and of betas and bytes; tokens; keys, an even number.

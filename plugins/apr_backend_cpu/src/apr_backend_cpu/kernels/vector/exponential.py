@@ -87,7 +87,7 @@ def sigmoid16(b: Builder, x: Value) -> Value:
 
 
 def _each16(name: str, function: Any) -> Any:
-    """An intrinsic: addresses of float32 values and of results, n times 16 of them, n above 0."""
+    """A function: addresses of float32 values and of results, n times 16 of them, n above 0."""
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         source, target, n = args
