@@ -47,7 +47,6 @@ PACKED, DECLARED, ARRANGED, DENSE = range(4)
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
-QUERIES = 64  # of a task, all of one key head
 F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
 # columns of a table of segments, and of a table of single tokens
 START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)

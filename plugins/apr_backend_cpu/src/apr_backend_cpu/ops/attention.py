@@ -21,18 +21,19 @@ from apr_backend_cpu.constants import (
     PART,
     POSITION,
     Q8,
-    QUERIES,
     SEGMENT,
     START,
 )
 from apr_backend_cpu.run.arrays import address, bits
 from apr_backend_cpu.run.program import Program, each_time, instructions, new, strided
 from apr_backend_cpu.run.recording import plain, settle
+from apr_backend_cpu.run.threads import threads_in_use
 from apr_core.ops import CORE_OPS
 
 Floats = NDArray[np.float32]
 KINDS = {"f32": F32, "f16": F16, "q8": Q8}
 FEW = 4  # rows of a segment; below this parts are tasks, not queries
+MOST_QUERIES = 128  # of a task, all of one key head
 
 
 def _scratch(queries: int, dim: int) -> int:
@@ -97,6 +98,14 @@ class _Few:
         self.program.set_tasks(self.number, tasks)
 
 
+def _queries(count: int, kv_heads: int) -> int:
+    """Queries of a task: many, as keys are unpacked for each task; but several tasks a thread."""
+    most = MOST_QUERIES
+    while most > LANES and kv_heads * count < 4 * threads_in_use() * most:
+        most //= 2
+    return most
+
+
 def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int, ...],
             q: Floats, out: Floats) -> _Few | None:  # fmt: skip
     """Instructions for all segments; returns the tokens of short ones."""
@@ -107,10 +116,11 @@ def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int,
         if size < FEW:
             single += [(i, t) for t in range(size)]
         else:
-            tiles = -(-size * (heads // kv_heads) // QUERIES)
+            most = _queries(size * (heads // kv_heads), kv_heads)
+            tiles = -(-size * (heads // kv_heads) // most)
             p.add("attend_many_task", kv_heads * tiles, address(q), address(out),
-                  address(table[i]), heads, kv_heads, dim, scale, kind, tiles,
-                  scratch=_scratch(QUERIES, dim))  # fmt: skip
+                  address(table[i]), heads, kv_heads, dim, scale, kind, tiles, most,
+                  scratch=_scratch(most, dim))  # fmt: skip
     return _Few(p, np.array(single), numbers, q, out) if single else None
 
 

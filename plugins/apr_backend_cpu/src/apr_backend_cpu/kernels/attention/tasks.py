@@ -13,7 +13,6 @@ from apr_backend_cpu.constants import (
     PART,
     POSITION,
     Q8,
-    QUERIES,
     SEGMENT,
     START,
     STOP,
@@ -57,26 +56,27 @@ def append_task(arguments, i, scratch):
 
 @kernel()
 def attend_many_task(arguments, i, scratch):
-    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, kind, tiles.
+    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, kind, tiles,
+    queries a task.
 
     Queries of a key head count token by token: number n is token n // G, head n % G of its group.
     """
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, kind, tiles = a[3], a[4], a[5], a[7], a[8]
+    heads, kv_heads, dim, kind, tiles, most = a[3], a[4], a[5], a[7], a[8], a[9]
     seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
-    first = i % tiles * QUERIES
-    n = min((seg[STOP] - seg[START]) * group - first, QUERIES)
+    first = i % tiles * most
+    n = min((seg[STOP] - seg[START]) * group - first, most)
     stride = U(row_bytes(kind, dim))
-    size, at = 4 * QUERIES * dim, scratch
+    size, at = 4 * most * dim, scratch
     q, result, found = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
     )  # fmt: skip
     arranged = at + 3 * size
     at += 4 * size
-    place, seen = ints_at(at, n), ints_at(at + 8 * QUERIES, n)  # place: of a query, in q and in out
-    tops, sums = floats_at(at + 16 * QUERIES, n), floats_at(at + 20 * QUERIES, n)
-    part_tops, part_sums = floats_at(at + 24 * QUERIES, n), floats_at(at + 28 * QUERIES, n)
-    scores, room = matrix_at(at + 32 * QUERIES, n, PART), at + 32 * QUERIES + 4 * QUERIES * PART
+    place, seen = ints_at(at, n), ints_at(at + 8 * most, n)  # place: of a query, in q and in out
+    tops, sums = floats_at(at + 16 * most, n), floats_at(at + 20 * most, n)
+    part_tops, part_sums = floats_at(at + 24 * most, n), floats_at(at + 28 * most, n)
+    scores, room = matrix_at(at + 32 * most, n, PART), at + 32 * most + 4 * most * PART
     for j in range(n):
         token, member = (first + j) // group, (first + j) % group
         place[j] = 4 * dim * ((seg[START] + token) * heads + h * group + member)

@@ -11,13 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
+from apr_backend_cpu.constants import CACHE_LINE, LANES, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, V16F, V16I, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I16,
+    I32,
+    I64,
+    V16F,
+    V16I,
+    Value,
+    const,
+    vector_of,
+)
 from apr_backend_cpu.kernels.vector.lanes import transpose
 from apr_backend_cpu.kernels.vector.memory import ints_at
 
@@ -90,7 +100,7 @@ def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
 
 
 def _tree(b: Builder, values: Values) -> Value:
-    """The sum of 16 values, by halves as in `horizontal_sum`."""
+    """The sum of 16 values, or of 8 pairs, by halves as in `horizontal_sum`."""
     while len(values) > 1:
         half = len(values) // 2
         values = [b.fadd(x, y) for x, y in zip(values[:half], values[half:], strict=True)]
@@ -103,36 +113,48 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     """
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, b.lanes)
-    room = b.room(LANES * TOKENS * VECTOR)  # [16 sums][tokens][16 rows]
     wide = min(2, ROWS // b.lanes)  # registers of weights; sums are those of 8 rows in all
     size, parts = 8 // wide, ROWS // (wide * b.lanes)
+    # where there are 32 registers, a sum and the one that it is added to first are taken together
+    pair = 2 if b.level.vector == CACHE_LINE else 1
+    count = LANES // pair
+    room = b.room(count * TOKENS * VECTOR)  # [sums][tokens][16 rows]
+    inputs = b.room(8 * TOKENS)
+    for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
+        b.write(p, b.at(inputs, 8 * t))
     blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
-    a_sum = b.mul(n, number(VECTOR))
+    a_sum, an_input = b.mul(n, number(VECTOR)), b.mul(n, number(4))
 
     def each_sum(j: Value, values: Values) -> Values:
         weights, left = b.advance(tile, j, a_sum), b.advance(room, j, TOKENS * VECTOR)
-        inputs = b.advance(xp, b.mul(j, n), 4)
+        skip = b.mul(j, an_input)
 
         def block(t: Value, values: Values) -> Values:
-            first = b.mul(t, number(size))
-            some = b.sub(tokens, first)
-            some = b.select(b.icmp_unsigned("<", some, number(size)), some, number(size))
-            xs = addresses(b, b.advance(inputs, first, x_stride), x_stride, size, some)
-            results = b.advance(left, first, VECTOR)
+            here = b.advance(inputs, t, 8 * size)
+            xs = [b.read(b.at(here, 8 * k), I64) for k in range(size)]
+            results = b.advance(left, t, VECTOR * size)
 
             def part(k: Value, values: Values) -> Values:
                 mine = b.advance(weights, k, wide * b.level.vector)
 
                 def step(i: Value, sums: Values) -> Values:
-                    here, offset = b.advance(mine, i, VECTOR), opaque(b, b.shl(i, number(2)))
-                    ws = [b.read(b.at(here, b.level.vector * r), kind) for r in range(wide)]
                     results = []
-                    for t, x in enumerate(xs):
-                        value = b.splat(b.read(b.add(x, offset), F32), b.lanes)
-                        results += [b.fma(value, w, sums[wide * t + r]) for r, w in enumerate(ws)]
+                    for half in range(pair):
+                        first = b.advance(mine, number(half * count), a_sum)
+                        first = b.advance(first, i, VECTOR)
+                        ws = [b.read(b.at(first, b.level.vector * r), kind) for r in range(wide)]
+                        offset = b.advance(skip, number(half * count), an_input)
+                        offset = opaque(b, b.advance(offset, i, 4))
+                        for t, x in enumerate(xs):
+                            value = b.splat(b.read(b.add(x, offset), F32), b.lanes)
+                            at_ = wide * (size * half + t)
+                            results += [b.fma(value, w, sums[at_ + r]) for r, w in enumerate(ws)]
                     return results
 
-                sums = b.count_loop(n, [const(kind, 0.0)] * (size * wide), step)
+                zeros = [const(kind, 0.0)] * (size * wide * pair)
+                sums = b.count_loop(n, zeros, step)
+                if pair > 1:
+                    sums = [b.fadd(x, y) for x, y in zip(sums[:size], sums[size:], strict=True)]
                 out = b.advance(results, k, wide * b.level.vector)
                 for c, total in enumerate(sums):
                     offset = VECTOR * (c // wide) + b.level.vector * (c % wide)
@@ -145,11 +167,11 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
     def result(t: Value, values: Values) -> Values:
         here = b.advance(room, t, VECTOR)
-        sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(LANES)]
+        sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(count)]
         b.write(_tree(b, sums), b.advance(op, t, out_stride))
         return values
 
-    b.count_loop(number(LANES), [], each_sum)
+    b.count_loop(number(count), [], each_sum)
     b.count_loop(tokens, [], result)
 
 
