@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("apr_backend_cpu", reason="its levels are the table's")
+
 from apr_core.cli.import_ import run_import
 from apr_core.format import AprFile
 from benchmarks.checkpoints import SIZES, write
