@@ -50,6 +50,7 @@ NOT_RUN = {
     "pull.md": ["downloads a model; tests/test_hub_pull.py pulls from a hub of its own"],
     "README.md": ["makes a venv of its own; CI runs them", "downloads a model"],
     "serve.md": ["the extra is installed already"],
+    "benchmarks.md": ["it compiles llama.cpp twice"],
     "plugin-api.md": ["rewrites a file of the repository"],
     "manage-plugins.md": ["upgrades Python"],
     "use-a-gpu.md": ["needs an NVIDIA GPU"] * 4,
