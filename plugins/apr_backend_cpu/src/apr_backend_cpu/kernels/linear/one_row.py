@@ -242,6 +242,7 @@ def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: 
 
     def block(g: Value, values: Values) -> Values:
         p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
+        b.prefetch(b.at(p, AHEAD), format.nbytes)
         x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
         dots = _dot(b, format.row(b, p, 0), [(x, 0)])
         total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
