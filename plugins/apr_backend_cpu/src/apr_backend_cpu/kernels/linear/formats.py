@@ -76,7 +76,8 @@ class Format:
 
     `bits` of a code; `group` values share an integer scale. `row(b, p, r)` are the codes of run r
     of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the one) of a
-    block in several rows. `head(b, rows, room)` writes what HEAD lists. In formats without a group
+    block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or of it only what
+    sums of integers meet: pairs, d and dmin. In formats without a group
     `zero` is the code of 0, and `minimum` says that blocks have one. Of `declared` layouts, blocks
     are where a table says, and so are their numbers.
     """
@@ -87,7 +88,7 @@ class Format:
     row: Callable[[Builder, Value, int], Value]
     chunk: Callable[[Builder, Rows, Value, Value], Chunk]
     group: int = 0
-    head: Callable[[Builder, Values, Value], None] | None = None
+    head: Callable[[Builder, Values, Value, bool], None] | None = None
     zero: int = 0
     minimum: bool = False
     declared: bool = False
@@ -293,10 +294,11 @@ def _byte_pairs(b: Builder, words: Values) -> Values:
     return pairs
 
 
-def _head_affine(b: Builder, rows: Values, room: Value) -> None:
+def _head_affine(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
     ds, *words = packed_columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
-    _put(b, [b.pair_of(_byte(b, scales, g)) for g in range(8)], room, SCALES)
+    if not sums_only:
+        _put(b, [b.pair_of(_byte(b, scales, g)) for g in range(8)], room, SCALES)
     _put(b, _byte_pairs(b, mins), room, PAIRS)
     half = vector_of(I16, b.lanes)
     b.write(b.from_half(b.trunc(ds, half)), b.at(room, D))
@@ -304,21 +306,24 @@ def _head_affine(b: Builder, rows: Values, room: Value) -> None:
     b.write(b.fneg(dmin), b.at(room, DMIN))
 
 
-def _head_q5_k(b: Builder, rows: Values, room: Value) -> None:
-    _head_affine(b, rows, room)
-    _put(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), room, TOPS)
+def _head_q5_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
+    _head_affine(b, rows, room, sums_only)
+    if not sums_only:
+        _put(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), room, TOPS)
 
 
-def _head_q6_k(b: Builder, rows: Values, room: Value) -> None:
+def _head_q6_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
     words = packed_columns(b, rows, 192)
     kind = words[0].type
     c = lambda v: const(kind, v)  # noqa: E731
     scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
-    _put(b, [b.pair_of(scale) for scale in scales], room, SCALES)
     pairs = [b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16)))
              for g in range(0, 16, 2)]  # fmt: skip
     _put(b, pairs, room, PAIRS)
     b.write(halves(b, [b.at(p, 208) for p in rows]), b.at(room, D))
+    if sums_only:
+        return
+    _put(b, [b.pair_of(scale) for scale in scales], room, SCALES)
     tops: Values = []
     for offset in range(128, 192, 16):
         tops += packed_columns(b, rows, offset)

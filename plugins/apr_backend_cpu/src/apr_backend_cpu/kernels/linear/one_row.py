@@ -187,7 +187,7 @@ def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, roo
     def superblock(i: Value, ys: Values) -> Values:
         here = [b.advance(p, i, format.nbytes) for p in rows]
         x, left = b.advance(xp, i, RECORD), b.advance(room, i, size * ROWS)
-        format.head(b, here, head)  # type: ignore[misc]
+        format.head(b, here, head, True)  # type: ignore[misc]
         total = across(b, [b.read(b.at(left, size * r), sums) for r in range(len(rows))])
         low, dx = low_sums(b, format, head, x), b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
         return [finish_superblock(b, format, head, total, low, dx, ys[0])]

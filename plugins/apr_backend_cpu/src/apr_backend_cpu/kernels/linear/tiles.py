@@ -197,7 +197,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                 xs = Rows(records, b.mul(i, number(RECORD)))
                 nbytes = b.lanes * format.nbytes // CHUNKS
                 ahead = b.advance(following, i, b.lanes * format.nbytes)
-                format.head(b, here(b), room)  # type: ignore[misc]
+                format.head(b, here(b), room, False)  # type: ignore[misc]
 
                 def read(totals: Values, step: RunStep) -> Values:
                     def chunk(j: Value, totals: Values) -> Values:
@@ -256,7 +256,7 @@ def make_unpack(name: str, format: Format) -> None:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
                 target, nbytes = b.advance(out, i, TILE_SUPERBLOCK), b.lanes * format.nbytes
                 b.prefetch(b.advance(following, i, nbytes), nbytes)
-                format.head(b, here(b), room)  # type: ignore[misc]
+                format.head(b, here(b), room, False)  # type: ignore[misc]
                 kind = vector_of(I8, b.level.vector)
                 for offset in range(0, HEAD, VECTOR):
                     b.write(b.read(b.at(room, offset), kind), b.at(target, offset))
