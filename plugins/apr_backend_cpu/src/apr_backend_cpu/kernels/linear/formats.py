@@ -76,10 +76,10 @@ class Format:
 
     `bits` of a code; `group` values share an integer scale. `row(b, p, r)` are the codes of run r
     of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the one) of a
-    block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or of it only what
-    sums of integers meet: pairs, d and dmin. In formats without a group
-    `zero` is the code of 0, and `minimum` says that blocks have one. Of `declared` layouts, blocks
-    are where a table says, and so are their numbers.
+    block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or only what
+    finishes sums: pairs, d and dmin. In formats without a group `zero` is the code of 0, and
+    `minimum` says that blocks have one. Of `declared` layouts, blocks are where a table says, and
+    so are their numbers.
     """
 
     name: str

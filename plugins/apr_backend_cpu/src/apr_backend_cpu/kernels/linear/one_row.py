@@ -85,10 +85,9 @@ def _weigh(b: Builder, total: Value, codes: Value, x: Value, factors: Value, gro
     if b.level.dot == "vnni":  # dots fit 16 bits; their upper halves, signs, must not count
         name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
         dots = b.intrinsic(name, total.type, const(total.type, 0), codes, x)
-        none = factors.type.count
-        lanes_ = [lane for g in groups for lane in (g, none)]
-        factor = b.shuffle(factors, lanes_, const(factors.type, 0))
+        wide = b.zext(factors, vector_of(I32, factors.type.count))
         name = f"llvm.x86.avx512.vpdpwssd.{8 * codes.type.count}"
+        factor = b.bitcast(b.shuffle(wide, groups), pairs)
         return b.intrinsic(name, total.type, total, b.bitcast(dots, pairs), factor)
     factor = b.shuffle(factors, [g for g in groups for _ in range(2)])
     return b.add(total, b.add_pairs(b.multiply_pairs(codes, x), factor))
