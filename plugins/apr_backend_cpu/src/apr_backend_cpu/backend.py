@@ -66,7 +66,7 @@ class Cpu:
         return cache_folders()
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
-        """Zeros in f32 or f16; in q8, bytes for rows of codes and scales (`attention_q8_rows`)."""
+        """Zeros in f32 or f16; in q8, bytes of codes and scales (`q8_rows`)."""
         if dtype == "q8":
             return np.zeros((*shape[:-1], shape[-1] + shape[-1] // 16), np.uint8)
         return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)

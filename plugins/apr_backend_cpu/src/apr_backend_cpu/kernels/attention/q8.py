@@ -1,9 +1,9 @@
-"""The inner products of attention over 8-bit keys and values, whose rows are `attention_q8_rows`.
+"""The inner products of attention over 8-bit keys and values, whose rows are `q8_rows`.
 
 Queries are rounded to int16, 200 times finer than the keys are, so that two products a lane are
 summed in one instruction and exactly; that costs a fifth less time than float32 queries.
 A dot product takes the scales of a key once a block of dims, and the product of a weight and the
-scales of a value serves all its dims. As in `attention_tiles`, the order of a sum does not depend
+scales of a value serves all its dims. As in `tiles`, the order of a sum does not depend
 on how many queries a tile has.
 """
 
@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.q8_rows import groups_of, int64, lane_scales
-from apr_backend_cpu.kernels.attention.tiles import KEYS
+from apr_backend_cpu.kernels.attention.tiles import KEYS, make_mix
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, V16F, V16I, Value, const
@@ -56,7 +56,7 @@ def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
 def make_scores(name: str, queries: int) -> Any:
     """A function: dots of `queries` queries with 4 keys, times a scale.
 
-    Arguments as of `attention_tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
+    Arguments as of `tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
     16 products of 127 * 32767 at most a block, exactly, in int32.
     """
     size = KEYS * (2 * LANES + 2)  # bytes of 32 codes and their scale, of four keys
@@ -135,41 +135,16 @@ def make_weigh(name: str, queries: int) -> Any:
     return vector(name, "pppppppp", emit)
 
 
-def make_mix(name: str, queries: int, vectors: int) -> Any:
-    """A function: out += weights times values, `queries` rows of `vectors` times 16 dims.
-
-    Arguments as of `attention_tiles.make_mix`, but the weights are those of `make_weigh` for the
-    block that the dims are of.
-    """
-
-    def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
-        rows = _rows(b, op, o_stride, queries)
-        outs = [b.at(out, 4 * LANES * c) for out in rows for c in range(vectors)]
-
-        def body(k: Value, sums: list[Value]) -> list[Value]:
-            b.prefetch(b.advance(ahead, k, v_stride), LANES * vectors)
-            here = b.advance(vp, k, v_stride)
-            values = [_codes(b, b.at(here, LANES * c)) for c in range(vectors)]
-            results = []
-            for i, p in enumerate(_rows(b, pp, p_stride, queries)):
-                weight = b.read(b.advance(p, k, 4 * LANES), V16F)
-                for c, value in enumerate(values):
-                    results.append(b.fma(weight, value, sums[vectors * i + c]))
-            return results
-
-        sums = b.count_loop(n, [b.read(p, V16F) for p in outs], body)
-        for p, total in zip(outs, sums, strict=True):
-            b.write(total, p)
-
-    return vector(name, "pppppppp", emit)
+def _lane_weights(b: Builder, weights: Value, k: Value) -> Value:
+    """What `make_weigh` left of position k."""
+    return b.read(b.advance(weights, k, 4 * LANES), V16F)
 
 
 scores_q8_4 = make_scores("scores_q8_4", 4)
 scores_q8_1 = make_scores("scores_q8_1", 1)
 weigh_q8_4 = make_weigh("weigh_q8_4", 4)
 weigh_q8_1 = make_weigh("weigh_q8_1", 1)
-mix_q8_44 = make_mix("mix_q8_44", 4, 4)
-mix_q8_41 = make_mix("mix_q8_41", 4, 1)
-mix_q8_14 = make_mix("mix_q8_14", 1, 4)
-mix_q8_11 = make_mix("mix_q8_11", 1, 1)
+mix_q8_44 = make_mix("mix_q8_44", _codes, 1, 4, 4, _lane_weights)
+mix_q8_41 = make_mix("mix_q8_41", _codes, 1, 4, 1, _lane_weights)
+mix_q8_14 = make_mix("mix_q8_14", _codes, 1, 1, 4, _lane_weights)
+mix_q8_11 = make_mix("mix_q8_11", _codes, 1, 1, 1, _lane_weights)

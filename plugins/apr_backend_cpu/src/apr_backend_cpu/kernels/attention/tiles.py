@@ -22,6 +22,7 @@ KEYS = 4  # of a tile
 V16HALF = ir.VectorType(I16, LANES)
 LARGEST_HALF = 65504.0
 Loader = Callable[[Builder, Value], Value]
+WeightOf = Callable[[Builder, Value, Value], Value]
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
@@ -93,12 +94,19 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
     return vector(name, "ppppppfpp", emit)
 
 
-def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int) -> Any:
+def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
+    """The k-th of float32 weights, in all lanes."""
+    return b.splat(b.read(b.advance(weights, k, 4), F32))
+
+
+def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int,
+             weight_of: WeightOf = splat_weight) -> Any:  # fmt: skip
     """A function: out += weights times values, `queries` rows of `vectors` times 16 dims.
 
     Arguments: addresses of the weights and bytes between two queries', of the values and bytes
     between two positions', of the results and bytes between two queries', positions; an address
-    from which as many bytes of as many rows are fetched meanwhile.
+    from which as many bytes of as many rows are fetched meanwhile. `weight_of(b, p, k)` reads the
+    weights of position k, a lane a dim, of a query's weights at p.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -120,7 +128,7 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
                 values = [loader(b, b.at(here, LANES * itemsize * c)) for c in range(wide)]
                 results = []
                 for i in range(queries):
-                    weight = b.splat(b.read(b.advance(row(pp, i, p_stride), k, 4), F32))
+                    weight = weight_of(b, row(pp, i, p_stride), k)
                     for c, value in enumerate(values):
                         results.append(b.fma(weight, value, sums[wide * i + c]))
                 return results

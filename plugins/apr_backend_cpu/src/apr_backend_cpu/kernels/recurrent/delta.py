@@ -40,6 +40,17 @@ def _in_place(q, k, v, decay, beta, S, out):
 
 
 @helper
+def _copy_columns(source, target, columns):
+    """The first columns of a matrix into another's; what the other has beyond them becomes 0."""
+    for i in range(source.shape[0]):
+        given, taken = row(source[i]), row(target[i])
+        for c in range(columns):
+            taken[c] = given[c]
+        for c in range(columns, taken.size):
+            taken[c] = f32(0.0)
+
+
+@helper
 def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
     """All tokens of a segment for one head and up to 32 columns.
 
@@ -50,30 +61,14 @@ def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
     block = matrix_at(scratch, keys, NARROW)
     values = matrix_at(scratch + 4 * NARROW * keys, tokens, NARROW)
     answers = matrix_at(scratch + 4 * NARROW * (keys + tokens), tokens, NARROW)
-    for d in range(keys):
-        source, target = row(S[d]), block[d]
-        for c in range(columns):
-            target[c] = source[c]
-        for c in range(columns, NARROW):
-            target[c] = f32(0.0)
-    for t in range(tokens):
-        wanted, target = row(v[t]), values[t]
-        for c in range(columns):
-            target[c] = wanted[c]
-        for c in range(columns, NARROW):
-            target[c] = f32(0.0)
+    _copy_columns(S, block, columns)
+    _copy_columns(v, values, columns)
     delta_run(
         U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
         U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
     )  # fmt: skip
-    for t in range(tokens):
-        source, given = answers[t], row(out[t])
-        for c in range(columns):
-            given[c] = source[c]
-    for d in range(keys):
-        source, target = block[d], row(S[d])
-        for c in range(columns):
-            target[c] = source[c]
+    _copy_columns(answers, out, columns)
+    _copy_columns(block, S, columns)
 
 
 @kernel()
