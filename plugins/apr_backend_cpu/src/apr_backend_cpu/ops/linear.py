@@ -130,7 +130,7 @@ class Group:
         """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
         room = n * (SIDE_BY_SIDE * 8 * TILE_GROUP_WIDE if tokens >= FEW else ROW_ROOM)
         if self.dense:
-            room = max(room, 4 * ROWS * cols)
+            room = max(room, 4 * ROWS * (cols + WIDTH))
         if self._layouts:
             room += max(layout.room for layout in self._layouts.values())
         return room + 4 * ROWS * tokens

@@ -77,15 +77,21 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
     vector(name, "p" * 9, emit)
 
 
+def _sum_bytes(b: Builder, n: Value) -> Value:
+    """What one of the 16 sums takes of a tile: an odd number of cache lines, as 16 of them that lie
+    a multiple of 4096 bytes apart would drive each other out of the cache."""
+    return b.mul(b.or_(n, number(1)), number(VECTOR))
+
+
 def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
     """A function: address of weights, bytes a row, how many rows, up to 16; of the tile; n times
-    16 columns. The tile is float32 [16 sums][n][16 rows].
+    16 columns. The tile is float32 [16 sums][n | 1][16 rows].
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, rows, tile, n = args
         starts = addresses(b, wp, row_bytes, ROWS, rows)  # beyond the last, it is the last again
-        a_sum = b.mul(n, number(VECTOR))
+        a_sum = _sum_bytes(b, n)
 
         def step(i: Value, values: Values) -> Values:
             here = [b.advance(p, i, LANES * itemsize) for p in starts]
@@ -122,8 +128,9 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     inputs = b.room(8 * TOKENS)
     for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
         b.write(p, b.at(inputs, 8 * t))
+        b.prefetch(b.advance(op, number(t), out_stride), VECTOR)
     blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
-    a_sum, an_input = b.mul(n, number(VECTOR)), b.mul(n, number(4))
+    a_sum, an_input = _sum_bytes(b, n), b.mul(n, number(4))
 
     def each_sum(j: Value, values: Values) -> Values:
         weights, left = b.advance(tile, j, a_sum), b.advance(room, j, TOKENS * VECTOR)

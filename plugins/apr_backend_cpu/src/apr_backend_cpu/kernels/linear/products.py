@@ -146,7 +146,7 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
     whole, ahead = rows == U(ROWS), w + rows * row_bytes
     calls = (tokens + U(TOKENS - 1)) // U(TOKENS)
     lines = rows * row_bytes // (calls * U(CACHE_LINE)) + U(1)
-    results = room + U(VECTOR * ROWS) * n
+    results = room + U(VECTOR * ROWS) * (n | U(1))
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
         fetch(ahead, lines)

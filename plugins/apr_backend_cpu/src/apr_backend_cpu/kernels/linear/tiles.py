@@ -57,6 +57,7 @@ from apr_backend_cpu.kernels.vector.chain import Chain
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, V16F, Value, const, vector_of
 
 CHUNKS = 4
+Addition = Callable[[Value], Value]  # y -> y plus what a block adds to it
 RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
 
 
@@ -80,10 +81,13 @@ def _is_wide(b: Builder, format: Format) -> bool:
 
 
 def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
-    """The codes of a run in the form in which they meet activations: 8 vectors, or 16 of int16."""
+    """The codes of a run in the form in which they meet activations: 8 vectors, or 16 of int16,
+    which hold them with their signs."""
     if not _is_wide(b, format):
         return columns
-    return [partial(lambda c, first: b.wide(c(), first), c, k) for c in columns for k in (0, 2)]
+    zero = const(vector_of(I16, b.level.vector // 2), format.zero)
+    return [partial(lambda c, first: b.sub(b.wide(c(), first), zero), c, k)
+            for c in columns for k in (0, 2)]  # fmt: skip
 
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
@@ -115,8 +119,8 @@ def _steps(b: Builder, xs: Values) -> Values:
     return [_word(b, x, AT_STEP32) for x in xs]
 
 
-def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
-                read: Callable[[Values, RunStep], Values]) -> Values:  # fmt: skip
+def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
+                read: Callable[[Values, RunStep], Values]) -> list[Addition]:  # fmt: skip
     """One superblock; `read` gives its runs of codes to a step.
 
     `heads` are of one or two registers of weight rows; results are theirs a row of activations.
@@ -125,11 +129,12 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
     factor_type = vector_of(I16, 2 * b.lanes) if b.sums_pairs else vector_of(I32, b.lanes)
 
     def run(r: Value, codes: list[Codes], totals: Values) -> Values:
-        here, steps = xs.advance(b, r, 32)(b), _steps(b, xs.advance(b, r, 4)(b))
+        here, at_steps = xs.advance(b, r, 32)(b), xs.advance(b, r, 4)
         scales, size = [b.advance(head, r, VECTOR * per_run) for head in heads], 8 // per_run
         for g in range(per_run):
             chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
             _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
+            steps = _steps(b, at_steps(b))
             scale = [b.read(b.at(p, SCALES + VECTOR * g), factor_type) for p in scales]
             totals = [
                 chains[n // wide][n % wide].scaled(total, b.mul(scale[n % wide], steps[n // wide]))
@@ -137,31 +142,36 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows, ys: Values,
             ]
         return totals
 
-    totals = read([const(vector_of(I32, b.lanes), 0)] * len(ys), run)
-    results = []
-    for n, (y, total) in enumerate(zip(ys, totals, strict=True)):
+    totals = read([const(vector_of(I32, b.lanes), 0)] * wide * len(xs.starts), run)
+
+    def finish(n: int, y: Value) -> Value:
         x, head = xs(b)[n // wide], heads[n % wide]
         low = low_sums(b, format, head, x)
         dx = b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
-        results.append(finish_superblock(b, format, head, total, low, dx, y))
-    return results
+        return finish_superblock(b, format, head, totals[n], low, dx, y)
+
+    return [partial(finish, n) for n in range(len(totals))]
 
 
 def _block(b: Builder, format: Format, codes: list[Codes],
-           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value, ys: Values
-           ) -> Values:  # fmt: skip
+           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value
+           ) -> list[Addition]:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
     here, wide = xs.advance(b, g, 4)(b), len(codes)
-    shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
+    shifts = [None if _is_wide(b, format) else
+              b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
     chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     if _is_wide(b, format):
         _meet(b, chains, codes, xs.advance(b, g, 64)(b), AT_Q16)
     else:
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
-    return [
-        add_block(b, numbers[n % wide], chains[n // wide][n % wide].total(), here[n // wide], y)
-        for n, y in enumerate(ys)
-    ]
+    sums = [(x, k, chain) for x, some in zip(here, chains, strict=True)
+            for k, chain in enumerate(some)]  # fmt: skip
+    return [partial(add_block, b, numbers[k], chain.total(), x) for x, k, chain in sums]
+
+
+def _added(sums: list[Addition], ys: Values) -> Values:
+    return [add(y) for add, y in zip(sums, ys, strict=True)]
 
 
 def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
@@ -208,7 +218,7 @@ def make_few(name: str, format: Format, size: int) -> None:
 
                     return b.count_loop(number(CHUNKS), totals, chunk)
 
-                return _superblock(b, format, [room], xs, ys, read)
+                return _added(_superblock(b, format, [room], xs, read), ys)
 
             def block(i: Value, ys: Values) -> Values:
                 here = Rows(rows, blocks.offset(i))
@@ -217,7 +227,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                 ((_, codes),) = format.chunk(b, here, room, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
                 numbers = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
-                return _block(b, format, [_codes(b, format, codes)], [numbers], xs, g, ys)
+                return _added(_block(b, format, [_codes(b, format, codes)], [numbers], xs, g), ys)
 
             zeros = [const(vector_of(F32, b.lanes), 0.0)] * size
             ys = b.count_loop(n, zeros, superblock if format.group else block)
@@ -313,9 +323,10 @@ def make_many(name: str, format: Format) -> None:
         records, sums = b.room(8 * TOKENS), b.room(VECTOR * TOKENS)
         for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
             b.write(p, b.at(records, 8 * t))
+            b.prefetch(b.advance(op, number(t), out_stride), VECTOR)
             b.write(const(V16F, 0.0), b.at(sums, VECTOR * t))
 
-        def superblock(p: Value, xs: Rows, i: Value, ys: Values) -> Values:
+        def superblock(p: Value, xs: Rows, i: Value) -> list[Addition]:
             here = b.advance(p, i, TILE_SUPERBLOCK)
             heads = [b.at(here, b.level.vector * r) for r in range(count)]
 
@@ -326,9 +337,9 @@ def make_many(name: str, format: Format) -> None:
 
                 return b.count_loop(number(8), totals, run)
 
-            return _superblock(b, format, heads, xs, ys, read)
+            return _superblock(b, format, heads, xs, read)
 
-        def block(p: Value, xs: Rows, g: Value, i: Value, ys: Values) -> Values:
+        def block(p: Value, xs: Rows, g: Value, i: Value) -> list[Addition]:
             size, at_scale = _sizes(b, format)
             here = b.advance(p, i, size)
             starts = [b.at(here, b.level.vector * r) for r in range(count)]
@@ -336,7 +347,7 @@ def make_many(name: str, format: Format) -> None:
             numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
                        for s in starts]  # fmt: skip
             codes = [_unpacked_codes(b, format, s) for s in starts]
-            return _block(b, format, codes, numbers, xs, g, ys)
+            return _block(b, format, codes, numbers, xs, g)
 
         def each(i: Value, values: Values) -> Values:
             of_record, g = (i, number(0)) if format.group else _of_run(b, i)
@@ -351,11 +362,10 @@ def make_many(name: str, format: Format) -> None:
                     room = b.advance(b.advance(sums, t, VECTOR * some), k, part_bytes)
                     places = [b.at(room, VECTOR * c + b.level.vector * r)
                               for c in range(some) for r in range(count)]  # fmt: skip
-                    ys = [b.read(p, kind) for p in places]
                     grouped = format.group
-                    ys = superblock(mine, xs, i, ys) if grouped else block(mine, xs, g, i, ys)
-                    for y, p in zip(ys, places, strict=True):
-                        b.write(y, p)
+                    added = superblock(mine, xs, i) if grouped else block(mine, xs, g, i)
+                    for add, p in zip(added, places, strict=True):
+                        b.write(add(b.read(p, kind)), p)
                     return values
 
                 return b.count_loop(parts, values, part)
