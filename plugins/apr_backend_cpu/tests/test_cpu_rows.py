@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_calls import call, largest_bytes, quantized, random_bytes, weight
 
-from apr_backend_cpu.constants import METHOD_COLUMNS, ONE, ROW_ROOM, SUPERBLOCK
+from apr_backend_cpu.constants import GROUP, METHOD_COLUMNS, ONE, ROW_ROOM, SUPERBLOCK
 from apr_backend_cpu.kernels.linear.formats import FORMATS
 from apr_backend_cpu.ops.formats import PACKED_BLOCKS, methods
 from apr_backend_cpu.ops.linear import group
@@ -27,20 +27,21 @@ def together(name, w, x):
 
 def one_by_one(name, w, x):
     """The same, row by row, by the kernel for one row."""
-    out, blocks = np.full((len(x) + 1, ROWS), 7, np.float32), x.shape[1] // PACKED_BLOCKS[name][0]
-    room = np.empty(x.shape[1] // SUPERBLOCK * ROW_ROOM, np.uint8)
+    out, runs = np.full((len(x) + 1, ROWS), 7, np.float32), -(-x.shape[1] // GROUP)
+    room = np.empty(-(-x.shape[1] // SUPERBLOCK) * ROW_ROOM, np.uint8)
     for record, target in zip(quantized(x), out, strict=False):
-        call(f"one_row_{name}", w, w.strides[0], record, target, blocks, room)
+        call(f"one_row_{name}", w, w.strides[0], record, target, runs, room)
     return out
 
 
 @pytest.mark.parametrize("name", PACKED_BLOCKS)
 @pytest.mark.parametrize("tokens", [*range(1, 10), 12, 15, 17, 23, 31])
-@pytest.mark.parametrize("n", [1, 4, 8])
-def test_a_row_gives_the_same_bits_in_any_batch(name, tokens, n):
+@pytest.mark.parametrize("width", [32, 96, 256, 432, 576, 896, 1024, 2048])
+def test_a_row_gives_the_same_bits_in_any_batch(name, tokens, width):
+    """Also where a row ends within a superblock, whose other codes may be anything."""
     rng = np.random.default_rng(tokens)
-    w = random_bytes(rng, name, ROWS, n * SUPERBLOCK)
-    x = rng.standard_normal((tokens, n * SUPERBLOCK)).astype(np.float32)
+    w = random_bytes(rng, name, ROWS, width)
+    x = rng.standard_normal((tokens, width)).astype(np.float32)
     got, expected = together(name, w, x), one_by_one(name, w, x)
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))

@@ -104,6 +104,11 @@ def number(value: int) -> Value:
     return ir.Constant(I64, value)
 
 
+def superblocks(b: Builder, runs: Value) -> Value:
+    """How many there are in so many runs of 32 values; the last one may have fewer than 8."""
+    return b.lshr(b.add(runs, number(7)), number(3))
+
+
 class Blocks:
     """Where the blocks of 32 values of a weight are, and the numbers of each.
 

@@ -36,6 +36,7 @@ from apr_backend_cpu.kernels.linear.formats import (
     Values,
     number,
     six_bit,
+    superblocks,
 )
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
@@ -191,7 +192,7 @@ def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, roo
         low, dx = low_sums(b, format, head, x), b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
         return [finish_superblock(b, format, head, total, low, dx, ys[0])]
 
-    return b.count_loop(n, [const(kind, 0.0)], superblock)[0]
+    return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
 
 
 def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, first_row: int,
@@ -222,8 +223,7 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
 
         return b.count_loop(some, ys, block)
 
-    superblocks = b.lshr(b.add(n, number(7)), number(3))
-    return b.count_loop(superblocks, [const(kind, 0.0)], superblock)[0]
+    return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
 
 
 def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value,
@@ -258,7 +258,7 @@ def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: 
 def make_one_row(name: str, format: Format) -> None:
     """A function: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
 
-    n is the number of the format's blocks, room an address of ROW_ROOM bytes for each 256 values.
+    n is the number of runs of 32 values, room an address of ROW_ROOM bytes for each 256 values.
     Of declared layouts there are three more: see `Blocks`.
     """
 
@@ -277,7 +277,7 @@ def make_one_row(name: str, format: Format) -> None:
                 b.write(sums, b.advance(out, i, size * ROWS))
                 return values
 
-            return b.count_loop(n, values, superblock)
+            return b.count_loop(superblocks(b, n), values, superblock)
 
         def block_row(r: Value, values: Values) -> Values:
             start, out = b.advance(wp, r, row_bytes), b.advance(room, r, 32)

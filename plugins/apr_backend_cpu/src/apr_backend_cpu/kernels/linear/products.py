@@ -26,6 +26,7 @@ from apr_backend_cpu.constants import (
     FEW_8,
     FIRST_ROW,
     FIRST_TILE,
+    GROUP,
     KIND,
     LANES,
     MANY,
@@ -60,7 +61,7 @@ def _is_declared(methods):
 
 
 @helper
-def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, blocks, room, given, scales, minima):
+def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, given, scales, minima):
     """A tile of a packed format times fewer than FEW rows of activations.
 
     `given`, `scales` and `minima` are for declared layouts.
@@ -71,29 +72,30 @@ def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, blocks, room, given, sc
         column = FEW_8 if left > U(6) else FEW_6 if left > U(4) else FEW_4
         function = methods[column if left > U(2) else FEW_2]
         if left == U(1) and declared:
-            call(methods[ONE], (w, row_bytes, x, out, blocks, room, given, scales, minima))
+            call(methods[ONE], (w, row_bytes, x, out, runs, room, given, scales, minima))
         elif left == U(1):
-            call(methods[ONE], (w, row_bytes, x, out, blocks, room))
+            call(methods[ONE], (w, row_bytes, x, out, runs, room))
         elif declared:
-            call(function, (w, row_bytes, x, xs, left, out, os_, blocks, given, scales, minima))
+            call(function, (w, row_bytes, x, xs, left, out, os_, runs, given, scales, minima))
         else:
-            call(function, (w, row_bytes, x, xs, left, out, os_, blocks))
+            call(function, (w, row_bytes, x, xs, left, out, os_, runs))
         t += left
 
 
 @helper
-def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room):
+def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
     """`count` tiles in a row, unpacked side by side, so that activations are fetched once."""
-    row_bytes, size = part[ROW_BYTES], blocks * methods[TILE_BYTES]
+    row_bytes, block = part[ROW_BYTES], methods[BLOCK]
+    size = (runs * U(GROUP) + block - U(1)) // block * methods[TILE_BYTES]
     numbers, given = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
     for i in range(count):
         tile = room + U(i) * size
         w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
         if _is_declared(methods):
             minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
-            call(methods[UNPACK], (w, row_bytes, tile, blocks, given, numbers, minima))
+            call(methods[UNPACK], (w, row_bytes, tile, runs, given, numbers, minima))
         else:
-            call(methods[UNPACK], (w, row_bytes, tile, blocks))
+            call(methods[UNPACK], (w, row_bytes, tile, runs))
     t, ahead = U(0), part[ADDRESS] + (index + U(count)) * U(ROWS) * row_bytes
     calls = (tokens + U(TOKENS - 1)) // U(TOKENS) * U(count)
     lines = U(count * ROWS) * row_bytes // (calls * U(CACHE_LINE)) + U(1)
@@ -103,28 +105,28 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
             fetch(ahead, lines)  # of the tiles that come next
             ahead += lines * U(CACHE_LINE)
-            call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, blocks))
+            call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, runs))
         t += some
 
 
 @helper
-def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, blocks, room):
-    """`count` tiles times all rows: weights of so many blocks a row."""
+def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
+    """`count` tiles times all rows: weights of so many runs of 32 values a row."""
     if tokens >= U(FEW):
         done = U(0)
         while done < count:
             some = min(U(SIDE_BY_SIDE), count - done)
             _unpacked(part, methods, index + done, some, xp, xs, tokens,
-                      op + done * U(4 * ROWS), os_, blocks, room)  # fmt: skip
+                      op + done * U(4 * ROWS), os_, runs, room)  # fmt: skip
             done += some
         return
     row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
-    numbers, minima = room + (blocks + U(7)) // U(8) * U(ROW_ROOM), U(0)
+    numbers, minima = room + (runs + U(7)) // U(8) * U(ROW_ROOM), U(0)
     for i in range(count):
         w, out = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
         if _is_declared(methods):
             minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
-        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, blocks, room, given, numbers, minima)
+        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, runs, room, given, numbers, minima)
 
 
 @helper
@@ -189,8 +191,7 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     op, os_ = out + U(4) * (tokens * part[BEFORE] + first), U(4) * part[ALL_ROWS]
     left = part[PART_ROWS] - index * U(ROWS)
     rows, done = min(left, U(ROWS)), U(1)
-    xs, block = (n | U(1)) * U(RECORD), methods[BLOCK]
-    blocks = (cols + block - U(1)) // block
+    xs, runs = (n | U(1)) * U(RECORD), (cols + U(GROUP - 1)) // U(GROUP)
     x = arranged if methods[KIND] == U(ARRANGED) else xp
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
@@ -199,9 +200,9 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     elif left >= U(ROWS):
         done = min(count, left // U(ROWS))
         rows = done * U(ROWS)
-        _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, blocks, room)
+        _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, runs, room)
     else:
-        _packed_tiles(part, methods, index, U(1), x, xs, tokens, room, U(VECTOR), blocks,
+        _packed_tiles(part, methods, index, U(1), x, xs, tokens, room, U(VECTOR), runs,
                       room + U(VECTOR) * tokens)  # fmt: skip
         _copy(room, op, os_, np.int64(tokens), np.int64(left))
     if part[BIAS] != U(0):

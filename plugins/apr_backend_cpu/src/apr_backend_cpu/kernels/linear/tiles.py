@@ -44,6 +44,7 @@ from apr_backend_cpu.kernels.linear.formats import (
     Values,
     number,
     opaque,
+    superblocks,
 )
 from apr_backend_cpu.kernels.linear.one_row import (
     add_block,
@@ -187,7 +188,7 @@ def _share(b: Builder, row_bytes: Value, n: Value) -> Value:
 def make_few(name: str, format: Format, size: int) -> None:
     """A function: addresses of 16 rows, bytes a row; address of records, their stride; how many
     rows of activations, 1 to `size`, in the time of `size`; address of results, 16 float32 a row
-    of activations, their stride; blocks; of declared layouts three more, see `Blocks`.
+    of activations, their stride; runs of 32 values; of declared layouts three more: `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -216,7 +217,10 @@ def make_few(name: str, format: Format, size: int) -> None:
                             totals = step(r, [codes], totals)
                         return totals
 
-                    return b.count_loop(number(CHUNKS), totals, chunk)
+                    left = b.sub(n, b.shl(i, number(3)))  # the first two chunks have runs 0 to 3
+                    most = b.icmp_unsigned(">", left, number(4))
+                    chunks = b.select(most, number(CHUNKS), number(CHUNKS // 2))
+                    return b.count_loop(chunks, totals, chunk)
 
                 return _added(_superblock(b, format, [room], xs, read), ys)
 
@@ -230,7 +234,8 @@ def make_few(name: str, format: Format, size: int) -> None:
                 return _added(_block(b, format, [_codes(b, format, codes)], [numbers], xs, g), ys)
 
             zeros = [const(vector_of(F32, b.lanes), 0.0)] * size
-            ys = b.count_loop(n, zeros, superblock if format.group else block)
+            body = superblock if format.group else block
+            ys = b.count_loop(superblocks(b, n) if format.group else n, zeros, body)
             for y, out in zip(ys, outs, strict=True):
                 b.write(y, b.advance(out, k, b.level.vector))
             return values
@@ -241,8 +246,8 @@ def make_few(name: str, format: Format, size: int) -> None:
 
 
 def make_unpack(name: str, format: Format) -> None:
-    """A function: address of 16 rows, bytes a row, address of the tile, blocks; of declared
-    layouts three more, see `Blocks`.
+    """A function: address of 16 rows, bytes a row, address of the tile, runs of 32 values; of
+    declared layouts three more, see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -290,7 +295,8 @@ def make_unpack(name: str, format: Format) -> None:
                     b.write(low, b.at(target, at_scale + VECTOR))
                 return values
 
-            return b.count_loop(n, values, superblock if format.group else block)
+            body = superblock if format.group else block
+            return b.count_loop(superblocks(b, n) if format.group else n, values, body)
 
         b.count_loop(number(ROWS // b.lanes), [], part)
 
@@ -307,7 +313,7 @@ def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
 
 def make_many(name: str, format: Format) -> None:
     """A function: address of a tile; of records, their stride; how many rows of activations, 1 to
-    TOKENS; address of results, 16 float32 a row of activations, their stride; blocks.
+    TOKENS; address of results, 16 float32 a row of activations, their stride; runs of 32 values.
 
     One or two registers of weights meet 8 or 4 rows of activations, then the next 8 or 4.
     """
@@ -335,7 +341,9 @@ def make_many(name: str, format: Format) -> None:
                     starts = [b.advance(b.at(head, HEAD), r, 8 * VECTOR) for head in heads]
                     return step(r, [_unpacked_codes(b, format, s) for s in starts], totals)
 
-                return b.count_loop(number(8), totals, run)
+                left = b.sub(n, b.shl(i, number(3)))
+                most = b.icmp_unsigned("<", left, number(8))
+                return b.count_loop(b.select(most, left, number(8)), totals, run)
 
             return _superblock(b, format, heads, xs, read)
 
@@ -376,7 +384,7 @@ def make_many(name: str, format: Format) -> None:
             b.write(b.read(b.advance(sums, t, VECTOR), V16F), b.advance(op, t, out_stride))
             return values
 
-        b.count_loop(n, [], each)
+        b.count_loop(superblocks(b, n) if format.group else n, [], each)
         b.count_loop(tokens, [], result)
 
     vector(name, "ppppppp", emit)
