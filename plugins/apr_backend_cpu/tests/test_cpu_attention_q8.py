@@ -47,14 +47,14 @@ def rounded(q):
     return rows
 
 
-def scores(q, rows, dims, *, four, scale=0.25):
+def scores(q, rows, dims, *, four):
     """Of all queries with all keys, four keys a call, and four queries a call or one."""
     q, (q_bytes, key_bytes), step = rounded(q), (2 * dims + 64, rows.strides[0]), 4 if four else 1
     out = np.full((len(q), len(rows)), np.nan, np.float32)
     for i in range(0, len(q), step):
         for j in range(0, len(rows), 4):
             at = address(out) + i * out.strides[0] + 4 * j
-            call(f"scores_q8_{step}", q[i], q_bytes, rows[j], key_bytes, at, out.strides[0], scale,
+            call(f"scores_q8_{step}", q[i], q_bytes, rows[j], key_bytes, at, out.strides[0],
                  dims // 16, rows[j])  # fmt: skip
     return out
 
@@ -152,7 +152,7 @@ def test_scores_equal_those_of_decoded_rows(rng, dims):
     norms = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(keys, axis=1)
     got = scores(q, rows, dims, four=True)
     tolerance = 1e-4 / dims**0.5  # a query has steps of a 32767th of its largest value
-    assert (np.abs(got - 0.25 * (q @ keys.T)) <= 0.25 * tolerance * norms).all()
+    assert (np.abs(got - q @ keys.T) <= tolerance * norms).all()
     np.testing.assert_array_equal(got, scores(q, rows, dims, four=False))
     for i in range(0, 8, 4):
         some = scores(q[i : i + 4], rows[4:8], dims, four=True)

@@ -47,7 +47,12 @@ PACKED, DECLARED, ARRANGED, DENSE = range(4)
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
-F32, F16, Q8 = range(3)  # how a cache keeps a row of a head
+# Columns of what a kind of cache has: which it is, bytes of a value, the address of the row of F32,
+# and addresses of functions: of one query and then of four, of these those of 16 dims and of 64.
+F32, F16, Q8 = range(3)
+CACHE_KIND, ITEM, FLOATS, APPEND, SCORES, MIX = 0, 1, 2, 3, 4, 6
+WEIGH, UNPACK_KEYS, WIDEN = 10, 12, 13
+CACHE_COLUMNS = 14
 # columns of a table of segments, and of a table of single tokens
 START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)
 SEGMENT = 7

@@ -8,12 +8,15 @@ cut of the prompt or on threads. A task is some queries, or, where there are few
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import (
+    APPEND,
+    CACHE_COLUMNS,
     F16,
     F32,
     FIRST_PART,
@@ -24,6 +27,7 @@ from apr_backend_cpu.constants import (
     SEGMENT,
     START,
 )
+from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
 from apr_backend_cpu.run.program import Program, each_time, instructions, new, strided
 from apr_backend_cpu.run.recording import plain, settle
@@ -31,9 +35,25 @@ from apr_backend_cpu.run.threads import threads_in_use
 from apr_core.ops import CORE_OPS
 
 Floats = NDArray[np.float32]
-KINDS = {"f32": F32, "f16": F16, "q8": Q8}
+KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # and bytes of a value
 FEW = 4  # rows of a segment; below this parts are tasks, not queries
 MOST_QUERIES = 128  # of a task, all of one key head
+
+
+@cache
+def _methods() -> NDArray[np.uint64]:
+    """A row for each kind of cache, as `constants` says."""
+    rows = np.zeros((len(KINDS), CACHE_COLUMNS), np.uint64)
+    for name, (kind, item) in KINDS.items():
+        some = [f"append_{name}", *(f"scores_{name}_{n}" for n in (1, 4)),
+                *(f"mix_{name}_{n}{vectors}" for n in (1, 4) for vectors in (1, 4))]  # fmt: skip
+        if name == "q8":
+            some += [f"weigh_{name}_{n}" for n in (1, 4)]
+        else:
+            some += ["", "", f"dense_unpack_{name}", f"widen_{name}"]
+        found = [kernel(n) if n else 0 for n in some]
+        rows[kind, : APPEND + len(found)] = (kind, item, address(rows), *found)
+    return rows
 
 
 def _scratch(queries: int, dim: int) -> int:
@@ -136,7 +156,7 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
         return answer
     q, k, v = (strided(x, whole=True).array for x in (q, k, v))
     kv_heads, table = k.shape[1], np.zeros((len(step.segments), SEGMENT), np.int64)
-    kind = KINDS[state.dtype]
+    kind = address(_methods()[KINDS[state.dtype][0]])
     out = new(q.shape)
     with instructions(q, k, v, table, out) as p:
         p.add("append_task", tokens, address(k), address(v), address(table), len(table), kv_heads,

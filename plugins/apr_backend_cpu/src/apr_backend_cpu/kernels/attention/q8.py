@@ -54,7 +54,7 @@ def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
 
 
 def make_scores(name: str, queries: int) -> Any:
-    """A function: dots of `queries` queries with 4 keys, times a scale.
+    """A function: dots of `queries` queries with 4 keys.
 
     Arguments as of `tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
     16 products of 127 * 32767 at most a block, exactly, in int32.
@@ -63,7 +63,7 @@ def make_scores(name: str, queries: int) -> Any:
     order = [i % 2 * 8 + i // 2 for i in range(LANES)]
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
+        qp, q_stride, kp, k_stride, op, o_stride, n, ahead = args
         qs, ks = _rows(b, qp, q_stride, queries), _rows(b, kp, k_stride, KEYS)
         groups = groups_of(b, n)  # as many steps of 32 codes has a block
 
@@ -96,13 +96,12 @@ def make_scores(name: str, queries: int) -> Any:
 
         blocks = b.udiv(n, b.shl(groups, int64(1)))
         sums = b.count_loop(blocks, [const(V16F, 0.0)], block)[0]
-        sums = b.fmul(sums, b.splat(scale))
         for i, out in enumerate(_rows(b, op, o_stride, queries)):
             four = b.shuffle(sums, [order[KEYS * i + j] for j in range(KEYS)])
             factor = b.read(b.advance(qs[i], n, 2 * LANES), F32)
             b.write(b.fmul(four, b.splat(factor, KEYS)), out)
 
-    return vector(name, "ppppppfpp", emit)
+    return vector(name, "pppppppp", emit)
 
 
 def make_weigh(name: str, queries: int) -> Any:
@@ -140,11 +139,8 @@ def _lane_weights(b: Builder, weights: Value, k: Value) -> Value:
     return b.read(b.advance(weights, k, 4 * LANES), V16F)
 
 
-scores_q8_4 = make_scores("scores_q8_4", 4)
-scores_q8_1 = make_scores("scores_q8_1", 1)
-weigh_q8_4 = make_weigh("weigh_q8_4", 4)
-weigh_q8_1 = make_weigh("weigh_q8_1", 1)
-mix_q8_44 = make_mix("mix_q8_44", _codes, 1, 4, 4, _lane_weights)
-mix_q8_41 = make_mix("mix_q8_41", _codes, 1, 4, 1, _lane_weights)
-mix_q8_14 = make_mix("mix_q8_14", _codes, 1, 1, 4, _lane_weights)
-mix_q8_11 = make_mix("mix_q8_11", _codes, 1, 1, 1, _lane_weights)
+for _queries in (1, 4):
+    make_scores(f"scores_q8_{_queries}", _queries)
+    make_weigh(f"weigh_q8_{_queries}", _queries)
+    for _vectors in (1, 4):
+        make_mix(f"mix_q8_{_queries}{_vectors}", _codes, 1, _queries, _vectors, _lane_weights)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from apr_backend_cpu.constants import (
+    APPEND,
+    CACHE_COLUMNS,
+    CACHE_KIND,
     CAPACITY,
-    F16,
     FIRST_PART,
     KEYS_AT,
     LANES,
@@ -19,11 +21,16 @@ from apr_backend_cpu.constants import (
     VALUES_AT,
 )
 from apr_backend_cpu.kernels.attention.parts import finish, merge, part, row_bytes, tiled_part
-from apr_backend_cpu.kernels.attention.q8_rows import append_q8
-from apr_backend_cpu.kernels.attention.tiles import append_f16, append_f32
 from apr_backend_cpu.kernels.linear.dense import arrange
 from apr_backend_cpu.kernels.source import kernel
-from apr_backend_cpu.kernels.vector.memory import as_float, floats_at, ints_at, matrix_at
+from apr_backend_cpu.kernels.vector.memory import (
+    as_float,
+    call,
+    floats_at,
+    ints_at,
+    matrix_at,
+    words_at,
+)
 
 MOST = 32  # arguments of an instruction
 f32 = np.float32
@@ -32,10 +39,10 @@ U = np.uint64
 
 @kernel()
 def append_task(arguments, i, scratch):
-    """A token's keys and values: k, v, segments, their number, Hkv, D, kind of cache."""
+    """A token's keys and values: k, v, segments, their number, Hkv, D, methods of the cache."""
     a = ints_at(arguments, MOST)
-    heads, dim, kind = a[4], a[5], a[6]
-    stride, n = row_bytes(kind, dim), U(dim // LANES)
+    heads, dim, methods = a[4], a[5], words_at(a[6], CACHE_COLUMNS)
+    stride, n = row_bytes(methods, dim), U(dim // LANES)
     number = 0
     while number + 1 < a[3] and i >= ints_at(a[2] + 8 * SEGMENT * (number + 1), SEGMENT)[START]:
         number += 1
@@ -43,30 +50,25 @@ def append_task(arguments, i, scratch):
     position = seg[POSITION] + i - seg[START]
     for h in range(heads):
         offset, source = (h * seg[CAPACITY] + position) * stride, 4 * dim * (i * heads + h)
-        if kind == F16:
-            append_f16(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
-            append_f16(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
-        elif kind == Q8:
-            append_q8(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
-            append_q8(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
-        else:
-            append_f32(U(a[0] + source), U(seg[KEYS_AT] + offset), n)
-            append_f32(U(a[1] + source), U(seg[VALUES_AT] + offset), n)
+        call(methods[APPEND], (U(a[0] + source), U(seg[KEYS_AT] + offset), n))
+        call(methods[APPEND], (U(a[1] + source), U(seg[VALUES_AT] + offset), n))
 
 
 @kernel()
 def attend_many_task(arguments, i, scratch):
-    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, kind, tiles,
+    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, methods, tiles,
     queries a task.
 
     Queries of a key head count token by token: number n is token n // G, head n % G of its group.
     """
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, kind, tiles, most = a[3], a[4], a[5], a[7], a[8], a[9]
+    heads, kv_heads, dim, tiles, most = a[3], a[4], a[5], a[8], a[9]
+    methods, scale = words_at(a[7], CACHE_COLUMNS), as_float(a[6])
+    eight = methods[CACHE_KIND] == U(Q8)
     seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
     first = i % tiles * most
     n = min((seg[STOP] - seg[START]) * group - first, most)
-    stride = U(row_bytes(kind, dim))
+    stride = U(row_bytes(methods, dim))
     size, at = 4 * most * dim, scratch
     q, result, found = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
@@ -83,19 +85,19 @@ def attend_many_task(arguments, i, scratch):
         source = floats_at(a[0] + place[j], dim)
         for d in range(dim):
             q[j, d], result[j, d] = source[d], f32(0.0)
-        if kind != Q8:
+        if not eight:
             arrange(U(a[0] + place[j]), U(arranged + 4 * dim * j), U(dim // LANES))
         tops[j], sums[j] = f32(-np.inf), f32(0.0)
     for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
         for j in range(n):
             seen[j] = seg[POSITION] + (first + j) // group + 1 - start
         offset = U(h * seg[CAPACITY] + start) * stride
-        keys, values, scale = U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset, as_float(a[6])
-        if kind == Q8:
-            part(kind, q, keys, values, stride, seen, scale, scores, part_tops, part_sums, found,
+        keys, values = U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset
+        if eight:
+            part(methods, q, keys, values, stride, seen, scale, scores, part_tops, part_sums, found,
                  False, room)  # fmt: skip
         else:
-            tiled_part(kind, q, arranged, keys, values, stride, seen, scale, scores, part_tops,
+            tiled_part(methods, q, arranged, keys, values, stride, seen, scale, scores, part_tops,
                        part_sums, found, room)  # fmt: skip
         merge(tops, sums, result, part_tops, part_sums, found)
     for j in range(n):
@@ -104,24 +106,25 @@ def attend_many_task(arguments, i, scratch):
 
 @kernel()
 def attend_few_task(arguments, i, scratch):
-    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, kind, parts,
+    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, methods, parts,
     tops, sums, results."""
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, kind, parts = a[3], a[4], a[5], a[7], a[8]
+    heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
+    methods = words_at(a[7], CACHE_COLUMNS)
     group, h, number = heads // kv_heads, i // parts, i % parts
     t = 0
     while t + 1 < a[2] and number >= ints_at(a[1] + 8 * SEGMENT * (t + 1), SEGMENT)[FIRST_PART]:
         t += 1
     token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
     start = (number - token[FIRST_PART]) * PART
-    stride = U(row_bytes(kind, dim))
+    stride = U(row_bytes(methods, dim))
     offset = U(h * token[CAPACITY] + start) * stride
     scores, seen = matrix_at(scratch, group, PART), ints_at(scratch + 4 * PART * group, group)
     room = scratch + 4 * PART * group + 64 * group
     for j in range(group):
         seen[j] = token[POSITION] + 1 - start
     q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
-    part(kind, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
+    part(methods, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
           as_float(a[6]), scores, floats_at(a[9] + 4 * group * i, group),
           floats_at(a[10] + 4 * group * i, group),
           matrix_at(a[11] + 4 * group * dim * i, group, dim), True, room)  # fmt: skip

@@ -49,16 +49,16 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
 
 
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
-    """A function: dots of `queries` float32 queries with 4 keys, times a scale.
+    """A function: dots of `queries` float32 queries with 4 keys.
 
     Arguments: addresses of the first query and key, bytes between them, address of the scores and
-    bytes between the scores of two queries, the scale, vectors of 16 a key; an address from which
-    as many bytes as four keys have are fetched meanwhile.
+    bytes between the scores of two queries, vectors of 16 a key; an address from which as many
+    bytes as four keys have are fetched meanwhile.
     """
     size = KEYS * LANES * itemsize
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        qp, q_stride, kp, k_stride, op, o_stride, scale, n, ahead = args
+        qp, q_stride, kp, k_stride, op, o_stride, n, ahead = args
         row = lambda p, i, stride: b.advance(p, ir.Constant(I64, i), stride)  # noqa: E731
         qs = [row(qp, i, q_stride) for i in range(queries)]
         ks = [row(kp, j, k_stride) for j in range(KEYS)]
@@ -86,12 +86,12 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
             for key in range(0, KEYS, wide[1]):
                 for k, total in enumerate(block(first, key)):
                     dots[KEYS * (first + k // wide[1]) + key + k % wide[1]] = total
-        sums = b.fmul(_sums(b, dots), b.splat(scale))
+        sums = _sums(b, dots)
         for i in range(queries):
             four = b.shuffle(sums, [KEYS * i + j for j in range(KEYS)])
             b.write(four, row(op, i, o_stride))
 
-    return vector(name, "ppppppfpp", emit)
+    return vector(name, "pppppppp", emit)
 
 
 def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
@@ -143,6 +143,29 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
     return vector(name, "pppppppp", emit)
 
 
+def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
+    """A function: rows of a cache as float32. Address and bytes a row; address of n times 16 a row;
+    n, rows."""
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        source, stride, target, n, rows = args
+        size = b.mul(n, ir.Constant(I64, VECTOR))
+
+        def row(r: Value, values: list[Value]) -> list[Value]:
+            here, out = b.advance(source, r, stride), b.advance(target, r, size)
+
+            def body(i: Value, values: list[Value]) -> list[Value]:
+                value = loader(b, b.advance(here, i, LANES * itemsize))
+                b.write(value, b.advance(out, i, VECTOR))
+                return values
+
+            return b.count_loop(n, values, body)
+
+        b.count_loop(rows, [], row)
+
+    return vector(name, "ppppp", emit)
+
+
 def make_append(name: str, half: bool) -> Any:
     """A function: copy n times 16 float32 from an address into a cache at another.
 
@@ -188,52 +211,11 @@ def _largest(b: Builder, args: tuple[Value, ...]) -> Value:
 largest = vector("largest", "pp", _largest, "f")
 
 
-scores_f16_4 = make_scores("scores_f16_4", _load_f16, 2, 4)
-scores_f16_1 = make_scores("scores_f16_1", _load_f16, 2, 1)
-scores_f32_4 = make_scores("scores_f32_4", _load_f32, 4, 4)
-scores_f32_1 = make_scores("scores_f32_1", _load_f32, 4, 1)
-mix_f16_44 = make_mix("mix_f16_44", _load_f16, 2, 4, 4)
-mix_f16_41 = make_mix("mix_f16_41", _load_f16, 2, 4, 1)
-mix_f16_14 = make_mix("mix_f16_14", _load_f16, 2, 1, 4)
-mix_f16_11 = make_mix("mix_f16_11", _load_f16, 2, 1, 1)
-mix_f32_44 = make_mix("mix_f32_44", _load_f32, 4, 4, 4)
-mix_f32_41 = make_mix("mix_f32_41", _load_f32, 4, 4, 1)
-mix_f32_14 = make_mix("mix_f32_14", _load_f32, 4, 1, 4)
-mix_f32_11 = make_mix("mix_f32_11", _load_f32, 4, 1, 1)
 append_f16 = make_append("append_f16", True)
 append_f32 = make_append("append_f32", False)
-
-
-def _total(b: Builder, args: tuple[Value, ...]) -> Value:
-    """The sum of n times 16 float32 at an address, in the order of `dot_lanes`."""
-    p, n = args
-
-    def body(i: Value, sums: list[Value]) -> list[Value]:
-        return [b.fadd(b.read(b.advance(p, i, VECTOR), V16F), sums[0])]
-
-    return b.horizontal_sum(b.count_loop(n, [const(V16F, 0.0)], body)[0])
-
-
-total = vector("total", "pp", _total, "f")
-
-
-def _widen(b: Builder, args: tuple[Value, ...]) -> None:
-    """Rows of float16 as float32: address and bytes a row; address of n times 16 a row; n, rows."""
-    source, stride, target, n, rows = args
-
-    def row(r: Value, values: list[Value]) -> list[Value]:
-        here, out = (
-            b.advance(source, r, stride),
-            b.advance(target, r, b.mul(n, ir.Constant(I64, VECTOR))),
-        )
-
-        def body(i: Value, values: list[Value]) -> list[Value]:
-            b.write(_load_f16(b, b.advance(here, i, 2 * LANES)), b.advance(out, i, VECTOR))
-            return values
-
-        return b.count_loop(n, values, body)
-
-    b.count_loop(rows, [], row)
-
-
-widen = vector("widen", "ppppp", _widen)
+for _name, _loader, _size in (("f16", _load_f16, 2), ("f32", _load_f32, 4)):
+    for _queries in (1, 4):
+        make_scores(f"scores_{_name}_{_queries}", _loader, _size, _queries)
+        for _vectors in (1, 4):
+            make_mix(f"mix_{_name}_{_queries}{_vectors}", _loader, _size, _queries, _vectors)
+    make_widen(f"widen_{_name}", _loader, _size)

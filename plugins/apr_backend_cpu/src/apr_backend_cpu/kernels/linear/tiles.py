@@ -158,9 +158,11 @@ def _block(b: Builder, format: Format, codes: list[Codes],
            numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value
            ) -> list[Addition]:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
-    here, wide = xs.advance(b, g, 4)(b), len(codes)
-    shifts = [None if _is_wide(b, format) else
-              b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
+    here = xs.advance(b, g, 4)(b)
+    shifts = [
+        None if _is_wide(b, format) else b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes)
+        for p in here
+    ]
     chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     if _is_wide(b, format):
         _meet(b, chains, codes, xs.advance(b, g, 64)(b), AT_Q16)

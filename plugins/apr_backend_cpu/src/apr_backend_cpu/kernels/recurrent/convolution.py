@@ -8,7 +8,7 @@ from llvmlite import ir
 from apr_backend_cpu.constants import CHANNELS, LANES, START, STATE, STOP, VECTOR
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.exponential import sigmoid16, sigmoid32
+from apr_backend_cpu.kernels.vector.exponential import sigmoid, sigmoid32
 from apr_backend_cpu.kernels.vector.ir import I64, V16F, Value, const
 from apr_backend_cpu.kernels.vector.memory import floats_at, ints_at, matrix_at
 
@@ -28,7 +28,7 @@ def _conv_vectors(b: Builder, args: tuple[Value, ...]) -> None:
             return [b.fma(source, b.read(b.add(b.advance(w, j, w_bytes), skip), V16F), *sums)]
 
         total = b.count_loop(taps, [const(V16F, 0.0)], tap)[0]
-        b.write(b.fmul(total, sigmoid16(b, total)), b.add(out, skip))
+        b.write(b.fmul(total, sigmoid(b, total)), b.add(out, skip))
         return values
 
     b.count_loop(n, [], vector)

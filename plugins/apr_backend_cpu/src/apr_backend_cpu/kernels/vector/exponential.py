@@ -1,92 +1,72 @@
-"""exp and sigmoid in float32: of a value, and of 16 side by side as vector IR.
+"""exp and sigmoid in float32 as vector IR (Cephes expf), for any number of values side by side.
 
-libm's would be one call a value, and LLVM leaves the scalar form below scalar. Both forms follow
-the same steps (Cephes expf); products and sums are rounded one by one in both, so they agree.
+libm's would be one call a value, and its bits differ between systems.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.source import helper, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.ir import I32, V16F, Value, const, vector_of
 
 U = np.uint64
-LOG2E = np.float32(1.4426950408889634)
-LN2_HIGH = np.float32(0.693359375)  # ln 2 = high - low, the high part exact in few bits
-LN2_LOW = np.float32(-2.12194440e-4)
-LOWEST, HIGHEST = np.float32(-87.33654), np.float32(88.3762626647949)
-ROUND = np.float32(12582912.0)
-C = tuple(
-    np.float32(c)
-    for c in (
-        1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
-        4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-    )
+LOG2E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # ln 2 = their sum, the first exact in few bits
+LOWEST, HIGHEST = -87.33654, 88.3762626647949
+ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds, and leaves the integer in the lowest bits
+POLYNOMIAL = (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
+    4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
 )  # fmt: skip
-C0, C1, C2, C3, C4, C5 = C
+Function = Callable[[Builder, Value], Value]
 
 
-@helper
-def exp32(x):
-    """exp(x) to 2 ulp (Cephes expf); 0 below -87.34, NaN for NaN."""
-    clamped = min(max(x, LOWEST), HIGHEST)
-    n = (clamped * LOG2E + ROUND) - ROUND
-    r = clamped - n * LN2_HIGH - n * LN2_LOW
-    p = C0
-    p = p * r + C1
-    p = p * r + C2
-    p = p * r + C3
-    p = p * r + C4
-    p = p * r + C5
-    value = p * r * r + r + np.float32(1.0)
-    scale = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    value = value * scale
-    value = value if x >= LOWEST else np.float32(0.0)
-    return value if x == x else x
+def exponential(b: Builder, x: Value) -> Value:
+    """exp(x) to 2 ulp; 0 below -87.34, NaN for NaN."""
+    words = vector_of(I32, x.type.count)
+    c = lambda v: const(x.type, float(np.float32(v)))  # noqa: E731
+    clamped = b.select(b.fcmp_ordered(">", x, c(HIGHEST)), c(HIGHEST), x)
+    clamped = b.select(b.fcmp_ordered("<", clamped, c(LOWEST)), c(LOWEST), clamped)
+    rounded = b.fma(clamped, c(LOG2E), c(ROUND))
+    n = b.fsub(rounded, c(ROUND))
+    r = b.fma(n, c(-LN2_LOW), b.fma(n, c(-LN2_HIGH), clamped))
+    p = c(POLYNOMIAL[0])
+    for coefficient in POLYNOMIAL[1:]:
+        p = b.fma(p, r, c(coefficient))
+    value = b.fadd(b.fma(b.fmul(p, r), r, r), c(1.0))
+    exponent = b.shl(b.bitcast(rounded, words), const(words, 23))
+    exponent = b.add(exponent, const(words, 127 << 23))
+    value = b.fmul(value, b.bitcast(exponent, x.type))
+    return b.select(b.fcmp_ordered("<", x, c(LOWEST)), c(0.0), value)
 
 
-@helper
-def sigmoid32(x):
+def sigmoid(b: Builder, x: Value) -> Value:
     """1 / (1 + exp(-x))."""
-    e = exp32(-abs(x))
-    positive = np.float32(1.0) / (np.float32(1.0) + e)
-    return positive if x >= 0 else e * positive if x == x else x
-
-
-def exp16(b: Builder, x: Value) -> Value:
-    """exp of 16 values, as `exp32`."""
-    low, high, ones = (const(V16F, float(v)) for v in (LOWEST, HIGHEST, 1.0))
-    clamped = b.select(b.fcmp_ordered("<", x, high), x, high)
-    clamped = b.select(b.fcmp_ordered(">", clamped, low), clamped, low)
-    magic = const(V16F, float(ROUND))
-    n = b.fsub(b.fadd(b.fmul(clamped, const(V16F, float(LOG2E))), magic), magic)
-    r = b.fsub(clamped, b.fmul(n, const(V16F, float(LN2_HIGH))))
-    r = b.fsub(r, b.fmul(n, const(V16F, float(LN2_LOW))))
-    p = const(V16F, float(C0))
-    for c in C[1:]:
-        p = b.fadd(b.fmul(p, r), const(V16F, float(c)))
-    value = b.fadd(b.fadd(b.fmul(b.fmul(p, r), r), r), ones)
-    exponent = b.shl(b.add(b.fptosi(n, V16I), const(V16I, 127)), const(V16I, 23))
-    value = b.fmul(value, b.bitcast(exponent, V16F))
-    value = b.select(b.fcmp_ordered(">=", x, low), value, const(V16F, 0.0))
-    return b.select(b.fcmp_ordered("==", x, x), value, x)
-
-
-def sigmoid16(b: Builder, x: Value) -> Value:
-    """1 / (1 + exp(-x)) of 16 values, as `sigmoid32`."""
-    ones = const(V16F, 1.0)
-    e = exp16(b, b.fneg(b.intrinsic("llvm.fabs.v16f32", V16F, x)))
+    ones = const(x.type, 1.0)
+    magnitude = b.intrinsic(f"llvm.fabs.v{x.type.count}f32", x.type, x)
+    e = exponential(b, b.fneg(magnitude))
     positive = b.fdiv(ones, b.fadd(ones, e))
-    value = b.select(b.fcmp_ordered(">=", x, const(V16F, 0.0)), positive, b.fmul(e, positive))
-    return b.select(b.fcmp_ordered("==", x, x), value, x)
+    return b.select(b.fcmp_ordered("<", x, const(x.type, 0.0)), b.fmul(e, positive), positive)
 
 
-def _each16(name: str, function: Any) -> Any:
+def _one(name: str, function: Function) -> Any:
+    """A function: of a float32."""
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> Value:
+        result = function(b, b.splat(args[0], 1))
+        return b.extract_element(result, ir.Constant(I32, 0))
+
+    return vector(name, "f", emit, "f")
+
+
+def _each16(name: str, function: Function) -> Any:
     """A function: addresses of float32 values and of results, n times 16 of them, n above 0."""
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -102,8 +82,8 @@ def _each16(name: str, function: Any) -> Any:
     return vector(name, "ppp", emit)
 
 
-_sigmoids16 = _each16("sigmoids16", sigmoid16)
-_exps16 = _each16("exps16", exp16)
+exp32, sigmoid32 = _one("exp32", exponential), _one("sigmoid32", sigmoid)
+_sigmoids16 = _each16("sigmoids16", sigmoid)
 
 
 @helper
@@ -116,11 +96,19 @@ def sigmoids(source, target):
         target[i] = sigmoid32(source[i])
 
 
-@helper
-def exps(source, target):
-    """Exponentials of a contiguous vector into another, or into itself."""
-    whole = source.size // LANES
-    if whole > 0:
-        _exps16(U(source.ctypes.data), U(target.ctypes.data), U(whole))
-    for i in range(whole * LANES, source.size):
-        target[i] = exp32(source[i])
+def _weights(b: Builder, args: tuple[Value, ...]) -> Value:
+    """exp(x * scale - top) in place of n times 16 float32 at an address; returns their sum, which
+    is made of 16 sums by halves."""
+    p, n, scale, top = args
+    factor, low = b.splat(scale), b.splat(b.fneg(top))
+
+    def body(i: Value, sums: list[Value]) -> list[Value]:
+        here = b.advance(p, i, 4 * LANES)
+        value = exponential(b, b.fma(b.read(here, V16F), factor, low))
+        b.write(value, here)
+        return [b.fadd(value, sums[0])]
+
+    return b.horizontal_sum(b.count_loop(n, [const(V16F, 0.0)], body)[0])
+
+
+softmax_weights = vector("softmax_weights", "ppff", _weights, "f")
