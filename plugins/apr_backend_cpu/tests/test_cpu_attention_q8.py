@@ -55,7 +55,7 @@ def scores(q, rows, dims, *, four):
         for j in range(0, len(rows), 4):
             at = address(out) + i * out.strides[0] + 4 * j
             call(f"scores_q8_{step}", q[i], q_bytes, rows[j], key_bytes, at, out.strides[0],
-                 dims // 16, rows[j])  # fmt: skip
+                 min(step, len(q) - i), dims // 16, rows[j])  # fmt: skip
     return out
 
 
@@ -72,11 +72,12 @@ def mix(weights, rows, out, *, four, wide):
     each, row_bytes = scaled.strides[0], rows.strides[0]
     for i in range(0, len(out), step):
         call(f"weigh_q8_{step}", weights[i], weights.strides[0], address(rows) + dims, row_bytes,
-             scaled, each, count, dims // 16)  # fmt: skip
+             scaled, each, min(step, len(out) - i), count, dims // 16)  # fmt: skip
         for d in range(0, dims, 16 * vectors):
             values = address(rows) + d
             call(f"mix_q8_{step}{vectors}", scaled[0, d // block], each, values, row_bytes,
-                 address(out[i]) + 4 * d, out.strides[0], count, values)  # fmt: skip
+                 address(out[i]) + 4 * d, out.strides[0], min(step, len(out) - i), count,
+                 values)  # fmt: skip
     return out
 
 

@@ -262,10 +262,12 @@ def test_no_arrival_of_a_thread_is_lost():
     tasks, threads = 400_001, 4
     ids, table = np.zeros(tasks, np.int64), np.ones((1, 1), np.float32)
     out = np.zeros((tasks, 1), np.float32)
-    arguments = np.array([address(ids), address(table), 4, 1, address(out)], np.int64)
+    decode = native.address("decode_f32")
+    arguments = [address(ids), address(table), 4, 1, address(out), decode, 16, 64]
+    arguments = np.array(arguments, np.int64)
     program = program_words(1, threads)
-    program[:COLUMNS] = native.address("embed_f32_task"), tasks, address(arguments)
-    Team(threads).run(program, 1, 64)
+    program[:COLUMNS] = native.address("embed_task"), tasks, address(arguments)
+    Team(threads).run(program, 1, 2048)
     cuts = [tasks * i // threads for i in range(threads + 1)]
     np.testing.assert_array_equal(program[COLUMNS:], np.diff(cuts) + threads)
     assert (out == 1).all()

@@ -27,7 +27,7 @@ AT_Q16 = 512  # 256 int16: the codes again
 ROWS = 16
 FEW = 17  # rows of activations from which unpacking a tile pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
-TOKENS = 16  # rows of activations that meet an unpacked tile in a call
+TOKENS = 24  # rows of activations that meet an unpacked tile in a call
 TILE_SUPERBLOCK = 5824  # of a superblock of an unpacked tile whose scales are integers
 # of 32 values of an unpacked tile whose scales are floating point, codes being bytes or int16
 TILE_GROUP, TILE_GROUP_WIDE = 640, 1152
@@ -47,19 +47,18 @@ PACKED, DECLARED, ARRANGED, DENSE = range(4)
 
 # Attention
 PART = 256  # positions; caches have room for whole parts
-# Columns of what a kind of cache has: which it is, bytes of a value, the address of the row of F32,
-# and addresses of functions: of one query and then of four, of these those of 16 dims and of 64.
+# Columns of what a kind of cache has: which it is, bytes of a value, and addresses of functions: of
+# one query and then of up to 4, of these those of 16 dims and of 64.
 F32, F16, Q8 = range(3)
-CACHE_KIND, ITEM, FLOATS, APPEND, SCORES, MIX = 0, 1, 2, 3, 4, 6
-WEIGH, UNPACK_KEYS, WIDEN = 10, 12, 13
-CACHE_COLUMNS = 14
+CACHE_KIND, ITEM, APPEND, SCORES, MIX, WEIGH, UNPACK_KEYS, WIDEN = 0, 1, 2, 3, 5, 9, 11, 12
+CACHE_COLUMNS = 13
 # columns of a table of segments, and of a table of single tokens
 START, STOP, KEYS_AT, VALUES_AT, CAPACITY, POSITION, FIRST_PART = range(7)
 SEGMENT = 7
 
 # Recurrent ops
 CHANNELS = 256  # of a convolution task
-NARROW, WIDE = 32, 128  # columns of a state that are worked on together
+NARROW = 32  # columns of a state that are worked on together
 STATE = 2  # column of a table of segments: START, STOP, address of a state
 
 # Programs: columns of an instruction, and the control block of a team, in cache lines

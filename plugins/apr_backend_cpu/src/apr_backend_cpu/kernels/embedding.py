@@ -5,125 +5,91 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from apr_backend_cpu.constants import SUPERBLOCK
+from apr_backend_cpu.kernels.linear.dense import LOADERS, Loader
+from apr_backend_cpu.kernels.linear.formats import FORMATS, Format, Values, six_bit
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I16, Value
-from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at, pointer
+from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.memory import U, call, ints_at, pointer
 
-f32 = np.float32
-Q8_BLOCK, Q8_BYTES = 32, 34
-
-
-def _half_at(b: Builder, args: tuple[Value, ...]) -> Value:
-    """The float16 at an address."""
-    return b.from_half(b.read(args[0], I16))
+V32F = vector_of(F32, 32)
+MOST_BYTES = 256  # of a block, in the room for a row's last one
 
 
-half_at = vector("half_at", "p", _half_at, "f", inline=True)
+def _half(b: Builder, p: Value) -> Value:
+    return b.from_half(b.read(p, I16))
+
+
+def _affine(b: Builder, p: Value) -> list[tuple[Values, Value]]:
+    """Of each run of q4_k and q5_k the step of its code, and what is subtracted."""
+    d, dmin = _half(b, p), _half(b, b.at(p, 2))
+    scales, mins = six_bit(b, *(b.read(b.at(p, 4 + 4 * k), I32) for k in range(3)))
+
+    def times(factor: Value, words: Values, r: int) -> Value:
+        byte = b.and_(b.lshr(words[r // 4], const(I32, r % 4 * 8)), const(I32, 0xFF))
+        return b.fmul(factor, b.uitofp(byte, F32))
+
+    return [([times(d, scales, r)] * 2, times(dmin, mins, r)) for r in range(8)]
+
+
+def _centred(b: Builder, p: Value) -> list[tuple[Values, Value]]:
+    """Of each run of q6_k the steps of both halves."""
+    d = _half(b, b.at(p, 208))
+    steps = [b.fmul(d, b.sitofp(b.read(b.at(p, 192 + g), I8), F32)) for g in range(16)]
+    return [(steps[2 * r : 2 * r + 2], const(F32, 0.0)) for r in range(8)]
+
+
+def make_decode(name: str, format: Format) -> None:
+    """A function: addresses of a block and of its values, float32."""
+
+    def emit(b: Builder, args: tuple[Value, ...]) -> None:
+        p, out = args
+        if format.has_minima:
+            runs, zero = _affine(b, p), 0
+        elif format.group:
+            runs, zero = _centred(b, p), 32
+        else:
+            runs, zero = [([_half(b, p)] * 2, const(F32, 0.0))], format.zero
+        for r, (steps, low) in enumerate(runs):
+            codes = b.fsub(b.uitofp(format.row(b, p, r), V32F), const(V32F, float(zero)))
+            value = b.fmul(b.join(*(b.splat(step) for step in steps)), codes)
+            b.write(b.fsub(value, b.splat(low, 32)), b.at(out, 128 * r))
+
+    vector(name, "pp", emit)
+
+
+def make_widen(name: str, loader: Loader) -> None:
+    """A function: addresses of 16 values and of these as float32."""
+    vector(name, "pp", lambda b, args: b.write(loader(b, args[0]), args[1]))
+
+
+for _name, _format in FORMATS.items():
+    if not _format.declared:
+        make_decode(f"decode_{_name}", _format)
+for _name, (_loader, _) in LOADERS.items():
+    make_widen(f"decode_{_name}", _loader)
 
 
 @helper
-def _bytes_at(address, size):
-    return carray(pointer(U(address)), (size,), np.uint8)
-
-
-@helper
-def _row(arguments, i, nbytes):
-    """Of task i: its row of the matrix as bytes, the address of these, and its result.
-
-    Arguments: ids, data, bytes a row, columns, out.
-    """
-    a = ints_at(arguments, 5)
-    at = a[1] + ints_at(a[0], i + 1)[i] * a[2]
-    return _bytes_at(at, a[2]), at, floats_at(a[4] + 4 * a[3] * i, a[3])
-
-
-@helper
-def _scale_and_minimum(block, g):
-    """The 6-bit scale and minimum of group g of q4_k and q5_k, whose 12 bytes begin at 4."""
-    if g < 4:
-        return np.int64(block[4 + g]) & 63, np.int64(block[8 + g]) & 63
-    low, high = np.int64(block[8 + g]), np.int64(block[g])
-    return (low & 15) | ((high >> 6) << 4), (low >> 4) | ((np.int64(block[4 + g]) >> 6) << 4)
-
-
-@helper
-def _affine(arguments, i, nbytes, fifth):
-    """Row i of q4_k (`fifth` 0) or q5_k, whose fifth bits begin at byte 16."""
-    row, at, out = _row(arguments, i, nbytes)
-    for n in range((out.size + SUPERBLOCK - 1) // SUPERBLOCK):
-        block, codes = row[n * nbytes :], 48 if fifth else 16
-        d, dmin = half_at(U(at + n * nbytes)), half_at(U(at + n * nbytes + 2))
-        for g in range(8):
-            scale, minimum = _scale_and_minimum(block, g)
-            step, low = d * f32(scale), dmin * f32(minimum)
-            first = SUPERBLOCK * n + 32 * g
-            for c in range(max(0, min(32, out.size - first))):
-                byte = np.int64(block[codes + g // 2 * 32 + c])
-                code = byte >> 4 if g % 2 else byte & 15
-                if fifth:
-                    code |= (np.int64(block[16 + c]) >> g & 1) << 4
-                out[first + c] = step * f32(code) - low
+def _copy(source, target, nbytes):
+    given = carray(pointer(U(source)), (nbytes,), np.uint8)
+    taken = carray(pointer(U(target)), (nbytes,), np.uint8)
+    for i in range(nbytes):
+        taken[i] = given[i]
 
 
 @kernel()
-def embed_q4_k_task(arguments, i, scratch):
-    """A row of q4_k: arguments as `_row`."""
-    _affine(arguments, i, 144, 0)
-
-
-@kernel()
-def embed_q5_k_task(arguments, i, scratch):
-    """A row of q5_k: arguments as `_row`."""
-    _affine(arguments, i, 176, 1)
-
-
-@kernel()
-def embed_q6_k_task(arguments, i, scratch):
-    """A row of q6_k: arguments as `_row`."""
-    row, at, out = _row(arguments, i, 210)
-    for c in range(out.size):
-        n, j = c // SUPERBLOCK, c % SUPERBLOCK
-        half, k = j // 128, j % 128
-        block = row[n * 210 :]
-        byte = np.int64(block[64 * half + k % 64])
-        low = byte >> 4 if k >= 64 else byte & 15
-        high = np.int64(block[128 + 32 * half + k % 32]) >> (k // 32 * 2) & 3
-        step = half_at(U(at + n * 210 + 208)) * f32(np.int8(block[192 + j // 16]))
-        out[c] = step * (f32(low | high << 4) - f32(32))
-
-
-@kernel()
-def embed_q8_0_task(arguments, i, scratch):
-    """A row of q8_0: arguments as `_row`."""
-    row, at, out = _row(arguments, i, Q8_BYTES)
-    for c in range(out.size):
-        n, j = c // Q8_BLOCK, c % Q8_BLOCK
-        out[c] = half_at(U(at + n * Q8_BYTES)) * f32(np.int8(row[n * Q8_BYTES + 2 + j]))
-
-
-@kernel()
-def embed_f32_task(arguments, i, scratch):
-    """A row of float32: arguments as `_row`."""
-    _, at, out = _row(arguments, i, 4)
-    source = floats_at(at, out.size)
-    for c in range(out.size):
-        out[c] = source[c]
-
-
-@kernel()
-def embed_f16_task(arguments, i, scratch):
-    """A row of float16: arguments as `_row`."""
-    _, at, out = _row(arguments, i, 2)
-    for c in range(out.size):
-        out[c] = half_at(U(at + 2 * c))
-
-
-@kernel()
-def embed_bf16_task(arguments, i, scratch):
-    """A row of bfloat16: arguments as `_row`."""
-    _, at, out = _row(arguments, i, 2)
-    source = carray(pointer(U(at)), (out.size,), np.uint16)
-    for c in range(out.size):
-        out[c] = np.uint32(np.uint32(source[c]) << np.uint32(16)).view(np.float32)
+def embed_task(arguments, i, scratch):
+    """A row: ids, data, bytes a row, columns, out; its format's function, values and bytes of a
+    block."""
+    a = ints_at(arguments, 8)
+    cols, block, nbytes = a[3], a[6], a[7]
+    at, out = a[1] + ints_at(a[0], i + 1)[i] * a[2], a[4] + 4 * cols * i
+    whole, left = cols // block, cols % block
+    for n in range(whole):
+        call(U(a[5]), (U(at + n * nbytes), U(out + 4 * block * n)))
+    if left > 0:
+        last = at + whole * nbytes
+        _copy(last, scratch, min(nbytes, at + a[2] - last))
+        call(U(a[5]), (U(scratch), U(scratch + MOST_BYTES)))
+        _copy(scratch + MOST_BYTES, out + 4 * block * whole, 4 * left)

@@ -37,7 +37,7 @@ from apr_core.ops import CORE_OPS
 Floats = NDArray[np.float32]
 KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # and bytes of a value
 FEW = 4  # rows of a segment; below this parts are tasks, not queries
-MOST_QUERIES = 128  # of a task, all of one key head
+MOST_QUERIES = 144  # of a task, all of one key head
 
 
 @cache
@@ -52,13 +52,13 @@ def _methods() -> NDArray[np.uint64]:
         else:
             some += ["", "", f"dense_unpack_{name}", f"widen_{name}"]
         found = [kernel(n) if n else 0 for n in some]
-        rows[kind, : APPEND + len(found)] = (kind, item, address(rows), *found)
+        rows[kind, : APPEND + len(found)] = (kind, item, *found)
     return rows
 
 
 def _scratch(queries: int, dim: int) -> int:
     """Bytes that a task with so many queries keeps: the queries and results, scores, roundings."""
-    return queries * (4 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
+    return queries * (3 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
 
 
 def _fill(table: NDArray[np.int64], state: Any, step: Any) -> None:
@@ -121,7 +121,7 @@ class _Few:
 def _queries(count: int, kv_heads: int) -> int:
     """Queries of a task: many, as keys are unpacked for each task; but several tasks a thread."""
     most = MOST_QUERIES
-    while most > LANES and kv_heads * count < 4 * threads_in_use() * most:
+    while most > 2 * LANES and kv_heads * count < 4 * threads_in_use() * most:
         most //= 2
     return most
 

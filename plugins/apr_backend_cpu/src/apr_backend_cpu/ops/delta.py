@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.constants import CHANNELS, NARROW, STATE, WIDE
+from apr_backend_cpu.constants import CHANNELS, NARROW, STATE
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import constant, each_time, instructions, new, strided
 
@@ -62,7 +62,7 @@ def gated_delta(
     tokens, heads, width = v.shape
     unit_q, unit_k, decay = new(q.shape), new(k.shape), new(log_decay.shape)
     out = new(v.shape)
-    single = len(table) == tokens and width % WIDE == 0
+    single = len(table) == tokens and width % NARROW == 0
     blocks = 1 if single else -(-width // NARROW)
     with instructions(x.array, y.array, z.array, log_decay, beta, table, unit_q, unit_k, decay,
                       out) as p:  # fmt: skip

@@ -26,7 +26,8 @@ PACKED_BLOCKS = {
     "q4_k": (SUPERBLOCK, 144), "q5_k": (SUPERBLOCK, 176), "q6_k": (SUPERBLOCK, 210),
     "q8_0": (GROUP, 34),
 }  # fmt: skip
-FLOATS = ("f32", "f16", "bf16")
+FLOATS = {"f32": (LANES, 4 * LANES), "f16": (LANES, 2 * LANES), "bf16": (LANES, 2 * LANES)}
+BLOCKS = PACKED_BLOCKS | FLOATS
 NO_DIGITS = str.maketrans("", "", "48")  # an unpacked tile does not tell how wide codes were
 
 

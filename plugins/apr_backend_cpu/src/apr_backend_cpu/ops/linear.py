@@ -17,12 +17,9 @@ from apr_backend_cpu.constants import (
     SUPERBLOCK,
     TILE_GROUP_WIDE,
 )
+from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.ops.elementwise import add, padded, swiglu
-from apr_backend_cpu.ops.formats import (
-    FLOATS,
-    PACKED_BLOCKS,
-    methods,
-)
+from apr_backend_cpu.ops.formats import BLOCKS, FLOATS, methods
 from apr_backend_cpu.ops.layout_tables import LayoutTables
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
@@ -158,7 +155,7 @@ class Group:
 
 def _is_known(w: Any) -> bool:
     """Whether the weight's format has kernels of its own, and needs no declared layout."""
-    return w.format in FLOATS or w.format in PACKED_BLOCKS
+    return w.format in BLOCKS
 
 
 def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:
@@ -224,8 +221,10 @@ def embed(ids: NDArray[np.int64], w: Any) -> Floats:
         ids = np.ascontiguousarray(plain(ids), np.int64)
     out = new((len(ids), w.cols))
     with instructions(ids, out, w.data) as p:
-        p.add(f"embed_{w.format}_task", len(ids), address(ids), address(w.data),
-              w.data.strides[0], w.cols, address(out))  # fmt: skip
+        block, nbytes = BLOCKS[w.format]
+        p.add("embed_task", len(ids), address(ids), address(w.data), w.data.strides[0], w.cols,
+              address(out), kernel(f"decode_{w.format}"), block, nbytes,
+              scratch=8 * SUPERBLOCK)  # fmt: skip
     return out
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from apr_backend_cpu.constants import (
-    CACHE_COLUMNS,
     CACHE_KIND,
-    FLOATS,
     ITEM,
     LANES,
     MIX,
@@ -24,13 +22,13 @@ from apr_backend_cpu.constants import (
     WIDEN,
 )
 from apr_backend_cpu.kernels.attention.q8_rows import round_q8
-from apr_backend_cpu.kernels.attention.tiles import KEYS, largest
+from apr_backend_cpu.kernels.attention.tiles import KEYS, largest, mix_f32_61, mix_f32_64
 from apr_backend_cpu.kernels.linear.dense import dense_many
 from apr_backend_cpu.kernels.source import helper
 from apr_backend_cpu.kernels.vector.exponential import exp32, softmax_weights
-from apr_backend_cpu.kernels.vector.memory import U, call, words_at
+from apr_backend_cpu.kernels.vector.memory import U, call
 
-WIDE = 4 * LANES  # dims that are mixed together
+WIDE, SIX = 4 * LANES, 6  # dims, and queries, that are mixed together
 BLOCK = 32  # positions whose values stay in the first-level cache, of all dims
 SQUARE = 64  # positions, and dims, of unpacked values that stay there beside what they meet
 f32 = np.float32
@@ -59,10 +57,10 @@ def _scores(methods, q, keys, values, stride, count, scores, stream, room):
         kp, out, i = keys + U(first) * stride, op + U(4 * first), U(0)
         ahead = values + U(first) * stride if stream else kp
         while i < U(q.shape[0]):
-            four = i + U(4) <= U(q.shape[0])
-            function = methods[SCORES + 1 if four else SCORES]
-            call(function, (qp + i * qs, qs, kp, stride, out + i * os_, os_, n, ahead))
-            i += U(4) if four else U(1)
+            some = min(U(4), U(q.shape[0]) - i)
+            function = methods[SCORES + 1 if some > U(1) else SCORES]
+            call(function, (qp + i * qs, qs, kp, stride, out + i * os_, os_, some, n, ahead))
+            i += some
 
 
 @helper
@@ -75,22 +73,23 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
     eight, size, i = methods[CACHE_KIND] == U(Q8), methods[ITEM], U(0)
     block = U(32) * U(np.gcd(np.int64(dims) // 32, 8)) if eight else dims
     while i < queries:
-        four = i + U(4) <= queries
+        some = min(U(4), queries - i)
+        four = some > U(1)
         weights, each, a_block, out, d = p + i * ps, ps, U(0), op + i * os_, U(0)
         if eight:
             a_block = U(4 * LANES) * count
             each = a_block * (dims // block)
-            call(methods[WEIGH + 1 if four else WEIGH],
-                 (weights, ps, v + dims, vs, room, each, count, dims // U(LANES)))  # fmt: skip
+            function = methods[WEIGH + 1 if four else WEIGH]
+            call(function, (weights, ps, v + dims, vs, room, each, some, count, dims // U(LANES)))
             weights = room
         while d < dims:
             wide = d + U(WIDE) <= (d // block + U(1)) * block
             function = methods[MIX + (2 if four else 0) + (1 if wide else 0)]
             here = weights + d // block * a_block
-            call(function, (here, each, v + d * size, vs, out + d * U(4), os_, count,
+            call(function, (here, each, v + d * size, vs, out + d * U(4), os_, some, count,
                             ahead + d * size))  # fmt: skip
             d += U(WIDE) if wide else U(LANES)
-        i += U(4) if four else U(1)
+        i += some
 
 
 @helper
@@ -107,18 +106,33 @@ def _scores_tiled(methods, arranged, queries, dim, keys, stride, count, scores, 
 
 
 @helper
+def _mix_square(p, v, vs, op, os_, queries, dims, count):
+    """As `_mix` of float32, for some positions and dims and many queries."""
+    for i in range(0, queries, SIX):
+        some, d = U(min(SIX, queries - i)), U(0)
+        weights, out = p + U(4 * PART * i), op + U(i) * os_
+        while d < dims:
+            at, to = v + U(4) * d, out + U(4) * d
+            if d + U(WIDE) <= dims:
+                mix_f32_64(weights, U(4 * PART), at, vs, to, os_, some, count, at)
+                d += U(WIDE)
+            else:
+                mix_f32_61(weights, U(4 * PART), at, vs, to, os_, some, count, at)
+                d += U(LANES)
+
+
+@helper
 def _mix_tiled(methods, scores, values, stride, count, out, room):
     """As `_mix`, for many queries: values are unpacked, some positions and dims at a time."""
     op, wide = U(out.ctypes.data), U(4 * out.shape[1])
-    floats = words_at(methods[FLOATS], CACHE_COLUMNS)
     for first in range(0, count, SQUARE):
         some, weights = U(min(SQUARE, count - first)), U(scores.ctypes.data) + U(4 * first)
         for d in range(0, out.shape[1], SQUARE):
             dims = U(min(SQUARE, out.shape[1] - d))
             here = values + U(first) * stride + U(d) * methods[ITEM]
             call(methods[WIDEN], (here, stride, U(room), dims // U(LANES), some))
-            _mix(floats, weights, U(4 * PART), U(room), U(4) * dims, op + U(4 * d), wide,
-                 U(out.shape[0]), dims, some, U(room), U(0))  # fmt: skip
+            _mix_square(weights, U(room), U(4) * dims, op + U(4 * d), wide, out.shape[0], dims,
+                        some)  # fmt: skip
 
 
 @helper
@@ -178,11 +192,10 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
 
 
 @helper
-def tiled_part(methods, q, arranged, keys, values, stride, seen, scale, scores, tops, sums, out,
-               room):  # fmt: skip
+def tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, room):
     """As `part`, for many queries of float caches: keys and values are unpacked for all of them."""
-    count = _most(seen)
-    _scores_tiled(methods, arranged, q.shape[0], q.shape[1], keys, stride, count, scores, room)
+    count, (queries, dim) = _most(seen), out.shape
+    _scores_tiled(methods, arranged, queries, dim, keys, stride, count, scores, room)
     _exponentials(scores, seen, scale, count, tops, sums)
     _clear(out)
     _mix_tiled(methods, scores, values, stride, count, out, room)

@@ -15,7 +15,8 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.q8_rows import groups_of, int64, lane_scales
-from apr_backend_cpu.kernels.attention.tiles import KEYS, make_mix
+from apr_backend_cpu.kernels.attention.tiles import KEYS, make_mix, tile_of
+from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, V16F, V16I, Value, const
@@ -54,7 +55,7 @@ def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
 
 
 def make_scores(name: str, queries: int) -> Any:
-    """A function: dots of `queries` queries with 4 keys.
+    """A function: dots of up to `queries` queries with 4 keys.
 
     Arguments as of `tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
     16 products of 127 * 32767 at most a block, exactly, in int32.
@@ -63,26 +64,34 @@ def make_scores(name: str, queries: int) -> Any:
     order = [i % 2 * 8 + i // 2 for i in range(LANES)]
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        qp, q_stride, kp, k_stride, op, o_stride, n, ahead = args
-        qs, ks = _rows(b, qp, q_stride, queries), _rows(b, kp, k_stride, KEYS)
+        qp, q_stride, kp, k_stride, op, o_stride, count, n, ahead = args
+        qs, ks = addresses(b, qp, q_stride, queries, count), _rows(b, kp, k_stride, KEYS)
         groups = groups_of(b, n)  # as many steps of 32 codes has a block
+        wide = tile_of(b, queries)
 
         def block(k: Value, totals: list[Value]) -> list[Value]:
             first = b.mul(k, groups)
 
-            def body(i: Value, sums: list[Value]) -> list[Value]:
-                i = b.add(first, i)
-                b.prefetch(b.advance(ahead, i, size), 8 * LANES)  # two lines: nearly all
-                keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in ks]
-                results = []
-                for number, q in enumerate(qs):
-                    query = b.read(b.advance(q, i, 4 * LANES), V16I)
-                    for j, key in enumerate(keys):
-                        total = sums[KEYS * number + j]
-                        results.append(b.pair_dot(total, query, key))
-                return results
+            def some(some_qs: list[Value], some_ks: list[Value], fetch: bool) -> list[Value]:
+                def body(i: Value, sums: list[Value]) -> list[Value]:
+                    i = b.add(first, i)
+                    if fetch:  # two lines: nearly all
+                        b.prefetch(b.advance(ahead, i, size), 8 * LANES)
+                    keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in some_ks]
+                    rounded = [b.read(b.advance(q, i, 4 * LANES), V16I) for q in some_qs]
+                    pairs = [(query, key) for query in rounded for key in keys]
+                    return [b.pair_dot(total, *pair)
+                            for total, pair in zip(sums, pairs, strict=True)]  # fmt: skip
 
-            dots = b.count_loop(groups, [const(V16I, 0)] * (queries * KEYS), body)
+                zeros = [const(V16I, 0)] * (len(some_qs) * len(some_ks))
+                return b.count_loop(groups, zeros, body)
+
+            dots = [const(V16I, 0)] * (queries * KEYS)
+            for i in range(0, queries, wide[0]):
+                for j in range(0, KEYS, wide[1]):
+                    found = some(qs[i : i + wide[0]], ks[j : j + wide[1]], not i and not j)
+                    for m, dot in enumerate(found):
+                        dots[KEYS * (i + m // wide[1]) + j + m % wide[1]] = dot
             here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
             scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
             # lanes with one scale are added first, before it is needed
@@ -96,26 +105,27 @@ def make_scores(name: str, queries: int) -> Any:
 
         blocks = b.udiv(n, b.shl(groups, int64(1)))
         sums = b.count_loop(blocks, [const(V16F, 0.0)], block)[0]
-        for i, out in enumerate(_rows(b, op, o_stride, queries)):
+        for i, out in enumerate(addresses(b, op, o_stride, queries, count)):
             four = b.shuffle(sums, [order[KEYS * i + j] for j in range(KEYS)])
             factor = b.read(b.advance(qs[i], n, 2 * LANES), F32)
             b.write(b.fmul(four, b.splat(factor, KEYS)), out)
 
-    return vector(name, "pppppppp", emit)
+    return vector(name, "p" * 9, emit)
 
 
 def make_weigh(name: str, queries: int) -> Any:
     """A function: weights times the scales of values, which is what `make_mix` wants.
 
     Arguments: addresses of the weights and bytes between two queries', of the first row's scales
-    and bytes between two rows, of the results and bytes between two queries', positions, vectors
-    of 16 a row. A query's results are 16 float32 for each position, block after block.
+    and bytes between two rows, of the results and bytes between two queries', queries, positions,
+    vectors of 16 a row. A query's results are 16 float32 for each position, block after block.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        pp, p_stride, sp, s_stride, op, o_stride, count, n = args
+        pp, p_stride, sp, s_stride, op, o_stride, some, count, n = args
         groups = groups_of(b, n)
-        weights, outs = _rows(b, pp, p_stride, queries), _rows(b, op, o_stride, queries)
+        weights, outs = (addresses(b, p, stride, queries, some)
+                         for p, stride in ((pp, p_stride), (op, o_stride)))  # fmt: skip
 
         def block(i: Value, values: list[Value]) -> list[Value]:
             def body(k: Value, values: list[Value]) -> list[Value]:
@@ -131,7 +141,7 @@ def make_weigh(name: str, queries: int) -> Any:
 
         b.count_loop(b.udiv(n, b.shl(groups, int64(1))), [], block)
 
-    return vector(name, "pppppppp", emit)
+    return vector(name, "p" * 9, emit)
 
 
 def _lane_weights(b: Builder, weights: Value, k: Value) -> Value:

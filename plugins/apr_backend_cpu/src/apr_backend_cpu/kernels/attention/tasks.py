@@ -73,8 +73,8 @@ def attend_many_task(arguments, i, scratch):
     q, result, found = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
     )  # fmt: skip
-    arranged = at + 3 * size
-    at += 4 * size
+    arranged = at  # the queries, in one form or the other
+    at += 3 * size
     place, seen = ints_at(at, n), ints_at(at + 8 * most, n)  # place: of a query, in q and in out
     tops, sums = floats_at(at + 16 * most, n), floats_at(at + 20 * most, n)
     part_tops, part_sums = floats_at(at + 24 * most, n), floats_at(at + 28 * most, n)
@@ -84,8 +84,11 @@ def attend_many_task(arguments, i, scratch):
         place[j] = 4 * dim * ((seg[START] + token) * heads + h * group + member)
         source = floats_at(a[0] + place[j], dim)
         for d in range(dim):
-            q[j, d], result[j, d] = source[d], f32(0.0)
-        if not eight:
+            result[j, d] = f32(0.0)
+        if eight:
+            for d in range(dim):
+                q[j, d] = source[d]
+        else:
             arrange(U(a[0] + place[j]), U(arranged + 4 * dim * j), U(dim // LANES))
         tops[j], sums[j] = f32(-np.inf), f32(0.0)
     for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
@@ -97,7 +100,7 @@ def attend_many_task(arguments, i, scratch):
             part(methods, q, keys, values, stride, seen, scale, scores, part_tops, part_sums, found,
                  False, room)  # fmt: skip
         else:
-            tiled_part(methods, q, arranged, keys, values, stride, seen, scale, scores, part_tops,
+            tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, part_tops,
                        part_sums, found, room)  # fmt: skip
         merge(tops, sums, result, part_tops, part_sums, found)
     for j in range(n):

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES, VECTOR
+from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I16, I64, V16F, Value, const
@@ -48,22 +49,25 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
     return vectors[0]
 
 
+def tile_of(b: Builder, queries: int) -> tuple[int, int]:
+    """Queries and keys that meet at a time: as many as there are registers for sums."""
+    return (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
+
+
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
-    """A function: dots of `queries` float32 queries with 4 keys.
+    """A function: dots of up to `queries` float32 queries with 4 keys.
 
     Arguments: addresses of the first query and key, bytes between them, address of the scores and
-    bytes between the scores of two queries, vectors of 16 a key; an address from which as many
-    bytes as four keys have are fetched meanwhile.
+    bytes between the scores of two queries, queries, vectors of 16 a key; an address from which as
+    many bytes as four keys have are fetched meanwhile.
     """
     size = KEYS * LANES * itemsize
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        qp, q_stride, kp, k_stride, op, o_stride, n, ahead = args
-        row = lambda p, i, stride: b.advance(p, ir.Constant(I64, i), stride)  # noqa: E731
-        qs = [row(qp, i, q_stride) for i in range(queries)]
-        ks = [row(kp, j, k_stride) for j in range(KEYS)]
-        # as many sums at a time as there are registers for
-        wide = (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
+        qp, q_stride, kp, k_stride, op, o_stride, count, n, ahead = args
+        qs = addresses(b, qp, q_stride, queries, count)
+        ks = [b.advance(kp, ir.Constant(I64, j), k_stride) for j in range(KEYS)]
+        wide = tile_of(b, queries)
 
         def block(first: int, key: int) -> list[Value]:
             def body(i: Value, sums: list[Value]) -> list[Value]:
@@ -87,11 +91,10 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
                 for k, total in enumerate(block(first, key)):
                     dots[KEYS * (first + k // wide[1]) + key + k % wide[1]] = total
         sums = _sums(b, dots)
-        for i in range(queries):
-            four = b.shuffle(sums, [KEYS * i + j for j in range(KEYS)])
-            b.write(four, row(op, i, o_stride))
+        for i, out in enumerate(addresses(b, op, o_stride, queries, count)):
+            b.write(b.shuffle(sums, [KEYS * i + j for j in range(KEYS)]), out)
 
-    return vector(name, "pppppppp", emit)
+    return vector(name, "p" * 9, emit)
 
 
 def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
@@ -101,25 +104,22 @@ def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
 
 def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int,
              weight_of: WeightOf = splat_weight) -> Any:  # fmt: skip
-    """A function: out += weights times values, `queries` rows of `vectors` times 16 dims.
+    """A function: out += weights times values, up to `queries` rows of `vectors` times 16 dims.
 
     Arguments: addresses of the weights and bytes between two queries', of the values and bytes
-    between two positions', of the results and bytes between two queries', positions; an address
-    from which as many bytes of as many rows are fetched meanwhile. `weight_of(b, p, k)` reads the
-    weights of position k, a lane a dim, of a query's weights at p.
+    between two positions', of the results and bytes between two queries', queries, positions; an
+    address from which as many bytes of as many rows are fetched meanwhile. `weight_of(b, p, k)`
+    reads the weights of position k, a lane a dim, of a query's weights at p.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        pp, p_stride, vp, v_stride, op, o_stride, n, ahead = args
-        row = lambda p, i, stride: b.advance(p, ir.Constant(I64, i), stride)  # noqa: E731
+        pp, p_stride, vp, v_stride, op, o_stride, count, n, ahead = args
+        weights = addresses(b, pp, p_stride, queries, count)
+        results_at = addresses(b, op, o_stride, queries, count)
         wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
 
         def some(first: int) -> None:
-            outs = [
-                b.at(row(op, i, o_stride), VECTOR * (first + c))
-                for i in range(queries)
-                for c in range(wide)
-            ]
+            outs = [b.at(p, VECTOR * (first + c)) for p in results_at for c in range(wide)]
 
             def body(k: Value, sums: list[Value]) -> list[Value]:
                 if not first:
@@ -127,8 +127,8 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
                 here = b.at(b.advance(vp, k, v_stride), LANES * itemsize * first)
                 values = [loader(b, b.at(here, LANES * itemsize * c)) for c in range(wide)]
                 results = []
-                for i in range(queries):
-                    weight = weight_of(b, row(pp, i, p_stride), k)
+                for i, p in enumerate(weights):
+                    weight = weight_of(b, p, k)
                     for c, value in enumerate(values):
                         results.append(b.fma(weight, value, sums[wide * i + c]))
                 return results
@@ -140,7 +140,7 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
         for first in range(0, vectors, wide):
             some(first)
 
-    return vector(name, "pppppppp", emit)
+    return vector(name, "p" * 9, emit)
 
 
 def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
@@ -219,3 +219,4 @@ for _name, _loader, _size in (("f16", _load_f16, 2), ("f32", _load_f32, 4)):
         for _vectors in (1, 4):
             make_mix(f"mix_{_name}_{_queries}{_vectors}", _loader, _size, _queries, _vectors)
     make_widen(f"widen_{_name}", _loader, _size)
+mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", _load_f32, 4, 6, n) for n in (1, 4))

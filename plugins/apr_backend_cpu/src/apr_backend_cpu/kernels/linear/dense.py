@@ -119,8 +119,9 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     """
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, b.lanes)
-    wide = min(2, ROWS // b.lanes)  # registers of weights; sums are those of 8 rows in all
-    size, parts = 8 // wide, ROWS // (wide * b.lanes)
+    wide = min(2, ROWS // b.lanes)  # registers of weights
+    # sums: more than an addition's time needs, of 16 registers at most
+    size, parts = (8 if b.lanes == LANES else 12) // wide, ROWS // (wide * b.lanes)
     # where there are 32 registers, a sum and the one that it is added to first are taken together
     pair = 2 if b.level.vector == CACHE_LINE else 1
     count = LANES // pair

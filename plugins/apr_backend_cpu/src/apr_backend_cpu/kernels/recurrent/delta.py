@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_backend_cpu.constants import NARROW, START, STATE, STOP, WIDE
-from apr_backend_cpu.kernels.recurrent.delta_token import delta_run, delta_wide
+from apr_backend_cpu.constants import NARROW, START, STATE, STOP
+from apr_backend_cpu.kernels.recurrent.delta_token import delta_run
 from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.exponential import exp32
 from apr_backend_cpu.kernels.vector.memory import floats_at, ints_at, matrix_at, row
@@ -29,14 +29,13 @@ def _unit_row(x, stride, heads, size, scale, out):
 
 @helper
 def _in_place(q, k, v, decay, beta, S, out):
-    """One token, one head: q, k [Dk]; v, out [Dv], Dv a multiple of 128; S [Dk, Dv]."""
+    """One token, one head: addresses of q and k [Dk], v and out [Dv], decay, beta; S [Dk, Dv], Dv a
+    multiple of 32."""
     keys, width = S.shape
-    for c in range(width // WIDE):
-        delta_wide(
-            U(S.ctypes.data) + U(4 * WIDE * c), U(q.ctypes.data), U(k.ctypes.data),
-            U(v.ctypes.data) + U(4 * WIDE * c), U(out.ctypes.data) + U(4 * WIDE * c),
-            decay, beta, U(keys), U(4 * width),
-        )  # fmt: skip
+    for c in range(0, width, NARROW):
+        skip = U(4 * c)
+        delta_run(U(S.ctypes.data) + skip, U(q), U(k), U(0), U(v) + skip, U(0), U(out) + skip, U(0),
+                  U(decay), U(beta), U(0), U(1), U(keys), U(4 * width))  # fmt: skip
 
 
 @helper
@@ -66,6 +65,7 @@ def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
     delta_run(
         U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
         U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
+        U(4 * NARROW),
     )  # fmt: skip
     _copy_columns(answers, out, columns)
     _copy_columns(block, S, columns)
@@ -109,9 +109,7 @@ def delta_task(arguments, i, scratch):
     q, k, decay, beta = a[0] + k_skip, a[1] + k_skip, a[5] + gate_skip, a[6] + gate_skip
     v_at, out_at = a[2] + h * a[4], a[13] + 4 * h * width
     if a[14] != 0:
-        _in_place(floats_at(q, keys), floats_at(k, keys), floats_at(v_at + start * a[3], width),
-                  floats_at(decay, 1)[0], floats_at(beta, 1)[0], S,
-                  floats_at(out_at + start * 4 * heads * width, width))  # fmt: skip
+        _in_place(q, k, v_at + start * a[3], decay, beta, S, out_at + start * 4 * heads * width)
     else:
         n = min(width - first, NARROW)
         _columns(q, k, k_bytes, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,

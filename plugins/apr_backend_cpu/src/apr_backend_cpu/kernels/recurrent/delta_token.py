@@ -1,153 +1,89 @@
 """The gated delta rule on some columns of one head's state, as vector IR.
 
-A single token reads the state, then writes it. A run of tokens goes over it once a token: while a
-key's row is written it is also read for the next token. The sums over keys run in two, even and odd
-keys, in both: a prompt in narrow blocks and a single token in wide ones give the same bits.
+A run of tokens goes over the state once a token: while a key's row is written it is also read for
+the next token. The sums over keys run in two, even and odd keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import LANES
+from apr_backend_cpu.constants import LANES, NARROW, VECTOR
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I64, V16F, Value, const
 
-VECTOR = 4 * LANES  # bytes
+VECTORS = NARROW // LANES  # of columns
 
 
-def make_delta_token(name: str, vectors: int) -> Any:
-    """A function: decay, read, write, query of `vectors` times 16 columns.
-
-    Arguments: addresses of S, q and k [keys], v and out; decay, beta; keys, an even number; bytes
-    between the rows of S.
-    """
-
-    def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wide = vectors if b.lanes == LANES else 2  # as many sums as there are registers for
-        for first in range(0, vectors, wide):
-            some(b, args, range(first, first + wide))
-
-    def some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
-        S, q, k, v, out, decay, beta, keys, stride = args
-        wide = len(columns)
-        decays, betas = b.splat(decay), b.splat(beta)
-        pairs = b.lshr(keys, ir.Constant(I64, 1))
-
-        def over_keys(step: Callable[[Value, Value, int], Value], vector: Value) -> list[Value]:
-            """Sums of step(address, key, column vector) times the scalars of `vector`."""
-
-            def body(i: Value, sums: list[Value]) -> list[Value]:
-                results = []
-                for odd in (0, 1):
-                    d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
-                    row = b.advance(S, d, stride)
-                    scalars = [b.splat(b.read(b.advance(p, d, 4), F32)) for p in (vector, k)]
-                    for n, c in enumerate(columns):
-                        s = step(b.at(row, VECTOR * c), scalars[1], n)
-                        results.append(b.fma(s, scalars[0], sums[wide * odd + n]))
-                return results
-
-            sums = b.count_loop(pairs, [const(V16F, 0.0)] * (2 * wide), body)
-            return [b.fadd(x, y) for x, y in zip(sums[:wide], sums[wide:], strict=True)]
-
-        def read(address: Value, key: Value, n: int) -> Value:
-            return b.read(address, V16F)  # decay is a factor of the sum: no store is needed here
-
-        recalled = [b.fmul(r, decays) for r in over_keys(read, k)]
-        deltas = [
-            b.fmul(b.fsub(b.read(b.at(v, VECTOR * c), V16F), r), betas)
-            for c, r in zip(columns, recalled, strict=True)
-        ]
-
-        def write(address: Value, key: Value, n: int) -> Value:
-            s = b.fma(key, deltas[n], b.fmul(b.read(address, V16F), decays))
-            b.write(s, address)
-            return s
-
-        for c, answer in zip(columns, over_keys(write, q), strict=True):
-            b.write(answer, b.at(out, VECTOR * c))
-
-    return vector(name, "pppppffpp", emit)
-
-
-def make_delta_run(name: str, vectors: int) -> Any:
-    """A function: all tokens of a segment on `vectors` times 16 columns.
+def _delta_run(b: Builder, args: tuple[Value, ...]) -> None:
+    """All tokens of a segment on 32 columns.
 
     Arguments: addresses of S [keys, columns], of q and k and bytes between two tokens', of v and
-    bytes, of out and bytes, of decays and of betas and bytes; tokens; keys, an even number.
+    bytes, of out and bytes, of decays and of betas and bytes; tokens; keys, an even number; bytes
+    between the rows of S.
     """
-    stride = VECTOR * vectors
+    wide = VECTORS if b.lanes == LANES else 1  # as many sums as there are registers for
+    for first in range(0, VECTORS, wide):
+        _some(b, args, range(first, first + wide))
 
-    def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
-        for first in range(0, vectors, wide):
-            some(b, args, range(first, first + wide))
 
-    def some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
-        S, q, k, qk_bytes, v, v_bytes, out, out_bytes, decay, beta, bytes_, tokens, keys = args
-        pairs, wide = b.lshr(keys, ir.Constant(I64, 1)), len(columns)
-        zeros = [const(V16F, 0.0)] * (2 * wide)
+def _some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
+    S, q, k, qk_bytes, v, v_bytes, out, out_bytes, decay, beta, bytes_, tokens, keys, stride = args
+    pairs, wide = b.lshr(keys, ir.Constant(I64, 1)), len(columns)
+    zeros = [const(V16F, 0.0)] * (2 * wide)
 
-        def over_keys(row: Callable[[Value, Value, int, list[Value]], list[Value]],
-                      start: list[Value]) -> list[Value]:  # fmt: skip
-            def body(i: Value, sums: list[Value]) -> list[Value]:
-                for odd in (0, 1):
-                    d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
-                    sums = row(b.advance(S, d, stride), d, odd, sums)
-                return sums
-
-            return b.count_loop(pairs, start, body)
-
-        def scalar(p: Value, d: Value) -> Value:
-            return b.splat(b.read(b.advance(p, d, 4), F32))
-
-        def first(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
-            key, sums = scalar(k, d), list(sums)
-            for i, c in enumerate(columns, wide * odd):
-                sums[i] = b.fma(b.read(b.at(row, VECTOR * c), V16F), key, sums[i])
+    def over_keys(row: Callable[[Value, Value, int, list[Value]], list[Value]],
+                  start: list[Value]) -> list[Value]:  # fmt: skip
+        def body(i: Value, sums: list[Value]) -> list[Value]:
+            for odd in (0, 1):
+                d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))
+                sums = row(b.advance(S, d, stride), d, odd, sums)
             return sums
 
-        def token(t: Value, recalled: list[Value]) -> list[Value]:
-            last = b.sub(tokens, ir.Constant(I64, 1))
-            following = b.select(b.icmp_unsigned("<", t, last), b.add(t, ir.Constant(I64, 1)), t)
-            here, now, then = (
-                b.advance(p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following))
-            )
-            decays, betas = (b.splat(b.read(b.advance(p, t, bytes_), F32)) for p in (decay, beta))
-            wanted = b.advance(v, t, v_bytes)
-            deltas = []
-            for i, c in enumerate(columns):
-                r = b.fmul(b.fadd(recalled[i], recalled[wide + i]), decays)
-                value = b.read(b.at(wanted, VECTOR * c), V16F)
-                deltas.append(b.fmul(b.fsub(value, r), betas))
+        return b.count_loop(pairs, start, body)
 
-            def write(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
-                key, query, coming = (scalar(p, d) for p in (now, here, then))
-                sums = list(sums)
-                for n, c in enumerate(columns):
-                    address, i = b.at(row, VECTOR * c), wide * odd + n
-                    s = b.fma(key, deltas[n], b.fmul(b.read(address, V16F), decays))
-                    b.write(s, address)
-                    sums[i] = b.fma(s, query, sums[i])
-                    sums[2 * wide + i] = b.fma(s, coming, sums[2 * wide + i])
-                return sums
+    def scalar(p: Value, d: Value) -> Value:
+        return b.splat(b.read(b.advance(p, d, 4), F32))
 
-            sums = over_keys(write, zeros + zeros)
-            answer = b.advance(out, t, out_bytes)
-            for i, c in enumerate(columns):
-                b.write(b.fadd(sums[i], sums[wide + i]), b.at(answer, VECTOR * c))
-            return sums[2 * wide :]
+    def first(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
+        key, sums = scalar(k, d), list(sums)
+        for i, c in enumerate(columns, wide * odd):
+            sums[i] = b.fma(b.read(b.at(row, VECTOR * c), V16F), key, sums[i])
+        return sums
 
-        b.count_loop(tokens, over_keys(first, zeros), token)
+    def token(t: Value, recalled: list[Value]) -> list[Value]:
+        last = b.sub(tokens, ir.Constant(I64, 1))
+        following = b.select(b.icmp_unsigned("<", t, last), b.add(t, ir.Constant(I64, 1)), t)
+        here, now, then = (b.advance(p, n, qk_bytes) for p, n in ((q, t), (k, t), (k, following)))
+        decays, betas = (b.splat(b.read(b.advance(p, t, bytes_), F32)) for p in (decay, beta))
+        wanted = b.advance(v, t, v_bytes)
+        deltas = []
+        for i, c in enumerate(columns):
+            r = b.fmul(b.fadd(recalled[i], recalled[wide + i]), decays)
+            value = b.read(b.at(wanted, VECTOR * c), V16F)
+            deltas.append(b.fmul(b.fsub(value, r), betas))
 
-    return vector(name, "ppppppppppppp", emit)
+        def write(row: Value, d: Value, odd: int, sums: list[Value]) -> list[Value]:
+            key, query, coming = (scalar(p, d) for p in (now, here, then))
+            sums = list(sums)
+            for n, c in enumerate(columns):
+                address, i = b.at(row, VECTOR * c), wide * odd + n
+                s = b.fma(key, deltas[n], b.fmul(b.read(address, V16F), decays))
+                b.write(s, address)
+                sums[i] = b.fma(s, query, sums[i])
+                sums[2 * wide + i] = b.fma(s, coming, sums[2 * wide + i])
+            return sums
+
+        sums = over_keys(write, zeros + zeros)
+        answer = b.advance(out, t, out_bytes)
+        for i, c in enumerate(columns):
+            b.write(b.fadd(sums[i], sums[wide + i]), b.at(answer, VECTOR * c))
+        return sums[2 * wide :]
+
+    b.count_loop(tokens, over_keys(first, zeros), token)
 
 
-NARROW, WIDE = 32, 128  # columns
-delta_run = make_delta_run("delta_run", NARROW // LANES)
-delta_wide = make_delta_token("delta_wide", WIDE // LANES)
+delta_run = vector("delta_run", "p" * 14, _delta_run)
