@@ -8,6 +8,7 @@ cut of the prompt or on threads. A task is some queries, or, where there are few
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from typing import Any
 
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 from apr_backend_cpu.constants import (
     APPEND,
     CACHE_COLUMNS,
+    CAPACITY,
     F16,
     F32,
     FIRST_PART,
+    KEYS_AT,
     LANES,
     PART,
     POSITION,
     Q8,
     SEGMENT,
     START,
+    STOP,
 )
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
@@ -61,61 +65,98 @@ def _scratch(queries: int, dim: int) -> int:
     return queries * (3 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
 
 
-def _fill(table: NDArray[np.int64], state: Any, step: Any) -> None:
-    """A row a segment; makes room in the caches."""
-    for i, seg in enumerate(step.segments):
-        state.reserve(seg.slot, seg.position + seg.stop - seg.start)
-        keys, values = state.keys[seg.slot], state.values[seg.slot]
-        table[i, :FIRST_PART] = (
-            seg.start, seg.stop, address(keys), address(values), keys.shape[1], seg.position,
-        )  # fmt: skip
+class _Layout:
+    """Where the tokens of a step are: the same in every layer."""
+
+    def __init__(self, step: Any) -> None:
+        self.step = step
+        self.segments = np.array(
+            [(seg.start, seg.stop, seg.position) for seg in step.segments], np.int64
+        ).reshape(-1, 3)
+        sizes = self.segments[:, 1] - self.segments[:, 0]
+        # of segments below FEW, each token: number of the segment, and of the token in it
+        single = [(i, t) for i in np.flatnonzero(sizes < FEW) for t in range(sizes[i])]
+        self.single = np.array(single, np.int64).reshape(-1, 2)
+        self.positions = self.segments[self.single[:, 0], 2] + self.single[:, 1]
+        counts = self.positions // PART + 1
+        self.first_parts, self.parts = np.cumsum(counts) - counts, int(counts.sum())
+
+
+_latest: _Layout | None = None
+
+
+def _layout(step: Any) -> _Layout:
+    """Made by the first layer of a step that asks."""
+    global _latest
+    found = _latest
+    if found is None or found.step is not step:
+        found = _latest = _Layout(step)
+    return found
+
+
+class _Segments:
+    """A row a segment: where its tokens stand, and the caches of a layer."""
+
+    def __init__(self, layout: _Layout, state: Any) -> None:
+        self._state = state
+        self.table = np.zeros((len(layout.segments), SEGMENT), np.int64)
+        self.table[:, [START, STOP]] = layout.segments[:, :2]
+        self._seen: list[Any] = [lambda: None] * len(self.table)  # weakly: slots are freed
+
+    def refresh(self, layout: _Layout) -> bool:
+        """Make room in the caches; whether any of them is another than before."""
+        state, moved = self._state, False
+        self.table[:, POSITION] = layout.segments[:, 2]
+        for i, seg in enumerate(layout.step.segments):
+            state.reserve(seg.slot, seg.position + seg.stop - seg.start)
+            keys = state.keys[seg.slot]
+            if keys is not self._seen[i]():
+                where = address(keys), address(state.values[seg.slot]), keys.shape[1]
+                self.table[i, KEYS_AT : CAPACITY + 1] = where
+                self._seen[i], moved = weakref.ref(keys), True
+        return moved
 
 
 class _Few:
     """Tokens whose parts are tasks. The number of parts grows with the context."""
 
     def __init__(
-        self, p: Program, single: NDArray[np.int64], numbers: tuple[int, ...], q: Floats,
-        out: Floats,
-    ) -> None:  # fmt: skip
-        heads, kv_heads, dim, scale, kind = numbers
-        self.single = single  # [tokens, 2]: number of the segment, token within it
-        self.tokens = np.zeros((len(single), SEGMENT), np.int64)
-        self.program, self.kv_heads, self.group, self.dim = p, kv_heads, heads // kv_heads, dim
-        self.room = np.empty(0, np.float32)
-        given = (address(q), address(self.tokens), len(single), heads, kv_heads, dim, scale, kind)
-        parts = p.add("attend_few_task", 0, *given, 0, 0, 0, 0, scratch=_scratch(self.group, dim))
-        self.number = p.last
-        merge = p.add(
-            "merge_task",
-            kv_heads * len(single),
-            *given,
-            0,
-            0,
-            0,
-            0,
-            address(out),
-            scratch=_scratch(self.group, dim),
-        )
-        self.arguments = (parts, merge)
+        self, p: Program, layout: _Layout, numbers: tuple[int, ...], q: Floats, out: Floats
+    ) -> None:
+        heads, kv_heads, dim, *_ = numbers
+        count = len(layout.single)
+        self._segments = layout.single[:, 0]
+        self._table = np.zeros((count, SEGMENT), np.int64)
+        self._table[:, START] = layout.segments[self._segments, 0] + layout.single[:, 1]
+        self._program, self._kv_heads, self._group, self._dim = p, kv_heads, heads // kv_heads, dim
+        self._room, self._parts = np.empty(0, np.float32), 0
+        given, scratch = (address(q), address(self._table), count), _scratch(self._group, dim)
+        more = (*numbers, 0, 0, 0, 0)
+        parts = p.add("attend_few_task", 0, *given, *more, scratch=scratch)
+        self._number = p.last
+        merge = p.add("merge_task", kv_heads * count, *given, *more, address(out), scratch=scratch)
+        self._arguments = (parts, merge)
         p.keep(self)
 
-    def refresh(self, table: NDArray[np.int64]) -> None:
-        """The parts of every token, where segments stand as `table` says."""
-        self.tokens[:] = table[self.single[:, 0]]
-        self.tokens[:, START] += self.single[:, 1]
-        self.tokens[:, POSITION] += self.single[:, 1]
-        counts = self.tokens[:, POSITION] // PART + 1
-        self.tokens[:, FIRST_PART] = np.cumsum(counts) - counts
-        parts = int(counts.sum())
-        tasks = self.kv_heads * parts
-        queries = tasks * self.group
-        if self.room.size < queries * (self.dim + 2):
-            self.room = np.empty(2 * queries * (self.dim + 2), np.float32)
-        tops = address(self.room)
-        for arguments in self.arguments:
-            arguments[8:12] = parts, tops, tops + 4 * queries, tops + 8 * queries
-        self.program.set_tasks(self.number, tasks)
+    def refresh(self, layout: _Layout, table: NDArray[np.int64], moved: bool) -> None:
+        """The parts of every token, where segments and their caches are as `table` says."""
+        self._table[:, POSITION] = layout.positions
+        self._table[:, FIRST_PART] = layout.first_parts
+        if moved:
+            caches = slice(KEYS_AT, CAPACITY + 1)
+            self._table[:, caches] = table[self._segments, caches]
+        if layout.parts != self._parts:
+            self._parts = layout.parts
+            self._make_room(self._kv_heads * layout.parts)
+
+    def _make_room(self, tasks: int) -> None:
+        queries = tasks * self._group
+        if self._room.size < queries * (self._dim + 2):
+            self._room = np.empty(2 * queries * (self._dim + 2), np.float32)
+        tops = address(self._room)
+        for arguments in self._arguments:
+            arguments[8:12] = self._parts, tops, tops + 4 * queries, tops + 8 * queries
+        self._program.set_tasks(self._number, tasks)
 
 
 def _queries(count: int, kv_heads: int) -> int:
@@ -126,22 +167,18 @@ def _queries(count: int, kv_heads: int) -> int:
     return most
 
 
-def _attend(p: Program, table: NDArray[np.int64], step: Any, numbers: tuple[int, ...],
-            q: Floats, out: Floats) -> _Few | None:  # fmt: skip
-    """Instructions for all segments; returns the tokens of short ones."""
-    heads, kv_heads, dim, scale, kind = numbers
-    single = []
-    for i, seg in enumerate(step.segments):
-        size = seg.stop - seg.start
-        if size < FEW:
-            single += [(i, t) for t in range(size)]
-        else:
-            most = _queries(size * (heads // kv_heads), kv_heads)
-            tiles = -(-size * (heads // kv_heads) // most)
-            p.add("attend_many_task", kv_heads * tiles, address(q), address(out),
-                  address(table[i]), heads, kv_heads, dim, scale, kind, tiles, most,
-                  scratch=_scratch(most, dim))  # fmt: skip
-    return _Few(p, np.array(single), numbers, q, out) if single else None
+def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers: tuple[int, ...],
+                 q: Floats, out: Floats) -> None:  # fmt: skip
+    """Instructions for segments whose queries are tasks."""
+    heads, kv_heads, dim, *_ = numbers
+    for i, (start, stop, _) in enumerate(layout.segments.tolist()):
+        if stop - start < FEW:
+            continue
+        count = (stop - start) * (heads // kv_heads)
+        most = _queries(count, kv_heads)
+        tiles = -(-count // most)
+        p.add("attend_many_task", kv_heads * tiles, address(q), address(out), address(table[i]),
+              *numbers, tiles, most, scratch=_scratch(most, dim))  # fmt: skip
 
 
 def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: float) -> Floats:
@@ -155,18 +192,21 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
         answer: Floats = CORE_OPS["attention"](np, *map(plain, (q, k, v)), state, step, scale)
         return answer
     q, k, v = (strided(x, whole=True).array for x in (q, k, v))
-    kv_heads, table = k.shape[1], np.zeros((len(step.segments), SEGMENT), np.int64)
-    kind = address(_methods()[KINDS[state.dtype][0]])
-    out = new(q.shape)
+    kv_heads, layout, out = k.shape[1], _layout(step), new(q.shape)
+    segments = _Segments(layout, state)
+    table, kind = segments.table, address(_methods()[KINDS[state.dtype][0]])
+    numbers = (heads, kv_heads, dim, bits(scale), kind)
     with instructions(q, k, v, table, out) as p:
         p.add("append_task", tokens, address(k), address(v), address(table), len(table), kv_heads,
               dim, kind)  # fmt: skip
-        few = _attend(p, table, step, (heads, kv_heads, dim, bits(scale), kind), q, out)
+        _attend_many(p, layout, table, numbers, q, out)
+        few = _Few(p, layout, numbers, q, out) if len(layout.single) else None
 
         def refresh(ids: Any, step: Any) -> None:
-            _fill(table, state, step)
+            layout = _layout(step)
+            moved = segments.refresh(layout)
             if few:
-                few.refresh(table)
+                few.refresh(layout, table, moved)
 
         each_time(p, refresh, step=step)
     return out

@@ -107,16 +107,21 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
     return total
 
 
-def _dot(b: Builder, codes: Value, runs: list[tuple[Value, int]]) -> Value:
-    """The dots of blocks, summed in fours; a run is the address of a record and a number in it."""
-    chain = Chain(b, 8)
+def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]) -> Value:
+    """The dots of blocks, in 8 sums each; a run is the address of a record and a number in it.
+
+    Where activations are int16, codes are taken with their signs: there is no `shift_of`.
+    """
     if not b.sums_pairs:
+        chain = Chain(b, 8)
         chain.add(codes, b.joined([b.read(b.at(x, AT_Q + 32 * r), V32B) for x, r in runs]))
         return chain.total()
-    kind = vector_of(I16, 32)
+    kind, count = vector_of(I16, 32), codes.type.count
     values = b.joined([b.read(b.at(x, AT_Q16 + 64 * r), kind) for x, r in runs])
-    count = codes.type.count
-    return b.fold(b.add_pairs(b.zext(codes, vector_of(I16, count)), values))
+    signed = vector_of(I16, count)
+    dots = b.add_pairs(b.sub(b.zext(codes, signed), const(signed, format.zero)), values)
+    low = [16 * run + lane for run in range(len(runs)) for lane in range(8)]
+    return b.add(b.shuffle(dots, low), b.shuffle(dots, [lane + 8 for lane in low]))
 
 
 def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
@@ -124,7 +129,7 @@ def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
     dots = []
     for runs in runs_of(b, format):
         codes = b.joined([format.row(b, blocks[r], 0) for r in runs])
-        dots.append(_dot(b, codes, [(x, r) for r in runs]))
+        dots.append(_dot(b, format, codes, [(x, r) for r in runs]))
     return group_sums(b, dots)
 
 
@@ -218,7 +223,9 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
             offset, here = blocks.offset(which), b.advance(x, g, 4)
             numbers = blocks.numbers(which, [b.add(p, offset) for p in rows], number(first_row))
             total = b.read(b.advance(turned, g, 4 * count), sums)
-            total = b.add(total, b.splat(shift_of(b, format, b.at(here, AT_SHIFT32)), count))
+            if not b.sums_pairs:
+                shift = shift_of(b, format, b.at(here, AT_SHIFT32))
+                total = b.add(total, b.splat(shift, count))
             return [add_block(b, numbers, total, here, ys[0])]
 
         return b.count_loop(some, ys, block)
@@ -243,7 +250,7 @@ def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: 
         p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
         b.prefetch(b.at(p, AHEAD), format.nbytes)
         x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
-        dots = _dot(b, format.row(b, p, 0), [(x, 0)])
+        dots = _dot(b, format, format.row(b, p, 0), [(x, 0)])
         total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
         b.write(total, b.advance(b.advance(out, whole, 32 * ROWS), g, 4))
         return values
