@@ -10,6 +10,7 @@ that sum takes, and activations are arranged alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from apr_backend_cpu.constants import CACHE_LINE, LANES, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
@@ -33,6 +34,8 @@ from apr_backend_cpu.kernels.vector.memory import ints_at
 
 Loader = Callable[[Builder, Value], Value]
 V16S = vector_of(I16, LANES)
+FEW_SIZES = (1, 2, 4, 8)  # rows of activations
+COLUMNS = 32  # times 16, that several of them meet at a time
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
@@ -57,22 +60,71 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         xs = addresses(b, xp, x_stride, size, tokens)
         outs = addresses(b, op, out_stride, size, tokens)
 
-        def row(r: Value, values: Values) -> Values:
-            first = b.advance(wp, r, row_bytes)
+        wide = size if b.lanes == LANES else min(size, 4)  # as many sums as registers hold
+        room, near = b.room(ROWS * size * VECTOR), b.room(COLUMNS * size * VECTOR)
 
+        def dots(p: Value, reads: list[Callable[[Value], Value]], steps: Value, fetch: bool,
+                 start: Values) -> Values:  # fmt: skip
             def step(i: Value, sums: Values) -> Values:
-                p = b.advance(first, i, LANES * itemsize)
-                b.prefetch(b.at(p, AHEAD), LANES * itemsize)
-                weights = loader(b, p)
-                return [b.fma(weights, b.read(b.advance(x, i, VECTOR), V16F), total)
-                        for x, total in zip(xs, sums, strict=True)]  # fmt: skip
+                here = b.advance(p, i, LANES * itemsize)
+                if fetch:
+                    b.prefetch(b.at(here, AHEAD), LANES * itemsize)
+                weights = loader(b, here)
+                return [b.fma(weights, b.read(read(i), V16F), total)
+                        for read, total in zip(reads, sums, strict=True)]  # fmt: skip
 
-            sums = b.count_loop(n, [const(V16F, 0.0)] * size, step)
+            return b.count_loop(steps, start, step)
+
+        def chunk(c: Value, values: Values) -> Values:
+            """Some columns of all rows, whose activations then are in the first-level cache."""
+            begin = b.mul(c, number(COLUMNS))
+            left = b.sub(n, begin)
+            steps = b.select(b.icmp_unsigned("<", left, number(COLUMNS)), left, number(COLUMNS))
+
+            def copy(i: Value, values: Values) -> Values:
+                for t, x in enumerate(xs):
+                    value = b.read(b.advance(x, b.add(begin, i), VECTOR), V16F)
+                    b.write(value, b.at(b.advance(near, i, VECTOR * size), VECTOR * t))
+                return values
+
+            def row(r: Value, values: Values) -> Values:
+                weights = b.advance(b.advance(wp, r, row_bytes), begin, LANES * itemsize)
+                kept = b.advance(room, r, VECTOR * size)
+                for first in range(0, size, wide):
+                    places = [b.at(kept, VECTOR * (first + t)) for t in range(wide)]
+                    reads = [partial(b.advance, b.at(near, VECTOR * (first + t)),
+                                     stride=VECTOR * size) for t in range(wide)]  # fmt: skip
+                    start = [b.read(p, V16F) for p in places]
+                    sums = dots(weights, reads, steps, not first, start)
+                    for total, p in zip(sums, places, strict=True):
+                        b.write(total, p)
+                return values
+
+            b.count_loop(steps, [], copy)
+            return b.count_loop(rows, values, row)
+
+        def result(r: Value, values: Values) -> Values:
+            kept = b.advance(room, r, VECTOR * size)
+            for t, out in enumerate(outs):
+                total = b.horizontal_sum(b.read(b.at(kept, VECTOR * t), V16F))
+                b.write(total, b.advance(out, r, 4))
+            return values
+
+        def whole(r: Value, values: Values) -> Values:
+            zeros = [const(V16F, 0.0)] * size
+            reads = [partial(b.advance, x, stride=VECTOR) for x in xs]
+            sums = dots(b.advance(wp, r, row_bytes), reads, n, True, zeros)
             for total, out in zip(sums, outs, strict=True):
                 b.write(b.horizontal_sum(total), b.advance(out, r, 4))
             return values
 
-        b.count_loop(rows, [], row)
+        if size < FEW_SIZES[2]:  # activations of two rows stay in the cache
+            b.count_loop(rows, [], whole)
+            return
+        for place in range(0, ROWS * size * VECTOR, VECTOR):
+            b.write(const(V16F, 0.0), b.at(room, place))
+        b.count_loop(b.udiv(b.add(n, number(COLUMNS - 1)), number(COLUMNS)), [], chunk)
+        b.count_loop(rows, [], result)
 
     vector(name, "p" * 9, emit)
 
@@ -224,7 +276,6 @@ def arrange_task(arguments, i, scratch):
 LOADERS: dict[str, tuple[Loader, int]] = {
     "f32": (_load_f32, 4), "f16": (_load_f16, 2), "bf16": (_load_bf16, 2),
 }  # fmt: skip
-FEW_SIZES = (1, 2, 4, 8)
 for _format, (_loader, _itemsize) in LOADERS.items():
     make_unpack(f"dense_unpack_{_format}", _loader, _itemsize)
     for _size in FEW_SIZES:
