@@ -10,6 +10,7 @@ import numpy as np
 
 from apr_backend_cpu.constants import (
     CACHE_KIND,
+    CACHE_LINE,
     ITEM,
     LANES,
     MIX,
@@ -24,6 +25,7 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.kernels.attention.q8_rows import round_q8
 from apr_backend_cpu.kernels.attention.tiles import KEYS, largest, mix_f32_61, mix_f32_64
 from apr_backend_cpu.kernels.linear.dense import dense_many
+from apr_backend_cpu.kernels.linear.tiles import fetch
 from apr_backend_cpu.kernels.source import helper
 from apr_backend_cpu.kernels.vector.exponential import exp32, softmax_weights
 from apr_backend_cpu.kernels.vector.memory import U, call
@@ -93,14 +95,22 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
 
 
 @helper
-def _scores_tiled(methods, arranged, queries, dim, keys, stride, count, scores, room):
-    """As `_scores`, for many queries: arranged as `dense_many` wants them; keys are unpacked."""
+def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room):
+    """As `_scores`, for many queries: arranged as `dense_many` wants them; keys are unpacked.
+
+    Meanwhile the keys that come next are fetched, and the values.
+    """
     n, out = U(dim // LANES), U(scores.ctypes.data)
+    nbytes = U(LANES) * stride
+    lines = nbytes // U(CACHE_LINE * ((queries + TOKENS - 1) // TOKENS)) + U(1)
     for first in range(0, count, LANES):  # a cache has room for whole parts
-        kp = keys + U(first) * stride
+        kp, skip = keys + U(first) * stride, U(first) * stride
         call(methods[UNPACK_KEYS], (kp, stride, U(LANES), U(room), n))
         for t in range(0, queries, TOKENS):
             some = U(min(TOKENS, queries - t))
+            fetch(kp + nbytes, lines)
+            fetch(values + skip, lines)
+            kp, skip = kp + lines * U(CACHE_LINE), skip + lines * U(CACHE_LINE)
             dense_many(U(room), U(arranged) + U(4 * dim * t), U(4 * dim), some,
                        out + U(4 * (PART * t + first)), U(4 * PART), n)  # fmt: skip
 
@@ -195,7 +205,7 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
 def tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, room):
     """As `part`, for many queries of float caches: keys and values are unpacked for all of them."""
     count, (queries, dim) = _most(seen), out.shape
-    _scores_tiled(methods, arranged, queries, dim, keys, stride, count, scores, room)
+    _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room)
     _exponentials(scores, seen, scale, count, tops, sums)
     _clear(out)
     _mix_tiled(methods, scores, values, stride, count, out, room)
