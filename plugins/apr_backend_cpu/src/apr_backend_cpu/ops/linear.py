@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from apr_backend_cpu.ops.layout_tables import LayoutTables
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
 from apr_backend_cpu.run.recording import plain, settle
+from apr_backend_cpu.run.threads import threads_in_use
 
 Floats = NDArray[np.float32]
 TASK_BYTES = 64 << 10  # weights of a task where memory is the limit
@@ -53,7 +55,7 @@ class Group:
         self.packed = any(w.format not in FLOATS for w in weights)
         self.dense = any(w.format in FLOATS for w in weights)
         self.padded = any(w.format in FLOATS and w.cols % WIDTH for w in weights)
-        self._bounds: dict[bool, NDArray[np.int64]] = {}
+        self._bounds: dict[tuple[bool, int], NDArray[np.int64]] = {}
 
     def _methods(self, w: Any) -> int:
         """Where the compiled code finds the functions of a weight's format."""
@@ -84,17 +86,20 @@ class Group:
         return parts
 
     def bounds(self, few: bool) -> NDArray[np.int64]:
-        """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many."""
-        found = self._bounds.get(few)
+        """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many; as
+        many tasks for each thread."""
+        threads = threads_in_use()
+        found = self._bounds.get((few, threads))
         if found is None:
             rows, row_bytes = self.table[:, PART_ROWS], self.table[:, ROW_BYTES]
             counts = -(-rows.astype(np.int64) // ROWS)
             size = ROWS * row_bytes if few else np.ones_like(row_bytes)
             done = np.concatenate([[0], np.cumsum(np.repeat(size, counts).astype(np.float64))])
-            tasks = max(1, round(done[-1] / (TASK_BYTES if few else SIDE_BY_SIDE)))
+            each = done[-1] / threads / (TASK_BYTES if few else SIDE_BY_SIDE)
+            tasks = threads * math.ceil(each)
             found = np.searchsorted(done, done[-1] * np.arange(tasks + 1) / tasks).astype(np.int64)
             found[0], found[-1] = 0, done.size - 1
-            self._bounds[few] = found
+            self._bounds[few, threads] = found
         return found
 
     def __call__(self, x: Floats) -> list[Floats]:
