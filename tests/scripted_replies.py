@@ -65,7 +65,7 @@ REPLIES = {
     "hostile": {"text": HOSTILE, "reasoning": HOSTILE},
     "think": {"reasoning": THOUGHT, "text": "12 + 30 = **42**.", "pause": 0.03},
     "What is 12 plus 30?": {"reasoning": THOUGHT, "text": "12 + 30 = **42**."},
-    "long": {"text": "".join(f"Line {n} of many.\n\n" for n in range(400)), "pause": 0.02},
+    "long": {"text": "".join(f"Line {n} of many.\n\n" for n in range(2000)), "pause": 0.02},
     "cut": {"text": "This is cut", "reason": "length"},
     "full": {"text": "The queue is full: 64 requests wait already.", "status": 429},
     "dies": {"text": "Half an ans", "dies": "The engine ran out of memory for this sequence."},
