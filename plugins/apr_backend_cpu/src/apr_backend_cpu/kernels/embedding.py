@@ -6,7 +6,7 @@ import numpy as np
 from numba import carray
 
 from apr_backend_cpu.kernels.linear.dense import LOADERS, Loader
-from apr_backend_cpu.kernels.linear.formats import FORMATS, Format, Values, six_bit
+from apr_backend_cpu.kernels.linear.formats import FORMATS, Format, Values, byte, six_bit
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, Value, const, vector_of
@@ -26,8 +26,7 @@ def _affine(b: Builder, p: Value) -> list[tuple[Values, Value]]:
     scales, mins = six_bit(b, *(b.read(b.at(p, 4 + 4 * k), I32) for k in range(3)))
 
     def times(factor: Value, words: Values, r: int) -> Value:
-        byte = b.and_(b.lshr(words[r // 4], const(I32, r % 4 * 8)), const(I32, 0xFF))
-        return b.fmul(factor, b.uitofp(byte, F32))
+        return b.fmul(factor, b.uitofp(byte(b, words, r), F32))
 
     return [([times(d, scales, r)] * 2, times(dmin, mins, r)) for r in range(8)]
 

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.q8_rows import groups_of, int64, lane_scales
-from apr_backend_cpu.kernels.attention.tiles import KEYS, make_mix, tile_of
+from apr_backend_cpu.kernels.attention.tiles import KEYS, by_tiles, make_mix, tile_of
 from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
@@ -72,26 +72,23 @@ def make_scores(name: str, queries: int) -> Any:
         def block(k: Value, totals: list[Value]) -> list[Value]:
             first = b.mul(k, groups)
 
-            def some(some_qs: list[Value], some_ks: list[Value], fetch: bool) -> list[Value]:
+            def some(query: int, key: int) -> list[Value]:
+                some_qs, some_ks = qs[query : query + wide[0]], ks[key : key + wide[1]]
+
                 def body(i: Value, sums: list[Value]) -> list[Value]:
                     i = b.add(first, i)
-                    if fetch:  # two lines: nearly all
+                    if not query and not key:  # two lines: nearly all
                         b.prefetch(b.advance(ahead, i, size), 8 * LANES)
                     keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in some_ks]
                     rounded = [b.read(b.advance(q, i, 4 * LANES), V16I) for q in some_qs]
-                    pairs = [(query, key) for query in rounded for key in keys]
+                    pairs = [(x, y) for x in rounded for y in keys]
                     return [b.pair_dot(total, *pair)
                             for total, pair in zip(sums, pairs, strict=True)]  # fmt: skip
 
                 zeros = [const(V16I, 0)] * (len(some_qs) * len(some_ks))
                 return b.count_loop(groups, zeros, body)
 
-            dots = [const(V16I, 0)] * (queries * KEYS)
-            for i in range(0, queries, wide[0]):
-                for j in range(0, KEYS, wide[1]):
-                    found = some(qs[i : i + wide[0]], ks[j : j + wide[1]], not i and not j)
-                    for m, dot in enumerate(found):
-                        dots[KEYS * (i + m // wide[1]) + j + m % wide[1]] = dot
+            dots = by_tiles(queries, wide, some)
             here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
             scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
             # lanes with one scale are added first, before it is needed

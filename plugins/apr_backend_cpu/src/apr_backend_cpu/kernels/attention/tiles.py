@@ -14,24 +14,15 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES, VECTOR
+from apr_backend_cpu.kernels.linear.dense import LOADERS, Loader
 from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I16, I64, V16F, Value, const
+from apr_backend_cpu.kernels.vector.ir import F32, I64, V16F, Value, const
 
 KEYS = 4  # of a tile
-V16HALF = ir.VectorType(I16, LANES)
 LARGEST_HALF = 65504.0
-Loader = Callable[[Builder, Value], Value]
 WeightOf = Callable[[Builder, Value, Value], Value]
-
-
-def _load_f32(b: Builder, p: Value) -> Value:
-    return b.read(p, V16F)
-
-
-def _load_f16(b: Builder, p: Value) -> Value:
-    return b.from_half(b.read(p, V16HALF))
 
 
 def _sums(b: Builder, vectors: list[Value]) -> Value:
@@ -52,6 +43,17 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
 def tile_of(b: Builder, queries: int) -> tuple[int, int]:
     """Queries and keys that meet at a time: as many as there are registers for sums."""
     return (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
+
+
+def by_tiles(queries: int, wide: tuple[int, int],
+             block: Callable[[int, int], list[Value]]) -> list[Value]:  # fmt: skip
+    """Sums [queries][keys] from block(first query, first key), whose sums are those of a tile."""
+    found = {}
+    for first in range(0, queries, wide[0]):
+        for key in range(0, KEYS, wide[1]):
+            for k, total in enumerate(block(first, key)):
+                found[first + k // wide[1], key + k % wide[1]] = total
+    return [found[place] for place in sorted(found)]
 
 
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
@@ -84,12 +86,8 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
 
             return b.count_loop(n, [const(V16F, 0.0)] * (wide[0] * wide[1]), body)
 
-        zero = const(V16F, 0.0)
-        dots = [zero] * LANES
-        for first in range(0, queries, wide[0]):
-            for key in range(0, KEYS, wide[1]):
-                for k, total in enumerate(block(first, key)):
-                    dots[KEYS * (first + k // wide[1]) + key + k % wide[1]] = total
+        dots = by_tiles(queries, wide, block)
+        dots += [const(V16F, 0.0)] * (LANES - len(dots))
         sums = _sums(b, dots)
         for i, out in enumerate(addresses(b, op, o_stride, queries, count)):
             b.write(b.shuffle(sums, [KEYS * i + j for j in range(KEYS)]), out)
@@ -213,10 +211,11 @@ largest = vector("largest", "pp", _largest, "f")
 
 append_f16 = make_append("append_f16", True)
 append_f32 = make_append("append_f32", False)
-for _name, _loader, _size in (("f16", _load_f16, 2), ("f32", _load_f32, 4)):
+for _name in ("f16", "f32"):
+    _loader, _size = LOADERS[_name]
     for _queries in (1, 4):
         make_scores(f"scores_{_name}_{_queries}", _loader, _size, _queries)
         for _vectors in (1, 4):
             make_mix(f"mix_{_name}_{_queries}{_vectors}", _loader, _size, _queries, _vectors)
     make_widen(f"widen_{_name}", _loader, _size)
-mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", _load_f32, 4, 6, n) for n in (1, 4))
+mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", *LOADERS["f32"], 6, n) for n in (1, 4))

@@ -78,8 +78,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         def chunk(c: Value, values: Values) -> Values:
             """Some columns of all rows, whose activations then are in the first-level cache."""
             begin = b.mul(c, number(COLUMNS))
-            left = b.sub(n, begin)
-            steps = b.select(b.icmp_unsigned("<", left, number(COLUMNS)), left, number(COLUMNS))
+            steps = b.least(b.sub(n, begin), number(COLUMNS))
 
             def copy(i: Value, values: Values) -> Values:
                 for t, x in enumerate(xs):

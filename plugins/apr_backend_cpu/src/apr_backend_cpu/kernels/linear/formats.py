@@ -109,6 +109,11 @@ def superblocks(b: Builder, runs: Value) -> Value:
     return b.lshr(b.add(runs, number(7)), number(3))
 
 
+def blocks_in(b: Builder, format: Format, runs: Value) -> Value:
+    """How many of the format's blocks, of 256 values or of 32, there are in so many runs."""
+    return superblocks(b, runs) if format.group else runs
+
+
 class Blocks:
     """Where the blocks of 32 values of a weight are, and the numbers of each.
 
@@ -282,8 +287,8 @@ def _put(b: Builder, values: Values, room: Value, offset: int) -> None:
         b.write(value, b.at(room, offset + VECTOR * k))
 
 
-def _byte(b: Builder, words: Values, index: int) -> Value:
-    """The index-th unsigned byte of vectors of words, as int32."""
+def byte(b: Builder, words: Values, index: int) -> Value:
+    """The index-th unsigned byte of words, which may be vectors, as int32."""
     kind = words[0].type
     return b.and_(b.lshr(words[index // 4], const(kind, index % 4 * 8)), const(kind, 0xFF))
 
@@ -303,7 +308,7 @@ def _head_affine(b: Builder, rows: Values, room: Value, sums_only: bool) -> None
     ds, *words = packed_columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
     if not sums_only:
-        _put(b, [b.pair_of(_byte(b, scales, g)) for g in range(8)], room, SCALES)
+        _put(b, [b.pair_of(byte(b, scales, g)) for g in range(8)], room, SCALES)
     _put(b, _byte_pairs(b, mins), room, PAIRS)
     half = vector_of(I16, b.lanes)
     b.write(b.from_half(b.trunc(ds, half)), b.at(room, D))

@@ -215,8 +215,7 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
             for k, column in enumerate(columns4(b, quads)):
                 b.write(column, b.at(turned, 4 * count * (4 * half + k)))
         first = b.shl(i, number(3))
-        some = b.sub(n, first)
-        some = b.select(b.icmp_unsigned("<", some, number(8)), some, number(8))
+        some = b.least(b.sub(n, first), number(8))
 
         def block(g: Value, ys: Values) -> Values:
             which = b.add(first, g)

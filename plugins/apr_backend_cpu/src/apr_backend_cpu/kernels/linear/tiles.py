@@ -42,9 +42,9 @@ from apr_backend_cpu.kernels.linear.formats import (
     Format,
     Rows,
     Values,
+    blocks_in,
     number,
     opaque,
-    superblocks,
 )
 from apr_backend_cpu.kernels.linear.one_row import (
     add_block,
@@ -66,8 +66,7 @@ def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) 
     """Of `size` rows of activations or results; from the count-th on, it is the last again."""
     last, found = b.sub(count, number(1)), []
     for t in range(size):
-        capped = b.select(b.icmp_unsigned("<", number(t), last), number(t), last)
-        found.append(opaque(b, b.advance(start, capped, stride)))
+        found.append(opaque(b, b.advance(start, b.least(number(t), last), stride)))
     return found
 
 
@@ -237,7 +236,7 @@ def make_few(name: str, format: Format, size: int) -> None:
 
             zeros = [const(vector_of(F32, b.lanes), 0.0)] * size
             body = superblock if format.group else block
-            ys = b.count_loop(superblocks(b, n) if format.group else n, zeros, body)
+            ys = b.count_loop(blocks_in(b, format, n), zeros, body)
             for y, out in zip(ys, outs, strict=True):
                 b.write(y, b.advance(out, k, b.level.vector))
             return values
@@ -298,7 +297,7 @@ def make_unpack(name: str, format: Format) -> None:
                 return values
 
             body = superblock if format.group else block
-            return b.count_loop(superblocks(b, n) if format.group else n, values, body)
+            return b.count_loop(blocks_in(b, format, n), values, body)
 
         b.count_loop(number(ROWS // b.lanes), [], part)
 
@@ -344,8 +343,7 @@ def make_many(name: str, format: Format) -> None:
                     return step(r, [_unpacked_codes(b, format, s) for s in starts], totals)
 
                 left = b.sub(n, b.shl(i, number(3)))
-                most = b.icmp_unsigned("<", left, number(8))
-                return b.count_loop(b.select(most, left, number(8)), totals, run)
+                return b.count_loop(b.least(left, number(8)), totals, run)
 
             return _superblock(b, format, heads, xs, read)
 
@@ -386,7 +384,7 @@ def make_many(name: str, format: Format) -> None:
             b.write(b.read(b.advance(sums, t, VECTOR), V16F), b.advance(op, t, out_stride))
             return values
 
-        b.count_loop(superblocks(b, n) if format.group else n, [], each)
+        b.count_loop(blocks_in(b, format, n), [], each)
         b.count_loop(tokens, [], result)
 
     vector(name, "ppppppp", emit)

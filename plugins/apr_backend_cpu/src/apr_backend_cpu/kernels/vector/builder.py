@@ -253,6 +253,10 @@ class Builder(ir.IRBuilder):
                 function, [self.inttoptr(self.at(address, line), pointer), read, second_level, data]
             )
 
+    def least(self, x: Value, y: Value) -> Value:
+        """The smaller of two counts."""
+        return self.select(self.icmp_unsigned("<", x, y), x, y)
+
     def advance(self, base: Value, index: Value, stride: int | Value) -> Value:
         """base + index * stride, in bytes."""
         step = ir.Constant(I64, stride) if isinstance(stride, int) else stride
