@@ -10,7 +10,7 @@ import numpy as np
 
 from apr_backend_cpu import native
 from apr_backend_cpu.backend import Cpu
-from apr_backend_cpu.constants import SUPERBLOCK
+from apr_backend_cpu.constants import RECORD, SUPERBLOCK
 from apr_backend_cpu.ops import linear
 from apr_backend_cpu.ops.formats import PACKED_BLOCKS
 from apr_backend_cpu.run.arrays import address
@@ -45,11 +45,12 @@ def run_tasks(name, tasks, *arguments, scratch=0):
 
 
 def quantized(x):
-    """x [T, K] as records of int8, uint8 [T, superblocks, 512]."""
+    """x [T, K] as records of int8, uint8 [T, superblocks, RECORD]."""
     x = np.ascontiguousarray(x, np.float32)
     with instructions(x) as p:
         records = p.records(x)
-    return records[:, : -(-x.shape[1] // SUPERBLOCK)]
+    blocks = -(-x.shape[1] // SUPERBLOCK)
+    return np.ascontiguousarray(records[:, : blocks * RECORD]).reshape(-1, blocks, RECORD)
 
 
 def random_bytes(rng, name, rows, cols):

@@ -13,12 +13,15 @@ CACHE_LINE = 64
 # activations.py says what they mean).
 SUPERBLOCK, GROUP = 256, 32
 RECORD = 1024
+# After a row's records: rows that lie a multiple of 1024 bytes apart meet in few lines of the cache
+ROW_GAP = 5 * CACHE_LINE
 AT_Q = 0  # 256 int8
 AT_SUM16 = 256  # 16 int16: s_j times the sum of 16 values
 AT_SUM32 = 288  # 8 int16: s_j times the sum of 32 values
 AT_STEP = 304  # 8 int16: s_j
 AT_STEP_PAIR = 320  # 8 times s_j twice, int16
 AT_STEP32 = 352  # 8 int32: s_j
+AT_CROSS = 384  # 8 int32: of 32 values, see kernels/linear/crossed.py
 AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 AT_Q16 = 512  # 256 int16: the codes again
@@ -30,7 +33,7 @@ SIDE_BY_SIDE = 4  # tiles that are unpacked together
 TOKENS = 24  # rows of activations that meet an unpacked tile in a call
 TILE_SUPERBLOCK = 5824  # of a superblock of an unpacked tile whose scales are integers
 # of 32 values of an unpacked tile whose scales are floating point, codes being bytes or int16
-TILE_GROUP, TILE_GROUP_WIDE = 640, 1152
+TILE_GROUP, TILE_GROUP_WIDE = 640, 1216
 ROW_ROOM = VECTOR * ROWS  # of a superblock of 16 rows that meet one row of activations
 # Columns of a table of parts. A part is a matrix up to a whole number of tiles, or what is left of
 # it, copied into room for 16 rows. Results of a matrix are [tokens, rows], one by one. METHODS is

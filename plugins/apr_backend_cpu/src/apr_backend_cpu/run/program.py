@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_backend_cpu.constants import COLUMNS, RECORD, SUPERBLOCK
+from apr_backend_cpu.constants import COLUMNS, RECORD, ROW_GAP, SUPERBLOCK
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.team import program_words, team
@@ -97,7 +97,7 @@ class Program:
         return records
 
     def _room(self, rows: int, size: int) -> NDArray[np.uint8]:
-        room = new((rows, -(-size // SUPERBLOCK) | 1, RECORD), np.uint8)  # as `row_of_records`
+        room = new((rows, -(-size // SUPERBLOCK) * RECORD + ROW_GAP), np.uint8)
         if recorder() is None:
             self._kept.append(room)
         return room

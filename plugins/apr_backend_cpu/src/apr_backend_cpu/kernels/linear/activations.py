@@ -31,8 +31,10 @@ from apr_backend_cpu.constants import (
     GROUP,
     LANES,
     RECORD,
+    ROW_GAP,
     SUPERBLOCK,
 )
+from apr_backend_cpu.kernels.linear.crossed import write_cross_sums
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, V16F, V16I, Value, const
@@ -123,6 +125,8 @@ def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
         b.write(b.trunc(codes, V16H), b.at(record, AT_Q16 + 2 * LANES * v))
         sums.append(codes)
         size = b.add(size, b.mul(_absolute(b, codes), b.shuffle(scales, [v // 2] * LANES)))
+    if b.sums_pairs:
+        write_cross_sums(b, record)
     top = _store_integers(b, record, across(b, sums), scales)
     nan = const(V8F, float("nan"))
     unit = b.select(finite, unit, nan)
@@ -169,11 +173,8 @@ quantize_superblock = vector("quantize_superblock", "pp", _quantize_superblock)
 
 @helper
 def row_of_records(blocks):
-    """Bytes from one row's records to the next one's: an odd number of records.
-
-    Else many rows would begin a multiple of 4096 bytes apart, and meet in a few lines of the cache.
-    """
-    return (blocks | 1) * RECORD
+    """Bytes from one row's records to the next one's."""
+    return blocks * RECORD + ROW_GAP
 
 
 @helper

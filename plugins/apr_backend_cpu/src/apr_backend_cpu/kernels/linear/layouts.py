@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import AT_Q, AT_Q16, AT_SHIFT32, LANES, RECORD, VECTOR
 from apr_backend_cpu.kernels.linear.activations import row_of_records
+from apr_backend_cpu.kernels.linear.crossed import write_cross_sums
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import I8, I16, I64, V16F, V64B, Value
@@ -159,6 +160,8 @@ def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
             size = kind.element.width // 8
             for k in range(at_, at_ + 256 * size, 64 * size):
                 b.write(b.shuffle(b.read(b.at(x, k), kind), lanes), b.at(target, k))
+        if b.sums_pairs:
+            write_cross_sums(b, target)
         return values
 
     b.count_loop(n, [], body)

@@ -38,6 +38,7 @@ from apr_backend_cpu.constants import (
     PART_ROWS,
     RECORD,
     ROW_BYTES,
+    ROW_GAP,
     ROW_ROOM,
     ROWS,
     SIDE_BY_SIDE,
@@ -191,7 +192,7 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     op, os_ = out + U(4) * (tokens * part[BEFORE] + first), U(4) * part[ALL_ROWS]
     left = part[PART_ROWS] - index * U(ROWS)
     rows, done = min(left, U(ROWS)), U(1)
-    xs, runs = (n | U(1)) * U(RECORD), (cols + U(GROUP - 1)) // U(GROUP)
+    xs, runs = n * U(RECORD) + U(ROW_GAP), (cols + U(GROUP - 1)) // U(GROUP)
     x = arranged if methods[KIND] == U(ARRANGED) else xp
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes

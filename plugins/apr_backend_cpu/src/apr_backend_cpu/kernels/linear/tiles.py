@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from apr_backend_cpu.constants import (
+    AT_CROSS,
     AT_D,
     AT_Q,
     AT_Q16,
@@ -32,6 +33,7 @@ from apr_backend_cpu.constants import (
     TOKENS,
     VECTOR,
 )
+from apr_backend_cpu.kernels.linear.crossed import cross_sum
 from apr_backend_cpu.kernels.linear.formats import (
     FORMATS,
     HEAD,
@@ -91,9 +93,11 @@ def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
 
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
-    """Bytes of an unpacked block, and of its codes: then come its scale and its minimum."""
-    size = TILE_GROUP_WIDE if _is_wide(b, format) else TILE_GROUP
-    return size, size - 2 * VECTOR
+    """Bytes of an unpacked block, and of its codes: then come its scale, its minimum and, of wide
+    codes, its cross sum."""
+    if _is_wide(b, format):
+        return TILE_GROUP_WIDE, TILE_GROUP_WIDE - 3 * VECTOR
+    return TILE_GROUP, TILE_GROUP - 2 * VECTOR
 
 
 def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values, offset: int
@@ -109,6 +113,25 @@ def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values,
             for chain, column in zip(mine, columns, strict=True):
                 chain.add(column, values)
                 chain.pin()
+
+
+def _crossed(b: Builder, codes: list[Codes], sums: Values | None, xs: Rows, g: Value) -> list[Values]:
+    """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
+    activations; `sums` are the codes' cross sums, negated, where they are known."""
+    at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)
+    zero = const(vector_of(I32, b.lanes), 0)
+    starts = sums or [b.sub(zero, cross_sum(b, [make() for make in c])) for c in codes]
+    totals = [list(starts) for _ in at_x]
+    for c in range(0, len(codes[0]), 2):
+        columns = [(some[c](), some[c + 1]()) for some in codes]
+        for mine, x in zip(totals, at_x, strict=True):
+            kind = columns[0][0].type
+            low, high = (b.bitcast(_word(b, x, AT_Q16 + 4 * k), kind) for k in (c, c + 1))
+            for k, (first, second) in enumerate(columns):
+                dots = b.add_pairs(b.add(first, high), b.add(second, low))
+                mine[k] = b.in_order(b.add(mine[k], dots))
+    return [[b.sub(total, _word(b, p, AT_CROSS)) for total in mine]
+            for mine, p in zip(totals, at_cross, strict=True)]  # fmt: skip
 
 
 def _steps(b: Builder, xs: Values) -> Values:
@@ -154,22 +177,19 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
 
 
 def _block(b: Builder, format: Format, codes: list[Codes],
-           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value
-           ) -> list[Addition]:  # fmt: skip
+           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value,
+           cross_sums: Values | None = None) -> list[Addition]:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
     here = xs.advance(b, g, 4)(b)
-    shifts = [
-        None if _is_wide(b, format) else b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes)
-        for p in here
-    ]
-    chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
     if _is_wide(b, format):
-        _meet(b, chains, codes, xs.advance(b, g, 64)(b), AT_Q16)
+        totals = _crossed(b, codes, cross_sums, xs, g)
     else:
+        shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
+        chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
-    sums = [(x, k, chain) for x, some in zip(here, chains, strict=True)
-            for k, chain in enumerate(some)]  # fmt: skip
-    return [partial(add_block, b, numbers[k], chain.total(), x) for x, k, chain in sums]
+        totals = [[chain.total() for chain in some] for some in chains]
+    return [partial(add_block, b, numbers[k], total, x)
+            for x, some in zip(here, totals, strict=True) for k, total in enumerate(some)]  # fmt: skip
 
 
 def _added(sums: list[Addition], ys: Values) -> Values:
@@ -289,7 +309,11 @@ def make_unpack(name: str, format: Format) -> None:
                 here, target = Rows(rows, blocks.offset(i)), b.advance(out, i, size)
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
-                put(_codes(b, format, codes), target)
+                columns = [make() for make in _codes(b, format, codes)]
+                put([partial(lambda column: column, c) for c in columns], target)
+                if _is_wide(b, format):
+                    cross = cross_sum(b, columns)
+                    b.write(b.sub(const(cross.type, 0), cross), b.at(target, at_scale + 2 * VECTOR))
                 d, low = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 b.write(d, b.at(target, at_scale))
                 if low is not None:
@@ -355,7 +379,9 @@ def make_many(name: str, format: Format) -> None:
             numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
                        for s in starts]  # fmt: skip
             codes = [_unpacked_codes(b, format, s) for s in starts]
-            return _block(b, format, codes, numbers, xs, g)
+            crosses = [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes))
+                       for s in starts] if _is_wide(b, format) else None  # fmt: skip
+            return _block(b, format, codes, numbers, xs, g, crosses)
 
         def each(i: Value, values: Values) -> Values:
             of_record, g = (i, number(0)) if format.group else _of_run(b, i)
