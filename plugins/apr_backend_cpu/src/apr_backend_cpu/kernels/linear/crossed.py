@@ -8,33 +8,38 @@ only the activations give:
 
 Of integers this is exact. Processors add on more pipes than they multiply on, so it is faster where
 no instruction adds products up. What is subtracted is called a cross sum here.
+
+Sums begin at the bits of the float32 ROUND, less the codes' cross sum. So they end as the bits of a
+float32, ROUND and the rest of the sum, from which one subtraction takes ROUND and the activations'
+cross sum: exactly, as all these integers are below 2^22.
 """
 
 from __future__ import annotations
 
 from apr_backend_cpu.constants import AT_CROSS, AT_Q16, GROUP, SUPERBLOCK
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I16, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across
 
 Values = list[Value]
+ROUND_BITS = 0x4B400000  # of ROUND, 1.5 * 2^23
 
 
-def cross_sum(b: Builder, columns: Values) -> Value:
-    """Of 32 codes of each row: 16 vectors of two codes a lane -> int32, a lane each."""
-    total = None
+def start_of(b: Builder, columns: Values) -> Value:
+    """What sums with 32 codes of each row begin at: 16 vectors of two codes a lane -> int32."""
+    total = const(vector_of(I32, b.lanes), ROUND_BITS)
     for first, second in zip(columns[::2], columns[1::2], strict=True):
-        dots = b.add_pairs(first, second)
-        total = dots if total is None else b.add(total, dots)
+        total = b.sub(total, b.add_pairs(first, second))
     return total
 
 
 def write_cross_sums(b: Builder, record: Value) -> None:
-    """Of the 8 runs of activations of a record, into it."""
+    """Of the 8 runs of activations of a record, plus ROUND, into it: float32."""
     dots, kind = [], vector_of(I16, GROUP)
     swapped = [lane ^ 2 for lane in range(GROUP)]
     for run in range(SUPERBLOCK // GROUP):
         x = b.read(b.at(record, AT_Q16 + 2 * GROUP * run), kind)
         dots.append(b.add_pairs(x, b.shuffle(x, swapped)))
     twice = across(b, dots)
-    b.write(b.ashr(twice, const(twice.type, 1)), b.at(record, AT_CROSS))
+    bits = b.add(b.ashr(twice, const(twice.type, 1)), const(twice.type, ROUND_BITS))
+    b.write(bits, b.at(record, AT_CROSS))

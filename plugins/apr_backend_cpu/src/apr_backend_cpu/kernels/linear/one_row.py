@@ -169,13 +169,13 @@ def shift_of(b: Builder, format: Format, x: Value) -> Value:
 
 def add_block(b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
               ) -> Value:  # fmt: skip
-    """One block: y + d * dx * I, and then its minimum's part. x is the address of dx.
+    """One block: y + d * dx * `total`, and then its minimum's part. x is the address of dx.
 
     Minima are for the sum of activations times -128.
     """
     (d, minimum), count = numbers, y.type.count
     dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
-    y = b.fma(b.sitofp(total, y.type), b.fmul(d, dx), y)
+    y = b.fma(total, b.fmul(d, dx), y)
     if minimum is None:
         return y
     shift = b.splat(b.read(b.at(x, AT_SHIFT32), I32), count)
@@ -225,7 +225,7 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
             if not b.sums_pairs:
                 shift = shift_of(b, format, b.at(here, AT_SHIFT32))
                 total = b.add(total, b.splat(shift, count))
-            return [add_block(b, numbers, total, here, ys[0])]
+            return [add_block(b, numbers, b.sitofp(total, kind), here, ys[0])]
 
         return b.count_loop(some, ys, block)
 

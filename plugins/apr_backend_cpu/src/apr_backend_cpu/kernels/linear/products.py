@@ -102,11 +102,13 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
     lines = U(count * ROWS) * row_bytes // (calls * U(CACHE_LINE)) + U(1)
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
+        following = xp + (t + some) * xs if t + some < tokens else xp
         for i in range(count):
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
             fetch(ahead, lines)  # of the tiles that come next
             ahead += lines * U(CACHE_LINE)
-            call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, runs))
+            coming = following + U(i * (TOKENS // SIDE_BY_SIDE)) * xs
+            call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, runs, coming))
         t += some
 
 

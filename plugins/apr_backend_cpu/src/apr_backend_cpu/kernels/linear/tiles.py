@@ -27,13 +27,14 @@ from apr_backend_cpu.constants import (
     CACHE_LINE,
     RECORD,
     ROWS,
+    SIDE_BY_SIDE,
     TILE_GROUP,
     TILE_GROUP_WIDE,
     TILE_SUPERBLOCK,
     TOKENS,
     VECTOR,
 )
-from apr_backend_cpu.kernels.linear.crossed import cross_sum
+from apr_backend_cpu.kernels.linear.crossed import start_of
 from apr_backend_cpu.kernels.linear.formats import (
     FORMATS,
     HEAD,
@@ -94,7 +95,7 @@ def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
     """Bytes of an unpacked block, and of its codes: then come its scale, its minimum and, of wide
-    codes, its cross sum."""
+    codes, what sums begin at."""
     if _is_wide(b, format):
         return TILE_GROUP_WIDE, TILE_GROUP_WIDE - 3 * VECTOR
     return TILE_GROUP, TILE_GROUP - 2 * VECTOR
@@ -115,12 +116,12 @@ def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values,
                 chain.pin()
 
 
-def _crossed(b: Builder, codes: list[Codes], sums: Values | None, xs: Rows, g: Value) -> list[Values]:
+def _crossed(b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
+             ) -> list[Values]:  # fmt: skip
     """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
-    activations; `sums` are the codes' cross sums, negated, where they are known."""
+    activations, as float32; `starts` is what sums begin at, where that is known."""
     at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)
-    zero = const(vector_of(I32, b.lanes), 0)
-    starts = sums or [b.sub(zero, cross_sum(b, [make() for make in c])) for c in codes]
+    starts = starts or [start_of(b, [make() for make in c]) for c in codes]
     totals = [list(starts) for _ in at_x]
     for c in range(0, len(codes[0]), 2):
         columns = [(some[c](), some[c + 1]()) for some in codes]
@@ -130,8 +131,10 @@ def _crossed(b: Builder, codes: list[Codes], sums: Values | None, xs: Rows, g: V
             for k, (first, second) in enumerate(columns):
                 dots = b.add_pairs(b.add(first, high), b.add(second, low))
                 mine[k] = b.in_order(b.add(mine[k], dots))
-    return [[b.sub(total, _word(b, p, AT_CROSS)) for total in mine]
-            for mine, p in zip(totals, at_cross, strict=True)]  # fmt: skip
+    kind = vector_of(F32, b.lanes)
+    crosses = [b.splat(b.read(b.at(p, AT_CROSS), F32), b.lanes) for p in at_cross]
+    return [[b.fsub(b.bitcast(total, kind), cross) for total in mine]
+            for mine, cross in zip(totals, crosses, strict=True)]  # fmt: skip
 
 
 def _steps(b: Builder, xs: Values) -> Values:
@@ -178,18 +181,19 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
 
 def _block(b: Builder, format: Format, codes: list[Codes],
            numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value,
-           cross_sums: Values | None = None) -> list[Addition]:  # fmt: skip
+           starts: Values | None = None) -> list[Addition]:  # fmt: skip
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
-    here = xs.advance(b, g, 4)(b)
+    here, kind = xs.advance(b, g, 4)(b), vector_of(F32, b.lanes)
     if _is_wide(b, format):
-        totals = _crossed(b, codes, cross_sums, xs, g)
+        totals = _crossed(b, codes, starts, xs, g)
     else:
         shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
         chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
-        totals = [[chain.total() for chain in some] for some in chains]
+        totals = [[b.sitofp(chain.total(), kind) for chain in some] for some in chains]
     return [partial(add_block, b, numbers[k], total, x)
-            for x, some in zip(here, totals, strict=True) for k, total in enumerate(some)]  # fmt: skip
+            for x, mine in zip(here, totals, strict=True)
+            for k, total in enumerate(mine)]  # fmt: skip
 
 
 def _added(sums: list[Addition], ys: Values) -> Values:
@@ -312,8 +316,7 @@ def make_unpack(name: str, format: Format) -> None:
                 columns = [make() for make in _codes(b, format, codes)]
                 put([partial(lambda column: column, c) for c in columns], target)
                 if _is_wide(b, format):
-                    cross = cross_sum(b, columns)
-                    b.write(b.sub(const(cross.type, 0), cross), b.at(target, at_scale + 2 * VECTOR))
+                    b.write(start_of(b, columns), b.at(target, at_scale + 2 * VECTOR))
                 d, low = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 b.write(d, b.at(target, at_scale))
                 if low is not None:
@@ -338,15 +341,19 @@ def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
 
 def make_many(name: str, format: Format) -> None:
     """A function: address of a tile; of records, their stride; how many rows of activations, 1 to
-    TOKENS; address of results, 16 float32 a row of activations, their stride; runs of 32 values.
+    TOKENS; address of results, 16 float32 a row of activations, their stride; runs of 32 values;
+    address of records that are fetched meanwhile, of TOKENS / SIDE_BY_SIDE rows.
 
     One or two registers of weights meet 8 or 4 rows of activations, then the next 8 or 4.
     """
+    first, last = (AT_CROSS, RECORD) if format.bits == 8 else (0, AT_Q16)  # of a record is read
+    nbytes = last - first if format.group else (last - first) // 8
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        tile, xp, x_stride, tokens, op, out_stride, n = args
+        tile, xp, x_stride, tokens, op, out_stride, n, ahead = args
         count, kind = min(2, ROWS // b.lanes), vector_of(F32, b.lanes)
         some, part_bytes = 8 // count, b.level.vector * count
+        rows = some // SIDE_BY_SIDE  # that are fetched with so many
         parts, rounds = (
             number(ROWS // (count * b.lanes)),
             b.udiv(b.add(tokens, number(some - 1)), number(some)),
@@ -379,16 +386,20 @@ def make_many(name: str, format: Format) -> None:
             numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
                        for s in starts]  # fmt: skip
             codes = [_unpacked_codes(b, format, s) for s in starts]
-            crosses = [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes))
-                       for s in starts] if _is_wide(b, format) else None  # fmt: skip
-            return _block(b, format, codes, numbers, xs, g, crosses)
+            begin = [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes))
+                     for s in starts] if _is_wide(b, format) else None  # fmt: skip
+            return _block(b, format, codes, numbers, xs, g, begin)
 
         def each(i: Value, values: Values) -> Values:
             of_record, g = (i, number(0)) if format.group else _of_run(b, i)
             skip = b.mul(of_record, number(RECORD))
+            wanted = b.advance(b.at(b.add(ahead, skip), first), g, nbytes)
 
             def round_(t: Value, values: Values) -> Values:
                 here = b.advance(records, t, 8 * some)
+                for k in range(rows):
+                    row = b.add(b.mul(t, number(rows)), number(k))
+                    b.prefetch(b.advance(wanted, row, x_stride), nbytes)
                 xs = Rows([b.read(b.at(here, 8 * k), I64) for k in range(some)], skip)
 
                 def part(k: Value, values: Values) -> Values:
@@ -413,7 +424,7 @@ def make_many(name: str, format: Format) -> None:
         b.count_loop(blocks_in(b, format, n), [], each)
         b.count_loop(tokens, [], result)
 
-    vector(name, "ppppppp", emit)
+    vector(name, "p" * 8, emit)
 
 
 def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
