@@ -136,7 +136,7 @@ def gates(rng):
     wide, out = 30 * normal(rng, 4096), np.empty(4096, np.float32)
     call("sigmoids16", wide, out, 256)
     yield "sigmoids", [out]
-    call("softmax_weights", wide, 256, 1.0, 0.0)
+    call("softmax_weights", wide, 256, 1.0, 60.0)
     yield "exponentials", [wide]
 
 

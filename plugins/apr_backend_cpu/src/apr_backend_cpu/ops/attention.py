@@ -30,6 +30,7 @@ from apr_backend_cpu.constants import (
     SEGMENT,
     START,
     STOP,
+    TOKENS,
 )
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
@@ -41,7 +42,7 @@ from apr_core.ops import CORE_OPS
 Floats = NDArray[np.float32]
 KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # and bytes of a value
 FEW = 4  # rows of a segment; below this parts are tasks, not queries
-MOST_QUERIES = 144  # of a task, all of one key head
+MOST_QUERIES = 240  # of a task, all of one key head
 
 
 @cache
@@ -161,10 +162,8 @@ class _Few:
 
 def _queries(count: int, kv_heads: int) -> int:
     """Queries of a task: many, as keys are unpacked for each task; but several tasks a thread."""
-    most = MOST_QUERIES
-    while most > 2 * LANES and kv_heads * count < 4 * threads_in_use() * most:
-        most //= 2
-    return most
+    most = min(MOST_QUERIES, kv_heads * count // (4 * threads_in_use()))
+    return max(TOKENS, most // TOKENS * TOKENS)
 
 
 def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers: tuple[int, ...],

@@ -124,10 +124,10 @@ def _mix_square(p, v, vs, op, os_, queries, dims, count):
         while d < dims:
             at, to = v + U(4) * d, out + U(4) * d
             if d + U(WIDE) <= dims:
-                mix_f32_64(weights, U(4 * PART), at, vs, to, os_, some, count, at)
+                mix_f32_64(weights, U(4 * PART), at, vs, to, os_, some, count)
                 d += U(WIDE)
             else:
-                mix_f32_61(weights, U(4 * PART), at, vs, to, os_, some, count, at)
+                mix_f32_61(weights, U(4 * PART), at, vs, to, os_, some, count)
                 d += U(LANES)
 
 

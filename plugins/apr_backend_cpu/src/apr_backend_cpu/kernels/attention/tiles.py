@@ -101,17 +101,17 @@ def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
 
 
 def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int,
-             weight_of: WeightOf = splat_weight) -> Any:  # fmt: skip
+             weight_of: WeightOf = splat_weight, fetches: bool = True) -> Any:  # fmt: skip
     """A function: out += weights times values, up to `queries` rows of `vectors` times 16 dims.
 
     Arguments: addresses of the weights and bytes between two queries', of the values and bytes
-    between two positions', of the results and bytes between two queries', queries, positions; an
-    address from which as many bytes of as many rows are fetched meanwhile. `weight_of(b, p, k)`
+    between two positions', of the results and bytes between two queries', queries, positions; where
+    it `fetches`, an address from which as many bytes of as many rows are. `weight_of(b, p, k)`
     reads the weights of position k, a lane a dim, of a query's weights at p.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        pp, p_stride, vp, v_stride, op, o_stride, count, n, ahead = args
+        pp, p_stride, vp, v_stride, op, o_stride, count, n, *ahead = args
         weights = addresses(b, pp, p_stride, queries, count)
         results_at = addresses(b, op, o_stride, queries, count)
         wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
@@ -120,8 +120,8 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
             outs = [b.at(p, VECTOR * (first + c)) for p in results_at for c in range(wide)]
 
             def body(k: Value, sums: list[Value]) -> list[Value]:
-                if not first:
-                    b.prefetch(b.advance(ahead, k, v_stride), LANES * itemsize * vectors)
+                if fetches and not first:
+                    b.prefetch(b.advance(*ahead, k, v_stride), LANES * itemsize * vectors)
                 here = b.at(b.advance(vp, k, v_stride), LANES * itemsize * first)
                 values = [loader(b, b.at(here, LANES * itemsize * c)) for c in range(wide)]
                 results = []
@@ -138,7 +138,7 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
         for first in range(0, vectors, wide):
             some(first)
 
-    return vector(name, "p" * 9, emit)
+    return vector(name, "p" * (9 if fetches else 8), emit)
 
 
 def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
@@ -218,4 +218,5 @@ for _name in ("f16", "f32"):
         for _vectors in (1, 4):
             make_mix(f"mix_{_name}_{_queries}{_vectors}", _loader, _size, _queries, _vectors)
     make_widen(f"widen_{_name}", _loader, _size)
-mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", *LOADERS["f32"], 6, n) for n in (1, 4))
+mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", *LOADERS["f32"], 6, n, fetches=False)
+                          for n in (1, 4))  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from apr_backend_cpu.constants import CACHE_LINE, LANES, ROWS, TOKENS, VECTOR
+from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
 from apr_backend_cpu.kernels.linear.tiles import addresses
@@ -36,6 +36,7 @@ Loader = Callable[[Builder, Value], Value]
 V16S = vector_of(I16, LANES)
 FEW_SIZES = (1, 2, 4, 8)  # rows of activations
 COLUMNS = 32  # times 16, that several of them meet at a time
+NEAR = 16  # times 16 columns, of a tile that the first-level cache holds beside what meets it
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
@@ -157,7 +158,7 @@ def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
 
 
 def _tree(b: Builder, values: Values) -> Value:
-    """The sum of 16 values, or of 8 pairs, by halves as in `horizontal_sum`."""
+    """The sum of 8 values by halves, as in `horizontal_sum`."""
     while len(values) > 1:
         half = len(values) // 2
         values = [b.fadd(x, y) for x, y in zip(values[:half], values[half:], strict=True)]
@@ -171,25 +172,23 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, b.lanes)
     wide = min(2, ROWS // b.lanes)  # registers of weights
-    # sums: more than an addition's time needs, of 16 registers at most
-    size, parts = (8 if b.lanes == LANES else 12) // wide, ROWS // (wide * b.lanes)
-    # where there are 32 registers, a sum and the one that it is added to first are taken together
-    pair = 2 if b.level.vector == CACHE_LINE else 1
-    count = LANES // pair
+    # a sum and the one that it is added to first are taken together, of so many rows of activations
+    # that there are registers for both
+    size, parts = 8 if b.lanes == LANES else 3, ROWS // (wide * b.lanes)
+    count = LANES // 2
     room = b.room(count * TOKENS * VECTOR)  # [sums][tokens][16 rows]
     inputs = b.room(8 * TOKENS)
     for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
         b.write(p, b.at(inputs, 8 * t))
         b.prefetch(b.advance(op, number(t), out_stride), VECTOR)
-    blocks = b.udiv(b.add(tokens, number(size - 1)), number(size))
     a_sum, an_input = _sum_bytes(b, n), b.mul(n, number(4))
 
-    def each_sum(j: Value, values: Values) -> Values:
+    def each_sum(j: Value, first: Value, blocks: Value) -> None:
         weights, left = b.advance(tile, j, a_sum), b.advance(room, j, TOKENS * VECTOR)
-        skip = b.mul(j, an_input)
+        skip, rows = b.mul(j, an_input), b.advance(inputs, first, 8)
 
         def block(t: Value, values: Values) -> Values:
-            here = b.advance(inputs, t, 8 * size)
+            here = b.advance(rows, t, 8 * size)
             xs = [b.read(b.at(here, 8 * k), I64) for k in range(size)]
             results = b.advance(left, t, VECTOR * size)
 
@@ -198,7 +197,7 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
                 def step(i: Value, sums: Values) -> Values:
                     results = []
-                    for half in range(pair):
+                    for half in (0, 1):
                         first = b.advance(mine, number(half * count), a_sum)
                         first = b.advance(first, i, VECTOR)
                         ws = [b.read(b.at(first, b.level.vector * r), kind) for r in range(wide)]
@@ -210,10 +209,10 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
                             results += [b.fma(value, w, sums[at_ + r]) for r, w in enumerate(ws)]
                     return results
 
-                zeros = [const(kind, 0.0)] * (size * wide * pair)
+                zeros = [const(kind, 0.0)] * (2 * size * wide)
                 sums = b.count_loop(n, zeros, step)
-                if pair > 1:
-                    sums = [b.fadd(x, y) for x, y in zip(sums[:size], sums[size:], strict=True)]
+                pairs = zip(sums[: size * wide], sums[size * wide :], strict=True)
+                sums = [b.fadd(x, y) for x, y in pairs]
                 out = b.advance(results, k, wide * b.level.vector)
                 for c, total in enumerate(sums):
                     offset = VECTOR * (c // wide) + b.level.vector * (c % wide)
@@ -222,16 +221,31 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
             return b.count_loop(number(parts), values, part)
 
-        return b.count_loop(blocks, values, block)
+        b.count_loop(blocks, [], block)
 
-    def result(t: Value, values: Values) -> Values:
-        here = b.advance(room, t, VECTOR)
-        sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(count)]
-        b.write(_tree(b, sums), b.advance(op, t, out_stride))
-        return values
+    # a tile that stays in the first-level cache meets a few rows in full, then the next; a larger
+    # one all rows, a sum at a time
+    few = b.select(b.icmp_unsigned("<=", n, number(NEAR)), number(size), number(TOKENS))
 
-    b.count_loop(number(count), [], each_sum)
-    b.count_loop(tokens, [], result)
+    def some(i: Value, values: Values) -> Values:
+        first = b.mul(i, few)
+        rows = b.least(b.sub(tokens, first), few)
+        blocks = b.udiv(b.add(rows, number(size - 1)), number(size))
+
+        def sums(j: Value, values: Values) -> Values:
+            each_sum(j, first, blocks)
+            return values
+
+        def result(t: Value, values: Values) -> Values:
+            here = b.advance(room, t, VECTOR)
+            sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(count)]
+            b.write(_tree(b, sums), b.advance(op, b.add(first, t), out_stride))
+            return values
+
+        b.count_loop(number(count), [], sums)
+        return b.count_loop(rows, values, result)
+
+    b.count_loop(b.udiv(b.add(tokens, b.sub(few, number(1))), few), [], some)
 
 
 def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
