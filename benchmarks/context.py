@@ -29,42 +29,65 @@ def seconds(model: Model, slot: int, tokens: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def grow(model: Model, lengths: list[int]) -> tuple[dict[int, int], dict[int, float]]:
-    """One sequence that is read once and kept at each length: slots, and seconds a prompt token."""
-    reader, slots, prefill = model.new_slot(), {}, {}
-    seconds(model, reader, random_tokens(CHUNK))
+def grow(model: Model, lengths: list[int]) -> dict[int, int]:
+    """A sequence of each length, by its slot: one is read once and kept at each."""
+    reader, slots = model.new_slot(), {}
     for length in lengths:
-        chunks = []
         while model.length(reader) < length:
             size = min(CHUNK, length - model.length(reader))
-            chunks.append(seconds(model, reader, random_tokens(size)) / size)
-        prefill[length] = statistics.median(chunks[-3:])
-        slots[length] = model.new_slot()
-        model.restore(slots[length], model.snapshot(reader))
+            seconds(model, reader, random_tokens(size))
+        slots[length] = copied(model, reader)
     model.free_slot(reader)
-    return slots, prefill
+    return slots
+
+
+def copied(model: Model, slot: int) -> int:
+    """Another slot with the same sequence."""
+    other = model.new_slot()
+    model.restore(other, model.snapshot(slot))
+    return other
+
+
+def chunk_seconds(model: Model, slot: int) -> float:
+    """A token of a chunk of prompt after a sequence, which stays as it is."""
+    other = copied(model, slot)
+    taken = seconds(model, other, random_tokens(CHUNK)) / CHUNK
+    model.free_slot(other)
+    return taken
 
 
 def measure(path: Path, lengths: list[int], kv_type: str) -> None:
-    """Print a table. Steps at all lengths are timed in turns, so that they see the same machine."""
+    """Print a table. All lengths are timed in turns, so that they see the same machine.
+
+    Of the prompt the last chunk that ends at a length is timed, of decoding the steps after it.
+    """
     with load(path, kv_type=kv_type) as model:  # type: ignore[arg-type]
-        slots, prefill = grow(model, lengths)
+        slots = grow(model, sorted({n for length in lengths for n in (length - CHUNK, length)}))
+        chunks: dict[int, list[float]] = {length: [] for length in lengths}
+        for turn in range(ROUNDS + 1):
+            for length in lengths:
+                taken = chunk_seconds(model, slots[length - CHUNK])
+                if turn:  # the first warms up
+                    chunks[length].append(taken)
         steps: dict[int, list[float]] = {length: [] for length in lengths}
         for _ in range(ROUNDS):
-            for length, slot in slots.items():
-                timed = [seconds(model, slot, [7]) for _ in range(STEPS)]
+            for length in lengths:
+                timed = [seconds(model, slots[length], [7]) for _ in range(STEPS)]
                 steps[length].append(statistics.median(timed))
-        ratios = {
-            n: [a / b for a, b in zip(steps[n], steps[lengths[0]], strict=True)] for n in steps
-        }
         print(f"\n| {kv_type}, tokens before | decode step | ratio | prefill, ms a token | ratio |")
         print("|---" * 5 + "|")
         for length in lengths:
-            print(
-                f"| {length} | {1e3 * statistics.median(steps[length]):.1f} ms "
-                f"| {statistics.median(ratios[length]):.2f} | {1e3 * prefill[length]:.2f} "
-                f"| {prefill[length] / prefill[lengths[0]]:.2f} |"
-            )
+            cells = [
+                f"{1e3 * statistics.median(timed[length]):.2f} ms | {ratio(timed, length):.2f}"
+                for timed in (steps, chunks)
+            ]
+            print(f"| {length} | {' | '.join(cells)} |")
+
+
+def ratio(timed: dict[int, list[float]], length: int) -> float:
+    """The median of what a length took to what the shortest did in the same turn."""
+    shortest = timed[min(timed)]
+    return statistics.median(a / b for a, b in zip(timed[length], shortest, strict=True))
 
 
 def main() -> None:

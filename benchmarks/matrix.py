@@ -32,7 +32,7 @@ from benchmarks.files import imported
 from benchmarks.speed.figures import FORMATS, Figures, Model, Phase, key
 from benchmarks.speed.heat_map import svg
 from benchmarks.speed.levels import ALL, VARIABLE, levels_here, machine_name
-from benchmarks.speed.processes import Player
+from benchmarks.speed.processes import Player, computing
 from benchmarks.speed.roofline import Work, multiply_rate
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.turns import Quiet, Turns
@@ -141,9 +141,9 @@ def measure_all(models: Sequence[Model], figures: Figures, options: Options, wor
         levels = [name for name in players if wanted(options.only, *model, name)]
         if levels and (phases := missing(figures, model, levels, options)):
             todo.append((model, levels, phases))
-    here = machine_name(), options.threads, options.clock
-    if todo and (figures.machine, figures.threads, figures.clock) != here:
-        sys.exit(f"{options.json} is of another machine, number of threads or clock")
+    here = conditions(options)
+    if todo and (figures.machine, figures.threads, figures.clock, figures.beside) != here:
+        sys.exit(f"{options.json} is of another machine, or of other threads, clock or --beside")
     if todo:
         for level, kind in product(players, sorted({*FORMATS.values()})):
             rate, name = multiply_rate(ALL[level], kind, options.threads), f"{level} {kind}"
@@ -157,9 +157,14 @@ def measure_all(models: Sequence[Model], figures: Figures, options: Options, wor
             shutil.rmtree(work / model.size, ignore_errors=True)
 
 
+def conditions(options: Options) -> tuple[str, int, str, int]:
+    """What figures have to share to stand in one table: machine, threads, clock, others beside."""
+    return machine_name(), options.threads, options.clock, options.beside
+
+
 def run(options: Options, work: Path) -> None:
     """Measure what was asked for and is not there yet; print and draw it."""
-    figures = Figures(machine_name(), options.threads, options.clock)
+    figures = Figures(*conditions(options))
     if options.json and options.json.exists():
         figures = Figures.load(options.json)
     models = [
@@ -200,6 +205,8 @@ def main() -> None:
                         help="wait until others take no more of the processors")  # fmt: skip
     parser.add_argument("--patience", type=float, default=60.0, metavar="SECONDS",
                         help="with --quiet: how long a turn waits at most")  # fmt: skip
+    parser.add_argument("--beside", type=int, default=0, metavar="PROCESSES",
+                        help="run so many that only compute, all the time")  # fmt: skip
     parser.add_argument("--work", type=Path, help="where files are made; default: a new folder")
     parser.add_argument("--keep", action="store_true", help="keep the files that were made")
     parser.add_argument("--json", type=Path, metavar="FILE",
@@ -208,7 +215,7 @@ def main() -> None:
     options = parser.parse_args()
     options.phases = [Phase("prefill", n) for n in options.prefill]
     options.phases += [Phase("decode", n) for n in options.decode]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, computing(options.beside):
         run(options, options.work or Path(folder))
 
 

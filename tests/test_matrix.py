@@ -16,7 +16,7 @@ from benchmarks.matrix import missing, wanted
 from benchmarks.speed.figures import Figures, Model, Phase, key
 from benchmarks.speed.heat_map import colour, svg
 from benchmarks.speed.levels import ALL, levels_here
-from benchmarks.speed.processes import EngineFailed, Player, Running
+from benchmarks.speed.processes import EngineFailed, Player, Running, computing
 from benchmarks.speed.roofline import Work, body_of, multiply_rate
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.turns import Quiet, Turns
@@ -50,6 +50,15 @@ def test_ratios_are_to_the_better_peer_and_shares_of_what_limits_the_phase():
     assert figures.ratio(MODEL, LEVEL, PREFILL) == 1.5
     assert figures.share(MODEL, LEVEL, PREFILL) == pytest.approx(120 * 0.5 / 300)
     assert figures.share(MODEL, LEVEL, DECODE) == pytest.approx(1e9 * 120 / 8 / 20e9)
+
+
+def test_figures_beside_busy_processes_say_so():
+    figures = measured()
+    figures.beside = 2
+    assert "Beside 2 processes that only compute." in markdown(figures, [MODEL], [LEVEL], [DECODE])
+    with computing(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.returncode for process in processes)
 
 
 def test_a_cell_that_was_not_measured_is_a_dash_with_its_reason():

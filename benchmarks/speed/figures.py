@@ -40,6 +40,7 @@ class Figures:
     machine: str
     threads: int
     clock: str = "wall"  # or cpu: the time that the process was given
+    beside: int = 0  # processes that only compute, all the time
     engines: dict[str, str] = field(default_factory=dict)  # engine, level -> version, features
     rates: dict[str, float | None] = field(default_factory=dict)  # level, kind -> multiply-adds / s
     bandwidth: dict[str, list[float]] = field(default_factory=dict)  # model -> bytes / s, a round

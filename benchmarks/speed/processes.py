@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,19 @@ def busy_share(seconds: float) -> float:
     before = busy_seconds()
     time.sleep(seconds)
     return (busy_seconds() - before) / (seconds * (os.cpu_count() or 1))
+
+
+@contextmanager
+def computing(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """So many processes that only compute, until the end of the block."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(loop) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def asked_alone(running: Running, method: str, **asked: Any) -> tuple[Any, float]:

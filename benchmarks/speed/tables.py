@@ -20,6 +20,8 @@ def markdown(
     parts = [f"Machine: {figures.machine}. Threads: {figures.threads}. {_rounds(figures)}"]
     if figures.clock == "cpu":
         parts.append("Seconds are of processor time, so that others hardly count.")
+    if figures.beside:
+        parts.append(f"Beside {figures.beside} processes that only compute.")
     parts += [_table(figures, models, levels, phase) for phase in phases]
     parts.append("\n".join(f"- {line}" for line in _remarks(figures, models)))
     return "\n\n".join(parts) + "\n"

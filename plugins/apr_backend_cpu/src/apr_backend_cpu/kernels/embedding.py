@@ -6,11 +6,12 @@ import numpy as np
 from numba import carray
 
 from apr_backend_cpu.kernels.linear.dense import LOADERS, Loader
-from apr_backend_cpu.kernels.linear.formats import FORMATS, Format, Values, byte, six_bit
+from apr_backend_cpu.kernels.linear.formats import FORMATS, Format, byte, six_bit
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.memory import U, call, ints_at, pointer
+from apr_backend_cpu.kernels.vector.rows import Values
 
 V32F = vector_of(F32, 32)
 MOST_BYTES = 256  # of a block, in the room for a row's last one

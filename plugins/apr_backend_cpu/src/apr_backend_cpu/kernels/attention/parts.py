@@ -25,10 +25,10 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.kernels.attention.q8_rows import round_q8
 from apr_backend_cpu.kernels.attention.tiles import KEYS, largest, mix_f32_61, mix_f32_64
 from apr_backend_cpu.kernels.linear.dense import dense_many
-from apr_backend_cpu.kernels.linear.tiles import fetch
 from apr_backend_cpu.kernels.source import helper
 from apr_backend_cpu.kernels.vector.exponential import exp32, softmax_weights
 from apr_backend_cpu.kernels.vector.memory import U, call
+from apr_backend_cpu.kernels.vector.rows import fetch
 
 WIDE, SIX = 4 * LANES, 6  # dims, and queries, that are mixed together
 BLOCK = 32  # positions whose values stay in the first-level cache, of all dims

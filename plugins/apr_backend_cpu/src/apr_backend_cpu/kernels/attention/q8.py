@@ -14,12 +14,12 @@ from typing import Any
 from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
-from apr_backend_cpu.kernels.attention.q8_rows import groups_of, int64, lane_scales
+from apr_backend_cpu.kernels.attention.q8_rows import groups_of, lane_scales
 from apr_backend_cpu.kernels.attention.tiles import KEYS, by_tiles, make_mix, tile_of
-from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.rows import addresses, number
 
 V16B = ir.VectorType(I8, LANES)
 V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
@@ -51,7 +51,7 @@ def _pairs(b: Builder, p: Value) -> Value:
 
 
 def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
-    return [b.advance(p, int64(i), stride) for i in range(count)]
+    return [b.advance(p, number(i), stride) for i in range(count)]
 
 
 def make_scores(name: str, queries: int) -> Any:
@@ -89,7 +89,7 @@ def make_scores(name: str, queries: int) -> Any:
                 return b.count_loop(groups, zeros, body)
 
             dots = by_tiles(queries, wide, some)
-            here = b.add(b.mul(n, int64(LANES)), b.mul(k, b.shl(groups, int64(1))))
+            here = b.add(b.mul(n, number(LANES)), b.mul(k, b.shl(groups, number(1))))
             scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
             # lanes with one scale are added first, before it is needed
             pairs = [_join(b, scales[j], scales[j + 1], 8) for j in range(0, KEYS, 2)]
@@ -100,7 +100,7 @@ def make_scores(name: str, queries: int) -> Any:
                 dots = _fold(b, dots, width)
             return [b.fadd(totals[0], dots[0])]
 
-        blocks = b.udiv(n, b.shl(groups, int64(1)))
+        blocks = b.udiv(n, b.shl(groups, number(1)))
         sums = b.count_loop(blocks, [const(V16F, 0.0)], block)[0]
         for i, out in enumerate(addresses(b, op, o_stride, queries, count)):
             four = b.shuffle(sums, [order[KEYS * i + j] for j in range(KEYS)])
@@ -126,7 +126,7 @@ def make_weigh(name: str, queries: int) -> Any:
 
         def block(i: Value, values: list[Value]) -> list[Value]:
             def body(k: Value, values: list[Value]) -> list[Value]:
-                here = b.add(b.advance(sp, k, s_stride), b.mul(i, b.shl(groups, int64(1))))
+                here = b.add(b.advance(sp, k, s_stride), b.mul(i, b.shl(groups, number(1))))
                 scales = lane_scales(b, [here], groups, 1)[0]
                 to = b.add(b.mul(i, count), k)
                 for p, out in zip(weights, outs, strict=True):
@@ -136,7 +136,7 @@ def make_weigh(name: str, queries: int) -> Any:
 
             return b.count_loop(count, values, body)
 
-        b.count_loop(b.udiv(n, b.shl(groups, int64(1))), [], block)
+        b.count_loop(b.udiv(n, b.shl(groups, number(1))), [], block)
 
     return vector(name, "p" * 9, emit)
 

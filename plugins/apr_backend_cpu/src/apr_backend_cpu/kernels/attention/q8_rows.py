@@ -15,21 +15,17 @@ from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.tiles import LARGEST_HALF
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, I64, V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.rows import number
 
 GROUPS = (1, 2, 4, 8)  # of a block
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds, ties to even
 V16B, V16S = (ir.VectorType(t, LANES) for t in (I8, I16))
 
 
-def int64(value: int) -> Value:
-    """A constant, for counts and addresses."""
-    return ir.Constant(I64, value)
-
-
 def groups_of(b: Builder, n: Value) -> Value:
     """Groups of a block, where a row has n vectors: the largest power of 2 in n / 2, up to 8."""
-    pairs = b.or_(b.lshr(n, int64(1)), int64(GROUPS[-1]))
+    pairs = b.or_(b.lshr(n, number(1)), number(GROUPS[-1]))
     return b.and_(pairs, b.neg(pairs))
 
 
@@ -41,7 +37,7 @@ def lane_scales(b: Builder, addresses: list[Value], groups: Value, codes: int) -
     loaded = []
     for count, case in zip(GROUPS, cases, strict=True):
         if count != GROUPS[-1]:
-            switch.add_case(int64(count), case)
+            switch.add_case(number(count), case)
         b.position_at_end(case)
         lanes = [lane * codes % LANES * count // LANES for lane in range(LANES)]
         halves = [b.read(p, ir.VectorType(I16, count)) for p in addresses]
@@ -67,7 +63,7 @@ def _magnitude(b: Builder, source: Value, n: Value, lanes: Value) -> Value:
     for width in (1, 2, 4, 8):
         other = b.shuffle(top, [lane ^ width for lane in range(LANES)])
         wider = b.select(b.icmp_signed(">", other, top), other, top)
-        top = b.select(b.icmp_unsigned(">", lanes, int64(width)), wider, top)
+        top = b.select(b.icmp_unsigned(">", lanes, number(width)), wider, top)
     return b.bitcast(top, V16F)
 
 
@@ -87,7 +83,7 @@ def _append_q8(b: Builder, args: tuple[Value, ...]) -> None:
     """
     source, target, n = args
     groups = groups_of(b, n)
-    vectors, lanes = b.shl(groups, int64(1)), b.udiv(int64(LANES), groups)
+    vectors, lanes = b.shl(groups, number(1)), b.udiv(number(LANES), groups)
 
     def block(k: Value, values: list[Value]) -> list[Value]:
         first = b.mul(k, vectors)
@@ -98,9 +94,9 @@ def _append_q8(b: Builder, args: tuple[Value, ...]) -> None:
         short = b.fmul(b.from_half(scale), const(V16F, 127.5))
         up = b.zext(b.fcmp_ordered("<", short, top), V16S)
         scale = b.add(scale, up)
-        here = b.add(b.add(target, b.mul(n, int64(LANES))), first)  # 2 bytes a group
+        here = b.add(b.add(target, b.mul(n, number(LANES))), first)  # 2 bytes a group
         for lane in range(LANES):
-            group = b.udiv(int64(lane), lanes)
+            group = b.udiv(number(lane), lanes)
             one = b.extract_element(scale, ir.Constant(I32, lane))
             b.write(one, b.advance(here, group, 2))
         unit = b.from_half(scale)
@@ -123,7 +119,7 @@ append_q8 = vector("append_q8", "ppp", _append_q8)
 def _round_q8(b: Builder, args: tuple[Value, ...]) -> None:
     """A query of n times 16 float32 as int16, then a float32 factor: 32 * n + 4 bytes."""
     source, target, n = args
-    unit = b.fdiv(_magnitude(b, source, n, int64(LANES)), const(V16F, 32767.0))
+    unit = b.fdiv(_magnitude(b, source, n, number(LANES)), const(V16F, 32767.0))
     factor = b.extract_element(unit, ir.Constant(I32, 0))
     b.write(factor, b.advance(target, n, 2 * LANES))
     unit = b.select(b.fcmp_ordered("==", unit, const(V16F, 0.0)), const(V16F, 1.0), unit)

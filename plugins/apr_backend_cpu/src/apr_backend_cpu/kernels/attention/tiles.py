@@ -15,10 +15,10 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES, VECTOR
 from apr_backend_cpu.kernels.linear.dense import LOADERS, Loader
-from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I64, V16F, Value, const
+from apr_backend_cpu.kernels.vector.ir import F32, V16F, Value, const
+from apr_backend_cpu.kernels.vector.rows import addresses, number
 
 KEYS = 4  # of a tile
 LARGEST_HALF = 65504.0
@@ -68,20 +68,20 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         qp, q_stride, kp, k_stride, op, o_stride, count, n, ahead = args
         qs = addresses(b, qp, q_stride, queries, count)
-        ks = [b.advance(kp, ir.Constant(I64, j), k_stride) for j in range(KEYS)]
+        ks = [b.advance(kp, number(j), k_stride) for j in range(KEYS)]
         wide = tile_of(b, queries)
 
         def block(first: int, key: int) -> list[Value]:
             def body(i: Value, sums: list[Value]) -> list[Value]:
                 if not first and not key:
                     b.prefetch(b.advance(ahead, i, size), size)
-                skip = b.advance(ir.Constant(I64, 0), i, LANES * itemsize)
+                skip = b.advance(number(0), i, LANES * itemsize)
                 keys = [loader(b, b.add(k, skip)) for k in ks[key : key + wide[1]]]
                 results = []
-                for number, q in enumerate(qs[first : first + wide[0]]):
+                for i_q, q in enumerate(qs[first : first + wide[0]]):
                     query = b.read(b.advance(q, i, VECTOR), V16F)
                     for j, k in enumerate(keys):
-                        results.append(b.fma(query, k, sums[wide[1] * number + j]))
+                        results.append(b.fma(query, k, sums[wide[1] * i_q + j]))
                 return results
 
             return b.count_loop(n, [const(V16F, 0.0)] * (wide[0] * wide[1]), body)
@@ -147,7 +147,7 @@ def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         source, stride, target, n, rows = args
-        size = b.mul(n, ir.Constant(I64, VECTOR))
+        size = b.mul(n, number(VECTOR))
 
         def row(r: Value, values: list[Value]) -> list[Value]:
             here, out = b.advance(source, r, stride), b.advance(target, r, size)

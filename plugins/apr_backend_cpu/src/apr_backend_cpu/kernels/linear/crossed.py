@@ -16,13 +16,16 @@ cross sum: exactly, as all these integers are below 2^22.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from apr_backend_cpu.constants import AT_CROSS, AT_Q16, GROUP, SUPERBLOCK
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across
+from apr_backend_cpu.kernels.vector.rows import Rows, Values
 
-Values = list[Value]
 ROUND_BITS = 0x4B400000  # of ROUND, 1.5 * 2^23
+Codes = list[Callable[[], Value]]
 
 
 def start_of(b: Builder, columns: Values) -> Value:
@@ -43,3 +46,24 @@ def write_cross_sums(b: Builder, record: Value) -> None:
     twice = across(b, dots)
     bits = b.add(b.ashr(twice, const(twice.type, 1)), const(twice.type, ROUND_BITS))
     b.write(bits, b.at(record, AT_CROSS))
+
+
+def crossed_dots(b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
+                 ) -> list[Values]:  # fmt: skip
+    """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
+    activations, as float32; `starts` is what sums begin at, where that is known."""
+    at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)
+    starts = starts or [start_of(b, [make() for make in c]) for c in codes]
+    totals = [list(starts) for _ in at_x]
+    for c in range(0, len(codes[0]), 2):
+        columns = [(some[c](), some[c + 1]()) for some in codes]
+        for mine, x in zip(totals, at_x, strict=True):
+            kind = columns[0][0].type
+            low, high = (b.bitcast(b.word(x, AT_Q16 + 4 * k), kind) for k in (c, c + 1))
+            for k, (first, second) in enumerate(columns):
+                dots = b.add_pairs(b.add(first, high), b.add(second, low))
+                mine[k] = b.in_order(b.add(mine[k], dots))
+    kind = vector_of(F32, b.lanes)
+    crosses = [b.splat(b.read(b.at(p, AT_CROSS), F32), b.lanes) for p in at_cross]
+    return [[b.fsub(b.bitcast(total, kind), cross) for total in mine]
+            for mine, cross in zip(totals, crosses, strict=True)]  # fmt: skip

@@ -13,9 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
-from apr_backend_cpu.kernels.linear.formats import Values, number, opaque
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
-from apr_backend_cpu.kernels.linear.tiles import addresses
 from apr_backend_cpu.kernels.source import kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import (
@@ -31,6 +29,7 @@ from apr_backend_cpu.kernels.vector.ir import (
 )
 from apr_backend_cpu.kernels.vector.lanes import transpose
 from apr_backend_cpu.kernels.vector.memory import ints_at
+from apr_backend_cpu.kernels.vector.rows import Values, addresses, number, opaque
 
 Loader = Callable[[Builder, Value], Value]
 V16S = vector_of(I16, LANES)

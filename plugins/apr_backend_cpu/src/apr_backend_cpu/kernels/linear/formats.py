@@ -24,10 +24,10 @@ from apr_backend_cpu.constants import VECTOR
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import columns4
+from apr_backend_cpu.kernels.vector.rows import Rows, Values, number
 from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
 
 V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
-Values = list[Value]
 # shuffles of bytes within 16, by the bytes of a register
 SHUFFLES = {
     16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b",
@@ -37,32 +37,6 @@ SHUFFLES = {
 # minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.
 SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
 HEAD_AND_TOPS = TOPS + 16 * VECTOR
-
-
-def opaque(b: Builder, value: Value) -> Value:
-    """The value, about which LLVM is told nothing.
-
-    Else it would derive each row's address from the one before, or count 24 addresses up in memory
-    instead of one offset in a register; products would wait, up to twice as long.
-    """
-    return b.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Addresses: where rows begin, and an offset that all of them share."""
-
-    starts: Values
-    offset: Value
-
-    def advance(self, b: Builder, index: Value, stride: int) -> Rows:
-        """index * stride bytes further on."""
-        return Rows(self.starts, b.advance(self.offset, index, stride))
-
-    def __call__(self, b: Builder) -> Values:
-        """The address in each row."""
-        offset = opaque(b, self.offset)
-        return [b.add(start, offset) for start in self.starts]
 
 
 # What makes a vector when it is wanted: registers are few. Of a run of 32 values: 8 of its codes.
@@ -97,11 +71,6 @@ class Format:
     def has_minima(self) -> bool:
         """Whether a superblock's head has minima."""
         return self.group == 32
-
-
-def number(value: int) -> Value:
-    """A constant for counts and addresses."""
-    return ir.Constant(I64, value)
 
 
 def superblocks(b: Builder, runs: Value) -> Value:

@@ -33,8 +33,6 @@ from apr_backend_cpu.kernels.linear.formats import (
     Blocks,
     D,
     Format,
-    Values,
-    number,
     six_bit,
     superblocks,
 )
@@ -43,6 +41,7 @@ from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.chain import Chain
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
+from apr_backend_cpu.kernels.vector.rows import Values, number
 
 AHEAD = 16 << 10  # bytes; memory answers late, and the processor foresees only up to the next page
 V8S, V16S, V32B, V8I = (

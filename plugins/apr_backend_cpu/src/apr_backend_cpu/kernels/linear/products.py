@@ -49,9 +49,9 @@ from apr_backend_cpu.constants import (
 )
 from apr_backend_cpu.kernels.linear.dense import dense_many
 from apr_backend_cpu.kernels.linear.layouts import expand_numbers
-from apr_backend_cpu.kernels.linear.tiles import fetch
 from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, words_at
+from apr_backend_cpu.kernels.vector.rows import fetch
 
 U = np.uint64
 

@@ -24,7 +24,6 @@ from apr_backend_cpu.constants import (
     AT_SHIFT32,
     AT_STEP32,
     AT_STEP_PAIR,
-    CACHE_LINE,
     RECORD,
     ROWS,
     SIDE_BY_SIDE,
@@ -34,7 +33,7 @@ from apr_backend_cpu.constants import (
     TOKENS,
     VECTOR,
 )
-from apr_backend_cpu.kernels.linear.crossed import start_of
+from apr_backend_cpu.kernels.linear.crossed import crossed_dots, start_of
 from apr_backend_cpu.kernels.linear.formats import (
     FORMATS,
     HEAD,
@@ -43,11 +42,7 @@ from apr_backend_cpu.kernels.linear.formats import (
     Blocks,
     Codes,
     Format,
-    Rows,
-    Values,
     blocks_in,
-    number,
-    opaque,
 )
 from apr_backend_cpu.kernels.linear.one_row import (
     add_block,
@@ -59,23 +54,11 @@ from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.chain import Chain
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, V16F, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.rows import Rows, Values, addresses, number, opaque
 
 CHUNKS = 4
 Addition = Callable[[Value], Value]  # y -> y plus what a block adds to it
 RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
-
-
-def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
-    """Of `size` rows of activations or results; from the count-th on, it is the last again."""
-    last, found = b.sub(count, number(1)), []
-    for t in range(size):
-        found.append(opaque(b, b.advance(start, b.least(number(t), last), stride)))
-    return found
-
-
-def _word(b: Builder, p: Value, offset: int) -> Value:
-    """Four bytes at an address, in every lane."""
-    return b.splat(b.read(b.at(p, offset), I32), b.lanes)
 
 
 def _is_wide(b: Builder, format: Format) -> bool:
@@ -110,39 +93,18 @@ def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values,
     for c, wanted in enumerate(zip(*codes, strict=True)):
         columns = [make() for make in wanted]
         for mine, x in zip(chains, xs, strict=True):
-            values = b.bitcast(_word(b, x, offset + 4 * c), columns[0].type)
+            values = b.bitcast(b.word(x, offset + 4 * c), columns[0].type)
             for chain, column in zip(mine, columns, strict=True):
                 chain.add(column, values)
                 chain.pin()
-
-
-def _crossed(b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
-             ) -> list[Values]:  # fmt: skip
-    """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
-    activations, as float32; `starts` is what sums begin at, where that is known."""
-    at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)
-    starts = starts or [start_of(b, [make() for make in c]) for c in codes]
-    totals = [list(starts) for _ in at_x]
-    for c in range(0, len(codes[0]), 2):
-        columns = [(some[c](), some[c + 1]()) for some in codes]
-        for mine, x in zip(totals, at_x, strict=True):
-            kind = columns[0][0].type
-            low, high = (b.bitcast(_word(b, x, AT_Q16 + 4 * k), kind) for k in (c, c + 1))
-            for k, (first, second) in enumerate(columns):
-                dots = b.add_pairs(b.add(first, high), b.add(second, low))
-                mine[k] = b.in_order(b.add(mine[k], dots))
-    kind = vector_of(F32, b.lanes)
-    crosses = [b.splat(b.read(b.at(p, AT_CROSS), F32), b.lanes) for p in at_cross]
-    return [[b.fsub(b.bitcast(total, kind), cross) for total in mine]
-            for mine, cross in zip(totals, crosses, strict=True)]  # fmt: skip
 
 
 def _steps(b: Builder, xs: Values) -> Values:
     """The step of a run of each row of activations, as `pair_of` would make it."""
     if b.sums_pairs:
         kind = vector_of(I16, 2 * b.lanes)
-        return [b.bitcast(_word(b, x, AT_STEP_PAIR), kind) for x in xs]
-    return [_word(b, x, AT_STEP32) for x in xs]
+        return [b.bitcast(b.word(x, AT_STEP_PAIR), kind) for x in xs]
+    return [b.word(x, AT_STEP32) for x in xs]
 
 
 def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
@@ -185,7 +147,7 @@ def _block(b: Builder, format: Format, codes: list[Codes],
     """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
     here, kind = xs.advance(b, g, 4)(b), vector_of(F32, b.lanes)
     if _is_wide(b, format):
-        totals = _crossed(b, codes, starts, xs, g)
+        totals = crossed_dots(b, codes, starts, xs, g)
     else:
         shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
         chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
@@ -427,17 +389,6 @@ def make_many(name: str, format: Format) -> None:
     vector(name, "p" * 8, emit)
 
 
-def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
-    """Ask for so many cache lines, at least one, from an address on."""
-
-    def line(i: Value, values: Values) -> Values:
-        b.prefetch(b.advance(args[0], i, CACHE_LINE), 1)
-        return values
-
-    b.count_loop(args[1], [], line)
-
-
-fetch = vector("fetch", "pp", _fetch, inline=True)
 FEW_SIZES = (2, 4, 6, 8)
 UNPACKED = [replace(FORMATS["q8_0"], name=name, minimum=low)
             for name, low in (("levels", False), ("levels_minima", True))]  # fmt: skip

@@ -55,6 +55,10 @@ class Builder(ir.IRBuilder):
         value.align = 1
         return value
 
+    def word(self, address: Value, offset: int) -> Value:
+        """Four bytes at an address, in every lane of a register."""
+        return self.splat(self.read(self.at(address, offset), I32), self.lanes)
+
     def intrinsic(self, name: str, result: Any, *args: Value) -> Value:
         """Call an LLVM intrinsic by its mangled name."""
         function = self.module.globals.get(name) or ir.Function(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import I32, Value, const, vector_of
 
 LARGEST_SUM = 32767
 LARGEST_ACTIVATION = 127
@@ -24,9 +24,9 @@ class Chain:
         self._count = 0
 
     def add(self, codes: Value, x: Value) -> None:
-        """Another vector of bytes each, or of int16: `wide` makes these of codes of 8 bits."""
+        """Another vector of bytes each."""
         b, level = self._b, self._b.level
-        lanes_ = codes.type.count * codes.type.element.width // 32
+        lanes_ = codes.type.count // 4
         start = self._sum or const(vector_of(I32, lanes_), 0)
         if level.dot == "vnni":
             name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes_}"
@@ -37,8 +37,6 @@ class Chain:
                 start = b.add(start, b.shl(upper, const(start.type, 4)))
                 codes = b.and_(codes, const(codes.type, 15))
             self._sum = b.sdot(codes, x, start)
-        elif codes.type.element == I16:
-            self._sum = b.add(start, b.add_pairs(codes, x))
         else:
             self._add_narrow(b.multiply_pairs(codes, x))
 
