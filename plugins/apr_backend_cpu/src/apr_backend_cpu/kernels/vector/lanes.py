@@ -87,12 +87,3 @@ def group_sums(b: Builder, vectors: list[Value]) -> Value:
                  for first in (0, 4)]  # fmt: skip
         return b.add(*parts)
     return b.join(*(_halves_added(b, v) for v in fours))
-
-
-def gather_quarters(b: Builder, vectors: list[Value]) -> list[Value]:
-    """4 vectors of 4 quarters -> 4 vectors; quarter i of the q-th is quarter q of the i-th."""
-    found = []
-    for lanes in (FIRST_HALVES, SECOND_HALVES):
-        low, high = (b.shuffle(vectors[i], lanes, vectors[i + 1]) for i in (0, 2))
-        found += [b.shuffle(low, picks, high) for picks in (EVEN_QUARTERS, ODD_QUARTERS)]
-    return found
