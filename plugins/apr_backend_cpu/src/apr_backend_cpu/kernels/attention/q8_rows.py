@@ -15,11 +15,20 @@ from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.attention.tiles import LARGEST_HALF
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.ir import (
+    I8,
+    I16,
+    I32,
+    ROUND,
+    ROUND_BITS,
+    V16F,
+    V16I,
+    Value,
+    const,
+)
 from apr_backend_cpu.kernels.vector.rows import number
 
 GROUPS = (1, 2, 4, 8)  # of a block
-ROUND, ROUND_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds, ties to even
 V16B, V16S = (ir.VectorType(t, LANES) for t in (I8, I16))
 
 

@@ -34,10 +34,21 @@ from apr_backend_cpu.constants import (
     ROW_GAP,
     SUPERBLOCK,
 )
-from apr_backend_cpu.kernels.linear.crossed import ROUND_BITS, write_cross_sums
+from apr_backend_cpu.kernels.linear.crossed import write_cross_sums
 from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, V16F, V16I, Value, const
+from apr_backend_cpu.kernels.vector.ir import (
+    F32,
+    I8,
+    I16,
+    I32,
+    ROUND,
+    ROUND_BITS,
+    V16F,
+    V16I,
+    Value,
+    const,
+)
 from apr_backend_cpu.kernels.vector.lanes import across
 from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at
 
@@ -45,7 +56,6 @@ STEPS, SAFE_STEPS = 32, 8  # S above
 LARGEST_SUM = 2**15 - 1
 SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
 INFINITY_BITS = 0x7F800000
-ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, ties to even
 GROUPS = SUPERBLOCK // GROUP
 V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
 V16B, V16H = ir.VectorType(I8, LANES), ir.VectorType(I16, LANES)

@@ -16,16 +16,12 @@ cross sum: exactly, as all these integers are below 2^22.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from apr_backend_cpu.constants import AT_CROSS, AT_Q16, GROUP, SUPERBLOCK
+from apr_backend_cpu.kernels.linear.formats import Codes
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, ROUND_BITS, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across
 from apr_backend_cpu.kernels.vector.rows import Rows, Values
-
-ROUND_BITS = 0x4B400000  # of ROUND, 1.5 * 2^23
-Codes = list[Callable[[], Value]]
 
 
 def start_of(b: Builder, columns: Values) -> Value:

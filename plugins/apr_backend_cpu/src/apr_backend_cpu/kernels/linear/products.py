@@ -36,9 +36,7 @@ from apr_backend_cpu.constants import (
     PARAMETERS,
     PART_COLUMNS,
     PART_ROWS,
-    RECORD,
     ROW_BYTES,
-    ROW_GAP,
     ROW_ROOM,
     ROWS,
     SIDE_BY_SIDE,
@@ -47,6 +45,7 @@ from apr_backend_cpu.constants import (
     UNPACK,
     VECTOR,
 )
+from apr_backend_cpu.kernels.linear.activations import row_of_records
 from apr_backend_cpu.kernels.linear.dense import dense_many
 from apr_backend_cpu.kernels.linear.layouts import expand_numbers
 from apr_backend_cpu.kernels.source import helper, kernel
@@ -194,7 +193,7 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     op, os_ = out + U(4) * (tokens * part[BEFORE] + first), U(4) * part[ALL_ROWS]
     left = part[PART_ROWS] - index * U(ROWS)
     rows, done = min(left, U(ROWS)), U(1)
-    xs, runs = n * U(RECORD) + U(ROW_GAP), (cols + U(GROUP - 1)) // U(GROUP)
+    xs, runs = U(row_of_records(np.int64(n))), (cols + U(GROUP - 1)) // U(GROUP)
     x = arranged if methods[KIND] == U(ARRANGED) else xp
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes

@@ -12,7 +12,7 @@ then its scale and minimum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -250,9 +250,9 @@ def make_unpack(name: str, format: Format) -> None:
                 b.advance(tile, k, b.level.vector),
             )
 
-            def put(codes: Codes, target: Value) -> None:
-                for c, column in enumerate(codes):
-                    b.write(column(), b.at(target, VECTOR * c))
+            def put(columns: Iterable[Value], target: Value) -> None:
+                for c, column in enumerate(columns):
+                    b.write(column, b.at(target, VECTOR * c))
 
             def superblock(i: Value, values: Values) -> Values:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
@@ -265,7 +265,8 @@ def make_unpack(name: str, format: Format) -> None:
 
                 def chunk(j: Value, values: Values) -> Values:
                     for r, codes in format.chunk(b, here, room, j):
-                        put(codes, b.advance(b.at(target, HEAD), r, 8 * VECTOR))
+                        runs = b.advance(b.at(target, HEAD), r, 8 * VECTOR)
+                        put((make() for make in codes), runs)
                     return values
 
                 return b.count_loop(number(CHUNKS), values, chunk)
@@ -276,7 +277,7 @@ def make_unpack(name: str, format: Format) -> None:
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
                 ((_, codes),) = format.chunk(b, here, room, i)
                 columns = [make() for make in _codes(b, format, codes)]
-                put([partial(lambda column: column, c) for c in columns], target)
+                put(columns, target)
                 if _is_wide(b, format):
                     b.write(start_of(b, columns), b.at(target, at_scale + 2 * VECTOR))
                 d, low = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
@@ -308,11 +309,11 @@ def make_many(name: str, format: Format) -> None:
 
     One or two registers of weights meet 8 or 4 rows of activations, then the next 8 or 4.
     """
-    first, last = (AT_CROSS, RECORD) if format.bits == 8 else (0, AT_Q16)  # of a record is read
-    nbytes = last - first if format.group else (last - first) // 8
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n, ahead = args
+        first, last = (AT_CROSS, RECORD) if _is_wide(b, format) else (0, AT_Q16)  # of a record
+        nbytes = last - first if format.group else (last - first) // 8
         count, kind = min(2, ROWS // b.lanes), vector_of(F32, b.lanes)
         some, part_bytes = 8 // count, b.level.vector * count
         rows = some // SIDE_BY_SIDE  # that are fetched with so many

@@ -14,13 +14,12 @@ from llvmlite import ir
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.source import helper, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import I32, V16F, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import I32, ROUND, V16F, Value, const, vector_of
 
 U = np.uint64
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # ln 2 = their sum, the first exact in few bits
 LOWEST = -87.33654
-ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds, and leaves the integer in the lowest bits
 # exp(r) for |r| up to ln 2 / 2, to 3.1e-9 (fitted for the least relative error)
 POLYNOMIAL = (1.3814599e-3, 8.3687166e-3, 4.1668389e-2, 1.6666521e-1, 4.9999994e-1, 1.0, 1.0)
 Function = Callable[[Builder, Value], Value]

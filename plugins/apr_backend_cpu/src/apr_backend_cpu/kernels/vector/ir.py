@@ -13,6 +13,8 @@ F16, F32 = ir.HalfType(), ir.FloatType()
 V16F, V16I, V64B = (ir.VectorType(F32, LANES), ir.VectorType(I32, LANES),
                     ir.VectorType(I8, 4 * LANES))  # fmt: skip
 Value = Any
+# 1.5 * 2^23: adding it to a float32 rounds, ties to even, and leaves the integer in the lowest bits
+ROUND, ROUND_BITS = 12582912.0, 0x4B400000
 
 
 def const(type_: Any, value: float) -> Value:
