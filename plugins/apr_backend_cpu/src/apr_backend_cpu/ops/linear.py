@@ -12,6 +12,7 @@ from apr_backend_cpu.constants import (
     FEW,
     PART_ROWS,
     ROW_BYTES,
+    ROW_GAP,
     ROW_ROOM,
     ROWS,
     SIDE_BY_SIDE,
@@ -146,7 +147,7 @@ class Group:
 
     def _arranged(self, p: Program, x: Floats) -> Floats:
         """x as many rows of floating-point weights want it."""
-        arranged = new(x.shape)
+        arranged = new((x.shape[0], x.shape[1] + ROW_GAP // x.itemsize))
         p.keep(arranged)
         p.add("arrange_task", x.shape[0], address(x), x.strides[0], x.shape[1], address(arranged))
         return arranged

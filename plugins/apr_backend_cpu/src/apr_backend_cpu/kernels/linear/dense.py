@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from apr_backend_cpu.constants import LANES, ROWS, TOKENS, VECTOR
+from apr_backend_cpu.constants import LANES, ROW_GAP, ROWS, TOKENS, VECTOR
 from apr_backend_cpu.kernels.linear.one_row import AHEAD
-from apr_backend_cpu.kernels.source import kernel, vector
+from apr_backend_cpu.kernels.source import helper, kernel, vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import (
     F32,
@@ -277,12 +277,18 @@ dense_many = vector("dense_many", "p" * 7, _dense_many)
 arrange = vector("arrange_floats", "ppp", _arrange)
 
 
+@helper
+def row_of_floats(columns):
+    """Bytes from one arranged row to the next one's."""
+    return 4 * columns + ROW_GAP
+
+
 @kernel()
 def arrange_task(arguments, i, scratch):
     """A row of activations as `dense_many` wants it: x, bytes a row, columns, result."""
     a = ints_at(arguments, 4)
     size = a[2]
-    arrange(a[0] + i * a[1], a[3] + i * 4 * size, size // LANES)
+    arrange(a[0] + i * a[1], a[3] + i * row_of_floats(size), size // LANES)
 
 
 LOADERS: dict[str, tuple[Loader, int]] = {

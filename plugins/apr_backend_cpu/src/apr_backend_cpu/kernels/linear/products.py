@@ -46,7 +46,7 @@ from apr_backend_cpu.constants import (
     VECTOR,
 )
 from apr_backend_cpu.kernels.linear.activations import row_of_records
-from apr_backend_cpu.kernels.linear.dense import dense_many
+from apr_backend_cpu.kernels.linear.dense import dense_many, row_of_floats
 from apr_backend_cpu.kernels.linear.layouts import expand_numbers
 from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.memory import call, floats_at, ints_at, words_at
@@ -197,8 +197,8 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     x = arranged if methods[KIND] == U(ARRANGED) else xp
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
-        _dense(methods, w, row_bytes, rows, dense, U(4) * cols, tokens, op, os_, cols // U(LANES),
-               room)  # fmt: skip
+        xs = U(4) * cols if tokens < U(FEW) else U(row_of_floats(np.int64(cols)))
+        _dense(methods, w, row_bytes, rows, dense, xs, tokens, op, os_, cols // U(LANES), room)
     elif left >= U(ROWS):
         done = min(count, left // U(ROWS))
         rows = done * U(ROWS)
