@@ -114,23 +114,31 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
     `heads` are of one or two registers of weight rows; results are theirs a row of activations.
     """
     per_run, wide = 32 // format.group, len(heads)
-    factor_type = vector_of(I16, 2 * b.lanes) if b.sums_pairs else vector_of(I32, b.lanes)
+    zero = const(vector_of(I32, b.lanes), 0)
+    factor_type = vector_of(I16, 2 * b.lanes) if b.sums_pairs else zero.type
 
     def run(r: Value, codes: list[Codes], totals: Values) -> Values:
         here, at_steps = xs.advance(b, r, 32)(b), xs.advance(b, r, 4)
         scales, size = [b.advance(head, r, VECTOR * per_run) for head in heads], 8 // per_run
+        totals = list(totals)
+        weighed = [zero] * len(totals)  # without the step: it is the same for all groups of a run
         for g in range(per_run):
             chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
             _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
             steps = _steps(b, at_steps(b))
             scale = [b.read(b.at(p, SCALES + VECTOR * g), factor_type) for p in scales]
-            totals = [
-                chains[n // wide][n % wide].scaled(total, b.mul(scale[n % wide], steps[n // wide]))
-                for n, total in enumerate(totals)
-            ]
+            for n in range(len(totals)):
+                chain, factor = chains[n // wide][n % wide], scale[n % wide]
+                if b.sums_pairs:
+                    totals[n] = chain.scaled(totals[n], b.mul(factor, steps[n // wide]))
+                else:
+                    weighed[n] = chain.scaled(weighed[n], factor)
+        if not b.sums_pairs:
+            totals = [b.add(total, b.mul(weighed[n], steps[n // wide]))
+                      for n, total in enumerate(totals)]  # fmt: skip
         return totals
 
-    totals = read([const(vector_of(I32, b.lanes), 0)] * wide * len(xs.starts), run)
+    totals = read([zero] * wide * len(xs.starts), run)
 
     def finish(n: int, y: Value) -> Value:
         x, head = xs(b)[n // wide], heads[n % wide]
