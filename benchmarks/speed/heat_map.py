@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.speed.figures import Figures, Model, Phase
 
-LEFT, TOP, WIDTH, HEIGHT = 150, 58, 62, 26  # pixels: of the labels, and of a cell
+LEFT, TOP, WIDTH, HEIGHT = 150, 58, 88, 24  # pixels: of the labels, and of a cell
 SLOWER, EQUAL, FASTER = (178, 58, 46), (247, 247, 244), (46, 110, 166)
 MOST = 2.0  # the ratio with the full colour
 
@@ -29,7 +29,7 @@ def svg(
 ) -> str:
     """Models down, phases and levels across."""
     columns = [(phase, level) for phase in phases for level in levels]
-    width = max(LEFT + WIDTH * len(columns) + 10, 640)
+    width = max(LEFT + WIDTH * len(columns) + 10, 560)
     height = TOP + HEIGHT * len(models) + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -44,7 +44,7 @@ def svg(
         parts.append(_text(LEFT + WIDTH * (i + 0.5), 44, level.removeprefix("x86-64-")))
     for row, model in enumerate(models):
         y = TOP + HEIGHT * row
-        parts.append(_text(LEFT - 8, y + 17, str(model), 'text-anchor="end"'))
+        parts.append(_text(LEFT - 8, y + 16, str(model), 'text-anchor="end"'))
         for i, (phase, level) in enumerate(columns):
             ratio = figures.ratio(model, level, phase)
             fill = colour(ratio) if ratio else "#dddddd"
@@ -53,8 +53,8 @@ def svg(
             x = LEFT + WIDTH * i
             parts += [
                 f'<rect x="{x}" y="{y}" width="{WIDTH - 2}" height="{HEIGHT - 2}" fill="{fill}"/>',
-                _text(x + WIDTH / 2 - 1, y + 17, f"{ratio:.2f}" if ratio else "-", ink),
+                _text(x + WIDTH / 2 - 1, y + 16, f"{ratio:.2f}" if ratio else "-", ink),
             ]
     below = "1 = as fast as the better of llama.cpp and ik_llama.cpp; blue is faster, red slower"
-    parts += [_text(LEFT, height - 10, below, ""), "</svg>"]
+    parts += [_text(10, height - 10, below, ""), "</svg>"]
     return "\n".join(parts) + "\n"
