@@ -1,7 +1,8 @@
 # The README's commands. Everything happens in .venv; `make setup` makes it.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := . plugins/apr_qwen2 plugins/apr_qwen3_5 plugins/apr_quant_q4k plugins/apr_backend_cpu plugins/apr_export_gguf plugins/apr_demo
+PACKAGES := . $(addprefix plugins/,apr_qwen2 apr_qwen3_5 apr_quant_q4k apr_backend_cpu apr_serve \
+  apr_devkit apr_eval apr_hub apr_gguf apr_demo)
 # needs torch, so it comes with what the tests need; there its kernels are interpreted
 CUDA := plugins/apr_backend_cuda
 CPU := plugins/apr_backend_cpu
@@ -63,7 +64,7 @@ lint: $(TESTING)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(TESTING)  ## mypy, strict on apr_core
+types: $(TESTING)  ## mypy, strict
 	$(BIN)/mypy
 
 bench: $(TESTING)  ## figures for docs/: quality of the demo model, quantization error, start-up

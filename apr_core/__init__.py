@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apr_core.binding import BackendPlugin, Draw, HostMatrix, Weight
-    from apr_core.contract import Contract
     from apr_core.declarations import (
         Attention,
         Backend,
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
         Recipe,
         Source,
     )
-    from apr_core.engine.sampling import SamplingParams
     from apr_core.errors import (
         AprError,
         BackendError,
@@ -39,34 +36,37 @@ if TYPE_CHECKING:
         UsageError,
         ValidationFailed,
     )
+    from apr_core.family.contract import Contract
+    from apr_core.family.hfconfig import ConfigReader, sampling_defaults
+    from apr_core.family.modelspec import Block, MixerExample, ModelConfig, Plan, TensorClass
     from apr_core.format import AprFile
-    from apr_core.hfconfig import ConfigReader, sampling_defaults
+    from apr_core.generate.sampling import SamplingParams
     from apr_core.hookspecs import API_VERSION, hookimpl
     from apr_core.model.model import Model, load
-    from apr_core.modelspec import Block, MixerExample, ModelConfig, Plan, TensorClass
     from apr_core.ops import Op, composite, op
+    from apr_core.ops.binding import BackendPlugin, Draw, HostMatrix, Weight
     from apr_core.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "apr_core.binding": ("BackendPlugin", "Draw", "HostMatrix", "Weight"),
-    "apr_core.contract": ("Contract",),
+    "apr_core.ops.binding": ("BackendPlugin", "Draw", "HostMatrix", "Weight"),
+    "apr_core.family.contract": ("Contract",),
     "apr_core.declarations": (
         "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Layout", "Numbers",
         "Quantizer", "Recipe", "Source",
     ),
-    "apr_core.engine.sampling": ("SamplingParams",),
+    "apr_core.generate.sampling": ("SamplingParams",),
     "apr_core.errors": (
         "AprError", "BackendError", "BackendUnavailable", "ConfigError", "ContractError",
         "FormatError", "InputOutputError", "NotFound", "PluginError", "QuantizationError",
         "UsageError", "ValidationFailed",
     ),
     "apr_core.format": ("AprFile",),
-    "apr_core.hfconfig": ("ConfigReader", "sampling_defaults"),
+    "apr_core.family.hfconfig": ("ConfigReader", "sampling_defaults"),
     "apr_core.hookspecs": ("API_VERSION", "hookimpl"),
     "apr_core.model.model": ("Model", "load"),
-    "apr_core.modelspec": ("Block", "MixerExample", "ModelConfig", "Plan", "TensorClass"),
+    "apr_core.family.modelspec": ("Block", "MixerExample", "ModelConfig", "Plan", "TensorClass"),
     "apr_core.ops": ("Op", "composite", "op"),
     "apr_core.text.tokenizer": ("Tokenizer",),
 }  # fmt: skip

@@ -24,6 +24,11 @@ class Declaration:
 
     kind: ClassVar[str] = ""
 
+    @property
+    def full_name(self) -> str:
+        """What users type where it is unambiguous: the name, after its group if it has one."""
+        return self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Family(Declaration):
@@ -41,7 +46,7 @@ class Family(Declaration):
 class Attention(Declaration):
     """An attention variant. `brings` are (op name, target) pairs for ops of its own.
 
-    `cases` is "module:function" -> list of apr_core.testing.OpCase for these ops: every backend's
+    `cases` is "module:function" -> list of apr_devkit.kits.OpCase for these ops: every backend's
     conformance kit runs them.
     """
 
@@ -69,7 +74,8 @@ class Layout:
 
     `scale` and `minimum` are products. A level is the code less `zero`, or `codebook[code]`. Codes
     of 4 bits stand as `pairs` (byte i holds values 2i, low, and 2i + 1) or as `halves` (16 bytes
-    hold 32 values: low nibbles the first 16). `group` is a multiple of 32. See apr_core.layouts.
+    hold 32 values: low nibbles the first 16). `group` is a multiple of 32. apr_core.ops.layouts
+    reads them.
     """
 
     group: int  # values that share a scale: a multiple of 32 that divides the block
@@ -162,9 +168,22 @@ class Exporter(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Command(Declaration):
-    """A command of `apr`; the target is a click command."""
+    """A command of `apr`; the target is a click command.
+
+    With a `group`, as "plugins", it is a subcommand: `apr plugins NAME`. `settings` are the keys of
+    the section of the configuration file that is called like the command, and their types.
+    """
+
+    _: KW_ONLY
+    group: str = ""  # a command of the core that it belongs to; none: `apr NAME`
+    settings: tuple[tuple[str, str], ...] = ()  # (key, "str", "int", "float", "bool" or "list")
 
     kind: ClassVar[str] = "command"
+
+    @property
+    def full_name(self) -> str:
+        """See Declaration."""
+        return f"{self.group} {self.name}".strip()
 
 
 KINDS: dict[str, type[Declaration]] = {

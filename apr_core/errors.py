@@ -8,8 +8,7 @@ AprError                     1   anything else that is wrong
 ├─ PluginError               3   a plugin that is missing, broken, ambiguous or of another API
 │  ├─ PluginNotFound
 │  ├─ PluginBroken
-│  ├─ PluginConflict
-│  └─ PluginIncompatible
+│  └─ PluginConflict
 ├─ FormatError               4   bytes that are not what they should be
 │  ├─ ContractError          4   tensors or configuration that a family's contract refuses
 │  └─ QuantizationError      4   values that a number format cannot hold
@@ -71,10 +70,6 @@ class PluginBroken(PluginError):
 
 class PluginConflict(PluginError):
     """Several plugins provide the name and nothing says which one is meant."""
-
-
-class PluginIncompatible(PluginError):
-    """A plugin was written for another API number."""
 
 
 class FormatError(AprError):

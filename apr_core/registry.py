@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import Any
 
 from apr_core.declarations import Declaration, Family
-from apr_core.discovery import discover, missing_requirements, normalized_id
+from apr_core.discovery.collecting import one_line
+from apr_core.discovery.entry_points import normalized_id
+from apr_core.discovery.rows import PluginRow, discover, missing_requirements
 from apr_core.errors import (
     BackendUnavailable,
     PluginBroken,
@@ -19,10 +21,8 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
-from apr_core.plugin_rows import PluginRow, one_line
 from apr_core.published import published
-from apr_core.settings import Settings, read_settings
-from apr_core.stdout import diverted
+from apr_core.settings import KNOWN, TYPES, Sections, Settings, check_settings, read_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,7 @@ class Registry:
         if not owned.declaration.probe:
             return 1, ""
         try:
-            with diverted():
-                score, reason = self.load_target(owned.declaration.probe, owned.distribution)()
+            score, reason = self.load_target(owned.declaration.probe, owned.distribution)()
             return float(score), one_line(str(reason))
         except PluginBroken:
             raise
@@ -159,12 +158,10 @@ class Registry:
                 "It should return (score, reason). Tell the plugin's author.",
             ) from error
 
-    def recommended_recipe(self) -> str:
-        """A recipe that its plugin recommends, or a float format that every model fits."""
-        names = [
-            o.declaration.name for o in self.declarations("recipe") if o.declaration.recommended
-        ]
-        return names[0] if names else "f16"
+    def recommended_recipe(self) -> str | None:
+        """The first recipe, by name, that its plugin recommends; None if none does."""
+        recipes = (o.declaration for o in self.declarations("recipe"))
+        return next((recipe.name for recipe in recipes if recipe.recommended), None)
 
     def family_for(self, architectures: Iterable[str], model_type: str) -> Owned:
         """The family that reads a config.json with these `architectures` and `model_type`."""
@@ -200,6 +197,20 @@ class Registry:
             listed = ", ".join(sorted(set(known))) or "none"
             hints.append(f"Installed: {listed}. `apr plugins list` shows all plugins.")
         return PluginNotFound(f"no installed plugin provides {kind} {name!r}", "\n".join(hints))
+
+    def settings(self) -> Sections:
+        """The sections of the configuration file: the core's, and those of commands."""
+        declared = {
+            o.declaration.name: {key: TYPES[kind] for key, kind in o.declaration.settings}
+            for o in self.declarations("command")
+            if o.declaration.settings
+        }
+        return {**KNOWN, **declared}
+
+    def may_be_a_section(self, name: str) -> bool:
+        """Whether a plugin that is not usable, or not installed, may have this section."""
+        usable = all(row.status in ("ok", "unavailable") for row in self.plugins)
+        return not usable or name in published("command")
 
     def owner_of(self, module: str) -> str:
         """The distribution that a module is from, by the targets that plugins declare."""
@@ -270,7 +281,10 @@ def get_registry(refresh: bool = False) -> Registry:
             settings = read_settings()
             off = os.environ.get("APR_NO_PLUGINS") == "1"
             found = () if off else discover(settings, refresh=refresh)
-            _current = Registry(found, settings.prefer)
+            registry = Registry(found, settings.prefer)
+            if not off:
+                check_settings(registry.settings(), registry.may_be_a_section)
+            _current = registry
         return _current
 
 

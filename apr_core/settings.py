@@ -1,4 +1,7 @@
-"""The user's configuration file and where it lies. Reads TOML, knows no plugin."""
+"""The user's configuration file and where it lies. Reads TOML, knows no plugin.
+
+Commands of plugins may have sections of their own, which they declare (`Command.settings`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +20,13 @@ from apr_core.errors import ConfigError
 KNOWN: dict[str, dict[str, type]] = {
     "plugins": {"disable": list, "prefer": list},
     "cache": {"dir": str},
-    "serve": {  # the flags of `apr serve`, without their dashes in front
-        "files": list, "host": str, "port": int, "unix-socket": str, "tls-cert": str,
-        "tls-key": str, "backend": str, "threads": int, "context": int, "kv-type": str,
-        "strict": bool, "slots": int, "queue": int, "memory": float, "cache": float,
-        "model-name": list, "alias": list, "api-key": list, "api-key-file": str,
-        "cors-origin": list, "trusted-proxy": list, "max-body": float, "max-header": float,
-        "header-timeout": float, "body-timeout": float, "request-timeout": float,
-        "heartbeat": float, "drain-timeout": float, "log-format": str, "log-prompts": bool,
-    },
-}  # fmt: skip
+}
+Sections = Mapping[str, Mapping[str, type]]  # of the file: what each key holds
 WHAT: dict[type, str] = {
     list: "a list of strings", str: "a string", int: "a whole number", float: "a number",
     bool: "true or false",
 }  # fmt: skip
+TYPES: dict[str, type] = {kind.__name__: kind for kind in WHAT}  # as declarations name them
 QUALIFIED = re.compile(r"[^\s:]+:\S+")  # distribution:name
 
 
@@ -74,10 +70,15 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def read_settings(path: Path | None = None) -> Settings:
-    """Read the file; a missing one means no settings. Raises ConfigError naming file and key."""
+    """Read the core's sections; a missing file means no settings.
+
+    Raises ConfigError naming file and key. Other sections are left to `check_settings`, as who may
+    have one is not known before plugins are.
+    """
     path = path or config_path()
     content = config_content(path)
-    for text, hint in problems(content):
+    own = {section: keys for section, keys in content.items() if section in KNOWN}
+    for text, hint in problems(own):
         raise ConfigError(f"{path}: {text}", hint)
     plugins, cache = content.get("plugins", {}), content.get("cache", {}).get("dir")
     return Settings(
@@ -85,6 +86,20 @@ def read_settings(path: Path | None = None) -> Settings:
         tuple(plugins.get("prefer", ())),
         Path(cache).expanduser() if cache else None,
     )
+
+
+def check_settings(sections: Sections, passed_over: Callable[[str], bool]) -> None:
+    """Raise ConfigError for what is in the file and in no section; some sections are passed over.
+
+    Those in `sections` never are.
+    """
+    path = config_path()
+    content = {
+        name: keys for name, keys in config_content(path).items()
+        if name in sections or not passed_over(name)
+    }  # fmt: skip
+    for text, hint in problems(content, sections):
+        raise ConfigError(f"{path}: {text}", hint)
 
 
 def config_content(path: Path) -> dict[str, Any]:
@@ -116,16 +131,16 @@ def config_text(path: Path) -> str:
     return ""
 
 
-def problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def problems(content: Mapping[str, Any], sections: Sections = KNOWN) -> Iterator[tuple[str, str]]:
     """(what is wrong, hint) of every section, key and value that should not be there."""
     for section, keys in content.items():
-        if section not in KNOWN or not isinstance(keys, dict):
-            yield f"unknown section [{section}]", _suggest(section, KNOWN)
+        if section not in sections or not isinstance(keys, dict):
+            yield f"unknown section [{section}]", _suggest(section, sections)
             continue
         for key, value in keys.items():
-            expected = KNOWN[section].get(key)
+            expected = sections[section].get(key)
             if expected is None:
-                yield f"unknown key {key!r} in [{section}]", _suggest(key, KNOWN[section])
+                yield f"unknown key {key!r} in [{section}]", _suggest(key, sections[section])
             elif not _fits(value, expected):
                 yield f"{section}.{key} must be {WHAT[expected]}", ""
             elif key == "prefer" and isinstance(value, list):

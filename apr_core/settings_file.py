@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
 import os
+import re
 import shutil
 import tempfile
 import tomllib
@@ -39,8 +41,16 @@ def change_list(
         if path.exists() and not path.is_file():  # /dev/null, which reads as no settings
             raise ConfigError(f"{path} keeps nothing", "Name a file in APR_CONFIG.")
         text = config_text(path)
-        changed = edited(text, section, key, add, remove)
-        _check(path, text, changed, section, key, add, remove)
+        wanted = tomllib.loads(text)
+        values = [v for v in wanted.get(section, {}).get(key, ()) if v not in remove]
+        values += [name for name in add if name not in values]
+        wanted.setdefault(section, {})[key] = values
+        changed = _edited(text, section, key, values)
+        if _parsed(changed) != wanted:
+            raise ConfigError(
+                f"{path} is written in a way that cannot be changed safely; it is untouched",
+                f"Change it by hand:\n  [{section}]\n  {key} = {values}",
+            )
         _write(Path(os.path.realpath(path)), changed)
     except OSError as error:
         raise InputOutputError(
@@ -51,45 +61,26 @@ def change_list(
     return path
 
 
-def edited(
-    text: str, section: str, key: str, add: Collection[str], remove: Collection[str]
-) -> str:  # fmt: skip
-    """The TOML text with the list changed; sections and keys that are missing are made."""
-    import tomlkit
-
-    document: Any = tomlkit.parse(text)
-    if section not in document:
-        document[section] = tomlkit.table()
-    if key not in document[section]:
-        document[section][key] = tomlkit.array()
-    values = document[section][key]
-    for name in remove:
-        while name in values:
-            values.remove(name)
-    for name in add:
-        if name not in values:
-            values.append(name)
-    return tomlkit.dumps(document)
+def _edited(text: str, section: str, key: str, values: list[str]) -> str:
+    """The TOML text with the list replaced, or added; the rest stays as it is written."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    line = f"{key} = {json.dumps(values, ensure_ascii=False)}"
+    head = re.search(rf"^\[{section}\][^\r\n]*$", text.replace("\r", " "), re.MULTILINE)
+    if head is None:
+        gap = "" if not text or text.endswith("\n") else end
+        return f"{text}{gap}[{section}]{end}{line}{end}"
+    after = re.compile(r"^\[", re.MULTILINE).search(text, head.end())
+    stop = after.start() if after else len(text)
+    body = text[head.end() : stop]
+    body, count = re.subn(rf"(?m)^{key}\s*=\s*\[[^\]]*\]", lambda _: line, body, count=1)
+    return text[: head.end()] + ("" if count else f"{end}{line}") + body + text[stop:]
 
 
-def _check(
-    path: Path, before: str, after: str, section: str, key: str,
-    add: Collection[str], remove: Collection[str],
-) -> None:  # fmt: skip
-    """Raise ConfigError unless the new text means the old one with the list changed."""
-    wanted = tomllib.loads(before)
-    values = [v for v in wanted.get(section, {}).get(key, ()) if v not in remove]
-    values += [name for name in add if name not in values]
-    wanted.setdefault(section, {})[key] = values
+def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        found = tomllib.loads(after)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        found = None
-    if found != wanted:
-        raise ConfigError(
-            f"{path} is written in a way that cannot be changed safely; it is untouched",
-            f"Change it by hand:\n  [{section}]\n  {key} = {values}",
-        )
+        return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from apr_backend_cpu.backend import Cpu
 from apr_backend_cpu.native import library
 from apr_backend_cpu.ops.linear import linear
-from apr_core.binding import HostMatrix, Weight
+from apr_core.ops.binding import HostMatrix, Weight
 
 BYTES = {"q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210), "q8_0": (32, 34),
          "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2)}  # fmt: skip

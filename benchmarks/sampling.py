@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from apr_core.engine.sampling import Sampler, SamplingParams
+from apr_core.generate.sampling import Sampler, SamplingParams
 
 VOCABULARY, DRAWS = 248_320, 300
 CASES: dict[str, dict[str, float]] = {

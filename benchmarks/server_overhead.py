@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from apr_core import Model, load
-from apr_core.engine.requests import Delta, EngineStats, GenerationRequest, Usage
+from apr_core.generate.requests import Delta, EngineStats, GenerationRequest, Usage
 
 TOKENS = 400  # a stream
 STEP_S = 0.005
@@ -116,10 +116,10 @@ def alone(streams: int) -> float:
 
 def served(model: Model, streams: int, more: dict[str, Any]) -> float:
     """CPU seconds of this process while so many clients stream; the median of rounds."""
-    from apr_core.server.app import create_app
-    from apr_core.server.options import ServerOptions
-    from apr_core.server.run import bound, serve
-    from apr_core.server.service import ChatService
+    from apr_serve.chat.service import ChatService
+    from apr_serve.http.app import create_app
+    from apr_serve.http.options import ServerOptions
+    from apr_serve.http.run import bound, serve
 
     engine: Any = SteadyEngine()
     options = ServerOptions(port=0)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from apr_core import Model, load
-from apr_core.engine.requests import Delta, GenerationRequest
-from apr_core.engine.scheduler import Engine
+from apr_core.generate.requests import Delta, GenerationRequest
+from apr_serve.engine.engine import Engine
 from benchmarks.checkpoints import write
 from benchmarks.files import imported
 

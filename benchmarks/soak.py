@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from apr_core import load
-from tests import serving
+from tests.serve import serving
 
 QUIET = ("apr_running", "apr_prefilling", "apr_queue_length", "apr_state_bytes",
          "apr_reserved_bytes")  # fmt: skip

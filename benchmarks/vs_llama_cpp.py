@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_core.engine.measuring import memory_bandwidth
+from apr_eval.measuring import memory_bandwidth
 from benchmarks.checkpoints import write
 from benchmarks.engines import Process, random_tokens
 from benchmarks.files import exported, imported

@@ -39,11 +39,11 @@ NOTE = "<!-- Written by docs/generate.py from {source}. Change that, then run `m
 WIDTH = 80  # of help texts
 # what each kind's target makes; for the others their declaration says it in words
 PROTOCOLS = {
-    "family": "apr_core.modelspec:FamilyPlugin",
+    "family": "apr_core.family.modelspec:FamilyPlugin",
     "attention": "apr_core.model.decoder:Mixer",
-    "quantizer": "apr_core.modelspec:QuantizerPlugin",
-    "recipe": "apr_core.modelspec:RecipePlugin",
-    "backend": "apr_core.binding:BackendPlugin",
+    "quantizer": "apr_core.family.modelspec:QuantizerPlugin",
+    "recipe": "apr_core.family.modelspec:RecipePlugin",
+    "backend": "apr_core.ops.binding:BackendPlugin",
 }
 
 
@@ -135,7 +135,7 @@ def _described_op(entry: Any) -> list[str]:
 def _brought_ops() -> dict[str, list[str]]:
     """{package: targets} of the ops that plugins of this repository bring."""
     from apr_core.declarations import Attention
-    from apr_core.plugin_rows import collect
+    from apr_core.discovery.collecting import collect
 
     found: dict[str, list[str]] = {}
     for path in sorted(ROOT.glob("plugins/*/src/*/hooks.py")):
@@ -221,15 +221,15 @@ def contract_schema() -> str:
 
 def conformance() -> str:
     """Every check of every kit, by its sentence."""
-    from apr_core import testing
-    from apr_core.testing.checks import checks_of, sentence_of
+    from apr_devkit import kits as testing
+    from apr_devkit.kits.checks import checks_of, sentence_of
 
     kits = [getattr(testing, n) for n in testing.__all__ if n.endswith("Conformance")]
     base = testing.PluginConformance
     common = checks_of(base)
     lines = [
         "# Conformance kits\n",
-        "Classes in `apr_core.testing`. In pytest, a subclass that names the plugin is all there",
+        "Classes in `apr_devkit.kits`. In pytest, a subclass that names the plugin is all there",
         "is to write; `apr plugins check NAME` runs the same checks. A check that is skipped says",
         "why and has not passed.\n",
     ]
@@ -245,7 +245,7 @@ def conformance() -> str:
 def api() -> str:
     """Everything public."""
     import apr_core
-    from apr_core import testing
+    from apr_devkit import kits as testing
 
     lines = [
         "# Public names\n",
@@ -255,7 +255,7 @@ def api() -> str:
     for name in sorted(apr_core.__all__, key=str.lower):
         lines += _described(name, getattr(apr_core, name))
     lines += [
-        "# apr_core.testing\n",
+        "# apr_devkit.kits\n",
         "For tests: [kits](conformance.md), and what they are made of.\n",
         *table(
             ("name", "what it is"),
@@ -289,7 +289,7 @@ PAGES: dict[str, tuple[str, Callable[[], str]]] = {
     "errors.md": ("apr_core/errors.py", errors),
     "cli.md": ("apr_core/cli", cli),
     "contract-schema.md": ("contracts/_schema.yaml", contract_schema),
-    "conformance.md": ("apr_core/testing", conformance),
+    "conformance.md": ("plugins/apr_devkit", conformance),
     "api.md": ("apr_core.__all__", api),
 }
 

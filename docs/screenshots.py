@@ -1,6 +1,7 @@
 """Pictures of the pages in `docs/images/`: `python -m docs.screenshots`, with chromium installed.
 
-The model that answers is scripted (tests/scripted_chat.py), so that they only change with the page.
+The model that answers is scripted (tests/page/scripted_chat.py), so that they change only
+with the page.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import httpx
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests import pages_seen  # noqa: E402
+from tests.page import pages_seen  # noqa: E402
 
 IMAGES = Path(__file__).parent / "images"
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}

@@ -13,8 +13,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import apr_core
-from apr_core import hookspecs, testing
-from apr_core.testing.checks import checks_of
+from apr_core import hookspecs
+from apr_devkit import kits as testing
+from apr_devkit.kits.checks import checks_of
 
 
 def lines() -> Iterator[str]:
@@ -25,7 +26,7 @@ def lines() -> Iterator[str]:
     for name in sorted(apr_core.__all__):
         yield from described(f"apr_core.{name}", getattr(apr_core, name))
     for name in sorted(testing.__all__):
-        yield f"apr_core.testing.{name}"
+        yield f"apr_devkit.kits.{name}"
 
 
 def described(name: str, value: Any) -> Iterator[str]:

@@ -1,28 +1,23 @@
-"""The seams, checked on the source: who may import whom, and which words core may not know."""
+"""The seams, checked on the source: who may import whom, and what the core may not know."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.architecture import RULES, between_plugins, circles, knowledge, upward
+
 ROOT = Path(__file__).parent.parent
-CORE = ROOT / "apr_core"
-PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "pyproject.toml").exists())
-FORBIDDEN = re.compile(
-    r"qwen|gated_delta_net|\bq[4568]_?[k0]\b|\bnf4\b|numba|triton|\bcuda\b|\bcpu\b|llama|mistral|gemma",
-    re.I,
-)
 ON_TORCH = {  # all that imports torch, by file or folder
     "plugins/apr_backend_cuda/": "its arrays",
     "plugins/apr_demo/train/": "how the bundled model was trained; no part of the package",
     "examples/plugins/apr_backend_torch/": "a backend as third parties write them",
     "examples/plugins/apr_kernel_demo/": "kernels for that backend",
-    "apr_core/testing/oracle.py": "transformers as the oracle of a family's kit, where installed",
+    "plugins/apr_devkit/src/apr_devkit/kits/oracle.py": "the oracle, where installed",
     "tests/hf_models.py": "random checkpoints of the oracle",
     "tests/test_parity.py": "the oracle itself",
     "tests/test_determinism.py": "runs on those checkpoints",
@@ -39,29 +34,42 @@ ON_NUMBA = {  # all that imports a compiler; what `apr run` imports is not among
 }
 BY_NAME = ("import_module", "__import__", "importorskip")
 ON_TRITON = ("plugins/apr_backend_cuda/", "benchmarks/gpu/")
-LAYERS = {"ops": 0, "binding": 1, "model": 2, "engine": 3, "server": 4, "cli": 5}
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_layout_is_as_it_is_drawn(rule):
+    assert rule(ROOT) == []
 
 
-def texts():
-    """Every file of the core that is text."""
-    files = [p for p in sorted(CORE.rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
-    return [path for path in files if path.suffix != ".safetensors"]
-
-
-@pytest.mark.parametrize("path", texts(), ids=lambda p: str(p.relative_to(CORE)))
-def test_core_knows_no_family_format_or_device(path):
-    """Not even in comments: what is published is listed in apr_index, which is data."""
-    assert not FORBIDDEN.findall(path.read_text("utf-8"))
-    if path.suffix == ".py":
-        assert not [m for m in imports(path) if m.split(".")[0] in PLUGINS]
+@pytest.mark.parametrize(
+    ("rule", "files"),
+    [
+        (upward, {"apr_core/ops/x.py": "def f():\n    from apr_core.model import y\n",
+                  "apr_core/model/y.py": ""}),
+        (upward, {"apr_core/kitchen.py": ""}),
+        (circles, {"apr_core/model/x.py": "from apr_core.model.y import f\n",
+                   "apr_core/model/y.py": "def f():\n    from apr_core.model import x\n"}),
+        (circles, {"plugins/apr_a/src/apr_a/x.py": "import apr_a.y\n",
+                   "plugins/apr_a/src/apr_a/y.py": "import apr_a.z\n",
+                   "plugins/apr_a/src/apr_a/z.py": "from apr_a import x\n"}),
+        (knowledge, {"apr_core/model/x.py": "# as Llama does\n"}),
+        (knowledge, {"apr_core/family/x.yaml": "devices: [cuda]\n"}),
+        (between_plugins, {"apr_core/model/x.py": "def f():\n    import apr_a\n"}),
+        (between_plugins, {"plugins/apr_b/src/apr_b/x.py": "from apr_a.y import z\n"}),
+        (between_plugins, {"plugins/apr_a/src/apr_a/x.py": "import apr_devkit.kits\n"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_a_planted_violation_is_found(tmp_path, rule, files):
+    (tmp_path / "apr_core").mkdir()
+    for plugin in ("apr_a", "apr_b", "apr_devkit"):
+        (tmp_path / "plugins" / plugin).mkdir(parents=True)
+        (tmp_path / "plugins" / plugin / "pyproject.toml").write_text("")
+    assert rule(tmp_path) == []
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert rule(tmp_path) != []
 
 
 def test_the_index_of_what_is_published_is_data():
@@ -70,35 +78,13 @@ def test_the_index_of_what_is_published_is_data():
     assert len(ast.parse((ROOT / "apr_index" / "__init__.py").read_text("utf-8")).body) == 1
 
 
-@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: str(p.relative_to(CORE)))
-def test_imports_go_one_way(path):
-    own = path.relative_to(CORE).with_suffix("").parts[0]
-    if own not in LAYERS:
-        return
-    source = ast.parse(path.read_text("utf-8"))
-    hidden = {
-        id(inner) for node in ast.walk(source) if isinstance(node, ast.If)
-        and "TYPE_CHECKING" in ast.dump(node.test) for inner in ast.walk(node)
-    }  # fmt: skip
-    for node in source.body:
-        if id(node) in hidden or not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        parts = node.module.split(".")
-        if parts[0] == "apr_core" and len(parts) > 1 and parts[1] in LAYERS:
-            assert LAYERS[parts[1]] <= LAYERS[own], f"{own} imports {node.module}"
-
-
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_plugins_import_core_and_no_other_plugin(plugin):
-    others = set(PLUGINS) - {plugin}
-    for path in (ROOT / "plugins" / plugin / "src").rglob("*.py"):
-        assert not [m for m in imports(path) if m.split(".")[0] in others], path
-        assert "transformers" not in {m.split(".")[0] for m in imports(path)}, path
-
-
 def asked_for(path):
     """Top packages of everything a file imports, also by name: importorskip("torch")."""
-    yield from (module.split(".")[0] for module in imports(path))
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(BY_NAME):
             named = node.args[:1]

@@ -14,10 +14,9 @@ from apr_core.cli import run
 from apr_core.cli.escaping import printable, shortened
 from apr_core.cli.inspect import summarised
 from apr_core.format import FormatSpec
-
-from .apr_files import write
-from .test_format_shards import write_set
-from .test_validation import make_registry, make_source, save, tokenizer_metadata
+from tests.apr_files import write
+from tests.test_format_shards import write_set
+from tests.test_validation import make_registry, make_source, save, tokenizer_metadata
 
 UNKNOWN = FormatSpec("nf9", None, 8, 5, "apr-nf9")
 

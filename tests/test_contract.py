@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from apr_core.contract import Contract
-from apr_core.contract.contract import LISTED
-from apr_core.contract.expressions import evaluate_shape
 from apr_core.errors import ContractError
-from apr_core.modelspec import ModelConfig
+from apr_core.family.contract import Contract
+from apr_core.family.contract.contract import LISTED
+from apr_core.family.contract.expressions import evaluate_shape
+from apr_core.family.modelspec import ModelConfig
 
 CONTENT = yaml.safe_load("""
 family: toy

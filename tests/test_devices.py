@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from apr_core.binding import ForeignKernel
 from apr_core.declarations import Backend, Kernel
 from apr_core.errors import BackendError, PluginConflict, PluginNotFound
 from apr_core.model import model as models
 from apr_core.model.devices import find_backend
 from apr_core.model.loading import foreign_kernels, make_backend
+from apr_core.ops.binding import ForeignKernel
 from apr_core.registry import Registry
 
 HERE = __name__

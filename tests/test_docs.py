@@ -29,7 +29,7 @@ import pytest
 
 from apr_core import hookspecs
 from apr_core.declarations import HOOKS, Quantizer
-from apr_core.plugin_rows import Refused, checked
+from apr_core.discovery.collecting import Refused, checked
 from apr_core.settings import cache_dir
 from downstream.fresh import FreshVenv
 from tests.docs_pages import RUN, Reader, blocks, first_missing
@@ -41,15 +41,16 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FOLLOWED = [p for p in PAGES if p.parent.name in ("tutorial", "how-to") or p.name == "README.md"]
 SHIPPED = (
-    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_export_gguf",
-    "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3_5",
+    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_gguf",
+    "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3_5", "plugins/apr_devkit",
+    "plugins/apr_eval", "plugins/apr_hub", "plugins/apr_serve",
 )  # fmt: skip
 FETCH = os.environ.get("APR_DOCS_FETCH") == "1"
 NOT_RUN = {
     "first-quantizer.md": ["publishes a package"],
-    "pull.md": ["downloads a model; tests/test_hub_pull.py pulls from a hub of its own"],
+    "pull.md": ["downloads a model; tests/hub/test_hub_pull.py pulls from a hub of its own"],
     "README.md": ["makes a venv of its own; CI runs them", "downloads a model"],
-    "serve.md": ["the extra is installed already"],
+    "serve.md": ["it is installed already"],
     "benchmarks.md": ["it compiles llama.cpp twice"],
     "plugin-api.md": ["rewrites a file of the repository"],
     "manage-plugins.md": ["upgrades Python"],
@@ -118,11 +119,15 @@ def follow(page, reader):
 def test_the_tutorial_works_by_copy_and_paste(desk, tmp_path):
     reader = Reader(desk.env(in_venv=False), tmp_path)
     reader.go(ROOT)
-    desk.pip("uninstall", "-y", "apr-qwen2", "apr-export-gguf")
+    desk.pip("uninstall", "-y", "apr-qwen2", "apr-gguf", "apr-eval", "apr-hub")
     try:
         follow(DOCS / "tutorial" / "first-quantizer.md", reader)
     finally:
-        desk.pip("install", "--no-deps", "-e", ROOT / SHIPPED[3], "-e", ROOT / SHIPPED[5])
+        desk.pip(
+            "install",
+            "--no-deps",
+            *(part for n in (3, 5, 8, 9) for part in ("-e", ROOT / SHIPPED[n])),
+        )
 
 
 @pytest.mark.parametrize("page", [p for p in FOLLOWED if p.parent.name != "tutorial"], ids=name_of)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from downstream.fresh import FreshVenv
-from tests.serving import started, wait_until_ready
+from tests.serve.serving import started, wait_until_ready
 
 pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 

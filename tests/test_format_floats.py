@@ -23,8 +23,7 @@ from apr_core.format import (
     from_float32,
     to_float32,
 )
-
-from .apr_files import build, entry, write
+from tests.apr_files import build, entry, write
 
 ALL_F16 = np.arange(65536, dtype=np.uint16)
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from apr_core.errors import AprError, FormatError
 from apr_core.format import AprFile, FormatSpec, decode_tensor, reader
-
-from .apr_files import seal, write
+from tests.apr_files import seal, write
 
 MUTATIONS = 40_000
 EDGES = (0, 1, 2, 63, 64, 127, 2**16 - 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 64, 2**64 - 1)

@@ -14,8 +14,7 @@ import pytest
 
 from apr_core.errors import AprError, FormatError, InputOutputError, NotFound
 from apr_core.format import AprFile
-
-from .apr_files import build, entry, write
+from tests.apr_files import build, entry, write
 
 
 def open_bytes(tmp_path: Path, raw: bytes) -> AprFile:

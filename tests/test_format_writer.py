@@ -14,8 +14,7 @@ import pytest
 
 from apr_core.errors import FormatError, InputOutputError, NotFound, UsageError
 from apr_core.format import NATIVE, AprFile, AprWriter, FormatSpec, TensorSpec
-
-from .apr_files import write
+from tests.apr_files import write
 
 F32 = NATIVE["f32"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from apr_core.cli.generation import Printer, collect
-from apr_core.engine.generate import Generation, Piece, Timings, generate, stream
 from apr_core.errors import AprError, UsageError
+from apr_core.generate.generate import Generation, Piece, Timings, generate, stream
 from apr_core.model.last_logits import LastLogits
-from apr_core.testing.reference_backend import ReferenceBackend
 from apr_core.text.tokenizer import Tokenizer
+from apr_devkit.kits.reference_backend import ReferenceBackend
 from tests.test_text import make_tokenizer
 
 

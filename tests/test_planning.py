@@ -17,9 +17,6 @@ pytest.importorskip("apr_qwen3_5", reason="a family whose state is not all in ro
 pytest.importorskip("apr_quant_q4k", reason="a format that some backends read packed")
 
 from apr_core import Backend, BackendError
-from apr_core.cli.serve import _memory
-from apr_core.engine.memory import default_limit
-from apr_core.engine.scheduler import Engine
 from apr_core.model import load
 from apr_core.model.planning import (
     GIB,
@@ -32,9 +29,12 @@ from apr_core.model.planning import (
     working_bytes,
 )
 from apr_core.registry import Registry, get_registry
-from apr_core.testing.reference_backend import ReferenceBackend
-from apr_core.testing.tiny import tiny_apr
+from apr_devkit.kits.reference_backend import ReferenceBackend
+from apr_devkit.kits.tiny import tiny_apr
 from apr_qwen2.family import Qwen2
+from apr_serve.cli.command import _memory
+from apr_serve.engine.engine import Engine
+from apr_serve.engine.memory import default_limit
 
 pytestmark = pytest.mark.needs_plugins
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from apr_core.cli.plugins_freeze import direct_reference
 from apr_core.errors import ConfigError, InputOutputError
 from apr_core.settings_file import change_list
+from apr_devkit.cli.freeze import direct_reference
 
 COMMAND = """
 from apr_core import Command, hookimpl

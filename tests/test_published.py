@@ -8,14 +8,15 @@ from apr_core.published import index, published
 from apr_core.registry import get_registry
 
 SHIPPED = (
-    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-export-gguf", "apr-quant-q4k",
-    "apr-qwen2", "apr-qwen3-5",
+    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gguf",
+    "apr-hub", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5", "apr-serve",
 )  # fmt: skip
 
 
 def declared(kind):
     rows = get_registry().declarations(kind)
-    return {o.declaration.name: o.distribution for o in rows if o.distribution in SHIPPED}
+    ours = [o for o in rows if o.distribution in SHIPPED]
+    return {o.declaration.full_name: o.distribution for o in ours}
 
 
 @pytest.mark.needs_plugins

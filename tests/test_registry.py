@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from apr_core.declarations import Backend, Family, Quantizer
+from apr_core.discovery.rows import PluginRow
 from apr_core.errors import BackendUnavailable, PluginBroken, PluginConflict, PluginNotFound
 from apr_core.format.decode import quantizer_for
 from apr_core.format.dtypes import FormatSpec
 from apr_core.format.reader import TensorEntry
-from apr_core.plugin_rows import PluginRow
 from apr_core.registry import Registry
 
 GOOD = """

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from apr_core.contract import Resolution, TensorRule
 from apr_core.declarations import Family, Quantizer
 from apr_core.errors import ContractError, NotFound, UsageError
+from apr_core.family.contract import Resolution, TensorRule
+from apr_core.family.modelspec import ModelConfig
 from apr_core.format import NATIVE, AprFile, FormatSpec
-from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry
 from apr_core.validation import Report, check_file, tensor_stats, work_bytes
 from apr_core.validation.report import score
-
-from .apr_files import write
+from tests.apr_files import write
 
 HIDDEN, ROWS = 32, 24
 HF = {"hidden_size": HIDDEN, "architectures": ["ToyForCausalLM"]}

@@ -56,10 +56,10 @@ def test_core_alone_then_what_it_asks_for(fresh, tmp_path):
     assert json.loads(ran.stdout)["completion_tokens"] >= 1
 
 
-def test_the_core_wheel_carries_the_pages(fresh):
-    names = zipfile.ZipFile(fresh.wheel("apr-core")).namelist()
-    page = ROOT / "apr_core" / "server" / "page"
-    files = {f"apr_core/server/page/{file.name}" for file in page.iterdir()}
+def test_the_server_wheel_carries_the_pages(fresh):
+    names = zipfile.ZipFile(fresh.wheel("apr-serve")).namelist()
+    page = ROOT / "plugins" / "apr_serve" / "src" / "apr_serve" / "page" / "static"
+    files = {f"apr_serve/page/static/{file.name}" for file in page.iterdir()}
     assert files and files <= set(names)
 
 

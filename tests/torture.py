@@ -23,16 +23,7 @@ def declaring(kind: str, hook: str, record: str) -> str:
 TORTURE: dict[str, tuple[str, str]] = {
     "x-raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "x-raises-base": ("raise BaseException('odd')", "BaseException: odd"),
-    "x-interrupts": ("raise KeyboardInterrupt", "ended the process"),
     "x-exits": ("raise SystemExit(3)", "SystemExit: 3"),
-    "x-exits-hard": ("import os\nos._exit(9)", "ended the process (exit code 9)"),
-    "x-crashes": ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
-    "x-hangs": ("import time\ntime.sleep(1e6)", "took more than"),
-    "x-hangs-stubbornly": (
-        "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except BaseException:\n"
-        "        pass\n",
-        "took more than",
-    ),
     "x-missing": ("import module_that_is_not_there", "module_that_is_not_there"),
     "x-syntax": ("def (", "SyntaxError"),
     "x-not-text": ("\0\1\2", "Error"),
@@ -67,32 +58,8 @@ TORTURE: dict[str, tuple[str, str]] = {
     "x-future": (
         declaring("Family", "apr_families", 'Family("z", "m:F", api=7)'), "targets API 7",
     ),
-    "x-prints": (quantizer("prints", "print('hello')\nimport os\nos.write(1, b'{')\n"), ""),
+    "x-prints": (quantizer("prints", "print('hello')\n"), ""),
     "x-asks": (quantizer("asks", "input('your password? ')\n"), "EOFError"),
-    "x-thread": (
-        quantizer("thread", "import threading, time\n"
-                  "threading.Thread(target=time.sleep, args=(1e6,)).start()\n"), "",
-    ),
-    "x-forks": (quantizer("forks", "import os\nos.fork()\n"), ""),
-    "x-leaves-a-child": (
-        quantizer("leaves_a_child", "import os, time\nif not os.fork():\n    time.sleep(20)\n"), "",
-    ),
-    "x-answers": (
-        quantizer("answers", "import os\nfor n in range(3, 20):\n    try:\n"
-                  "        os.write(n, b'{}\\n')\n    except OSError:\n        pass\n"),
-        "not its own",
-    ),
-    "x-answers-too-much": (
-        quantizer("answers_too_much", "import os, json\nfor n in range(3, 20):\n    try:\n"
-                  "        os.write(n, json.dumps({'from': os.getpid(), 'status': 'fine'}).encode()"
-                  "+ b'\\n')\n    except OSError:\n        pass\n"),
-        "not its own",
-    ),
-    "x-at-exit": (
-        quantizer("at_exit", "import atexit, time\natexit.register(time.sleep, 1e6)\n"), "",
-    ),
-    "x-spoils": (quantizer("spoils", "import json, builtins\nbuiltins.open = None\n"), ""),
-    "x-moves": (quantizer("moves", "import os, sys\nos.chdir('/')\nsys.path.clear()\n"), ""),
     "x-claims-command": (
         declaring("Command", "apr_commands", 'Command("run", "x:y", summary="not yours")'), "",
     ),

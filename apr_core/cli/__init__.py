@@ -12,20 +12,16 @@ import click
 
 from apr_core.errors import AprError
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "pull": ("apr_core.cli.pull", "Download a checkpoint from a model hub."),
-    "import": ("apr_core.cli.import_", "Turn a checkpoint into a quantized .apr file."),
-    "validate": ("apr_core.cli.validate", "Check an .apr file, and its quality."),
-    "tensors": ("apr_core.cli.tensors", "List the tensors of an .apr file."),
-    "inspect": ("apr_core.cli.inspect", "Show what an .apr file says about itself."),
-    "export": ("apr_core.cli.export", "Write an .apr file in another format."),
-    "run": ("apr_core.cli.run", "Answer a prompt."),
-    "bench": ("apr_core.cli.bench", "Measure how fast a file runs here."),
-    "chat": ("apr_core.cli.chat", "Talk in turns."),
-    "serve": ("apr_core.cli.serve", "Answer many clients over HTTP."),
-    "demo": ("apr_core.cli.demo", "The whole pipeline on a small bundled model."),
-    "plugins": ("apr_core.cli.plugins", "List, check, switch and begin plugins."),
-    "doctor": ("apr_core.cli.doctor", "Look at everything apr depends on."),
+Table = dict[str, tuple[str, str]]  # name: ("module:Attr", one line of help)
+COMMANDS: Table = {
+    "import": ("apr_core.cli.import_:command", "Turn a checkpoint into a quantized .apr file."),
+    "validate": ("apr_core.cli.validate:command", "Check an .apr file, and its quality."),
+    "tensors": ("apr_core.cli.tensors:command", "List the tensors of an .apr file."),
+    "inspect": ("apr_core.cli.inspect:command", "Show what an .apr file says about itself."),
+    "export": ("apr_core.cli.export:command", "Write an .apr file in another format."),
+    "run": ("apr_core.cli.run:command", "Answer a prompt."),
+    "chat": ("apr_core.cli.chat:command", "Chat interactively."),
+    "plugins": ("apr_core.cli.plugins:command", "List, check, enable, disable and create plugins."),
 }
 INTERRUPTED, TERMINATED, IO_ERROR = 130, 143, 7
 
@@ -37,16 +33,22 @@ class Terminated(BaseException):
 class LazyGroup(click.Group):
     """Imports the module of the one subcommand that runs. Plugins may add commands."""
 
+    def __init__(self, *args: Any, table: Table, group: str = "", **options: Any) -> None:
+        """`table` has the core's own subcommands; `group` is what plugins' declarations say."""
+        super().__init__(*args, **options)
+        self.table, self.group = table, group
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The built-in commands, then those of plugins."""
-        return [*COMMANDS, *sorted(_plugin_commands())]
+        """The core's commands, then those of plugins."""
+        return [*self.table, *sorted(self._of_plugins())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module, or the plugin's target; `distribution:name` always works."""
-        if cmd_name in COMMANDS:
-            command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        """Import the command's target; `distribution:name` always works."""
+        if cmd_name in self.table:
+            module, _, attribute = self.table[cmd_name][0].partition(":")
+            command: click.Command = getattr(import_module(module), attribute)
             return command
-        if ":" in cmd_name or cmd_name in _plugin_commands():
+        if ":" in cmd_name or cmd_name in self._of_plugins():
             from apr_core.registry import get_registry
 
             registry = get_registry()
@@ -56,29 +58,43 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line a command, without importing any of them."""
-        rows = [(name, help_) for name, (_, help_) in COMMANDS.items()]
-        rows += sorted(_plugin_commands().items())
+        rows = [(name, help_) for name, (_, help_) in self.table.items()]
+        rows += sorted(self._of_plugins().items())
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does, with a suggestion for a misspelt command."""
-        if args[0] in COMMANDS or ":" in args[0]:  # nothing to suggest: no plugin is asked
-            return super().resolve_command(ctx, args)
-        import difflib
+        """As click does, with the package of a command that is not installed, or a suggestion."""
+        name = args[0]
+        known = name in self.table or ":" in name  # then no plugin is asked
+        if not known and name not in self._of_plugins():
+            self._say_whose(name)
+            import difflib
 
-        close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-        if close and args[0] not in self.list_commands(ctx):
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+            close = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+            if close:
+                ctx.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
+    def _say_whose(self, name: str) -> None:
+        """Raise PluginNotFound for a command of a published package."""
+        from apr_core.errors import PluginNotFound
+        from apr_core.published import published
 
-def _plugin_commands() -> dict[str, str]:
-    """{name: summary} of the commands that plugins add; those of core cannot be replaced."""
-    from apr_core.registry import get_registry
+        words = f"{self.group} {name}".strip()
+        if package := published("command").get(words):
+            raise PluginNotFound(
+                f"`apr {words}` is a command of {package}, which is not installed or not in use",
+                f"pip install {package}",
+            )
 
-    declared = [owned.declaration for owned in get_registry().declarations("command")]
-    return {d.name: d.summary for d in declared if d.name not in COMMANDS}
+    def _of_plugins(self) -> dict[str, str]:
+        """{name: summary} of what plugins add; commands of the core cannot be replaced."""
+        from apr_core.registry import get_registry
+
+        declared = [owned.declaration for owned in get_registry().declarations("command")]
+        ours = [d for d in declared if d.group == self.group and d.name not in self.table]
+        return {d.name: d.summary for d in ours}
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -94,7 +110,9 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--no-plugins", is_flag=True, is_eager=True, expose_value=False, callback=_no_plugins,
     help="Use no plugins at all.",
@@ -124,8 +142,8 @@ def run(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"interrupted {error}".rstrip(), err=True)
         return INTERRUPTED
     except Terminated:
         return TERMINATED

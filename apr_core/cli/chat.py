@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,11 @@ HELP = """/clear           forget the conversation
 @click.argument("file", type=click.Path())
 @generation_options
 def command(file: str, **options: Any) -> None:
-    """Talk with the model in FILE, turn by turn. /help lists the commands."""
+    """Chat interactively with the model in FILE. /help lists the commands."""
     with loaded(file, options) as model:
         if sys.stdin.isatty():
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (line editing and history for `input`)
             click.echo("/help lists the commands, /quit ends.", err=True)
         Conversation(model, options).run()
 
@@ -88,7 +91,7 @@ class Conversation:
         return head + self.history
 
     def _turn(self, text: str) -> None:
-        from apr_core.engine.generate import Generation
+        from apr_core.generate.generate import Generation
 
         self.history.append({"role": "user", "content": text})
         result, printer = Generation(), Printer()

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_core.cli.console import show_notices, sparing_collections, upload_progress
+from apr_core.cli.stdout import diverted
 
 if TYPE_CHECKING:
-    from apr_core.engine.generate import Generation, Timings
-    from apr_core.engine.sampling import SamplingParams
-    from apr_core.engine.writer import Piece
+    from apr_core.generate.generate import Generation, Timings
+    from apr_core.generate.requests import Delta
+    from apr_core.generate.sampling import SamplingParams
     from apr_core.model.model import Model
 
 Function = Callable[..., Any]
@@ -64,7 +65,7 @@ def generation_options(function: Function) -> Function:
 
 def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
     """The model's defaults, replaced by what was given on the command line."""
-    from apr_core.engine.sampling import SamplingParams
+    from apr_core.generate.sampling import SamplingParams
 
     given = {name: options[name] for name in SAMPLING}
     return SamplingParams.from_defaults(model.config.sampling, **given)
@@ -74,7 +75,7 @@ def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
 def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
     """The model, with its report on stderr if asked for or if something runs slowly."""
     show_notices()
-    with sparing_collections(), upload_progress() as uploaded:
+    with diverted(), sparing_collections(), upload_progress() as uploaded:
         from apr_core.model.model import load
 
         model = load(
@@ -114,7 +115,7 @@ class Printer:
         self._terminal = sys.stdout.isatty()
         self._before = ""
 
-    def show(self, piece: Piece) -> None:
+    def show(self, piece: Delta) -> None:
         """Write one piece."""
         if piece.channel == "reasoning":
             text = click.style(piece.text.translate(CONTROL), dim=True)
@@ -136,7 +137,7 @@ class Printer:
         click.echo()
 
 
-def collect(pieces: Iterator[Piece], result: Generation, show: Callable[[Piece], None]) -> None:
+def collect(pieces: Iterator[Delta], result: Generation, show: Callable[[Delta], None]) -> None:
     """Show pieces as they come and gather them; an interruption ends the generation."""
     try:
         for piece in pieces:
@@ -153,5 +154,5 @@ def speed(t: Timings, load_s: float, reason: str) -> str:
     return (
         f"{t.prompt_tokens} prompt tokens at {t.prefill_tok_s:.0f} tok/s, "
         f"{t.tokens} generated at {t.decode_tok_s:.1f} tok/s, load {load_s:.2f} s, "
-        f"ended by {reason or 'interruption'}"
+        f"ended by {reason.replace('_', ' ') or 'interruption'}"
     )

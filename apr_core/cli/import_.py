@@ -45,7 +45,7 @@ def command(
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a quantized .apr file.
 
-    SRC is a directory with config.json, tokenizer and safetensors, hf://ORG/NAME after
+    SRC is a directory with config.json, tokenizer and safetensors, or a URL: hf://ORG/NAME after
     `apr pull`, or demo://sums.
     """
     summary = run_import(source, output, quantize, arch, force, shard_size, threads)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from apr_core.discovery import normalized, normalized_id
+from apr_core.discovery.entry_points import normalized, normalized_id
+from apr_core.discovery.rows import PluginRow
 from apr_core.errors import NotFound
-from apr_core.plugin_rows import PluginRow
 
 
 def installed_as(name: str, rows: Iterable[PluginRow]) -> list[PluginRow]:

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 import click
 
+from apr_core.cli import LazyGroup, Table
 from apr_core.cli.console import print_json, print_table
-from apr_core.plugin_rows import PluginRow
+from apr_core.cli.stdout import diverted
+from apr_core.discovery.rows import PluginRow
 from apr_core.probing import rows_here
 from apr_core.published import published
 from apr_core.registry import get_registry
 
 # in modules of their own, imported when they run: listing plugins should not pay for them
-LATER: dict[str, tuple[str, str]] = {
-    "check": ("apr_core.cli.plugins_check", "Run the conformance checks of a plugin."),
-    "new": ("apr_core.cli.plugins_new", "Write a new plugin: a package that works."),
-    "enable": ("apr_core.cli.plugins_switch", "Use a plugin again that was disabled."),
-    "disable": ("apr_core.cli.plugins_switch", "Leave a plugin out, until it is enabled again."),
-    "freeze": ("apr_core.cli.plugins_freeze", "Print requirement lines of the plugins."),
+OWN: Table = {
+    "list": ("apr_core.cli.plugins:list_", "List plugins: version, status, what they provide."),
+    "show": ("apr_core.cli.plugins:show", "Show everything about one plugin."),
+    "enable": ("apr_core.cli.plugins_switch:enable", "Use a disabled plugin again."),
+    "disable": ("apr_core.cli.plugins_switch:disable", "Leave a plugin out until it is enabled."),
 }
 
 
-class _Group(click.Group):
-    """The subcommands of this module, and those of LATER."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which somebody meets them."""
-        return [*self.commands, *LATER]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the subcommand's module if it has one."""
-        if cmd_name in LATER:
-            found: click.Command = getattr(import_module(LATER[cmd_name][0]), cmd_name)
-            return found
-        return super().get_command(ctx, cmd_name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One line a subcommand, without importing any."""
-        rows = [(name, each.get_short_help_str(80)) for name, each in self.commands.items()]
-        rows += [(name, text) for name, (_, text) in LATER.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-@click.group(cls=_Group)
+@click.group(cls=LazyGroup, table=OWN, group="plugins")
 def command() -> None:
-    """List plugins, check them, switch them on and off, begin a new one."""
+    """List, check, enable, disable and create plugins."""
 
 
 def _provides(row: PluginRow) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for d in row.declarations:
-        found.setdefault(d.kind, []).append(d.name)
+        found.setdefault(d.kind, []).append(d.full_name)
     return found
 
 
@@ -66,12 +44,13 @@ def _as_dict(row: PluginRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@command.command("list")
+@click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--refresh", is_flag=True, help="Look at every plugin again; remember nothing.")
 def list_(as_json: bool, refresh: bool) -> None:
     """One line a plugin: version, status, what it provides."""
-    rows = rows_here(get_registry(refresh))
+    with diverted():  # probes are code of plugins
+        rows = rows_here(get_registry(refresh))
     if as_json:
         print_json([_as_dict(row) for row in rows])
         return
@@ -93,14 +72,15 @@ def _summary(provides: dict[str, Iterable[str]] | dict[str, list[str]]) -> str:
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in provides.items())
 
 
-@command.command()
+@click.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """All about one plugin. NAME is a distribution, an entry point or something it provides."""
     from apr_core.cli.plugin_names import rows_called
 
-    rows = rows_called(name, rows_here(get_registry()))
+    with diverted():
+        rows = rows_called(name, rows_here(get_registry()))
     if as_json:
         print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
         return

@@ -11,9 +11,9 @@ import click
 
 from apr_core.cli.console import print_json
 from apr_core.cli.plugin_names import installed_as, not_found, providing
-from apr_core.discovery import installed, normalized, normalized_id, refused
+from apr_core.discovery.entry_points import EntryPoint, installed, normalized, normalized_id
+from apr_core.discovery.rows import PluginRow, refused, row
 from apr_core.errors import NotFound
-from apr_core.plugin_rows import Found, PluginRow
 from apr_core.settings import Settings, config_path, read_settings
 
 SECTION, KEY = "plugins", "disable"
@@ -46,7 +46,7 @@ def enable(name: str, as_json: bool) -> None:
     before = read_settings().disable
     stale = {entry for entry in before if normalized(entry) == normalized(name)}
     founds = _matching(name) if stale else _installed_plugins(name)
-    entries = stale | {e for e in before if any(_names(e) & _all_names(f) for f in founds)}
+    entries = stale | {e for e in before if any(_names(e) & f.names for f in founds)}
     path = _change(remove=entries) if entries else config_path()
     _report(as_json, "enabled", founds, before, path, stale)
 
@@ -57,14 +57,14 @@ def _change(add: Iterable[str] = (), remove: Iterable[str] = ()) -> Path:
     return change_list(SECTION, KEY, add=tuple(add), remove=tuple(remove))
 
 
-def _matching(name: str) -> list[Found]:
+def _matching(name: str) -> list[EntryPoint]:
     """The installed entry points of that name; a broken or disabled plugin has them as well."""
     founds = installed()
-    names = {row.name for row in installed_as(name, [f.row("ok") for f in founds])}
+    names = {row.name for row in installed_as(name, [row(f, "ok") for f in founds])}
     return [f for f in founds if f.name in names]
 
 
-def _installed_plugins(name: str) -> list[Found]:
+def _installed_plugins(name: str) -> list[EntryPoint]:
     """The same. Raises NotFound, with the plugin to name instead if NAME is what one provides."""
     founds = _matching(name)
     if founds:
@@ -81,21 +81,17 @@ def _installed_plugins(name: str) -> list[Found]:
     raise not_found("no installed plugin is called", name, rows)
 
 
-def _all_names(found: Found) -> set[str]:
-    return {found.distribution, found.entry_point, found.name}
-
-
 def _names(entry: str) -> set[str]:
     """An entry of the list, as it is compared with a plugin's names."""
     return {entry, normalized_id(entry), normalized(entry)}
 
 
-def _switched_off(found: Found, listed: Iterable[str]) -> bool:
-    return any(_names(entry) & _all_names(found) for entry in listed)
+def _switched_off(found: EntryPoint, listed: Iterable[str]) -> bool:
+    return any(_names(entry) & found.names for entry in listed)
 
 
 def _report(
-    as_json: bool, done: str, founds: Sequence[Found], before: Sequence[str], path: Path,
+    as_json: bool, done: str, founds: Sequence[EntryPoint], before: Sequence[str], path: Path,
     stale: Iterable[str] = (),
 ) -> None:  # fmt: skip
     """Say what was changed, and where the environment says otherwise."""
@@ -118,7 +114,7 @@ def _report(
         click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
 
 
-def _overrides(done: str, founds: Sequence[Found]) -> list[str]:
+def _overrides(done: str, founds: Sequence[EntryPoint]) -> list[str]:
     """What environment variables make of these plugins, whatever the file says."""
     if os.environ.get("APR_NO_PLUGINS") == "1":
         return ["APR_NO_PLUGINS=1 leaves all plugins out"]

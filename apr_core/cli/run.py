@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,22 +24,23 @@ from apr_core.cli.generation import (
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.engine.generate import Generation
+    from apr_core.generate.generate import Generation
     from apr_core.model.model import Model
 
 
 @click.command()
 @click.argument("file", type=click.Path())
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @generation_options
 @click.option("--raw", is_flag=True, help="No chat template: complete the text as it is.")
 @click.option("--special", is_flag=True, help="With --raw: read control tokens in the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def command(file: str, prompt: str, as_json: bool, **options: Any) -> None:
-    """Answer PROMPT with the model in FILE. PROMPT - reads standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
+def command(file: str, prompt: str | None, as_json: bool, **options: Any) -> None:
+    """Answer PROMPT with the model in FILE.
+
+    What is piped in comes before PROMPT. PROMPT - reads standard input from a terminal too.
+    """
+    text = whole_prompt(prompt)
     import apr_core.model.model  # noqa: F401  (before the clock starts, as in `apr bench`)
 
     started = time.perf_counter()
@@ -45,6 +48,25 @@ def command(file: str, prompt: str, as_json: bool, **options: Any) -> None:
         ids = prompt_ids(model, text, options)
         load_s = time.perf_counter() - started
         answer(model, ids, load_s, as_json, options)
+
+
+def whole_prompt(prompt: str | None) -> str:
+    """What is piped in, then PROMPT. Raises UsageError if both are empty."""
+    typed = "" if prompt in (None, "-") else prompt or ""
+    piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
+    text = "\n\n".join(part for part in (piped.rstrip("\n"), typed) if part.strip())
+    if not text:
+        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
+    return text
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: a socket or a device may never end."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def prompt_ids(model: Model, text: str, options: dict[str, Any]) -> list[int]:
@@ -61,7 +83,7 @@ def answer(
     model: Model, ids: list[int], load_s: float, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Generate and print."""
-    from apr_core.engine.generate import Generation
+    from apr_core.generate.generate import Generation
 
     result, params = Generation(), sampling_params(model, options)
     pieces = model.stream(
@@ -81,7 +103,7 @@ def answer(
     finally:
         if result.timings.prompt_tokens:  # else nothing was begun: the prompt was refused
             printer.end()
-            line = speed(result.timings, load_s, result.finish_reason)
+            line = speed(result.timings, load_s, result.ended_by)
             click.echo(click.style(line, dim=True), err=True)
 
 
@@ -90,8 +112,8 @@ def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
     t = result.timings
     return {
         "text": result.text, "reasoning": result.reasoning, "ids": result.ids,
-        "finish_reason": result.finish_reason, "prompt_tokens": t.prompt_tokens,
-        "completion_tokens": t.tokens, "backend": backend,
+        "finish_reason": result.finish_reason, "ended_by": result.ended_by,
+        "prompt_tokens": t.prompt_tokens, "completion_tokens": t.tokens, "backend": backend,
         "timings": {
             "load_s": load_s, "prefill_s": t.prefill_s, "decode_s": t.decode_s,
             "prefill_tok_s": t.prefill_tok_s, "decode_tok_s": t.decode_tok_s,

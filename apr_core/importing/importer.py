@@ -10,8 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr_core.contract import Contract, Resolution
 from apr_core.errors import NotFound
+from apr_core.family.contract import Contract, Resolution
+from apr_core.family.modelspec import FamilyPlugin, ModelConfig
 from apr_core.format import AprWriter, ShardedWriter, TensorSpec, check_target
 from apr_core.importing.checkpoint import Checkpoint, read_json
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
@@ -19,7 +20,6 @@ from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import build_metadata
 from apr_core.importing.source import FoundSource
 from apr_core.importing.summary import ImportSummary, left_out_rows, role_rows
-from apr_core.modelspec import FamilyPlugin, ModelConfig
 from apr_core.registry import Registry
 
 MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit long before

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a directory, something pulled from the hub, a plugin's scheme."""
+"""Where a checkpoint comes from: a directory, or a URL whose scheme a plugin knows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_core.errors import FormatError, NotFound, UsageError
+from apr_core.published import published
 from apr_core.registry import Registry
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
-HUB = "hf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +22,18 @@ class FoundSource:
 
 
 def find_source(source: str, registry: Registry) -> FoundSource:
-    """The directory a source means: a path, `hf://ORG/NAME[@REV]` already pulled, `scheme://...`.
+    """The directory a source means: a path, or what a plugin fetches for `scheme://...`.
 
     Raises NotFound, UsageError or PluginError.
     """
     match = _SCHEME.fullmatch(source)
     if match is None:
-        return FoundSource(_directory(Path(source)).resolve(), source)
-    scheme = match[1]
-    if scheme == HUB:
-        return FoundSource(_pulled(source), source)
-    fetch = registry.load(registry.get("source", scheme))
+        return FoundSource(_directory(Path(source), registry).resolve(), source)
+    fetch = registry.load(registry.get("source", match[1]))
     return FoundSource(Path(fetch(source)), source)
 
 
-def _directory(path: Path) -> Path:
+def _directory(path: Path, registry: Registry) -> Path:
     if path.is_dir():
         return path
     if path.suffix == ".gguf":
@@ -48,16 +45,9 @@ def _directory(path: Path) -> Path:
             f"{path} is a file, expected the directory of a checkpoint",
             f"Give its directory: apr import {path.parent}",
         )
-    hint = "Give a directory, hf://ORG/NAME or demo://sums."
+    declared = {o.declaration.name for o in registry.declarations("source")}
+    schemes = [f"{name}://" for name in sorted(declared | set(published("source")))]
+    hint = f"Give a directory, or a URL that begins with {' or '.join(schemes)}."
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):
-        hint = f"If that is a model of the hub: apr pull hf://{path}, then import hf://{path}"
+        hint += f" If that is a model of a hub, write {schemes[-1]}{path}."
     raise NotFound(f"{path}: no such directory", hint)
-
-
-def _pulled(source: str) -> Path:
-    from apr_core.hub import resolve_local
-
-    found = resolve_local(source)
-    if found is None:
-        raise NotFound(f"{source} is not on this machine", f"Pull it first: apr pull {source}")
-    return Path(found)

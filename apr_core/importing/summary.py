@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr_core.contract import Resolution
+from apr_core.family.contract import Resolution
 from apr_core.format import tensor_nbytes
 from apr_core.importing.choosing import Assignment
 from apr_core.importing.encoding import ErrorTally

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from apr_core.binding import BoundOps, Weight
 from apr_core.model.state import State, StateMakers
 from apr_core.model.step import Step
+from apr_core.ops.binding import BoundOps, Weight
 
 Array = Any
 

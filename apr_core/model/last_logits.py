@@ -8,7 +8,7 @@ from copy import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import Array, BackendPlugin, Draw
+from apr_core.ops.binding import Array, BackendPlugin, Draw
 
 Choice = int | NDArray[np.float32]  # a token, or the logits [vocab] to take it from
 Choose = Callable[[Array, Sequence[Draw | None]], list[int | None]]

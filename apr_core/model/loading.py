@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,20 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import (
-    DENSE,
-    BackendPlugin,
-    Binder,
-    BlockLayout,
-    BoundOps,
-    ForeignKernel,
-    HostMatrix,
-    Weight,
-)
-from apr_core.contract import Contract, Resolution
 from apr_core.declarations import Quantizer
-from apr_core.discovery import missing_requirements
+from apr_core.discovery.rows import missing_requirements
 from apr_core.errors import BackendError, BackendUnavailable, FormatError
+from apr_core.family.contract import Contract, Resolution
+from apr_core.family.modelspec import Block, ModelConfig, Plan
 from apr_core.format import (
     NATIVE,
     AprFile,
@@ -37,7 +27,6 @@ from apr_core.format import (
     to_float32,
 )
 from apr_core.format.dtypes import LEGACY
-from apr_core.layouts import check as check_layout
 from apr_core.model.decoder import Decoder, Layer, Mixer
 from apr_core.model.devices import device_option, find_backend
 from apr_core.model.planning import (
@@ -50,10 +39,20 @@ from apr_core.model.planning import (
     working_bytes,
 )
 from apr_core.model.state import KVType, sequence_bytes, state_makers
-from apr_core.model.trial import check_recording, shapes_only
-from apr_core.model.widths import Nowhere, Tensors, check_mixers, check_outside
-from apr_core.modelspec import Block, ModelConfig, Plan
+from apr_core.model.trial import Nowhere, check_recording, shapes_only
+from apr_core.model.widths import Tensors, check_outside
 from apr_core.ops import Op
+from apr_core.ops.binding import (
+    DENSE,
+    BackendPlugin,
+    Binder,
+    BlockLayout,
+    BoundOps,
+    ForeignKernel,
+    HostMatrix,
+    Weight,
+)
+from apr_core.ops.layouts import check as check_layout
 from apr_core.registry import Owned, Registry
 
 MLP_MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -63,20 +62,6 @@ EMBEDDING, HEAD = ("embedding", ("embed",)), ("lm_head", ("linear",))
 TIED = (("embedding", ("embed", "linear")),)
 Q8_GROUP = 32  # values with one scale
 Progress = Callable[[int, int], None]  # (bytes of matrices that were uploaded, of how many)
-
-
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """No garbage collection inside. Loading makes many objects and drops few, so to go over them
-    again and again finds nothing, and took a tenth of its time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def make_backend(registry: Registry, name: str, threads: int | None) -> BackendPlugin:
@@ -360,13 +345,11 @@ def build_decoder(
     """
     shapes = {name: e.shape for name, e in file.tensors.items()}
     resolution = contract.check(config, shapes)
-    tensors = Tensors(resolution, shapes)
-    check_outside(tensors, config, NORMS)
+    check_outside(Tensors(resolution, shapes), config, NORMS)
     mixers = make_mixers(registry, plan)
     brought, used = plugin_ops(registry, [b.mixer for b in plan.blocks])
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
     ops: BoundOps = binder.bind_ops({*used, *DECODER_OPS})
-    check_mixers(tensors, config, plan, mixers, partial(make_mixer, registry), brought, used)
     tied = config.tied_embeddings
     loader = WeightLoader(file, resolution, registry, binder, mixers, tied, progress)
     loader.expect()

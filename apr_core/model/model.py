@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
 from apr_core.errors import FormatError, UsageError
+from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.devices import find_backend
@@ -21,12 +21,11 @@ from apr_core.model.loading import (
     Progress,
     build_decoder,
     make_backend,
-    without_collections,
 )
 from apr_core.model.planning import LayerShapes, step_bytes
 from apr_core.model.state import KVType, State, sequence_bytes, state_makers
 from apr_core.model.step import CHUNK, Step, make_step
-from apr_core.modelspec import ModelConfig
+from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
 from apr_core.registry import Registry, get_registry
 
 if TYPE_CHECKING:
@@ -220,6 +219,10 @@ class Model:
         self._advance(parts)
         return result
 
+    def logits_of(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [R, vocab] of hidden states [R, hidden] that `forward_slices` returned."""
+        return self.backend.download(self._decoder.logits(self.backend.upload(hidden)))
+
     def _last_of(self, rows: Any, step: Step) -> LastLogits:
         """Logits of each part's last row of hidden states, once they are there."""
         if len(step.segments) < step.n_rows:
@@ -286,14 +289,14 @@ class Model:
         return np.concatenate(parts)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Any]:
-        """Generate piece by piece; options as in `apr_core.engine.generate.stream`."""
-        from apr_core.engine.generate import stream
+        """Generate piece by piece; options as in `apr_core.generate.generate.stream`."""
+        from apr_core.generate.generate import stream
 
         return stream(self, self._prompt_ids(prompt), **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Any:
-        """Generate to the end; options as in `apr_core.engine.generate.generate`."""
-        from apr_core.engine.generate import generate
+        """Generate to the end; options as in `apr_core.generate.generate.generate`."""
+        from apr_core.generate.generate import generate
 
         return generate(self, self._prompt_ids(prompt), **options)
 
@@ -342,7 +345,6 @@ def _in_segments(state: State) -> bool:
     return bool(getattr(state, "segments", False))
 
 
-@without_collections()
 def load(
     path: str | os.PathLike[str],
     backend: str | None = None,

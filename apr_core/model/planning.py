@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from apr_core.binding import DENSE, BackendPlugin, BlockLayout
 from apr_core.errors import BackendError
 from apr_core.model.step import CHUNK
+from apr_core.ops.binding import DENSE, BackendPlugin, BlockLayout
 
 Shape = tuple[int, ...]
 STEP = 256  # tokens; the context that is advised is a multiple of it

@@ -7,7 +7,7 @@ kind runs on NumPy, with arrays that tell where somebody looks at their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.binding import Binder, BoundOps, Weight, resolve
+from apr_core.family.modelspec import Plan
 from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
-from apr_core.model.widths import Nowhere
-from apr_core.modelspec import Plan
+from apr_core.ops.binding import Binder, BoundOps, HostMatrix, Weight, resolve
 from apr_core.ops.unread import Unread, plain, toucher
 
 ROWS = 2  # sequences of the step
@@ -163,3 +162,29 @@ def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
     weight.linear = lambda x, w: np.zeros((*x.shape[:-1], w.rows), np.float32)
     weight.embed = lambda ids, w: np.zeros((len(ids), w.cols), np.float32)
     return weight
+
+
+class Nowhere:
+    """A backend of the references, for arrays that are looked at and thrown away."""
+
+    name = "nowhere"
+    xp: Any = np
+    kernels: Mapping[tuple[str, str], str] = {}
+
+    def describe(self) -> str:
+        return ""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
+        return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
+
+    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def upload_matrix(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return array
+
+    def upload_packed(self, matrix: HostMatrix) -> NDArray[np.uint8]:
+        return matrix.raw
+
+    def download(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array

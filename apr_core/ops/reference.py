@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from apr_core.ops.op import Op, composite, op
 
 if TYPE_CHECKING:
-    from apr_core.binding import BoundOps, Weight
     from apr_core.model.state import KVState
     from apr_core.model.step import Step
+    from apr_core.ops.binding import BoundOps, Weight
 
 Array = Any  # numpy.ndarray, or what the backend's namespace works on
 

@@ -160,10 +160,12 @@ def chat_pieces(
     enable_thinking: bool | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
 ) -> Iterator[int | str]:
     """The prompt in pieces: ids of control tokens, and the plain text between them.
 
-    `variables` are more names for the template. Control tokens come from the template only: the
+    `variables` are more names for the template, `add_generation_prompt` is whether the header of an
+    answer ends the prompt. Control tokens come from the template only: the
     same spellings inside a message's content are the plain text they are, and so in the names and
     arguments of tools. In the content of assistant messages the thinking tags keep their meaning,
     because templates take reasoning out of history by them.
@@ -172,6 +174,7 @@ def chat_pieces(
     protected = [{k: _protected(guard, m, k) for k in m} for m in messages]
     text = template.render(
         protected,
+        add_generation_prompt=add_generation_prompt,
         enable_thinking=enable_thinking,
         tools=guard.protect(tools) if tools else None,
         variables={**guard.protect(variables or {}), **tokenizer.special_tokens},

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import sqrt
 from statistics import median
 
-from apr_core.contract import Contract, TensorRule
+from apr_core.family.contract import Contract, TensorRule
 from apr_core.validation.statistics import TensorStats
 
 # std * sqrt(fan_in) is near 1 for the usual initialisations, 0.3 to 3 for std 0.02 at common

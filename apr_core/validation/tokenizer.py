@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_core.errors import AprError
-from apr_core.modelspec import ModelConfig
+from apr_core.family.modelspec import ModelConfig
 from apr_core.validation.report import Report
 
 PROBE = "Hello, world! 1 + 2 = 3\n  Grüße, 你好 \N{SLIGHTLY SMILING FACE}"

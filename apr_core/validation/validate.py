@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from apr_core.contract import Contract, Resolution
 from apr_core.errors import AprError, ContractError, PluginError
+from apr_core.family.contract import Contract, Resolution
+from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile, TensorEntry
-from apr_core.modelspec import ModelConfig
 from apr_core.registry import Registry
 from apr_core.validation.plausibility import implausible
 from apr_core.validation.quality import Comparison, open_source

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from apr_core import Model, load
-from apr_core.engine.cuts import CHUNK, GRID
+from apr_core.generate.cuts import CHUNK, GRID
 from benchmarks.demo_quality import prompts
 from benchmarks.engines import random_tokens
 from benchmarks.files import imported

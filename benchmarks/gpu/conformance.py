@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from apr_core.testing import BackendConformance, CheckResult, run_checks
-from apr_core.testing.checks import Outcome, checks_of
+from apr_devkit.kits import BackendConformance, CheckResult, run_checks
+from apr_devkit.kits.checks import Outcome, checks_of
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.table import Column, say
 from benchmarks.gpu.weights import BACKEND

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from apr_core import Model
-from apr_core.engine.measuring import prefill, weight_bytes
 from apr_core.model.model import Snapshot
+from apr_eval.measuring import prefill, weight_bytes
 from benchmarks.engines import random_tokens
 from benchmarks.gpu.arithmetic import seconds, share
 from benchmarks.gpu.bench import Bench

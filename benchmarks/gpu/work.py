@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from apr_core.binding import Weight
+from apr_core.ops.binding import Weight
 from benchmarks.gpu.arithmetic import matrix_flops
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.machine import Run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_core.engine.measuring import memory_bandwidth
+from apr_eval.measuring import memory_bandwidth
 from benchmarks.speed.figures import Figures, Model, Phase, key
 from benchmarks.speed.processes import EngineFailed, Player, Running, asked_alone, busy_share
 

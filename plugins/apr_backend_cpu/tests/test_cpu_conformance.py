@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.testing import BackendConformance
+from apr_devkit.kits import BackendConformance
 
 
 class TestCpu(BackendConformance):

@@ -9,10 +9,10 @@ import pytest
 
 from apr_backend_cpu.backend import Cpu
 from apr_backend_cpu.ops import linear
-from apr_core.binding import BlockLayout
 from apr_core.declarations import Layout, Numbers
 from apr_core.errors import PluginError
-from apr_core.layouts import check, decode
+from apr_core.ops.binding import BlockLayout
+from apr_core.ops.layouts import check, decode
 
 NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,

@@ -20,9 +20,9 @@ from apr_backend_cpu.run.program import new, recorder
 from apr_backend_cpu.run.recording import KEPT, MOST, Captured, Pending
 from apr_backend_cpu.run.team import Team, program_words
 from apr_backend_cpu.run.threads import use_threads
-from apr_core.binding import Weight
 from apr_core.errors import UsageError
 from apr_core.model.step import make_step
+from apr_core.ops.binding import Weight
 
 
 def normal(*shape):

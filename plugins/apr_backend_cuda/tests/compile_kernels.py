@@ -22,9 +22,9 @@ from triton.runtime import driver, jit
 
 from apr_backend_cuda import attention, delta, linear, matrices, rows, states, tuning
 from apr_backend_cuda.tables import TABLES, WHOLE
-from apr_core.binding import BlockLayout
 from apr_core.declarations import Layout, Numbers
 from apr_core.model.step import make_step
+from apr_core.ops.binding import BlockLayout
 
 CAPABILITY = int(sys.argv[1])
 FLOATS = {"f32": torch.float32, "f16": torch.float16}

@@ -5,11 +5,11 @@ The kit is in two files, so that two processes may run it: whole models are in t
 
 from __future__ import annotations
 
-from apr_core.testing import BackendConformance
-from apr_core.testing.array_checks import ArrayChecks
-from apr_core.testing.choice_checks import ChoiceChecks
-from apr_core.testing.model_checks import ModelChecks
-from apr_core.testing.op_checks import OpChecks
+from apr_devkit.kits import BackendConformance
+from apr_devkit.kits.array_checks import ArrayChecks
+from apr_devkit.kits.choice_checks import ChoiceChecks
+from apr_devkit.kits.model_checks import ModelChecks
+from apr_devkit.kits.op_checks import OpChecks
 
 
 class TestCuda(OpChecks, ChoiceChecks, ArrayChecks):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from apr_backend_cuda import dense, linear, shapes
-from apr_core.testing import BackendConformance
+from apr_devkit.kits import BackendConformance
 
 
 class Kit(BackendConformance):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.testing import QuantizerConformance, RecipeConformance
+from apr_devkit.kits import QuantizerConformance, RecipeConformance
 
 
 class TestQ4K(QuantizerConformance):

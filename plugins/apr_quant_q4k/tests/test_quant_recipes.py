@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from apr_core.modelspec import TensorClass
+from apr_core.family.modelspec import TensorClass
 from apr_quant_q4k import hooks, recipes
 
 CLASSES = ("matrix", "value", "down", "fused_input", "sensitive", "embedding", "head")

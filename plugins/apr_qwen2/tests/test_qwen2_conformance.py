@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.testing import AttentionConformance, FamilyConformance
+from apr_devkit.kits import AttentionConformance, FamilyConformance
 
 
 class TestQwen2(FamilyConformance):

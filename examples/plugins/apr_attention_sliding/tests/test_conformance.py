@@ -1,4 +1,4 @@
-"""The kits of apr_core.testing. Qwen2 with `use_sliding_window` is the family's oracle."""
+"""The kits of apr_devkit.kits. Qwen2 with `use_sliding_window` is the family's oracle."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from apr_attention_sliding.family import SlidingDemo
 from apr_core import load
 from apr_core.registry import get_registry
-from apr_core.testing import AttentionConformance, FamilyConformance
-from apr_core.testing.reference_backend import NAME, with_reference
-from apr_core.testing.tiny import tiny_apr
+from apr_devkit.kits import AttentionConformance, FamilyConformance
+from apr_devkit.kits.reference_backend import NAME, with_reference
+from apr_devkit.kits.tiny import tiny_apr
 
 
 class TestSlidingDemo(FamilyConformance):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apr_backend_torch.backend import Torch
-from apr_core.testing import BackendConformance
+from apr_devkit.kits import BackendConformance
 
 
 class TestTorch(BackendConformance):

@@ -1,6 +1,6 @@
-"""The kits of apr_core.testing; FamilyConformance compares with transformers where it is there."""
+"""The kits of apr_devkit.kits; FamilyConformance compares with transformers where it is there."""
 
-from apr_core.testing import AttentionConformance, FamilyConformance
+from apr_devkit.kits import AttentionConformance, FamilyConformance
 
 
 class TestQwen3(FamilyConformance):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.testing import KernelConformance
+from apr_devkit.kits import KernelConformance
 
 
 class TestSwiglu(KernelConformance):

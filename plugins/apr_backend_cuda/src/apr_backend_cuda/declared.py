@@ -1,4 +1,4 @@
-"""Declared layouts (`apr_core.layouts`) in planes: what the core reads on the host, on the device.
+"""Declared layouts in planes: what `apr_core.ops.layouts` reads on the host, on the device.
 
 Scales are multiplied out, in float32, one for each group; so are minima.
 """
@@ -11,8 +11,8 @@ import torch
 
 from apr_backend_cuda.planes import SUPERBLOCK, Form, Tensors, Widths
 from apr_core import Layout, Numbers
-from apr_core.binding import BlockLayout
-from apr_core.layouts import RUN, WIDTH
+from apr_core.ops.binding import BlockLayout
+from apr_core.ops.layouts import RUN, WIDTH
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8, "i8": torch.int8,
           "bf16": torch.bfloat16}  # fmt: skip

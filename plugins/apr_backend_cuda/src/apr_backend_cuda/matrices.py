@@ -13,7 +13,7 @@ from apr_backend_cuda.declared import declared_form
 from apr_backend_cuda.planes import FLOATS, FORMATS, SUPERBLOCK, Form, float_form, packed_form
 from apr_backend_cuda.upload import Uploader
 from apr_core import BackendError, HostMatrix
-from apr_core.binding import BlockLayout
+from apr_core.ops.binding import BlockLayout
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.declarations import Source
+from apr_core.declarations import Command, Source
 from apr_core.hookspecs import hookimpl
 
 
@@ -10,3 +10,10 @@ from apr_core.hookspecs import hookimpl
 def apr_sources() -> list[Source]:
     """The bundled model, as demo://sums."""
     return [Source("demo", "apr_demo.source:fetch", summary="demo://sums, a small trained model")]
+
+
+@hookimpl
+def apr_commands() -> list[Command]:
+    """`apr demo`."""
+    summary = "The whole pipeline on a small bundled model."
+    return [Command("demo", "apr_demo.command:command", summary=summary)]

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from apr_core.testing.cases import Call, OpCase, Parts, Recurrent, Vector, normal, uniform
+from apr_devkit.kits.cases import Call, OpCase, Parts, Recurrent, Vector, normal, uniform
 
 ELEMENTWISE = 1e-10
 DELTA = 1e-9  # products of decays, summed over a chunk, through a triangular solve

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from apr_core.testing import OpCase
-from apr_core.testing.cases import Call, Parts, Window, normal
+from apr_devkit.kits import OpCase
+from apr_devkit.kits.cases import Call, Parts, Window, normal
 
 STEPS = {
     "one token": (Parts((0, 1, 0)),),

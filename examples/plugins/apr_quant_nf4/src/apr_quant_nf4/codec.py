@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core import QuantizationError, TensorClass
-from apr_core.layouts import decode
+from apr_core.ops.layouts import decode
 from apr_quant_nf4.hooks import BLOCK, GROUP, LAYOUT, LEVELS, NBYTES
 
 Floats = NDArray[np.float32]

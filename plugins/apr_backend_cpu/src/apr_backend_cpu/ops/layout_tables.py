@@ -22,7 +22,7 @@ from apr_backend_cpu.layout_constants import (
 )
 from apr_backend_cpu.run.arrays import address
 from apr_core.declarations import Layout, Numbers
-from apr_core.layouts import RUN, levels, products
+from apr_core.ops.layouts import RUN, levels, products
 
 STORED = {UNSIGNED: np.uint8, SIGNED: np.int8, HALF: np.float16, SINGLE: np.float32}
 NARROW = {"u8": UNSIGNED, "i8": SIGNED, "f16": HALF}

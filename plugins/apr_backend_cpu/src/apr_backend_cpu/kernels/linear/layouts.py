@@ -1,4 +1,4 @@
-"""Declared layouts: `scale * level + minimum` over groups (apr_core.layouts).
+"""Declared layouts: `scale * level + minimum` over groups (apr_core.ops.layouts).
 
 Levels are unsigned bytes, 128 too large: exact for integers, rounded for a codebook (by at most
 1 / 254 of its largest level). Products are then those of q8_0, with a float32 scale for each 32

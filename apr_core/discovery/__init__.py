@@ -1,0 +1,1 @@
+"""Which plugins are installed, what each one provides, and why one cannot be used."""

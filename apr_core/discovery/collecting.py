@@ -1,0 +1,101 @@
+"""Imports a plugin's hooks module, calls its hooks, and checks what they return."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, Literal
+
+from apr_core import hookspecs
+from apr_core.declarations import HOOKS, KINDS, Command, Declaration, Kernel, Quantizer
+from apr_core.discovery.records import from_record, record_of
+from apr_core.settings import TYPES
+
+Status = Literal["ok", "broken", "disabled", "incompatible", "unavailable"]
+NAME = re.compile(r"[^\s\x00-\x1f\x7f\"'`]{1,100}", re.ASCII)
+TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+LONGEST = 200  # characters of a summary or a reason that are worth a line
+
+
+class Refused(Exception):
+    """A plugin that cannot be used; carries the row's status and reason."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def one_line(text: str) -> str:
+    """Text of somebody else, fit for one line of a terminal."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def collect(module_name: str) -> Iterator[Declaration]:
+    """The declarations of a hooks module. Raises Refused, and whatever the module raises."""
+    import pluggy
+
+    with contextlib.redirect_stdout(sys.stderr):  # a plugin that prints must not break --json
+        module = import_module(module_name.partition(":")[0])
+        manager = pluggy.PluginManager("apr")
+        manager.add_hookspecs(hookspecs)
+        if os.environ.get("APR_TRACE_PLUGINS") == "1":
+            manager.trace.root.setwriter(sys.stderr.write)
+            manager.enable_tracing()
+        manager.register(module)
+        manager.check_pending()
+        for hook, kind in HOOKS.items():
+            for result in getattr(manager.hook, hook)():
+                yield from [checked(d, hook, kind) for d in result]
+
+
+def checked(declaration: Any, hook: str, kind: str) -> Declaration:
+    """One declaration, if it is of the hook's kind and makes sense. Raises Refused."""
+    if not isinstance(declaration, KINDS[kind]):
+        expected = f"{KINDS[kind].__name__} records"
+        raise Refused("broken", f"{hook} returned {declaration!r}, expected {expected}")
+    api = declaration.api
+    if type(api) is not int or api not in hookspecs.SUPPORTED_APIS:
+        newer = type(api) is int and api > hookspecs.API_VERSION
+        raise Refused(
+            "incompatible",
+            f"{kind} {declaration.name!r} targets API {api}, this apr-core has API "
+            f"{hookspecs.API_VERSION}: upgrade {'apr-core' if newer else 'the plugin'}",
+        )
+    if not isinstance(declaration.name, str) or not NAME.fullmatch(declaration.name):
+        raise Refused(
+            "broken",
+            f"{hook} declares a {kind} called {declaration.name!r}: a name has 1 to 100 printable "
+            "ASCII characters, without spaces and quotes",
+        )
+    problem = _problem(declaration)
+    if problem:
+        raise Refused("broken", f"{kind} {declaration.name!r}: {problem}")
+    return declaration
+
+
+def _problem(declaration: Declaration) -> str:
+    """What is wrong with the fields of a declaration; nothing if all is well."""
+    if not isinstance(declaration.target, str) or not TARGET.fullmatch(declaration.target):
+        return f"target must be 'module:Attr', found {declaration.target!r}"
+    summary = declaration.summary
+    if not isinstance(summary, str) or not summary.isprintable() or len(summary) > LONGEST:
+        return "summary must be one line of text"
+    if isinstance(declaration, Quantizer):
+        sizes = (declaration.block, declaration.bytes_per_block)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            return "block and bytes_per_block must be positive"
+    if isinstance(declaration, Kernel) and not (declaration.backend and declaration.op):
+        return "backend and op must be named"
+    try:
+        if isinstance(declaration, Command) and {k for _, k in declaration.settings} - set(TYPES):
+            return f"settings have the types {', '.join(TYPES)}"
+        same = from_record(record_of(declaration)) == declaration
+    except Exception as error:
+        return f"its fields must be text, numbers and tuples ({error})"
+    return "" if same else "its fields must be text, numbers and tuples"

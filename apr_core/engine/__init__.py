@@ -1,1 +1,0 @@
-"""Generation: sampling and the loop from a prompt to text."""

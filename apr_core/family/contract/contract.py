@@ -1,0 +1,195 @@
+"""A family's contract, and what it says about one checkpoint. Looks at names and shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+from apr_core.errors import ContractError
+from apr_core.family.contract.expressions import evaluate_shape
+from apr_core.family.contract.schema import YAML_LOADER
+from apr_core.family.contract.schema import check as check_schema
+from apr_core.family.modelspec import ModelConfig
+
+TIED = "the head is tied: it is the embedding, stored once"
+LISTED = 20  # names an error shows of each kind; the rest is counted
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """One tensor a checkpoint should have. `group` is "model", or the contract's carry group."""
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    quant_class: str
+    group: str = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a contract says about the tensors that were found."""
+
+    layout: str
+    rules: Mapping[str, TensorRule]
+    left_out: Mapping[str, str] = field(default_factory=dict)  # name -> why
+    absent: tuple[str, ...] = ()  # carried tensors the config promises and the file lacks
+    _names: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
+
+    def name_of(self, role: str, layer: int | None = None) -> str:
+        """The tensor in that role. Raises ContractError if the contract has none."""
+        try:
+            return self._names[role, layer]
+        except KeyError:
+            where = "" if layer is None else f" of layer {layer}"
+            raise ContractError(f"the contract has no tensor for role {role!r}{where}") from None
+
+    def optional(self, role: str, layer: int | None = None) -> str | None:
+        """The tensor in that role, or None if there is none."""
+        return self._names.get((role, layer))
+
+
+class Contract:
+    """A model family's contract. Make one with `load`."""
+
+    def __init__(self, content: Mapping[str, Any], origin: str) -> None:
+        self.content, self.origin = content, origin
+        self.family: str = content["family"]
+        self.version: int = content["contract_version"]
+        self.norm_offset: float = float(content["constraints"]["norm_offset"])
+        self.plain_norms: frozenset[str] = frozenset(content.get("plain_norms", ()))
+        self.pre_type: str | None = content.get("tokenizer", {}).get("pre_type")
+        self.pattern: str | None = content.get("tokenizer", {}).get("pattern")
+        self.variants: Mapping[str, Mapping[str, Any]] = content["size_variants"]
+
+    @classmethod
+    def load(cls, text: str, origin: str) -> Contract:
+        """Read YAML and check it. Raises ContractError naming every problem."""
+        try:
+            content = yaml.load(text, YAML_LOADER)
+        except yaml.YAMLError as error:
+            raise ContractError(f"{origin}: not YAML: {error}") from error
+        return cls(check_schema(content, origin), origin)
+
+    def layer_type(self, name: str) -> str:
+        """A layer type by its present spelling. Raises ContractError for an unknown one."""
+        known = self.content["layer_types"]
+        name = self.content.get("layer_type_aliases", {}).get(name, name)
+        if name not in known:
+            raise ContractError(f"{self.family}: unknown layer type {name!r}; known: {list(known)}")
+        return name
+
+    def variant_of(self, config: ModelConfig) -> str | None:
+        """The published size with this hidden size and layer count, if it is one."""
+        wanted = (config.hidden_size, config.num_layers)
+        for name, v in self.variants.items():
+            if (v["hidden_dim"], v["num_layers"]) == wanted:
+                return name
+        return None
+
+    def detect_layout(self, names: Collection[str]) -> str:
+        """The layout whose embedding is among the names. Raises ContractError if none is."""
+        template = self.content["tensor_template"]["embedding"]
+        expected = {k: template.format(**v) for k, v in self.content["layouts"].items()}
+        for layout, name in expected.items():
+            if name in names:
+                return str(layout)
+        raise ContractError(
+            f"no embedding was found: {self.family} expects one of {', '.join(expected.values())}",
+            "Is this checkpoint of that architecture, and complete?",
+        )
+
+    def rules(self, config: ModelConfig, layout: str) -> list[TensorRule]:
+        """Every tensor a checkpoint of this configuration and layout has, without the carried."""
+        return list(self._rules(config, self.content["layouts"][layout]))
+
+    def _rules(self, config: ModelConfig, names: Mapping[str, str]) -> Iterator[TensorRule]:
+        template = self.content["tensor_template"]
+        tied = config.tied_embeddings
+        for role in ("embedding", "final_norm") if tied else ("embedding", "final_norm", "lm_head"):
+            policy = "head" if tied and role == "embedding" else self._class(role)
+            yield self._rule(template[role].format(**names), role, None, config, policy)
+        special = {r for roles in self.content["layer_types"].values() for r in roles}
+        for n, kind in enumerate(config.layer_types):
+            own = set(self.content["layer_types"][self.layer_type(kind)])
+            for role, name in template["per_layer"].items():
+                if name is not None and (role in own or role not in special):
+                    full = name.format(n=n, **names)
+                    yield self._rule(full, role, n, config, self._class(role))
+
+    def _class(self, role: str) -> str:
+        return str(self.content["quantization_policy"][role])
+
+    def _rule(
+        self, name: str, role: str, layer: int | None, config: ModelConfig, policy: str
+    ) -> TensorRule:
+        shape = evaluate_shape(self.content["shape_template"][role], config.dims())
+        return TensorRule(name, role, layer, shape, policy)
+
+    def carried(self, config: ModelConfig) -> list[TensorRule]:
+        """Tensors kept in the file beside the model, if the configuration has them."""
+        found = []
+        for group, part in self.content.get("carry", {}).items():
+            if not config.extra.get(part.get("when", ""), 0):
+                continue
+            for name, shape in part["tensors"].items():
+                policy = part.get("policy", {}).get(name, "keep")
+                dims = evaluate_shape(shape, config.dims())
+                found.append(TensorRule(name, name, None, dims, policy, group))
+        return found
+
+    def reason_to_leave_out(self, name: str) -> str | None:
+        """Why a tensor of that name is not imported, if the contract says so."""
+        for pattern, reason in self.content.get("leave_out", {}).items():
+            if fnmatchcase(name, pattern):
+                return str(reason)
+        return None
+
+    def check(self, config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> Resolution:
+        """Compare names and shapes with what was found.
+
+        Raises one ContractError that lists all missing, unexpected and misshapen tensors.
+        """
+        layout = self.detect_layout(found)
+        model = self.rules(config, layout)
+        carried = self.carried(config)
+        absent = tuple(r.name for r in carried if r.name not in found)
+        rules = {r.name: r for r in [*model, *(r for r in carried if r.name in found)]}
+        others = [n for n in found if n not in rules]
+        left_out = {n: why for n in others if (why := self.reason_to_leave_out(n))}
+        left_out |= {n: TIED for n in others if self._is_tied_head(config, layout, n)}
+        unexpected = [n for n in others if n not in left_out]
+        missing = [r.name for r in model if r.name not in found]
+        misshapen = [
+            f"{r.name} has shape {list(found[r.name])}, expected {list(r.shape)}"
+            for r in rules.values()
+            if r.name in found and tuple(found[r.name]) != r.shape
+        ]
+        self._refuse(missing, unexpected, misshapen)
+        names = {(r.role, r.layer): r.name for r in model}
+        return Resolution(layout, rules, left_out, absent, names)
+
+    def _is_tied_head(self, config: ModelConfig, layout: str, name: str) -> bool:
+        """Writers that materialise a tied head store the embedding twice; the copy is left out."""
+        head = self.content["tensor_template"]["lm_head"].format(**self.content["layouts"][layout])
+        return config.tied_embeddings and name == head
+
+    def _refuse(self, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+        lines = []
+        for what, names in (
+            ("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen),
+        ):  # fmt: skip
+            if names:
+                shown = "".join(f"\n    {name}" for name in names[:LISTED])
+                more = f"\n    and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                lines.append(f"\n  {what} ({len(names)}):{shown}{more}")
+        if lines:
+            raise ContractError(
+                f"tensors do not fit the contract {self.family}/{self.version}:{''.join(lines)}",
+                "Is the checkpoint complete, and is its config.json the one it came with?",
+            )

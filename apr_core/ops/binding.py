@@ -1,0 +1,363 @@
+"""Binding, once at load: for each (op, weight format) a kernel, else composite, else reference.
+
+Knows backends only by the protocol below. The result is plain attributes, so a forward pass makes
+no look-ups; what was bound is kept in a report, because a silent slow path is a lie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from types import CodeType, SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.declarations import Layout
+from apr_core.errors import BackendError
+from apr_core.ops import CORE_OPS, Op
+
+Array = Any
+BoundOps = SimpleNamespace  # one attribute an op
+StepFunction = Callable[[Array, Any], Array]  # (ids [T], step) -> logits
+DENSE = "f32"  # what a weight becomes when no kernel reads its format
+GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
+
+
+class Weight:
+    """A matrix on a backend, [rows, cols]. `data` is packed bytes or a dense array.
+
+    `linear` and `embed` are bound here and not on the ops, because they depend on the format.
+    """
+
+    __slots__ = (
+        "cols", "data", "decode", "embed", "format", "layout", "linear", "name", "prepared",
+        "row_bytes", "rows",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        shape: tuple[int, int],
+        data: Array,
+        decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]] | None = None,
+        row_bytes: int = 0,
+    ) -> None:
+        self.name, self.format, self.data, self.decode = name, format, data, decode
+        self.row_bytes = row_bytes  # of a row in the file, where `decode` is given
+        self.rows, self.cols = shape
+        self.linear: Callable[[Array, Weight], Array] | None = None
+        self.embed: Callable[[Array, Weight], Array] | None = None
+        self.prepared: Any = None  # what a backend's kernels keep with the weight
+        self.layout: BlockLayout | None = None  # where a generic kernel reads the blocks
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """A declared layout and the size of its blocks: `block` values in `nbytes` bytes."""
+
+    layout: Layout
+    block: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostMatrix:
+    """A matrix as the file has it: `raw` u8 [rows, row bytes], and how to decode rows of it."""
+
+    name: str
+    format: str
+    shape: tuple[int, int]
+    raw: NDArray[np.uint8]
+    decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+    layout: BlockLayout | None = None
+
+    def dense(self) -> NDArray[np.float32]:
+        """The whole matrix in float32 [rows, cols]."""
+        return self.decode(self.raw, self.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """All that the next token of a sequence takes, beside its logits.
+
+    `temperature` 0 takes the likeliest, of equal ones the lowest id; `top_k` 0, `top_p` 1 and
+    `min_p` 0 switch a step off. `share` in [0, 1) decides: the token is the one where the running
+    sum of the weights passes that share of their sum. Ids from `valid` on are never taken.
+    """
+
+    valid: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    share: float = 0.0
+
+
+class BackendPlugin(Protocol):
+    """What the target of a `Backend` declaration makes, called with `threads=` (None: default).
+
+    A backend may also have
+
+    - `capture(step: StepFunction, note) -> StepFunction`: it gets the function that turns token ids
+      and a `Step` into logits, and returns one with the same results that may remember what the ops
+      did, and do it again at once when a step of the same shape comes. It is called only where a
+      step is nothing but ops, all bound to the backend's own kernels; `note(line)` puts into the
+      report what keeps it from remembering a step all the same. With `captures_arithmetic = True`
+      it remembers arithmetic on its arrays that is outside ops, too;
+    - `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
+      where it says nothing;
+    - `states(kv_type, max_len) -> StateMakers`, to keep the states of mixers in its own way;
+    - `choose(logits, draws: Sequence[Draw | None]) -> list[int | None]`, the tokens that draws take
+      from logits [rows, vocab], a draw a row, so that rows stay on the device. It takes what
+      `generate.sampling.chosen` takes on the host. None stands for a row without a draw, and
+      for one that it leaves to the host: it has to where valid ids have a NaN, +inf or nothing else
+      than -inf;
+    - `capacity() -> int | None`, the bytes that are free on a device with memory of its own, and
+      `matrix_bytes(format, (rows, cols), layout) -> int`, what an upload takes: `layout` is the
+      BlockLayout of a format that declares one, else None, and `f32` is a dense array of `upload`
+      or `upload_matrix`. With both, a model that does not fit is refused before anything is
+      uploaded, and sequences share what is left; where capacity says None, there is no plan;
+    - `loading() -> context manager`, entered while the weights of one model are uploaded: buffers
+      may be kept until it ends, and all weights are in place then;
+    - `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`;
+    - `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
+      `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
+    """
+
+    name: str
+    xp: Any  # array namespace the references run on
+    kernels: Mapping[tuple[str, str], str]  # (op, weight format or "*") -> "module:function"
+
+    def describe(self) -> str:
+        """The device and what was found out about it, in one line."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> Array:
+        """Zeros on the device, in `f32` or `f16`."""
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """A dense array (float32 or integers), on the device."""
+
+    def upload_matrix(self, array: NDArray[np.float32]) -> Array:
+        """A dense weight for `linear` and `embed`; kernels may want its rows padded."""
+
+    def upload_packed(self, matrix: HostMatrix) -> Array:
+        """Packed bytes for this backend's kernels, in place where that is possible."""
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """Back to the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What one (op, weight format) was bound to. `via` is kernel, composite or reference."""
+
+    op: str
+    format: str
+    via: str
+    target: str
+    distribution: str = ""
+
+    @property
+    def key(self) -> str:
+        """The op, with its weight's format if it has one."""
+        return self.op if self.format == "*" else f"{self.op}[{self.format}]"
+
+
+@dataclass(slots=True)
+class BindReport:
+    """What runs where. `expanded` counts bytes of weights that had to be decoded, `unrecorded` says
+    what keeps decode steps from being recorded, where the backend could.
+    """
+
+    device: str
+    bound: dict[tuple[str, str], Bound] = field(default_factory=dict)
+    expanded: dict[str, tuple[int, int]] = field(default_factory=dict)  # format -> (from, to) bytes
+    weights: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unrecorded: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Add something that keeps decode steps from being recorded."""
+        if line not in self.unrecorded:
+            self.unrecorded.append(line)
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """What runs slower or larger than it should, in words. Empty when all is well."""
+        slow = [f"{b.key} runs on the reference" for b in self.bound.values()
+                if b.via == "reference"]  # fmt: skip
+        big = [
+            f"{name} weights are decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
+            for name, (before, after) in self.expanded.items()
+        ]
+        return slow + big + [f"steps are not recorded: {line}" for line in self.unrecorded]
+
+    def refuse_fallbacks(self) -> None:
+        """Raise BackendError if there are any."""
+        if self.fallbacks:
+            raise BackendError(
+                "--strict refuses: " + "; ".join(self.fallbacks),
+                "Install a plugin with the missing kernel, upgrade those that are named, or run "
+                "without --strict.",
+            )
+
+    def lines(self) -> list[str]:
+        """The report as `apr run -v` prints it."""
+        rows = [self.device]
+        for key, bound in sorted(self.bound.items()):
+            count = f" x{self.weights[key]}" if self.weights[key] else ""
+            origin = f" ({bound.distribution})" if bound.distribution else ""
+            rows.append(f"  {bound.key + count:<24} {bound.via:<10} {bound.target}{origin}")
+        return rows + [f"! {line}" for line in self.fallbacks]
+
+    def as_dict(self) -> dict[str, str]:
+        """`{"linear[f32]": "module:function"}`."""
+        return {bound.key: bound.target for bound in self.bound.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKernel:
+    """A kernel that another distribution brings for this backend."""
+
+    target: str
+    distribution: str
+
+
+class Binder:
+    """Binds ops and weights to one backend and keeps the report."""
+
+    def __init__(
+        self,
+        backend: BackendPlugin,
+        extra_ops: Mapping[str, Op],
+        foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.table = {**CORE_OPS, **extra_ops}
+        self.foreign = dict(foreign or {})
+        self.report = BindReport(backend.describe())
+        self.ops = BoundOps()
+
+    def bind_ops(self, names: Iterable[str]) -> BoundOps:
+        """Bind the named ops. `linear` and `embed` go through each weight's own binding."""
+        self.ops.linear = lambda x, w: w.linear(x, w)
+        self.ops.embed = lambda ids, w: w.embed(ids, w)
+        for name in sorted(set(names) - {"linear", "embed"}):
+            self._bind_op(name)
+        return self.ops
+
+    def _bind_op(self, name: str) -> None:
+        if hasattr(self.ops, name):
+            return
+        if name not in self.table:
+            raise BackendError(
+                f"op {name!r} has no definition", "Install or repair the plugin that brings it."
+            )
+        function = self._kernel(name, "*")
+        if function is None:
+            entry = self.table[name]
+            if entry.is_composite:
+                function = partial(entry.body, self.ops)
+            else:
+                function = partial(entry.body, self.backend.xp)
+            self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
+            if entry.is_composite:
+                for needed in self._needs(entry):
+                    self._bind_op(needed)
+        setattr(self.ops, name, function)
+
+    def _needs(self, entry: Op) -> set[str]:
+        """The ops a composite's body names as attributes of its first argument."""
+        return (_names(entry.body.__code__) & set(self.table)) - {"linear", "embed"}
+
+    def expect(
+        self, format: str, layout: BlockLayout | None, shape: tuple[int, int], nbytes: int,
+        uses: Iterable[str],
+    ) -> None:  # fmt: skip
+        """Bind the ops in `uses` for a matrix that is yet to be uploaded: the report counts it."""
+        uses = tuple(uses)
+        kept = self.kept_as(format, layout, uses)
+        if kept != format:
+            before, after = self.report.expanded.get(format, (0, 0))
+            self.report.expanded[format] = before + nbytes, after + 4 * shape[0] * shape[1]
+        for name in uses:
+            self._use(name, kept, layout is not None and kept == format)
+            self.report.weights[name, kept] += 1
+
+    def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
+        """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
+        uses = tuple(uses)
+        if self.kept_as(matrix.format, matrix.layout, uses) == DENSE:
+            dense = self.backend.upload_matrix(matrix.dense())
+            weight = Weight(matrix.name, DENSE, matrix.shape, dense)
+        else:
+            packed, row_bytes = self.backend.upload_packed(matrix), matrix.raw.shape[1]
+            weight = Weight(
+                matrix.name, matrix.format, matrix.shape, packed, matrix.decode, row_bytes
+            )
+            weight.layout = matrix.layout
+        for name in uses:
+            setattr(weight, name, self._use(name, weight.format, weight.layout is not None))
+        return weight
+
+    def kept_as(self, format: str, layout: BlockLayout | None, uses: Iterable[str]) -> str:
+        """The format of a matrix on the backend: its own, or DENSE if some use has no kernel."""
+        packed = all(self._has_kernel(use, format, layout is not None) for use in uses)
+        return format if packed else DENSE
+
+    def _use(self, name: str, format: str, generic: bool) -> Callable[..., Any]:
+        """What `linear` or `embed` of a weight of this format is bound to."""
+        function = self._kernel(name, format, generic)
+        if function is None:
+            function = partial(self.table[name].body, self.backend.xp)
+            self._note(name, format, "reference", self.table[name].body)
+        return function
+
+    def _has_kernel(self, name: str, format: str, generic: bool) -> bool:
+        keys = self._keys(name, format, generic)
+        return any(key in self.foreign or key in self.backend.kernels for key in keys)
+
+    def _keys(self, name: str, format: str, generic: bool) -> list[tuple[str, str]]:
+        """Where to look, in order: the format, any format, declared layouts."""
+        keys = [(name, format), (name, "*"), *([(name, GENERIC)] if generic else [])]
+        return list(dict.fromkeys(keys))
+
+    def _kernel(self, name: str, format: str, generic: bool = False) -> Callable[..., Any] | None:
+        """The kernel for this key, exact format first, others' kernels before the backend's."""
+        for key in self._keys(name, format, generic):
+            foreign = self.foreign.get(key)
+            target = foreign.target if foreign else self.backend.kernels.get(key)
+            if target:
+                function = resolve(target)
+                origin = foreign.distribution if foreign else ""
+                self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
+                return function
+        return None
+
+    def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
+        target = f"{body.__module__}:{body.__qualname__}"
+        self.report.bound[name, format] = Bound(name, format, via, target)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names a function looks up, those inside its comprehensions too."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """A kernel, from "module:function". Raises BackendError."""
+    module, _, attribute = target.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BackendError(
+            f"kernel {target!r} cannot be loaded: {error}",
+            "Reinstall the distribution that brings it, or disable it.",
+        ) from error
+    return function

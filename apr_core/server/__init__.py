@@ -1,1 +1,0 @@
-"""The HTTP server. Everything protocols share is in `chat`; each protocol has a module."""

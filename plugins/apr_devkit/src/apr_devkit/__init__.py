@@ -1,0 +1,1 @@
+"""For authors of plugins: conformance kits, templates, and what examines an installation."""

@@ -1,0 +1,28 @@
+"""What a part of the examination found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Finding:
+    """What one part found out.
+
+    `rows` are (label, text) for people, `facts` the same for programs. A problem makes commands
+    fail; a warning does not, or only for who uses the thing it is about.
+    """
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    facts: Any = None
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the examination, once it was made."""
+
+    name: str
+    finding: Finding

@@ -1,0 +1,90 @@
+"""Interpreter, processor and memory. Knows no device: backends tell of theirs themselves."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import apr_core
+from apr_core.cli.console import human_bytes
+from apr_core.hookspecs import API_VERSION, SUPPORTED_APIS
+from apr_devkit.doctor.finding import Finding
+
+CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+# of the instruction sets of x86 and ARM, those that matrix products of numbers and bytes use
+FEATURES = (
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni",
+    "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "fphp", "asimdhp", "i8mm", "bf16",
+    "sve", "sve2",
+)  # fmt: skip
+
+
+def system() -> Finding:
+    """Python, platform, this core and the plugin API it speaks."""
+    facts = {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "apr_core": apr_core.__version__,
+        "api": API_VERSION,
+        "supported_apis": sorted(SUPPORTED_APIS),
+    }
+    apis = ", ".join(map(str, sorted(SUPPORTED_APIS)))
+    rows = [
+        ("python", f"{facts['python']} ({sys.executable})"),
+        ("platform", str(facts["platform"])),
+        ("apr-core", f"{apr_core.__version__}, plugin API {API_VERSION} (accepts {apis})"),
+    ]
+    return Finding(rows, facts)
+
+
+def processor() -> Finding:
+    """Model, how many cores this process may use, and the features that kernels care about."""
+    info = _fields(CPUINFO)
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = info.get("model name") or platform.processor() or platform.machine()
+    facts = {
+        "model": model,
+        "architecture": platform.machine(),
+        "logical": os.cpu_count(),
+        "usable": usable,
+        "features": [name for name in FEATURES if name in flags] if flags else None,
+    }
+    known = " ".join(facts["features"] or ["none of those looked for"])  # type: ignore[arg-type]
+    rows = [
+        ("model", f"{model} ({platform.machine()})"),
+        ("threads", f"{usable} usable of {os.cpu_count()}"),
+        ("features", known if flags else "this system does not tell"),
+    ]
+    return Finding(rows, facts)
+
+
+def memory() -> Finding:
+    """How much there is, and how much of it is free to use now."""
+    info = _fields(MEMINFO)
+    if "MemTotal" in info:
+        total = 1024 * int(info["MemTotal"].split()[0])
+        available = 1024 * int(info.get("MemAvailable", info["MemTotal"]).split()[0])
+    else:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+        available = page * os.sysconf("SC_AVPHYS_PAGES")
+    text = f"{human_bytes(available)} available of {human_bytes(total)}"
+    return Finding([("memory", text)], {"total": total, "available": available})
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """`key : value` lines, of several with one key the first; nothing where there is no file."""
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(key.strip(), value.strip())
+    return found

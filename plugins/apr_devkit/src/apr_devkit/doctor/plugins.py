@@ -1,0 +1,156 @@
+"""Devices, plugins, and the libraries that the core and the plugins say they need."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, version
+from typing import Any
+
+from apr_core.discovery.entry_points import installed
+from apr_core.discovery.rows import discover
+from apr_core.errors import AprError, ConfigError
+from apr_core.probing import rows_here
+from apr_core.registry import Owned, Registry, get_registry
+from apr_core.settings import Settings, read_settings
+from apr_devkit.doctor.finding import Finding
+from apr_devkit.doctor.unmatched import unmatched
+
+CORE = "apr-core"
+NEEDED = {"backend": "run", "family": "import or run"}  # kinds nothing works without: commands
+
+
+def registry() -> Registry:
+    """The process-wide registry; if the configuration file is wrong, one that does without it."""
+    try:
+        return get_registry()
+    except ConfigError:  # the part about configuration says so
+        return Registry(discover(Settings()))
+
+
+def devices() -> Finding:
+    """Every declared backend: whether it can run here, and what it says about its device."""
+    found = registry()
+    facts = [_device(found, owned) for owned in found.declarations("backend")]
+    finding = Finding([(d["name"], _device_line(d)) for d in facts] or [("", "none")], facts)
+    if not any(d["status"] == "ok" for d in facts):
+        finding.problems.append("no backend can run here: no model can be run")
+    finding.warnings += [
+        f"backend {d['name']}: {d['reason']}" for d in facts if d["status"] == "broken"
+    ]
+    return finding
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    if device["status"] != "ok":
+        return f"{device['status']}: {device['reason']}"
+    return str(device["description"]) + (f" ({device['reason']})" if device["reason"] else "")
+
+
+def _device(found: Registry, owned: Owned) -> dict[str, Any]:
+    """Name, distribution, status (ok, unavailable, broken), reason, score, description."""
+    declaration = owned.declaration
+    facts: dict[str, Any] = {
+        "name": declaration.name, "distribution": owned.distribution, "status": "unavailable",
+        "reason": "", "score": None, "description": "",
+    }  # fmt: skip
+    try:
+        score, reason = found.probe(owned)
+        facts |= {"score": score, "reason": reason}
+        if score <= 0:
+            return facts
+        backend = found.load(owned)(threads=None)
+        return facts | {"status": "ok", "description": str(backend.describe())}
+    except (Exception, SystemExit) as error:
+        return facts | {"status": "broken", "reason": explained(error)}
+
+
+def explained(error: BaseException) -> str:
+    """An error in a line: ours have a message, others a type as well."""
+    return error.message if isinstance(error, AprError) else f"{type(error).__name__}: {error}"
+
+
+def plugins() -> Finding:
+    """Every plugin, its status and why; names that are claimed twice."""
+    found = registry()
+    here = rows_here(found)
+    facts = [
+        {
+            "name": row.name, "version": row.version, "status": row.status, "reason": row.reason,
+            "provides": dict(Counter(d.kind for d in row.declarations)),
+        }
+        for row in here
+    ]  # fmt: skip
+    rows = [
+        (row.distribution, f"{row.version}  {row.status}{': ' + row.reason if row.reason else ''}")
+        for row in here
+    ]
+    finding = Finding(rows or [("", "none")], facts)
+    finding.warnings += [
+        f"plugin {row.name} is {row.status}: {row.reason}"
+        for row in here
+        if row.status in ("broken", "incompatible")
+    ]
+    finding.warnings += _claimed_twice(found)
+    finding.warnings += _without_effect(found)
+    if not found.declarations("family"):
+        finding.problems.append("no plugin provides a family: nothing can be imported or run")
+    return finding
+
+
+def _without_effect(found: Registry) -> Iterator[str]:
+    """Entries of the configuration file that match nothing, where plugins are used at all."""
+    try:
+        settings = read_settings()
+    except ConfigError:  # the part about configuration says so
+        return
+    if os.environ.get("APR_NO_PLUGINS") != "1":
+        yield from unmatched(settings, installed(), found)
+
+
+def _claimed_twice(found: Registry) -> Iterator[str]:
+    kinds = {d.kind for row in found.plugins for d in row.declarations}
+    for kind in sorted(kinds):
+        owners: dict[str, list[str]] = {}
+        for owned in found.declarations(kind):
+            owners.setdefault(owned.declaration.name, []).append(owned.qualified)
+        for name, claims in owners.items():
+            if len(claims) > 1:
+                yield f"{kind} {name!r} is claimed by {', '.join(claims)}: see [plugins] prefer"
+
+
+def libraries(version_of: Callable[[str], str] = version) -> Finding:
+    """Versions of what the core and the plugins require, from packaging metadata alone."""
+    wanted: dict[str, list[str]] = {}
+    for owner in [CORE, *dict.fromkeys(f.distribution for f in installed() if not f.problem)]:
+        for name in requirements(owner):
+            wanted.setdefault(name, []).append(owner)
+    finding = Finding(facts=[])
+    for name, owners in sorted(wanted.items()):
+        found = _version(name, version_of)
+        finding.facts.append({"name": name, "version": found, "required_by": owners})
+        finding.rows.append((name, found or f"NOT INSTALLED, required by {', '.join(owners)}"))
+        if found is None:
+            kind = finding.problems if CORE in owners else finding.warnings
+            kind.append(f"{name} is not installed; {', '.join(owners)} requires it")
+    return finding
+
+
+def _version(name: str, version_of: Callable[[str], str]) -> str | None:
+    try:
+        return version_of(name)
+    except PackageNotFoundError:
+        return None
+
+
+def requirements(owner: str) -> Sequence[str]:
+    """The distributions that one requires here; those for extras or other systems are left out."""
+    try:
+        lines = distribution(owner).requires or []
+    except PackageNotFoundError:
+        return []
+    names = [re.match(r"[A-Za-z0-9._-]+", line) for line in lines if ";" not in line]
+    found = [match[0].lower().replace("_", "-") for match in names if match]
+    return [name for name in found if name != CORE]

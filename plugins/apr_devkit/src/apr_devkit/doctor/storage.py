@@ -1,0 +1,95 @@
+"""Cache folders: where they are, how much they hold, how much room is left. Deletes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from apr_core.cli.console import human_bytes
+from apr_core.settings import cache_dir
+from apr_devkit.doctor.finding import Finding
+from apr_devkit.doctor.plugins import registry
+
+LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail
+
+
+def storage() -> Finding:
+    """Every cache with its size, and the free space of the disks they are on."""
+    finding = Finding(facts={"caches": [], "free": []})
+    for label, folder in _caches(finding):
+        used = _size(folder)
+        finding.facts["caches"].append({"label": label, "path": str(folder), "bytes": used})
+        there = human_bytes(used) if folder.exists() else "not there yet"
+        finding.rows.append((label, f"{there}  {folder}"))
+    existing = [_existing(folder) for folder in (*hub_caches(), cache_dir())]
+    for folder in {path.stat().st_dev: path for path in existing}.values():
+        _free(folder, finding)
+    finding.problems += [
+        f"{folder} cannot be written: nothing can be pulled or kept there"
+        for folder in dict.fromkeys(existing)
+        if not folder.is_dir() or not os.access(folder, os.W_OK)
+    ]  # fmt: skip
+    return finding
+
+
+def hub_caches() -> list[Path]:
+    """Where pulled models are kept: the hub client's own folder, if it is installed."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return []
+    return [Path(HF_HUB_CACHE)]
+
+
+def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
+    """(label, folder): the hub client's, our own, and what backends tell of theirs."""
+    yield from (("pulled models", folder) for folder in hub_caches())
+    yield "apr", cache_dir()
+    found = registry()
+    for owned in found.declarations("backend"):
+        name = owned.declaration.name
+        try:
+            if found.probe(owned)[0] <= 0:  # it keeps nothing here, and may be slow to import
+                continue
+            for label, folder in _told(found.load(owned)):
+                yield f"{name}: {label}", Path(folder)
+        except (Exception, SystemExit) as error:
+            finding.warnings.append(f"backend {name} cannot say what it keeps: {error}")
+
+
+def _told(factory: Any) -> list[tuple[str, str]]:
+    """What a backend says it keeps on disk; backends need not say anything."""
+    if not hasattr(factory, "caches"):
+        return []
+    found: list[tuple[str, str]] = factory(threads=None).caches()
+    return found
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below, links not followed; what cannot be read counts nothing."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = Path(root, name).lstat()
+            except OSError:
+                continue
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _free(folder: Path, finding: Finding) -> None:
+    free = shutil.disk_usage(folder).free
+    finding.facts["free"].append({"path": str(folder), "bytes": free})
+    finding.rows.append(("free", f"{human_bytes(free)}  {folder}"))
+    if free < LITTLE:
+        finding.warnings.append(f"only {human_bytes(free)} are free in {folder}")

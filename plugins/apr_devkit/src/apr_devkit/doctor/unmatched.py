@@ -1,0 +1,48 @@
+"""Entries of the configuration file that name no installed plugin: they do nothing, silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from apr_core.discovery.entry_points import EntryPoint, normalized, normalized_id
+from apr_core.discovery.rows import refused
+from apr_core.registry import Registry
+from apr_core.settings import Settings
+
+
+def unmatched(
+    settings: Settings, founds: Sequence[EntryPoint], registry: Registry
+) -> Iterator[str]:
+    """A line for each entry of `disable` and `prefer` that has no effect, and why it has none."""
+    for entry in settings.disable:
+        if not any(_disables(entry, found) for found in founds):
+            yield (
+                f"plugins.disable: {entry!r} is not installed; "
+                f"`apr plugins enable {entry}` takes it off the list"
+            )
+    provided = {
+        f"{row.distribution}:{d.name}" for row in registry.plugins for d in row.declarations
+    }
+    for entry in settings.prefer:
+        if normalized_id(entry) not in provided:
+            yield f"plugins.prefer: {entry!r} prefers nothing: {_reason(entry, founds, registry)}"
+
+
+def _disables(entry: str, found: EntryPoint) -> bool:
+    """Whether the entry alone would leave the plugin out; half an installation is named, too."""
+    row = refused(replace(found, problem=""), Settings(disable=(entry,)), {})
+    return row is not None
+
+
+def _reason(entry: str, founds: Sequence[EntryPoint], registry: Registry) -> str:
+    distribution, _, name = entry.partition(":")
+    if normalized(distribution) not in {found.distribution for found in founds}:
+        return f"{distribution} is not installed"
+    unused = [
+        row for row in registry.plugins
+        if row.distribution == normalized(distribution) and row.status not in ("ok", "unavailable")
+    ]  # fmt: skip
+    if unused:
+        return f"{distribution} is {unused[0].status}"
+    return f"{distribution} does not provide {name!r}"

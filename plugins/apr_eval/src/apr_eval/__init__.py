@@ -1,0 +1,1 @@
+"""Measures models: speed of prefill and decode, and where the time goes."""

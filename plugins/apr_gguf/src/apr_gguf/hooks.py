@@ -1,0 +1,12 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Exporter
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_exporters() -> list[Exporter]:
+    """GGUF."""
+    return [Exporter("gguf", "apr_gguf.export:export", summary="one file, for llama.cpp")]

@@ -1,0 +1,1 @@
+"""Checkpoints from a model hub, in the hub client's own cache."""

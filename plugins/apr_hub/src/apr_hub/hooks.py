@@ -1,0 +1,19 @@
+"""What this distribution provides. Imports nothing but apr_core's declarations."""
+
+from __future__ import annotations
+
+from apr_core.declarations import Command, Source
+from apr_core.hookspecs import hookimpl
+
+
+@hookimpl
+def apr_commands() -> list[Command]:
+    """`apr pull`."""
+    summary = "Download a checkpoint from a model hub."
+    return [Command("pull", "apr_hub.command:command", summary=summary)]
+
+
+@hookimpl
+def apr_sources() -> list[Source]:
+    """hf://ORG/NAME and hf://ORG/NAME@REVISION."""
+    return [Source("hf", "apr_hub.source:fetch", summary="models of a hub, hf://ORG/NAME")]

@@ -1,0 +1,216 @@
+"""Pulls the files of a model that are needed, into the hub client's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from apr_core.errors import AprError, InputOutputError, NotFound
+from apr_hub.choosing import INDEX, small_files, weight_files
+from apr_hub.downloading import RemoteFile, check_space, download
+from apr_hub.ids import HubId, parse_id
+
+LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may read it."
+
+
+@dataclass(frozen=True, slots=True)
+class PulledModel:
+    """Where the files are, of which commit, and their sizes."""
+
+    path: Path
+    commit: str
+    files: dict[str, int]
+
+
+class Reporter(Protocol):
+    """What a caller may hand in to watch."""
+
+    def start(self, total: int) -> None:
+        """So many bytes in all."""
+
+    def advance(self, name: str, amount: int) -> None:
+        """So many more (or, after a restart, fewer) bytes of a file are there."""
+
+
+class _Silent:
+    def start(self, total: int) -> None:
+        """Nothing to show."""
+
+    def advance(self, name: str, amount: int) -> None:
+        """Nothing to show."""
+
+
+def pull(
+    text: str, *, offline: bool = False, force: bool = False, reporter: Reporter | None = None
+) -> PulledModel:
+    """Pull hf://ORG/NAME[@REVISION]: only what is needed, resumed, verified.
+
+    Raises UsageError (no id), NotFound (repository, revision, no safetensors, not there offline)
+    or InputOutputError (access denied, network, disk).
+    """
+    id_ = parse_id(text)
+    reporter = reporter or _Silent()
+    if offline or _offline():
+        found = resolve_local(text)
+        if found is None:
+            raise NotFound(f"{id_} is not on this machine, and offline", "Pull it online first.")
+        return PulledModel(found, found.name, _sizes(found))
+    with _explained(id_):
+        return _Pull(id_, force, reporter).run()
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+class _Pull:
+    """One pull: list, choose, fetch, link."""
+
+    def __init__(self, id_: HubId, force: bool, reporter: Reporter) -> None:
+        from huggingface_hub import HfApi
+
+        client: Any = import_module("huggingface_hub.utils")
+        self.id, self.force, self.reporter = id_, force, reporter
+        info = HfApi().model_info(id_.repo, revision=id_.revision, files_metadata=True)
+        self.commit: str = info.sha or id_.revision
+        self.siblings = {s.rfilename: s for s in info.siblings or []}
+        self.headers: dict[str, str] = client.build_hf_headers()
+
+    def run(self) -> PulledModel:
+        small = small_files(self.siblings)
+        if "config.json" not in small:
+            raise NotFound(f"{self.id}: the repository has no config.json")
+        self.reporter.start(sum(self._size(n) for n in small))
+        paths = {name: self._fetch(name) for name in small}
+        weights = weight_files(self.siblings, paths.get(INDEX))
+        self.reporter.start(sum(self._size(n) for n in [*small, *weights]))
+        folder = paths["config.json"].parent
+        missing = [n for n in weights if self.force or not (folder / n).exists()]
+        check_space(folder, sum(self._size(n) for n in missing))
+        paths |= {name: self._fetch(name) for name in weights}
+        self._remember_revision(folder)
+        return PulledModel(folder, self.commit, {n: p.stat().st_size for n, p in paths.items()})
+
+    def _remember_revision(self, folder: Path) -> None:
+        """The client's record of where a branch or tag stands, used by offline look-ups."""
+        if self.id.revision != self.commit:
+            ref = folder.parent.parent / "refs" / self.id.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(self.commit)
+
+    def _size(self, name: str) -> int:
+        return int(self.siblings[name].size or 0)
+
+    def _fetch(self, name: str) -> Path:
+        """A file in the snapshot folder, downloaded if it is not there."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=self.id.repo, repo_type="model")
+        snapshot = folder / "snapshots" / self.commit / name
+        if snapshot.exists() and not self.force:
+            self.reporter.advance(name, self._size(name))
+            return snapshot
+        url = hf_hub_url(self.id.repo, name, revision=self.commit)
+        etag = get_hf_file_metadata(url, headers=self.headers).etag
+        if not etag or "/" in etag:
+            raise InputOutputError(f"{name}: the hub gives no usable ETag")
+        blob = folder / "blobs" / etag
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if self.force:
+            blob.unlink(missing_ok=True)
+        if not blob.exists():
+            download(self._remote(name, url), blob, self.headers, self.reporter.advance)
+        else:
+            self.reporter.advance(name, self._size(name))
+        return Path(hf_hub_download(self.id.repo, name, revision=self.commit))
+
+    def _remote(self, name: str, url: str) -> RemoteFile:
+        sibling = self.siblings[name]
+        sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        return RemoteFile(name, url, self._size(name), sha256, sibling.blob_id)
+
+
+def resolve_local(text: str) -> Path | None:
+    """The folder of an already pulled model if it is complete, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    id_ = parse_id(text)
+
+    def cached(name: str) -> Path | None:
+        found = try_to_load_from_cache(id_.repo, name, revision=id_.revision)
+        return Path(found) if isinstance(found, str) else None
+
+    config, index = cached("config.json"), cached(INDEX)
+    if config is None:
+        return None
+    folder = config.parent
+    try:
+        weights = weight_files([p.name for p in folder.iterdir()], index)
+    except AprError:
+        return None
+    return folder if all((folder / name).exists() for name in weights) else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+@contextmanager
+def _explained(id_: HubId) -> Iterator[None]:
+    """The hub client's exceptions as ours."""
+    errors: Any = import_module("huggingface_hub.errors")
+    try:
+        yield
+    except AprError:
+        raise
+    except errors.GatedRepoError as error:
+        raise InputOutputError(
+            f"{id_}: access is restricted to people who accepted the model's terms",
+            f"Accept them on the model's page. {LOGIN}",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise NotFound(
+            f"{id_}: the repository has no revision {id_.revision!r}",
+            "Give a branch, tag or commit.",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise _missing(id_, error) from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(id_, error) from error
+    except errors.HTTPError as error:
+        raise InputOutputError(
+            f"{id_}: the hub cannot be reached ({type(error).__name__}: {error})",
+            "Check the network and HF_ENDPOINT. What is there is kept: the same command continues.",
+        ) from error
+    except OSError as error:
+        raise InputOutputError(f"{id_}: {error.strerror or error}") from error
+
+
+def _status(error: Any) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _missing(id_: HubId, error: Exception) -> AprError:
+    if _status(error) == 401:
+        return InputOutputError(
+            f"{id_}: the hub answers 401: it does not exist, or is not for everybody",
+            f"Check the spelling. {LOGIN}",
+        )
+    return NotFound(f"{id_}: no such model on the hub", f"Check the spelling. If private: {LOGIN}")
+
+
+def _refused(id_: HubId, error: Exception) -> AprError:
+    status = _status(error)
+    if status in (401, 403):
+        return InputOutputError(f"{id_}: the hub refuses access ({status})", LOGIN)
+    if status == 404:
+        return NotFound(f"{id_}: a file of the model is missing on the hub ({error})")
+    return InputOutputError(f"{id_}: the hub answers {status}", "Try again later.")

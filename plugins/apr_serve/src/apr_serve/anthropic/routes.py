@@ -1,0 +1,110 @@
+"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, for its clients as they are.
+
+`apr_ended_by` says more finely than `stop_reason` why an answer ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from apr_serve.anthropic.errors import ERRORS, NO_THREADS, PATH, anthropic_shape
+from apr_serve.anthropic.events import Event, MessageEvents
+from apr_serve.anthropic.request import MessagesRequest, PromptRequest, chat_request
+from apr_serve.chat.asking import owner_of, while_connected
+from apr_serve.chat.events import ChatEvent, ChatRequest
+from apr_serve.chat.models import ServedModels
+from apr_serve.chat.service import ChatService
+from apr_serve.chat.single import steps
+from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.http.sse import EventStream, event
+from apr_serve.openai.parts import Open, streamed
+
+
+class MessageBody(Open):
+    """An answer: its content are blocks of text, thinking and calls."""
+
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str
+    stop_sequence: str | None
+
+
+class TokenCount(Open):
+    """How long a prompt is."""
+
+    input_tokens: int
+
+
+COUNT: dict[int | str, dict[str, Any]] = {200: {"model": TokenCount}}
+ANSWERS = streamed(MessageBody, "The message, or a stream of events.", named=True)
+
+
+def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
+    """The routes. Streams that are silent get a comment every `heartbeat_s` seconds."""
+    routes = APIRouter(prefix=PATH, tags=["messages"])
+
+    @routes.post("", responses=ANSWERS | ERRORS)
+    async def create_message(body: MessagesRequest, request: Request) -> Response:
+        """An answer to a conversation, whole or as server-sent events."""
+        service = models.pick(body.model)
+        if body.thread is not None:
+            message = "threads are not kept here: send the whole conversation, without thread"
+            raise ApiError(400, message, "thread", NO_THREADS)
+        chat = replace(chat_request(body), owner=owner_of(request))
+        events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
+        if body.context_management is not None:
+            events.message["context_management"] = {"applied_edits": []}
+        if body.stream:
+            stream = await service.stream(chat)
+            started = events.begin(stream.prompt_tokens)
+            answer = _streamed(steps(service, stream, request), events, started)
+            return EventStream(answer, heartbeat_s)
+        await while_connected(request, _whole(service, chat, request, events))
+        return JSONResponse(events.message)
+
+    @routes.post("/count_tokens", responses=COUNT | ERRORS)
+    async def count_tokens(body: PromptRequest) -> Response:
+        """How many tokens the prompt of these messages has."""
+        service = models.pick(body.model)
+        ids = await asyncio.to_thread(service.prompt_ids, chat_request(body))
+        return JSONResponse({"input_tokens": len(ids)})
+
+    return routes
+
+
+async def _whole(
+    service: ChatService, chat: ChatRequest, request: Request, events: MessageEvents
+) -> None:
+    """Take the whole answer. Raises ApiError if it fails."""
+    async with aclosing(steps(service, await service.stream(chat), request)) as stream:
+        async for step in stream:
+            events.push(step)
+
+
+async def _streamed(
+    stream: AsyncGenerator[Sequence[ChatEvent], None], events: MessageEvents, started: list[Event]
+) -> AsyncIterator[bytes]:
+    """The events as they are sent, with what arrived together in one piece."""
+    async with aclosing(stream):
+        try:
+            yield _sent(started)
+            async for step in stream:
+                yield _sent(events.push(step))
+        except Exception as error:
+            yield _sent([anthropic_shape(as_api_error(error))])
+            if not isinstance(error, EXPECTED):
+                raise
+
+
+def _sent(events: list[Event]) -> bytes:
+    return b"".join(event(each, each["type"]) for each in events)

@@ -1,0 +1,235 @@
+"""Turns what the engine adds to one answer into chat events: text, reasoning, calls of tools.
+
+One machine for streaming and not: however the text was cut, the events joined are the same. White
+space before and after a call is none of the text, as the templates that write history set it.
+
+A call that the model wrote into its thought is made if the thought ends with it, or if nothing
+follows the thought. It was only a draft, and stays reasoning, if the answer then begins with a
+call, or if the model thought on after it and answered.
+
+A call that the model forgot to close is one. Of a call that was cut off, by a limit or by a stop
+string, the arguments are no whole JSON: half a value would look like one that was meant.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections import deque
+from collections.abc import Sequence
+
+from apr_core.generate.requests import Channel, Delta, TokenLogprob, Usage
+from apr_serve.chat.events import (
+    ChatEvent,
+    Finished,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
+from apr_serve.tools.call_pieces import CallArguments, CallEnd, CallStart, Piece, Text
+from apr_serve.tools.tool_calls import CallScanner, ToolLike
+
+ID_LETTERS, ID_LENGTH = string.ascii_letters + string.digits, 24
+
+
+def call_id() -> str:
+    """A name for a call that no other call has."""
+    return "call_" + "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))
+
+
+class AnswerParser:
+    """The events of answer `index`. Without `parallel` only the first call counts.
+
+    Without tools nothing is a call: text and reasoning pass as they come.
+    """
+
+    def __init__(self, tools: Sequence[ToolLike], index: int, parallel: bool = True) -> None:
+        self._tools, self._index, self._parallel = tools, index, parallel
+        self._calls = 0  # that were made
+        self._open = False  # the last of them was not closed by the model
+        self._events: list[ChatEvent] = []
+        self._channel: _ChannelText | None = None
+        self._draft: _Draft | None = None
+
+    def push(self, delta: Delta) -> list[ChatEvent]:
+        """The events that are certain after this delta."""
+        if not self._tools:
+            return self._passed(delta)
+        if self._channel is None or self._channel.name != delta.channel:
+            if not (delta.text or delta.logprobs):
+                return []
+            self._turn(delta.channel)
+        assert self._channel is not None
+        self._handle(self._channel.push(delta))
+        return self._taken()
+
+    def finish(self, delta: Delta) -> list[ChatEvent]:
+        """The events of an answer's last delta, and of all that waited for it."""
+        events = self.push(delta)
+        reason = delta.finish_reason or "stop"
+        cut = reason != "stop" or delta.ended_by == "stop_string"
+        self._turn(None, cut)
+        self._settle(made=True)
+        events += self._taken()
+        called = self._calls and reason == "stop" and not (cut and self._open)
+        finished = Finished(
+            self._index,
+            "tool_calls" if called else reason,
+            delta.ended_by or "stop_token",
+            delta.usage or Usage(),
+            delta.error,
+            delta.stop_string,
+        )
+        return [*events, finished]
+
+    def _passed(self, delta: Delta) -> list[ChatEvent]:
+        if not (delta.text or delta.logprobs):
+            return []
+        return [TextDelta(self._index, delta.text, delta.channel, delta.logprobs)]
+
+    def _taken(self) -> list[ChatEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _turn(self, name: Channel | None, cut: bool = False) -> None:
+        """Close the channel that was open and open another."""
+        if self._channel is not None:
+            self._handle(self._channel.finish(cut))
+            if self._draft is None or (name and self._draft.channel is not self._channel):
+                self._say(self._channel.name, *self._channel.left())
+        if name == "reasoning":
+            self._settle(made=False)  # the thought goes on after all
+        self._channel = _ChannelText(name, self._tools) if name else None
+
+    def _handle(self, pieces: list[Piece]) -> None:
+        channel = self._channel
+        assert channel is not None
+        for piece in pieces:
+            if channel.name == "reasoning":
+                if self._draft is None and isinstance(piece, CallStart):
+                    self._draft = _Draft(channel, piece.begin)
+                if self._draft is not None:
+                    self._draft.pieces.append(piece)
+                    continue
+            elif self._draft is not None and _speaks(piece):
+                made = isinstance(piece, Text) and self._draft.ends_thought
+                self._settle(made)
+                if made:
+                    channel.call_follows()  # so that space between them is none of the text
+            self._emit(channel, piece)
+
+    def _emit(self, channel: _ChannelText, piece: Piece) -> None:
+        """The events of a piece, but for text that may prove to be space before a call."""
+        if isinstance(piece, Text):
+            self._say(channel.name, *channel.shown(piece))
+        elif isinstance(piece, CallStart):
+            channel.call_follows()
+            self._calls += 1
+            if self._counts:
+                self._events.append(
+                    ToolCallStart(self._index, self._calls - 1, call_id(), piece.name)
+                )
+        elif isinstance(piece, CallArguments) and self._counts:
+            fragment = ToolCallArguments(self._index, self._calls - 1, piece.fragment)
+            self._events.append(fragment)
+        elif isinstance(piece, CallEnd):
+            self._open = not piece.closed
+
+    @property
+    def _counts(self) -> bool:
+        return self._parallel or self._calls == 1
+
+    def _say(self, name: Channel, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+        if text or logprobs:
+            self._events.append(TextDelta(self._index, text, name, logprobs))
+
+    def _settle(self, made: bool) -> None:
+        """Make the calls that were drafted in the thought, or give their text back."""
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return
+        for piece in draft.pieces if made else [draft.channel.text_from(draft.begin)]:
+            self._emit(draft.channel, piece)
+        self._say(draft.channel.name, *draft.channel.left())
+
+
+def _speaks(piece: Piece) -> bool:
+    return isinstance(piece, CallStart) or (isinstance(piece, Text) and not piece.text.isspace())
+
+
+class _ChannelText:
+    """The text of one channel: finds calls, holds space back, keeps log probabilities beside it."""
+
+    def __init__(self, name: Channel, tools: Sequence[ToolLike]) -> None:
+        self.name = name
+        self._scanner = CallScanner(tools)
+        self._came: list[str] = []
+        self._size = 0
+        self._logprobs: deque[tuple[int, tuple[TokenLogprob, ...]]] = deque()
+        self._space = ""  # not shown yet: a call may follow
+        self._gap = ""  # was before a call; shown only if text goes on after it
+        self._spoke = self._after_call = False
+
+    def push(self, delta: Delta) -> list[Piece]:
+        """Pieces that are certain now."""
+        self._size += len(delta.text)
+        if delta.logprobs:
+            self._logprobs.append((self._size, delta.logprobs))
+        if self.name == "reasoning":
+            self._came.append(delta.text)
+        return self._scanner.push(delta.text)
+
+    def finish(self, cut: bool) -> list[Piece]:
+        """The rest."""
+        return self._scanner.finish(cut)
+
+    def text_from(self, begin: int) -> Text:
+        """All of a thought from character `begin` on, calls as they were written."""
+        return Text("".join(self._came)[begin:], begin, self._size)
+
+    def shown(self, piece: Text) -> tuple[str, tuple[TokenLogprob, ...]]:
+        """What can be shown of the text, white space at its end held back."""
+        text = piece.text
+        if self._after_call:
+            self._logprobs_until(piece.begin)  # of the call
+            text = text.lstrip()
+            if not text:
+                return "", ()
+            self._after_call, self._space = False, self._gap if self._spoke else ""
+        text = self._space + text
+        body = text.rstrip()
+        self._space = text[len(body) :]
+        if not body:
+            return "", ()
+        self._spoke = True
+        return body, self._logprobs_until(piece.end)
+
+    def call_follows(self) -> None:
+        """A call stands here: the space before and after it is none of the text."""
+        if not self._after_call:
+            self._after_call, self._gap, self._space = True, self._space or "\n", ""
+
+    def left(self) -> tuple[str, tuple[TokenLogprob, ...]]:
+        """What nothing follows any more, so that it can be shown."""
+        logprobs = self._logprobs_until(self._size)
+        return ("", ()) if self._after_call else (self._space, logprobs)
+
+    def _logprobs_until(self, end: int) -> tuple[TokenLogprob, ...]:
+        found: list[TokenLogprob] = []
+        while self._logprobs and self._logprobs[0][0] <= end:
+            found += self._logprobs.popleft()[1]
+        return tuple(found)
+
+
+class _Draft:
+    """Calls in a thought, and all that followed them there, until it is known what they are."""
+
+    def __init__(self, channel: _ChannelText, begin: int) -> None:
+        self.channel, self.begin = channel, begin
+        self.pieces: list[Piece] = []
+
+    @property
+    def ends_thought(self) -> bool:
+        """Whether nothing was thought after a call that the model closed."""
+        said = [p for p in self.pieces if _speaks(p) or isinstance(p, CallEnd)]
+        return said[-1] == CallEnd(closed=True)

@@ -1,0 +1,48 @@
+"""What routes of every protocol do with a request: whose it is, is the client there, its log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from apr_core.generate.requests import Usage
+from apr_serve.http.errors import ApiError
+
+Result = TypeVar("Result")
+LEFT = 499  # what logs call a client that went away before the answer
+
+
+def owner_of(request: Request) -> str:
+    """Who asks, as the engine shares itself among owners: a key's number, else the address."""
+    return str(request.scope["state"].get("owner", ""))
+
+
+def note(request: Request, model: str, usage: Usage, ended_by: Sequence[str]) -> None:
+    """Put what was done into the request's log line."""
+    request.scope["state"].get("details", {}).update(
+        model=model, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens, ended_by=",".join(dict.fromkeys(ended_by)),
+    )  # fmt: skip
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; it is cancelled when the client goes away (ApiError that nobody reads)."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(LEFT, "the client closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,48 @@
+"""The whole of a request: however many mistakes it has, they are told soon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from apr_serve.http.errors import ApiError
+from apr_serve.http.refusing import invalid
+
+MANY = 10_000  # mistakes: to list more of them would hold up everybody else for seconds
+LOOKED_AT = 8  # of the items of every list, where there are too many mistakes
+KEYS, DEEPEST = 256, 12  # of objects, of lists and objects in each other
+
+
+class Body(BaseModel):
+    """A model of a request's body. Raises ApiError where pydantic would list a million mistakes."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_time(cls, given: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            if (count := error.error_count()) <= MANY:
+                raise
+            told = f"the request does not fit its schema in {count} places"
+        try:
+            handler(_excerpt(given))
+        except ValidationError as error:
+            if error.error_count() <= MANY:
+                raise invalid(error.errors()) from None
+        raise ApiError(400, told)
+
+
+def _excerpt(value: Any, depth: int = 0) -> Any:
+    """The value with the beginnings of its lists and objects."""
+    if depth == DEEPEST:
+        return None
+    if isinstance(value, list):
+        return [_excerpt(inner, depth + 1) for inner in value[:LOOKED_AT]]
+    if isinstance(value, dict):
+        few = islice(value.items(), KEYS)
+        return {name: _excerpt(inner, depth + 1) for name, inner in few}
+    return value

@@ -1,0 +1,271 @@
+"""`apr serve`: models behind OpenAI's API, and Anthropic's, for many clients at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_core.cli.console import (
+    human_bytes,
+    show_notices,
+    sparing_collections,
+    upload_progress,
+)
+from apr_core.errors import AprError, NotFound, UsageError
+from apr_serve.cli.options import serve_options, show_config
+
+if TYPE_CHECKING:
+    from apr_core.model.model import Model
+    from apr_serve.chat.service import ChatService
+    from apr_serve.engine.engine import Engine
+    from apr_serve.http.options import ServerOptions
+
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")
+SAMPLE = 4096  # tokens of a sequence by which models share memory
+SHORT = 256  # tokens of a sequence that has to fit
+GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@serve_options
+@click.pass_context
+def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> None:
+    """Serve models over HTTP.
+
+    The API is OpenAI's, at /v1 of the address that is printed; /docs has all of it. SIGTERM lets
+    running answers end; a second signal ends at once.
+    """
+    if options["show_config"]:
+        show_config(ctx)
+        return
+    if not files:
+        raise UsageError("no file to serve", "Give an .apr file: apr serve model.apr")
+    names = _names(files, options["model_name"])
+    server_options = _server_options(options, names)
+    _serve(dict(zip(names, files, strict=True)), options, server_options)
+
+
+def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
+    """What clients call each file. Raises UsageError for doubles, NotFound for missing files."""
+    for file in files:
+        if not file.exists():
+            raise NotFound(f"{file}: no such file")
+    if len(given) > len(files):
+        raise UsageError(f"{len(given)} model names for {len(files)} files")
+    names = [*given, *(file.stem for file in files[len(given) :])]
+    if not all(name.strip() for name in names):
+        raise UsageError("a model's name is empty", "Name it by --model-name.")
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise UsageError(f"two models would be called {double!r}", "Name them by --model-name.")
+    return names
+
+
+def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerOptions:
+    from apr_serve.http.options import ServerOptions
+    from apr_serve.http.security import gather_keys
+
+    if (options["tls_cert"] is None) != (options["tls_key"] is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    for name in ("tls_cert", "tls_key"):
+        if options[name] and not options[name].is_file():
+            raise NotFound(f"{options[name]}: no such file")
+    return ServerOptions(
+        **{
+            name: options[name]
+            for name in (
+                "host", "port", "unix_socket", "tls_cert", "tls_key", "header_timeout",
+                "body_timeout", "request_timeout", "heartbeat", "drain_timeout", "log_format",
+                "log_prompts", "strict_parameters",
+            )
+        },
+        api_keys=gather_keys(options["api_key"], options["api_key_file"], os.environ),
+        cors_origins=_checked_origins(options["cors_origin"]),
+        trusted_proxies=_checked_proxies(options["trusted_proxy"]),
+        aliases=_aliases(options["alias"], names),
+        max_body=int(options["max_body"] * MIB),
+        max_header=int(options["max_header"] * KIB),
+    )  # fmt: skip
+
+
+def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
+    """The sites, which are compared letter by letter with what browsers say."""
+    for origin in given:
+        if not ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin!r} is no site that a browser names",
+                "Write it as https://chat.example or http://localhost:3000, without a path; or *.",
+            )
+    return tuple(given)
+
+
+def _checked_proxies(given: Sequence[str]) -> tuple[str, ...]:
+    from apr_serve.http.proxies import Proxies
+
+    Proxies(given)
+    return tuple(given)
+
+
+def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    aliases = {}
+    for pair in given:
+        alias, _, name = pair.partition("=")
+        if not alias or name not in names:
+            raise UsageError(
+                f"--alias {pair!r} is not ALIAS=NAME", f"Names here are: {', '.join(names)}."
+            )
+        if alias in names or alias in aliases:
+            raise UsageError(f"--alias {pair!r}: {alias!r} is a model's name already")
+        aliases[alias] = name
+    return aliases
+
+
+def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: ServerOptions) -> None:
+    from apr_serve.chat.service import ChatService
+    from apr_serve.http import logs
+    from apr_serve.http.app import create_app
+    from apr_serve.http.run import bound, check_tls, serve
+
+    show_notices()
+    logs.configure(served.log_format)
+    check_tls(served)
+    with ExitStack() as stack:
+        with _signals_held():  # or a socket file would stay that nobody knows of yet
+            listener = stack.enter_context(bound(served))
+        models = _load(files, options, stack)
+        engines = _engines(models, options, stack)
+        services = {name: ChatService(models[name], engines[name], name) for name in models}
+        for service in services.values():
+            _try(service)
+        app = create_app(services, served)
+        lines = [_line(name, services[name]) for name in services]
+        _warn_of_strangers(listener, served)
+        serve(app, list(engines.values()), listener, served, lambda url: _ready(url, lines))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What asks the process to end is heard at the end of this, not within.
+
+    Not by blocking signals: those may come to another thread, and are then heard in this one.
+    """
+    heard: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: heard.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for asked in heard:
+            signal.raise_signal(asked)
+
+
+def _load(
+    files: Mapping[str, Path], options: Mapping[str, Any], stack: ExitStack
+) -> dict[str, Model]:
+    from apr_core.model.model import load
+
+    models = {}
+    for name, file in files.items():
+        with sparing_collections(), upload_progress() as uploaded:
+            model = load(
+                file, options["backend"], options["threads"], strict=options["strict"],
+                max_len=options["context"], kv_type=options["kv_type"], progress=uploaded,
+            )  # fmt: skip
+        models[name] = stack.enter_context(model)
+    return models
+
+
+def _engines(
+    models: Mapping[str, Model], options: Mapping[str, Any], stack: ExitStack
+) -> dict[str, Engine]:
+    """An engine a model; memory is shared by what equally long sequences of each need."""
+    from apr_serve.engine.engine import Engine
+    from apr_serve.engine.warming import warm_up
+
+    for name, model in models.items():
+        warm_up(model)
+        for fallback in model.report.fallbacks:
+            click.echo(f"! {name}: {fallback}", err=True)
+    total = _memory(list(models.values())) if options["memory"] is None else options["memory"] * GIB
+    needs = {
+        name: model.sequence_bytes(min(SAMPLE, model.max_len)) for name, model in models.items()
+    }
+    engines = {}
+    for name, model in models.items():
+        share = needs[name] / sum(needs.values())
+        _check_room(name, model, int(total * share))
+        cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
+        engines[name] = Engine(
+            model, slots=options["slots"], memory_bytes=int(total * share), cache_bytes=cache,
+            queue_limit=options["queue"],
+        )  # fmt: skip
+        stack.callback(engines[name].close)
+    return engines
+
+
+def _memory(models: Sequence[Model]) -> int:
+    """Bytes for sequences and prefixes of all models, which are on the same backend."""
+    from apr_serve.engine.memory import default_limit
+
+    weights = sum(model.file.path.stat().st_size for model in models)
+    return default_limit(models[0].backend, weights, sum(model.step_bytes() for model in models))
+
+
+def _check_room(name: str, model: Model, memory: int) -> None:
+    """Raise UsageError where not even a short sequence could ever run."""
+    length = min(SHORT, model.max_len)
+    needed = model.sequence_bytes(length)
+    if memory < needed:
+        raise UsageError(
+            f"{name} gets {human_bytes(memory)} for sequences and prefixes, and one sequence of "
+            f"{length} tokens takes {human_bytes(needed)}",
+            "Give --memory more GiB.",
+        )
+
+
+def _try(service: ChatService) -> None:
+    """Render a prompt, and say what is wrong if that fails; build in time what grammars need."""
+    from apr_serve.chat.events import ChatRequest
+    from apr_serve.grammar import grammar
+    from apr_serve.http.errors import ApiError
+
+    try:
+        service.prompt_ids(ChatRequest([{"role": "user", "content": "Hello"}]))
+        grammar.prepare(service.model.tokenizer)
+    except (ApiError, AprError) as error:
+        click.echo(f"! {service.model_id}: {error}", err=True)
+
+
+def _warn_of_strangers(listener: socket, served: ServerOptions) -> None:
+    """Say so where other machines may ask without a key."""
+    if served.api_keys or served.unix_socket:
+        return
+    host = listener.getsockname()[0]
+    if not ip_address(host.partition("%")[0]).is_loopback:
+        click.echo(f"! whoever reaches {host} may use this: there is no API key", err=True)
+
+
+def _line(name: str, service: ChatService) -> str:
+    stats = service.engine.stats()
+    return (
+        f"  {name}: {service.model.backend.name}, {stats.slots} slots, context "
+        f"{service.model.max_len}, {human_bytes(stats.memory_limit)} for sequences and prefixes"
+    )
+
+
+def _ready(url: str, lines: Sequence[str]) -> None:
+    click.echo("\n".join([f"serving on {url}", *lines]))

@@ -1,0 +1,294 @@
+"""The engine: many requests on one model, a step at a time.
+
+A thread of its own turns: it takes what was asked and cancelled, admits what fits, runs one step
+over all answers under way, and gives what is left of the time to prompts (`scheduler.py`). Greedy
+answers have the same bits as the same request alone: rows do not depend on their batch, prompts are
+cut where `cuts.py` says whatever else runs, and only state that a prefill made is reused.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from apr_core.errors import Busy, UsageError
+from apr_core.generate.answer import Vocabulary
+from apr_core.generate.cuts import EVERY, GRID, PromptCuts, cuts_of
+from apr_core.generate.generate import check_prompt
+from apr_core.generate.requests import (
+    Delta,
+    EndedBy,
+    EngineStats,
+    GenerationRequest,
+    Ticket,
+    TokenLogprob,
+    as_exception,
+)
+from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
+from apr_serve.engine.memory import Ledger, default_limit
+from apr_serve.engine.prefix_cache import PrefixCache
+from apr_serve.engine.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+log = logging.getLogger("apr.engine")
+Deliver = Callable[[Sequence[Delta]], None]
+LEAST_ROOM = 1024  # tokens of an answer that does not say how many, where memory is small
+PREFIXES = 4  # that part of the memory is theirs when answers do not say how long they get
+
+
+def _nothing() -> None:
+    pass
+
+
+class Engine:
+    """Runs requests on a model, `slots` answers at once. Implements `GenerationEngine`.
+
+    `memory_bytes` is for the state of sequences and the cache of prefixes together, by default a
+    share of what the machine or the device has left; `cache_bytes` limits the cache within it, 0
+    means none. At most `queue_limit` requests wait, and one more of each owner who has none
+    waiting. States of prompts are kept every `snapshot_every` tokens, and where messages begin.
+    Nothing else may use the model meanwhile. Raises UsageError for sizes that make no sense.
+    """
+
+    def __init__(
+        self, model: Model, *, slots: int = 8, memory_bytes: int | None = None,
+        cache_bytes: int | None = None, queue_limit: int = 128, snapshot_every: int = EVERY,
+    ) -> None:  # fmt: skip
+        if slots < 1 or queue_limit < 1:
+            raise UsageError(f"an engine needs slots and a queue, found {slots} and {queue_limit}")
+        if snapshot_every < GRID or snapshot_every % GRID:
+            raise UsageError(f"snapshot_every must be a multiple of {GRID}, found {snapshot_every}")
+        self.model, self.slots, self.queue_limit = model, slots, queue_limit
+        self.flushed: Callable[[], None] = _nothing
+        found = cuts_of(model)
+        self._cuts = PromptCuts(found.answer, found.question, snapshot_every)
+        if memory_bytes is None:
+            memory_bytes = default_limit(model.backend, _file_bytes(model), model.step_bytes())
+        self._ledger = ledger = Ledger(memory_bytes, cache_bytes)
+        self._cache = PrefixCache(model, lambda: ledger.for_cache)
+        self._scheduler = Scheduler(
+            model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over
+        )
+        self._lock = threading.Lock()  # guards what follows
+        self._inbox: list[Job] = []
+        self._waiting = self._live = 0  # requests that have no slot, and all that have not ended
+        self._owners_waiting: set[str] = set()
+        self._accepts, self._closing = True, False
+        self._all_over = threading.Condition(self._lock)
+        self._wake, self._interrupted = threading.Event(), False
+        self._stats = EngineStats()
+        self._publish()
+        self._thread = threading.Thread(target=self._run, name="apr-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
+        """Queue a request. Raises Busy, or UsageError if it can never run."""
+        check_prompt(self.model, request.prompt_ids, request.max_tokens)
+        self._check_ids(request.prompt_ids)
+        if not 1 <= request.n <= self.slots:
+            raise UsageError(
+                f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
+            )
+        room, full = self._room(request)
+        job = GenerationJob(request, deliver, self._woken, room, full)
+        job.bytes_each = self._bytes(len(request.prompt_ids) + room - 1, request.n)
+        job.cuts = self._cuts(request.prompt_ids)
+        job.kept = self._cuts.kept(job.cuts)
+        return self._enqueue(job)
+
+    def embed(
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:  # fmt: skip
+        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
+        check_prompt(self.model, ids, None)
+        self._check_ids(ids)
+        job = EmbeddingJob(ids, deliver, self._woken, owner)
+        job.bytes_each = self._bytes(len(ids), 1)
+        job.cuts = self._cuts(ids)
+        return self._enqueue(job)
+
+    def score(
+        self, ids: Sequence[int], top: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
+    ) -> Ticket:  # fmt: skip
+        """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
+        check_prompt(self.model, ids, None)
+        self._check_ids(ids)
+        valid = self.model.tokenizer.valid_size
+        job = ScoringJob(ids, top, self.model.logits_of, valid, deliver, self._woken, owner)
+        job.bytes_each = self._bytes(len(ids), 1)
+        job.cuts = self._cuts(ids)
+        return self._enqueue(job)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.model.config.vocab_size:
+            raise UsageError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.model.config.vocab_size}"
+            )
+
+    def _room(self, request: GenerationRequest) -> tuple[int, EndedBy]:
+        """Tokens an answer may have, and what it means when it has them.
+
+        A request that does not say how many gets what its share of the memory holds: of what is
+        left beside some prefixes, which would else be forgotten whenever all slots are taken.
+        """
+        prompt = len(request.prompt_ids)
+        room = self.model.max_len - prompt
+        if request.max_tokens is not None:
+            return (
+                (request.max_tokens, "max_tokens")
+                if request.max_tokens <= room
+                else (room, "context")
+            )
+        bytes_at, ledger = self.model.sequence_bytes, self._ledger
+        shared = ledger.limit - min(ledger.cache_limit, ledger.limit // PREFIXES)
+        share = max(shared // self.slots, bytes_at(prompt + LEAST_ROOM))
+        share = min(share, ledger.limit // request.n)
+        fitting = bisect_right(range(1, room + 1), share, key=lambda n: bytes_at(prompt + n - 1))
+        return max(fitting, 1), "context"
+
+    def _bytes(self, length: int, count: int) -> int:
+        """What an answer of a request reserves. Raises UsageError if the request can never run."""
+        each = self.model.sequence_bytes(length)
+        if each * count > self._ledger.limit:
+            raise UsageError(
+                f"{count} x {length} tokens need {each * count >> 20} MiB of state, the engine has "
+                f"{self._ledger.limit >> 20} MiB",
+                "Ask for fewer tokens or answers, or give the engine more memory.",
+            )
+        return each
+
+    def _enqueue(self, job: Job) -> Ticket:
+        with self._lock:
+            if not self._accepts:
+                raise Busy("the engine is stopping and takes no more requests")
+            self._check_queue(job.owner)
+            self._waiting += 1
+            self._owners_waiting.add(job.owner)
+            self._live += 1
+            self._inbox.append(job)
+        self._wake.set()
+        return job
+
+    def _check_queue(self, owner: str) -> None:
+        """Raise Busy if the queue is full.
+
+        Whoever has nothing waiting may still come, up to twice the limit: nobody's crowd keeps
+        everybody else out.
+        """
+        limit = self.queue_limit * (1 if owner in self._owners_waiting else 2)
+        if self._waiting >= limit:
+            raise Busy(f"{self._waiting} requests are waiting already, which is the limit")
+
+    def _woken(self) -> None:
+        self._interrupted = True
+        self._wake.set()
+
+    def stats(self) -> EngineStats:
+        """How it stands."""
+        return replace(self._stats, queued=self._waiting)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
+        with self._lock:
+            self._accepts = False
+            finished = self._all_over.wait_for(lambda: not self._live, timeout_s)
+        if not finished:
+            self._closing = True
+            self._woken()
+            with self._lock:
+                self._all_over.wait_for(lambda: not self._live)
+        return finished
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._lock:
+            self._accepts = False
+        self._closing = True
+        self._woken()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _publish(self) -> None:
+        scheduler, totals = self._scheduler, self._scheduler.totals
+        self._stats = EngineStats(
+            slots=scheduler.slots, running=len(scheduler.decoding),
+            prefilling=len(scheduler.prefilling),
+            memory_bytes=self.model.state_bytes(), reserved_bytes=self._ledger.reserved,
+            memory_limit=self._ledger.limit,
+            cache_bytes=self._cache.nbytes, cache_entries=self._cache.entries,
+            prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens, finished=totals.finished,
+            cancelled=totals.cancelled, failed=totals.failed, steps=totals.steps,
+        )  # fmt: skip
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            if self._scheduler.idle and not self._inbox and not self._closing:
+                self._wake.wait()
+            self._wake.clear()
+            if self._closing:
+                self._take_inbox()
+                self._scheduler.cancel(everything=True)
+                self._cache.clear()
+                self._tell()
+                return
+            try:
+                self._turn()
+            except BaseException as error:  # our mistake: all requests are lost, the engine is not
+                log.exception("the engine failed: all requests end with this error")
+                self._scheduler.fail(as_exception(error))
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        self._take_cancellations()
+        self._scheduler.admit()
+        self._scheduler.decode()
+        self._tell()
+        self._scheduler.prefill(lambda: self._interrupted)
+        self._tell()
+
+    def _take_inbox(self) -> None:
+        with self._lock:
+            arrived, self._inbox = self._inbox, []
+        for job in arrived:
+            self._scheduler.queue.push(job)
+
+    def _take_cancellations(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            self._scheduler.cancel()
+
+    def _tell(self) -> None:
+        """Deliver, after the books are in order: who hears of an end finds its memory free."""
+        with self._lock:
+            self._waiting = len(self._scheduler.queue) + len(self._inbox)
+            self._owners_waiting = self._scheduler.queue.owners | {job.owner for job in self._inbox}
+        self._publish()
+        if self._scheduler.deliver():
+            with suppress(BaseException):  # a listener's own trouble
+                self.flushed()
+
+    def _job_over(self, job: Job) -> None:
+        with self._lock:
+            self._live -= 1
+            self._all_over.notify_all()
+
+
+def _file_bytes(model: Model) -> int:
+    return model.file.path.stat().st_size

@@ -1,0 +1,225 @@
+"""What the engine has taken: prompts on their way through queue and prefill."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from apr_core.errors import AprError
+from apr_core.generate.answer import Answer, Vocabulary
+from apr_core.generate.cuts import GRID
+from apr_core.generate.logprobs import token_logprob
+from apr_core.generate.requests import (
+    Delta,
+    EndedBy,
+    GenerationRequest,
+    TokenLogprob,
+    Usage,
+)
+from apr_serve.engine.prefix_cache import Node
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCORED_AT_ONCE = 64  # rows of logits that are in memory
+
+
+class Job:
+    """A prompt, how much of it is in a slot, and what memory is reserved for it.
+
+    Jobs are the tickets that callers get: `cancel` may be called from any thread, everything else
+    belongs to the engine's.
+    """
+
+    answers_wanted = 1
+
+    def __init__(self, ids: Sequence[int], owner: str, wake: Callable[[], None]) -> None:
+        self.ids, self.owner, self._wake = ids, owner, wake
+        self.cancelled = False  # somebody asked for it
+        self.broken = False  # nobody can be told anything any more
+        self.slot: int | None = None
+        self.position = 0  # tokens of the prompt that are in the slot
+        self.passed_over = False  # the last forward of prompts went without it
+        self.number = 0  # in the order in which slots were given
+        self.waits = False  # for another that reads the same
+        self.cuts: Sequence[int] = ()
+        self.kept: Sequence[int] = ()  # those of them where state is worth keeping
+        self.use_cache = False
+        self.bytes_each = 0  # reserved for each answer
+        self.slots_held = 0
+        self.node: Node | None = None  # of the prefix cache, where its prompt stands
+        self.cached = 0
+        self.restoring: Iterator[None] | None = None  # puts the cached part into the slot
+
+    def cancel(self) -> None:
+        """Stop within one step."""
+        self.cancelled = True
+        self._wake()
+
+    @property
+    def shares(self) -> bool:
+        """Whether it takes from the cache, and its prompt may be one that others have."""
+        return self.use_cache and bool(self.cuts)
+
+    @cached_property
+    def marks(self) -> list[int]:
+        """For each cut, a hash of the ids before it."""
+        found, start = [0], 0
+        for stop in self.cuts:
+            found.append(hash((found[-1], tuple(self.ids[start:stop]))))
+            start = stop
+        return found[1:]
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether all of the prompt is in the slot."""
+        return self.position == len(self.ids)
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether the slot's state is."""
+        i = bisect_left(self.kept, self.position)
+        return i < len(self.kept) and self.kept[i] == self.position
+
+    def next_stop(self) -> int:
+        """How far the next forward may go at most."""
+        i = bisect_right(self.cuts, self.position)
+        return self.cuts[i] if i < len(self.cuts) else len(self.ids)
+
+    def stop_within(self, room: int) -> int:
+        """How far a forward of about `room` tokens goes: to a stop, or to the grid."""
+        stop = self.next_stop()
+        if stop - self.position <= room:
+            return stop
+        on_grid = (self.position + room) // GRID * GRID
+        return min(stop, max(on_grid, self.position // GRID * GRID + GRID))
+
+    def deliver_pending(self) -> None:
+        """Tell the caller what there is to tell."""
+        raise NotImplementedError
+
+    def end(self, reason: Exception | None) -> None:
+        """End it before or during its prefill: cancelled, or with an error."""
+        raise NotImplementedError
+
+
+class GenerationJob(Job):
+    """A request for answers. `room` and `full` as in `Answer`."""
+
+    def __init__(
+        self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None],
+        wake: Callable[[], None], room: int, full: EndedBy,
+    ) -> None:  # fmt: skip
+        super().__init__(request.prompt_ids, request.owner, wake)
+        self.request, self.room, self.full, self._deliver = request, room, full, deliver
+        self.answers_wanted = request.n
+        make = request.constraint
+        self._constraints = [make() if make else None for _ in range(request.n)]
+        self.use_cache = request.use_cache
+        self.answers: list[Answer] = []
+        self._told: list[Delta] = []
+
+    def answer(self, vocabulary: Vocabulary, index: int, slot: int) -> Answer:
+        """Answer `index`, in a slot that holds the prompt."""
+        return Answer(
+            vocabulary, self.request, index, slot=slot, room=self.room, full=self.full,
+            constraint=self._constraints[index], cached=self.cached,
+        )  # fmt: skip
+
+    def deliver_pending(self) -> None:
+        """Tell the caller what its answers have to tell."""
+        deltas, self._told = self._told, []
+        for answer in self.answers:
+            deltas += answer.deltas
+            answer.deltas = []
+        if deltas and not self.broken:
+            self._deliver(deltas)
+
+    def end(self, reason: Exception | None) -> None:
+        """A last delta for each of the answers, none of which has begun."""
+        usage = Usage(len(self.ids), self.cached)
+        for index in range(self.request.n):
+            kind: Literal["error", "cancelled"] = "error" if reason else "cancelled"
+            last = Delta(index, finish_reason=kind, ended_by=kind, usage=usage, error=reason)
+            self._told.append(last)
+
+
+class RowsJob(Job):
+    """A prompt of which something is wanted that hidden states tell, and no answer."""
+
+    def __init__(
+        self, ids: Sequence[int], deliver: Callable[[Any], None], wake: Callable[[], None],
+        owner: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(ids, owner, wake)
+        self._deliver = deliver
+        self._result: Any = None
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Take the hidden states [rows, hidden] of the next tokens."""
+        raise NotImplementedError
+
+    def deliver_pending(self) -> None:
+        """Deliver the result or the error, if there is one."""
+        result, self._result = self._result, None
+        if result is not None and not self.broken:
+            self._deliver(result)
+
+    def end(self, reason: Exception | None) -> None:
+        """End with an error, or cancelled."""
+        self._result = reason or AprError("the request was cancelled")
+
+
+class ScoringJob(RowsJob):
+    """A prompt whose tokens' log probabilities are wanted: of all but the first."""
+
+    def __init__(
+        self, ids: Sequence[int], top: int,
+        logits_of: Callable[[NDArray[np.float32]], NDArray[np.float32]], valid: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None], wake: Callable[[], None],
+        owner: str = "",
+    ) -> None:  # fmt: skip
+        """`logits_of` turns hidden states into logits, of which the first `valid` are tokens."""
+        super().__init__(ids, deliver, wake, owner)
+        self._top, self._logits_of, self._valid = top, logits_of, valid
+        self._scores: list[TokenLogprob] = []
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Score the tokens that follow these rows."""
+        following = self.ids[self.position - len(rows) + 1 : self.position + 1]
+        for start in range(0, len(rows), SCORED_AT_ONCE):
+            logits = self._logits_of(rows[start : start + SCORED_AT_ONCE])[:, : self._valid]
+            tokens = following[start : start + SCORED_AT_ONCE]
+            self._scores += [
+                token_logprob(row, token, self._top)
+                for row, token in zip(logits, tokens, strict=False)  # nothing follows the last row
+            ]
+        if self.prefilled:
+            self._result = self._scores
+
+
+class EmbeddingJob(RowsJob):
+    """A prompt whose mean hidden state is wanted."""
+
+    def __init__(
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        wake: Callable[[], None], owner: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(ids, deliver, wake, owner)
+        self._sum: NDArray[np.float64] | None = None  # [hidden]
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """The hidden states [rows, hidden] of the next tokens.
+
+        Rows are added one by one, so that the sum does not depend on where the prompt was cut.
+        """
+        wide = rows.astype(np.float64)
+        if self._sum is not None:
+            wide[0] += self._sum
+        self._sum = np.add.reduce(wide, axis=0)
+        if self.prefilled:
+            self._result = (self._sum / len(self.ids)).astype(np.float32)

@@ -1,0 +1,96 @@
+"""How much memory sequences and cached prefixes may take, and who holds how much."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from apr_core.model.planning import capacity
+from apr_core.ops.binding import BackendPlugin
+
+SHARE = 0.5  # of what is available, unless somebody says otherwise
+DEVICE_SHARE = 0.9  # of what a device has left, if the rest is enough for a step
+LEAST = 256 << 20
+
+
+def default_limit(backend: BackendPlugin, weights: int, step: int) -> int:
+    """Bytes for state, over all models that are loaded onto the backend.
+
+    Of a device with memory of its own, a share of what is left now, and never the `step` bytes that
+    forwards take: prefixes would fill these too, in time. Elsewhere a share of what is available
+    beside `weights` bytes of weights, which are mapped: pages of a file count as available, and are
+    not.
+    """
+    free = capacity(backend)
+    if free is not None:
+        return max(0, min(int(DEVICE_SHARE * free), free - step))
+    return max(LEAST, int(SHARE * (available() - weights)))
+
+
+def available() -> int:
+    """Bytes this process may still take, by the machine and by its control groups."""
+    return max(0, min(_machine(), *_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+
+
+def _machine() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:  # not Linux
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _groups(own: Path, root: Path) -> Iterator[int]:
+    """What is left to each group around this process, such as a container's or a unit's.
+
+    `own` says in which groups it is (of version 2 and 1), `root` is where groups are folders.
+    """
+    yield sys.maxsize
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, name = line.split(":", 2)
+        base, limit, used = root, "memory.max", "memory.current"
+        if kinds:
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        if not kinds or "memory" in kinds.split(","):
+            folder = base / name.lstrip("/")
+            for group in (folder, *folder.parents):  # each of them has its own limit
+                if group.is_relative_to(base):
+                    yield from _left(group, limit, used)
+
+
+def _left(group: Path, limit: str, used: str) -> list[int]:
+    """What is left to a group, if it has a limit. Files that were read are given up when needed."""
+    try:
+        left = int((group / limit).read_text()) - int((group / used).read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    stat = dict(line.split(maxsplit=1) for line in lines)
+    files = (stat.get(f"total_{n}", stat.get(n, "0")) for n in ("active_file", "inactive_file"))
+    return [left + sum(map(int, files))]
+
+
+class Ledger:
+    """What sequences reserved and what the cache holds, within one limit. The cache gives way."""
+
+    def __init__(self, limit: int, cache_limit: int | None = None) -> None:
+        self.limit = limit
+        self.cache_limit = limit if cache_limit is None else min(limit, cache_limit)
+        self.reserved = 0
+
+    def fits(self, needed: int) -> bool:
+        """Whether so many bytes could be reserved, were the cache empty."""
+        return self.reserved + needed <= self.limit
+
+    @property
+    def for_cache(self) -> int:
+        """Bytes the cache may hold now."""
+        return max(0, min(self.cache_limit, self.limit - self.reserved))

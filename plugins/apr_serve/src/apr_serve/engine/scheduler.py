@@ -1,0 +1,331 @@
+"""What the engine's thread does in a turn. Nothing here is called from another thread."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apr_core.generate.answer import Answer, Vocabulary
+from apr_core.generate.cuts import CHUNK
+from apr_core.generate.requests import as_exception
+from apr_core.model.last_logits import Choice, LastLogits
+from apr_serve.engine.jobs import GenerationJob, Job, RowsJob
+from apr_serve.engine.memory import Ledger
+from apr_serve.engine.prefill import Forward, Pace, take_turns
+from apr_serve.engine.prefix_cache import PrefixCache
+from apr_serve.engine.queue import FairQueue
+from apr_serve.engine.sharing import readers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from apr_core.model.model import Model
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the start. A request is one of finished, cancelled and failed."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    steps: int = 0
+
+
+class Scheduler:
+    """Jobs on their way: queued, prefilling, decoding, gone. `slots` answers run at once.
+
+    `gone` is called with every job that has ended, after its last delivery.
+    """
+
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, ledger: Ledger, cache: PrefixCache, slots: int,
+        gone: Callable[[Job], None],
+    ) -> None:  # fmt: skip
+        self.model, self._vocabulary, self.ledger, self.cache = model, vocabulary, ledger, cache
+        self.slots, self._gone = slots, gone
+        self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
+        self.prefilling: list[Job] = []  # in the order of their turns
+        self.decoding: dict[Answer, GenerationJob] = {}
+        self.totals = Totals()
+        self._forward: Forward | None = None
+        self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
+        self._held: Counter[str] = Counter()  # slots by owner
+        self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
+        self._pace, self._begun = Pace(), 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.queue or self.prefilling or self.decoding or self._left or self._untold)
+
+    def cancel(self, everything: bool = False) -> None:
+        """End what callers gave up, or everything."""
+        for job in [*self.prefilling, *self.decoding.values()]:
+            job.cancelled |= everything
+        for job in self.queue.remove(lambda job: job.cancelled or everything):
+            job.cancelled = True
+            self._end(job, None)
+        for job in [job for job in self.prefilling if job.cancelled]:
+            self._end(job, None)
+        for answer in [answer for answer, job in self.decoding.items() if job.cancelled]:
+            answer.cancel()
+        self._retire()
+        if self._forward and self._forward.abandoned:
+            self._forward.close()
+            self._forward_over()
+
+    def fail(self, error: Exception) -> None:
+        """End everything with an error: what has begun, and what waits, as it would fail again."""
+        if self._forward:
+            self._forward.close()
+        self._forward_over()
+        for job in list(self.prefilling):
+            self._end(job, error)
+        for answer in list(self.decoding):
+            answer.fail(error)
+        for job in self.queue.remove(lambda job: True):
+            self._end(job, error)
+        self._retire()
+
+    def _end(self, job: Job, reason: Exception | None) -> None:
+        """End a job that has no answers yet."""
+        job.end(reason)
+        if job in self.prefilling:
+            self.prefilling.remove(job)
+        if self._forward and job in self._forward.jobs:
+            self._left.append(job)
+        else:
+            self._release_prompt(job)
+        self._over(job, failed=reason is not None)
+
+    def _over(self, job: Job, failed: bool) -> None:
+        kind = "failed" if failed or job.broken else "cancelled" if job.cancelled else "finished"
+        setattr(self.totals, kind, getattr(self.totals, kind) + 1)
+        self._untold[job] = True
+
+    def _release_prompt(self, job: Job) -> None:
+        """Give back all that a job holds which has no answers."""
+        self.cache.unpin(job.node)
+        job.node = job.restoring = None
+        if job.slot is not None:
+            self.model.free_slot(job.slot)
+            job.slot = None
+        self._give_back(job, job.slots_held)
+
+    def _give_back(self, job: Job, slots: int) -> None:
+        job.slots_held -= slots
+        self.ledger.reserved -= slots * job.bytes_each
+        self._held[job.owner] -= slots
+        if not self._held[job.owner]:
+            del self._held[job.owner]
+
+    def admit(self) -> None:
+        """Give slots to those whose turn it is, as long as slots and memory last."""
+        while (job := self.queue.next(self._held)) is not None:
+            wanted, needed = job.answers_wanted, job.answers_wanted * job.bytes_each
+            if self._held.total() + wanted > self.slots or not self.ledger.fits(needed):
+                return
+            if not self.cache.shrink(self.ledger.limit - self.ledger.reserved - needed):
+                return
+            self.queue.take(job)
+            self.ledger.reserved += needed
+            self._held[job.owner] += wanted
+            job.slots_held = wanted
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        """Open a slot, with what the cache has of the prompt."""
+        try:
+            self._begun += 1
+            job.number, job.slot = self._begun, self.model.new_slot()
+            job.use_cache &= self.ledger.cache_limit > 0
+            if job.use_cache:
+                self._take_over(job)
+        except BaseException as error:
+            self._end(job, as_exception(error))
+            return
+        self.prefilling.append(job)
+
+    def decode(self) -> None:
+        """One step over all answers under way."""
+        answers = list(self.decoding)
+        if not answers:
+            return
+        started = time.perf_counter()
+        try:
+            logits = self.model.forward_last([(answer.slot, [answer.token]) for answer in answers])
+            choices = logits.chosen(map(Answer.draw, answers))
+        except BaseException as error:
+            for answer in answers:
+                answer.fail(as_exception(error))
+        else:
+            for answer, found in zip(answers, choices, strict=True):
+                self._advance(answer, found)
+        self.totals.steps += 1
+        self._pace.stepped(time.perf_counter() - started)
+        for answer in answers:
+            self._untold.setdefault(self.decoding[answer], False)
+        self._retire()
+
+    def _advance(self, answer: Answer, found: Choice) -> None:
+        answer.advance(found)
+        self.totals.generated_tokens += 1
+
+    def _retire(self) -> None:
+        """Free the slots of answers that have ended."""
+        for answer in [answer for answer in self.decoding if answer.ended]:
+            job = self.decoding.pop(answer)
+            self.model.free_slot(answer.slot)
+            self._give_back(job, 1)
+            if not job.slots_held:
+                self._over(job, any(a.ended == "error" for a in job.answers))
+
+    def prefill(self, interrupted: Callable[[], bool]) -> None:
+        """Read prompts: between steps as long as the pace allows, else a whole forward."""
+        seconds = self._pace.between_steps_s if self.decoding else None
+        if self._forward is None and not (
+            self._restore(seconds, interrupted) and self._start_forward()
+        ):
+            return
+        assert self._forward is not None
+        try:
+            if not self._forward.run(self._pace, seconds, interrupted):
+                return
+        except BaseException as error:
+            failed, self._forward = self._forward, None
+            self._forward_over()
+            for job in failed.jobs:
+                if job in self.prefilling:
+                    self._end(job, as_exception(error))
+            return
+        forward, self._forward = self._forward, None
+        for job, stop, rows in forward.results():
+            if job in self.prefilling:
+                self._read(job, stop, rows)
+        self._forward_over()
+
+    def _restore(self, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
+        """Put what was cached into its slots, for about so many seconds; whether all of it is."""
+        started = time.perf_counter()
+        for job in [job for job in self.prefilling if job.restoring is not None]:
+            try:
+                for _ in job.restoring or ():
+                    late = seconds is not None and time.perf_counter() - started > seconds
+                    if late or interrupted():
+                        return False
+            except BaseException as error:
+                self._end(job, as_exception(error))
+            job.restoring = None
+        return True
+
+    def _start_forward(self) -> bool:
+        turns = self._catch_up()
+        if not turns or any(job.restoring for job in turns):
+            return False
+        room = self._pace.chunk_between_steps if self.decoding else CHUNK
+        self._forward = Forward(self.model, take_turns(self.prefilling, room, turns))
+        return True
+
+    def _catch_up(self) -> dict[Job, Job]:
+        """Let those who waited for another's prompt take over what was kept; who reads for whom."""
+        while True:
+            found = readers(self.prefilling)
+            late = [job for job, reader in found.items() if job.waits and reader is job]
+            for job, reader in found.items():
+                job.waits = reader is not job
+            if not late:
+                return found
+            for job in late:
+                try:
+                    self._take_over(job)
+                except BaseException as error:
+                    self._end(job, as_exception(error))
+
+    def _take_over(self, job: Job) -> None:
+        """Go on from the longest kept prefix of a prompt, if it is longer than what was read."""
+        assert job.slot is not None
+        node, length, restoring = self.cache.restoring(job.ids, job.slot)
+        if job.node is not None and length <= job.position:
+            self.cache.unpin(node)
+            return
+        self.cache.unpin(job.node)
+        job.node, job.restoring = node, restoring
+        job.cached += length - job.position
+        job.position = length
+
+    def _forward_over(self) -> None:
+        """Nothing writes to the slots of jobs that ended meanwhile any more."""
+        self._forward = None
+        for job in self._left:
+            self._release_prompt(job)
+        self._left = []
+
+    def _read(self, job: Job, stop: int, rows: LastLogits | NDArray[np.float32]) -> None:
+        """Some more of a prompt is in its slot; rows are its last logits, or hidden states."""
+        job.position = stop
+        try:
+            if job.node is not None and job.worth_keeping and job.slot is not None:
+                job.node = self.cache.keep(job.node, job.ids, job.slot)
+            if isinstance(job, RowsJob) and not isinstance(rows, LastLogits):
+                job.add(rows)
+        except BaseException as error:
+            self._end(job, as_exception(error))
+            return
+        if not job.prefilled:
+            return
+        self.totals.prompt_tokens += len(job.ids)
+        self.totals.cached_tokens += job.cached
+        if isinstance(job, GenerationJob) and isinstance(rows, LastLogits):
+            self._answer(job, rows)
+        else:
+            self.prefilling.remove(job)
+            self._release_prompt(job)
+            self._over(job, failed=False)
+
+    def _answer(self, job: GenerationJob, logits: LastLogits) -> None:
+        """Begin all answers of a request with its prompt's last logits, one row for each."""
+        assert job.slot is not None
+        slots: list[int] = []
+        try:
+            for _ in range(job.request.n - 1):
+                slots.append(self.model.fork(job.slot))
+            answers = [
+                job.answer(self._vocabulary, index, slot)
+                for index, slot in enumerate([*slots, job.slot])
+            ]
+            choices = logits.chosen(map(Answer.draw, answers))
+        except BaseException as error:
+            for slot in slots:
+                self.model.free_slot(slot)
+            self._end(job, as_exception(error))
+            return
+        self.prefilling.remove(job)
+        self.cache.unpin(job.node)
+        job.node = job.slot = None
+        job.answers = answers
+        for answer, found in zip(answers, choices, strict=True):
+            self.decoding[answer] = job
+            self._advance(answer, found)
+        self._untold.setdefault(job, False)
+        self._retire()
+
+    def deliver(self) -> bool:
+        """Tell callers what there is to tell; whether there was anything."""
+        untold, self._untold = self._untold, {}
+        for job, last in untold.items():
+            try:
+                job.deliver_pending()
+            except BaseException:  # the caller's own trouble: nobody else's
+                job.broken = True
+                job.cancel()
+            if last:
+                self._gone(job)
+        return bool(untold)

@@ -1,0 +1,30 @@
+"""What a first request would wait for, done before there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apr_core.generate.cuts import GRID
+from apr_core.ops.binding import Draw
+
+if TYPE_CHECKING:
+    from apr_core.model.model import Model
+
+STEPS = (1, 2)  # sequences in a step: kernels may differ for one and for several
+KINDS: tuple[dict[str, Any], ...] = ({}, {"min_p": 0.1}, {"top_k": 20}, {"top_p": 0.9})  # of draws
+
+
+def warm_up(model: Model) -> None:
+    """Read a prompt and take a step: kernels that are compiled at first use are compiled now."""
+    valid = model.tokenizer.valid_size
+    length = min(GRID + 6, model.max_len - len(STEPS))
+    slots = [model.new_slot() for _ in range(max(STEPS))]
+    try:
+        model.forward_last([(slot, [0] * length) for slot in slots])
+        for count in STEPS:
+            logits = model.forward_last([(slot, [0]) for slot in slots[:count]])
+            for draws in ([Draw(valid)], [Draw(valid, 1.0, share=0.5, **kind) for kind in KINDS]):
+                logits.of(0, len(draws)).chosen(draws)
+    finally:
+        for slot in slots:
+            model.free_slot(slot)

@@ -1,0 +1,346 @@
+"""The request of `/v1/chat/completions`, and what it is as a chat.
+
+Accepted without effect, because no answer depends on them: `user`, `metadata`, `store`,
+`service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`,
+`prompt_cache_options`, `prediction`, `cache_control` of tools, and
+`stream_options.include_obfuscation`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from apr_serve.chat.events import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_serve.chat.protocol_fields import Exact, MoreSampling, of_kinds, only, sampling_of
+from apr_serve.chat.request_body import Body
+from apr_serve.http.errors import ApiError
+
+MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
+MAX_ANSWERS = 16  # n
+MAX_TOKENS = 2**31 - 1
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+# reasoning tokens before the thought is closed; None: as many as the model likes
+BUDGETS: dict[str, int | None] = {
+    "low": 1024, "medium": 4096, "high": 16384, "xhigh": None, "max": None,
+}  # fmt: skip
+TOKEN_ID = re.compile("[0-9]{1,18}")
+OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
+TEXT = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+# For the published schema; what a message may be in all is checked where it is read.
+MESSAGE: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": TEXT},
+            "required": ["role", "content"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "role": {"enum": ["assistant", "tool"]},
+                "content": {"anyOf": [*TEXT["anyOf"], {"type": "null"}]},
+                "reasoning_content": {"type": ["string", "null"]},
+                "tool_calls": {"type": "array"},
+                "tool_call_id": {"type": "string"},
+            },
+            "required": ["role"],
+        },
+    ]
+}
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None
+
+
+class StreamOptions(Exact):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampled(MoreSampling):
+    """Parameters that chat and plain completions share."""
+
+    model: str | None = Field(None, description="A served model; needed if there are several.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=1024, description="What is added to a token id's logit."
+    )
+    stop: Stop = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    best_of: Annotated[int | None, only(1, why="use n")] = None
+    user: str | None = None
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="Another name of repetition_penalty."
+    )
+    n_predict: int | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="Another name of max_tokens; -1: no limit."
+    )
+    min_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Tokens before one that ends the answer is allowed."
+    )
+    ignore_eos: bool | None = Field(None, description="Go on after tokens that end answers.")
+    cache_prompt: bool | None = Field(None, description="false: read the whole prompt again.")
+    skip_special_tokens: Annotated[
+        bool | None, only(True, why="control tokens are no text here")
+    ] = None  # fmt: skip
+
+    def bias(self) -> dict[int, float]:
+        """`logit_bias` by token id. Raises ApiError for what is no id."""
+        given = self.logit_bias or {}
+        if not all(TOKEN_ID.fullmatch(token) for token in given):
+            raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias")
+        return {int(token): bias for token, bias in given.items()}
+
+    def limit(self, *given: int | None) -> int | None:
+        """The smallest number of tokens that is asked for; None if there is no limit."""
+        wanted = (*given, None if self.n_predict == -1 else self.n_predict)
+        return min((n for n in wanted if n is not None), default=None)
+
+    def asked_sampling(self) -> dict[str, float | int]:
+        """The sampling that is asked for, by the names of `SamplingParams`."""
+        found = sampling_of(self)
+        if self.repeat_penalty is not None:
+            found.setdefault("repetition_penalty", self.repeat_penalty)
+        return found
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Thinking(Exact):
+    """Whether to think, and how many tokens at most."""
+
+    type: Literal["enabled", "adaptive", "auto", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+
+
+class Reasoning(Exact):
+    """How much to think, as routers of several providers have it."""
+
+    effort: Effort | None = None
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    enabled: bool | None = None
+
+
+class Function(Exact):
+    """A function the model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema.")
+    strict: bool | None = None
+
+
+class FunctionTool(Exact):
+    """A tool: only functions are known."""
+
+    type: Literal["function"]
+    function: Function
+    cache_control: Any = None
+
+
+class FunctionName(Exact):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedChoice(Exact):
+    """The one function to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(Exact):
+    """The functions that may, or must, be called now, out of all that are given."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice] = Field(min_length=1)
+
+
+class AllowedChoice(Exact):
+    """A choice among some of the functions."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class JsonSchema(Exact):
+    """The schema an answer must have."""
+
+    name: str = Field(max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class Format(Exact):
+    """What the answer's text is to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="Of a json_object, as some servers have it."
+    )
+
+
+class ChatCompletionRequest(Body, Sampled):
+    """A chat, and how to answer it."""
+
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=10_000,
+        description="As OpenAI has them. Content is text or parts of text.",
+        json_schema_extra={"items": MESSAGE},
+    )  # fmt: skip
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    reasoning_effort: Effort | None = Field(
+        None, description="none and minimal: no thinking; else thinking, of limited length."
+    )
+    thinking_budget: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Reasoning tokens after which the thought is closed."
+    )
+    thinking: Thinking | None = Field(None, description="As Anthropic has it.")
+    enable_thinking: bool | None = None
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Variables of the model's template, such as `enable_thinking`."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: without the header of an answer."
+    )
+    response_format: Format | None = None
+    tools: list[
+        Annotated[FunctionTool, of_kinds("tools", ("function",))]
+    ] | None = Field(None, max_length=128)  # fmt: skip
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    modalities: Annotated[
+        list[str] | None, only(["text"], why="this server answers in text")
+    ] = None  # fmt: skip
+    verbosity: Annotated[
+        str | None, only("medium", why="how much is said is the model's own")
+    ] = None  # fmt: skip
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+
+    def as_chat(self, owner: str) -> ChatRequest:
+        """The request without its protocol. Raises ApiError for what does not fit together."""
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        thinking, budget = self._thinking()
+        variables = dict(self.chat_template_kwargs or {})
+        variables.pop("enable_thinking", None)
+        tools, choice = self._tools()
+        return ChatRequest(
+            self.messages,
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            response_format=self._format(),
+            sampling=self.asked_sampling(),
+            logit_bias=self.bias(),
+            max_tokens=self.limit(self.max_tokens, self.max_completion_tokens),
+            min_tokens=self.min_tokens or 0,
+            ignore_stop_tokens=self.ignore_eos is True,
+            use_cache=self.cache_prompt is not False,
+            add_generation_prompt=self.add_generation_prompt is not False,
+            stop=self.stops(),
+            n=self.n or 1,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            enable_thinking=thinking,
+            thinking_budget=budget,
+            template_variables=variables,
+            owner=owner,
+        )
+
+    def _thinking(self) -> tuple[bool | None, int | None]:
+        """(whether to think, how many tokens); what the template is told wins over the effort."""
+        variables = self.chat_template_kwargs or {}
+        for name in OWN_NAMES:
+            if name in variables:
+                raise ApiError(
+                    400, f"chat_template_kwargs may not set {name!r}", "chat_template_kwargs"
+                )
+        told = variables.get("enable_thinking")
+        if told is not None and not isinstance(told, bool):
+            raise ApiError(
+                400,
+                "chat_template_kwargs.enable_thinking must be true or false",
+                "chat_template_kwargs",
+            )
+        budget, effort = self.thinking_budget, self.reasoning_effort
+        if told is None:
+            told = self.enable_thinking
+        if self.thinking is not None:
+            told = self.thinking.type != "disabled" if told is None else told
+            budget = self.thinking.budget_tokens if budget is None else budget
+        if self.reasoning is not None:
+            told = self.reasoning.enabled if told is None else told
+            budget = self.reasoning.max_tokens if budget is None else budget
+            effort = effort or self.reasoning.effort
+        if effort is None:
+            return told, budget
+        thinks = effort in BUDGETS
+        return (thinks if told is None else told), (
+            BUDGETS.get(effort) if budget is None else budget
+        )
+
+    def _tools(self) -> tuple[tuple[Tool, ...], ToolChoice | Tool]:
+        """The tools that may be called, and which must be."""
+        tools, choice = tuple(_tool(tool.function) for tool in self.tools or ()), self.tool_choice
+        if isinstance(choice, NamedChoice):
+            return tools, _named(tools, choice)
+        if isinstance(choice, AllowedChoice):
+            allowed = choice.allowed_tools
+            return tuple(_named(tools, wanted) for wanted in allowed.tools), allowed.mode
+        if choice == "required" and not tools:
+            raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
+        return tools, choice or "auto"
+
+    def _format(self) -> ResponseFormat | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return ResponseFormat(
+                "json_schema" if wanted.schema_ else "json_object", wanted.schema_
+            )
+        if wanted.json_schema is None:
+            raise ApiError(400, "response_format json_schema needs json_schema", "response_format")
+        return ResponseFormat("json_schema", wanted.json_schema.schema_ or {})
+
+
+def _named(tools: Sequence[Tool], wanted: NamedChoice) -> Tool:
+    name = wanted.function.name
+    found = next((tool for tool in tools if tool.name == name), None)
+    if found is None:
+        raise ApiError(400, f"tool_choice names {name!r}, which is no tool here", "tool_choice")
+    return found
+
+
+def _tool(function: Function) -> Tool:
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return Tool(function.name, function.description or "", parameters, function.strict is True)

@@ -1,0 +1,347 @@
+"""`/v1/completions`: text goes on as it is, without a template. Control tokens in a prompt stay
+text unless `allow_special`; reasoning, should there be any, is part of the text, with its tags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from apr_core.generate.requests import Delta, GenerationRequest, Usage
+from apr_serve.chat.asking import note, owner_of, while_connected
+from apr_serve.chat.bridge import Deliveries
+from apr_serve.chat.collected import stopping, total
+from apr_serve.chat.models import ServedModels
+from apr_serve.chat.protocol_fields import only
+from apr_serve.chat.request_body import Body
+from apr_serve.chat.service import ChatService, Stopwatch
+from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.http.options import ServerOptions
+from apr_serve.http.sse import DONE, EventStream, event
+from apr_serve.openai.chat_request import MAX_TOKENS, Sampled
+from apr_serve.openai.parts import (
+    ERRORS,
+    Open,
+    TokenNames,
+    UsageBody,
+    failure_events,
+    new_head,
+    one_stream_option,
+    streamed,
+    usage_body,
+)
+
+DEFAULT_MAX_TOKENS = 16  # as OpenAI has it
+MAX_PROMPTS = 64
+Result = TypeVar("Result")
+Ids = Annotated[list[int], Field(min_length=1)]
+Prompt = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+
+
+class CompletionRequest(Body, Sampled):
+    """Text, or token ids, to go on from."""
+
+    prompt: Prompt
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Default: 16. 0, with echo: the prompt alone."
+    )
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    suffix: Annotated[str | None, only("", why="models here only go on")] = None
+    allow_special: bool | None = Field(None, description="Read control tokens in the prompt.")
+
+    def wanted_tokens(self) -> int | None:
+        """How many tokens at most; None if the client wants no limit."""
+        if self.max_tokens is None and self.n_predict is None:
+            return DEFAULT_MAX_TOKENS
+        return self.limit(self.max_tokens)
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Every prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class CompletionChoice(Open):
+    """One way to go on."""
+
+    index: int
+    text: str
+    finish_reason: str
+    apr_ended_by: str
+
+
+class Completion(Open):
+    """All ways to go on from all prompts."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+def router(models: ServedModels, options: ServerOptions) -> APIRouter:
+    """The route of plain completions."""
+    routes = APIRouter(tags=["completions"])
+
+    @routes.post(
+        "/v1/completions",
+        responses=streamed(Completion, "The answers, or a stream of chunks.") | ERRORS,
+    )
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """How prompts go on, whole or as a stream of chunks. No chat template is applied."""
+        service = models.pick(body.model)
+        one_stream_option(body.stream_options, body.stream)
+        if body.max_tokens == 0 and not body.echo:
+            raise ApiError(400, "max_tokens: 0 needs echo: true", "max_tokens")
+        job = await Job.begin(service, body, request)
+        if body.stream:
+            return EventStream(job.stream(), options.heartbeat)
+        return JSONResponse(await while_connected(request, job.whole()))
+
+    return routes
+
+
+@dataclass(slots=True)
+class Written:
+    """What was generated of one choice so far."""
+
+    text: str
+    logprobs: dict[str, list[Any]] = field(default_factory=dict)
+    last: Delta | None = None
+
+    def add(self, logprobs: Mapping[str, list[Any]]) -> None:
+        """Log probabilities of what came now."""
+        for name, values in logprobs.items():
+            self.logprobs.setdefault(name, []).extend(values)
+
+
+class Job:
+    """The prompts of one request, generating side by side. Choice i*n+j is answer j to prompt i."""
+
+    def __init__(
+        self, service: ChatService, body: CompletionRequest, request: Request,
+        prompts: Sequence[tuple[str, Sequence[int]]],
+    ) -> None:  # fmt: skip
+        self._service, self._body, self._request = service, body, request
+        self._n = body.n or 1
+        self._names = TokenNames(service.model.tokenizer, ends=body.ignore_eos is not True)
+        self._head = new_head("cmpl", "text_completion", service.model_id)
+        self.written = [
+            Written(text if body.echo else "") for text, _ in prompts for _ in range(self._n)
+        ]
+        self._deliveries: list[Deliveries] = []
+
+    @classmethod
+    async def begin(cls, service: ChatService, body: CompletionRequest, request: Request) -> Job:
+        """Check and queue everything. Raises ApiError, and then nothing runs."""
+        prompts = [await _encoded(service, prompt, body) for prompt in body.prompts()]
+        for _, ids in prompts:
+            service.check_length(ids, "prompt")
+        job = cls(service, body, request, prompts)
+        if body.echo and body.logprobs is not None:
+            await job._score([ids for _, ids in prompts], body.logprobs)
+        try:
+            for number, (_, ids) in enumerate(prompts):
+                if body.max_tokens == 0:
+                    job._end_without_answer(number, len(ids))
+                    continue
+                job._deliveries.append(service.submit(job._generation(ids), "prompt"))
+        except BaseException:
+            job.close()
+            raise
+        return job
+
+    async def _score(self, prompts: Sequence[Sequence[int]], top: int) -> None:
+        """Begin the log probabilities of every choice with those of its prompt."""
+        owner = owner_of(self._request)
+        scoring = [self._service.score(ids, top, owner) for ids in prompts]
+        all_scores = await while_connected(self._request, _gathered(scoring))
+        for number, (ids, scores) in enumerate(zip(prompts, all_scores, strict=True)):
+            for index in range(number * self._n, (number + 1) * self._n):
+                self.written[index].add(self._names.prompt(ids[0], scores))
+
+    def _end_without_answer(self, number: int, prompt_tokens: int) -> None:
+        """A prompt is all that is wanted."""
+        usage = Usage(prompt_tokens)
+        for index in range(number * self._n, (number + 1) * self._n):
+            self.written[index].last = Delta(
+                index, finish_reason="length", ended_by="max_tokens", usage=usage
+            )
+
+    def _generation(self, ids: Sequence[int]) -> GenerationRequest:
+        body = self._body
+        return GenerationRequest(
+            ids,
+            self._service.sampling(body.asked_sampling(), body.bias()),
+            max_tokens=body.wanted_tokens(),
+            min_tokens=body.min_tokens or 0,
+            stop=body.stops(),
+            n=self._n,
+            top_logprobs=body.logprobs,
+            ignore_stop_tokens=body.ignore_eos is True,
+            plain=True,
+            use_cache=body.cache_prompt is not False,
+            owner=owner_of(self._request),
+        )
+
+    def close(self) -> None:
+        """Cancel what is still running."""
+        for deliveries in self._deliveries:
+            deliveries.close()
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        try:
+            async for _ in self._steps():
+                pass
+        finally:
+            self.close()
+        return {
+            **self._head,
+            "choices": [self._choice(i) for i in range(len(self.written))],
+            "usage": usage_body(self._usage()),
+        }
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        written = self.written[index]
+        assert written.last is not None
+        return {
+            "index": index, "text": written.text, "logprobs": written.logprobs or None,
+            "finish_reason": written.last.finish_reason, "apr_ended_by": written.last.ended_by,
+        }  # fmt: skip
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events, a step's together. Whatever goes wrong is the last event."""
+        options = self._body.stream_options
+        include_usage = bool(options and options.include_usage)
+        tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        try:
+            if self._body.echo:
+                for index, written in enumerate(self.written):
+                    scores = written.logprobs or None
+                    yield self._chunk(index, written.text, tail, written.last, scores)
+            async for index, delta, found in self._steps():
+                if delta.text or delta.logprobs or delta.finish_reason:
+                    yield self._chunk(index, delta.text, tail, delta, found)
+            usage = self._usage()
+            if include_usage:
+                yield event({**self._head, "choices": [], "usage": usage_body(usage)})
+            yield DONE
+        except Exception as error:
+            yield failure_events(error)
+            if not isinstance(error, EXPECTED):
+                raise
+        finally:
+            self.close()
+
+    def _chunk(
+        self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
+        found: Mapping[str, list[Any]] | None = None,
+    ) -> bytes:  # fmt: skip
+        choice: dict[str, Any] = {
+            "index": index, "text": text, "logprobs": found, "finish_reason": None,
+        }  # fmt: skip
+        if delta and delta.finish_reason:
+            choice |= {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
+        return event({**self._head, "choices": [choice], **tail})
+
+    async def _steps(self) -> AsyncIterator[tuple[int, Delta, Mapping[str, list[Any]] | None]]:
+        """(choice, delta, its log probabilities) of all prompts as they come."""
+        arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
+        tasks = [
+            asyncio.ensure_future(self._forward(number, deliveries, arrived))
+            for number, deliveries in enumerate(self._deliveries)
+        ]
+        try:
+            for _ in tasks:
+                while (got := await arrived.get()) is not None:
+                    if isinstance(got, Exception):
+                        raise got
+                    yield got[0], got[1], self._take(*got)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take(self, index: int, delta: Delta) -> Mapping[str, list[Any]] | None:
+        written, found = self.written[index], None
+        begin, end = len(written.text), len(written.text) + len(delta.text)
+        written.text += delta.text
+        if self._body.logprobs is not None:
+            found = self._names.completion(delta.logprobs, begin, end)
+            written.add(found)
+        if delta.finish_reason:
+            _check_end(delta)
+            written.last = delta
+        return found
+
+    async def _forward(
+        self, number: int, deliveries: Deliveries,
+        arrived: asyncio.Queue[tuple[int, Delta] | Exception | None],
+    ) -> None:  # fmt: skip
+        watch = Stopwatch(self._service)
+        try:
+            async for deltas in deliveries:
+                watch.saw(deltas)
+                for delta in deltas:
+                    arrived.put_nowait((number * self._n + delta.index, delta))
+        except Exception as error:
+            arrived.put_nowait(error)
+        arrived.put_nowait(None)
+
+    def _usage(self) -> Usage:
+        """Of all choices; each prompt counts once."""
+        usages = [w.last.usage or Usage() for w in self.written if w.last]
+        per_prompt = [
+            total(usages[i : i + self._n]) for i in range(0, len(usages), self._n)
+        ]  # fmt: skip
+        usage = Usage(
+            sum(u.prompt_tokens for u in per_prompt), sum(u.cached_tokens for u in per_prompt),
+            sum(u.completion_tokens for u in per_prompt),
+            sum(u.reasoning_tokens for u in per_prompt),
+        )  # fmt: skip
+        ends = [w.last.ended_by or "" for w in self.written if w.last]
+        note(self._request, self._service.model_id, usage, ends)
+        return usage
+
+
+async def _gathered(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    return await asyncio.gather(*work)
+
+
+def _check_end(delta: Delta) -> None:
+    """Raise ApiError for an answer that failed or was cut off."""
+    if delta.finish_reason == "error":
+        raise as_api_error(delta.error or RuntimeError("the answer failed"))
+    if delta.finish_reason == "cancelled":
+        raise stopping()
+
+
+async def _encoded(
+    service: ChatService, prompt: str | list[int], body: CompletionRequest
+) -> tuple[str, Sequence[int]]:
+    """(text, ids) of a prompt. Raises ApiError if it is empty or no token has such an id."""
+    if isinstance(prompt, str):
+        ids: Sequence[int] = await service.encode(prompt, body.allow_special is True, "prompt")
+        if not ids:
+            raise ApiError(400, "the prompt is empty", "prompt")
+        return prompt, ids
+    service.check_ids(prompt, "prompt")
+    return (service.model.tokenizer.decode(prompt) if body.echo else ""), prompt

@@ -1,0 +1,395 @@
+"""The request of `/v1/responses`, and what it is as a chat.
+
+Accepted without effect, because no answer depends on them: `user`, `safety_identifier`,
+`prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`, `service_tier`,
+`client_metadata`, `access_programs`, `max_tool_calls` (of built-in tools, which there are none of),
+`stream_options.include_obfuscation`, `reasoning.summary` (the whole reasoning is in the item's
+`content`), and `include` of what only built-in tools and encrypted reasoning have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from apr_serve.chat.events import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_serve.chat.protocol_fields import (
+    BY_FORM,
+    LIST_FORM,
+    TEXT_FORM,
+    Exact,
+    History,
+    JsonObject,
+    MoreSampling,
+    of_kinds,
+    only,
+    sampling_of,
+)
+from apr_serve.chat.request_body import Body
+from apr_serve.chat.thinking import by_effort, template_variables
+from apr_serve.http.errors import ApiError
+from apr_serve.responses.tools import (
+    INPUT,
+    AnyTool,
+    KnownTool,
+    known_tools,
+    left_out,
+    shown_name,
+)
+
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+ITEMS = ("message", "function_call", "function_call_output", "custom_tool_call",
+         "custom_tool_call_output", "reasoning", "item_reference")  # fmt: skip
+LOGPROBS = "message.output_text.logprobs"
+
+
+class TextPart(History):
+    """Text that somebody wrote, whichever of the names of text it has."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class RefusalPart(History):
+    """An earlier answer's refusal, which is its text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ReasoningPart(History):
+    """Reasoning, whole or summarized."""
+
+    type: Literal["reasoning_text", "summary_text", "text"]
+    text: str
+
+
+Part = Annotated[
+    Annotated[TextPart | RefusalPart, Field(discriminator="type")],
+    of_kinds("content parts", TEXT_PARTS),
+]
+Content = Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Part], Tag(LIST_FORM)], BY_FORM]
+
+
+class MessageItem(History):
+    """What one side said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+
+
+class FunctionCallItem(History):
+    """A call the model made earlier."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    namespace: str | None = None
+    arguments: str
+
+
+class CustomCallItem(History):
+    """A call of a tool that takes text."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    namespace: str | None = None
+    input: str
+
+
+class CallOutputItem(History):
+    """What a call returned."""
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    call_id: str
+    output: Content
+
+
+class ReasoningItem(History):
+    """What the model thought earlier."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningPart] = Field(default_factory=list)
+    content: list[ReasoningPart] | None = None
+
+
+class ItemReference(History):
+    """An item of a response that is kept, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
+def _item_kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "message" if kind is None else kind  # messages may be written without it
+
+
+Item = Annotated[
+    Annotated[
+        Annotated[MessageItem, Tag("message")]
+        | Annotated[FunctionCallItem, Tag("function_call")]
+        | Annotated[CallOutputItem, Tag("function_call_output")]
+        | Annotated[CustomCallItem, Tag("custom_tool_call")]
+        | Annotated[CallOutputItem, Tag("custom_tool_call_output")]
+        | Annotated[ReasoningItem, Tag("reasoning")]
+        | Annotated[ItemReference, Tag("item_reference")],
+        Discriminator(_item_kind),
+    ],
+    of_kinds("items", ITEMS, default="message"),
+]
+
+
+class NamedTool(Exact):
+    """The one tool that must be called, or one of those allowed."""
+
+    type: Literal["function", "custom"]
+    name: str
+
+
+class AllowedTools(Exact):
+    """The tools that may, or must, be called now, out of all that are given."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[Annotated[NamedTool, of_kinds("tools", ["function", "custom"])]] = Field(
+        min_length=1
+    )
+
+
+class PlainText(Exact):
+    """Text without constraint."""
+
+    type: Literal["text"]
+
+
+class AnyJson(Exact):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Exact):
+    """JSON of a schema, which the answer is constrained to whether `strict` or not."""
+
+    type: Literal["json_schema"]
+    name: str = Field(min_length=1)
+    schema_: JsonObject = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+Format = Annotated[PlainText | AnyJson | JsonSchema, Field(discriminator="type")]
+
+
+class TextOptions(Exact):
+    """What the answer's text must be."""
+
+    format: Format | None = None
+    verbosity: Annotated[str | None, only("medium", why="nothing would change")] = None
+
+
+class ReasoningOptions(Exact):
+    """Whether the model thinks first."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Annotated[
+        str | None,
+        only("auto", "current_turn", why="the template leaves the thoughts of earlier turns out"),
+    ] = None
+
+
+class StreamOptions(Exact):
+    """Streams are not padded, whatever is asked for."""
+
+    include_obfuscation: bool | None = None
+
+
+Includable = Literal[
+    "message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results",
+    "web_search_call.results", "web_search_call.action.sources", "message.input_image.image_url",
+    "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+]  # fmt: skip
+
+
+class ResponsesRequest(Body, MoreSampling):
+    """What a client asks for."""
+
+    model: str | None = Field(None, description="A served model; needed if there are several.")
+    input: Annotated[
+        Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Item], Tag(LIST_FORM)], BY_FORM
+    ]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: Annotated[
+        Any, only(why="send the whole conversation, or previous_response_id")
+    ] = None  # fmt: skip
+    prompt: Annotated[Any, only(why="prompts are not kept here")] = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    background: Annotated[bool | None, only(False, why="a client waits for its answer")] = None
+    truncation: Annotated[
+        str | None, only("disabled", why="nothing is left out of a conversation unasked")
+    ] = None
+    include: list[Includable] | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[AnyTool] | None = Field(
+        None, description="Tools that are not run here are left out beside others that are."
+    )
+    tool_choice: (
+        Literal["auto", "none", "required"]
+        | Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    chat_template_kwargs: JsonObject | None = None
+    reasoning: ReasoningOptions | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    service_tier: str | None = None
+    client_metadata: dict[str, Any] | None = None
+    access_programs: Any = None
+    max_tool_calls: int | None = None
+
+    @model_validator(mode="after")
+    def _some_tool_is_known(self) -> ResponsesRequest:
+        if self.left_out_tools and not self.known_tools:
+            told = {"kinds": ", ".join(map(repr, self.left_out_tools))}
+            form = "tools: none of these is run here, and no function is among them: {kinds}"
+            raise PydanticCustomError("unsupported", form, told)
+        return self
+
+    @property
+    def known_tools(self) -> list[KnownTool]:
+        """The tools the model is told of."""
+        return known_tools(self.tools or ())
+
+    @property
+    def left_out_tools(self) -> list[str]:
+        """The types of those it is not told of."""
+        return left_out(self.tools or ())
+
+    @property
+    def items(self) -> list[Item]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [MessageItem(role="user", content=self.input)]
+        return self.input
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many rivals of each token are told; None if log probabilities are not."""
+        if self.top_logprobs is None and LOGPROBS in (self.include or ()):
+            return 0
+        return self.top_logprobs
+
+
+def chat_request(request: ResponsesRequest, earlier: Sequence[Item] = ()) -> ChatRequest:
+    """The request as a chat that continues `earlier` items.
+
+    Raises ApiError for what does not fit together.
+    """
+    tools, choice = _tools(request)
+    thinks, budget = by_effort(request.reasoning.effort if request.reasoning else None)
+    told, variables = template_variables(request.chat_template_kwargs)
+    system = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    return ChatRequest(
+        messages=system + messages_of([*earlier, *request.items]),
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        response_format=_format(request.text),
+        sampling=sampling_of(request),
+        max_tokens=request.max_output_tokens,
+        top_logprobs=request.wanted_logprobs,
+        enable_thinking=thinks if told is None else told,
+        thinking_budget=budget,
+        template_variables=variables,
+    )
+
+
+def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as messages: reasoning, text and calls of one turn become one message."""
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, CallOutputItem):
+            content = _text(item.output)
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif isinstance(item, ItemReference):
+            raise ApiError(400, f"item {item.id!r} is not kept here (any more): send it", "input")
+        elif isinstance(item, FunctionCallItem | CustomCallItem):
+            _answer(messages).setdefault("tool_calls", []).append(_call(item))
+        elif isinstance(item, ReasoningItem):
+            answer = _answer(messages, "content", "tool_calls")
+            thought = "".join(part.text for part in item.content or item.summary)
+            answer["reasoning_content"] = answer.get("reasoning_content", "") + thought
+        elif item.role == "assistant":
+            _answer(messages, "content", "tool_calls")["content"] = _text(item.content)
+        else:
+            messages.append({"role": item.role, "content": _text(item.content)})
+    for message in messages:
+        message.setdefault("content", "")
+    return messages
+
+
+def _answer(messages: list[dict[str, Any]], *without: str) -> dict[str, Any]:
+    """The assistant's message to go on with: the last one if it has none of these fields yet."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or any(name in last for name in without):
+        messages.append({"role": "assistant"})
+    return messages[-1]
+
+
+def _call(item: FunctionCallItem | CustomCallItem) -> dict[str, Any]:
+    arguments = item.arguments if isinstance(item, FunctionCallItem) else {INPUT: item.input}
+    function = {"name": shown_name(item.name, item.namespace), "arguments": arguments}
+    return {"id": item.call_id, "type": "function", "function": function}
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(p.refusal if isinstance(p, RefusalPart) else p.text for p in content)
+
+
+def _tools(request: ResponsesRequest) -> tuple[list[Tool], ToolChoice | Tool]:
+    """The tools that may be called, and which must be."""
+    known, choice = request.known_tools, request.tool_choice
+    tools = [tool.shown for tool in known]
+    if isinstance(choice, NamedTool):
+        return tools, _named(known, choice)
+    if isinstance(choice, AllowedTools):
+        return [_named(known, allowed) for allowed in choice.tools], choice.mode
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
+    return tools, choice or "auto"
+
+
+def _named(tools: Sequence[KnownTool], wanted: NamedTool) -> Tool:
+    for tool in tools:
+        if wanted.name in (tool.name, tool.shown.name):
+            return tool.shown
+    raise ApiError(400, f"tool_choice names {wanted.name!r}, which is no tool here", "tool_choice")
+
+
+def _format(text: TextOptions | None) -> ResponseFormat | None:
+    form = text.format if text else None
+    if isinstance(form, JsonSchema):
+        return ResponseFormat("json_schema", form.schema_)
+    return ResponseFormat("json_object") if isinstance(form, AnyJson) else None

@@ -1,0 +1,163 @@
+"""OpenAI's `/v1/responses`, for its clients as they are.
+
+Responses are kept in memory, up to a size, to be continued by `previous_response_id`, fetched and
+deleted by who asked for them. `apr_ended_by` says more finely than `status` why an answer ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from apr_serve.chat.asking import owner_of, while_connected
+from apr_serve.chat.events import ChatEvent, ChatRequest
+from apr_serve.chat.models import ServedModels
+from apr_serve.chat.service import ChatService, ChatStream
+from apr_serve.chat.single import steps
+from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.http.sse import EventStream, event
+from apr_serve.openai.parts import ERRORS, Open, TokenNames, streamed
+from apr_serve.responses.events import ResponseEvents, response_head
+from apr_serve.responses.input_items import InputItems, Order, input_items
+from apr_serve.responses.request import Item, ResponsesRequest, chat_request
+from apr_serve.responses.store import ResponseStore, Stored
+
+
+class ResponseBody(Open):
+    """A response: its output are messages, reasoning and calls."""
+
+    id: str
+    object: str
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+
+
+WHOLE: dict[int | str, dict[str, Any]] = {200: {"model": ResponseBody}}
+INPUT: dict[int | str, dict[str, Any]] = {200: {"model": InputItems}}
+STREAMED = streamed(ResponseBody, "The response, or a stream of events.", named=True)
+PARAMS = {"messages": "input", "response_format": "text.format"}  # as this protocol calls them
+
+
+def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
+    """The routes, and a store of their own. Silent streams get a comment every `heartbeat_s`."""
+    routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+    kept = ResponseStore()
+
+    @routes.post("", responses=STREAMED | ERRORS)
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        """An answer to items, whole or as server-sent events. Kept unless `store` is false."""
+        service, owner = models.pick(body.model), owner_of(request)
+        body = body.model_copy(update={"input": kept.found(body.items, owner)})
+        earlier = _earlier(kept, body.previous_response_id, owner)
+        chat = replace(chat_request(body, earlier), owner=owner)
+        head = response_head(body, service.model_id)
+        names = TokenNames(service.model.tokenizer)
+        logprobs = None if chat.top_logprobs is None else names.chat
+        events = ResponseEvents(head, logprobs, body.known_tools)
+
+        def keep() -> None:
+            if body.store is not False:
+                kept.put(events.response, body.items, owner)
+
+        if body.stream:
+            stream = steps(service, await _opened(service, chat), request)
+            return EventStream(_streamed(stream, events, keep), heartbeat_s)
+        await while_connected(request, _whole(service, chat, request, events))
+        keep()
+        return JSONResponse(events.response)
+
+    @routes.get("/{response_id}", responses=WHOLE | ERRORS)
+    async def get_response(
+        response_id: str, request: Request, stream: Annotated[bool, Query()] = False
+    ) -> Response:
+        """A response that was kept."""
+        if stream:
+            raise ApiError(400, "a response that is kept is not streamed again", "stream")
+        return JSONResponse(_known(kept, response_id, owner_of(request)).response)
+
+    @routes.get("/{response_id}/input_items", responses=INPUT | ERRORS)
+    async def list_input_items(
+        response_id: str,
+        request: Request,
+        order: Annotated[Order, Query()] = "desc",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: Annotated[str | None, Query()] = None,
+    ) -> Response:
+        """What was said to get a response that was kept."""
+        stored = _known(kept, response_id, owner_of(request))
+        return JSONResponse(input_items(stored, limit, order, after))
+
+    @routes.delete("/{response_id}", responses=ERRORS)
+    async def delete_response(response_id: str, request: Request) -> Response:
+        """Forget a response; what continued it cannot be continued any more."""
+        _known(kept, response_id, owner_of(request))
+        kept.delete(response_id, owner_of(request))
+        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+    return routes
+
+
+async def _whole(
+    service: ChatService, chat: ChatRequest, request: Request, events: ResponseEvents
+) -> None:
+    """Take the whole answer. Raises ApiError if it fails."""
+    async with aclosing(steps(service, await _opened(service, chat), request)) as stream:
+        async for step in stream:
+            events.push(step)
+
+
+async def _streamed(
+    stream: AsyncGenerator[Sequence[ChatEvent], None],
+    events: ResponseEvents,
+    keep: Callable[[], None],
+) -> AsyncIterator[bytes]:
+    """The events as they are sent, with what arrived together in one piece."""
+    async with aclosing(stream):
+        try:
+            yield _sent(events.begin())
+            async for step in stream:
+                yield _sent(events.push(step))
+        except Exception as error:
+            yield _sent(events.fail(as_api_error(error).message))
+            if not isinstance(error, EXPECTED):
+                raise
+    keep()
+
+
+async def _opened(service: ChatService, chat: ChatRequest) -> ChatStream:
+    """The stream, queued. Raises ApiError in this protocol's names."""
+    try:
+        return await service.stream(chat)
+    except ApiError as error:
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
+
+
+def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:
+    """The conversation that a request continues. Raises ApiError if it is not kept."""
+    if previous is None:
+        return []
+    try:
+        return kept.conversation(previous, owner)
+    except KeyError as missing:
+        raise ApiError(
+            400, f"previous response {missing} is not kept here (any more): send the whole input",
+            "previous_response_id", "previous_response_not_found",
+        ) from None  # fmt: skip
+
+
+def _known(kept: ResponseStore, response_id: str, owner: str) -> Stored:
+    found = kept.get(response_id, owner)
+    if found is None:
+        raise ApiError(404, f"response {response_id!r} is not kept here (any more)", "response_id")
+    return found
+
+
+def _sent(events: list[dict[str, Any]]) -> bytes:
+    return b"".join(event(each, each["type"]) for each in events)

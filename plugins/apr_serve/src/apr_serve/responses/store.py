@@ -1,0 +1,99 @@
+"""Responses that clients may continue, fetch or delete: in memory, the oldest go first."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from apr_serve.responses.request import Item, ItemReference
+
+MAX_BYTES = 64 << 20  # JSON of all that is stored
+_ITEM: TypeAdapter[Item] = TypeAdapter(Item)
+_ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A response, what was said to get it, and whose it is."""
+
+    response: dict[str, Any]
+    input: Sequence[Item]
+    owner: str
+    size: int  # bytes of JSON
+
+    @property
+    def items(self) -> list[Item]:
+        """What it adds to a conversation."""
+        return [*self.input, *_ITEMS.validate_python(self.response["output"])]
+
+
+class ResponseStore:
+    """Holds up to `max_bytes` of responses. Nobody sees what belongs to another owner."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._stored: OrderedDict[str, Stored] = OrderedDict()
+        self._made_by: dict[str, str] = {}  # the response that each item is of
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def put(self, response: dict[str, Any], input_: Sequence[Item], owner: str) -> None:
+        """Keep a response, if it is not larger than everything together may be."""
+        size = len(_ITEMS.dump_json(list(input_))) + len(json.dumps(response))
+        if size > self._max_bytes:
+            return
+        self._stored[response["id"]] = Stored(response, input_, owner, size)
+        self._made_by |= {item["id"]: response["id"] for item in response["output"]}
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._stored)))
+
+    def _forget(self, id_: str) -> None:
+        gone = self._stored.pop(id_)
+        self._bytes -= gone.size
+        for item in gone.response["output"]:
+            del self._made_by[item["id"]]
+
+    def get(self, id_: str, owner: str) -> Stored | None:
+        """The response, which is now the one used last."""
+        found = self._stored.get(id_)
+        if found is None or found.owner != owner:
+            return None
+        self._stored.move_to_end(id_)
+        return found
+
+    def delete(self, id_: str, owner: str) -> bool:
+        """Forget a response; whether there was one."""
+        if self.get(id_, owner) is None:
+            return False
+        self._forget(id_)
+        return True
+
+    def found(self, items: Sequence[Item], owner: str) -> list[Item]:
+        """The items, with what is kept in place of references to it."""
+        return [self._item(i.id, owner) or i if isinstance(i, ItemReference) else i for i in items]
+
+    def _item(self, id_: str, owner: str) -> Item | None:
+        made_by = self.get(self._made_by.get(id_, ""), owner)
+        output = made_by.response["output"] if made_by else ()
+        return next((_ITEM.validate_python(item) for item in output if item["id"] == id_), None)
+
+    def conversation(self, id_: str, owner: str) -> list[Item]:
+        """All that was said up to and with this response. Raises KeyError with a missing id."""
+        turns = list(self._turns(id_, owner))
+        return [item for turn in reversed(turns) for item in turn.items]
+
+    def _turns(self, id_: str | None, owner: str) -> Iterator[Stored]:
+        """The responses from this one back to the first."""
+        while id_ is not None:
+            turn = self.get(id_, owner)
+            if turn is None:
+                raise KeyError(id_)
+            yield turn
+            id_ = turn.response["previous_response_id"]

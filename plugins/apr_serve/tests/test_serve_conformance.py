@@ -1,0 +1,9 @@
+"""The kits that every plugin passes."""
+
+from __future__ import annotations
+
+from apr_devkit.kits import CommandConformance
+
+
+class TestServe(CommandConformance):
+    command = "serve"

@@ -1,0 +1,272 @@
+"""Kept prefixes: what is found again, that it changes no bits, and what it may cost."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import pytest
+
+from apr_core import load
+from apr_core.generate.cuts import CLOSEST, PromptCuts, cuts_of, stretches
+from apr_serve.engine.engine import Engine
+from apr_serve.engine.prefix_cache import PrefixCache
+from tests.engine.engine_rig import (
+    ENDLESS,
+    FAMILIES,
+    Client,
+    ask,
+    assert_nothing_left,
+    chat,
+    imported,
+    random_ids,
+    running,
+)
+
+pytestmark = pytest.mark.needs_plugins
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    with load(imported(request.param, tmp_path_factory.mktemp("engine")), threads=2) as model:
+        yield model
+
+
+@pytest.fixture
+def engine(model):
+    with running(model, slots=2, memory_bytes=256 << 20, snapshot_every=128) as engine:
+        yield engine
+    assert engine.stats().cache_bytes == 0
+
+
+def test_headers_come_from_the_template(model):
+    cuts, encode = cuts_of(model), model.tokenizer.encode
+    assert list(cuts.answer) == encode("<|im_start|>assistant\n", allow_special=True)
+    assert list(cuts.question) == encode("<|im_start|>user\n", allow_special=True)
+
+
+def test_a_model_without_a_template_is_cut_at_multiples_only(model):
+    assert PromptCuts(every=128)(random_ids(300)) == [128, 256]
+    assert PromptCuts(every=128)([]) == []
+
+
+def test_prompts_are_cut_after_headers(model):
+    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=4096)
+    messages = [{"role": "system", "content": "s" * 100}]
+    for length in (5, 9, 600):
+        messages.append({"role": "user", "content": "q" * length})
+        messages.append({"role": "assistant", "content": "a" * length})
+    ids = model.chat_ids([*messages, {"role": "user", "content": "q"}])
+
+    def ends(header):
+        return [i for i in range(len(ids)) if tuple(ids[i - len(header) : i]) == header]
+
+    first, _, _, after_long = ends(cuts.question)
+    assert cuts(ids) == sorted({*ends(cuts.answer), len(ids), first, after_long})
+    assert first > 100 and after_long - ends(cuts.answer)[-1] >= CLOSEST
+    assert cuts(ids[110:])[0] == ends(cuts.answer)[0] - 110, "too little precedes the question"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_prompts_that_begin_alike_are_cut_alike(model, seed):
+    rng = random.Random(seed)
+    control = list(cuts_of(model).answer), list(cuts_of(model).question), [65] * 9, [66] * 60
+    ids = [i for _ in range(30) for i in rng.choice(control)]
+    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=256)
+    whole = cuts(ids)
+    assert whole == sorted(set(whole))
+    for stop in range(1, len(ids), 7):
+        assert cuts(ids[:stop]) == [c for c in whole if c <= stop]
+
+
+def test_of_a_long_new_chat_some_cuts_are_kept(model):
+    """Its end, where it goes on, the system prompt, and enough between for who goes back."""
+    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=1024)
+    messages = [{"role": "system", "content": "s" * 100}]
+    for i in range(60):
+        messages += [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]
+    all_ = cuts(model.chat_ids([*messages, {"role": "user", "content": "last"}]))
+    kept = cuts.kept(all_)
+    assert set(kept) <= set(all_) and len(all_) > 60 > 5 * len(kept)
+    assert (kept[0], kept[-1]) == (all_[0], all_[-1])
+    assert max(np.diff(kept)) < 2 * CLOSEST
+    assert cuts.kept([]) == []
+
+
+def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
+    monkeypatch.setattr(model, "max_len", 4096)
+    engine = Engine(model, slots=1, memory_bytes=256 << 20)
+    said = [f"{i}" for i in range(61)]
+    try:
+        ask(engine, chat(model, *said), max_tokens=1)
+        entries = engine.stats().cache_entries
+        told = ask(engine, chat(model, *said, "a", "b"), max_tokens=8)
+        assert told.last().usage.cached_tokens >= len(chat(model, *said)) - 1
+        assert told.ids() == model.generate(chat(model, *said, "a", "b"), max_tokens=8).ids
+        assert entries < 10
+    finally:
+        engine.close()
+
+
+def test_stretches_cover_a_prompt_and_stop_at_cuts_and_chunks():
+    assert stretches(1300, [70, 1024, 1300]) == [
+        (0, 70), (70, 512), (512, 1024), (1024, 1300),
+    ]  # fmt: skip
+    assert stretches(5, []) == [(0, 5)]
+
+
+def turns(model):
+    """A chat that grows: each prompt but the first continues one before."""
+    said = [c * n for c, n in zip("abcdefghi", (40, 80, 30, 90, 20, 60, 50, 70, 40), strict=True)]
+    return [chat(model, *said[: 2 * i + 1]) for i in range(5)]
+
+
+def test_a_growing_chat_is_read_from_its_last_header_on(model, engine):
+    before = 0
+    for ids in turns(model):
+        told = ask(engine, ids, max_tokens=8)
+        alone = model.generate(ids, max_tokens=8)
+        assert told.ids() == alone.ids
+        cached = told.last().usage.cached_tokens
+        assert cached >= before, "from where the last prompt ended"
+        before = len(ids)
+    stats = engine.stats()
+    assert stats.cached_tokens > stats.prompt_tokens / 2
+    assert stats.cache_entries and stats.cache_bytes
+
+
+def test_a_prompt_that_was_read_before_leaves_something_to_compute(model, engine):
+    ids = chat(model, "x" * 200)
+    first = ask(engine, ids, max_tokens=4)
+    again = ask(engine, ids, max_tokens=4)
+    assert again.ids() == first.ids()
+    cached = again.last().usage.cached_tokens
+    assert cached == (len(ids) - 1 if model.rewindable else 128)
+
+
+def test_prompts_that_share_a_beginning_share_its_state(model, engine):
+    common = random_ids(300, seed=9)
+    for tail in range(3):
+        ids = common + random_ids(50, seed=tail)
+        told = ask(engine, ids, max_tokens=4)
+        assert told.ids() == model.generate(ids, max_tokens=4).ids
+        assert (told.last().usage.cached_tokens >= 256) == (tail > 0)
+
+
+def test_a_long_chat_is_put_back_between_the_steps_of_others(model):
+    engine = Engine(model, slots=2, memory_bytes=256 << 20, snapshot_every=64)
+    ids, original, steps = random_ids(900), model.restore_slices, []
+
+    def slow(slot, *chain):
+        for _ in original(slot, *chain):
+            time.sleep(0.03)
+            steps.append(engine.stats().steps)
+            yield
+
+    first = ask(engine, ids, max_tokens=4)
+    model.restore_slices = slow
+    try:
+        running = Client(engine, [5], max_tokens=1000, **ENDLESS)
+        while engine.stats().running == 0:
+            time.sleep(0.01)
+        again = ask(engine, ids, max_tokens=4)
+        running.ticket.cancel()
+        running.wait()
+    finally:
+        del model.restore_slices
+        engine.close()
+    assert again.ids() == first.ids() and again.last().usage.cached_tokens >= 896
+    assert len(steps) >= 14 and len(set(steps)) == len(steps), "a step after each part"
+    assert_nothing_left(engine)
+
+
+def test_without_a_cache_nothing_is_kept(model, engine):
+    ids = chat(model, "y" * 200)
+    for _ in range(2):
+        assert ask(engine, ids, max_tokens=2, use_cache=False).last().usage.cached_tokens == 0
+    assert engine.stats().cache_bytes == 0
+    none = Engine(model, cache_bytes=0)
+    try:
+        for _ in range(2):
+            assert ask(none, ids, max_tokens=2).last().usage.cached_tokens == 0
+        assert none.stats().cache_bytes == 0
+    finally:
+        none.close()
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5, 4])
+def test_a_small_budget_is_kept_and_changes_no_answer(model, room):
+    budget = int(room * model.sequence_bytes(256))
+    engine = Engine(model, slots=2, memory_bytes=256 << 20, cache_bytes=budget, snapshot_every=64)
+    rng = random.Random(1)
+    asked = [*turns(model), *[random_ids(rng.randrange(1, 500), seed=s) for s in range(6)]]
+    alone = [model.generate(ids, max_tokens=3).ids for ids in asked]
+    try:
+        for _ in range(25):
+            i = rng.randrange(len(asked))
+            assert ask(engine, asked[i], max_tokens=3).ids() == alone[i]
+            assert engine.stats().cache_bytes <= budget
+    finally:
+        engine.close()
+    assert model.state_bytes() == 0
+
+
+def counted(cache):
+    """Bytes of all nodes, walked."""
+    found, todo = 0, list(cache._root.children.values())
+    while todo:
+        node = todo.pop()
+        found += node.row_bytes + node.copy_bytes
+        assert node.copies is not None or node.children or node.pins, "a node of no use"
+        todo += node.children.values()
+    return found
+
+
+def test_bytes_are_counted_exactly_and_least_recently_used_goes_first(model):
+    cache = PrefixCache(model, lambda: 1 << 30)
+    prompts = [random_ids(n, seed=n) for n in (60, 120, 200)]
+    for ids in prompts:
+        slot = model.new_slot()
+        node = cache.restore(ids, slot)
+        for stop in range(40, len(ids), 40):
+            model.forward([(slot, ids[stop - 40 : stop])])
+            node = cache.keep(node, ids, slot)
+        cache.unpin(node)
+        model.free_slot(slot)
+        assert cache.nbytes == counted(cache)
+    slot = model.new_slot()
+    cache.unpin(cache.restore(prompts[0], slot))
+    model.free_slot(slot)
+    kept = [cache.nbytes]
+    while cache.entries:
+        assert cache.shrink(cache.nbytes - 1)
+        assert cache.nbytes == counted(cache)
+        kept.append(cache.nbytes)
+        if cache.entries == 1:
+            slot = model.new_slot()
+            assert cache.restore(prompts[0], slot).position == 40, "it was used last"
+            cache.unpin(next(iter(cache._recent)))
+            model.free_slot(slot)
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 0
+
+
+def test_rows_below_which_a_prompt_is_being_read_stay(model):
+    cache = PrefixCache(model, lambda: 1 << 30)
+    ids = random_ids(200)
+    slot = model.new_slot()
+    node = cache.restore(ids, slot)
+    model.forward([(slot, ids[:100])])
+    node = cache.keep(node, ids, slot)
+    assert not cache.shrink(0)
+    assert cache.nbytes == node.row_bytes or model.rewindable
+    model.forward([(slot, ids[100:180])])
+    node = cache.keep(node, ids, slot)
+    cache.unpin(node)
+    model.free_slot(slot)
+    assert cache.nbytes == counted(cache)
+    slot = model.new_slot()
+    cache.unpin(cache.restore(ids, slot))
+    assert model.length(slot) == 180
+    model.free_slot(slot)
+    assert cache.shrink(0) and cache.nbytes == 0 and not cache._root.children

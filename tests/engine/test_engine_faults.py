@@ -1,0 +1,169 @@
+"""What goes wrong in one request stays there: panics, bad ids, no memory, floods, endless chats."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+
+from apr_core import load
+from apr_core.errors import AprError, UsageError
+from apr_core.generate.cuts import CHUNK, GRID
+from apr_core.generate.requests import GenerationRequest
+from apr_core.generate.sampling import SamplingParams
+from apr_serve.engine.engine import Engine
+from apr_serve.engine.jobs import GenerationJob
+from apr_serve.engine.prefill import take_turns
+from apr_serve.engine.prefix_cache import PrefixCache
+from apr_serve.engine.sharing import readers
+from tests.engine.engine_rig import (
+    FAMILIES,
+    Client,
+    ask,
+    assert_nothing_left,
+    imported,
+    random_ids,
+    running,
+)
+
+pytestmark = pytest.mark.needs_plugins
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    with load(imported(request.param, tmp_path_factory.mktemp("faults")), threads=2) as model:
+        yield model
+
+
+@pytest.fixture
+def engine(model):
+    with running(model, slots=4, memory_bytes=64 << 20) as engine:
+        yield engine
+
+
+class Panic(BaseException):
+    """As native code raises: no Exception."""
+
+
+class Panicking:
+    """A constraint whose native code panics."""
+
+    complete = False
+
+    def mask(self, scores):
+        raise Panic("unreachable code was reached")
+
+    def accept(self, token):
+        raise AssertionError("nothing was chosen")
+
+
+def test_a_panic_of_native_code_ends_its_answer_only(model, engine):
+    alone = model.generate(random_ids(30), params=SamplingParams(), max_tokens=30).ids
+    neighbour = Client(engine, random_ids(30), max_tokens=30)
+    last = ask(engine, random_ids(9), constraint=Panicking).last()
+    assert last.finish_reason == "error" and isinstance(last.error, AprError)
+    assert str(last.error) == "Panic: unreachable code was reached"
+    assert neighbour.ids() == alone
+    assert ask(engine, random_ids(30), max_tokens=30).ids() == alone
+
+
+def test_a_caller_who_panics_is_dropped(engine):
+    def broken(deltas):
+        raise Panic("gone")
+
+    engine.submit(GenerationRequest(random_ids(10), max_tokens=900), broken)
+    assert ask(engine, random_ids(30), max_tokens=3).last().finish_reason == "length"
+
+
+def test_ids_that_cannot_be_embedded_are_refused_before_they_meet_others(engine):
+    with pytest.raises(UsageError, match="512 is outside the vocabulary of 512"):
+        engine.embed([5, 512], lambda result: None)
+
+
+@pytest.mark.parametrize("method", ["restore", "snapshot"])
+def test_answers_that_cannot_be_forked_leave_no_slot(model, engine, method):
+    def fails(*args):
+        raise MemoryError("no memory for a copy")
+
+    setattr(model, method, fails)
+    try:
+        client = ask(engine, random_ids(9), max_tokens=4, n=3, use_cache=False)
+    finally:
+        delattr(model, method)
+    assert {client.last(i).finish_reason for i in range(3)} == {"error"}
+    assert_nothing_left(engine)
+
+
+def test_a_slot_that_cannot_be_opened_leaves_no_state(model):
+    last = model._states[-1]
+
+    def fails(slot):
+        raise MemoryError("no memory for a layer")
+
+    last.open = fails
+    try:
+        with pytest.raises(MemoryError):
+            model.new_slot()
+    finally:
+        del last.open
+    assert model.state_bytes() == 0
+    model.free_slot(model.new_slot())
+
+
+@pytest.mark.parametrize("room", [GRID, CHUNK])
+@pytest.mark.parametrize("owners", [1, 5])
+def test_a_long_prompt_is_read_however_many_short_ones_come(room, owners):
+    """Whenever one has been read, the next has come."""
+    number = itertools.count()
+
+    def job(length, owner):
+        request = GenerationRequest(random_ids(length), owner=owner)
+        return GenerationJob(request, print, print, 1, "max_tokens")
+
+    long, waited = job(2000, "long"), 0
+    jobs = [long]
+    while long in jobs:
+        while len(jobs) < 8:
+            jobs.append(job(60, f"short {next(number) % owners}"))
+        chosen = take_turns(jobs, room, readers(jobs))
+        waited = 0 if long in [job for job, _ in chosen] else waited + 1
+        assert waited < len(jobs)
+        assert len(chosen) > 1 or room == GRID, "where there is room, short ones share it"
+        for job_, stop in chosen:
+            job_.position = stop
+        jobs = [job_ for job_ in jobs if not job_.prefilled]
+
+
+def test_a_chat_of_a_thousand_turns_is_answered_again(model, monkeypatch):
+    header = tuple(model.tokenizer.encode("<|im_start|>", allow_special=True))
+    ids = [*header, 65] * 1100
+    monkeypatch.setattr(model, "max_len", 4096)
+    engine = Engine(model, slots=1, memory_bytes=1 << 30)
+    monkeypatch.setattr(engine._cuts, "answer", header)
+    try:
+        first = ask(engine, ids, max_tokens=2)
+        again = ask(engine, ids, max_tokens=2)
+        assert first.last().finish_reason == again.last().finish_reason == "length"
+        assert again.last().usage.cached_tokens >= len(ids) - 3
+        assert again.ids() == first.ids()
+    finally:
+        engine.close()
+
+
+def test_thousands_of_kept_prefixes_do_not_keep_answers_waiting(model):
+    cache = PrefixCache(model, lambda: 1 << 33)
+    common, slot = random_ids(400), model.new_slot()
+    model.forward([(slot, common + random_ids(100))])
+    for i in range(3000):
+        cache._root.pins += 1
+        cache.unpin(cache.keep(cache._root, common + random_ids(100, seed=i), slot))
+    model.free_slot(slot)
+    slot, started = model.new_slot(), time.process_time()
+    node = cache.restore(common + [300] * 50, slot)
+    assert time.process_time() - started < 0.05
+    assert model.length(slot) == (400 if model.rewindable else 0)
+    cache.unpin(node)
+    model.free_slot(slot)
+    cache.clear()
+    assert cache.nbytes == 0

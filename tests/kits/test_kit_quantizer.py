@@ -1,0 +1,184 @@
+"""The quantizer kit: a plain codec passes, and each check catches the codec made to fail it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from apr_core.declarations import Layout, Numbers
+from apr_core.registry import Registry
+from apr_devkit.kits import QuantizerConformance, run_checks
+from apr_devkit.kits.checks import checks_of, run_check
+from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits.samples import default_bounds, golden_digest, plain_codec
+from tests.kits import broken_quantizers as broken
+from tests.kits.broken_quantizers import BLOCK, LAYOUT, declare
+
+OWN = [name for name in checks_of(QuantizerConformance) if not hasattr(PluginConformance, name)]
+
+
+def kit(codec, declared=None, **attributes):
+    """A kit of one codec, in a registry that holds nothing else."""
+    found = Registry.from_declarations({"toys": [declare(codec, **(declared or {}))]})
+    attributes = {"quantizer": "toy", "registry": found} | attributes
+    return type("Toy", (QuantizerConformance,), attributes)
+
+
+def failure(check, codec, declared=None, **attributes):
+    """The reason why a check fails."""
+    result = run_check(kit(codec, declared, **attributes), check)
+    assert result.outcome == "failed", result
+    return result.reason
+
+
+def test_a_plain_codec_passes_everything():
+    golden = {0: golden_digest(broken.Plain(), BLOCK)}
+    results = list(run_checks(kit(broken.Plain, golden=golden, max_error=0.145), OWN))
+    assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
+    assert len(results) >= 20 and all(r.subject == "quantizer toy" for r in results)
+
+
+def test_what_nobody_recorded_is_skipped_with_a_reason():
+    results = {r.check: r for r in run_checks(kit(broken.Plain, {"layout": None}), OWN)}
+    skipped = {name for name, r in results.items() if r.outcome == "skipped"}
+    assert skipped == {
+        "test_golden_bytes", "test_layout_means_what_decode_does",
+        "test_stated_error_is_no_empty_promise",
+    }  # fmt: skip
+    assert not [r for r in results.values() if r.outcome == "failed"]
+
+
+def test_a_codec_that_loses_nothing_may_say_so():
+    facts = {"bytes_per_block": 4 * BLOCK, "layout": None}
+    results = list(run_checks(kit(broken.Lossless, facts), OWN))
+    assert not [r for r in results if r.outcome == "failed"]
+    skipped = {r.check for r in results if r.outcome == "skipped"}
+    assert skipped == {"test_golden_bytes", "test_layout_means_what_decode_does"}
+    assert "allowed is 0" in failure(
+        "test_error_is_within_its_bound", broken.Plain, max_error={"gaussian": 0.0}
+    )
+
+
+def test_a_small_gain_passes_every_check_but_the_one_about_gains():
+    results = run_checks(kit(broken.ShrinksALittle, {"layout": None}), OWN)
+    wrong = [r.check for r in results if r.outcome == "failed"]
+    assert wrong == ["test_values_are_neither_shrunk_nor_stretched"]
+
+
+def test_a_gain_that_is_meant_is_allowed_by_the_codec_or_the_class():
+    check = "test_values_are_neither_shrunk_nor_stretched"
+    assert run_check(kit(broken.ShrinksALittle, gain_tolerance=0.03), check).outcome == "passed"
+    for made in (kit(broken.MeansToShrink), kit(broken.ShrinksALittle, gain_tolerance=None)):
+        result = run_check(made, check)
+        assert result.outcome == "skipped" and "gain_tolerance is None" in result.reason
+
+
+CAUGHT = [
+    ("sizes_are_as_declared", broken.LongRows, "declared are 18 for 32 values"),
+    ("sizes_are_as_declared", broken.SignedBytes, "a int8 array, expected a uint8 array"),
+    ("sizes_are_as_declared", broken.DoubleValues, "a float64 array, expected a float32 array"),
+    ("sizes_are_as_declared", broken.UnevenRows, "of 33, [1, 33], made [1, 18]"),
+    ("error_is_within_its_bound", broken.Truncates, "relative RMSE"),
+    ("error_is_within_its_bound", broken.SwapsNibbles, "relative RMSE"),
+    ("error_is_within_its_bound", broken.TooProud, "gaussian: relative RMSE 0.0"),
+    ("values_are_neither_shrunk_nor_stretched", broken.ShrinksALittle, "values are 0.9811 times"),
+    ("stated_error_is_no_empty_promise", broken.NoBound, "max_error of gaussian is 10"),
+    ("error_does_not_depend_on_the_scale", broken.SmallestStep, "values around 0.001"),
+    ("rows_that_do_not_fill_a_block", broken.PadsWithOnes, "rows of 1 values"),
+    ("zeros_stay_zeros", broken.ZerosBecomeDust, "zeros decode to up to 1e-06"),
+    ("constant_rows", broken.LosesConstants, "rows of 1: relative RMSE 1"),
+    ("huge_values_are_kept_or_refused", broken.OverflowsToInfinity, "NaN or infinite"),
+    ("huge_values_are_kept_or_refused", broken.RefusesWithValueError, "raises ValueError: too"),
+    ("tiny_values_are_no_worse_than_zeros", broken.RaisesTheScale, "values around 1e-08"),
+    ("nan_and_infinity_are_refused", broken.AcceptsNaN, "nan at row 0, column 0: encode accepts"),
+    ("nan_and_infinity_are_refused", broken.AssertsFiniteness, "not QuantizationError"),
+    ("the_same_bytes_every_time", broken.Dithers, "encoding twice changes"),
+    ("the_same_bytes_every_time", broken.DithersEachObject, "by a second object changes"),
+    ("the_same_bytes_on_any_thread", broken.MainThreadOnly, "on another thread changes"),
+    ("the_same_bytes_in_another_process", broken.HashesStrings, "another process made"),
+    ("rows_are_independent", broken.OneScaleForAllRows, "rows 0 to 1 alone changes"),
+    ("input_may_be_any_view_and_is_left_alone", broken.WritesToItsInput, "changed its input"),
+    ("input_may_be_any_view_and_is_left_alone", broken.InMemoryOrder, "columns first in memory"),
+    ("input_may_be_any_view_and_is_left_alone", broken.NeedsToWrite, "read-only"),
+    ("values_from_half_precision", broken.RefusesHalfPrecision, "values of float16"),
+    ("results_stay_as_they_are", broken.EncodesIntoOneBuffer, "two results of encode share memory"),
+    ("results_stay_as_they_are", broken.DecodesIntoItsBuffer, "two results of decode share memory"),
+    ("results_stay_as_they_are", broken.DecodesIntoMappedMemory, "decode of something else"),
+    ("nothing_is_left_unwritten", broken.ForgetsTheLastByte, "other use of memory changes"),
+    ("encoding_again_changes_little", broken.Shrinks, "encoding the result again"),
+    ("decode_reads_bytes_of_a_mapped_file", broken.DecodesInPlace, "read-only"),
+    ("bytes_of_another_length_are_refused", broken.DecodesAnything, "accepts rows with a byte"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "codec", "reason"), CAUGHT, ids=[codec.__name__ for _, codec, _ in CAUGHT]
+)
+def test_a_wrong_codec_is_caught(check, codec, reason):
+    assert reason in failure(f"test_{check}", codec)
+
+
+def test_every_check_has_somebody_it_catches():
+    caught = {f"test_{check}" for check, _, _ in CAUGHT}
+    elsewhere = {"test_format_id_is_free", "test_layout_means_what_decode_does"}
+    assert caught | elsewhere | {"test_golden_bytes"} == set(OWN)
+
+
+@pytest.mark.parametrize(("number", "reason"), [
+    (200, "belong to files"), (-1, "belong to files"), (12, "contradicts APR v2"),
+    (128, "reserved"),
+])  # fmt: skip
+def test_an_id_that_is_not_its_own_is_caught(number, reason):
+    assert reason in failure("test_format_id_is_free", broken.Plain, {"dtype_id": number})
+
+
+@pytest.mark.parametrize(("layout", "reason"), [
+    (Layout(group=32, codes=2, bits=4, zero=7, scale=LAYOUT.scale), "differ from decode's"),
+    (Layout(group=32, codes=2, bits=4, zero=8, scale=LAYOUT.scale, order="halves"), "differ"),
+    (Layout(group=16, codes=2, bits=4, zero=8, scale=LAYOUT.scale), "group 16 must be"),
+    (Layout(group=32, codes=2, bits=4, zero=8, scale=(Numbers(17, "f16"),)), "exceeds the block"),
+])  # fmt: skip
+def test_a_layout_that_means_something_else_is_caught(layout, reason):
+    found = failure("test_layout_means_what_decode_does", broken.Plain, {"layout": layout})
+    assert reason in found
+
+
+def test_golden_bytes_are_compared(tmp_path):
+    recorded = {seed: golden_digest(broken.Plain(), BLOCK, seed) for seed in (0, 7)}
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps(recorded))
+    for golden in (recorded, path, str(path), recorded[0]):
+        made = kit(broken.Plain, golden=golden)
+        assert run_check(made, "test_golden_bytes").outcome == "passed"
+    assert "recorded is 000" in failure("test_golden_bytes", broken.Plain, golden="0" * 64)
+    assert recorded[0] in failure("test_golden_bytes", broken.Plain, golden="?")
+    wrong = recorded | {7: "0" * 64}
+    assert "seed 7 encodes to" in failure("test_golden_bytes", broken.Plain, golden=wrong)
+
+
+def test_bounds_of_the_class_come_before_those_of_the_codec():
+    made = kit(broken.TooProud, max_error={"gaussian": 0.1})
+    assert run_check(made, "test_error_is_within_its_bound").outcome == "passed"
+    assert made().bounds()["gaussian"] == 0.1
+    assert made().bounds()["laplace"] == default_bounds(BLOCK, 18)["laplace"]
+
+
+def test_a_bound_for_something_unknown_is_said():
+    found = failure("test_error_is_within_its_bound", broken.Plain, max_error={"gausian": 1.0})
+    assert "gausian" in found
+
+
+@pytest.mark.parametrize(("bits", "block", "expected"), [
+    (4.5, 32, (4, 32)), (8.5, 32, (8, 32)), (4.125, 128, (4, 128)), (5.0, 32, (4, 16)),
+    (6.5625, 256, (6, 28)), (8.0625, 64, (8, 64)), (1.6875, 256, (2, 256)),
+])  # fmt: skip
+def test_the_plain_codec_of_as_many_bytes(bits, block, expected):
+    assert plain_codec(bits, block) == expected
+
+
+def test_fewer_bytes_may_be_more_wrong():
+    bounds = [default_bounds(32, nbytes)["gaussian"] for nbytes in (34, 26, 22, 18, 14, 10)]
+    assert bounds == sorted(bounds) and bounds[0] < 0.01 and bounds[3] < 0.15
+    assert np.all(np.array(list(default_bounds(256, 66).values())) <= 1)

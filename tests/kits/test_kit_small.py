@@ -1,0 +1,238 @@
+"""The kits of recipes, sources, exporters and commands: right ones pass, each check catches one."""
+
+from __future__ import annotations
+
+import pytest
+
+from apr_core.cli import COMMANDS
+from apr_core.declarations import Command, Exporter, Recipe, Source
+from apr_core.discovery.rows import PluginRow
+from apr_core.errors import InputOutputError
+from apr_core.family.contract.schema import schema
+from apr_core.registry import Registry, get_registry
+from apr_devkit.kits import (
+    CommandConformance,
+    ExporterConformance,
+    RecipeConformance,
+    SourceConformance,
+    run_checks,
+)
+from apr_devkit.kits.checks import checks_of, run_check
+from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits.recipe import quant_classes
+from tests.kits import broken_quantizers, broken_small
+
+pytestmark = pytest.mark.needs_plugins
+
+KITS = {
+    "recipe": (RecipeConformance, Recipe), "source": (SourceConformance, Source),
+    "exporter": (ExporterConformance, Exporter), "command": (CommandConformance, Command),
+}  # fmt: skip
+
+
+def own_checks(kind):
+    return [n for n in checks_of(KITS[kind][0]) if not hasattr(PluginConformance, n)]
+
+
+def kit(kind, target, name="toy", *, registry=None, summary="Say hello", **attributes):
+    """A kit of one object of broken_small, in a registry with a quantizer `toy`."""
+    base, record = KITS[kind]
+    fields = {"formats": attributes.pop("formats", ("toy",))} if kind == "recipe" else {}
+    declared = record(name, f"tests.kits.broken_small:{target}", summary=summary, **fields)
+    quantizer = broken_quantizers.declare(broken_quantizers.Plain)
+    found = registry or Registry.from_declarations({"toys": [declared, quantizer]})
+    return type("Toy", (base,), {kind: name, "registry": found} | attributes)
+
+
+def with_families(target):
+    """A registry of everything that is installed, with one exporter more."""
+    declared = Exporter("toy", f"tests.kits.broken_small:{target}", summary="a toy")
+    quantizer = broken_quantizers.declare(broken_quantizers.Plain)
+    recipe = Recipe("all-toy", "tests.kits.broken_small:Recipe", summary="a toy", formats=("toy",))
+    row = PluginRow("a-toy", "0", "toys", "", "ok", "", (declared, quantizer, recipe))
+    return Registry([row, *get_registry().plugins])
+
+
+def exporter_kit(target, **attributes):
+    return kit("exporter", target, registry=with_families(target), **attributes)
+
+
+def made(kind, target, **options):
+    return exporter_kit(target) if kind == "exporter" else kit(kind, target, **options)
+
+
+RIGHT = {"recipe": "Recipe", "source": "fetch", "exporter": "export", "command": "command"}
+
+
+@pytest.mark.parametrize(("kind", "target"), RIGHT.items())
+def test_a_right_one_passes_everything(kind, target):
+    results = list(run_checks(made(kind, target), own_checks(kind)))
+    assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
+    assert len(results) >= 5
+
+
+CAUGHT = [
+    ("recipe", "Forgets", "every_tensor_gets_a_format_it_lists", "class head, shape [256, 256]"),
+    ("recipe", "PicksWhatItDoesNotList", "every_tensor_gets_a_format_it_lists", "'secret'"),
+    ("recipe", "NeedsALayer", "every_tensor_gets_a_format_it_lists", "TypeError"),
+    ("recipe", "Counts", "the_same_answers_every_time", "asked backwards: class"),
+    ("recipe", "PicksFromASet", "the_same_answers_in_another_process", "another process: class"),
+    ("source", "takes_no_options", "it_is_called_as_apr_calls_it", "fetch(url) cannot be called"),
+    ("source", "raises_another_error", "an_unknown_name_is_not_found", "raises AprError"),
+    ("source", "raises_key_error", "an_unknown_name_is_not_found", "expected an AprError"),
+    ("source", "says_no_name", "an_unknown_name_is_not_found", "'no such model' does not say"),
+    ("source", "finds_everything", "a_url_of_nothing_is_refused", "toy:// gives"),
+    ("source", "raises_key_error", "a_url_of_nothing_is_refused", "KeyError"),
+    ("source", "leaves_a_part", "a_failed_fetch_leaves_nothing_behind", "leaves download.part"),
+    ("source", "leaves_a_lock_at_home", "a_failed_fetch_leaves_nothing_behind", ".toy/lock"),
+    ("source", "returns_text", "the_example_is_a_checkpoint", "returned a str"),
+    ("source", "has_no_weights", "the_example_is_a_checkpoint", "no *.safetensors"),
+    ("source", "has_a_list_for_config", "the_example_is_a_checkpoint", "no JSON object"),
+    ("source", "changes_when_forced", "fetching_again_gives_the_same", "force=True"),
+    ("source", "reports_a_share", "progress_is_a_name_and_a_number_of_bytes", "0.5"),
+    ("source", "reports_one_number", "progress_is_a_name_and_a_number_of_bytes", "(2,)"),
+    ("source", "prints", "fetching_prints_nothing", "fetching toy://small"),
+    ("exporter", "raises_a_bug", "the_summary_says_what_was_written", "KeyError: 'apr.family'"),
+    ("exporter", "returns_nothing", "the_summary_says_what_was_written", "returned None"),
+    ("exporter", "forgets_warnings", "the_summary_says_what_was_written", "result['warnings']"),
+    ("exporter", "warns_with_numbers", "the_summary_says_what_was_written", "holds 3"),
+    ("exporter", "names_another_path", "the_summary_is_true", "model.toy.bin, expected"),
+    ("exporter", "writes_nothing", "the_summary_is_true", "there is nothing at"),
+    ("exporter", "counts_wrongly", "the_summary_is_true", "bytes is 12, on disk are"),
+    ("exporter", "leaves_out_what_is_not_there", "the_summary_is_true", "no.such.weight"),
+    ("exporter", "writes_a_log", "nothing_else_is_written", "export.log"),
+    ("exporter", "prints_while_exporting", "exporting_prints_nothing", "exporting"),
+    ("exporter", "stamps_the_time", "the_same_bytes_every_time", "exported again, other bytes"),
+    ("exporter", "hashes_strings", "the_same_bytes_every_time", "in another process, other"),
+    ("exporter", "never_reports", "progress_adds_up_to_the_work", "never calls progress.advance"),
+    ("exporter", "reports_shares", "progress_adds_up_to_the_work", "adds up to 0.99"),
+    ("exporter", "reports_text", "progress_adds_up_to_the_work", "called with 'half'"),
+    ("exporter", "writes_in_place", "a_failed_export_leaves_nothing", "OSError at report 1"),
+    ("exporter", "leaves_a_part_on_ctrl_c", "a_failed_export_leaves_nothing", "after Interrupted"),
+    ("exporter", "goes_on", "a_failed_export_leaves_nothing", "goes on after OSError"),
+    ("exporter", "removes_first", "a_failed_export_keeps_what_was_there", "destroys the file"),
+    ("exporter", "refuses_packed_in_the_middle", "packed_weights_are_written_or_refused", "leaves"),
+    ("command", "no_command", "the_target_is_a_command", "is a function, expected"),
+    ("command", "says_something_else", "help_is_there", "does not say 'Say hello'"),
+    ("command", "has_no_help", "help_is_there", "--help ends with 2"),
+    ("command", "helps_with_numpy", "help_is_light", "imports numpy"),
+    ("command", "takes_anything", "a_wrong_option_is_a_usage_error", "ends with 0, expected 2"),
+]  # fmt: skip
+ELSEWHERE = {
+    "test_listed_formats_are_numbers_of_blocks", "test_listed_formats_are_installed",
+    "test_the_name_can_be_typed_and_is_not_taken",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "target", "check", "reason"), CAUGHT)
+def test_a_wrong_one_is_caught(kind, target, check, reason):
+    options = {"url": "toy://small"} if kind == "source" else {}
+    result = run_check(made(kind, target, **options), f"test_{check}")
+    assert result.outcome == "failed", result
+    assert reason in result.reason
+
+
+def test_every_check_has_somebody_it_catches():
+    caught = {f"test_{check}" for _, _, check, _ in CAUGHT}
+    assert caught | ELSEWHERE == {name for kind in KITS for name in own_checks(kind)}
+
+
+def test_recipes_are_asked_about_every_class_of_the_contracts():
+    assert {"matrix", "value", "down", "fused_input", "sensitive", "embedding", "head"} <= set(
+        quant_classes()
+    )
+    assert "keep" not in quant_classes() and "keep" in schema()["quantization_policy.*"]
+
+
+def test_a_format_that_is_not_installed_is_named():
+    made = kit("recipe", "Recipe", formats=("toy", "q4_k"))
+    result = run_check(made, "test_listed_formats_are_installed")
+    assert result.outcome == "skipped"
+    assert "not installed: q4_k (Install the package that provides it" in result.reason
+
+
+def test_a_float_in_the_list_is_caught():
+    made = kit("recipe", "Recipe", formats=("toy", "f16"))
+    result = run_check(made, "test_listed_formats_are_numbers_of_blocks")
+    assert result.outcome == "failed" and "'f16'" in result.reason
+
+
+def test_a_format_of_two_owners_is_caught():
+    quantizer = broken_quantizers.declare(broken_quantizers.Plain)
+    recipe = Recipe("toy", "tests.kits.broken_small:Recipe", summary="a toy", formats=("toy",))
+    both = Registry.from_declarations({"a": [recipe, quantizer], "b": [quantizer]})
+    made = kit("recipe", "Recipe", registry=both)
+    result = run_check(made, "test_listed_formats_are_installed")
+    assert result.outcome == "failed" and "a:toy, b:toy" in result.reason
+
+
+def test_without_a_url_the_targets_own_example_is_fetched(monkeypatch):
+    monkeypatch.delattr(broken_small.fetch, "example_url")
+    result = run_check(kit("source", "fetch"), "test_the_example_is_a_checkpoint")
+    assert result.outcome == "skipped" and "example_url" in result.reason
+    monkeypatch.setattr(broken_small.fetch, "example_url", "toy://nothing", raising=False)
+    result = run_check(kit("source", "fetch"), "test_the_example_is_a_checkpoint")
+    assert result.outcome == "failed" and "toy://nothing" in result.reason
+
+
+def test_a_source_that_cannot_be_reached_is_skipped(monkeypatch):
+    def offline(url, *, progress=None, force=False):
+        raise InputOutputError("no network")
+
+    monkeypatch.setattr(broken_small, "fetch", offline)
+    result = run_check(kit("source", "fetch"), "test_an_unknown_name_is_not_found")
+    assert result.outcome == "skipped" and "no network" in result.reason
+
+
+def test_an_exporter_that_knows_no_family_is_skipped_unless_one_was_promised():
+    check = "test_the_summary_is_true"
+    result = run_check(exporter_kit("refuses"), check)
+    assert result.outcome == "skipped" and "knows no such family" in result.reason
+    family = get_registry().declarations("family")[0].declaration.name
+    result = run_check(exporter_kit("refuses", family=family), check)
+    assert result.outcome == "failed" and f"{family}: knows no such family" in result.reason
+
+
+def test_an_exporter_without_families_or_recipes_is_skipped():
+    alone = kit("exporter", "export")
+    assert "there is none" in run_check(alone, "test_the_summary_is_true").reason
+    families = Registry([
+        PluginRow(
+            "a", "0", "a", "", "ok", "", (Exporter("toy", "tests.kits.broken_small:export"),)
+        ),
+        *(r for r in get_registry().plugins if any(d.kind == "family" for d in r.declarations)),
+    ])  # fmt: skip
+    made = kit("exporter", "export", registry=families)
+    result = run_check(made, "test_packed_weights_are_written_or_refused")
+    assert (result.outcome, result.reason) == (
+        "skipped", "no recipe with a block format is installed",
+    )  # fmt: skip
+
+
+def test_an_exporter_without_progress_cannot_be_stopped():
+    result = run_check(exporter_kit("never_reports"), "test_a_failed_export_leaves_nothing")
+    assert result.outcome == "skipped" and "never reports progress" in result.reason
+
+
+def test_the_exporter_of_the_core_passes():
+    row = PluginRow(
+        "core", "0", "core", "", "ok", "",
+        (Exporter("toy", "apr_core.exporting.safetensors:export", summary="a directory"),),
+    )  # fmt: skip
+    made = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
+    results = list(run_checks(made, own_checks("exporter")))
+    assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
+
+
+@pytest.mark.parametrize("name", ["run", "Hello", "two words", "-x"])
+def test_a_name_that_is_taken_or_cannot_be_typed_is_caught(name):
+    made = kit("command", "command", name=name)
+    result = run_check(made, "test_the_name_can_be_typed_and_is_not_taken")
+    assert result.outcome == "failed"
+    assert name not in COMMANDS or "is built in" in result.reason
+
+
+def test_a_kit_that_does_not_say_what_it_is_about_fails():
+    result = run_check(type("Nameless", (CommandConformance,), {}), "test_help_is_there")
+    assert (result.subject, result.outcome) == ("Nameless", "failed")
+    assert 'must say which: command = "..."' in result.reason

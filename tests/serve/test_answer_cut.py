@@ -1,0 +1,66 @@
+"""Calls that a limit or a stop string cut off: half a value is never taken for a whole one."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.serve.serving import shared
+from tests.serve.test_answer_parser import CALL, MADE, answer, text
+
+SHELL = {"type": "function", "function": {"name": "shell", "parameters": {
+    "type": "object", "properties": {"command": {"type": "string", "enum": ["rm -rf /tmp/x"]}},
+    "required": ["command"]}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended_by"), [("length", "max_tokens"), ("stop", "stop_string")]
+)
+def test_a_call_that_was_cut_off_is_left_open(reason, ended_by):
+    whole, closed = json.dumps(MADE[1]), CALL.index("</function>") + len("</function>")
+    for size in range(len(CALL) + 1):
+        said, _, calls, why = text(CALL[:size], reason=reason, ended_by=ended_by)
+        assert not (calls and said) and CALL.startswith(said) and "=f>" not in said
+        if size >= closed:
+            assert calls == [MADE]
+            assert why == ("tool_calls" if reason == "stop" else reason)
+        else:
+            assert why == reason
+            for _, arguments in calls:
+                assert isinstance(arguments, str) and whole.startswith(arguments)
+
+
+def test_json_that_was_cut_off_is_no_call():
+    call = '<tool_call>\n{"name": "f", "arguments": {"n": 12, "s": "hi"}}'
+    for size in range(len(call)):
+        assert text(call[:size], reason="length", ended_by="max_tokens")[2] == []
+    assert text(call, reason="length", ended_by="max_tokens")[2] == [MADE]
+
+
+def test_a_name_without_end_costs_no_more_with_every_piece():
+    endless = "<tool_call>\n<function=f>\n<parameter=" + "k" * 200_000
+    parts = [("text", endless[at : at + 4]) for at in range(0, len(endless), 4)]
+    started = time.process_time()
+    said, _, calls, _ = answer(parts)
+    assert time.process_time() - started < 5
+    assert calls == [("f", {})] and said == endless[endless.index("<parameter") :]
+
+
+@pytest.mark.needs_plugins
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_command_that_a_stop_string_cut_off_is_not_made(stream):
+    asked = {
+        "messages": [{"role": "user", "content": "2+2="}], "stop": ["tmp"], "max_tokens": 200,
+        "tools": [SHELL], "tool_choice": "required", "temperature": 0, "stream": stream,
+    }  # fmt: skip
+    answer = shared().post("/v1/chat/completions", asked)
+    assert '"finish_reason":"stop"' in answer.text
+    assert '"finish_reason":"tool_calls"' not in answer.text
+    if not stream:
+        [choice] = answer.json()["choices"]
+        [call] = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "stop"
+        with pytest.raises(ValueError, match="Unterminated"):
+            json.loads(call["function"]["arguments"])
