@@ -135,15 +135,20 @@ def _described_op(entry: Any) -> list[str]:
 def _brought_ops() -> dict[str, list[str]]:
     """{package: targets} of the ops that plugins of this repository bring."""
     from apr_core.declarations import Attention
-    from apr_core.discovery.collecting import collect
 
     found: dict[str, list[str]] = {}
-    for path in sorted(ROOT.glob("plugins/*/src/*/hooks.py")):
-        for declaration in collect(f"{path.parent.name}.hooks"):
-            if isinstance(declaration, Attention):
-                targets = found.setdefault(path.parent.name, [])
-                targets += [target for _, target in declaration.brings if target not in targets]
+    for package, declarations in _declared().items():
+        brings = [each for d in declarations if isinstance(d, Attention) for each in d.brings]
+        found[package] = list(dict.fromkeys(target for _, target in brings))
     return {package: targets for package, targets in found.items() if targets}
+
+
+def _declared() -> dict[str, list[Any]]:
+    """{package: declarations} of the plugins of this repository."""
+    from apr_core.discovery.collecting import collect
+
+    hooks = sorted(ROOT.glob("plugins/*/src/*/hooks.py"))
+    return {path.parent.name: list(collect(f"{path.parent.name}.hooks")) for path in hooks}
 
 
 def errors() -> str:
@@ -171,12 +176,14 @@ def errors() -> str:
 def cli() -> str:
     """The help text of every command."""
     import apr_core.cli
+    from apr_core.registry import Registry
 
     lines = [
         "# Commands\n",
-        "What `--help` says. Plugins may add further commands.\n",
+        "What `--help` says, with all packages of this repository.\n",
     ]
-    with mock.patch.object(apr_core.cli, "_plugin_commands", dict):  # whatever is installed here
+    here = Registry.from_declarations(_declared())  # whatever is installed
+    with mock.patch("apr_core.registry.get_registry", lambda refresh=False: here):
         for path, context in _commands(_context(apr_core.cli.apr, "apr", None)):
             lines += [f"{'#' * min(len(path) + 1, 3)} {' '.join(path)}\n"]
             lines += ["```text", context.get_help().rstrip(), "```\n"]

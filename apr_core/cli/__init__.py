@@ -36,7 +36,7 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, table: Table, group: str = "", **options: Any) -> None:
         """`table` has the core's own subcommands; `group` is what plugins' declarations say."""
         super().__init__(*args, **options)
-        self.table, self.group = table, group
+        self.table, self.path = table, group
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The core's commands, then those of plugins."""
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
         from apr_core.errors import PluginNotFound
         from apr_core.published import published
 
-        words = f"{self.group} {name}".strip()
+        words = f"{self.path} {name}".strip()
         if package := published("command").get(words):
             raise PluginNotFound(
                 f"`apr {words}` is a command of {package}, which is not installed or not in use",
@@ -93,7 +93,7 @@ class LazyGroup(click.Group):
         from apr_core.registry import get_registry
 
         declared = [owned.declaration for owned in get_registry().declarations("command")]
-        ours = [d for d in declared if d.group == self.group and d.name not in self.table]
+        ours = [d for d in declared if d.group == self.path and d.name not in self.table]
         return {d.name: d.summary for d in ours}
 
 
@@ -143,7 +143,8 @@ def run(args: list[str]) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort) as error:
-        click.echo(f"interrupted {error}".rstrip(), err=True)
+        what = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps it
+        click.echo(f"interrupted {what or ''}".rstrip(), err=True)
         return INTERRUPTED
     except Terminated:
         return TERMINATED

@@ -9,4 +9,5 @@ from apr_core.hookspecs import hookimpl
 @hookimpl
 def apr_commands() -> list[Command]:
     """`apr bench`."""
-    return [Command("bench", "apr_eval.bench:command", summary="Measure how fast a file runs here")]
+    summary = "Measure how fast a file runs here."
+    return [Command("bench", "apr_eval.bench:command", summary=summary)]
