@@ -5,8 +5,9 @@ Everything in `__all__` is public and imported on first use, so `import apr_core
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apr_core.lazy import lazily
 
 if TYPE_CHECKING:
     from apr_core.declarations import (
@@ -46,31 +47,33 @@ if TYPE_CHECKING:
     from apr_core.ops import Op, composite, op
     from apr_core.ops.binding import BackendPlugin, Draw, HostMatrix, Weight
     from apr_core.text.tokenizer import Tokenizer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "apr_core.ops.binding": "BackendPlugin Draw HostMatrix Weight",
+            "apr_core.family.contract": "Contract",
+            "apr_core.declarations": (
+                "Attention Backend Command Exporter Family "
+                "Kernel Layout Numbers Quantizer Recipe Source"
+            ),
+            "apr_core.generate.sampling": "SamplingParams",
+            "apr_core.errors": (
+                "AprError BackendError BackendUnavailable ConfigError ContractError FormatError "
+                "InputOutputError NotFound PluginError QuantizationError UsageError "
+                "ValidationFailed"
+            ),
+            "apr_core.format": "AprFile",
+            "apr_core.family.hfconfig": "ConfigReader sampling_defaults",
+            "apr_core.hookspecs": "API_VERSION hookimpl",
+            "apr_core.model.model": "Model load",
+            "apr_core.family.modelspec": "Block MixerExample ModelConfig Plan TensorClass",
+            "apr_core.ops": "Op composite op",
+            "apr_core.text.tokenizer": "Tokenizer",
+        },
+    )  # fmt: skip
 
 __version__ = "0.1.0"
-
-_WHERE = {
-    "apr_core.ops.binding": ("BackendPlugin", "Draw", "HostMatrix", "Weight"),
-    "apr_core.family.contract": ("Contract",),
-    "apr_core.declarations": (
-        "Attention", "Backend", "Command", "Exporter", "Family", "Kernel", "Layout", "Numbers",
-        "Quantizer", "Recipe", "Source",
-    ),
-    "apr_core.generate.sampling": ("SamplingParams",),
-    "apr_core.errors": (
-        "AprError", "BackendError", "BackendUnavailable", "ConfigError", "ContractError",
-        "FormatError", "InputOutputError", "NotFound", "PluginError", "QuantizationError",
-        "UsageError", "ValidationFailed",
-    ),
-    "apr_core.format": ("AprFile",),
-    "apr_core.family.hfconfig": ("ConfigReader", "sampling_defaults"),
-    "apr_core.hookspecs": ("API_VERSION", "hookimpl"),
-    "apr_core.model.model": ("Model", "load"),
-    "apr_core.family.modelspec": ("Block", "MixerExample", "ModelConfig", "Plan", "TensorClass"),
-    "apr_core.ops": ("Op", "composite", "op"),
-    "apr_core.text.tokenizer": ("Tokenizer",),
-}  # fmt: skip
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "API_VERSION", "AprError", "AprFile", "Attention", "Backend", "BackendError",
@@ -81,14 +84,3 @@ __all__ = [
     "SamplingParams", "Source", "TensorClass", "Tokenizer", "UsageError", "ValidationFailed",
     "Weight", "__version__", "composite", "hookimpl", "load", "op", "sampling_defaults",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'apr_core' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # parts of the core, from the bottom; each imports what is below it, also inside functions
 LAYERS = (
-    ("apr_core", "errors", "notices"),
+    ("apr_core", "errors", "lazy", "notices"),
     ("declarations", "family", "published", "text"),
     ("hookspecs", "settings", "format", "ops"),
     ("cache_folder", "settings_file", "discovery", "generate"),
@@ -20,6 +20,7 @@ LAYERS = (
     ("probing", "model", "exporting", "importing"),
     ("validation",),
     ("cli",),
+    ("plugin", "runtime"),  # what plugins see: nothing of the core imports them
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # families, formats, devices, protocols and hubs: what knows them is a plugin
@@ -126,4 +127,31 @@ def between_plugins(repository: Path) -> list[str]:
     return wrong
 
 
-RULES = (upward, circles, knowledge, between_plugins)
+PUBLIC = ("apr_core", "apr_core.plugin", "apr_core.runtime")
+
+
+def private(repository: Path) -> list[str]:
+    """Imports of plugins from what the core does not make public, kits excepted.
+
+    The kits look at all of the core, and are released with it.
+    """
+    wrong = []
+    for path in sorted(repository.glob("plugins/*/src/**/*.py")) + sorted(
+        repository.glob("examples/plugins/*/src/**/*.py")
+    ):
+        if KITS[0] in path.parts:
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            else:
+                modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            wrong += [
+                f"{path.relative_to(repository)} imports {module}"
+                for module in modules
+                if module.partition(".")[0] == "apr_core" and module not in PUBLIC
+            ]
+    return wrong
+
+
+RULES = (upward, circles, knowledge, between_plugins, private)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import RULES, between_plugins, circles, knowledge, upward
+from tests.architecture import RULES, between_plugins, circles, knowledge, private, upward
 
 ROOT = Path(__file__).parent.parent
 ON_TORCH = {  # all that imports torch, by file or folder
@@ -57,6 +57,8 @@ def test_the_layout_is_as_it_is_drawn(rule):
         (between_plugins, {"apr_core/model/x.py": "def f():\n    import apr_a\n"}),
         (between_plugins, {"plugins/apr_b/src/apr_b/x.py": "from apr_a.y import z\n"}),
         (between_plugins, {"plugins/apr_a/src/apr_a/x.py": "import apr_devkit.kits\n"}),
+        (private, {"plugins/apr_a/src/apr_a/x.py": "from apr_core.model.state import State\n"}),
+        (private, {"examples/plugins/apr_e/src/apr_e/x.py": "import apr_core.errors\n"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip

@@ -16,9 +16,7 @@ from typing import Any
 
 from apr_backend_cpu.levels import GENERIC, Level, possible
 from apr_backend_cpu.shipped import library_path, source_hash
-from apr_core.cache_folder import cache_dir, usable_folder
-from apr_core.errors import BackendError
-from apr_core.notices import working
+from apr_core.plugin import BackendError, cache_dir, usable_folder, working
 
 CACHE = "cpu"  # folder in the cache, for code that was compiled in place of a library
 VARIABLE = "APR_CPU_LEVEL"  # forces a lesser level

@@ -21,7 +21,7 @@ from apr_backend_cuda.states import pages_of
 from apr_backend_cuda.steps import tables_of
 from apr_backend_cuda.tiles import NEARLY_F32, pointer
 from apr_backend_cuda.tuning import launch
-from apr_core.model.step import Step
+from apr_core.plugin import Step
 
 RANGE = 1024  # positions with an online softmax of their own
 SPLIT_BYTES = 1 << 28  # of what ranges give before they are joined, at most

@@ -22,9 +22,7 @@ from apr_backend_cuda.sampling import choose
 from apr_backend_cuda.states import DeviceStates
 from apr_backend_cuda.tuning import tuning_folder
 from apr_backend_cuda.upload import PIECE, Uploader, uploader
-from apr_core import Draw, HostMatrix
-from apr_core.model.state import KVType
-from apr_core.ops.binding import BlockLayout
+from apr_core.plugin import BlockLayout, Draw, HostMatrix, KVType
 
 HERE = "apr_backend_cuda"
 

@@ -16,7 +16,7 @@ import torch
 from apr_backend_cuda.attention import RANGE
 from apr_backend_cuda.slots import NOBODY
 from apr_backend_cuda.steps import StaticTables, using
-from apr_core.model.step import Segment, Step
+from apr_core.plugin import Segment, Step
 
 StepFunction = Callable[[Any, Step], Any]
 FINE = 8  # to here batches are filled up to powers of two, then to multiples of this

@@ -10,9 +10,7 @@ from functools import partial, reduce
 import torch
 
 from apr_backend_cuda.planes import SUPERBLOCK, Form, Tensors, Widths
-from apr_core import Layout, Numbers
-from apr_core.ops.binding import BlockLayout
-from apr_core.ops.layouts import RUN, WIDTH
+from apr_core.plugin import BlockLayout, Layout, Numbers, layouts
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8, "i8": torch.int8,
           "bf16": torch.bfloat16}  # fmt: skip
@@ -68,7 +66,7 @@ def _fill_codes(layout: Layout, blocks: torch.Tensor, block: int, plane: torch.T
 
 def _unpacked(layout: Layout, packed: torch.Tensor) -> torch.Tensor:
     """Codes of 4 bits of bytes [R, n, bytes], in order: u8 [R, 2 n bytes]."""
-    run = 1 if layout.order == "pairs" else RUN // 2
+    run = 1 if layout.order == "pairs" else layouts.RUN // 2
     low, high = (half.reshape(len(packed), -1, run) for half in (packed & 15, packed >> 4))
     return torch.stack([low, high], dim=2).view(len(packed), -1)
 
@@ -81,7 +79,7 @@ def _products(parts: tuple[Numbers, ...], blocks: torch.Tensor, groups: int) -> 
 
 
 def _numbers(part: Numbers, blocks: torch.Tensor, count: int) -> torch.Tensor:
-    stored = blocks[..., part.offset : part.offset + count * WIDTH[part.dtype]]
+    stored = blocks[..., part.offset : part.offset + count * layouts.WIDTH[part.dtype]]
     return stored.contiguous().view(DTYPES[part.dtype]).to(torch.float32)
 
 

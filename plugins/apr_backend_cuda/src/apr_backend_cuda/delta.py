@@ -19,7 +19,7 @@ from apr_backend_cuda.shapes import SHAPES
 from apr_backend_cuda.states import arrays_of
 from apr_backend_cuda.steps import Tables, tables_of
 from apr_backend_cuda.tiles import NEARLY_F32, pointer
-from apr_core.model.step import Step
+from apr_core.plugin import Step
 
 CHUNK = 64
 EPS = 1e-6

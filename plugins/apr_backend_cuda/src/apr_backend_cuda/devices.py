@@ -16,7 +16,7 @@ from apr_backend_cuda.probe import (
     listed,
     unusable,
 )
-from apr_core import BackendUnavailable
+from apr_core.plugin import BackendUnavailable
 
 
 def chosen(number: str | None) -> torch.device:

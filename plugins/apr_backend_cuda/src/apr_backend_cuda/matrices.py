@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from apr_backend_cuda.declared import declared_form
 from apr_backend_cuda.planes import FLOATS, FORMATS, SUPERBLOCK, Form, float_form, packed_form
 from apr_backend_cuda.upload import Uploader
-from apr_core import BackendError, HostMatrix
-from apr_core.ops.binding import BlockLayout
+from apr_core.plugin import BackendError, BlockLayout, HostMatrix
 
 
 @dataclass(slots=True)

@@ -18,10 +18,7 @@ from typing import ClassVar
 import torch
 
 from apr_backend_cuda.slots import NOBODY, SLOTS, Spare, check_slot
-from apr_core.declarations import StateKind
-from apr_core.errors import BackendError
-from apr_core.model.state import KVType
-from apr_core.model.step import Segment
+from apr_core.plugin import BackendError, KVType, Segment, StateKind
 
 PAGE = 64
 TYPES = {"f32": torch.float32, "f16": torch.float16}

@@ -19,7 +19,7 @@ from apr_backend_cuda import draws as kernels
 from apr_backend_cuda.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from apr_core import Draw
+    from apr_core.plugin import Draw
 
 BLOCK = 1024  # ids of a program; a draw from all of them goes by the host's blocks
 LONGEST, SHORTEST = 1024, 64  # lists of the likeliest tokens are one of the powers of two

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from apr_core.errors import BackendError
+from apr_core.plugin import BackendError
 
 SLOTS = 1024  # sequences at once
 NOBODY = SLOTS  # the slot of rows that only fill a recorded batch

@@ -14,8 +14,7 @@ import torch
 
 from apr_backend_cuda.pages import PagedKV, PagePool
 from apr_backend_cuda.slots import NOBODY, SLOTS, Spare, check_slot
-from apr_core.errors import BackendError
-from apr_core.model.state import KVType, RecurrentState, StateMakers, Zeros
+from apr_core.plugin import BackendError, KVType, RecurrentState, StateMakers, Zeros
 
 CONTEXT = 1 << 18  # tokens that tables of pages have room for where nobody says
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cuda.pages import PagedKV, PagePool
 from apr_backend_cuda.slots import NOBODY
-from apr_core.model.step import Step
+from apr_core.plugin import Step
 
 Make = Callable[[Step], NDArray[np.int32]]
 

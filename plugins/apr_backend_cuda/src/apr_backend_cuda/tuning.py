@@ -20,8 +20,7 @@ import triton
 
 from apr_backend_cuda.probe import interpreted
 from apr_backend_cuda.tables import TABLES
-from apr_core.cache_folder import usable_folder
-from apr_core.settings import cache_dir
+from apr_core.plugin import cache_dir, usable_folder
 
 SETTING = "APR_CUDA_TUNE"
 Candidate = Mapping[str, int]  # sizes of tiles, num_warps, num_stages

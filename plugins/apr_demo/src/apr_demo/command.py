@@ -45,7 +45,7 @@ def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
 @click.option("--keep", is_flag=True, help="Leave the temporary directory behind.")
 def command(recipe: str | None, directory: Path | None, keep: bool) -> None:
     """The whole pipeline on a small bundled model."""
-    from apr_core.registry import get_registry
+    from apr_core.runtime import get_registry
 
     registry = get_registry()
     registry.get("source", SOURCE.partition(":")[0])  # before anything is printed
@@ -76,7 +76,7 @@ def workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
 
 def show_step(number: int, text: str, arguments: list[str]) -> None:
     """Say what happens, show the command line, run the command in this process."""
-    from apr_core.cli import apr
+    from apr_core.runtime import apr
 
     click.echo(f"\n{click.style(f'{number}. {text}', bold=True)}")
     click.echo(click.style(f"$ apr {shlex.join(arguments)}", fg="cyan"))

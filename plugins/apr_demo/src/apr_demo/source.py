@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from apr_core.errors import NotFound
+from apr_core.plugin import NotFound
 
 MODELS = {"sums": Path(__file__).parent / "checkpoint"}
 

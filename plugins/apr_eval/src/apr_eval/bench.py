@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import (
+from apr_core.runtime import (
+    diverted,
     human_bytes,
+    kv_type_option,
     print_json,
     print_table,
     progress,
@@ -19,12 +21,10 @@ from apr_core.cli.console import (
     sparing_collections,
     upload_progress,
 )
-from apr_core.cli.generation import kv_type_option
-from apr_core.cli.stdout import diverted
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
-    from apr_core.model.state import KVType
+    from apr_core.plugin import KVType
+    from apr_core.runtime import Model
     from apr_eval.measuring import Measurement, Plan
     from apr_eval.profiling import Profile
 
@@ -66,8 +66,7 @@ def run_bench(
     file: str, loading: dict[str, Any], with_profile: bool, options: dict[str, int]
 ) -> dict[str, Any]:
     """Everything `--json` prints. `loading` is what `load` takes beside the file."""
-    from apr_core.model.model import load
-    from apr_core.model.planning import capacity
+    from apr_core.runtime import capacity, load
     from apr_eval.measuring import Plan, measure, memory_bandwidth
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import UsageError
-from apr_core.generate.cuts import CHUNK
-from apr_core.generate.sampling import Sampler, SamplingParams
-from apr_core.ops.binding import Draw
+from apr_core.plugin import Draw, UsageError
+from apr_core.runtime import CHUNK, Sampler, SamplingParams
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 STREAMED = 128 << 20  # bytes a thread reads to measure bandwidth: far beyond any cache
 SEED = 0

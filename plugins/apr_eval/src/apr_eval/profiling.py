@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apr_core.model.planning import capacity
-from apr_core.ops.binding import BackendPlugin, Weight
+from apr_core.plugin import BackendPlugin, Weight
+from apr_core.runtime import capacity
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 
 @dataclass(slots=True)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 
-from apr_core.errors import AprError
-from apr_core.format import AprFile
-from apr_core.registry import get_registry
+from apr_core.plugin import AprError, AprFile
+from apr_core.runtime import get_registry
 from apr_gguf.keys import write_keys
 from apr_gguf.tensors import Heads, Target, TensorMap
 

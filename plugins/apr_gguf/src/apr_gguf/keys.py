@@ -7,7 +7,7 @@ from typing import Any
 
 from gguf import GGUFWriter, LlamaFileType
 
-from apr_core.errors import FormatError
+from apr_core.plugin import FormatError
 
 FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16,
@@ -93,7 +93,7 @@ def _tokenizer(w: GGUFWriter, metadata: Mapping[str, Any]) -> None:
 
 def _types(metadata: Mapping[str, Any], count: int) -> list[int]:
     """Token types of a file without them: added tokens are control, fillers unused."""
-    from apr_core.text.tokenizer_files import unpack
+    from apr_core.plugin import unpack
 
     content = unpack(metadata) or {}
     types = [1] * count

@@ -15,8 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from apr_core.errors import AprError
-from apr_core.format import AprFile, TensorEntry, decode_tensor
+from apr_core.plugin import AprError, AprFile, TensorEntry, decode_tensor
 
 PACKED = {"q4_k": "Q4_K", "q5_k": "Q5_K", "q6_k": "Q6_K", "q8_0": "Q8_0"}
 FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from apr_core.errors import FormatError, NotFound
+from apr_core.plugin import FormatError, NotFound
 
 INDEX = "model.safetensors.index.json"
 SMALL = frozenset({

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json
+from apr_core.runtime import human_bytes, print_json
 
 
 @click.command()
@@ -21,7 +21,7 @@ def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
     Only the files a text model needs; a download that was cut off is continued, and every file is
     checked against the hub's hash. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
     """
-    from apr_core.registry import get_registry
+    from apr_core.runtime import get_registry
     from apr_hub.ids import parse_id
     from apr_hub.pulling import pull
 

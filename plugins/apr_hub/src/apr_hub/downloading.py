@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from apr_core.errors import InputOutputError
+from apr_core.plugin import InputOutputError
 
 CHUNK = 1 << 20
 ATTEMPTS = 5  # in a row without a single new byte

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from apr_core.errors import AprError, InputOutputError, NotFound
+from apr_core.plugin import AprError, InputOutputError, NotFound
 from apr_hub.choosing import INDEX, small_files, weight_files
 from apr_hub.downloading import RemoteFile, check_space, download
 from apr_hub.ids import HubId, parse_id

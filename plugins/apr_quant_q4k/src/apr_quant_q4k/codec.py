@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import FormatError, QuantizationError
+from apr_core.plugin import FormatError, QuantizationError
 
 SHARE = 1 << 16  # values that are worth a thread
 

@@ -10,7 +10,7 @@ import numba
 from numba import njit
 from numba.core.caching import UserProvidedCacheLocator
 
-from apr_core.cache_folder import code_folder
+from apr_core.plugin import code_folder
 
 # named after this package's sources, because Numba looks only at the file a function stands in;
 # empty: nothing is kept

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.declarations import Quantizer, Recipe
-from apr_core.hookspecs import hookimpl
+from apr_core.plugin import Quantizer, Recipe, hookimpl
 
 HERE = "apr_quant_q4k"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apr_core.family.modelspec import TensorClass
+from apr_core.plugin import TensorClass
 
 
 def gets_more_bits(layer: int, layers: int) -> bool:

@@ -7,9 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from apr_core.family.contract import Contract
-from apr_core.family.hfconfig import ConfigReader, sampling_defaults
-from apr_core.family.modelspec import Block, ModelConfig, Plan
+from apr_core.plugin import Block, ConfigReader, Contract, ModelConfig, Plan, sampling_defaults
 
 
 @cache

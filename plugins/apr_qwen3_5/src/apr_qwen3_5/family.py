@@ -7,10 +7,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from apr_core.errors import ContractError
-from apr_core.family.contract import Contract
-from apr_core.family.hfconfig import ConfigReader, sampling_defaults
-from apr_core.family.modelspec import Block, ModelConfig, Plan
+from apr_core.plugin import (
+    Block,
+    ConfigReader,
+    Contract,
+    ContractError,
+    ModelConfig,
+    Plan,
+    sampling_defaults,
+)
 
 LINEAR_INTEGERS = (
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.declarations import Attention, Family
-from apr_core.hookspecs import hookimpl
+from apr_core.plugin import Attention, Family, hookimpl
 
 OPS = ("causal_conv1d", "delta_gates", "gated_delta", "gated_rms_norm")
 

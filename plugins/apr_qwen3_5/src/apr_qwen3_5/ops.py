@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from apr_core.ops import op
-from apr_core.ops.reference import sigmoid, silu, softplus
+from apr_core.plugin import op, sigmoid, silu, softplus
 
 Array = Any
 CHUNK = 64

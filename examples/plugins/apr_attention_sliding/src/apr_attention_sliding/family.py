@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from apr_core import (
+from apr_core.plugin import (
     Block,
     ConfigReader,
     Contract,

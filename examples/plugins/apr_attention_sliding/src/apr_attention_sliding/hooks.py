@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core import Attention, Family, hookimpl
+from apr_core.plugin import Attention, Family, hookimpl
 
 
 @hookimpl

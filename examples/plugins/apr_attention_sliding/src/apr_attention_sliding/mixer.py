@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from apr_core import MixerExample
+from apr_core.plugin import MixerExample
 
 Array = Any
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")

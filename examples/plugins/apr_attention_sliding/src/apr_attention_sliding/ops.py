@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from apr_core import op
+from apr_core.plugin import op
 
 Array = Any
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from apr_backend_torch.namespace import Namespace
-from apr_core import BackendError, HostMatrix
+from apr_core.plugin import BackendError, HostMatrix
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
 

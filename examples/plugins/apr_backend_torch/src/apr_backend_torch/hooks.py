@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core import Backend, hookimpl
+from apr_core.plugin import Backend, hookimpl
 
 
 @hookimpl

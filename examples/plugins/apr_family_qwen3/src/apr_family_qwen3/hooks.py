@@ -1,6 +1,6 @@
 """What this distribution provides."""
 
-from apr_core import Attention, Family, hookimpl
+from apr_core.plugin import Attention, Family, hookimpl
 
 
 @hookimpl

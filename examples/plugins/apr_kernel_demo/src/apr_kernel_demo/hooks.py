@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core import Kernel, hookimpl
+from apr_core.plugin import Kernel, hookimpl
 
 
 @hookimpl

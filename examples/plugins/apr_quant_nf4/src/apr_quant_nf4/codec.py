@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core import QuantizationError, TensorClass
-from apr_core.ops.layouts import decode
+from apr_core.plugin import QuantizationError, TensorClass, layouts
 from apr_quant_nf4.hooks import BLOCK, GROUP, LAYOUT, LEVELS, NBYTES
 
 Floats = NDArray[np.float32]
@@ -43,7 +42,7 @@ class NF4:
 
     def decode(self, raw: Bytes, cols: int) -> Floats:
         """u8 [R, row bytes] -> f32 [R, cols]."""
-        return decode(LAYOUT, BLOCK, NBYTES, raw, cols)
+        return layouts.decode(LAYOUT, BLOCK, NBYTES, raw, cols)
 
 
 def _scales(groups: Floats) -> tuple[Floats, Floats]:

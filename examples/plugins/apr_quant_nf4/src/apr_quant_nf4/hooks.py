@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core import Layout, Numbers, Quantizer, Recipe, hookimpl
+from apr_core.plugin import Layout, Numbers, Quantizer, Recipe, hookimpl
 
 # Quantiles of a normal distribution, with an exact zero: QLoRA, appendix E.
 LEVELS = (

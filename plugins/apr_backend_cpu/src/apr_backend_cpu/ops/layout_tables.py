@@ -21,8 +21,7 @@ from apr_backend_cpu.layout_constants import (
     UNSIGNED,
 )
 from apr_backend_cpu.run.arrays import address
-from apr_core.declarations import Layout, Numbers
-from apr_core.ops.layouts import RUN, levels, products
+from apr_core.plugin import Layout, Numbers, layouts
 
 STORED = {UNSIGNED: np.uint8, SIGNED: np.int8, HALF: np.float16, SINGLE: np.float32}
 NARROW = {"u8": UNSIGNED, "i8": SIGNED, "f16": HALF}
@@ -38,9 +37,9 @@ class LayoutTables:
         layout, block, nbytes = spec.layout, spec.block, spec.nbytes
         raw = w.data.reshape(w.rows, -1, nbytes)
         blocks, per_block = raw.shape[1], block // layout.group
-        self.runs = blocks * block // RUN  # of a row
+        self.runs = blocks * block // layouts.RUN  # of a row
         superblocks = -(-w.cols // SUPERBLOCK)
-        self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // RUN)
+        self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // layouts.RUN)
         self._levels, unit, added = _levels(layout)
         scales = TileNumbers(layout.scale, layout, raw, block, float(unit))
         tables = [scales]
@@ -51,7 +50,7 @@ class LayoutTables:
         self.codes = f"levels{layout.bits}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
-            [address(self._offsets), address(self._levels), layout.group // RUN, per_block,
+            [address(self._offsets), address(self._levels), layout.group // layouts.RUN, per_block,
              blocks, *(n for table in tables for n in table.columns), *none],
             np.uint64,
         )  # fmt: skip
@@ -73,10 +72,12 @@ class TileNumbers:
         outer = tuple(n for n in parts if n.per_block)
         kind = NARROW.get(inner[0].dtype, SINGLE) if len(inner) == 1 else SINGLE
         groups = raw.shape[1] * (block // layout.group)
-        numbers = products(inner, layout, raw, block) if inner else _ones(raw.shape[0], groups)
+        numbers = (
+            layouts.products(inner, layout, raw, block) if inner else _ones(raw.shape[0], groups)
+        )
         factors = _ones(raw.shape[0], 1)
         if outer:
-            factors = products(outer, layout, raw, block)[:, :: block // layout.group]
+            factors = layouts.products(outer, layout, raw, block)[:, :: block // layout.group]
         self._fill(numbers, kind, factors * np.float32(unit))
 
     @classmethod
@@ -102,9 +103,9 @@ def _minima(
     """What is added to each value; `added` steps of the scale among it."""
     if not added:
         return TileNumbers(layout.minimum, layout, raw, block, MINIMUM_UNIT)
-    lows = products(layout.scale, layout, raw, block) * added
+    lows = layouts.products(layout.scale, layout, raw, block) * added
     if layout.minimum:
-        lows = lows + products(layout.minimum, layout, raw, block)
+        lows = lows + layouts.products(layout.minimum, layout, raw, block)
     return TileNumbers.of(lows, MINIMUM_UNIT)
 
 
@@ -114,7 +115,7 @@ def _ones(rows: int, columns: int) -> NDArray[np.float32]:
 
 def _offsets(layout: Layout, block: int, nbytes: int, runs: int) -> NDArray[np.int64]:
     """Bytes from a row's start to the codes of each 32 values."""
-    number, inside = np.divmod(RUN * np.arange(runs, dtype=np.int64), block)
+    number, inside = np.divmod(layouts.RUN * np.arange(runs, dtype=np.int64), block)
     return number * nbytes + layout.codes + inside * layout.bits // 8
 
 
@@ -127,7 +128,7 @@ def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
     if layout.bits == 8:
         added = 0 if layout.signed else 128  # codes that are not signed need not be moved
         return np.full(16, 128 - added, np.uint8), one, added - layout.zero
-    values = levels(layout).astype(np.float64)
+    values = layouts.levels(layout).astype(np.float64)
     if not layout.codebook:
         fits = 15 - LARGEST <= layout.zero <= 128
         first, left = (128 - layout.zero, 0) if fits else (128, -layout.zero)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, recorder, set_recorder
-from apr_core.ops.unread import Unread, plain, toucher
+from apr_core.plugin import Unread, plain, toucher
 
 MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
 KEPT = 8  # recorded steps, one for each number of sequences

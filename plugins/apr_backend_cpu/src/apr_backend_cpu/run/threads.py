@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 
 
 def physical_cores() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from apr_core.generate.requests import Usage
+from apr_core.runtime import Usage
 from apr_serve.anthropic.thinking import signature
 from apr_serve.chat.events import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
 from apr_serve.tools.coercion import strict_json

@@ -18,7 +18,7 @@ import string
 from collections import deque
 from collections.abc import Sequence
 
-from apr_core.generate.requests import Channel, Delta, TokenLogprob, Usage
+from apr_core.runtime import Channel, Delta, TokenLogprob, Usage
 from apr_serve.chat.events import (
     ChatEvent,
     Finished,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from apr_core.generate.requests import Usage
+from apr_core.runtime import Usage
 from apr_serve.http.errors import ApiError
 
 Result = TypeVar("Result")

@@ -7,13 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_core.generate.requests import (
-    Delta,
-    GenerationEngine,
-    GenerationRequest,
-    Ticket,
-    TokenLogprob,
-)
+from apr_core.runtime import Delta, GenerationEngine, GenerationRequest, Ticket, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np

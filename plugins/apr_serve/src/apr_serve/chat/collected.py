@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from apr_core.generate.requests import EndedBy, TokenLogprob, Usage
+from apr_core.runtime import EndedBy, TokenLogprob, Usage
 from apr_serve.chat.events import (
     ChatEvent,
     Finished,

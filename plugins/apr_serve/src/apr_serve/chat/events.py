@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apr_core.generate.requests import Channel, EndedBy, TokenLogprob, Usage
+from apr_core.runtime import Channel, EndedBy, TokenLogprob, Usage
 
 ToolChoice = Literal["auto", "none", "required"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]

@@ -9,16 +9,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apr_core.errors import AprError, FormatError
-from apr_core.generate.requests import (
+from apr_core.plugin import AprError, FormatError
+from apr_core.runtime import (
+    ChatTemplate,
     Constraint,
     Delta,
     GenerationEngine,
     GenerationRequest,
+    SamplingParams,
     TokenLogprob,
+    chat_pieces,
 )
-from apr_core.generate.sampling import SamplingParams
-from apr_core.text.chat import ChatTemplate, chat_pieces
 from apr_serve.chat.answer_parser import AnswerParser
 from apr_serve.chat.bridge import Bridge, Deliveries
 from apr_serve.chat.collected import Answer, collect
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 FOREVER = float("inf")
 PART = 1 << 16  # characters that are counted at a time where a text may be far too long

@@ -14,17 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import (
-    human_bytes,
-    show_notices,
-    sparing_collections,
-    upload_progress,
-)
-from apr_core.errors import AprError, NotFound, UsageError
+from apr_core.plugin import AprError, NotFound, UsageError
+from apr_core.runtime import human_bytes, show_notices, sparing_collections, upload_progress
 from apr_serve.cli.options import serve_options, show_config
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
     from apr_serve.chat.service import ChatService
     from apr_serve.engine.engine import Engine
     from apr_serve.http.options import ServerOptions
@@ -176,7 +171,7 @@ def _signals_held() -> Iterator[None]:
 def _load(
     files: Mapping[str, Path], options: Mapping[str, Any], stack: ExitStack
 ) -> dict[str, Model]:
-    from apr_core.model.model import load
+    from apr_core.runtime import load
 
     models = {}
     for name, file in files.items():

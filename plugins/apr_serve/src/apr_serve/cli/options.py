@@ -10,10 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from apr_core.cli.console import print_table
-from apr_core.errors import ConfigError, NotFound
-from apr_core.registry import get_registry
-from apr_core.settings import config_content, config_path, problems
+from apr_core.plugin import ConfigError, NotFound
+from apr_core.runtime import config_content, config_path, get_registry, print_table, problems
 from apr_serve.http.options import KEY_VARIABLE
 
 Function = Callable[..., Any]

@@ -16,18 +16,22 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from apr_core.errors import Busy, UsageError
-from apr_core.generate.answer import Vocabulary
-from apr_core.generate.cuts import EVERY, GRID, PromptCuts, cuts_of
-from apr_core.generate.generate import check_prompt
-from apr_core.generate.requests import (
+from apr_core.plugin import UsageError
+from apr_core.runtime import (
+    EVERY,
+    GRID,
+    Busy,
     Delta,
     EndedBy,
     EngineStats,
     GenerationRequest,
+    PromptCuts,
     Ticket,
     TokenLogprob,
+    Vocabulary,
     as_exception,
+    check_prompt,
+    cuts_of,
 )
 from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
 from apr_serve.engine.memory import Ledger, default_limit
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 log = logging.getLogger("apr.engine")
 Deliver = Callable[[Sequence[Delta]], None]

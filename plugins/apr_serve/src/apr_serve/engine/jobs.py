@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from apr_core.errors import AprError
-from apr_core.generate.answer import Answer, Vocabulary
-from apr_core.generate.cuts import GRID
-from apr_core.generate.logprobs import token_logprob
-from apr_core.generate.requests import (
+from apr_core.plugin import AprError
+from apr_core.runtime import (
+    GRID,
+    Answer,
     Delta,
     EndedBy,
     GenerationRequest,
     TokenLogprob,
     Usage,
+    Vocabulary,
+    token_logprob,
 )
 from apr_serve.engine.prefix_cache import Node
 

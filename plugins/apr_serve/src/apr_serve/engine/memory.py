@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from apr_core.model.planning import capacity
-from apr_core.ops.binding import BackendPlugin
+from apr_core.plugin import BackendPlugin
+from apr_core.runtime import capacity
 
 SHARE = 0.5  # of what is available, unless somebody says otherwise
 DEVICE_SHARE = 0.9  # of what a device has left, if the rest is enough for a step

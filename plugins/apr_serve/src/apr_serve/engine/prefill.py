@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from apr_core.generate.cuts import CHUNK, GRID
-from apr_core.model.last_logits import LastLogits
+from apr_core.runtime import CHUNK, GRID, LastLogits
 from apr_serve.engine.jobs import Job, RowsJob
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 SHARE = 0.6  # of a step's time that goes to prefill between two steps
 RECENT = 15  # steps, and slices, that count

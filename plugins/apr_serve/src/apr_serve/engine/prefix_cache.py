@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model, Snapshot
+    from apr_core.runtime import Model, Snapshot
 
 Edge = tuple[int, ...]  # token ids between two nodes
 

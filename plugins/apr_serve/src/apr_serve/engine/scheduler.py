@@ -8,10 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr_core.generate.answer import Answer, Vocabulary
-from apr_core.generate.cuts import CHUNK
-from apr_core.generate.requests import as_exception
-from apr_core.model.last_logits import Choice, LastLogits
+from apr_core.runtime import CHUNK, Answer, Choice, LastLogits, Vocabulary, as_exception
 from apr_serve.engine.jobs import GenerationJob, Job, RowsJob
 from apr_serve.engine.memory import Ledger
 from apr_serve.engine.prefill import Forward, Pace, take_turns
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from apr_core.generate.cuts import GRID
+from apr_core.runtime import GRID
 from apr_serve.engine.jobs import Job
 
 LONG = 2 * GRID  # tokens; less is rather read twice

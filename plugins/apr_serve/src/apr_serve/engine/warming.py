@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apr_core.generate.cuts import GRID
-from apr_core.ops.binding import Draw
+from apr_core.plugin import Draw
+from apr_core.runtime import GRID
 
 if TYPE_CHECKING:
-    from apr_core.model.model import Model
+    from apr_core.runtime import Model
 
 STEPS = (1, 2)  # sequences in a step: kernels may differ for one and for several
 KINDS: tuple[dict[str, Any], ...] = ({}, {"min_p": 0.1}, {"top_k": 20}, {"top_p": 0.9})  # of draws

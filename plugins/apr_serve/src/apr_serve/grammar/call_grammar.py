@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 from apr_serve.grammar.schemas import restricting, rooted
 from apr_serve.tools.coercion import ANY, ArgumentTypes, followed, resolved
 from apr_serve.tools.tool_calls import CLOSE, END_FUNCTION, FUNCTION, OPEN, PARAMETER, Form
 
 if TYPE_CHECKING:
-    from apr_core.text.tokenizer import Tokenizer
+    from apr_core.runtime import Tokenizer
 
 ORDERED = 64  # arguments of a tool from which on they come in the schema's order
 CLOSING = "\n</parameter>\n"

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from apr_core.errors import UsageError
-from apr_core.generate.requests import Constraint
+from apr_core.plugin import UsageError
+from apr_core.runtime import Constraint
 from apr_serve.grammar.call_grammar import calls_grammar
 from apr_serve.grammar.schemas import checked, multiplies, property_count
 from apr_serve.grammar.trial import compiles_in_time
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from numpy.typing import NDArray
 
-    from apr_core.text.tokenizer import Tokenizer
+    from apr_core.runtime import Tokenizer
     from apr_serve.grammar.call_grammar import CalledTool
 
 T = TypeVar("T")

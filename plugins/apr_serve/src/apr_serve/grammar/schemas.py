@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 
 MAX_DEPTH = 64
 MAX_SIZE = 1 << 18  # characters of JSON

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import apr_core
-from apr_core.errors import AprError
+from apr_core.plugin import AprError
 from apr_serve.anthropic import routes as anthropic
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService

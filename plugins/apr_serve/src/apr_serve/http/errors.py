@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from apr_core.errors import AprError, Busy, NotFound, UsageError
+from apr_core.plugin import AprError, NotFound, UsageError
+from apr_core.runtime import Busy
 
 KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 
 LOCAL = "local"  # who asks through a unix socket and says no more
 

@@ -21,8 +21,8 @@ from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
-from apr_core.errors import InputOutputError, UsageError
-from apr_core.generate.requests import GenerationEngine
+from apr_core.plugin import InputOutputError, UsageError
+from apr_core.runtime import GenerationEngine
 from apr_serve.http.options import ServerOptions
 
 BACKLOG = 1024

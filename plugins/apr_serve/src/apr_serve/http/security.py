@@ -10,7 +10,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from apr_core.errors import InputOutputError, UsageError
+from apr_core.plugin import InputOutputError, UsageError
 from apr_serve.http.errors import ApiError
 from apr_serve.http.options import KEY_VARIABLE
 from apr_serve.http.refusing import respond

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from apr_core.generate.requests import Delta, GenerationRequest, Usage
+from apr_core.runtime import Delta, GenerationRequest, Usage
 from apr_serve.chat.asking import note, owner_of, while_connected
 from apr_serve.chat.bridge import Deliveries
 from apr_serve.chat.collected import stopping, total

@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from apr_core.generate.requests import TokenLogprob, Usage
-from apr_core.text.tokenizer import Tokenizer
+from apr_core.runtime import Tokenizer, TokenLogprob, Usage
 from apr_serve.http.errors import ApiError, as_api_error, openai_shape
 from apr_serve.http.sse import DONE, event
 

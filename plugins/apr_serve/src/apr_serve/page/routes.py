@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_core.generate.requests import GenerationEngine
+from apr_core.runtime import GenerationEngine
 
 POLICY = "; ".join(
     [

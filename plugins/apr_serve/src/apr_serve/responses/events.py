@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apr_core.generate.requests import TokenLogprob, Usage
+from apr_core.runtime import TokenLogprob, Usage
 from apr_serve.chat.events import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
 from apr_serve.responses.request import PlainText, ResponsesRequest
 from apr_serve.responses.tools import KnownTool, OtherTool, input_of

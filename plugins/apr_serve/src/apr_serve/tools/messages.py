@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 from apr_serve.tools.coercion import strict_json
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",

@@ -1,0 +1,195 @@
+"""What authors of families, formats, devices, sources and exporters import of the core.
+
+Names are imported on first use: a hooks module that takes declarations from here stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from apr_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from apr_core.cache_folder import code_folder, usable_folder
+    from apr_core.declarations import (
+        Attention,
+        Backend,
+        Command,
+        Exporter,
+        Family,
+        Kernel,
+        Layout,
+        Numbers,
+        Quantizer,
+        Recipe,
+        Source,
+        StateKind,
+    )
+    from apr_core.errors import (
+        AprError,
+        BackendError,
+        BackendUnavailable,
+        ConfigError,
+        ContractError,
+        FormatError,
+        InputOutputError,
+        NotFound,
+        PluginError,
+        QuantizationError,
+        UsageError,
+        ValidationFailed,
+    )
+    from apr_core.family.contract import Contract
+    from apr_core.family.hfconfig import ConfigReader, sampling_defaults
+    from apr_core.family.modelspec import (
+        Block,
+        FamilyPlugin,
+        MixerExample,
+        ModelConfig,
+        Plan,
+        QuantizerPlugin,
+        RecipePlugin,
+        TensorClass,
+    )
+    from apr_core.format import AprFile, TensorEntry, decode_tensor
+    from apr_core.hookspecs import API_VERSION, hookimpl
+    from apr_core.model.decoder import Mixer
+    from apr_core.model.state import (
+        KVState,
+        KVType,
+        RecurrentState,
+        State,
+        StateMakers,
+        WindowState,
+        Zeros,
+    )
+    from apr_core.model.step import Segment, Step
+    from apr_core.notices import working
+    from apr_core.ops import CORE_OPS, Op, composite, layouts, op
+    from apr_core.ops.binding import (
+        BackendPlugin,
+        BlockLayout,
+        BoundOps,
+        Draw,
+        HostMatrix,
+        StepFunction,
+        Weight,
+    )
+    from apr_core.ops.reference import sigmoid, silu, softplus
+    from apr_core.ops.unread import Unread, plain, toucher
+    from apr_core.settings import cache_dir
+    from apr_core.text.tokenizer_files import unpack
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "apr_core.cache_folder": "code_folder usable_folder",
+            "apr_core.declarations": (
+                "Attention Backend Command Exporter Family Kernel Layout Numbers Quantizer "
+                "Recipe Source StateKind"
+            ),
+            "apr_core.errors": (
+                "AprError BackendError BackendUnavailable ConfigError ContractError FormatError "
+                "InputOutputError NotFound PluginError QuantizationError UsageError "
+                "ValidationFailed"
+            ),
+            "apr_core.family.contract": "Contract",
+            "apr_core.family.hfconfig": "ConfigReader sampling_defaults",
+            "apr_core.family.modelspec": (
+                "Block FamilyPlugin MixerExample ModelConfig Plan QuantizerPlugin RecipePlugin "
+                "TensorClass"
+            ),
+            "apr_core.format": "AprFile TensorEntry decode_tensor",
+            "apr_core.hookspecs": "API_VERSION hookimpl",
+            "apr_core.model.decoder": "Mixer",
+            "apr_core.model.state": (
+                "KVState KVType RecurrentState State StateMakers WindowState Zeros"
+            ),
+            "apr_core.model.step": "Segment Step",
+            "apr_core.notices": "working",
+            "apr_core.ops": "CORE_OPS Op composite layouts op",
+            "apr_core.ops.binding": (
+                "BackendPlugin BlockLayout BoundOps Draw HostMatrix StepFunction Weight"
+            ),
+            "apr_core.ops.reference": "sigmoid silu softplus",
+            "apr_core.ops.unread": "Unread plain toucher",
+            "apr_core.settings": "cache_dir",
+            "apr_core.text.tokenizer_files": "unpack",
+        },
+    )  # fmt: skip
+
+__all__ = [
+    "API_VERSION",
+    "CORE_OPS",
+    "AprError",
+    "AprFile",
+    "Attention",
+    "Backend",
+    "BackendError",
+    "BackendPlugin",
+    "BackendUnavailable",
+    "Block",
+    "BlockLayout",
+    "BoundOps",
+    "Command",
+    "ConfigError",
+    "ConfigReader",
+    "Contract",
+    "ContractError",
+    "Draw",
+    "Exporter",
+    "Family",
+    "FamilyPlugin",
+    "FormatError",
+    "HostMatrix",
+    "InputOutputError",
+    "KVState",
+    "KVType",
+    "Kernel",
+    "Layout",
+    "Mixer",
+    "MixerExample",
+    "ModelConfig",
+    "NotFound",
+    "Numbers",
+    "Op",
+    "Plan",
+    "PluginError",
+    "QuantizationError",
+    "Quantizer",
+    "QuantizerPlugin",
+    "Recipe",
+    "RecipePlugin",
+    "RecurrentState",
+    "Segment",
+    "Source",
+    "State",
+    "StateKind",
+    "StateMakers",
+    "Step",
+    "StepFunction",
+    "TensorClass",
+    "TensorEntry",
+    "Unread",
+    "UsageError",
+    "ValidationFailed",
+    "Weight",
+    "WindowState",
+    "Zeros",
+    "cache_dir",
+    "code_folder",
+    "composite",
+    "decode_tensor",
+    "hookimpl",
+    "layouts",
+    "op",
+    "plain",
+    "sampling_defaults",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "toucher",
+    "unpack",
+    "usable_folder",
+    "working",
+]  # fmt: skip

@@ -1,0 +1,137 @@
+"""What authors of servers, trainers, evaluators and commands import of the core.
+
+Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from apr_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from apr_core.cli import apr
+    from apr_core.cli.console import (
+        human_bytes,
+        print_json,
+        print_table,
+        progress,
+        show_notices,
+        sparing_collections,
+        upload_progress,
+    )
+    from apr_core.cli.generation import kv_type_option
+    from apr_core.cli.stdout import diverted
+    from apr_core.errors import Busy
+    from apr_core.generate.answer import Answer, Vocabulary
+    from apr_core.generate.cuts import CHUNK, EVERY, GRID, PromptCuts, cuts_of
+    from apr_core.generate.generate import Generation, check_prompt, generate, stream
+    from apr_core.generate.logprobs import token_logprob
+    from apr_core.generate.requests import (
+        Channel,
+        Constraint,
+        Delta,
+        EndedBy,
+        EngineStats,
+        FinishReason,
+        GenerationEngine,
+        GenerationRequest,
+        Ticket,
+        TokenLogprob,
+        Usage,
+        as_exception,
+    )
+    from apr_core.generate.sampling import Sampler, SamplingParams
+    from apr_core.model.last_logits import Choice, LastLogits
+    from apr_core.model.model import Model, Snapshot, load
+    from apr_core.model.planning import capacity
+    from apr_core.registry import Owned, Registry, get_registry
+    from apr_core.settings import config_content, config_path, problems
+    from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
+    from apr_core.text.tokenizer import Tokenizer
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "apr_core.cli": "apr",
+            "apr_core.cli.console": (
+                "human_bytes print_json print_table progress show_notices sparing_collections "
+                "upload_progress"
+            ),
+            "apr_core.cli.generation": "kv_type_option",
+            "apr_core.cli.stdout": "diverted",
+            "apr_core.errors": "Busy",
+            "apr_core.generate.answer": "Answer Vocabulary",
+            "apr_core.generate.cuts": "CHUNK EVERY GRID PromptCuts cuts_of",
+            "apr_core.generate.generate": "Generation check_prompt generate stream",
+            "apr_core.generate.logprobs": "token_logprob",
+            "apr_core.generate.requests": (
+                "Channel Constraint Delta EndedBy EngineStats FinishReason GenerationEngine "
+                "GenerationRequest Ticket TokenLogprob Usage as_exception"
+            ),
+            "apr_core.generate.sampling": "Sampler SamplingParams",
+            "apr_core.model.last_logits": "Choice LastLogits",
+            "apr_core.model.model": "Model Snapshot load",
+            "apr_core.model.planning": "capacity",
+            "apr_core.registry": "Owned Registry get_registry",
+            "apr_core.settings": "config_content config_path problems",
+            "apr_core.text.chat": "ChatTemplate chat_pieces encode_chat",
+            "apr_core.text.tokenizer": "Tokenizer",
+        },
+    )  # fmt: skip
+
+__all__ = [
+    "CHUNK",
+    "EVERY",
+    "GRID",
+    "Answer",
+    "Busy",
+    "Channel",
+    "ChatTemplate",
+    "Choice",
+    "Constraint",
+    "Delta",
+    "EndedBy",
+    "EngineStats",
+    "FinishReason",
+    "Generation",
+    "GenerationEngine",
+    "GenerationRequest",
+    "LastLogits",
+    "Model",
+    "Owned",
+    "PromptCuts",
+    "Registry",
+    "Sampler",
+    "SamplingParams",
+    "Snapshot",
+    "Ticket",
+    "TokenLogprob",
+    "Tokenizer",
+    "Usage",
+    "Vocabulary",
+    "apr",
+    "as_exception",
+    "capacity",
+    "chat_pieces",
+    "check_prompt",
+    "config_content",
+    "config_path",
+    "cuts_of",
+    "diverted",
+    "encode_chat",
+    "generate",
+    "get_registry",
+    "human_bytes",
+    "kv_type_option",
+    "load",
+    "print_json",
+    "print_table",
+    "problems",
+    "progress",
+    "show_notices",
+    "sparing_collections",
+    "stream",
+    "token_logprob",
+    "upload_progress",
+]  # fmt: skip
