@@ -43,9 +43,10 @@ def change_list(
         text = config_text(path)
         wanted = tomllib.loads(text)
         values = [v for v in wanted.get(section, {}).get(key, ()) if v not in remove]
-        values += [name for name in add if name not in values]
+        new = [name for name in dict.fromkeys(add) if name not in values]
+        values += new
         wanted.setdefault(section, {})[key] = values
-        changed = _edited(text, section, key, values)
+        changed = _edited(text, section, key, new, remove)
         if _parsed(changed) != wanted:
             raise ConfigError(
                 f"{path} is written in a way that cannot be changed safely; it is untouched",
@@ -61,19 +62,34 @@ def change_list(
     return path
 
 
-def _edited(text: str, section: str, key: str, values: list[str]) -> str:
-    """The TOML text with the list replaced, or added; the rest stays as it is written."""
+def _edited(
+    text: str, section: str, key: str, add: Collection[str], remove: Collection[str]
+) -> str:  # fmt: skip
+    """The TOML text with the list changed; the rest, comments too, stays as it is written."""
+    begin, name = r"(?m)^[ \t]*", rf"[\"']?{key}[\"']?"
+    head = re.search(rf"{begin}\[[ \t]*{section}[ \t]*\][^\r\n]*", text)
+    after = re.compile(rf"{begin}\[").search(text, head.end()) if head else None
+    stop = after.start() if after else len(text)
+    item = re.search(rf"{begin}{section}[ \t]*\.[ \t]*{name}[ \t]*=[ \t]*\[", text)
+    if head:
+        item = re.compile(rf"{begin}{name}[ \t]*=[ \t]*\[").search(text, head.end(), stop) or item
     end = "\r\n" if "\r\n" in text else "\n"
-    line = f"{key} = {json.dumps(values, ensure_ascii=False)}"
-    head = re.search(rf"^\[{section}\][^\r\n]*$", text.replace("\r", " "), re.MULTILINE)
-    if head is None:
+    if item is None:
+        line = f"{key} = {json.dumps([*add], ensure_ascii=False)}"
+        if head:
+            return f"{text[: head.end()]}{end}{line}{text[head.end() :]}"
         gap = "" if not text or text.endswith("\n") else end
         return f"{text}{gap}[{section}]{end}{line}{end}"
-    after = re.compile(r"^\[", re.MULTILINE).search(text, head.end())
-    stop = after.start() if after else len(text)
-    body = text[head.end() : stop]
-    body, count = re.subn(rf"(?m)^{key}\s*=\s*\[[^\]]*\]", lambda _: line, body, count=1)
-    return text[: head.end()] + ("" if count else f"{end}{line}") + body + text[stop:]
+    close = text.find("]", item.end())
+    values = text[item.end() : close]
+    for entry in remove:
+        quoted = rf"[\"']{re.escape(entry)}[\"'][ \t]*,?[ \t]*"
+        values = re.sub(rf"{begin}{quoted}\r?\n|{quoted}", "", values)
+    for entry in add:
+        bare = re.sub(r"#[^\n]*", "", values).rstrip()
+        comma = "" if not bare or bare.endswith(",") else ", "
+        values += comma + json.dumps(entry, ensure_ascii=False)
+    return text[: item.end()] + values + text[close:]
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

@@ -61,7 +61,12 @@ def hooks() -> str:
         made = sorted(set(re.findall(r"\b[A-Z]\w+(?=\()", example)))
         signature = str(inspect.signature(function)).replace("d.", "").replace("'", "")
         lines += [f"## {name}\n", f"`{name}{signature}`\n", f"{text}\n"]
-        lines += ["```python", f"from apr_core import {', '.join([*made, 'hookimpl'])}", "", ""]
+        lines += [
+            "```python",
+            f"from apr_core.plugin import {', '.join([*made, 'hookimpl'])}",
+            "",
+            "",
+        ]
         lines += [example, "```\n"]
     return "\n".join(lines)
 
@@ -153,14 +158,15 @@ def _declared() -> dict[str, list[Any]]:
 
 def errors() -> str:
     """The tree of errors with their exit codes."""
-    import apr_core
+    import apr_core.plugin
     from apr_core import errors as module
 
     head, _, rest = doc(module).partition("\n\n")
     tree, _, tail = rest.rpartition("\n\n")
     classes = [c for c in vars(module).values() if inspect.isclass(c)]
+    public = apr_core.plugin.__all__
     rows = [
-        (f"`{c.__name__}`", str(c.exit_code), "yes" if c.__name__ in apr_core.__all__ else "",
+        (f"`{c.__name__}`", str(c.exit_code), "yes" if c.__name__ in public else "",
          doc(c).replace("\n", " "))
         for c in classes
     ]  # fmt: skip
@@ -168,7 +174,7 @@ def errors() -> str:
         "# Errors and exit codes\n", f"{head}\n", "```text", tree, "```\n", f"{tail}\n",
         "`apr` prints `error: MESSAGE` and `hint: HINT` to stderr and ends with the code. 0 is",
         "success; an interrupt ends with 130, SIGTERM with 143. `APR_DEBUG=1` adds a traceback.\n",
-        "The public ones are imported from `apr_core`: those are what a plugin raises.\n",
+        "The public ones are imported from `apr_core.plugin`: those are what a plugin raises.\n",
         *table(("error", "exit code", "public", "meaning"), rows),
     ])  # fmt: skip
 
@@ -251,16 +257,21 @@ def conformance() -> str:
 
 def api() -> str:
     """Everything public."""
-    import apr_core
+    import apr_core.plugin
+    import apr_core.runtime
     from apr_devkit import kits as testing
 
     lines = [
         "# Public names\n",
-        "What plugins and programs may import from `apr_core`. Everything else is private and may",
+        "What plugins and programs may import of the core. Everything else is private and may",
         "change: see [the plugin API](../explanation/plugin-api.md).\n",
     ]
     for name in sorted(apr_core.__all__, key=str.lower):
         lines += _described(name, getattr(apr_core, name))
+    for module in (apr_core.plugin, apr_core.runtime):
+        more = sorted({*module.__all__} - {*apr_core.__all__}, key=str.lower)
+        lines += [f"# {module.__name__}\n", f"{doc(module)} Beside names of `apr_core`:\n"]
+        lines += table(("name", "what it is"), [(code(n), _short(module, n)) for n in more])
     lines += [
         "# apr_devkit.kits\n",
         "For tests: [kits](conformance.md), and what they are made of.\n",
@@ -270,6 +281,14 @@ def api() -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _short(module: ModuleType, name: str) -> str:
+    """A line on a name: of classes and functions what they say, of others what they are."""
+    value = getattr(module, name)
+    if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+        return first(value)
+    return f"`{value!r}`" if isinstance(value, int | str) else f"a `{type(value).__name__}`"
 
 
 def _described(name: str, value: Any) -> Iterator[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 # parts of the core, from the bottom; each imports what is below it, also inside functions
 LAYERS = (
-    ("apr_core", "errors", "lazy", "notices"),
+    ("lazy",),
+    ("apr_core", "errors", "notices"),
     ("declarations", "family", "published", "text"),
     ("hookspecs", "settings", "format", "ops"),
     ("cache_folder", "settings_file", "discovery", "generate"),

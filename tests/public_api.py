@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import apr_core
+import apr_core.plugin
+import apr_core.runtime
 from apr_core import hookspecs
 from apr_devkit import kits as testing
 from apr_devkit.kits.checks import checks_of
@@ -23,8 +24,9 @@ def lines() -> Iterator[str]:
     yield f"API {hookspecs.API_VERSION}, supported {sorted(hookspecs.SUPPORTED_APIS)}"
     for name in sorted(n for n in vars(hookspecs) if n.startswith("apr_")):
         yield f"hook {name}{inspect.signature(getattr(hookspecs, name))}"
-    for name in sorted(apr_core.__all__):
-        yield from described(f"apr_core.{name}", getattr(apr_core, name))
+    for module in (apr_core, apr_core.plugin, apr_core.runtime):
+        for name in sorted(module.__all__):
+            yield from described(f"{module.__name__}.{name}", getattr(module, name))
     for name in sorted(testing.__all__):
         yield f"apr_devkit.kits.{name}"
 
@@ -47,8 +49,10 @@ def described(name: str, value: Any) -> Iterator[str]:
 
 
 def _signature(function: Any) -> str:
-    """Without the addresses of defaults that are objects of their own."""
-    return re.sub(r"<object object at \w+>", "...", str(inspect.signature(function)))
+    """Without what is of this process: addresses of objects, and its environment."""
+    text = str(inspect.signature(function))
+    text = re.sub(r"environ\(\{.*\}\)", "os.environ", text)
+    return re.sub(r"<object object at \w+>", "...", text)
 
 
 def _default(value: Any) -> str:

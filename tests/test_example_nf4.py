@@ -11,7 +11,7 @@ from tests.serve.serving import started, wait_until_ready
 
 pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
-NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo")
+NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo", "apr-eval", "apr-serve")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 
 from apr_core.cli.generation import Printer, collect
 from apr_core.errors import AprError, UsageError
-from apr_core.generate.generate import Generation, Piece, Timings, generate, stream
+from apr_core.generate.generate import Generation, Timings, generate, stream
+from apr_core.generate.requests import Delta
 from apr_core.model.last_logits import LastLogits
 from apr_core.text.tokenizer import Tokenizer
 from apr_devkit.kits.reference_backend import ReferenceBackend
@@ -186,7 +187,7 @@ def test_sampling_defaults_come_from_the_model(tokenizer):
 def test_a_pipe_gets_the_answer_alone(capsys):
     printer = Printer()
     for text, channel in (("hmm", "reasoning"), ("a\x1b[2J", "text"), ("b", "text")):
-        printer.show(Piece(text, channel))
+        printer.show(Delta(0, text, channel))
     printer.end()
     shown = capsys.readouterr()
     assert shown.out == "a\x1b[2Jb\n" and "hmm" in shown.err
@@ -195,7 +196,7 @@ def test_a_pipe_gets_the_answer_alone(capsys):
 def test_a_terminal_gets_no_control_characters(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     printer = Printer()
-    printer.show(Piece("hmm\x1b]52;c;x\x07", "reasoning"))
-    printer.show(Piece("a\x1b[2J\n\tb", "text"))
+    printer.show(Delta(0, "hmm\x1b]52;c;x\x07", "reasoning"))
+    printer.show(Delta(0, "a\x1b[2J\n\tb", "text"))
     shown = capsys.readouterr().out
     assert "a\ufffd[2J\n\tb" in shown and "\x1b]" not in shown and "\x07" not in shown

@@ -99,7 +99,8 @@ def test_one_that_hangs_is_interrupted_and_named(place, source):
     process = place.start("plugins", "list")
     while not place.imports():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    if "sleep" in source:
+        process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
     assert "x-hangs:x-hangs" in err and "APR_PLUGINS_BLOCK=x-hangs" in err

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HOOKS = "from apr_core import {kind}, hookimpl\n\n@hookimpl\ndef {hook}():\n    return [{record}]\n"
+HOOKS = (
+    "from apr_core.plugin import {kind}, hookimpl\n\n"
+    "@hookimpl\ndef {hook}():\n    return [{record}]\n"
+)
 TOY = 'Quantizer("{name}", "toy.codec:Toy", summary="a toy", block=32, bytes_per_block=18)'
 
 
@@ -31,11 +34,11 @@ TORTURE: dict[str, tuple[str, str]] = {
     "x-memory": ("x = bytearray(1 << 60)", "MemoryError"),
     "x-misspelt": (declaring("Quantizer", "apr_quantisers", ""), "apr_quantisers"),
     "x-hook-raises": (
-        "from apr_core import hookimpl\n\n@hookimpl\ndef apr_families():\n    1 / 0\n",
+        "from apr_core.plugin import hookimpl\n\n@hookimpl\ndef apr_families():\n    1 / 0\n",
         "ZeroDivisionError",
     ),
     "x-hook-none": (
-        "from apr_core import hookimpl\n\n@hookimpl\ndef apr_families():\n    return 7\n",
+        "from apr_core.plugin import hookimpl\n\n@hookimpl\ndef apr_families():\n    return 7\n",
         "TypeError",
     ),
     "x-nonsense": (declaring("Quantizer", "apr_quantizers", "'text'"), "expected Quantizer"),

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.errors import AprError
+from apr_core.errors import AprError, ConfigError
+
+if TYPE_CHECKING:
+    from apr_core.registry import Registry
 
 Table = dict[str, tuple[str, str]]  # name: ("module:Attr", one line of help)
 COMMANDS: Table = {
@@ -49,9 +52,7 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(import_module(module), attribute)
             return command
         if ":" in cmd_name or cmd_name in self._of_plugins():
-            from apr_core.registry import get_registry
-
-            registry = get_registry()
+            registry = _registry()
             loaded: click.Command = registry.load(registry.get("command", cmd_name))
             return loaded
         return None
@@ -90,11 +91,24 @@ class LazyGroup(click.Group):
 
     def _of_plugins(self) -> dict[str, str]:
         """{name: summary} of what plugins add; commands of the core cannot be replaced."""
-        from apr_core.registry import get_registry
-
-        declared = [owned.declaration for owned in get_registry().declarations("command")]
+        declared = [owned.declaration for owned in _registry().declarations("command")]
         ours = [d for d in declared if d.group == self.path and d.name not in self.table]
         return {d.name: d.summary for d in ours}
+
+
+def _registry() -> Registry:
+    """The registry; where the configuration file is wrong, one that does without it.
+
+    So `apr doctor` can say what is wrong. Commands that need the file refuse it themselves.
+    """
+    from apr_core.discovery.rows import discover
+    from apr_core.registry import Registry, get_registry
+    from apr_core.settings import Settings
+
+    try:
+        return get_registry()
+    except ConfigError:
+        return Registry(discover(Settings()))
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:

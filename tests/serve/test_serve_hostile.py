@@ -255,7 +255,9 @@ def test_template_variables_cannot_reach_the_machine_or_hang_it(server):
     harmless = {"bos_token": "<|im_start|>", "__class__": 1, "x": {"y": [1, 2, None]}}
     body = {"messages": SUM, "chat_template_kwargs": harmless}
     assert server.post(CHAT, body).json()["choices"][0]["message"]["content"] == "4"
-    refused(server.post(CHAT, {"messages": SUM, "chat_template": "{{ 1 }}"}), 400, "chat_template")
+    answer = server.post(CHAT, {"messages": SUM, "chat_template": "{{ 1 }}"})
+    assert answer.headers["x-apr-ignored"] == "chat_template"
+    assert answer.json()["choices"][0]["message"]["content"] == "4"
 
 
 HOSTILE = {

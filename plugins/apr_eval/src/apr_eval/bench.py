@@ -53,7 +53,10 @@ def command(
     file: str, backend: str | None, threads: int | None, kv_type: KVType | None, with_profile: bool,
     strict: bool, as_json: bool, **plan: int,
 ) -> None:  # fmt: skip
-    """Measure FILE: load, time to first token, prefill, decode, share of memory bandwidth."""
+    """Measure how fast a file runs here.
+
+    Load, time to first token, prefill, decode, and the share of the memory bandwidth.
+    """
     loading = {"backend": backend, "threads": threads, "strict": strict, "kv_type": kv_type}
     result = run_bench(file, loading, with_profile, plan)
     if as_json:

@@ -16,7 +16,7 @@ from apr_core.runtime import human_bytes, print_json
 @click.option("--offline", is_flag=True, help="Use only what is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
-    """Download MODEL, written hf://ORG/NAME or hf://ORG/NAME@REVISION.
+    """Download a checkpoint from a model hub. MODEL is hf://ORG/NAME or hf://ORG/NAME@REVISION.
 
     Only the files a text model needs; a download that was cut off is continued, and every file is
     checked against the hub's hash. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from apr_core.plugin import NotFound
+from apr_core.plugin import NotFound, UsageError
 from apr_hub.pulling import resolve_local
 
 
@@ -14,9 +14,12 @@ def fetch(
 ) -> Path:
     """Return the directory of a model that was pulled. The network is not asked.
 
-    Raises UsageError for what is no id, and NotFound for what is not here, or not all of it.
+    Raises NotFound for what is no id, and for what is not here, or not all of it.
     """
-    local = resolve_local(url)
+    try:
+        local = resolve_local(url)
+    except UsageError as error:
+        raise NotFound(error.message, error.hint) from error
     if local is None:
         raise NotFound(f"{url} is not on this machine", f"Pull it first: apr pull {url}")
     return local

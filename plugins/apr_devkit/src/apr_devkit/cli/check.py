@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import click
 
 from apr_core.cli.console import print_json
 from apr_core.cli.plugin_names import rows_called
+from apr_core.cli.stdout import diverted
 from apr_core.discovery.rows import PluginRow
 from apr_core.errors import ValidationFailed
 
@@ -37,7 +36,7 @@ MARKS = {"passed": ("ok", "green"), "failed": ("FAILED", "red"), "skipped": ("sk
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(name: str, as_json: bool) -> None:
-    """Run the checks that every plugin has to pass.
+    """Run the conformance checks of a plugin.
 
     NAME is a distribution, an entry point or something it provides; the whole distribution is
     checked. Exit code 5 if a check fails. A check that is skipped has not passed: see the reason.
@@ -66,7 +65,7 @@ def _checks(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
     """One result after the other. What a plugin prints meanwhile goes to stderr."""
     running = _run(rows)
     while True:
-        with contextlib.redirect_stdout(sys.stderr):
+        with diverted():
             result = next(running, None)
         if result is None:
             return

@@ -20,7 +20,7 @@ CORE = "apr-core"
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def freeze(as_json: bool) -> None:
-    """Print a requirement line for apr-core and every installed plugin, also disabled ones.
+    """Print requirement lines of the plugins, also disabled ones, and of apr-core.
 
     `pip install -r` reads these lines. What was installed from a folder, file or repository is
     named by its address, as pip itself does.

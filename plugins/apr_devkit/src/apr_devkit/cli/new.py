@@ -36,7 +36,7 @@ from apr_devkit.scaffold import KINDS, PluginNames, files_of, names_for, write_p
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def new(kind: str, name: str, directory: Path | None, backend: str | None, as_json: bool) -> None:
-    """Write a new plugin: an installable package with a working KIND called NAME.
+    """Create a plugin: a package that works, with a KIND called NAME.
 
     It has an entry point, a small implementation to change, the conformance tests of its kind, a
     README and a CI file. Its tests pass as it is.

@@ -11,7 +11,7 @@ from typing import Literal
 
 FIELDS = (
     "request_id", "method", "path", "status", "ms", "client", "model", "prompt_tokens",
-    "cached_tokens", "completion_tokens", "ended_by", "body",
+    "cached_tokens", "completion_tokens", "ended_by", "ignored", "body",
 )  # fmt: skip
 PLAIN = re.compile(r"[^\s'\"]*")
 COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
@@ -55,7 +55,11 @@ def configure(form: Literal["pretty", "json"]) -> None:
     """Send the server's log to stderr. Warnings and errors of the HTTP library come along."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else ForPeople(sys.stderr.isatty()))
-    for name, level in (("apr.server", logging.INFO), ("_granian", logging.ERROR)):
+    for name, level in (
+        ("apr.server", logging.INFO),
+        ("apr.engine", logging.INFO),
+        ("_granian", logging.ERROR),
+    ):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
