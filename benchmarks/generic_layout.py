@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apr_core import Model, TensorClass, load
+from apr_core import Model, load
 from apr_core.importing import find_source, plan_import, write_import
+from apr_core.plugin import TensorClass
 from apr_core.registry import get_registry
 from benchmarks.checkpoints import write
 from benchmarks.engines import random_tokens

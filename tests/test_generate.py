@@ -101,16 +101,31 @@ def test_stop_strings(tokenizer, says):
     assert (result.text, result.finish_reason) == ("one two ", "stop")
     assert not model.open
     assert Scripted(tokenizer, "one two ST<|im_end|>").ask(stop=["STOP"]).text == "one two ST"
+    assert Scripted(tokenizer, says + "<|im_end|>").ask(stop="STOP").text == result.text
+
+
+def test_text_that_repeats_itself_without_end_is_ended(tokenizer):
+    says = tokenizer.encode("a b c d. ") * 400
+
+    def ask(**options):
+        return Scripted(tokenizer, says, max_len=9000).ask(max_tokens=len(says), **options)
+
+    ended = ask()
+    assert (ended.finish_reason, ended.ended_by) == ("length", "repetition")
+    assert len(ended.ids) < len(says)
+    whole = ask(detect_repetition=False)
+    assert whole.ended_by == "max_tokens" and len(whole.ids) == len(says)
 
 
 def test_max_tokens_and_the_end_of_the_context(tokenizer):
     model = Scripted(tokenizer, [65] * 50)
     result = model.ask("x", max_tokens=5)
     assert (len(result.ids), result.finish_reason) == (5, "length")
+    assert result.ended_by == "max_tokens"
     assert len(model.forwards) == 5  # the last token needs no forward
     small = Scripted(tokenizer, [65] * 50, max_len=8)
     result = small.ask("x")
-    assert (len(result.ids), result.finish_reason) == (7, "length")
+    assert (len(result.ids), result.finish_reason, result.ended_by) == (7, "length", "context")
 
 
 def test_a_character_cut_by_the_limit_is_shown_as_broken(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import FormatError, UsageError
+from apr_core.errors import FormatError, NotFound, UsageError
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
@@ -366,6 +367,11 @@ def load(
     called with the bytes of matrices that were uploaded, and of all, after each. Raises NotFound,
     FormatError, ContractError, PluginError or BackendError, also where it would not fit the device.
     """
+    if re.match(r"[a-z][a-z0-9+.-]*://", str(path)):
+        raise NotFound(
+            f"{path} is where a checkpoint comes from, expected an .apr file",
+            f"Import it first: apr import {path} -o model.apr",
+        )
     registry = registry or get_registry()
     named = backend or registry.best_backend()
     device = make_backend(registry, named, threads)

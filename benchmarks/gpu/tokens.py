@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr_core import Draw
+from apr_core.plugin import Draw
 from benchmarks.gpu.weights import Built
 
 Parts = Sequence[tuple[int, Sequence[int]]]

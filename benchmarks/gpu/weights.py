@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from apr_backend_cuda.backend import Cuda
 from apr_backend_cuda.matrices import Matrix
-from apr_core import HostMatrix, Model
+from apr_core import Model
 from apr_core.family.contract import Contract, TensorRule
 from apr_core.family.modelspec import ModelConfig, TensorClass
 from apr_core.format import NATIVE, FormatSpec
@@ -30,6 +30,7 @@ from apr_core.importing.choosing import KEEP, load_recipe
 from apr_core.model.loading import build_decoder
 from apr_core.model.state import KVType
 from apr_core.ops.binding import Weight
+from apr_core.plugin import HostMatrix
 from apr_core.registry import Registry
 from apr_devkit.kits.tiny import as_bfloat16, random_tensor, text_layout
 from benchmarks.gpu.shapes import FAMILY, hf_config

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apr_core import Draw, load
+from apr_core import load
 from apr_core.errors import AprError
 from apr_core.generate.sampling import Sampler, SamplingParams, chosen
 from apr_core.model.last_logits import LastLogits
+from apr_core.plugin import Draw
 from apr_core.registry import get_registry
 from apr_devkit.kits.reference_backend import NAME, ReferenceBackend, with_reference
 from tests.engine.engine_rig import ENDLESS, FAMILIES, Client, imported, random_ids, running

@@ -16,7 +16,6 @@ pytest.importorskip("apr_qwen2", reason="a family to load")
 pytest.importorskip("apr_qwen3_5", reason="a family whose state is not all in rows")
 pytest.importorskip("apr_quant_q4k", reason="a format that some backends read packed")
 
-from apr_core import Backend, BackendError
 from apr_core.model import load
 from apr_core.model.planning import (
     GIB,
@@ -28,6 +27,7 @@ from apr_core.model.planning import (
     largest_context,
     working_bytes,
 )
+from apr_core.plugin import Backend, BackendError
 from apr_core.registry import Registry, get_registry
 from apr_devkit.kits.reference_backend import ReferenceBackend
 from apr_devkit.kits.tiny import tiny_apr

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from apr_core import Attention, Contract, Family
+from apr_core.plugin import Attention, Contract, Family
 from apr_core.registry import Registry
 from apr_devkit.kits import FamilyConformance
 from apr_devkit.kits.checks import checks_of, run_check

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_core import Attention, MixerExample, op
 from apr_core.model.state import KVState, RecurrentState
+from apr_core.plugin import Attention, MixerExample, op
 from apr_core.registry import Registry
 from apr_devkit.kits import AttentionConformance
 from apr_devkit.kits.checks import checks_of, run_check

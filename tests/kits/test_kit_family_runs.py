@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("apr_qwen2", reason="the family that is broken here")
 
-from apr_core import Backend
 from apr_core.errors import BackendUnavailable
+from apr_core.plugin import Backend
 from apr_devkit.kits.checks import run_check
 from apr_devkit.kits.reference_backend import ReferenceBackend
 from apr_qwen2.family import Qwen2

@@ -15,8 +15,8 @@ from apr_backend_cuda.capture import Captured, Recorder
 from apr_backend_cuda.pages import PAGE
 from apr_backend_cuda.slots import NOBODY
 from apr_backend_cuda.states import DeviceStates
-from apr_core import BackendError
 from apr_core.model.step import make_step
+from apr_core.plugin import BackendError
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, DIM = 4, 2, 8

@@ -12,7 +12,7 @@ import torch
 from apr_backend_cuda.backend import Cuda
 from apr_backend_cuda.matrices import form_of, uploaded
 from apr_backend_cuda.upload import uploader
-from apr_core import BackendError
+from apr_core.plugin import BackendError
 from apr_core.registry import get_registry
 from apr_devkit.kits.cases import Matrix
 from apr_devkit.kits.installed import Installed

@@ -13,9 +13,9 @@ from apr_backend_cuda.pages import PAGE
 from apr_backend_cuda.slots import NOBODY, SLOTS
 from apr_backend_cuda.states import DeviceStates, arrays_of, pages_of
 from apr_backend_cuda.steps import StaticTables, Tables
-from apr_core import BackendError
 from apr_core.model.state import KVState, RecurrentState
 from apr_core.model.step import make_step
+from apr_core.plugin import BackendError
 
 CPU = torch.device("cpu")
 HEADS, DIM = 2, 8

@@ -7,7 +7,8 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from apr_core import QuantizationError, SamplingParams, load
+from apr_core import SamplingParams, load
+from apr_core.plugin import QuantizationError
 from apr_quant_nf4.codec import NF4
 from apr_quant_nf4.hooks import GROUP, LAYOUT, LEVELS
 

@@ -38,7 +38,8 @@ def command(as_json: bool) -> None:
         if not problems:
             click.echo("No problems.")
     if problems:
-        raise AprError(f"{len(problems)} problems will make commands fail")
+        count = len(problems)
+        raise AprError(f"{count} problem{'s' * (count > 1)} will make commands fail")
 
 
 def _print(part: Part) -> None:

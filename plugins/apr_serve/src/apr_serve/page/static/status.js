@@ -243,9 +243,9 @@ function number(value) {
 }
 
 function bytes(value) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  const power = value < 1 ? 0 : Math.min(Math.floor(Math.log10(value) / 3), units.length - 1);
-  return `${number(value / 1000 ** power)} ${units[power]}`;
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = value < 1 ? 0 : Math.min(Math.floor(Math.log2(value) / 10), units.length - 1);
+  return `${number(value / 1024 ** power)} ${units[power]}`;
 }
 
 function duration(seconds) {
