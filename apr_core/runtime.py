@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from apr_core.generate.sampling import Sampler, SamplingParams
     from apr_core.model.last_logits import Choice, LastLogits
     from apr_core.model.model import Model, Snapshot, load
-    from apr_core.model.planning import capacity
     from apr_core.registry import Owned, Registry, get_registry
     from apr_core.settings import config_content, config_path, problems
     from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
@@ -72,7 +71,6 @@ else:
             "apr_core.generate.sampling": "Sampler SamplingParams",
             "apr_core.model.last_logits": "Choice LastLogits",
             "apr_core.model.model": "Model Snapshot load",
-            "apr_core.model.planning": "capacity",
             "apr_core.registry": "Owned Registry get_registry",
             "apr_core.settings": "config_content config_path problems",
             "apr_core.text.chat": "ChatTemplate chat_pieces encode_chat",
@@ -112,7 +110,6 @@ __all__ = [
     "Vocabulary",
     "apr",
     "as_exception",
-    "capacity",
     "chat_pieces",
     "check_prompt",
     "config_content",

@@ -12,26 +12,27 @@ from apr_core.model import model as models
 from apr_core.model.devices import find_backend
 from apr_core.model.loading import foreign_kernels, make_backend
 from apr_core.ops.binding import ForeignKernel
+from apr_core.plugin import BackendPlugin
 from apr_core.registry import Registry
 
 HERE = __name__
 
 
-class Npu:
+class Npu(BackendPlugin):
     """A backend with devices."""
 
     def __init__(self, threads=None, device="the first"):
         self.given = (threads, device)
 
 
-class Any:
+class Any(BackendPlugin):
     """One that passes its options on."""
 
     def __init__(self, **options):
         self.given = options
 
 
-class Abacus:
+class Abacus(BackendPlugin):
     """One that knows nothing of devices."""
 
     def __init__(self, threads=None):

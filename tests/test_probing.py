@@ -13,6 +13,7 @@ import pytest
 from apr_core.declarations import Backend, Family
 from apr_core.errors import BackendUnavailable, PluginBroken
 from apr_core.model.loading import make_backend
+from apr_core.plugin import BackendPlugin
 from apr_core.probing import rows_here
 from apr_core.registry import Registry
 from tests.torture import declaring, install
@@ -49,7 +50,7 @@ def npu(probe="", name="npu", **fields):
     return Backend(name, f"{HERE}:Npu", probe=f"{HERE}:{probe}" if probe else "", **fields)
 
 
-class Npu:
+class Npu(BackendPlugin):
     """A backend that is made whatever the probe says."""
 
     def __init__(self, threads=None):

@@ -23,7 +23,7 @@ class LastLogits:
 
     def __init__(self, backend: BackendPlugin, logits: Array) -> None:
         self._backend = backend
-        self._choose: Choose | None = getattr(backend, "choose", None)
+        self._choose: Choose | None = backend.choose if backend.has("choose") else None
         self._rows = logits if self._choose else backend.download(logits)
 
     def of(self, part: int, count: int = 1) -> LastLogits:

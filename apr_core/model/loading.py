@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,6 @@ from apr_core.model.planning import (
     Demand,
     Kept,
     LayerShapes,
-    capacity,
     check_memory,
     weight_bytes,
     working_bytes,
@@ -69,7 +67,13 @@ def make_backend(registry: Registry, name: str, threads: int | None) -> BackendP
     owned, device = find_backend(registry, name)
     check_probe(registry, owned, name)
     factory = registry.load(owned)
-    backend: BackendPlugin = factory(threads=threads, **device_option(factory, name, device))
+    backend = factory(threads=threads, **device_option(factory, name, device))
+    if not isinstance(backend, BackendPlugin):
+        raise BackendError(
+            f"backend {name!r} of {owned.distribution} makes a {type(backend).__name__}, expected "
+            "an apr_core.plugin.BackendPlugin",
+            "Its class has to derive from that: tell the plugin's author.",
+        )
     return backend
 
 
@@ -311,7 +315,7 @@ def choose_kv_type(
     Raises BackendError if the backend cannot keep those of this model so.
     """
     kv_type: KVType = asked or ("f32" if embedding == DENSE else "f16")
-    known = getattr(backend, "kv_types", ("f32", "f16"))
+    known = backend.kv_types
     if kv_type not in known:
         raise BackendError(
             f"backend {backend.name!r} keeps keys and values in {', '.join(known)}, not {kv_type}",
@@ -323,12 +327,6 @@ def choose_kv_type(
             "Choose kv_type f16.",
         )
     return kv_type
-
-
-def uploading(backend: BackendPlugin) -> AbstractContextManager[None]:
-    """What all uploads of a model happen within, if the backend wants to know of it."""
-    loading: Callable[[], AbstractContextManager[None]] | None = getattr(backend, "loading", None)
-    return loading() if loading else nullcontext()
 
 
 def build_decoder(
@@ -353,15 +351,15 @@ def build_decoder(
     tied = config.tied_embeddings
     loader = WeightLoader(file, resolution, registry, binder, mixers, tied, progress)
     loader.expect()
-    if hasattr(backend, "capture"):
+    if backend.has("capture"):
         alone, fresh = Binder(Nowhere(), brought), make_mixers(registry, plan)
         zeros = ZeroLoader(file, resolution, registry, alone, fresh, tied)
         check_recording(binder, plan, zeros.decoder, registry.owner_of)
     if strict:
         binder.report.refuse_fallbacks()
     kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
-    free = capacity(backend)
+    free = backend.capacity()
     if free is not None:
         check_memory(file.path, backend, free, loader.demand(config, kv_type), context)
-    with uploading(backend):
+    with backend.loading():
         return loader.decoder(ops, plan), binder, kv_type

@@ -55,7 +55,7 @@ class Model:
         self._lengths: dict[int, int] = {}
         self._tokenizer: Tokenizer | None = None
         self._captured: StepFunction = self._last_logits
-        if hasattr(backend, "capture") and not report.unrecorded:
+        if not report.unrecorded:
             self._captured = backend.capture(self._last_logits, report.note)
         self.captures = True  # False: every op of every step is called by itself, to be looked at
 

@@ -55,16 +55,9 @@ class Demand:
     values: int
 
 
-def capacity(backend: BackendPlugin) -> int | None:
-    """Bytes that are free on the backend's device now; None where it has no memory of its own."""
-    said: Callable[[], int | None] | None = getattr(backend, "capacity", None)
-    return said() if said and hasattr(backend, "matrix_bytes") else None
-
-
 def weight_bytes(backend: BackendPlugin, matrices: Iterable[Kept], dense: Iterable[Shape]) -> int:
     """What weights take on the device: matrices, and dense float32 arrays beside them."""
-    size: Callable[[str, tuple[int, int], BlockLayout | None], int]
-    size = backend.matrix_bytes  # type: ignore[attr-defined]
+    size = backend.matrix_bytes
     return sum(size(m.format, m.shape, m.layout) for m in matrices) + sum(
         size(DENSE, (1, prod(shape)), None) for shape in dense
     )

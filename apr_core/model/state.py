@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from apr_core.declarations import StateKind
 from apr_core.errors import BackendError
+from apr_core.ops.binding import BackendPlugin
 
 Array = Any
 Zeros = Callable[..., Array]  # (shape, dtype="f32") -> zeros on the backend
@@ -296,10 +297,12 @@ class StateMakers:
         return RecurrentState(self.zeros, shapes)
 
 
-def state_makers(backend: Any, kv_type: KVType = "f32", max_len: int | None = None) -> StateMakers:
+def state_makers(
+    backend: BackendPlugin, kv_type: KVType = "f32", max_len: int | None = None
+) -> StateMakers:
     """What makes states on a backend, for sequences of at most `max_len` tokens."""
-    states: Callable[[KVType, int | None], StateMakers] | None = getattr(backend, "states", None)
-    return states(kv_type, max_len) if states else StateMakers(backend.zeros, kv_type)
+    own: StateMakers | None = backend.states(kv_type, max_len)
+    return own or StateMakers(backend.zeros, kv_type)
 
 
 def sequence_bytes(states: Iterable[State], length: int) -> int:

@@ -19,7 +19,7 @@ from apr_core.family.modelspec import Plan
 from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
-from apr_core.ops.binding import Binder, BoundOps, HostMatrix, Weight, resolve
+from apr_core.ops.binding import BackendPlugin, Binder, BoundOps, HostMatrix, Weight, resolve
 from apr_core.ops.unread import Unread, plain, toucher
 
 ROWS = 2  # sequences of the step
@@ -34,7 +34,7 @@ def check_recording(
 
     `decoder` makes one of zeros: of some ops, and of the layers with these numbers.
     """
-    trial = Trial(owner, getattr(binder.backend, "captures_arithmetic", False))
+    trial = Trial(owner, binder.backend.captures_arithmetic)
     kinds = {(block.mixer, repr(block.options)): n for n, block in enumerate(plan.blocks)}
     trial.run(decoder(trial.ops(binder), plan, kinds.values()))
     for line in (*strange_ops(binder, owner), *trial.lines):
@@ -164,7 +164,7 @@ def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
     return weight
 
 
-class Nowhere:
+class Nowhere(BackendPlugin):
     """A backend of the references, for arrays that are looked at and thrown away."""
 
     name = "nowhere"

@@ -1,18 +1,19 @@
 """Binding, once at load: for each (op, weight format) a kernel, else composite, else reference.
 
-Knows backends only by the protocol below. The result is plain attributes, so a forward pass makes
+Knows backends only by the base class below. The result is plain attributes, so a forward pass makes
 no look-ups; what was bound is kept in a report, because a silent slow path is a lie.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from types import CodeType, SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,58 +100,98 @@ class Draw:
     share: float = 0.0
 
 
-class BackendPlugin(Protocol):
-    """What the target of a `Backend` declaration makes, called with `threads=` (None: default).
+class BackendPlugin:
+    """Base of what the target of a `Backend` declaration makes, called with `threads=`.
 
-    A backend may also have
-
-    - `capture(step: StepFunction, note) -> StepFunction`: it gets the function that turns token ids
-      and a `Step` into logits, and returns one with the same results that may remember what the ops
-      did, and do it again at once when a step of the same shape comes. It is called only where a
-      step is nothing but ops, all bound to the backend's own kernels; `note(line)` puts into the
-      report what keeps it from remembering a step all the same. With `captures_arithmetic = True`
-      it remembers arithmetic on its arrays that is outside ops, too;
-    - `kv_types`, the precisions of keys and values that its `zeros` and attention know: f32 and f16
-      where it says nothing;
-    - `states(kv_type, max_len) -> StateMakers`, to keep the states of mixers in its own way;
-    - `choose(logits, draws: Sequence[Draw | None]) -> list[int | None]`, the tokens that draws take
-      from logits [rows, vocab], a draw a row, so that rows stay on the device. It takes what
-      `generate.sampling.chosen` takes on the host. None stands for a row without a draw, and
-      for one that it leaves to the host: it has to where valid ids have a NaN, +inf or nothing else
-      than -inf;
-    - `capacity() -> int | None`, the bytes that are free on a device with memory of its own, and
-      `matrix_bytes(format, (rows, cols), layout) -> int`, what an upload takes: `layout` is the
-      BlockLayout of a format that declares one, else None, and `f32` is a dense array of `upload`
-      or `upload_matrix`. With both, a model that does not fit is refused before anything is
-      uploaded, and sequences share what is left; where capacity says None, there is no plan;
-    - `loading() -> context manager`, entered while the weights of one model are uploaded: buffers
-      may be kept until it ends, and all weights are in place then;
-    - `caches() -> list of (label, folder)`, what it keeps on disk, for `apr doctor`;
-    - `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
-      `memory() -> int`, the bytes its arrays take: the conformance kit holds it to both.
+    The first methods have to be there; those with a body here may be left out.
     """
 
-    name: str
+    name: str  # as the declaration has it
     xp: Any  # array namespace the references run on
-    kernels: Mapping[tuple[str, str], str]  # (op, weight format or "*") -> "module:function"
+    kernels: Mapping[tuple[str, str], str] = {}  # (op, weight format or "*") -> "module:function"
+    kv_types: tuple[Literal["f32", "f16", "q8"], ...] = (
+        "f32",
+        "f16",
+    )  # precisions of keys and values it can keep
+    bitwise_rows = False  # a row's result has the same bits alone and in any batch
+    captures_arithmetic = False  # `capture` remembers arithmetic on its arrays outside ops, too
+
+    @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether the backend has its own version of a method that may be left out."""
+        return getattr(cls, method) is not getattr(BackendPlugin, method)
 
     def describe(self) -> str:
         """The device and what was found out about it, in one line."""
+        raise NotImplementedError
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> Array:
         """Zeros on the device, in `f32` or `f16`."""
+        raise NotImplementedError
 
     def upload(self, array: NDArray[Any]) -> Array:
         """A dense array (float32 or integers), on the device."""
+        raise NotImplementedError
 
     def upload_matrix(self, array: NDArray[np.float32]) -> Array:
         """A dense weight for `linear` and `embed`; kernels may want its rows padded."""
+        raise NotImplementedError
 
     def upload_packed(self, matrix: HostMatrix) -> Array:
         """Packed bytes for this backend's kernels, in place where that is possible."""
+        raise NotImplementedError
 
     def download(self, array: Array) -> NDArray[Any]:
         """Back to the host."""
+        raise NotImplementedError
+
+    def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
+        """A function with the same results as `step`, which turns token ids and a `Step` into
+        logits. It may remember what the ops did, and do that again at once when a step of the same
+        shape comes. It is called only where a step is nothing but ops, all bound to the backend's
+        own kernels; `note(line)` puts into the report what keeps it from remembering all the same.
+        """
+        return step
+
+    def states(self, kv_type: Any, max_len: int | None = None) -> Any:
+        """Makers of states that the backend keeps in its own way; None: the core's."""
+        return None
+
+    def choose(self, logits: Array, draws: Sequence[Draw | None]) -> list[int | None]:
+        """The tokens that draws take from logits [rows, vocab], a draw a row, on the device.
+
+        It takes what `generate.sampling.chosen` takes on the host. None stands for a row without a
+        draw, and for one that it leaves to the host: it has to where valid ids have a NaN, +inf or
+        nothing else than -inf.
+        """
+        return [None] * len(draws)
+
+    def capacity(self) -> int | None:
+        """Bytes that are free on a device with memory of its own; None: there is no plan.
+
+        With a number, a model that does not fit is refused before anything is uploaded, and
+        sequences share what is left; then `matrix_bytes` is needed.
+        """
+        return None
+
+    def matrix_bytes(
+        self, format: str, shape: tuple[int, int], layout: BlockLayout | None = None
+    ) -> int:
+        """What an upload takes on the device. `f32` is a dense array."""
+        raise NotImplementedError
+
+    def loading(self) -> AbstractContextManager[None]:
+        """Entered while the weights of one model are uploaded: buffers may be kept until it ends,
+        and all weights are in place then."""
+        return nullcontext()
+
+    def caches(self) -> list[tuple[str, str]]:
+        """What it keeps on disk, for `apr doctor`: (label, folder)."""
+        return []
+
+    def memory(self) -> int | None:
+        """Bytes that its arrays take; None: it does not know. The conformance kit looks."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

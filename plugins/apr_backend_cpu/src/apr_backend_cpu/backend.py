@@ -13,6 +13,7 @@ from apr_backend_cpu.native import cache_folders, chosen, library_path
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
 from apr_backend_cpu.run.threads import keep_freed_memory, use_threads
+from apr_core.plugin import BackendPlugin
 
 HERE = "apr_backend_cpu.ops"
 
@@ -42,7 +43,7 @@ def _padded(array: NDArray[Any], width: int) -> NDArray[Any]:
     return np.pad(array, ((0, 0), (0, missing))) if missing else array
 
 
-class Cpu:
+class Cpu(BackendPlugin):
     """The CPU. `threads` None means one a physical core."""
 
     name = "cpu"

@@ -22,7 +22,7 @@ from apr_backend_cuda.sampling import choose
 from apr_backend_cuda.states import DeviceStates
 from apr_backend_cuda.tuning import tuning_folder
 from apr_backend_cuda.upload import PIECE, Uploader, uploader
-from apr_core.plugin import BlockLayout, Draw, HostMatrix, KVType
+from apr_core.plugin import BackendPlugin, BlockLayout, Draw, HostMatrix, KVType
 
 HERE = "apr_backend_cuda"
 
@@ -53,7 +53,7 @@ KERNELS: dict[tuple[str, str], str] = {
 }
 
 
-class Cuda:
+class Cuda(BackendPlugin):
     """A GPU, by its number: the first that can be used if none is given. `threads` mean nothing.
 
     Raises BackendUnavailable where there is no such GPU, or torch cannot use it.

@@ -69,7 +69,7 @@ def run_bench(
     file: str, loading: dict[str, Any], with_profile: bool, options: dict[str, int]
 ) -> dict[str, Any]:
     """Everything `--json` prints. `loading` is what `load` takes beside the file."""
-    from apr_core.runtime import capacity, load
+    from apr_core.runtime import load
     from apr_eval.measuring import Plan, measure, memory_bandwidth
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -88,7 +88,7 @@ def run_bench(
         result = _facts(
             file, model.backend.name, model, plan, found, used
         )  # peak memory: before the next
-        own = capacity(model.backend) is not None  # memory that no thread of this machine reads
+        own = model.backend.capacity() is not None  # memory that no thread of this machine reads
         bandwidth = None if own else memory_bandwidth(used)
         result |= {
             "load_s": load_s, "memory_bandwidth_bytes_s": bandwidth,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from apr_core.plugin import BackendPlugin, Weight
-from apr_core.runtime import capacity
 
 if TYPE_CHECKING:
     from apr_core.runtime import Model
@@ -93,7 +92,7 @@ def _waiting(backend: BackendPlugin) -> Callable[[Any], None]:
         last = result[-1] if isinstance(result, tuple) else result
         backend.download(last[(slice(1),) * len(last.shape)])
 
-    return wait if capacity(backend) is not None else lambda result: None
+    return wait if backend.capacity() is not None else lambda result: None
 
 
 @contextmanager

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from apr_backend_torch.namespace import Namespace
-from apr_core.plugin import BackendError, HostMatrix
+from apr_core.plugin import BackendError, BackendPlugin, HostMatrix
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
 
 
-class Torch:
+class Torch(BackendPlugin):
     """torch on the CPU. `threads` None leaves torch its own choice."""
 
     name = "torch"

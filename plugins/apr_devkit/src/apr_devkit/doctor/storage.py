@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.cli.console import human_bytes
+from apr_core.ops.binding import BackendPlugin
 from apr_core.settings import cache_dir
 from apr_devkit.doctor.finding import Finding
 from apr_devkit.doctor.plugins import registry
@@ -62,11 +63,12 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
 
 
 def _told(factory: Any) -> list[tuple[str, str]]:
-    """What a backend says it keeps on disk; backends need not say anything."""
-    if not hasattr(factory, "caches"):
+    """What a backend says it keeps on disk. One that says nothing is not made: that may be slow."""
+    says = isinstance(factory, type) and issubclass(factory, BackendPlugin)
+    if not (says and factory.has("caches")):
         return []
-    found: list[tuple[str, str]] = factory(threads=None).caches()
-    return found
+    backend: BackendPlugin = factory(threads=None)
+    return backend.caches()
 
 
 def _size(folder: Path) -> int:

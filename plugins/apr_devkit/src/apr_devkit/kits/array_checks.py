@@ -127,9 +127,8 @@ class ArrayChecks(DeviceKit):
         )
 
     def _measure(self) -> Any:
-        memory = getattr(self.device, "memory", None)
-        if memory is not None:
-            return memory
+        if self.device.has("memory"):
+            return self.device.memory
         if not memory_in_use.known():
             skip("it has no memory(), and this system does not say what a process uses")
         return memory_in_use.own_bytes

@@ -29,10 +29,9 @@ class ChoiceChecks(DeviceKit):
 
     def choose(self, rows: Rows, draws: Sequence[Draw | None]) -> list[int | None]:
         """What the backend chooses from logits [rows, vocab]. Skips where it has no `choose`."""
-        choose = getattr(self.device, "choose", None)
-        if choose is None:
+        if not self.device.has("choose"):
             skip("it has no choose()")
-        found: list[int | None] = choose(self.device.upload(rows), draws)
+        found = self.device.choose(self.device.upload(rows), draws)
         kinds = sorted({type(token).__name__ for token in found} - {"int", "NoneType"})
         assert not kinds, f"choose gives {', '.join(kinds)}, expected int or None"
         assert len(found) == len(draws), f"{len(found)} tokens for {len(draws)} draws"

@@ -136,4 +136,4 @@ class KernelConformance(OpComparison):
 
     def test_rows_alone_equal_rows_in_a_batch(self) -> None:
         """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
-        self.compare_rows_alone(self.cases, bool(getattr(self.device, "bitwise_rows", False)))
+        self.compare_rows_alone(self.cases, self.device.bitwise_rows)

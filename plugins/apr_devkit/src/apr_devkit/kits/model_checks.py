@@ -101,7 +101,7 @@ class ModelChecks(DeviceComparison):
 
     def test_captured_steps_are_the_same_bits(self) -> None:
         """A captured step gives the very logits of one that is not."""
-        if not hasattr(self.device, "capture"):
+        if not self.device.has("capture"):
             skip("it has no capture()")
         obstacles: list[str] = []
         for family, path in self.families():
@@ -129,7 +129,7 @@ class ModelChecks(DeviceComparison):
 
     def kv_types(self) -> tuple[KVType, ...]:
         """What it claims, f32 and f16 where it says nothing."""
-        claimed: tuple[KVType, ...] = tuple(getattr(self.device, "kv_types", ("f32", "f16")))
+        claimed: tuple[KVType, ...] = self.device.kv_types
         unknown = sorted(set(claimed) - set(KV_TYPES))
         assert not unknown, f"kv_types has {unknown}, known are {', '.join(KV_TYPES)}"
         assert "f32" in claimed, "kv_types must have f32"

@@ -194,7 +194,7 @@ class OpChecks(DeviceComparison):
     def test_rows_alone_equal_rows_in_a_batch(self) -> None:
         """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
         cases = [*self.installed.cases, *self.packed, *self.generic]
-        self.compare_rows_alone(cases, bool(getattr(self.device, "bitwise_rows", False)))
+        self.compare_rows_alone(cases, self.device.bitwise_rows)
 
     def test_references_run_on_its_arrays(self) -> None:
         """Every reference body runs on its array namespace: ops of the future have no kernel."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apr_core.declarations import Backend
 from apr_core.errors import BackendError
-from apr_core.ops.binding import HostMatrix, StepFunction
+from apr_core.ops.binding import BackendPlugin, HostMatrix, StepFunction
 from apr_core.registry import Registry
 
 NAME = "reference"
@@ -24,7 +24,7 @@ DECLARATIONS = [
 ]
 
 
-class ReferenceBackend:
+class ReferenceBackend(BackendPlugin):
     """Copies what it is given, so that nobody's arrays can be changed through it."""
 
     name = NAME

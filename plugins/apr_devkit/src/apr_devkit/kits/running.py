@@ -81,7 +81,7 @@ def same_bits(model: Model) -> bool:
 
     The promise is about its kernels: it says nothing of references.
     """
-    promised = bool(getattr(model.backend, "bitwise_rows", False))
+    promised = model.backend.bitwise_rows
     return promised and all(b.via != "reference" for b in model.report.bound.values())
 
 

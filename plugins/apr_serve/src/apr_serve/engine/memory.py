@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from apr_core.plugin import BackendPlugin
-from apr_core.runtime import capacity
 
 SHARE = 0.5  # of what is available, unless somebody says otherwise
 DEVICE_SHARE = 0.9  # of what a device has left, if the rest is enough for a step
@@ -23,7 +22,7 @@ def default_limit(backend: BackendPlugin, weights: int, step: int) -> int:
     beside `weights` bytes of weights, which are mapped: pages of a file count as available, and are
     not.
     """
-    free = capacity(backend)
+    free = backend.capacity()
     if free is not None:
         return max(0, min(int(DEVICE_SHARE * free), free - step))
     return max(LEAST, int(SHARE * (available() - weights)))

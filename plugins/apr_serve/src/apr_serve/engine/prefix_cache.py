@@ -60,7 +60,7 @@ class PrefixCache:
         self._by_rows = model.states_in_rows  # of each layer
         self._all_rows = all(self._by_rows)
         # a prefix may end anywhere if state is rows only, and rows do not depend on their batch
-        self._anywhere = self._all_rows and bool(getattr(model.backend, "bitwise_rows", False))
+        self._anywhere = self._all_rows and model.backend.bitwise_rows
         self.nbytes = 0
 
     @property
