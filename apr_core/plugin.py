@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
     from apr_core.format import AprFile, TensorEntry, decode_tensor
     from apr_core.hookspecs import API_VERSION, hookimpl
-    from apr_core.model.decoder import Mixer
+    from apr_core.model.decoder import Mixer, Weights
     from apr_core.model.state import (
         KVState,
         KVType,
@@ -101,7 +101,7 @@ else:
             ),
             "apr_core.format": "AprFile TensorEntry decode_tensor",
             "apr_core.hookspecs": "API_VERSION hookimpl",
-            "apr_core.model.decoder": "Mixer",
+            "apr_core.model.decoder": "Mixer Weights",
             "apr_core.model.state": (
                 "KVState KVType RecurrentState State StateMakers WindowState Zeros"
             ),
@@ -174,6 +174,7 @@ __all__ = [
     "UsageError",
     "ValidationFailed",
     "Weight",
+    "Weights",
     "WindowState",
     "Zeros",
     "cache_dir",

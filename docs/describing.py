@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import os
 import re
 import textwrap
 import tokenize
@@ -127,6 +128,8 @@ class Unquoted:
 
 
 def _shown_default(value: Any) -> Any:
+    if value is os.environ:
+        return Unquoted("os.environ")
     return Unquoted("...") if type(value) is object else value  # a default that means "none given"
 
 

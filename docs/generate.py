@@ -268,10 +268,12 @@ def api() -> str:
     ]
     for name in sorted(apr_core.__all__, key=str.lower):
         lines += _described(name, getattr(apr_core, name))
-    for module in (apr_core.plugin, apr_core.runtime):
-        more = sorted({*module.__all__} - {*apr_core.__all__}, key=str.lower)
-        lines += [f"# {module.__name__}\n", f"{doc(module)} Beside names of `apr_core`:\n"]
-        lines += table(("name", "what it is"), [(code(n), _short(module, n)) for n in more])
+    lines += ["# apr_core.plugin\n", f"{doc(apr_core.plugin)}\n"]
+    for name in sorted({*apr_core.plugin.__all__} - {*apr_core.__all__}, key=str.lower):
+        lines += _described(name, getattr(apr_core.plugin, name))
+    more = sorted({*apr_core.runtime.__all__} - {*apr_core.__all__}, key=str.lower)
+    lines += ["# apr_core.runtime\n", f"{doc(apr_core.runtime)} Beside names of `apr_core`:\n"]
+    lines += table(("name", "what it is"), [(code(n), _short(apr_core.runtime, n)) for n in more])
     lines += [
         "# apr_devkit.kits\n",
         "For tests: [kits](conformance.md), and what they are made of.\n",
@@ -293,9 +295,13 @@ def _short(module: ModuleType, name: str) -> str:
 
 def _described(name: str, value: Any) -> Iterator[str]:
     yield f"## {name}\n"
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        own = type(value).__module__ != "builtins" and type(value).__name__
-        yield f"A `{own}`.\n" if own else f"`{value!r}`\n"
+    ours = inspect.isclass(value) or inspect.isfunction(value)
+    if inspect.ismodule(value) or (ours and not value.__module__.startswith("apr_core")):
+        yield f"{first(value)}\n"
+        return
+    if not ours:
+        plain = isinstance(value, int | str | tuple)
+        yield f"`{value!r}`\n" if plain else f"A `{type(value).__name__}`.\n"
         return
     if is_dataclass(value):
         shown = ", ".join(plain_field(f) for f in fields(value))

@@ -12,6 +12,7 @@ from apr_core.model.step import Step
 from apr_core.ops.binding import BoundOps, Weight
 
 Array = Any
+Weights = SimpleNamespace  # of a layer: one attribute a role, uploaded
 
 
 class Mixer(Protocol):
@@ -29,7 +30,7 @@ class Mixer(Protocol):
     def new_state(self, states: StateMakers) -> State:
         """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
 
-    def __call__(self, o: BoundOps, w: Any, x: Array, step: Step, state: State) -> Array:
+    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:
         """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices.
 
         Arithmetic between ops works too, but keeps some backends from recording steps.
@@ -41,7 +42,7 @@ class Layer:
     """A block ready to run. `weights` has one attribute a role, uploaded."""
 
     mixer: Mixer
-    weights: SimpleNamespace
+    weights: Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Model:
         length = self._lengths[slot]
         return length, [
             state.snapshot(slot, length, since)  # type: ignore[call-arg]
-            if since and _in_segments(state)
+            if since and state.segments
             else state.snapshot(slot, length)
             for state in self._states
         ]
@@ -136,7 +136,7 @@ class Model:
         start, (self._lengths[slot], whole) = 0, snapshots[-1]
         for length, parts in snapshots:
             for state, part in zip(self._states, parts, strict=True):
-                if _in_segments(state):
+                if state.segments:
                     state.restore(slot, part, *[start] * (start > 0))
                 elif parts is whole:
                     state.restore(slot, part)
@@ -146,7 +146,7 @@ class Model:
     @property
     def states_in_rows(self) -> list[bool]:
         """Of each layer's state, whether snapshots of it may begin where another ends."""
-        return [_in_segments(state) for state in self._states]
+        return [state.segments for state in self._states]
 
     def shortened(self, snapshot: Snapshot, since: int, length: int) -> Snapshot:
         """A snapshot taken since a position, as if there had been only `length` tokens.
@@ -339,11 +339,6 @@ class Model:
 def _shapes(weights: Any, roles: Sequence[str]) -> list[tuple[int, ...]]:
     """Shapes of some matrices of a layer."""
     return [(w.rows, w.cols) for w in (getattr(weights, role) for role in roles)]
-
-
-def _in_segments(state: State) -> bool:
-    """Whether the state's snapshots may begin where another ends."""
-    return bool(getattr(state, "segments", False))
 
 
 def load(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from apr_core.declarations import StateKind
 from apr_core.errors import BackendError
@@ -20,36 +20,47 @@ Zeros = Callable[..., Array]  # (shape, dtype="f32") -> zeros on the backend
 KVType = Literal["f32", "f16", "q8"]
 
 
-class State(Protocol):
-    """State of one layer, for all slots.
-
-    A state may have `bytes_at(length) -> int`, the bytes of a slot whose sequence has so many
-    tokens: without it, a server takes an empty slot's. And `segments = True` if it can keep rows of
-    a part of a sequence: then `snapshot` takes a third argument, the position to begin at,
-    `restore` takes the same, with everything before it in place, and `shortened(snapshot, rows)`
-    gives the first rows of one.
-    """
+class State:
+    """Base of the states of one layer, for all slots."""
 
     kind: ClassVar[StateKind]  # as the mixer's declaration has it
     rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
+    # True: it can keep rows of a part of a sequence. Then `snapshot` takes a third argument, the
+    # position to begin at, `restore` takes the same, with everything before it in place, and
+    # `shortened(snapshot, rows)` gives the first rows of one
+    segments = False
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
+        raise NotImplementedError
 
     def close(self, slot: int) -> None:
         """Forget the slot and give its memory back."""
+        raise NotImplementedError
 
     def snapshot(self, slot: int, length: int) -> Any:
         """A copy of the slot's state after `length` tokens."""
+        raise NotImplementedError
 
     def restore(self, slot: int, snapshot: Any) -> None:
         """Put a snapshot back."""
+        raise NotImplementedError
 
     def nbytes(self) -> int:
         """Bytes held now, over all slots."""
+        raise NotImplementedError
+
+    def bytes_at(self, length: int) -> int:
+        """Bytes of a slot whose sequence has `length` tokens: here, what an empty one takes."""
+        before, slot = self.nbytes(), -1
+        self.open(slot)
+        try:
+            return self.nbytes() - before
+        finally:
+            self.close(slot)
 
 
-class KVState:
+class KVState(State):
     """Keys and values of full attention, one growing array [Hkv, capacity, D] a slot.
 
     With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
@@ -141,7 +152,7 @@ class KVState:
         return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
 
 
-class RecurrentState:
+class RecurrentState(State):
     """Named fixed-size arrays a slot, for mixers that fold the past into a matrix."""
 
     kind: ClassVar[StateKind] = "recurrent"
@@ -184,7 +195,7 @@ class RecurrentState:
         return sum(a.nbytes for arrays in self.arrays.values() for a in arrays.values())
 
 
-class WindowState:
+class WindowState(State):
     """The last keys and values of attention over a window, in two windows' room a slot.
 
     `window` counts the query's own position. Rows are appended until the room is full; then the
@@ -306,21 +317,5 @@ def state_makers(
 
 
 def sequence_bytes(states: Iterable[State], length: int) -> int:
-    """Bytes of a slot over all layers when its sequence has `length` tokens.
-
-    Measured on an empty slot where a state does not say.
-    """
-    return sum(
-        state.bytes_at(length) if hasattr(state, "bytes_at") else _opened_bytes(state)
-        for state in states
-    )
-
-
-def _opened_bytes(state: State) -> int:
-    """Bytes of an empty slot, which is what a state of fixed size takes."""
-    before, slot = state.nbytes(), -1
-    state.open(slot)
-    try:
-        return state.nbytes() - before
-    finally:
-        state.close(slot)
+    """Bytes of a slot over all layers when its sequence has `length` tokens."""
+    return sum(state.bytes_at(length) for state in states)

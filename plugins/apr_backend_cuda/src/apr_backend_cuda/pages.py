@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from apr_backend_cuda.slots import NOBODY, SLOTS, Spare, check_slot
-from apr_core.plugin import BackendError, KVType, Segment, StateKind
+from apr_core.plugin import BackendError, KVType, Segment, State, StateKind
 
 PAGE = 64
 TYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -166,7 +166,7 @@ class PagedRows:
         drop(self.pages)
 
 
-class PagedKV:
+class PagedKV(State):
     """Keys and values of one layer, in the pages of all."""
 
     kind: ClassVar[StateKind] = "kv"

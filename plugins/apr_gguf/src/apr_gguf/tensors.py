@@ -216,4 +216,5 @@ def _channels(heads: Heads, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """conv1d [C, 1, K] -> [C, K], value channels in GGUF's order."""
     before = 2 * heads.keys * heads.key_dim
     order = np.concatenate([np.arange(before), before + heads.positions(heads.value_dim)])
-    return x[order, 0]
+    taps: NDArray[np.float32] = x[order, 0]
+    return taps

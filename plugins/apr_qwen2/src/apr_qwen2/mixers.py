@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from apr_core.plugin import BoundOps, State, StateMakers, Step, Weights
+
 Array = Any
 
 
@@ -29,11 +31,11 @@ class FullAttention:
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
         self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
 
-    def new_state(self, states: Any) -> Any:
+    def new_state(self, states: StateMakers) -> State:
         """Keys and values; `states` makes the core's state kinds."""
         return states.kv(self.kv_heads, self.head_dim)
 
-    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
         """x [T, hidden] -> [T, hidden]."""
         biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)

@@ -99,6 +99,7 @@ class Qwen35:
                 "rope_theta": config.rope_theta,
                 "rotary_dim": x["rotary_dim"],
                 "norm_eps": config.rms_norm_eps,
+                "norm_offset": self.contract().norm_offset,
             },
         )
         linear = Block(

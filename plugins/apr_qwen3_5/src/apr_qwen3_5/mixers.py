@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from apr_core.plugin import BoundOps, RecurrentState, State, StateMakers, Step, Weights
+
 Array = Any
 
 
@@ -24,23 +26,25 @@ class GatedAttention:
         rope_theta: float,
         rotary_dim: int,
         norm_eps: float,
+        norm_offset: float,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.eps = norm_eps
+        self.eps, self.offset = norm_eps, norm_offset
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
         self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
 
-    def new_state(self, states: Any) -> Any:
+    def new_state(self, states: StateMakers) -> State:
         """Keys and values; `states` makes the core's state kinds."""
         return states.kv(self.kv_heads, self.head_dim)
 
-    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
         """x [T, hidden] -> [T, hidden]. q_proj's rows are, per head, the query, then the gate."""
         qg, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
         qg = qg.reshape(-1, self.heads, 2 * self.head_dim)  # [T, H, 2D]
         q, gate = qg[..., : self.head_dim], qg[..., self.head_dim :]
-        q = o.rms_norm(q, w.q_norm, self.eps, 1.0)
-        k = o.rms_norm(k.reshape(-1, self.kv_heads, self.head_dim), w.k_norm, self.eps, 1.0)
+        q = o.rms_norm(q, w.q_norm, self.eps, self.offset)
+        k = k.reshape(-1, self.kv_heads, self.head_dim)
+        k = o.rms_norm(k, w.k_norm, self.eps, self.offset)
         q = o.rope(q, step.positions, w.inv_freq)
         k = o.rope(k, step.positions, w.inv_freq)
         v = v.reshape(-1, self.kv_heads, self.head_dim)
@@ -70,14 +74,16 @@ class GatedDeltaNet:
         self.kernel, self.eps = conv_kernel, norm_eps
         self.constants: dict[str, Any] = {}
 
-    def new_state(self, states: Any) -> Any:
+    def new_state(self, states: StateMakers) -> RecurrentState:
         """The last inputs of the convolution and the state matrix of every value head."""
         channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
         return states.recurrent(
             conv=(self.kernel - 1, channels), delta=(self.v_heads, self.k_dim, self.v_dim)
         )
 
-    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+    def __call__(
+        self, o: BoundOps, w: Weights, x: Array, step: Step, state: RecurrentState
+    ) -> Array:
         """x [T, hidden] -> [T, hidden]."""
         pre, z, a, b = o.linears(x, (w.in_proj_qkv, w.in_proj_z, w.in_proj_a, w.in_proj_b))
         mixed = o.causal_conv1d(pre, w.conv1d, state, step)  # [T, q | k | v]
