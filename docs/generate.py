@@ -71,6 +71,11 @@ def hooks() -> str:
     return "\n".join(lines)
 
 
+def by_name(name: str) -> tuple[str, str]:
+    """In the order of an index; of `Op` and `op`, always the same one first."""
+    return name.lower(), name
+
+
 def _public_functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
     """Functions called apr_..., in the order of the source."""
     found = [(n, f) for n, f in vars(module).items() if n.startswith("apr_")]
@@ -266,12 +271,12 @@ def api() -> str:
         "What plugins and programs may import of the core. Everything else is private and may",
         "change: see [the plugin API](../explanation/plugin-api.md).\n",
     ]
-    for name in sorted(apr_core.__all__, key=str.lower):
+    for name in sorted(apr_core.__all__, key=by_name):
         lines += _described(name, getattr(apr_core, name))
     lines += ["# apr_core.plugin\n", f"{doc(apr_core.plugin)}\n"]
-    for name in sorted({*apr_core.plugin.__all__} - {*apr_core.__all__}, key=str.lower):
+    for name in sorted({*apr_core.plugin.__all__} - {*apr_core.__all__}, key=by_name):
         lines += _described(name, getattr(apr_core.plugin, name))
-    more = sorted({*apr_core.runtime.__all__} - {*apr_core.__all__}, key=str.lower)
+    more = sorted({*apr_core.runtime.__all__} - {*apr_core.__all__}, key=by_name)
     lines += ["# apr_core.runtime\n", f"{doc(apr_core.runtime)} Beside names of `apr_core`:\n"]
     lines += table(("name", "what it is"), [(code(n), _short(apr_core.runtime, n)) for n in more])
     lines += [

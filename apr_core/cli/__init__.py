@@ -108,7 +108,8 @@ def _registry() -> Registry:
     try:
         return get_registry()
     except ConfigError:
-        return Registry(discover(Settings()))
+        off = os.environ.get("APR_NO_PLUGINS") == "1"
+        return Registry(() if off else discover(Settings()))
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:

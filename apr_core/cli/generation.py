@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import click
 
 from apr_core.cli.console import show_notices, sparing_collections, upload_progress
 from apr_core.cli.stdout import diverted
+from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
     from apr_core.generate.generate import Generation, Timings
@@ -97,6 +100,25 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
         yield model
         for line in model.report.fallbacks[said:]:  # found out as steps ran
             click.echo(f"! {line}", err=True)
+
+
+def whole_prompt(prompt: str | None) -> str:
+    """What is piped in, then PROMPT. Raises UsageError if both are empty."""
+    typed = "" if prompt in (None, "-") else prompt or ""
+    piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
+    text = "\n\n".join(part for part in (piped.rstrip("\n"), typed) if part.strip())
+    if not text:
+        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
+    return text
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: a socket or a device may never end."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def thinking(options: Mapping[str, Any]) -> bool | None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import stat
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +17,8 @@ from apr_core.cli.generation import (
     sampling_params,
     speed,
     thinking,
+    whole_prompt,
 )
-from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
     from apr_core.generate.generate import Generation
@@ -48,25 +45,6 @@ def command(file: str, prompt: str | None, as_json: bool, **options: Any) -> Non
         ids = prompt_ids(model, text, options)
         load_s = time.perf_counter() - started
         answer(model, ids, load_s, as_json, options)
-
-
-def whole_prompt(prompt: str | None) -> str:
-    """What is piped in, then PROMPT. Raises UsageError if both are empty."""
-    typed = "" if prompt in (None, "-") else prompt or ""
-    piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
-    text = "\n\n".join(part for part in (piped.rstrip("\n"), typed) if part.strip())
-    if not text:
-        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
-    return text
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file: a socket or a device may never end."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (AttributeError, OSError, ValueError):  # closed, or no file
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def prompt_ids(model: Model, text: str, options: dict[str, Any]) -> list[int]:

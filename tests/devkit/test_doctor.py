@@ -13,6 +13,7 @@ from apr_core.declarations import Backend, Family, Quantizer
 from apr_core.discovery.entry_points import EntryPoint
 from apr_core.discovery.rows import PluginRow
 from apr_core.errors import ConfigError
+from apr_core.plugin import BackendPlugin
 from apr_core.registry import Registry
 from apr_devkit.doctor import Finding, configuration, examine, machine, plugins, storage
 
@@ -22,7 +23,7 @@ PARTS = [
 FAMILY = Family("fam", "m:F", summary="a family")
 
 
-class Good:
+class Good(BackendPlugin):
     """A backend that works."""
 
     def __init__(self, threads=None):
@@ -35,7 +36,7 @@ class Good:
         return [("compiled", Good.folder)]
 
 
-class Raises:
+class Raises(BackendPlugin):
     """A backend whose driver is broken."""
 
     def __init__(self, threads=None):

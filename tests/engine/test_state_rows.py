@@ -7,6 +7,7 @@ import pytest
 
 from apr_core import load
 from apr_core.model.state import KVState, RecurrentState, StateMakers, WindowState
+from apr_core.plugin import State
 from tests.engine.engine_rig import FAMILIES, imported, random_ids
 
 pytestmark = pytest.mark.needs_plugins
@@ -103,8 +104,8 @@ def test_a_state_that_does_not_say_is_measured(file):
         empty = model.state_bytes()
         model.free_slot(slot)
 
-        class Silent:
-            """A state of somebody's own, which has what the protocol asks for and no more."""
+        class Silent(State):
+            """A state of somebody's own, which has what has no default and no more."""
 
             def __init__(self, state):
                 self.open, self.close, self.nbytes = state.open, state.close, state.nbytes

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from apr_backend_cpu.backend import Cpu
 from apr_core import load
 from apr_core.errors import UsageError
-from apr_core.model import planning
-from apr_eval import bench, measuring, profiling
+from apr_eval import bench, measuring
 from apr_eval.measuring import (
     Plan,
     Spread,
@@ -113,7 +113,8 @@ def test_peak_memory_does_not_count_the_buffers_of_the_bandwidth(path, monkeypat
 
 
 def test_a_device_with_memory_of_its_own_has_no_share_of_the_machines(path, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "capacity", lambda backend: 1 << 40)
+    monkeypatch.setattr(Cpu, "capacity", lambda self: 1 << 40)
+    monkeypatch.setattr(Cpu, "matrix_bytes", lambda self, *matrix: 1)
     plan = {"warmup": 0, "measure": 1, "prompt_tokens": 4, "max_tokens": 1, "batch": 1}
     found = bench.run_bench(str(path), {"backend": "cpu", "threads": 1}, False, plan)
     assert found["memory_bandwidth_bytes_s"] is found["bandwidth_share"] is None
@@ -157,10 +158,10 @@ def test_each_op_of_a_device_is_waited_for(model, monkeypatch):
     download, waits = model.backend.download, []
     monkeypatch.setattr(model.backend, "download", lambda x: waits.append(x.size) or download(x))
     slot = model.new_slot()
-    monkeypatch.setattr(profiling, "capacity", lambda backend: 1 << 40)
+    monkeypatch.setattr(model.backend, "capacity", lambda: 1 << 40)
     with profiled(model) as profile:
         model.forward([(slot, [1, 2, 3])])
-    monkeypatch.setattr(profiling, "capacity", lambda backend: None)
+    monkeypatch.setattr(model.backend, "capacity", lambda: None)
     calls = sum(op.calls for op in profile.ops.values())
     assert waits.count(1) == calls > 0
     waits.clear()

@@ -92,7 +92,7 @@ def test_plan_has_full_attention_every_fourth_layer():
     assert full == list(range(3, 64, 4)) and plan.norm_offset == 1.0
     assert plan.blocks[3].options == {
         "num_heads": 24, "num_kv_heads": 4, "head_dim": 256, "rope_theta": 1e7, "rotary_dim": 64,
-        "norm_eps": 1e-6,
+        "norm_eps": 1e-6, "norm_offset": 1.0,
     }  # fmt: skip
     assert plan.blocks[0].options == {
         "num_k_heads": 16, "num_v_heads": 48, "k_head_dim": 128, "v_head_dim": 128,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.cli.console import human_bytes
-from apr_core.ops.binding import BackendPlugin
 from apr_core.settings import cache_dir
 from apr_devkit.doctor.finding import Finding
 from apr_devkit.doctor.plugins import registry
@@ -64,6 +63,8 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
 
 def _told(factory: Any) -> list[tuple[str, str]]:
     """What a backend says it keeps on disk. One that says nothing is not made: that may be slow."""
+    from apr_core.ops.binding import BackendPlugin
+
     says = isinstance(factory, type) and issubclass(factory, BackendPlugin)
     if not (says and factory.has("caches")):
         return []
