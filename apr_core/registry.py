@@ -188,7 +188,8 @@ class Registry:
         package = published(kind).get(name)
         if package and package not in {row.distribution for row in unusable}:
             hints.append(f"Install the package that provides it: pip install {package}")
-        close = difflib.get_close_matches(name, known, 3)
+        lower = {k.lower(): k for k in known}
+        close = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, 3)]
         if close:
             hints.append(f"Did you mean {' or '.join(close)}?")
         for row in unusable:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from apr_core import load
 from tests import tiny_checkpoints
 
 pytestmark = pytest.mark.needs_plugins
@@ -135,6 +136,17 @@ def test_bad_files_and_names(sums, tmp_path):
     assert bad.returncode == 5 and "footer-checksum" in bad.stdout
     assert apr("validate", sums).returncode == 0
     fails(2, "Did you mean 'plugins'", "plugin")
+    assert apr("help", "run").stdout == apr("run", "--help").stdout != ""
+    assert apr("help").stdout == apr("--help").stdout
+    assert apr("-V").stdout == apr("--version").stdout
+
+
+def test_a_python_prompt_shows_what_an_object_is(sums):
+    with load(sums) as model:
+        family, file = model.metadata["architecture"], repr(str(sums))
+        assert repr(model) == f"<Model {file}: {family} on cpu, 2048 tokens>"
+        assert repr(model.tokenizer) == f"<Tokenizer: {model.tokenizer.vocab_size} tokens>"
+        assert repr(model.file).startswith(f"<AprFile {file}: {len(model.file.tensors)} tensors, ")
 
 
 def test_inspect_and_tensors_work_without_plugins(sums):

@@ -153,6 +153,9 @@ def test_unknown_names_say_what_to_do():
     with pytest.raises(PluginNotFound, match="nice_formt") as caught:
         registry.get("quantizer", "nice_formt")
     assert "Did you mean nice_format?" in caught.value.hint
+    with pytest.raises(PluginNotFound, match="NICE_FORMAT") as caught:
+        registry.get("quantizer", "NICE_FORMAT")  # as other tools spell formats
+    assert "Did you mean nice_format?" in caught.value.hint
     with pytest.raises(PluginNotFound) as caught:
         registry.family_for(["Qwen2ForCausalLM"], "qwen2")
     assert "pip install apr-qwen2" in caught.value.hint

@@ -132,7 +132,10 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--no-plugins", is_flag=True, is_eager=True, expose_value=False, callback=_no_plugins,
     help="Use no plugins at all.",
 )  # fmt: skip
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
+@click.option(
+    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 def apr() -> None:
     """From a Hugging Face checkpoint to a quantized, validated, running model."""
 
@@ -149,6 +152,8 @@ def _on_sigterm(number: int, frame: Any) -> None:
 
 def run(args: list[str]) -> int:
     """Run a command line and return its exit code; errors go to stderr as `error:`, `hint:`."""
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
     try:
         result = apr.main(args=args, prog_name="apr", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -231,6 +231,9 @@ class AprFile:
             sorted(merged.items(), key=lambda item: item[0].encode())
         )
 
+    def __repr__(self) -> str:
+        return f"<AprFile {str(self.path)!r}: {len(self.tensors)} tensors, {self.size} bytes>"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> AprFile:
         """Open and check a file; any shard opens the whole set.

@@ -59,6 +59,11 @@ class Model:
             self._captured = backend.capture(self._last_logits, report.note)
         self.captures = True  # False: every op of every step is called by itself, to be looked at
 
+    def __repr__(self) -> str:
+        arch = self.metadata.get("architecture", "model")
+        where = f"{self.backend.name}, {self.max_len} tokens"
+        return f"<Model {str(self.file.path)!r}: {arch} on {where}>"
+
     def _new_states(self) -> list[State]:
         makers = state_makers(self.backend, self.kv_type, self.max_len)
         return [layer.mixer.new_state(makers) for layer in self._decoder.layers]

@@ -65,6 +65,9 @@ class Tokenizer:
         self._plain.no_truncation()
         self._plain.no_padding()
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {self.vocab_size} tokens>"
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """The tokenizer of an .apr file. Raises FormatError if it has none or a damaged one."""

@@ -127,11 +127,24 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(server):
     assert b" 413 " in raw(server, lying + b"content-length: 99999999999\r\n\r\n")
 
 
-def test_another_content_type_is_refused(server):
+OTHER_TYPES = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", "")
+
+
+def test_a_form_of_another_site_is_refused(server):
+    """A browser sends these without asking the server first, and always says where from."""
     body = json.dumps({"messages": SUM})
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", ""):
-        refused(send(server, body, kind=kind), 415, "application/json")
+    for kind in OTHER_TYPES:
+        headers = {"content-type": kind, "origin": "http://elsewhere.example"}
+        answer = httpx.post(server.url + CHAT, content=body, headers=headers, timeout=60)
+        refused(answer, 415, "application/json")
     assert send(server, body, kind="application/json; charset=utf-8").status_code == 200
+
+
+def test_curl_need_not_say_that_its_data_is_json(server):
+    body = json.dumps({"messages": SUM, "max_tokens": 2})
+    for kind in OTHER_TYPES:
+        assert send(server, body, kind=kind).status_code == 200
+    refused(send(server, "messages=x", kind=OTHER_TYPES[1]), 400, "not JSON")
 
 
 def test_methods_and_paths_that_are_not_there_are_said_so(server):

@@ -383,6 +383,7 @@ def test_the_first_line_says_where_and_the_next_what():
         time.sleep(0.1)
         assert running.out[0].startswith("serving on http://127.0.0.1:")
         assert running.out[1].startswith("  sums: cpu, 8 slots, context 2048")
+        assert f"  chat: {running.url}/  API: {running.url}/v1" in running.out[2]
     finally:
         running.process.kill()
         running.process.wait()

@@ -263,4 +263,6 @@ def _line(name: str, service: ChatService) -> str:
 
 
 def _ready(url: str, lines: Sequence[str]) -> None:
-    click.echo("\n".join([f"serving on {url}", *lines]))
+    pages = f"chat: {url}/  API: {url}/v1  its reference: {url}/docs  load: {url}/status"
+    more = [f"  {pages}"] if url.startswith("http") else []  # a socket file opens in no browser
+    click.echo("\n".join([f"serving on {url}", *lines, *more]))

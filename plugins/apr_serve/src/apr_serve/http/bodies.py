@@ -44,6 +44,8 @@ class BodyGate:
             text = body[: 4 * LOGGED].decode("utf-8", "replace")[:LOGGED]
             id_ = scope.get("state", {}).get("request_id")
             log.info("request body", extra={"request_id": id_, "body": text})
+        others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        scope["headers"] = [*others, (b"content-type", b"application/json")]
         await self._app(scope, _replayed(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
@@ -78,11 +80,16 @@ class BodyGate:
 
 
 def check_json(body: bytes, headers: Headers) -> None:
-    """Raise ApiError unless the body is JSON and says so. No body at all is left to the route."""
+    """Raise ApiError unless the body is JSON. No body at all is left to the route.
+
+    A browser must say that it is JSON as well: it asks before it sends that to another site. Of
+    other clients, such as curl with `-d`, the content type is not looked at.
+    """
     if not body:
         return
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
+    is_json = kind == "application/json" or (kind.startswith("application/") and "+json" in kind)
+    if not is_json and "origin" in headers:  # a form of another site, which a browser just sends
         raise ApiError(415, f"the content type must be application/json, found {kind or 'none'!r}")
     try:
         content = json.loads(
