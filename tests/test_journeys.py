@@ -12,6 +12,7 @@ import time
 import pytest
 
 from apr_core import load
+from apr_core.errors import UsageError
 from tests import tiny_checkpoints
 
 pytestmark = pytest.mark.needs_plugins
@@ -147,6 +148,17 @@ def test_a_python_prompt_shows_what_an_object_is(sums):
         assert repr(model) == f"<Model {file}: {family} on cpu, 2048 tokens>"
         assert repr(model.tokenizer) == f"<Tokenizer: {model.tokenizer.vocab_size} tokens>"
         assert repr(model.file).startswith(f"<AprFile {file}: {len(model.file.tensors)} tensors, ")
+
+
+def test_a_question_and_a_list_of_messages_get_the_same_answer(sums):
+    with load(sums) as model:
+        messages = [{"role": "user", "content": "17+25="}]
+        answer = model.chat("17+25=", max_tokens=8)
+        assert answer.text == model.chat(messages, max_tokens=8).text == "42"
+        assert answer.ids == model.generate(model.chat_ids(messages), max_tokens=8).ids
+        model.metadata.pop("chat_template")
+        with pytest.raises(UsageError, match="no chat template"):
+            model.chat("17+25=")
 
 
 def test_inspect_and_tensors_work_without_plugins(sums):

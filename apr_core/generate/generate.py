@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from apr_core.errors import UsageError
 from apr_core.generate.answer import Answer, Vocabulary
@@ -58,6 +58,17 @@ class Generation:
         self.ids += delta.ids
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.ended_by = delta.ended_by or self.ended_by
+
+
+class StreamOptions(TypedDict, total=False):
+    """The options of `stream`, for those that hand them on."""
+
+    params: SamplingParams | None
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    chunk: int
+    timings: Timings | None
+    detect_repetition: bool
 
 
 def stream(
@@ -131,9 +142,12 @@ def _prefill(model: Model, answer: Answer, chunk: int, timings: Timings) -> Choi
     return found
 
 
-def generate(model: Model, prompt_ids: Sequence[int], **options: object) -> Generation:
+def generate(
+    model: Model, prompt_ids: Sequence[int], **options: Unpack[StreamOptions]
+) -> Generation:
     """All of an answer; options as in `stream`."""
-    result = Generation()
-    for delta in stream(model, prompt_ids, timings=result.timings, **options):  # type: ignore[arg-type]
+    result = Generation(timings=options.get("timings") or Timings())
+    options["timings"] = result.timings
+    for delta in stream(model, prompt_ids, **options):
         result.add(delta)
     return result

@@ -363,3 +363,15 @@ def build_decoder(
         check_memory(file.path, backend, free, loader.demand(config, kv_type), context)
     with backend.loading():
         return loader.decoder(ops, plan), binder, kv_type
+
+
+def family_config(family: Any, file: AprFile) -> ModelConfig:
+    """The configuration of the model in a file, from the config.json it carries."""
+    hf = file.metadata.get("hf_config")
+    if not isinstance(hf, dict):
+        raise FormatError(
+            f"{file.path}: metadata has no `hf_config` object, which says what the model is",
+            "Import the checkpoint again with this version.",
+        )
+    config: ModelConfig = family.config(hf, file.metadata.get("apr.generation_config"))
+    return config

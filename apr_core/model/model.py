@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import FormatError, NotFound, UsageError
+from apr_core.errors import NotFound, UsageError
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
@@ -21,6 +21,7 @@ from apr_core.model.loading import (
     MLP_MATRICES,
     Progress,
     build_decoder,
+    family_config,
     make_backend,
 )
 from apr_core.model.planning import LayerShapes, step_bytes
@@ -30,6 +31,8 @@ from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFuncti
 from apr_core.registry import Registry, get_registry
 
 if TYPE_CHECKING:
+    from apr_core.generate.generate import Generation, StreamOptions
+    from apr_core.generate.requests import Delta
     from apr_core.text.tokenizer import Tokenizer
 
 Parts = Sequence[tuple[int, Sequence[int]]]  # (slot, next token ids)
@@ -294,17 +297,30 @@ class Model:
             raise UsageError("logits of an empty sequence", "Give at least one token id.")
         return np.concatenate(parts)
 
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Any]:
-        """Generate piece by piece; options as in `apr_core.generate.generate.stream`."""
+    def stream(
+        self, prompt: str | Sequence[int], **options: Unpack[StreamOptions]
+    ) -> Iterator[Delta]:
+        """Complete a text, or token ids, piece by piece: see `apr_core.generate.generate.stream`.
+
+        A string is completed as it is; `chat` asks a model that was trained to answer.
+        """
         from apr_core.generate.generate import stream
 
         return stream(self, self._prompt_ids(prompt), **options)
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> Any:
-        """Generate to the end; options as in `apr_core.generate.generate.generate`."""
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[StreamOptions]) -> Generation:
+        """As `stream`, to the end."""
         from apr_core.generate.generate import generate
 
         return generate(self, self._prompt_ids(prompt), **options)
+
+    def chat(
+        self, messages: str | Sequence[Mapping[str, Any]], enable_thinking: bool | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Generation:  # fmt: skip
+        """Answer chat messages, or one question. Raises UsageError as `chat_ids` does."""
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self.generate(self.chat_ids(asked, enable_thinking), **options)
 
     def chat_ids(
         self, messages: Sequence[Mapping[str, Any]], enable_thinking: bool | None = None
@@ -315,12 +331,7 @@ class Model:
         """
         from apr_core.text.chat import ChatTemplate, encode_chat
 
-        source = self.metadata.get("chat_template")
-        if not isinstance(source, str):
-            raise UsageError(
-                "the model has no chat template", "Complete plain text instead (--raw)."
-            )
-        template = ChatTemplate(source)
+        template = ChatTemplate(self.metadata.get("chat_template"))
         return encode_chat(self.tokenizer, template, messages, enable_thinking=enable_thinking)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -391,15 +402,3 @@ def load(
         file.close()
         raise
     return Model(file, config, decoder, device, binder.report, limit, kv_type)
-
-
-def family_config(family: Any, file: AprFile) -> ModelConfig:
-    """The configuration of the model in a file, from the config.json it carries."""
-    hf = file.metadata.get("hf_config")
-    if not isinstance(hf, dict):
-        raise FormatError(
-            f"{file.path}: metadata has no `hf_config` object, which says what the model is",
-            "Import the checkpoint again with this version.",
-        )
-    config: ModelConfig = family.config(hf, file.metadata.get("apr.generation_config"))
-    return config

@@ -19,13 +19,17 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled Jinja template. Raises FormatError if the template itself is broken."""
+    """A compiled Jinja template. Raises UsageError without one, FormatError for a broken one."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: object) -> None:
         import jinja2
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        if not isinstance(source, str):
+            raise UsageError(
+                "the model has no chat template", "Complete plain text instead (--raw)."
+            )
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
