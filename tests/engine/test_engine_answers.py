@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-from apr_core import load
 from apr_core.errors import UsageError
 from apr_core.generate.answer import Answer, Vocabulary
 from apr_core.generate.requests import GenerationRequest
@@ -15,31 +14,16 @@ from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
 from tests.engine.engine_rig import (
     ENDLESS,
-    FAMILIES,
     Client,
     ask,
     assert_nothing_left,
     chat,
-    imported,
     random_ids,
-    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
 
 GREEDY = SamplingParams()
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("engine")), threads=2) as model:
-        yield model
-
-
-@pytest.fixture
-def engine(model):
-    with running(model, slots=4, memory_bytes=64 << 20) as engine:
-        yield engine
 
 
 def test_greedy_answers_are_those_of_the_plain_loop(model, engine):

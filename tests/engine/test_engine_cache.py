@@ -8,29 +8,20 @@ import time
 import numpy as np
 import pytest
 
-from apr_core import load
 from apr_core.generate.cuts import CLOSEST, PromptCuts, cuts_of, stretches
 from apr_serve.engine.engine import Engine
 from apr_serve.engine.prefix_cache import PrefixCache
 from tests.engine.engine_rig import (
     ENDLESS,
-    FAMILIES,
     Client,
     ask,
     assert_nothing_left,
     chat,
-    imported,
     random_ids,
     running,
 )
 
 pytestmark = pytest.mark.needs_plugins
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("engine")), threads=2) as model:
-        yield model
 
 
 @pytest.fixture

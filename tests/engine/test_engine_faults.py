@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from apr_core import load
 from apr_core.errors import AprError, UsageError
 from apr_core.generate.cuts import CHUNK, GRID
 from apr_core.generate.requests import GenerationRequest
@@ -18,28 +17,13 @@ from apr_serve.engine.prefill import take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
 from apr_serve.engine.sharing import readers
 from tests.engine.engine_rig import (
-    FAMILIES,
     Client,
     ask,
     assert_nothing_left,
-    imported,
     random_ids,
-    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("faults")), threads=2) as model:
-        yield model
-
-
-@pytest.fixture
-def engine(model):
-    with running(model, slots=4, memory_bytes=64 << 20) as engine:
-        yield engine
 
 
 class Panic(BaseException):

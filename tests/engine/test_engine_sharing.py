@@ -7,20 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from apr_core import load
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
-from tests.engine.engine_rig import FAMILIES, Client, assert_nothing_left, imported, random_ids
+from tests.engine.engine_rig import Client, assert_nothing_left, random_ids
 
 pytestmark = pytest.mark.needs_plugins
 
 COMMON = random_ids(600, seed=4)  # cut at 256 and 512
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("sharing")), threads=2) as model:
-        yield model
 
 
 class Read:

@@ -13,11 +13,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from apr_core import load
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
-from tests.engine.engine_rig import FAMILIES, chat, imported, random_ids
+from tests.engine.engine_rig import chat, random_ids
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -25,12 +24,6 @@ TURNS = int(os.environ.get("APR_TORTURE_TURNS", "120"))
 SEEDS = int(os.environ.get("APR_TORTURE_SEEDS", "3"))
 PATIENCE = 3000  # turns in which all must have been served
 SLOTS = 5
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("torture")), threads=2) as model:
-        yield model
 
 
 class ByHand(Engine):
