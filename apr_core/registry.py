@@ -16,6 +16,7 @@ from apr_core.discovery.entry_points import normalized_id
 from apr_core.discovery.rows import PluginRow, discover, missing_requirements
 from apr_core.errors import (
     BackendUnavailable,
+    ConfigError,
     PluginBroken,
     PluginConflict,
     PluginError,
@@ -280,13 +281,31 @@ def get_registry(refresh: bool = False) -> Registry:
     with _making:
         if _current is None or refresh:
             settings = read_settings()
-            off = os.environ.get("APR_NO_PLUGINS") == "1"
-            found = () if off else discover(settings, refresh=refresh)
-            registry = Registry(found, settings.prefer)
-            if not off:
+            registry = _discovered(settings, refresh)
+            if not _without_plugins():
                 check_settings(registry.settings(), registry.may_be_a_section)
             _current = registry
         return _current
 
 
-__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry"]
+def tolerant_registry() -> Registry:
+    """The process-wide registry; where the configuration file is wrong, one that does without it.
+
+    So `apr doctor` can say what is wrong. Commands that need the file refuse it themselves.
+    """
+    try:
+        return get_registry()
+    except ConfigError:
+        return _discovered(Settings())
+
+
+def _discovered(settings: Settings, refresh: bool = False) -> Registry:
+    found = () if _without_plugins() else discover(settings, refresh=refresh)
+    return Registry(found, settings.prefer)
+
+
+def _without_plugins() -> bool:
+    return os.environ.get("APR_NO_PLUGINS") == "1"
+
+
+__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry", "tolerant_registry"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.errors import AprError, ConfigError
+from apr_core.errors import AprError
 
 if TYPE_CHECKING:
     from apr_core.registry import Registry
@@ -97,19 +97,9 @@ class LazyGroup(click.Group):
 
 
 def _registry() -> Registry:
-    """The registry; where the configuration file is wrong, one that does without it.
+    from apr_core.registry import tolerant_registry
 
-    So `apr doctor` can say what is wrong. Commands that need the file refuse it themselves.
-    """
-    from apr_core.discovery.rows import discover
-    from apr_core.registry import Registry, get_registry
-    from apr_core.settings import Settings
-
-    try:
-        return get_registry()
-    except ConfigError:
-        off = os.environ.get("APR_NO_PLUGINS") == "1"
-        return Registry(() if off else discover(Settings()))
+    return tolerant_registry()
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from apr_core import registry
 from apr_core.cli import run
 from apr_core.declarations import Backend, Family, Quantizer
 from apr_core.discovery.entry_points import EntryPoint
@@ -62,7 +63,8 @@ def use(monkeypatch, *declarations, rows=()):
     """Let all parts see these declarations, and these further rows."""
     known = Registry.from_declarations({"dist": declarations})
     made = Registry([*known.plugins, *rows])
-    monkeypatch.setattr(plugins, "get_registry", lambda: made)
+    for part in (plugins, storage):
+        monkeypatch.setattr(part, "tolerant_registry", lambda: made)
 
 
 @pytest.fixture(autouse=True)
@@ -276,8 +278,7 @@ def test_a_wrong_configuration_file_hides_nothing_else(home, capsys, monkeypatch
     def refuses():
         raise ConfigError("wrong")
 
-    monkeypatch.setattr(plugins, "get_registry", refuses)
-    monkeypatch.setattr(plugins, "discover", lambda settings: ())
+    monkeypatch.setattr(registry, "get_registry", refuses)
     code, out, _ = doctor(capsys, "--json")
     found = json.loads(out)
     assert code == 1 and any(str(home / "c.toml") in text for text in found["problems"])

@@ -10,29 +10,19 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
 from apr_core.discovery.entry_points import installed
-from apr_core.discovery.rows import discover
 from apr_core.errors import AprError, ConfigError
 from apr_core.probing import rows_here
-from apr_core.registry import Owned, Registry, get_registry
-from apr_core.settings import Settings, read_settings
+from apr_core.registry import Owned, Registry, tolerant_registry
+from apr_core.settings import read_settings
 from apr_devkit.doctor.finding import Finding
 from apr_devkit.doctor.unmatched import unmatched
 
 CORE = "apr-core"
-NEEDED = {"backend": "run", "family": "import or run"}  # kinds nothing works without: commands
-
-
-def registry() -> Registry:
-    """The process-wide registry; if the configuration file is wrong, one that does without it."""
-    try:
-        return get_registry()
-    except ConfigError:  # the part about configuration says so
-        return Registry(discover(Settings()))
 
 
 def devices() -> Finding:
     """Every declared backend: whether it can run here, and what it says about its device."""
-    found = registry()
+    found = tolerant_registry()
     facts = [_device(found, owned) for owned in found.declarations("backend")]
     finding = Finding([(d["name"], _device_line(d)) for d in facts] or [("", "none")], facts)
     if not any(d["status"] == "ok" for d in facts):
@@ -74,7 +64,7 @@ def explained(error: BaseException) -> str:
 
 def plugins() -> Finding:
     """Every plugin, its status and why; names that are claimed twice."""
-    found = registry()
+    found = tolerant_registry()
     here = rows_here(found)
     facts = [
         {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.cli.console import human_bytes
+from apr_core.registry import tolerant_registry
 from apr_core.settings import cache_dir
 from apr_devkit.doctor.finding import Finding
-from apr_devkit.doctor.plugins import registry
 
 LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail
 
@@ -49,7 +49,7 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
     """(label, folder): the hub client's, our own, and what backends tell of theirs."""
     yield from (("pulled models", folder) for folder in hub_caches())
     yield "apr", cache_dir()
-    found = registry()
+    found = tolerant_registry()
     for owned in found.declarations("backend"):
         name = owned.declaration.name
         try:
