@@ -10,8 +10,9 @@ Shipped and third-party plugins pass the very same checks. New checks arrive wit
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from apr_core.lazy import lazily
 
 if TYPE_CHECKING:
     from apr_devkit.kits.attention import AttentionConformance
@@ -26,15 +27,24 @@ if TYPE_CHECKING:
     from apr_devkit.kits.quantizer import QuantizerConformance
     from apr_devkit.kits.recipe import RecipeConformance
     from apr_devkit.kits.source import SourceConformance
-
-_WHERE = {
-    "AttentionConformance": "attention", "BackendConformance": "backend", "CheckResult": "checks",
-    "CommandConformance": "command", "ExporterConformance": "exporter",
-    "FamilyConformance": "family", "KernelConformance": "kernel", "Kit": "checks",
-    "OpCase": "cases", "PluginConformance": "plugin", "QuantizerConformance": "quantizer",
-    "RecipeConformance": "recipe", "SourceConformance": "source", "run_checks": "checks",
-    "skip": "checks",
-}  # fmt: skip
+else:  # a kit needs only what its kind needs
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "apr_devkit.kits.attention": "AttentionConformance",
+            "apr_devkit.kits.backend": "BackendConformance",
+            "apr_devkit.kits.cases": "OpCase",
+            "apr_devkit.kits.checks": "CheckResult Kit run_checks skip",
+            "apr_devkit.kits.command": "CommandConformance",
+            "apr_devkit.kits.exporter": "ExporterConformance",
+            "apr_devkit.kits.family": "FamilyConformance",
+            "apr_devkit.kits.kernel": "KernelConformance",
+            "apr_devkit.kits.plugin": "PluginConformance",
+            "apr_devkit.kits.quantizer": "QuantizerConformance",
+            "apr_devkit.kits.recipe": "RecipeConformance",
+            "apr_devkit.kits.source": "SourceConformance",
+        },
+    )
 
 __all__ = [
     "AttentionConformance", "BackendConformance", "CheckResult", "CommandConformance",
@@ -42,14 +52,3 @@ __all__ = [
     "PluginConformance", "QuantizerConformance", "RecipeConformance", "SourceConformance",
     "run_checks", "skip",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: a kit needs only what its kind needs."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'apr_devkit.kits' has no attribute {name!r}")
-    return getattr(import_module(f"apr_devkit.kits.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
