@@ -13,10 +13,11 @@ import time
 from types import SimpleNamespace
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Histogram
 
 from apr_core.generate.requests import EngineStats
+from apr_serve.http.sse import EventStream
 from apr_serve.page import routes as pages
 from tests.page.scripted_replies import REPLIES
 
@@ -89,7 +90,7 @@ async def chat(request: Request):
     reply = REPLIES.get(last, {"text": f"You said: {last}"})
     if "status" in reply:
         return JSONResponse({"error": {"message": reply["text"]}}, reply["status"])
-    return StreamingResponse(stream(reply), media_type="text/event-stream")
+    return EventStream(stream(reply))
 
 
 async def stream(reply):
@@ -101,7 +102,7 @@ async def stream(reply):
         await asyncio.sleep(PAUSE * 4)
         first_token.labels("demo").observe(time.monotonic() - started)
         sent = 0
-        yield ": a comment, as proxies like it\n\n"
+        yield b": a comment, as proxies like it\n\n"
         for delta in deltas(reply):
             yield chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             await asyncio.sleep(reply.get("pause", PAUSE))
@@ -118,8 +119,8 @@ async def stream(reply):
             "prompt_tokens_details": {"cached_tokens": 1204},
         }  # fmt: skip
         yield chunk({"choices": [], "usage": usage})
-        yield "data: [DONE]\n\n"
-    except asyncio.CancelledError:
+        yield b"data: [DONE]\n\n"
+    except (asyncio.CancelledError, GeneratorExit):  # while it waits, or while a piece is sent
         seen.append({"disconnected": True})
         raise
     finally:
@@ -146,4 +147,4 @@ def pieces(text):
 
 def chunk(data):
     whole = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "demo", **data}
-    return f"data: {json.dumps(whole)}\n\n"
+    return f"data: {json.dumps(whole)}\n\n".encode()
