@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
+API_VERSION = 1  # +1 only when an existing plugin would break
+SUPPORTED_APIS = frozenset({1})
 StateKind = Literal["kv", "recurrent", "window", "none"]
 
 

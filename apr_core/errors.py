@@ -1,22 +1,5 @@
 """Every error apr shows a person, with the exit code it ends the process with.
 
-AprError                     1   anything else that is wrong
-├─ Busy                      1   a server that can take no more now
-├─ UsageError                2   wrong arguments or options
-│  └─ ConfigError            2   the user's configuration file
-├─ NotFound                  3   a file, model, tensor or name that does not exist
-├─ PluginError               3   a plugin that is missing, broken, ambiguous or of another API
-│  ├─ PluginNotFound
-│  ├─ PluginBroken
-│  └─ PluginConflict
-├─ FormatError               4   bytes that are not what they should be
-│  ├─ ContractError          4   tensors or configuration that a family's contract refuses
-│  └─ QuantizationError      4   values that a number format cannot hold
-├─ ValidationFailed          5   `apr validate` ran and the file failed
-├─ InputOutputError          7   disk, permissions, network
-└─ BackendError             14   a device or kernel that refuses
-   └─ BackendUnavailable
-
 A message names the thing, what was expected and what was found; the hint says what to do.
 """
 

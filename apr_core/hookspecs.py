@@ -14,9 +14,6 @@ from pluggy import HookimplMarker, HookspecMarker
 if TYPE_CHECKING:
     from apr_core import declarations as d
 
-API_VERSION = 1  # +1 only when an existing plugin would break
-SUPPORTED_APIS = frozenset({1})
-
 hookspec = HookspecMarker("apr")
 hookimpl = HookimplMarker("apr")
 

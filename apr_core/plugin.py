@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_core.lazy import lazily
+from apr_core import lazily
 
 if TYPE_CHECKING:
-    from apr_core.cache_folder import code_folder, usable_folder
     from apr_core.declarations import (
+        API_VERSION,
         Attention,
         Backend,
         Command,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         TensorClass,
     )
     from apr_core.format import AprFile, TensorEntry, decode_tensor
-    from apr_core.hookspecs import API_VERSION, hookimpl
+    from apr_core.hookspecs import hookimpl
     from apr_core.model.decoder import Mixer, Weights
     from apr_core.model.state import (
         KVState,
@@ -77,16 +77,15 @@ if TYPE_CHECKING:
     )
     from apr_core.ops.reference import sigmoid, silu, softplus
     from apr_core.ops.unread import Unread, plain, toucher
-    from apr_core.settings import cache_dir
+    from apr_core.settings import cache_dir, code_folder, usable_folder
     from apr_core.text.tokenizer_files import unpack
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "apr_core.cache_folder": "code_folder usable_folder",
             "apr_core.declarations": (
-                "Attention Backend Command Exporter Family Kernel Layout Numbers Quantizer "
-                "Recipe Source StateKind"
+                "API_VERSION Attention Backend Command Exporter Family Kernel Layout Numbers "
+                "Quantizer Recipe Source StateKind"
             ),
             "apr_core.errors": (
                 "AprError BackendError BackendUnavailable ConfigError ContractError FormatError "
@@ -100,7 +99,7 @@ else:
                 "TensorClass"
             ),
             "apr_core.format": "AprFile TensorEntry decode_tensor",
-            "apr_core.hookspecs": "API_VERSION hookimpl",
+            "apr_core.hookspecs": "hookimpl",
             "apr_core.model.decoder": "Mixer Weights",
             "apr_core.model.state": (
                 "KVState KVType RecurrentState State StateMakers WindowState Zeros"
@@ -113,7 +112,7 @@ else:
             ),
             "apr_core.ops.reference": "sigmoid silu softplus",
             "apr_core.ops.unread": "Unread plain toucher",
-            "apr_core.settings": "cache_dir",
+            "apr_core.settings": "cache_dir code_folder usable_folder",
             "apr_core.text.tokenizer_files": "unpack",
         },
     )  # fmt: skip

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-from apr_core.declarations import Declaration, Family
-from apr_core.discovery.collecting import one_line
-from apr_core.discovery.entry_points import normalized_id
-from apr_core.discovery.rows import PluginRow, discover, missing_requirements
+from apr_core.declarations import Backend, Declaration
+from apr_core.discovery import (
+    PluginRow,
+    Status,
+    discover,
+    missing_requirements,
+    normalized_id,
+)
 from apr_core.errors import (
     BackendUnavailable,
     ConfigError,
@@ -22,8 +27,10 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
-from apr_core.published import published
+from apr_core.hints import did_you_mean, one_line, published
 from apr_core.settings import KNOWN, TYPES, Sections, Settings, check_settings, read_settings
+
+NUMBERED = re.compile(r"(.+):([0-9]+)")  # a backend and one of its devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,20 @@ class Registry:
             )
         return found[0]
 
+    def backend(self, name: str) -> tuple[Owned, str | None]:
+        """The backend, and which of its devices, that `NAME` or `NAME:NUMBER` means.
+
+        A name that is declared means what it says, so `a:1` is device 1 of `a` only if no
+        distribution `a` has a backend called `1`. Raises PluginNotFound or PluginConflict.
+        """
+        numbered = NUMBERED.fullmatch(name)
+        try:
+            return self.get("backend", name), None
+        except PluginNotFound:
+            if not numbered:
+                raise
+            return self.get("backend", numbered[1]), numbered[2]
+
     def best_backend(self) -> str:
         """The backend that fits this machine best, by the score of its probe; 1 without a probe.
 
@@ -159,6 +180,36 @@ class Registry:
                 "It should return (score, reason). Tell the plugin's author.",
             ) from error
 
+    def rows_here(self) -> tuple[PluginRow, ...]:
+        """The rows, `unavailable` where no backend can run here and `broken` where none can say.
+
+        That asks probes, which is code of plugins and may wake a driver: for lists, and not for
+        commands that run a model, which ask only backends they may choose.
+        """
+        return tuple(self._row_here(row) for row in self.plugins)
+
+    def _row_here(self, row: PluginRow) -> PluginRow:
+        backends = [d for d in row.declarations if isinstance(d, Backend)]
+        if row.status != "ok" or not backends:
+            return row
+        answers = [self._answer(Owned(d, row.distribution, row.version)) for d in backends]
+        statuses = [status for status, _ in answers]
+        if "ok" in statuses:
+            return row
+        reasons = [reason for _, reason in answers]
+        if len(answers) > 1:
+            reasons = [f"{d.name}: {reason}" for d, reason in zip(backends, reasons, strict=True)]
+        status: Status = "unavailable" if "unavailable" in statuses else "broken"
+        return replace(row, status=status, reason=one_line("; ".join(reasons)))
+
+    def _answer(self, owned: Owned) -> tuple[Status, str]:
+        """Whether a backend can run here, and why not."""
+        try:
+            score, reason = self.probe(owned)
+        except PluginBroken as error:
+            return "broken", error.message
+        return ("ok" if score > 0 else "unavailable"), reason
+
     def recommended_recipe(self) -> str | None:
         """The first recipe, by name, that its plugin recommends; None if none does."""
         recipes = (o.declaration for o in self.declarations("recipe"))
@@ -189,10 +240,8 @@ class Registry:
         package = published(kind).get(name)
         if package and package not in {row.distribution for row in unusable}:
             hints.append(f"Install the package that provides it: pip install {package}")
-        lower = {k.lower(): k for k in known}
-        close = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, 3)]
-        if close:
-            hints.append(f"Did you mean {' or '.join(close)}?")
+        if question := did_you_mean(name, known):
+            hints.append(question)
         for row in unusable:
             hints.append(f"{row.name} is {row.status} ({row.reason}) and may have provided it.")
         if not hints:
@@ -280,8 +329,9 @@ def get_registry(refresh: bool = False) -> Registry:
     global _current
     with _making:
         if _current is None or refresh:
-            settings = read_settings()
-            registry = _discovered(settings, refresh)
+            if refresh:
+                _discovered.cache_clear()
+            registry = _discovered(read_settings(), refresh)
             if not _without_plugins():
                 check_settings(registry.settings(), registry.may_be_a_section)
             _current = registry
@@ -299,13 +349,11 @@ def tolerant_registry() -> Registry:
         return _discovered(Settings())
 
 
+@cache  # a file that is wrong is met several times in one command
 def _discovered(settings: Settings, refresh: bool = False) -> Registry:
-    found = () if _without_plugins() else discover(settings, refresh=refresh)
-    return Registry(found, settings.prefer)
+    rows = () if _without_plugins() else discover(settings, refresh=refresh)
+    return Registry(rows, settings.prefer)
 
 
 def _without_plugins() -> bool:
     return os.environ.get("APR_NO_PLUGINS") == "1"
-
-
-__all__ = ["Family", "Owned", "Registry", "Settings", "get_registry", "tolerant_registry"]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_core.lazy import lazily
+from apr_core import lazily
 
 if TYPE_CHECKING:
     from apr_core.cli import apr
     from apr_core.cli.console import (
+        diverted,
         human_bytes,
         print_json,
         print_table,
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
         sparing_collections,
         upload_progress,
     )
-    from apr_core.cli.generation import kv_type_option
-    from apr_core.cli.stdout import diverted
+    from apr_core.cli.run import kv_type_option
     from apr_core.errors import Busy
     from apr_core.generate.answer import Answer, Vocabulary
     from apr_core.generate.cuts import CHUNK, EVERY, GRID, PromptCuts, cuts_of
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
         as_exception,
     )
     from apr_core.generate.sampling import Sampler, SamplingParams
-    from apr_core.model.last_logits import Choice, LastLogits
     from apr_core.model.model import Model, Snapshot, load
+    from apr_core.model.step import Choice, LastLogits
     from apr_core.registry import Owned, Registry, get_registry
     from apr_core.settings import config_content, config_path, problems
     from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
@@ -54,10 +54,10 @@ else:
         {
             "apr_core.cli": "apr",
             "apr_core.cli.console": (
-                "human_bytes print_json print_table progress show_notices sparing_collections "
-                "upload_progress"
+                "diverted human_bytes print_json print_table progress show_notices "
+                "sparing_collections upload_progress"
             ),
-            "apr_core.cli.generation": "kv_type_option",
+            "apr_core.cli.run": "kv_type_option",
             "apr_core.cli.stdout": "diverted",
             "apr_core.errors": "Busy",
             "apr_core.generate.answer": "Answer Vocabulary",
@@ -69,8 +69,8 @@ else:
                 "GenerationRequest Ticket TokenLogprob Usage as_exception"
             ),
             "apr_core.generate.sampling": "Sampler SamplingParams",
-            "apr_core.model.last_logits": "Choice LastLogits",
             "apr_core.model.model": "Model Snapshot load",
+            "apr_core.model.step": "Choice LastLogits",
             "apr_core.registry": "Owned Registry get_registry",
             "apr_core.settings": "config_content config_path problems",
             "apr_core.text.chat": "ChatTemplate chat_pieces encode_chat",

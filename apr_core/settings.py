@@ -1,21 +1,24 @@
-"""The user's configuration file and where it lies. Reads TOML, knows no plugin.
+"""The user's two folders: the configuration file and what it says, and the cache.
 
-Commands of plugins may have sections of their own, which they declare (`Command.settings`).
+Knows no plugin: commands of plugins may have sections of their own, which they declare
+(`Command.settings`).
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from apr_core.errors import ConfigError
+from apr_core.hints import did_you_mean
 
 KNOWN: dict[str, dict[str, type]] = {
     "plugins": {"disable": list, "prefer": list},
@@ -164,5 +167,98 @@ def _unqualified(entries: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(known)}."
+    return did_you_mean(name, known) or f"Known are: {', '.join(known)}."
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the file, then put it in its place, with its permissions. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        if path.exists():
+            part.chmod(path.stat().st_mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def code_folder(sources: Path, name: str, tool: str, setting: str) -> Path | None:
+    """Where code is kept that a compiler made from a package's `sources`; None: nowhere.
+
+    It is named after their content, below the folder that the variable `setting` names, else below
+    that of the `tool` in the cache.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    for source in sorted(sources.glob("*.py")):
+        digest.update(source.read_bytes())
+    named = os.environ.get(setting)
+    return usable_folder(
+        Path(named) if named else cache_dir() / tool,
+        f"{name}-{digest.hexdigest()[:12]}",
+        "compiled code",
+        setting if named else "APR_CACHE",
+    )
+
+
+def usable_folder(root: Path, name: str, what: str, setting: str) -> Path | None:
+    """The folder `name` below `root`, made if need be; or one among temporary files; or None.
+
+    Where it is not below `root`, a line on stderr says so once: where `what` is instead, and the
+    variable (`setting`) that names another root.
+    """
+    problem = _unusable(root / name)
+    if not problem:
+        return root / name
+    instead = _temporary(root.name)
+    if instead and _unusable(instead / name):
+        instead = None
+    where = f"is kept in {instead}" if instead else "is not kept, but made anew each time"
+    _say_once(
+        f"notice: {root} cannot be used ({problem}): {what} {where}. "
+        f"Set {setting} to a folder that you can write to."
+    )
+    return instead / name if instead else None
+
+
+def _unusable(folder: Path) -> str:
+    """Why nothing can be written there; empty if something can."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _temporary(name: str) -> Path | None:
+    """A folder below one among the temporary files that nobody else can write to.
+
+    Who may write there could put code where it is run from: what others made is not taken.
+    """
+    import tempfile
+
+    try:
+        own = Path(tempfile.gettempdir()) / f"apr-{_user()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        status = own.lstat()
+    except OSError:
+        return None
+    shared = status.st_mode & 0o077 and os.name == "posix"
+    if not stat.S_ISDIR(status.st_mode) or shared or status.st_uid != _user():
+        return None
+    return own / name
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0  # where st_uid is 0 as well
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print a line on stderr, the first time in this process."""
+    print(text, file=sys.stderr)

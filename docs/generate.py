@@ -162,25 +162,23 @@ def _declared() -> dict[str, list[Any]]:
 
 
 def errors() -> str:
-    """The tree of errors with their exit codes."""
+    """Every error, what it derives from, and its exit code."""
     import apr_core.plugin
     from apr_core import errors as module
 
-    head, _, rest = doc(module).partition("\n\n")
-    tree, _, tail = rest.rpartition("\n\n")
     classes = [c for c in vars(module).values() if inspect.isclass(c)]
     public = apr_core.plugin.__all__
     rows = [
-        (f"`{c.__name__}`", str(c.exit_code), "yes" if c.__name__ in public else "",
-         doc(c).replace("\n", " "))
+        (f"`{c.__name__}`", f"`{c.__base__.__name__}`", str(c.exit_code),
+         "yes" if c.__name__ in public else "", doc(c).replace("\n", " "))
         for c in classes
     ]  # fmt: skip
     return "\n".join([
-        "# Errors and exit codes\n", f"{head}\n", "```text", tree, "```\n", f"{tail}\n",
+        "# Errors and exit codes\n", f"{doc(module)}\n",
         "`apr` prints `error: MESSAGE` and `hint: HINT` to stderr and ends with the code. 0 is",
         "success; an interrupt ends with 130, SIGTERM with 143. `APR_DEBUG=1` adds a traceback.\n",
         "The public ones are imported from `apr_core.plugin`: those are what a plugin raises.\n",
-        *table(("error", "exit code", "public", "meaning"), rows),
+        *table(("error", "is a", "exit code", "public", "meaning"), rows),
     ])  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from apr_core.format import AprWriter, FormatSpec, TensorSpec
+from apr_core.format import FormatSpec
+from apr_core.format.writer import AprWriter, TensorSpec
 
 
 def align(n: int) -> int:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 # parts of the core, from the bottom; each imports what is below it, also inside functions
 LAYERS = (
-    ("lazy",),
     ("apr_core", "errors", "notices"),
-    ("declarations", "family", "published", "text"),
+    ("declarations", "family", "hints", "text"),
     ("hookspecs", "settings", "format", "ops"),
-    ("cache_folder", "settings_file", "discovery", "generate"),
+    ("discovery", "generate"),
     ("registry",),
-    ("probing", "model", "exporting", "importing"),
+    ("model", "exporting", "importing"),
     ("validation",),
     ("cli",),
     ("plugin", "runtime"),  # what plugins see: nothing of the core imports them

@@ -10,8 +10,8 @@ import tempfile
 
 import pytest
 
-from apr_core import cache_folder
-from apr_core.cache_folder import usable_folder
+from apr_core import settings
+from apr_core.settings import usable_folder
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def temporary(tmp_path, monkeypatch):
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    monkeypatch.setattr(cache_folder, "_said", set())
+    settings._say_once.cache_clear()
     return place
 
 
@@ -75,7 +75,7 @@ def test_a_folder_that_others_may_have_made_is_not_trusted(
 
 
 def test_a_folder_of_somebody_else_is_not_trusted(temporary, blocked, monkeypatch):
-    monkeypatch.setattr(cache_folder, "_user", lambda: os.getuid() + 1)
+    monkeypatch.setattr(settings, "_user", lambda: os.getuid() + 1)
     assert usable_folder(blocked, "cpu", "code", "APR_CACHE") is None
 
 

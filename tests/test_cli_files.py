@@ -11,7 +11,7 @@ import pytest
 
 from apr_core import registry as registry_module
 from apr_core.cli import run
-from apr_core.cli.escaping import printable, shortened
+from apr_core.cli.console import printable, shortened
 from apr_core.cli.inspect import summarised
 from apr_core.format import FormatSpec
 from tests.apr_files import write

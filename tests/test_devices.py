@@ -9,7 +9,6 @@ import pytest
 from apr_core.declarations import Backend, Kernel
 from apr_core.errors import BackendError, PluginConflict, PluginNotFound
 from apr_core.model import model as models
-from apr_core.model.devices import find_backend
 from apr_core.model.loading import foreign_kernels, make_backend
 from apr_core.ops.binding import ForeignKernel
 from apr_core.plugin import BackendPlugin
@@ -59,30 +58,30 @@ BOTH = registry(npus=[backend("npu"), backend("old", "Abacus"), backend("any", "
     ],
 )  # fmt: skip
 def test_a_number_behind_the_name_is_a_device(name, qualified, device):
-    owned, found = find_backend(BOTH, name)
+    owned, found = BOTH.backend(name)
     assert (owned.qualified, found) == (qualified, device)
 
 
 def test_a_name_that_is_declared_means_itself_before_it_means_a_device():
     taken = registry(npu=[backend("1"), backend("npu")])
-    assert find_backend(taken, "npu:1")[0].declaration.name == "1"
-    assert find_backend(taken, "npu:1")[1] is None
-    owned, device = find_backend(taken, "npu:2")
+    assert taken.backend("npu:1")[0].declaration.name == "1"
+    assert taken.backend("npu:1")[1] is None
+    owned, device = taken.backend("npu:2")
     assert (owned.declaration.name, device) == ("npu", "2")
-    assert find_backend(taken, "npu:npu:1")[1] == "1"
+    assert taken.backend("npu:npu:1")[1] == "1"
 
 
 @pytest.mark.parametrize("name", ["npu:", "npu:x", "npu:-1", "npu: 1", "npu:1.0", ":1", "gpu:1"])
 def test_anything_else_names_no_backend(name):
     with pytest.raises(PluginNotFound):
-        find_backend(BOTH, name)
+        BOTH.backend(name)
 
 
 def test_a_device_of_a_name_that_two_claim_is_a_question():
     both = registry(one=[backend("npu")], two=[backend("npu")])
     with pytest.raises(PluginConflict, match="one:npu, two:npu"):
-        find_backend(both, "npu:1")
-    assert find_backend(both, "two:npu:1")[0].distribution == "two"
+        both.backend("npu:1")
+    assert both.backend("two:npu:1")[0].distribution == "two"
 
 
 def test_a_backend_gets_the_device_only_where_one_is_named():

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from apr_core.errors import UsageError
-from apr_core.exporting.safetensors import export
+from apr_core.exporting import export
 from apr_core.format import AprFile
 from tests import tiny_checkpoints
 from tests.test_journeys import apr, fails
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_nothing(kept, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("apr_core.exporting.safetensors._write_rest", full)
+    monkeypatch.setattr("apr_core.exporting._write_rest", full)
     with AprFile.open(kept) as file, pytest.raises(OSError, match="No space"):
         export(file, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from apr_core.errors import FormatError, NotFound, UsageError
-from apr_core.format import NATIVE, AprFile, FormatSpec, ShardedWriter, TensorSpec
+from apr_core.format import NATIVE, AprFile, FormatSpec
+from apr_core.format.writer import AprWriter, TensorSpec
 
 F32 = NATIVE["f32"]
 OWN = FormatSpec("own", None, 32, 4, "apr-own")
@@ -21,9 +22,8 @@ def write_set(
 ) -> list[Path]:
     specs = [TensorSpec(n, F32, t.shape) for n, t in TENSORS.items()]
     specs.append(TensorSpec("z", OWN, (2, 40)))
-    with ShardedWriter(
-        path, {"architecture": "x"} | (metadata or {}), specs, max_bytes, **options
-    ) as writer:
+    identity = {"architecture": "x"} | (metadata or {})
+    with AprWriter(path, identity, specs, shard_bytes=max_bytes, **options) as writer:
         for name in writer.names:
             writer.add(name, [TENSORS[name] if name != "z" else bytes(range(16))])
         if not options:  # nothing is visible before all is whole
@@ -104,7 +104,7 @@ def test_failure_leaves_no_shard(tmp_path: Path) -> None:
     specs = [TensorSpec(n, F32, t.shape) for n, t in TENSORS.items()]
     with (
         pytest.raises(KeyboardInterrupt),
-        ShardedWriter(tmp_path / "m.apr", {}, specs, 700) as writer,
+        AprWriter(tmp_path / "m.apr", {}, specs, shard_bytes=700) as writer,
     ):
         for name in writer.names[:6]:
             writer.add(name, [TENSORS[name]])
@@ -140,7 +140,7 @@ def test_existing_shards(tmp_path: Path) -> None:
 
 
 def test_no_tensors(tmp_path: Path) -> None:
-    with ShardedWriter(tmp_path / "m.apr", {}, [], 100) as writer:
+    with AprWriter(tmp_path / "m.apr", {}, [], shard_bytes=100) as writer:
         pass
     with AprFile.open(writer.paths[0]) as file:
         assert file.tensors == {}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from apr_core.errors import FormatError, InputOutputError, NotFound, UsageError
-from apr_core.format import NATIVE, AprFile, AprWriter, FormatSpec, TensorSpec
+from apr_core.format import NATIVE, AprFile, FormatSpec
+from apr_core.format.writer import AprWriter, TensorSpec
 from tests.apr_files import write
 
 F32 = NATIVE["f32"]

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apr_core.cli.generation import Printer, collect
+from apr_core.cli.run import Printer, collect
 from apr_core.errors import AprError, UsageError
 from apr_core.generate.generate import Generation, Timings, generate, stream
 from apr_core.generate.requests import Delta
-from apr_core.model.last_logits import LastLogits
+from apr_core.model.step import LastLogits
 from apr_core.text.tokenizer import Tokenizer
 from apr_devkit.kits.reference_backend import ReferenceBackend
 from tests.test_text import make_tokenizer

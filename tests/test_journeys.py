@@ -136,7 +136,7 @@ def test_bad_files_and_names(sums, tmp_path):
     bad = apr("validate", flipped)
     assert bad.returncode == 5 and "footer-checksum" in bad.stdout
     assert apr("validate", sums).returncode == 0
-    fails(2, "Did you mean 'plugins'", "plugin")
+    fails(2, "Did you mean plugins", "plugin")
     assert apr("help", "run").stdout == apr("run", "--help").stdout != ""
     assert apr("help").stdout == apr("--help").stdout
     assert apr("-V").stdout == apr("--version").stdout

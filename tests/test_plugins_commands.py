@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from apr_core.cli.plugins_switch import change_disabled
 from apr_core.errors import ConfigError, InputOutputError
-from apr_core.settings_file import change_list
 from apr_devkit.cli.freeze import direct_reference
 
 COMMAND = """
@@ -237,10 +237,10 @@ prefer = ["a:b"]  # ours
 def test_everything_else_in_the_file_stays_as_it_was_written(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(COMMENTED)
-    change_list("plugins", "disable", add=["three"], path=path)
+    change_disabled(add=["three"], path=path)
     added = path.read_text()
     assert tomllib.loads(added)["plugins"]["disable"] == ["one", "two", "three"]
-    change_list("plugins", "disable", remove=["two", "three"], path=path)
+    change_disabled(remove=["two", "three"], path=path)
     lines = path.read_text().splitlines()
     assert set(lines) <= set(COMMENTED.splitlines()) and '    "one",  # too slow' in lines
     assert [line for line in COMMENTED.splitlines() if line not in lines] == ['    "two",']
@@ -257,7 +257,7 @@ def test_every_way_to_write_the_list_can_be_changed(tmp_path, before):
     path = tmp_path / "deep" / "c.toml"
     path.parent.mkdir()
     path.write_bytes(before.encode())
-    change_list("plugins", "disable", add=["new"], path=path)
+    change_disabled(add=["new"], path=path)
     found, old = tomllib.loads(path.read_bytes().decode()), tomllib.loads(before)
     assert found["plugins"].pop("disable") == [*old.get("plugins", {}).pop("disable", []), "new"]
     assert found.get("plugins", {}) == old.get("plugins", {})
@@ -270,7 +270,7 @@ def test_a_text_that_cannot_be_changed_safely_is_left_alone(tmp_path, before):
     path = tmp_path / "c.toml"
     path.write_text(before)
     with pytest.raises(ConfigError, match="untouched") as refused:
-        change_list("plugins", "disable", add=["three"], path=path)
+        change_disabled(add=["three"], path=path)
     assert "disable = [" in refused.value.hint and "'three'" in refused.value.hint
     assert path.read_text() == before
 
@@ -280,7 +280,7 @@ def test_a_link_stays_a_link_and_permissions_stay(tmp_path):
     real.write_text("")
     real.chmod(0o600)
     link.symlink_to(real)
-    change_list("plugins", "disable", add=["a"], path=link)
+    change_disabled(add=["a"], path=link)
     assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o600
     assert 'disable = ["a"]' in real.read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.toml", "real.toml"]
@@ -295,7 +295,7 @@ def test_a_file_that_cannot_be_written_is_an_error_with_7(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(InputOutputError, match="No space left") as caught:
-        change_list("plugins", "disable", add=["three"], path=path)
+        change_disabled(add=["three"], path=path)
     assert caught.value.exit_code == 7 and "APR_CONFIG" in caught.value.hint
     assert path.read_text() == COMMENTED
     assert [p.name for p in tmp_path.iterdir()] == ["c.toml"]

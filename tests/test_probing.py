@@ -14,7 +14,6 @@ from apr_core.declarations import Backend, Family
 from apr_core.errors import BackendUnavailable, PluginBroken
 from apr_core.model.loading import make_backend
 from apr_core.plugin import BackendPlugin
-from apr_core.probing import rows_here
 from apr_core.registry import Registry
 from tests.torture import declaring, install
 
@@ -58,7 +57,7 @@ class Npu(BackendPlugin):
 
 
 def row(*declarations):
-    [found] = rows_here(Registry.from_declarations({"x-npu": declarations}))
+    [found] = Registry.from_declarations({"x-npu": declarations}).rows_here()
     return found.status, found.reason
 
 
@@ -91,7 +90,7 @@ def test_of_several_backends_that_cannot_each_gives_its_reason():
 )  # fmt: skip
 def test_a_probe_that_fails_makes_its_plugin_broken_and_no_other(probe, words):
     registry = Registry.from_declarations({"x-npu": [npu(probe)], "x-other": [npu("runs", "o")]})
-    broken, other = rows_here(registry)
+    broken, other = registry.rows_here()
     assert broken.status == "broken" and words in broken.reason and other.status == "ok"
     with pytest.raises(PluginBroken, match=words):
         make_backend(registry, "npu", None)

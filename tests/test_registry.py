@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from apr_core.declarations import Backend, Family, Quantizer
-from apr_core.discovery.rows import PluginRow
+from apr_core.discovery import PluginRow
 from apr_core.errors import BackendUnavailable, PluginBroken, PluginConflict, PluginNotFound
-from apr_core.format.decode import quantizer_for
 from apr_core.format.dtypes import FormatSpec
 from apr_core.format.reader import TensorEntry
+from apr_core.format.values import quantizer_for
 from apr_core.registry import Registry
 
 GOOD = """
@@ -116,7 +116,7 @@ def test_a_bad_configuration_file(fakes):
     (fakes.root / "c.toml").write_text("[plugin]\n")
     done = fakes.run("plugins", "list")
     assert done.returncode == 2
-    assert "unknown section [plugin]" in done.stderr and "'plugins'" in done.stderr
+    assert "unknown section [plugin]" in done.stderr and "mean plugins?" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["--help"], ["plugins", "list"], ["plugins", "show", "cpu"]])

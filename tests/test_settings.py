@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from apr_core.cli import plugins_switch
+from apr_core.cli.plugins_switch import change_disabled
 from apr_core.errors import ConfigError
 from apr_core.settings import read_settings
-from apr_core.settings_file import change_list
 
 TEXT = '[plugins]\ndisable = ["one"]\nprefer = ["dist:name"]\n'
 FORMS = {
@@ -38,7 +39,7 @@ def test_a_file_is_read_and_changed_as_any_editor_wrote_it(tmp_path, form):
     path = tmp_path / "c.toml"
     path.write_bytes(FORMS[form])
     assert read_settings(path).disable == ("one",)
-    change_list("plugins", "disable", add=["two"], path=path)
+    change_disabled(add=["two"], path=path)
     assert read_settings(path).disable == ("one", "two")
     after = path.read_bytes()
     assert after.startswith(codecs.BOM_UTF8) == FORMS[form].startswith(codecs.BOM_UTF8)
@@ -78,7 +79,7 @@ def test_a_link_that_leads_nowhere_is_written_through(tmp_path):
     link, target = tmp_path / "c.toml", tmp_path / "elsewhere" / "real.toml"
     link.symlink_to(target)
     assert read_settings(link).disable == ()
-    change_list("plugins", "disable", add=["one"], path=link)
+    change_disabled(add=["one"], path=link)
     assert link.is_symlink() and tomllib.loads(target.read_text())["plugins"]["disable"] == ["one"]
 
 
@@ -86,7 +87,7 @@ def test_links_in_a_circle_are_refused(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.symlink_to(two)
     two.symlink_to(one)
-    for attempt in (read_settings, lambda p: change_list("plugins", "disable", add=["x"], path=p)):
+    for attempt in (read_settings, lambda p: change_disabled(add=["x"], path=p)):
         with pytest.raises(ConfigError, match="symbolic links"):
             attempt(one)
     assert one.is_symlink() and two.is_symlink()
@@ -94,10 +95,10 @@ def test_links_in_a_circle_are_refused(tmp_path):
 
 def test_the_null_device_is_no_settings_and_is_not_replaced(monkeypatch):
     null, written = Path(os.devnull), []
-    monkeypatch.setattr("apr_core.settings_file._write", lambda *what: written.append(what))
+    monkeypatch.setattr(plugins_switch, "write_whole", lambda *what: written.append(what))
     assert read_settings(null).disable == ()
     with pytest.raises(ConfigError, match="keeps nothing"):
-        change_list("plugins", "disable", add=["one"], path=null)
+        change_disabled(add=["one"], path=null)
     assert not written
 
 

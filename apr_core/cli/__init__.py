@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.errors import AprError
+from apr_core.errors import AprError, PluginNotFound
 
 if TYPE_CHECKING:
     from apr_core.registry import Registry
@@ -69,25 +69,17 @@ class LazyGroup(click.Group):
         name = args[0]
         known = name in self.table or ":" in name  # then no plugin is asked
         if not known and name not in self._of_plugins():
-            self._say_whose(name)
-            import difflib
+            from apr_core.hints import did_you_mean, published
 
-            close = difflib.get_close_matches(name, self.list_commands(ctx), 1)
-            if close:
-                ctx.fail(f"No such command {name!r}. Did you mean {close[0]!r}?")
+            words = f"{self.path} {name}".strip()
+            if package := published("command").get(words):
+                raise PluginNotFound(
+                    f"`apr {words}` is a command of {package}, which is not installed or not in "
+                    "use", f"pip install {package}",
+                )  # fmt: skip
+            if question := did_you_mean(name, self.list_commands(ctx)):
+                ctx.fail(f"No such command {name!r}. {question}")
         return super().resolve_command(ctx, args)
-
-    def _say_whose(self, name: str) -> None:
-        """Raise PluginNotFound for a command of a published package."""
-        from apr_core.errors import PluginNotFound
-        from apr_core.published import published
-
-        words = f"{self.path} {name}".strip()
-        if package := published("command").get(words):
-            raise PluginNotFound(
-                f"`apr {words}` is a command of {package}, which is not installed or not in use",
-                f"pip install {package}",
-            )
 
     def _of_plugins(self) -> dict[str, str]:
         """{name: summary} of what plugins add; commands of the core cannot be replaced."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.generation import (
+from apr_core.cli.run import (
     Printer,
     collect,
     generation_options,

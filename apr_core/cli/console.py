@@ -1,15 +1,18 @@
-"""What commands share: JSON output, tables, progress. Progress goes to stderr."""
+"""What commands share: JSON, tables, text of others made safe, progress (on stderr)."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import Any
 
 import click
+
+from apr_core import notices
 
 PATIENCE = 1.0  # seconds that somebody waits without being told what for
 
@@ -37,57 +40,68 @@ def human_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-class Progress(Protocol):
-    """What a long task reports to."""
-
-    def advance(self, amount: float) -> None:
-        """So much more is done."""
-
-    def describe(self, text: str) -> None:
-        """What is being done now."""
+def printable(text: object) -> str:
+    """Text of a file, safe for a terminal: what would move the cursor is written as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-class _Silent:
-    def advance(self, amount: float) -> None:
-        """Nothing to show."""
-
-    def describe(self, text: str) -> None:
-        """Nothing to show."""
+def shortened(text: object, width: int = 60) -> str:
+    """Printable, and cut with an ellipsis if it is longer than `width`."""
+    plain = printable(text)
+    return plain if len(plain) <= width else plain[: width - 1] + "…"
 
 
-class _Bar:
-    def __init__(self, bar: Any, task: Any) -> None:
+@contextmanager
+def diverted() -> Iterator[None]:
+    """Send to stderr what is printed inside, also by code that does not ask sys.stdout.
+
+    So stdout is kept for what a command prints: code of others may print, and so may their drivers.
+    A service may have closed stdout, and then there is nothing to keep.
+    """
+    if sys.stdout is not None:
+        with suppress(OSError, ValueError):  # full or closed: whoever prints learns of it
+            sys.stdout.flush()
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))
+        with suppress(OSError):  # one that is closed cannot be spoilt
+            saved = os.dup(1)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 1)
+            os.dup2(2, 1)
+        yield
+
+
+class Progress:
+    """What a long task reports to: a bar of rich, or nothing."""
+
+    def __init__(self, bar: Any = None, task: Any = None) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, amount: float) -> None:
-        """Move the bar."""
-        self._bar.advance(self._task, amount)
+        """So much more is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, amount)
 
     def describe(self, text: str) -> None:
-        """Change the text before the bar."""
-        self._bar.update(self._task, description=text)
+        """What is being done now."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
 
 
 @contextmanager
 def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Progress]:
     """A progress bar on a terminal's stderr; silent elsewhere."""
     if not sys.stderr.isatty():
-        yield _Silent()
+        yield Progress()
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as RichProgress
 
-    amount = DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Bar(bar, bar.add_task(description, total=total))
+    amount = rich.DownloadColumn(True) if unit == "bytes" else rich.MofNCompleteColumn()
+    text = rich.TextColumn("{task.description}")
+    columns = (text, rich.BarColumn(), amount, rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Progress(bar, bar.add_task(description, total=total))
 
 
 @contextmanager
@@ -122,8 +136,6 @@ class _LateBar:
 
 def show_notices() -> None:
     """Show what takes long on stderr: a line that counts on a terminal, one line elsewhere."""
-    from apr_core import notices
-
     said: set[str] = set()
 
     def show(text: str, done: int, total: int) -> None:

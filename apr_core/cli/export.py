@@ -63,7 +63,7 @@ def run_export(
 def _exporter(format_: str, dtype: str | None) -> Callable[..., Mapping[str, Any]]:
     """Core's own, or a plugin's by its name."""
     if format_ == "safetensors":
-        from apr_core.exporting.safetensors import export as own
+        from apr_core.exporting import export as own
 
         return partial(own, dtype=dtype)
     if dtype:

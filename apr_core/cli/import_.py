@@ -60,7 +60,7 @@ def run_import(
     force: bool = False, shard_size: str | None = None, threads: int | None = None,
 ) -> ImportSummary:  # fmt: skip
     """The command without its output: check all, then write under a progress bar."""
-    from apr_core.format import check_target
+    from apr_core.format.writer import check_target
     from apr_core.importing import find_source, plan_import
     from apr_core.registry import get_registry
 

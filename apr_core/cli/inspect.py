@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, print_table
-from apr_core.cli.escaping import printable, shortened
+from apr_core.cli.console import human_bytes, print_json, print_table, printable, shortened
 
 if TYPE_CHECKING:
     from apr_core.format import AprFile

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from apr_core.cli import LazyGroup, Table
-from apr_core.cli.console import print_json, print_table
-from apr_core.cli.stdout import diverted
-from apr_core.discovery.rows import PluginRow
-from apr_core.probing import rows_here
-from apr_core.published import published
+from apr_core.cli.console import diverted, print_json, print_table
+from apr_core.discovery import PluginRow, normalized, normalized_id
+from apr_core.errors import NotFound
+from apr_core.hints import did_you_mean, published
 from apr_core.registry import get_registry
 
-# in modules of their own, imported when they run: listing plugins should not pay for them
 OWN: Table = {
     "list": ("apr_core.cli.plugins:list_", "List plugins: version, status, what they provide."),
     "show": ("apr_core.cli.plugins:show", "Show everything about one plugin."),
@@ -50,7 +48,7 @@ def _as_dict(row: PluginRow) -> dict[str, Any]:
 def list_(as_json: bool, refresh: bool) -> None:
     """One line a plugin: version, status, what it provides."""
     with diverted():  # probes are code of plugins
-        rows = rows_here(get_registry(refresh))
+        rows = get_registry(refresh).rows_here()
     if as_json:
         print_json([_as_dict(row) for row in rows])
         return
@@ -68,7 +66,7 @@ def list_(as_json: bool, refresh: bool) -> None:
             click.echo(f"! {row.distribution}: {row.reason}")
 
 
-def _summary(provides: dict[str, Iterable[str]] | dict[str, list[str]]) -> str:
+def _summary(provides: dict[str, list[str]]) -> str:
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in provides.items())
 
 
@@ -77,10 +75,8 @@ def _summary(provides: dict[str, Iterable[str]] | dict[str, list[str]]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """All about one plugin. NAME is a distribution, an entry point or something it provides."""
-    from apr_core.cli.plugin_names import rows_called
-
     with diverted():
-        rows = rows_called(name, rows_here(get_registry()))
+        rows = rows_called(name, get_registry().rows_here())
     if as_json:
         print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
         return
@@ -107,3 +103,48 @@ def _print(row: PluginRow) -> None:
 
 def _flat(values: tuple[Any, ...]) -> str:
     return ", ".join(v if isinstance(v, str) else " = ".join(map(str, v)) for v in values)
+
+
+def installed_as(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
+    """The entry points of the distribution, or the entry point, of that name; empty if none.
+
+    A disabled or broken plugin declares nothing, so it has no further names.
+    """
+    of_distribution = [row for row in rows if row.distribution == normalized(name)]
+    return of_distribution or [
+        row for row in rows if name == row.entry_point or normalized_id(name) == row.name
+    ]
+
+
+def providing(name: str, rows: Iterable[PluginRow]) -> list[PluginRow]:
+    """The entry points that declare something of that name, bare or as `distribution:name`."""
+    wanted = {name, normalized_id(name)}
+    return [
+        row
+        for row in rows
+        if any(wanted & {d.name, f"{row.distribution}:{d.name}"} for d in row.declarations)
+    ]
+
+
+def rows_called(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
+    """The entry points NAME means. Raises NotFound with names that are close."""
+    meant = installed_as(name, rows) or providing(name, rows)
+    if not meant:
+        provided = (d.name for row in rows for d in row.declarations)
+        raise not_found("no installed plugin is called or provides", name, rows, provided)
+    return meant
+
+
+def not_found(
+    what: str, name: str, rows: Sequence[PluginRow], more: Iterable[str] = ()
+) -> NotFound:
+    """The error for a name that nothing has, with the names that come close."""
+    known = {*(row.distribution for row in rows), *(row.entry_point for row in rows), *more}
+    hints = [did_you_mean(name, known)]
+    hints += [  # these declare nothing, so nobody knows what they would provide
+        f"{row.distribution} is {row.status} and may provide it: {row.reason}"
+        for row in rows
+        if row.status in ("broken", "incompatible", "disabled")
+    ]
+    hint = "\n".join(filter(None, hints)) or "`apr plugins list` shows them all."
+    return NotFound(f"{what} {name!r}", hint)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from apr_core.cli.console import print_json
-from apr_core.cli.plugin_names import installed_as, not_found, providing
-from apr_core.discovery.entry_points import EntryPoint, installed, normalized, normalized_id
-from apr_core.discovery.rows import PluginRow, refused, row
-from apr_core.errors import NotFound
-from apr_core.settings import Settings, config_path, read_settings
-
-SECTION, KEY = "plugins", "disable"
+from apr_core.cli.plugins import installed_as, not_found, providing
+from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
+from apr_core.errors import ConfigError, InputOutputError, NotFound
+from apr_core.settings import Settings, config_path, config_text, read_settings, write_whole
 
 
 @click.command()
@@ -27,12 +28,12 @@ def disable(name: str, as_json: bool) -> None:
 
     This is kept in the configuration file (`apr doctor` says where), until `apr plugins enable`.
     """
-    founds, before = _installed_plugins(name), read_settings().disable
-    on = [f for f in founds if not _switched_off(f, before)]
-    whole = normalized(name) in {f.distribution for f in on}
-    add = {f.distribution if whole else f.name for f in on}
-    path = _change(add=sorted(add)) if add else config_path()
-    _report(as_json, "disabled", founds, before, path)
+    plugins, before = _installed_plugins(name), read_settings().disable
+    on = [p for p in plugins if not _switched_off(p, before)]
+    whole = normalized(name) in {p.distribution for p in on}
+    add = {p.distribution if whole else p.name for p in on}
+    path = change_disabled(add=sorted(add)) if add else config_path()
+    _report(as_json, "disabled", plugins, before, path)
 
 
 @click.command()
@@ -45,33 +46,22 @@ def enable(name: str, as_json: bool) -> None:
     """
     before = read_settings().disable
     stale = {entry for entry in before if normalized(entry) == normalized(name)}
-    founds = _matching(name) if stale else _installed_plugins(name)
-    entries = stale | {e for e in before if any(_names(e) & f.names for f in founds)}
-    path = _change(remove=entries) if entries else config_path()
-    _report(as_json, "enabled", founds, before, path, stale)
+    plugins = installed_as(name, installed()) if stale else _installed_plugins(name)
+    entries = stale | {e for e in before if any(_names(e) & p.names for p in plugins)}
+    path = change_disabled(remove=entries) if entries else config_path()
+    _report(as_json, "enabled", plugins, before, path, stale)
 
 
-def _change(add: Iterable[str] = (), remove: Iterable[str] = ()) -> Path:
-    from apr_core.settings_file import change_list
+def _installed_plugins(name: str) -> list[PluginRow]:
+    """The installed entry points of that name; a broken or disabled plugin has them as well.
 
-    return change_list(SECTION, KEY, add=tuple(add), remove=tuple(remove))
-
-
-def _matching(name: str) -> list[EntryPoint]:
-    """The installed entry points of that name; a broken or disabled plugin has them as well."""
-    founds = installed()
-    names = {row.name for row in installed_as(name, [row(f, "ok") for f in founds])}
-    return [f for f in founds if f.name in names]
-
-
-def _installed_plugins(name: str) -> list[EntryPoint]:
-    """The same. Raises NotFound, with the plugin to name instead if NAME is what one provides."""
-    founds = _matching(name)
-    if founds:
-        return founds
+    Raises NotFound, with the plugin to name instead if NAME is what one provides.
+    """
+    if named := installed_as(name, installed()):
+        return named
     from apr_core.registry import get_registry
 
-    rows: Sequence[PluginRow] = get_registry().plugins
+    rows = get_registry().plugins
     owners = sorted({row.distribution for row in providing(name, rows)})
     if owners:
         raise NotFound(
@@ -86,42 +76,112 @@ def _names(entry: str) -> set[str]:
     return {entry, normalized_id(entry), normalized(entry)}
 
 
-def _switched_off(found: EntryPoint, listed: Iterable[str]) -> bool:
-    return any(_names(entry) & found.names for entry in listed)
+def _switched_off(plugin: PluginRow, listed: Iterable[str]) -> bool:
+    return any(_names(entry) & plugin.names for entry in listed)
 
 
 def _report(
-    as_json: bool, done: str, founds: Sequence[EntryPoint], before: Sequence[str], path: Path,
+    as_json: bool, done: str, plugins: Sequence[PluginRow], before: Sequence[str], path: Path,
     stale: Iterable[str] = (),
 ) -> None:  # fmt: skip
     """Say what was changed, and where the environment says otherwise."""
     after = read_settings(path).disable
-    off = {f.name for f in installed() if _switched_off(f, before)}
-    changed = sorted(off ^ {f.name for f in installed() if _switched_off(f, after)}) or [*stale]
-    notes = _overrides(done, founds)
+    changed = [
+        p.name for p in installed() if _switched_off(p, before) != _switched_off(p, after)
+    ] or [*stale]
+    names = [p.name for p in plugins]
+    notes = _overrides(done, plugins)
     if as_json:
         report: dict[str, Any] = {
-            "action": done, "plugins": [f.name for f in founds], "changed": changed,
-            "config": str(path), "notes": notes,
+            "action": done, "plugins": names, "changed": changed, "config": str(path),
+            "notes": notes,
         }  # fmt: skip
         print_json(report)
         return
     if changed:
         click.echo(f"{done}: {', '.join(changed)} (in {path})")
     else:
-        click.echo(f"already {done}: {', '.join(f.name for f in founds)}")
+        click.echo(f"already {done}: {', '.join(names)}")
     for note in notes:
         click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
 
 
-def _overrides(done: str, founds: Sequence[EntryPoint]) -> list[str]:
+def _overrides(done: str, plugins: Sequence[PluginRow]) -> list[str]:
     """What environment variables make of these plugins, whatever the file says."""
     if os.environ.get("APR_NO_PLUGINS") == "1":
         return ["APR_NO_PLUGINS=1 leaves all plugins out"]
-    notes = []
-    for found in founds:
-        row = refused(found, Settings(), os.environ)
-        if row and row.status == "disabled":
-            still = "stays disabled" if done == "enabled" else "is disabled anyway"
-            notes.append(f"{found.name} {still} here: {row.reason}")
-    return notes
+    still = "stays disabled" if done == "enabled" else "is disabled anyway"
+    rows = [allowed(p, Settings(), os.environ) for p in plugins]
+    return [f"{r.name} {still} here: {r.reason}" for r in rows if r.status == "disabled"]
+
+
+def change_disabled(
+    add: Collection[str] = (), remove: Collection[str] = (), path: Path | None = None
+) -> Path:
+    """Add strings to the list `[plugins] disable`, and remove some; returns the file's path.
+
+    Comments, order and spacing are somebody's own: the text is edited in place, read again to see
+    that it says what it should, and only then put where the file was. Raises ConfigError for a file
+    that is not valid as it is, and InputOutputError if it cannot be written; then it is untouched.
+    """
+    path = path or config_path()
+    read_settings(path)  # refuses what is wrong before it is written back
+    try:
+        if path.exists() and not path.is_file():  # /dev/null, which reads as no settings
+            raise ConfigError(f"{path} keeps nothing", "Name a file in APR_CONFIG.")
+        text = config_text(path)
+        wanted = tomllib.loads(text)
+        values = [v for v in wanted.get("plugins", {}).get("disable", ()) if v not in remove]
+        new = [name for name in dict.fromkeys(add) if name not in values]
+        wanted.setdefault("plugins", {})["disable"] = values + new
+        changed = _edited(text, new, remove)
+        if _parsed(changed) != wanted:
+            raise ConfigError(
+                f"{path} is written in a way that cannot be changed safely; it is untouched",
+                f"Change it by hand:\n  [plugins]\n  disable = {values + new}",
+            )
+        marked = path.exists() and path.read_bytes().startswith(codecs.BOM_UTF8)
+        content = changed.encode("utf-8-sig" if marked else "utf-8")
+        write_whole(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        raise InputOutputError(
+            f"{path} cannot be written: {error.strerror or error}",
+            "Make it writable, or put disable under [plugins] into a file of your own and name "
+            "that in APR_CONFIG.",
+        ) from error
+    return path
+
+
+def _edited(text: str, add: Collection[str], remove: Collection[str]) -> str:
+    """The TOML text with the list changed; the rest, comments too, stays as it is written."""
+    name = r"[\"']?disable[\"']?[ \t]*=[ \t]*\["
+    head = re.search(r"(?m)^[ \t]*\[[ \t]*plugins[ \t]*\][^\r\n]*", text)
+    after = re.compile(r"(?m)^[ \t]*\[").search(text, head.end()) if head else None
+    stop = after.start() if after else len(text)
+    item = re.search(rf"(?m)^[ \t]*plugins[ \t]*\.[ \t]*{name}", text)
+    if head:
+        item = re.compile(rf"(?m)^[ \t]*{name}").search(text, head.end(), stop) or item
+    end = "\r\n" if "\r\n" in text else "\n"
+    if item is None:
+        line = f"disable = {json.dumps([*add], ensure_ascii=False)}"
+        if head:
+            return f"{text[: head.end()]}{end}{line}{text[head.end() :]}"
+        gap = "" if not text or text.endswith("\n") else end
+        return f"{text}{gap}[plugins]{end}{line}{end}"
+    close = text.find("]", item.end())
+    values = text[item.end() : close]
+    for entry in remove:
+        quoted = rf"[\"']{re.escape(entry)}[\"'][ \t]*,?[ \t]*"
+        values = re.sub(rf"(?m)^[ \t]*{quoted}\r?\n|{quoted}", "", values)
+    for entry in add:
+        bare = re.sub(r"#[^\n]*", "", values).rstrip()
+        comma = "" if not bare or bare.endswith(",") else ", "
+        values += comma + json.dumps(entry, ensure_ascii=False)
+    return text[: item.end()] + values + text[close:]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None

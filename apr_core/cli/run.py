@@ -1,28 +1,76 @@
-"""`apr run`: one prompt, one answer, streamed."""
+"""`apr run`: one prompt, one answer, streamed; and what `apr chat` shares with it."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
+import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import print_json
-from apr_core.cli.generation import (
-    Printer,
-    collect,
-    generation_options,
-    loaded,
-    sampling_params,
-    speed,
-    thinking,
-    whole_prompt,
+from apr_core.cli.console import (
+    diverted,
+    print_json,
+    show_notices,
+    sparing_collections,
+    upload_progress,
 )
+from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.generate.generate import Generation
+    from apr_core.generate.generate import Generation, Timings
+    from apr_core.generate.requests import Delta
+    from apr_core.generate.sampling import SamplingParams
     from apr_core.model.model import Model
+
+Function = Callable[..., Any]
+
+kv_type_option = click.option(
+    "--kv-type", type=click.Choice(["f32", "f16", "q8"]),
+    help="Precision of cached keys and values; q8 halves what long contexts cost. Default: f16.",
+)  # fmt: skip
+OPTIONS = (
+    click.option("--max-tokens", type=click.IntRange(1), help="At most this many tokens."),
+    click.option("--temperature", type=float, help="0 is greedy."),
+    click.option("--top-k", type=int, help="Sample among the k most likely tokens; 0: all."),
+    click.option("--top-p", type=float, help="Sample among the most likely up to this share."),
+    click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest."),
+    click.option("--seed", type=int, help="The same seed gives the same answer."),
+    click.option("--presence-penalty", type=float, help="Subtracted once a token was used."),
+    click.option("--frequency-penalty", type=float, help="Subtracted for every use of a token."),
+    click.option("--repetition-penalty", type=float, help="Divides scores of used tokens."),
+    click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
+    click.option("--system", help="System message."),
+    click.option("--thinking", type=click.Choice(["on", "off"]), help="Default: the model's."),
+    click.option(
+        "--backend",
+        metavar="NAME[:DEVICE]",
+        help="Where to run; default: what fits this machine best.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
+    click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
+    kv_type_option,
+    click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
+    click.option("-v", "--verbose", is_flag=True, help="Show what runs on what."),
+)
+SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
+    "repetition_penalty",
+)  # fmt: skip
+
+CONTROL = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd") | {9: "\t", 10: "\n"}
+
+
+def generation_options(function: Function) -> Function:
+    """Add the options above to a command."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -97,3 +145,117 @@ def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
             "prefill_tok_s": t.prefill_tok_s, "decode_tok_s": t.decode_tok_s,
         },
     }  # fmt: skip
+
+
+def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
+    """The model's defaults, replaced by what was given on the command line."""
+    from apr_core.generate.sampling import SamplingParams
+
+    given = {name: options[name] for name in SAMPLING}
+    return SamplingParams.from_defaults(model.config.sampling, **given)
+
+
+@contextmanager
+def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
+    """The model, with its report on stderr if asked for or if something runs slowly."""
+    show_notices()
+    with diverted(), sparing_collections(), upload_progress() as uploaded:
+        from apr_core.model.model import load
+
+        model = load(
+            file, options["backend"], options["threads"],
+            strict=options["strict"], max_len=options["context"], kv_type=options["kv_type"],
+            progress=uploaded,
+        )  # fmt: skip
+    with model:
+        said = len(model.report.fallbacks)
+        if options["verbose"]:
+            for line in model.report.lines():
+                click.echo(line, err=True)
+        elif said:
+            click.echo(
+                f"! {said} slow or large fallback{'s' if said > 1 else ''} on "
+                f"{model.backend.name}: -v shows them, --strict refuses them",
+                err=True,
+            )
+        yield model
+        for line in model.report.fallbacks[said:]:  # found out as steps ran
+            click.echo(f"! {line}", err=True)
+
+
+def whole_prompt(prompt: str | None) -> str:
+    """What is piped in, then PROMPT. Raises UsageError if both are empty."""
+    typed = "" if prompt in (None, "-") else prompt or ""
+    piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
+    text = "\n\n".join(part for part in (piped.rstrip("\n"), typed) if part.strip())
+    if not text:
+        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
+    return text
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: a socket or a device may never end."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def thinking(options: Mapping[str, Any]) -> bool | None:
+    """--thinking as the template's `enable_thinking`; None leaves it to the template."""
+    chosen = options["thinking"]
+    return None if chosen is None else chosen == "on"
+
+
+class Printer:
+    """Writes pieces to stdout; reasoning dimmed on a terminal, and to stderr where stdout is not.
+
+    So a pipe receives the answer alone.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._before = ""
+
+    def show(self, piece: Delta) -> None:
+        """Write one piece."""
+        if piece.channel == "reasoning":
+            text = click.style(piece.text.translate(CONTROL), dim=True)
+            click.echo(text, nl=False, err=not self._terminal)
+        else:
+            if not piece.text:
+                return
+            if self._before == "reasoning":
+                click.echo("\n", err=not self._terminal)
+            click.echo(self._safe(piece.text), nl=False, color=True)  # color: pass it unchanged
+        self._before = piece.channel
+
+    def _safe(self, text: str) -> str:
+        """On a terminal, a model's text must not move the cursor or worse; a pipe gets it all."""
+        return text.translate(CONTROL) if self._terminal else text
+
+    def end(self) -> None:
+        """End the line."""
+        click.echo()
+
+
+def collect(pieces: Iterator[Delta], result: Generation, show: Callable[[Delta], None]) -> None:
+    """Show pieces as they come and gather them; an interruption ends the generation."""
+    try:
+        for piece in pieces:
+            show(piece)
+            result.add(piece)
+    finally:
+        close = getattr(pieces, "close", None)
+        if close:
+            close()  # frees the slot now, not when the generator is collected
+
+
+def speed(t: Timings, load_s: float, reason: str) -> str:
+    """The summary line."""
+    return (
+        f"{t.prompt_tokens} prompt tokens at {t.prefill_tok_s:.0f} tok/s, "
+        f"{t.tokens} generated at {t.decode_tok_s:.1f} tok/s, load {load_s:.2f} s, "
+        f"ended by {reason.replace('_', ' ') or 'interruption'}"
+    )

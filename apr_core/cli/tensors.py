@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, print_table, progress
-from apr_core.cli.escaping import printable
+from apr_core.cli.console import human_bytes, print_json, print_table, printable, progress
 
 if TYPE_CHECKING:
     from apr_core.format import AprFile, TensorEntry

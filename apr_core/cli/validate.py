@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apr_core.cli.console import print_json, print_table, progress
-from apr_core.cli.escaping import printable
+from apr_core.cli.console import print_json, print_table, printable, progress
 from apr_core.errors import FormatError, ValidationFailed
 
 if TYPE_CHECKING:

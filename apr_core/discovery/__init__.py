@@ -1,1 +1,167 @@
-"""Which plugins are installed, what each one provides, and why one cannot be used."""
+"""Which plugins are installed, what each one provides, and why one cannot be used.
+
+Hooks modules are imported in this process, once after something changed (see `memory`). Whatever
+one raises, SystemExit included, becomes the reason of its row. One that hangs is ended by Ctrl-C,
+which says whose it was and how to leave it out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from apr_core.declarations import Backend, Declaration
+from apr_core.discovery.memory import Memory
+from apr_core.hints import one_line
+from apr_core.settings import Settings
+
+GROUP = "apr"  # of entry points
+Status = Literal["ok", "broken", "disabled", "incompatible", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRow:
+    """An entry point of a distribution: what it provides, or why it cannot be used."""
+
+    distribution: str  # normalized
+    version: str
+    entry_point: str
+    module: str  # the hooks module
+    status: Status = "ok"
+    reason: str = ""
+    declarations: tuple[Declaration, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`distribution:entry point`, unique."""
+        return f"{self.distribution}:{self.entry_point}"
+
+    @property
+    def names(self) -> set[str]:
+        """Everything a user may call it."""
+        return {self.distribution, self.entry_point, self.name}
+
+
+def normalized(name: str) -> str:
+    """A distribution name as the packaging rules compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def normalized_id(name: str) -> str:
+    """`Dist_Name:entry` with the distribution part normalized; bare names are left alone."""
+    dist, colon, entry = name.partition(":")
+    return f"{normalized(dist)}:{entry}" if colon else name
+
+
+def installed() -> list[PluginRow]:
+    """All entry points of the group, sorted by (distribution, name); the first on the path wins.
+
+    From packaging metadata alone: they declare nothing yet, and what cannot be read is broken.
+    """
+    from importlib.metadata import distributions
+
+    first: dict[tuple[str, str], PluginRow] = {}
+    for dist in distributions():
+        for each in _of_distribution(dist):
+            first.setdefault((each.distribution, each.entry_point), each)
+    return [first[key] for key in sorted(first)]
+
+
+def _of_distribution(dist: object) -> list[PluginRow]:
+    """A distribution's entry points of the group. Half an installation is one that says so."""
+    folder = str(getattr(dist, "_path", "unknown")).rpartition(os.sep)[2]
+    try:
+        text = dist.read_text("entry_points.txt") or ""  # type: ignore[attr-defined]
+        if f"[{GROUP}]" not in text.replace(" ", ""):
+            return []
+    except (OSError, UnicodeDecodeError):
+        return []
+    try:
+        entries = [e for e in dist.entry_points if e.group == GROUP]  # type: ignore[attr-defined]
+        name, version = dist.metadata["Name"], dist.version  # type: ignore[attr-defined]
+        if not name or not version:
+            raise ValueError("its METADATA has no Name or Version")
+    except Exception as error:
+        name = normalized(folder.partition("-")[0]) or "unknown"
+        reason = f"half installed ({folder}): {type(error).__name__}: {error}"
+        return [PluginRow(name, "?", name, "", "broken", f"{reason}; reinstall or remove it")]
+    return [PluginRow(normalized(name), version, e.name, e.value.strip()) for e in entries]
+
+
+def discover(
+    settings: Settings, env: Mapping[str, str] = os.environ, refresh: bool = False
+) -> tuple[PluginRow, ...]:
+    """The rows of all installed plugins; with `refresh`, nothing that is remembered counts."""
+    looking = env.get("APR_DEBUG") == "1" or env.get("APR_TRACE_PLUGINS") == "1"
+    memory = Memory(env, refresh or looking)
+    rows = [allowed(each, settings, env) for each in installed()]
+    rows = [_used(row, memory, env) if row.status == "ok" else row for row in rows]
+    memory.save()
+    return tuple(rows)
+
+
+def allowed(row: PluginRow, settings: Settings, env: Mapping[str, str]) -> PluginRow:
+    """The row, `disabled` if its user does not want the plugin to be imported."""
+    only = env.get("APR_PLUGINS")
+    reason = ""
+    if only is not None and not row.names & _listed(only):
+        reason = f"APR_PLUGINS={only} does not name it"
+    elif row.names & _listed(env.get("APR_PLUGINS_BLOCK", "")):
+        reason = "APR_PLUGINS_BLOCK names it"
+    elif any(row.names & _listed(name) for name in settings.disable):
+        enable = f"apr plugins enable {row.distribution}"
+        reason = f"the configuration file disables it ({enable})"
+    return replace(row, status="disabled", reason=reason) if reason and row.status == "ok" else row
+
+
+def _listed(value: str) -> set[str]:
+    parts = {part.strip() for part in value.split(",") if part.strip()}
+    return parts | {normalized(part) for part in parts} | {normalized_id(part) for part in parts}
+
+
+def _used(row: PluginRow, memory: Memory, env: Mapping[str, str]) -> PluginRow:
+    """The row of a plugin that may be imported: as it is remembered, or looked at here and now."""
+    declarations = memory.recall(row)
+    if declarations is None:
+        from apr_core.discovery.collecting import Incompatible, Refused, collect
+
+        try:
+            declarations = tuple(collect(row.module))
+        except Refused as refusal:
+            status: Status = "incompatible" if isinstance(refusal, Incompatible) else "broken"
+            return replace(row, status=status, reason=one_line(str(refusal)))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"while plugin {row.name} was imported; to leave it out: "
+                f"APR_PLUGINS_BLOCK={row.distribution}, or apr --no-plugins"
+            ) from None
+        except BaseException as error:  # a plugin may raise anything, also what nobody should catch
+            if env.get("APR_DEBUG") == "1":
+                import traceback
+
+                traceback.print_exc(file=sys.stderr)
+            reason = one_line(f"{type(error).__name__}: {error}".rstrip(": "))
+            return replace(row, status="broken", reason=reason)
+        memory.remember(row, declarations)
+    row = replace(row, declarations=declarations)
+    if missing := missing_requirements(declarations):
+        return replace(row, status="unavailable", reason=f"not installed: {', '.join(missing)}")
+    return row
+
+
+def missing_requirements(declarations: Iterable[Declaration]) -> list[str]:
+    """Modules that declared backends need and that cannot be found. Imports nothing."""
+    needed = [m for d in declarations if isinstance(d, Backend) for m in d.requires]
+    return [name for name in dict.fromkeys(needed) if not _exists(name)]
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False

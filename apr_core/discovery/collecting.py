@@ -8,32 +8,33 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 from apr_core import hookspecs
-from apr_core.declarations import HOOKS, KINDS, Command, Declaration, Kernel, Quantizer
-from apr_core.discovery.records import from_record, record_of
+from apr_core.declarations import (
+    API_VERSION,
+    HOOKS,
+    KINDS,
+    SUPPORTED_APIS,
+    Command,
+    Declaration,
+    Kernel,
+    Quantizer,
+)
+from apr_core.discovery.memory import from_record, record_of
+from apr_core.hints import LONGEST
 from apr_core.settings import TYPES
 
-Status = Literal["ok", "broken", "disabled", "incompatible", "unavailable"]
 NAME = re.compile(r"[^\s\x00-\x1f\x7f\"'`]{1,100}", re.ASCII)
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-LONGEST = 200  # characters of a summary or a reason that are worth a line
 
 
 class Refused(Exception):
-    """A plugin that cannot be used; carries the row's status and reason."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+    """A plugin whose declarations make no sense."""
 
 
-def one_line(text: str) -> str:
-    """Text of somebody else, fit for one line of a terminal."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+class Incompatible(Refused):
+    """A plugin that was written for another API."""
 
 
 def collect(module_name: str) -> Iterator[Declaration]:
@@ -58,24 +59,22 @@ def checked(declaration: Any, hook: str, kind: str) -> Declaration:
     """One declaration, if it is of the hook's kind and makes sense. Raises Refused."""
     if not isinstance(declaration, KINDS[kind]):
         expected = f"{KINDS[kind].__name__} records"
-        raise Refused("broken", f"{hook} returned {declaration!r}, expected {expected}")
+        raise Refused(f"{hook} returned {declaration!r}, expected {expected}")
     api = declaration.api
-    if type(api) is not int or api not in hookspecs.SUPPORTED_APIS:
-        newer = type(api) is int and api > hookspecs.API_VERSION
-        raise Refused(
-            "incompatible",
+    if type(api) is not int or api not in SUPPORTED_APIS:
+        newer = type(api) is int and api > API_VERSION
+        raise Incompatible(
             f"{kind} {declaration.name!r} targets API {api}, this apr-core has API "
-            f"{hookspecs.API_VERSION}: upgrade {'apr-core' if newer else 'the plugin'}",
+            f"{API_VERSION}: upgrade {'apr-core' if newer else 'the plugin'}"
         )
     if not isinstance(declaration.name, str) or not NAME.fullmatch(declaration.name):
         raise Refused(
-            "broken",
             f"{hook} declares a {kind} called {declaration.name!r}: a name has 1 to 100 printable "
-            "ASCII characters, without spaces and quotes",
+            "ASCII characters, without spaces and quotes"
         )
     problem = _problem(declaration)
     if problem:
-        raise Refused("broken", f"{kind} {declaration.name!r}: {problem}")
+        raise Refused(f"{kind} {declaration.name!r}: {problem}")
     return declaration
 
 

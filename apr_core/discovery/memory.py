@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apr_core.declarations import Declaration
-from apr_core.discovery.entry_points import EntryPoint
-from apr_core.discovery.records import from_record, record_of
-from apr_core.hookspecs import API_VERSION
-from apr_core.settings import cache_dir
+from apr_core.declarations import API_VERSION, KINDS, Declaration, Layout, Numbers
+from apr_core.settings import cache_dir, write_whole
 
-Stamp = list[Any]  # [path, mtime in ns, size]
+if TYPE_CHECKING:
+    from apr_core.discovery import PluginRow
+
+NESTED = {"layout": Layout, "scale": Numbers, "minimum": Numbers}  # fields that are records
 
 
 class Memory:
@@ -41,11 +40,11 @@ class Memory:
                 return content
         return {}
 
-    def recall(self, plugin: EntryPoint) -> tuple[Declaration, ...] | None:
+    def recall(self, plugin: PluginRow) -> tuple[Declaration, ...] | None:
         """What the plugin declared, if it is the same plugin still."""
         try:
             record = self._records[plugin.name]
-            if record["version"] != plugin.version or record["value"] != plugin.value:
+            if [plugin.version, plugin.module] != record["plugin"]:
                 return None
             if any(_stamp(path) != [path, *state] for path, *state in record["files"]):
                 return None
@@ -53,32 +52,23 @@ class Memory:
         except (KeyError, TypeError, ValueError, AttributeError):  # absent, or damaged
             return None
 
-    def keep(self, plugin: EntryPoint, declarations: tuple[Declaration, ...]) -> None:
-        """Remember what a plugin declared that was just imported."""
+    def remember(self, plugin: PluginRow, declarations: tuple[Declaration, ...]) -> None:
+        """Note what a plugin declared that was just imported."""
         self._changed = True
         self._records[plugin.name] = {
-            "version": plugin.version, "value": plugin.value, "files": _files(plugin.value),
+            "plugin": [plugin.version, plugin.module], "files": _files(plugin.module),
             "declarations": [record_of(d) for d in declarations],
         }  # fmt: skip
 
     def save(self) -> None:
         """Write what is new, if there is a place for it: without one, it costs time only."""
-        if not self._changed:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, beside = tempfile.mkstemp(dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(self._records, file)
-                Path(beside).replace(self._path)
-            except BaseException:
-                Path(beside).unlink(missing_ok=True)
-                raise
+        if self._changed:
+            with contextlib.suppress(OSError):
+                write_whole(self._path, json.dumps(self._records).encode())
 
 
-def _files(module: str) -> list[Stamp]:
-    """The files of all modules of the plugin's package that are imported."""
+def _files(module: str) -> list[list[Any]]:
+    """Stamps of the files of all modules of the plugin's package that are imported."""
     package = module.partition(":")[0].partition(".")[0]
     files = {
         getattr(loaded, "__file__", None)
@@ -88,9 +78,31 @@ def _files(module: str) -> list[Stamp]:
     return [_stamp(path) for path in sorted(file for file in files if isinstance(file, str))]
 
 
-def _stamp(path: str) -> Stamp:
+def _stamp(path: str) -> list[Any]:
+    """[path, time of the last change in ns, size]; zeros if the file is gone."""
     try:
         state = Path(path).stat()
         return [path, state.st_mtime_ns, state.st_size]
     except OSError:
         return [path, 0, 0]
+
+
+def record_of(declaration: Declaration) -> dict[str, Any]:
+    """A declaration and its kind, as JSON. Raises TypeError for fields that JSON does not have."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(declaration), allow_nan=False))
+    return {"kind": declaration.kind, **plain}
+
+
+def from_record(record: dict[str, Any]) -> Declaration:
+    """The declaration of a record. Raises KeyError or TypeError for anything else."""
+    values = dict(record)
+    cls = KINDS[values.pop("kind")]
+    return cls(**{key: _value(key, v) for key, v in values.items()})
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_value(key, v) for v in value)
+    if isinstance(value, dict):
+        return NESTED[key](**{k: _value(k, v) for k, v in value.items()})
+    return value

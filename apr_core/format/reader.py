@@ -36,7 +36,6 @@ from apr_core.format.header import (
     parse_header,
     parse_index,
 )
-from apr_core.format.shards import check_shard, sibling_paths
 
 MAX_ELEMENTS = 2**48
 CHUNK = 4 << 20
@@ -243,6 +242,8 @@ class AprFile:
         part = _Mapped(Path(path))
         if not part.header.flags & SHARDED:
             return cls([part])
+        from apr_core.format.shards import sibling_paths
+
         try:
             paths = sibling_paths(part.path, part.metadata)
         finally:
@@ -251,6 +252,8 @@ class AprFile:
 
     @classmethod
     def _join(cls, paths: list[Path]) -> AprFile:
+        from apr_core.format.shards import check_shard
+
         parts: list[_Mapped] = []
         try:
             for index, path in enumerate(paths):

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -124,9 +124,9 @@ def describe(
 ) -> tuple[dict[str, Any], int]:
     """The metadata with its format table, and the flags that follow from what is inside."""
     rows = format_table(spec.format for spec in specs)
-    kept = {key: value for key, value in metadata.items() if key != TABLE}
+    rest = {key: value for key, value in metadata.items() if key != TABLE}
     flags = (QUANTIZED if rows else 0) | (HAS_VOCAB if metadata.get("tokenizer.vocabulary") else 0)
-    return (kept | {TABLE: rows} if rows else kept), ROW_MAJOR | flags
+    return (rest | {TABLE: rows} if rows else rest), ROW_MAJOR | flags
 
 
 class _Part:
@@ -224,16 +224,46 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-class _Writer:
-    """Tensors added in the order of `names`, into one part after the other."""
+class AprWriter:
+    """Writes one file, or its shards. Tensors are added in the order of `names`.
 
-    def __init__(self, parts: list[_Part], specs: Sequence[TensorSpec], force: bool) -> None:
-        self._parts, self._force = parts, force
-        self.names = [spec.name for spec in specs]
-        self.nbytes = sum(part.nbytes for part in parts)
-        self._owners = [part for part in parts for _ in part.specs]
+    Leaving the context ends it; on any exception the part files are removed and the targets are
+    left as they were. With `shard_bytes`, `paths` are files of at most about so many bytes of data
+    each: `model-00001-of-00003.apr` beside the `model.apr` that was asked for. A larger tensor gets
+    a shard of its own, and all shards keep their part names until the last is whole. `nbytes` is
+    the size of all files. Flags that follow from the contents are set in addition to `flags`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
+        specs: Iterable[TensorSpec], *, shard_bytes: int | None = None, force: bool = False,
+        flags: int = ROW_MAJOR,
+    ) -> None:  # fmt: skip
+        ordered = in_index_order(specs)
+        full, implied = describe(metadata, ordered)
+        flags |= implied
+        if shard_bytes is None:
+            self._parts = [_Part(Path(path), full, ordered, flags)]
+        else:
+            groups = split(ordered, shard_bytes)
+            self._parts = list(_shards(Path(path), full, groups, flags))
+        self.paths = [part.path for part in self._parts]
+        for each in self.paths:
+            check_target(each, force)
+        self._force = force
+        self.names = [spec.name for spec in ordered]
+        self.nbytes = sum(part.nbytes for part in self._parts)
+        self._owners = [part for part in self._parts for _ in part.specs]
         self._next, self._current = 0, 0
-        check_space(parts[0].path, self.nbytes)
+        check_space(self.paths[0], self.nbytes)
+
+    def __enter__(self) -> AprWriter:
+        try:
+            self._parts[0].open()
+        except BaseException:
+            self._discard()
+            raise
+        return self
 
     def add(self, name: str, chunks: Iterable[Any]) -> None:
         """Write the next tensor from C-contiguous bytes-like chunks.
@@ -251,13 +281,6 @@ class _Writer:
             part.open()
         part.add(name, chunks)
         self._next += 1
-
-    def _start(self) -> None:
-        try:
-            self._parts[0].open()
-        except BaseException:
-            self._discard()
-            raise
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         with ExitStack() as undo:
@@ -287,64 +310,20 @@ class _Writer:
             part.discard()
 
 
-class AprWriter(_Writer):
-    """Writes one file. Tensors are added in the order of `names`; leaving the context ends it.
-
-    On any exception the part file is removed and the target is left as it was. `nbytes` is the
-    size the file will have. Flags that follow from the contents are set in addition to `flags`.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
-        specs: Iterable[TensorSpec], *, force: bool = False, flags: int = ROW_MAJOR,
-    ) -> None:  # fmt: skip
-        self.path = Path(path)
-        check_target(self.path, force)
-        ordered = in_index_order(specs)
-        full, found = describe(metadata, ordered)
-        super().__init__([_Part(self.path, full, ordered, flags | found)], ordered, force)
-
-    def __enter__(self) -> AprWriter:
-        self._start()
-        return self
-
-
-class ShardedWriter(_Writer):
-    """The same interface over several files of at most about `max_bytes` of data each.
-
-    `paths` are the files: `model-00001-of-00003.apr` beside the `model.apr` that was asked for.
-    A tensor larger than `max_bytes` gets a shard of its own. All shards keep their part names
-    until the last is whole; a failure leaves none of them.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
-        specs: Iterable[TensorSpec], max_bytes: int, *, force: bool = False,
-        flags: int = ROW_MAJOR,
-    ) -> None:  # fmt: skip
-        self.path = Path(path)
-        ordered = in_index_order(specs)
-        groups = split(ordered, max_bytes)
-        count = len(groups)
-        if count > MAX_SHARDS:
-            raise UsageError(f"{count} shards, at most {MAX_SHARDS}", "Make the shards larger.")
-        self.paths = [shard_path(self.path, i, count) for i in range(count)]
-        for shard in self.paths:
-            check_target(shard, force)
-        full, found = describe(metadata, ordered)
-        table = {TABLE: full[TABLE]} if TABLE in full else {}
-        total = sum(spec.nbytes for spec in ordered)
-        identity = set_id([encode_metadata(full).decode(), *map(str, ordered)])
-        parts = []
-        for i, (shard, group) in enumerate(zip(self.paths, groups, strict=True)):
-            # The first shard describes the model, the others only themselves.
-            own = (full if i == 0 else table) | shard_metadata(self.path, i, count, total, identity)
-            parts.append(_Part(shard, own, group, flags | found | SHARDED))
-        super().__init__(parts, ordered, force)
-
-    def __enter__(self) -> ShardedWriter:
-        self._start()
-        return self
+def _shards(
+    path: Path, metadata: dict[str, Any], groups: Sequence[Sequence[TensorSpec]], flags: int
+) -> Iterator[_Part]:
+    """The first shard describes the model, the others only themselves."""
+    if len(groups) > MAX_SHARDS:
+        raise UsageError(f"{len(groups)} shards, at most {MAX_SHARDS}", "Make the shards larger.")
+    specs = [spec for group in groups for spec in group]
+    identity = set_id([encode_metadata(metadata).decode(), *map(str, specs)])
+    total = sum(spec.nbytes for spec in specs)
+    table = {TABLE: metadata[TABLE]} if TABLE in metadata else {}
+    for i, group in enumerate(groups):
+        own = shard_metadata(path, i, len(groups), total, identity)
+        shard = shard_path(path, i, len(groups))
+        yield _Part(shard, (table if i else metadata) | own, group, flags | SHARDED)
 
 
 def split(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:

@@ -30,8 +30,8 @@ from apr_core.text.detokenize import MAX_PENDING
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from apr_core.model.last_logits import Choice
     from apr_core.model.model import Model
+    from apr_core.model.step import Choice
     from apr_core.ops.binding import Draw
     from apr_core.text.tokenizer import Tokenizer
 

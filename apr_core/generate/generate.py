@@ -14,8 +14,8 @@ from apr_core.generate.requests import Delta, EndedBy, GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from apr_core.model.last_logits import Choice
     from apr_core.model.model import Model
+    from apr_core.model.step import Choice
 
 
 @dataclass(slots=True)

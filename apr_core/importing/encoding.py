@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import QuantizationError
 from apr_core.format import from_float32, to_float32
-from apr_core.importing.checkpoint import Checkpoint
+from apr_core.importing.checkpoint import Checkpoint, float_format
 from apr_core.importing.choosing import Assignment
 
 BLOCK_VALUES = 1 << 20
@@ -101,7 +101,7 @@ class Encoder:
     def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
         raw = self.checkpoint.read_raw(a.rule.name, start, stop)
         _, cols = self.checkpoint.rows(a.rule.name)
-        values = to_float32(raw, _source_format(a), (stop - start, cols))
+        values = to_float32(raw, float_format(a.source), (stop - start, cols))
         check_finite(a.rule.name, values, start)
         if a.is_exact:
             return _Encoded(raw, raw.nbytes)
@@ -115,12 +115,6 @@ class Encoder:
             ) from error
         miss = decoded - values
         return _Encoded(encoded, raw.nbytes, _squares(miss), _squares(values))
-
-
-def _source_format(a: Assignment) -> str:
-    from apr_core.importing.checkpoint import float_format
-
-    return float_format(a.source)
 
 
 def _convert(

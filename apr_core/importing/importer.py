@@ -13,7 +13,7 @@ from typing import Any
 from apr_core.errors import NotFound
 from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import FamilyPlugin, ModelConfig
-from apr_core.format import AprWriter, ShardedWriter, TensorSpec, check_target
+from apr_core.format.writer import AprWriter, TensorSpec, check_target
 from apr_core.importing.checkpoint import Checkpoint, read_json
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
 from apr_core.importing.encoding import Encoder, Progress
@@ -112,19 +112,13 @@ def write_import(
     check_target(out, force)
     specs = [TensorSpec(a.rule.name, a.spec, a.rule.shape) for a in plan.assignments]
     metadata = build_metadata(plan)
-    writer: AprWriter | ShardedWriter
-    if shard_bytes is None:
-        writer = AprWriter(out, metadata, specs, force=force)
-        paths = [out]
-    else:
-        writer = ShardedWriter(out, metadata, specs, shard_bytes, force=force)
-        paths = writer.paths
+    writer = AprWriter(out, metadata, specs, shard_bytes=shard_bytes, force=force)
     by_name = {a.rule.name: a for a in plan.assignments}
     workers = threads or min(os.cpu_count() or 1, MAX_THREADS)
     with writer, Encoder(plan.checkpoint, workers, progress) as encoder:
         for name in writer.names:
             writer.add(name, encoder.chunks(by_name[name]))
-    return summarize(plan, encoder, paths, time.monotonic() - began)
+    return summarize(plan, encoder, writer.paths, time.monotonic() - began)
 
 
 def summarize(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.declarations import Quantizer
-from apr_core.discovery.rows import missing_requirements
+from apr_core.discovery import missing_requirements
 from apr_core.errors import BackendError, BackendUnavailable, FormatError
 from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import Block, ModelConfig, Plan
@@ -27,7 +27,6 @@ from apr_core.format import (
 )
 from apr_core.format.dtypes import LEGACY
 from apr_core.model.decoder import Decoder, Layer, Mixer
-from apr_core.model.devices import device_option, find_backend
 from apr_core.model.planning import (
     Demand,
     Kept,
@@ -64,10 +63,10 @@ Progress = Callable[[int, int], None]  # (bytes of matrices that were uploaded, 
 
 def make_backend(registry: Registry, name: str, threads: int | None) -> BackendPlugin:
     """The backend, and device, of that name. Raises PluginNotFound or BackendError."""
-    owned, device = find_backend(registry, name)
+    owned, device = registry.backend(name)
     check_probe(registry, owned, name)
     factory = registry.load(owned)
-    backend = factory(threads=threads, **device_option(factory, name, device))
+    backend = factory(threads=threads, **_device_option(factory, name, device))
     if not isinstance(backend, BackendPlugin):
         raise BackendError(
             f"backend {name!r} of {owned.distribution} makes a {type(backend).__name__}, expected "
@@ -75,6 +74,23 @@ def make_backend(registry: Registry, name: str, threads: int | None) -> BackendP
             "Its class has to derive from that: tell the plugin's author.",
         )
     return backend
+
+
+def _device_option(factory: Callable[..., Any], name: str, device: str | None) -> dict[str, str]:
+    """The option of a backend's target for a device, where one is named. Raises BackendError."""
+    if device is None:
+        return {}
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C, and says nothing
+        parameters = {}.values()
+    if not any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in parameters):
+        bare = name.rpartition(":")[0]
+        raise BackendError(
+            f"backend {bare!r} has no devices to choose from, so there is no {name}",
+            f"Write {bare}.",
+        )
+    return {"device": device}
 
 
 def check_probe(registry: Registry, owned: Owned, name: str) -> None:

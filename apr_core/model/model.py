@@ -15,8 +15,6 @@ from apr_core.errors import NotFound, UsageError
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
-from apr_core.model.devices import find_backend
-from apr_core.model.last_logits import LastLogits
 from apr_core.model.loading import (
     MLP_MATRICES,
     Progress,
@@ -26,7 +24,7 @@ from apr_core.model.loading import (
 )
 from apr_core.model.planning import LayerShapes, step_bytes
 from apr_core.model.state import KVType, State, sequence_bytes, state_makers
-from apr_core.model.step import CHUNK, Step, make_step
+from apr_core.model.step import CHUNK, LastLogits, Step, make_step
 from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
 from apr_core.registry import Registry, get_registry
 
@@ -386,7 +384,7 @@ def load(
     registry = registry or get_registry()
     named = backend or registry.best_backend()
     device = make_backend(registry, named, threads)
-    backend = find_backend(registry, named)[0].declaration.name  # as kernels of others name it
+    backend = registry.backend(named)[0].declaration.name  # as kernels of others name it
     file = AprFile.open(Path(path))
     try:
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))

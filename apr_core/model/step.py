@@ -1,14 +1,19 @@
-"""One ragged batch: which rows belong to which slot, at which position."""
+"""One ragged batch: which rows belong to which slot, at which position; and its logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core.ops.binding import Array, BackendPlugin, Draw
+
+Choice = int | NDArray[np.float32]  # a token, or the logits [vocab] to take it from
+Choose = Callable[[Array, Sequence[Draw | None]], list[int | None]]
 CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
 
 
@@ -51,3 +56,55 @@ def make_step(parts: Sequence[tuple[int, int, int]], upload: Any = None) -> Step
         [np.arange(s.position, s.position + s.stop - s.start, dtype=np.int64) for s in segments]
     )
     return Step(tuple(segments), upload(positions) if upload else positions, positions)
+
+
+class LastLogits:
+    """Logits [parts, vocab] of each part's last token: only what somebody needs leaves the backend.
+
+    A backend with `choose` keeps them; from others they are downloaded at once. Use them before the
+    next step: a backend may write the logits of that one in their place.
+    """
+
+    def __init__(self, backend: BackendPlugin, logits: Array) -> None:
+        self._backend = backend
+        self._choose: Choose | None = backend.choose if backend.has("choose") else None
+        self._rows = logits if self._choose else backend.download(logits)
+
+    def of(self, part: int, count: int = 1) -> LastLogits:
+        """The logits of one part, so many times: as many tokens can be taken from them."""
+        found = copy(self)
+        found._rows = self._rows[part : part + 1] if count == 1 else self._rows[[part] * count]
+        return found
+
+    def wait(self) -> None:
+        """Return when they are there: a device may still be at work on the step."""
+        if self._choose:
+            self._backend.download(self._rows[-1:, :1])
+
+    def download(self) -> NDArray[np.float32]:
+        """All of them, on the host: float32 [parts, vocab]."""
+        rows: NDArray[np.float32]
+        rows = self._backend.download(self._rows) if self._choose else self._rows
+        return rows
+
+    def chosen(self, draws: Iterable[Draw | None]) -> list[Choice]:
+        """What a draw for each row takes: the token, or the row [vocab] to take it from.
+
+        Rows are given where there is no draw, and where the backend leaves it to the host. Nobody
+        asks for the draws if it chooses nothing at all.
+        """
+        if self._choose is None:
+            return list(self._rows)
+        wanted = list(draws)
+        if all(draw is None for draw in wanted):
+            return list(self.download())
+        tokens = self._choose(self._rows, wanted)
+        left = [i for i, token in enumerate(tokens) if token is None]
+        rows = iter(self._downloaded(left) if left else ())
+        return [next(rows) if token is None else int(token) for token in tokens]
+
+    def _downloaded(self, rows: list[int]) -> NDArray[np.float32]:
+        everything = len(rows) == len(self._rows)
+        found: NDArray[np.float32]
+        found = self._backend.download(self._rows if everything else self._rows[rows])
+        return found

@@ -16,7 +16,7 @@ from apr_core.importing.checkpoint import FLOATS, Checkpoint, read_json
 from apr_core.importing.source import find_source
 from apr_core.registry import Registry
 from apr_core.validation.report import TensorError
-from apr_core.validation.statistics import sum_squares
+from apr_core.validation.values import sum_squares
 
 NATIVE_LIMITS = {"f32": 0.0, "f64": 0.0, "f16": 2.0**-8, "bf16": 2.0**-8}
 BLOCK_FACTOR, BLOCK_LIMIT = 6.0, 0.5
@@ -95,9 +95,12 @@ class Comparison:
             return True
         return False
 
-    def start(self, entry: TensorEntry) -> TensorComparison:
-        """Begin to compare a tensor that the source has."""
-        return TensorComparison(self, entry)
+    def squares(
+        self, entry: TensorEntry, start: int, decoded: NDArray[np.float32]
+    ) -> tuple[float, float]:
+        """Sums of squares of rows from `start` on: of the difference, and of the source."""
+        source = self.checkpoint.read_rows(entry.name, start, start + decoded.shape[0])
+        return sum_squares(decoded - source.reshape(decoded.shape)), sum_squares(source)
 
     @property
     def overall(self) -> float | None:
@@ -117,27 +120,6 @@ class Comparison:
         self._values += count
         snr = -20 * log10(relative) if relative else None
         self.errors.append(TensorError(entry.name, entry.format, relative, snr, limit_for(entry)))
-
-
-@dataclass(slots=True)
-class TensorComparison:
-    """Sums of squares of one tensor: of the source, and of the difference."""
-
-    _owner: Comparison
-    _entry: TensorEntry
-    _error: float = 0.0
-    _signal: float = 0.0
-
-    def add(self, start: int, decoded: NDArray[np.float32]) -> None:
-        """Compare rows from `start` on: decoded float32 [rows, cols]."""
-        stop = start + decoded.shape[0]
-        source = self._owner.checkpoint.read_rows(self._entry.name, start, stop)
-        self._signal += sum_squares(source)
-        self._error += sum_squares(decoded - source.reshape(decoded.shape))
-
-    def finish(self) -> None:
-        """The tensor is done."""
-        self._owner.add(self._entry, self._error, self._signal)
 
 
 def _relative(error: float, signal: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Status = Literal["passed", "failed", "not_run"]
@@ -87,19 +87,14 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as the JSON of `apr validate --json`."""
-        checks = [{"name": c.name, "status": c.status, "detail": c.detail} for c in self.checks]
-        found: dict[str, Any] = {
-            "file": self.file, "valid": self.valid, "checks": checks, "score": self.score,
-            "checks_run": self.ran, "checks_total": len(self.checks),
+        report: dict[str, Any] = {
+            "file": self.file, "valid": self.valid, "checks": [asdict(c) for c in self.checks],
+            "score": self.score, "checks_run": self.ran, "checks_total": len(self.checks),
         }  # fmt: skip
         if self.tensors is not None:
-            found["relative_rmse"] = self.overall_error
-            found["tensors"] = [
-                {"name": t.name, "format": t.format, "relative_rmse": t.relative_rmse,
-                 "snr_db": t.snr_db, "limit": t.limit}
-                for t in self.tensors
-            ]  # fmt: skip
-        return found
+            report["relative_rmse"] = self.overall_error
+            report["tensors"] = [asdict(t) for t in self.tensors]
+        return report
 
 
 def score(passed: int, ran: int, overall_error: float | None) -> float:

@@ -12,12 +12,11 @@ from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile, TensorEntry
 from apr_core.registry import Registry
-from apr_core.validation.plausibility import implausible
 from apr_core.validation.quality import Comparison, open_source
 from apr_core.validation.report import Report
-from apr_core.validation.statistics import TensorStats
 from apr_core.validation.tensors import TensorReader
 from apr_core.validation.tokenizer import check_stop_ids, check_tokenizer
+from apr_core.validation.values import TensorStats, implausible
 
 Advance = Callable[[int], None]
 
@@ -150,18 +149,20 @@ def read_values(
 def _read(
     reader: TensorReader, entry: TensorEntry, comparison: Comparison | None, advance: Advance
 ) -> TensorStats:
-    stats, count, told = TensorStats(), max(1, prod(entry.shape)), 0
-    compared = comparison.start(entry) if comparison and comparison.has(entry) else None
-    numbered = reader.rows(entry) if compared else ((0, p) for p in reader.pieces(entry))
+    stats, count, reported = TensorStats(), max(1, prod(entry.shape)), 0
+    source = comparison if comparison and comparison.has(entry) else None
+    error = signal = 0.0
+    numbered = reader.rows(entry) if source else ((0, p) for p in reader.pieces(entry))
     for start, piece in numbered:
         stats.add(piece)
-        if compared:
-            compared.add(start, piece)
+        if source:
+            squares = source.squares(entry, start, piece)
+            error, signal = error + squares[0], signal + squares[1]
         done = entry.nbytes * stats.count // count
-        advance(done - told)
-        told = done
-    if compared:
-        compared.finish()
+        advance(done - reported)
+        reported = done
+    if source:
+        source.add(entry, error, signal)
     return stats
 
 

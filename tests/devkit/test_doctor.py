@@ -11,8 +11,7 @@ import pytest
 from apr_core import registry
 from apr_core.cli import run
 from apr_core.declarations import Backend, Family, Quantizer
-from apr_core.discovery.entry_points import EntryPoint
-from apr_core.discovery.rows import PluginRow
+from apr_core.discovery import PluginRow
 from apr_core.errors import ConfigError
 from apr_core.plugin import BackendPlugin
 from apr_core.registry import Registry
@@ -145,8 +144,8 @@ def test_a_broken_plugin_and_a_name_claimed_twice_are_warnings(monkeypatch):
 
 def test_entries_of_the_file_that_match_nothing_are_warnings(monkeypatch, home):
     founds = [
-        EntryPoint("dist", "1", "d", "d"), EntryPoint("off", "1", "o", "o"),
-        EntryPoint("half", "?", "half", "", "half installed"),
+        PluginRow("dist", "1", "d", "d"), PluginRow("off", "1", "o", "o"),
+        PluginRow("half", "?", "half", "", "broken", "half installed"),
     ]  # fmt: skip
     monkeypatch.setattr(plugins, "installed", lambda: founds)
     off = PluginRow("off", "1", "o", "o", "disabled", "by its user")
@@ -266,7 +265,7 @@ def test_every_wrong_key_is_reported_at_once(home):
     path.write_text('[plugins]\ndisabel = ["a"]\nprefer = 3\n[cash]\n[cache]\ndir = "/big"\n')
     finding, found = settings({"APR_CONFIG": str(path)})
     assert len(finding.problems) == 3
-    assert "'disabel' in [plugins]. Did you mean 'disable'?" in finding.problems[0]
+    assert "'disabel' in [plugins]. Did you mean disable?" in finding.problems[0]
     assert "plugins.prefer must be a list" in finding.problems[1]
     assert "[cash]" in finding.problems[2]
     assert found["cache.dir"][1] == "default", "a file that is refused sets nothing"

@@ -8,7 +8,7 @@ import pytest
 from apr_core import load
 from apr_core.errors import AprError
 from apr_core.generate.sampling import Sampler, SamplingParams, chosen
-from apr_core.model.last_logits import LastLogits
+from apr_core.model.step import LastLogits
 from apr_core.plugin import Draw
 from apr_core.registry import get_registry
 from apr_devkit.kits.reference_backend import NAME, ReferenceBackend, with_reference

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from apr_core.discovery.rows import discover
+from apr_core.discovery import discover
 from apr_core.registry import Registry
 from apr_core.settings import Settings
 from apr_devkit.kits import PluginConformance, run_checks

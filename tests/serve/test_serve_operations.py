@@ -331,7 +331,7 @@ def test_every_flag_may_stand_in_a_file_and_says_who_set_it(tmp_path):
         assert server.post(CHAT, {"messages": "x" * 20_000}).status_code == 413
     with serving(APR_CONFIG=str(file)) as server:  # one's own file
         assert server.get("/v1/models").json()["data"][0]["id"] == "adder"
-    for content, words in (("[serve]\nslot = 3\n", "Did you mean 'slots'"),
+    for content, words in (("[serve]\nslot = 3\n", "Did you mean slots"),
                            ('[serve]\nslots = "3"\n', "a whole number"),
                            ("[serve]\nslots = 0\n", "slots")):  # fmt: skip
         file.write_text(content)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from apr_backend_cpu.build.link import LinkError, linker
 from apr_backend_cpu.kernels import source
 from apr_backend_cpu.levels import GENERIC
 from apr_backend_cpu.native import chosen
-from apr_core import cache_folder
+from apr_core import settings
 from apr_core.cli.import_ import run_import
 from apr_devkit.kits.fresh import run_fresh
 
@@ -121,7 +122,7 @@ def compiled(monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(emit, "object_code", object_code)
-    monkeypatch.setattr(cache_folder, "_said", set())
+    settings._say_once.cache_clear()
     return asked
 
 
@@ -143,7 +144,7 @@ def test_code_is_kept_elsewhere_or_not_where_the_cache_cannot_be_used(
     (tmp_path / "file").write_text("")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("APR_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(cache_folder.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     own = tmp_path / "temporary" / f"apr-{os.getuid()}"
     if not elsewhere:
         own.write_text("")
@@ -185,6 +186,7 @@ def built():
 
 RUN = """
 import sys
+import tempfile
 from apr_core.cli import main
 sys.argv = ["apr", "run", sys.argv[1], "hello", "--max-tokens", "4"]
 try:

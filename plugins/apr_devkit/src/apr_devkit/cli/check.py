@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import print_json
-from apr_core.cli.plugin_names import rows_called
-from apr_core.cli.stdout import diverted
-from apr_core.discovery.rows import PluginRow
+from apr_core.cli.console import diverted, print_json
+from apr_core.cli.plugins import rows_called
+from apr_core.discovery import PluginRow
 from apr_core.errors import ValidationFailed
 
 if TYPE_CHECKING:

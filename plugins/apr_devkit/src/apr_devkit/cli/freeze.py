@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 import click
 
 from apr_core.cli.console import print_json
-from apr_core.discovery.entry_points import installed
+from apr_core.discovery import installed
 
 CORE = "apr-core"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apr_core
 from apr_core.cli.console import human_bytes
-from apr_core.hookspecs import API_VERSION, SUPPORTED_APIS
+from apr_core.declarations import API_VERSION, SUPPORTED_APIS
 from apr_devkit.doctor.finding import Finding
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")

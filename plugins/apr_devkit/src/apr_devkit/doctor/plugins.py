@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
-from apr_core.discovery.entry_points import installed
+from apr_core.discovery import installed
 from apr_core.errors import AprError, ConfigError
-from apr_core.probing import rows_here
 from apr_core.registry import Owned, Registry, tolerant_registry
 from apr_core.settings import read_settings
 from apr_devkit.doctor.finding import Finding
@@ -65,7 +64,7 @@ def explained(error: BaseException) -> str:
 def plugins() -> Finding:
     """Every plugin, its status and why; names that are claimed twice."""
     found = tolerant_registry()
-    here = rows_here(found)
+    here = found.rows_here()
     facts = [
         {
             "name": row.name, "version": row.version, "status": row.status, "reason": row.reason,
@@ -114,7 +113,7 @@ def _claimed_twice(found: Registry) -> Iterator[str]:
 def libraries(version_of: Callable[[str], str] = version) -> Finding:
     """Versions of what the core and the plugins require, from packaging metadata alone."""
     wanted: dict[str, list[str]] = {}
-    for owner in [CORE, *dict.fromkeys(f.distribution for f in installed() if not f.problem)]:
+    for owner in [CORE, *dict.fromkeys(f.distribution for f in installed() if f.status == "ok")]:
         for name in requirements(owner):
             wanted.setdefault(name, []).append(owner)
     finding = Finding(facts=[])

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from apr_core.discovery.entry_points import EntryPoint, normalized, normalized_id
-from apr_core.discovery.rows import refused
+from apr_core.discovery import PluginRow, allowed, normalized, normalized_id
 from apr_core.registry import Registry
 from apr_core.settings import Settings
 
 
-def unmatched(
-    settings: Settings, founds: Sequence[EntryPoint], registry: Registry
-) -> Iterator[str]:
+def unmatched(settings: Settings, founds: Sequence[PluginRow], registry: Registry) -> Iterator[str]:
     """A line for each entry of `disable` and `prefer` that has no effect, and why it has none."""
     for entry in settings.disable:
         if not any(_disables(entry, found) for found in founds):
@@ -29,13 +26,13 @@ def unmatched(
             yield f"plugins.prefer: {entry!r} prefers nothing: {_reason(entry, founds, registry)}"
 
 
-def _disables(entry: str, found: EntryPoint) -> bool:
+def _disables(entry: str, found: PluginRow) -> bool:
     """Whether the entry alone would leave the plugin out; half an installation is named, too."""
-    row = refused(replace(found, problem=""), Settings(disable=(entry,)), {})
-    return row is not None
+    row = allowed(replace(found, status="ok"), Settings(disable=(entry,)), {})
+    return row.status == "disabled"
 
 
-def _reason(entry: str, founds: Sequence[EntryPoint], registry: Registry) -> str:
+def _reason(entry: str, founds: Sequence[PluginRow], registry: Registry) -> str:
     distribution, _, name = entry.partition(":")
     if normalized(distribution) not in {found.distribution for found in founds}:
         return f"{distribution} is not installed"

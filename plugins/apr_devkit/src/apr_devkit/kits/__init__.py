@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr_core.lazy import lazily
+from apr_core import lazily
 
 if TYPE_CHECKING:
     from apr_devkit.kits.attention import AttentionConformance

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.format.floats import to_float32
+from apr_core.format.values import to_float32
 from apr_core.model.state import state_makers
 from apr_core.model.step import make_step
 from apr_core.ops import Op

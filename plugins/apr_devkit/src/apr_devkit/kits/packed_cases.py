@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.declarations import Layout, Numbers
-from apr_core.format.floats import from_float32, to_float32
+from apr_core.format.values import from_float32, to_float32
 from apr_core.ops.binding import BlockLayout, HostMatrix
 from apr_core.ops.layouts import decode as decode_layout
 from apr_devkit.kits.cases import Call, Matrix, OpCase, normal, uniform

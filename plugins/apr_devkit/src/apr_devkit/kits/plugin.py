@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from apr_core.declarations import Declaration
+from apr_core.declarations import SUPPORTED_APIS, Declaration
+from apr_core.discovery import PluginRow, installed, normalized
 from apr_core.discovery.collecting import collect
-from apr_core.discovery.entry_points import EntryPoint, installed, normalized
-from apr_core.discovery.rows import PluginRow
-from apr_core.hookspecs import SUPPORTED_APIS
 from apr_core.registry import Owned, Registry, get_registry
 from apr_devkit.kits.checks import Kit, skip
 from apr_devkit.kits.fresh import run_fresh
@@ -19,7 +17,7 @@ LONGEST = 60  # seconds; what imports nothing takes a tenth of one
 PROBE = """
 import json, os, sys, tempfile
 import pluggy
-from apr_core.discovery.entry_points import installed
+from apr_core.discovery import installed
 from apr_core.discovery.collecting import collect
 founds = [f for f in installed() if [f.distribution, f.entry_point] == sys.argv[1:3]]
 before = set(sys.modules)
@@ -28,13 +26,13 @@ with tempfile.TemporaryFile() as printed:  # descriptors: not all that prints as
     os.dup2(printed.fileno(), 1)
     os.dup2(printed.fileno(), 2)
     for found in founds:
-        list(collect(found.value))
+        list(collect(found.module))
     sys.stdout.flush()
     sys.stderr.flush()
     printed.seek(0)
     text = printed.read().decode(errors="replace")
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-own = {found.value.partition(":")[0].partition(".")[0] for found in founds}
+own = {found.module.partition(":")[0].partition(".")[0] for found in founds}
 strange = new - own - set(sys.stdlib_module_names) - {"apr_core"}
 os.write(answer, json.dumps({"modules": sorted(strange), "printed": text}).encode())
 os._exit(0)
@@ -90,7 +88,7 @@ class PluginConformance(Kit):
         assert rows, f"no distribution called {wanted!r} with an entry point in group 'apr'"
         return rows
 
-    def found(self) -> list[EntryPoint]:
+    def found(self) -> list[PluginRow]:
         """The same entry points, as the packaging metadata has them."""
         names = {(row.distribution, row.entry_point) for row in self.rows()}
         return [f for f in installed() if (f.distribution, f.entry_point) in names]
@@ -110,15 +108,15 @@ class PluginConformance(Kit):
     def test_hooks_are_pure(self) -> None:
         """Hooks return the same declarations when they are called again."""
         for found in self.found():
-            first, second = list(collect(found.value)), list(collect(found.value))
-            assert first == second, f"{found.value}: {first} first, {second} then"
+            first, second = list(collect(found.module)), list(collect(found.module))
+            assert first == second, f"{found.module}: {first} first, {second} then"
 
     def test_hooks_module_is_light(self) -> None:
         """Importing the hooks module imports nothing but the standard library and apr_core."""
         for found in self.found():
             strange = _probe(found)["modules"]
             assert not strange, (
-                f"{found.value} imports {', '.join(strange)}: name targets as strings "
+                f"{found.module} imports {', '.join(strange)}: name targets as strings "
                 "'module:Attr' and import inside them"
             )
 
@@ -126,7 +124,7 @@ class PluginConformance(Kit):
         """Importing the hooks module prints nothing."""
         for found in self.found():
             printed = _probe(found)["printed"]
-            assert not printed, f"{found.value} prints {printed[:80]!r}"
+            assert not printed, f"{found.module} prints {printed[:80]!r}"
 
     def test_targets_exist(self) -> None:
         """Every target can be imported."""
@@ -155,10 +153,10 @@ class PluginConformance(Kit):
             assert len(others) == 1, f"{declaration.kind} name is claimed twice: {sorted(others)}"
 
 
-def _probe(found: EntryPoint) -> dict[str, Any]:
+def _probe(found: PluginRow) -> dict[str, Any]:
     try:
         answer = run_fresh(PROBE, found.distribution, found.entry_point, longest=LONGEST)
     except AssertionError as error:
-        raise AssertionError(f"{found.value}: {error}") from None
+        raise AssertionError(f"{found.module}: {error}") from None
     seen: dict[str, Any] = json.loads(answer)
     return seen

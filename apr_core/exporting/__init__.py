@@ -1,1 +1,0 @@
-"""Export to the format checkpoints come in. Other formats come with plugins."""
