@@ -63,7 +63,7 @@ def _kind(entry: TensorEntry, dtype: str | None) -> str:
     if dtype is None:
         raise UsageError(
             f"tensor {entry.name!r} is {entry.format}, which safetensors cannot hold",
-            "Give --dtype bf16 (or f16, f32) to decode quantized tensors.",
+            "Give `dtype` bf16 (or f16, f32) to decode quantized tensors.",
         )
     return dtype
 

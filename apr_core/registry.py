@@ -130,7 +130,7 @@ class Registry:
         if len(best) > 1:
             raise PluginConflict(
                 f"backends {' and '.join(best)} are equally good here",
-                "Choose with --backend, or put one into the configuration file:\n"
+                "Choose with `backend`, or put one into the configuration file:\n"
                 f'  [plugins]\n  prefer = ["{best[0]}"]',
             )
         return self._shortest(best[0])
@@ -228,7 +228,7 @@ class Registry:
         if names:
             raise PluginConflict(
                 f"architecture {what} is claimed by the families {', '.join(sorted(names))}",
-                "Choose one with --arch.",
+                "Choose one with `arch`.",
             )
         error = self._not_found("family", next(iter([*wanted, model_type]), ""))
         raise PluginNotFound(f"no installed plugin reads architecture {what}", error.hint)

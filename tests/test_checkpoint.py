@@ -126,7 +126,7 @@ def test_several_unrelated_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("pytorch_model.bin", FormatError, "PyTorch"),
+        ("pytorch_model.bin", FormatError, "pytorch_model.bin and no"),
         ("model.gguf", FormatError, "gguf"),
         ("README.md", NotFound, "no safetensors"),
     ],

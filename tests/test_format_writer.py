@@ -179,7 +179,7 @@ def test_existing_target(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(UsageError, match="exists") as caught:
         write(path, {}, {})
-    assert "--force" in caught.value.hint
+    assert "`force`" in caught.value.hint
     write(path, {}, {"a": np.ones(1)}, force=True)
     with AprFile.open(path) as file:
         assert list(file.tensors) == ["a"]

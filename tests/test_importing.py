@@ -393,7 +393,7 @@ def test_memory_is_bounded_by_blocks_not_by_tensors(tmp_path):
         "import sys, resource; from pathlib import Path\n"
         "from apr_core.cli.import_ import run_import\n"
         "import apr_core.importing.importer as importer\n"
-        "importer.read_tokenizer = lambda *a: {}\n"
+        "importer.tokenizer_metadata = lambda *a: {}\n"
         "import apr_quant_q4k.q8_0, apr_qwen3_5.family\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = peak()\n"
@@ -414,4 +414,4 @@ def test_declared_family_is_named_in_conflicts(tmp_path):
     both = Registry.from_declarations({"a": [family], "b": [mine]})
     with pytest.raises(Exception, match="other, qwen3_5") as error:
         plan(source, "source", both)
-    assert "--arch" in error.value.hint
+    assert "`arch`" in error.value.hint

@@ -391,7 +391,7 @@ def test_source_is_found_by_the_path_in_the_file(tmp_path: Path, source: Path) -
 def test_no_source(tmp_path: Path, where: object) -> None:
     report = check(save(tmp_path / "m.apr", **{"apr.source_path": where}), quality=True)
     assert statuses(report)["quantization-error"] == "not_run"
-    assert "--source" in detail(report, "quantization-error")
+    assert "`source`" in detail(report, "quantization-error")
 
 
 def test_source_typed_wrong_is_an_error(tmp_path: Path, source: Path) -> None:

@@ -172,8 +172,11 @@ def _show(message: str, hint: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    for line in hint.splitlines():
+    from apr_core.cli.console import with_options
+
+    error = click.style("error:", fg="red", bold=True)
+    click.echo(f"{error} {with_options(message)}", err=True)
+    for line in with_options(hint).splitlines():
         click.echo(f"{click.style('hint:', fg='cyan')} {line}", err=True)
     return code
 

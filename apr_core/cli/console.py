@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,11 @@ import click
 
 from apr_core import notices
 
+OPTIONS = {  # of commands, for the arguments that messages of the library name
+    "arch": "--arch", "backend": "--backend", "dtype": "--dtype", "force": "--force",
+    "max_len": "--context", "out": "-o", "source": "--source", "strict": "--strict",
+}  # fmt: skip
+ARGUMENT = re.compile(f"`({'|'.join(OPTIONS)})`")
 PATIENCE = 1.0  # seconds that somebody waits without being told what for
 
 
@@ -29,6 +35,11 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
         cells = [str(c).ljust(w) for c, w in zip(row, widths, strict=True)]
         line = "  ".join(cells).rstrip()
         click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def with_options(text: str) -> str:
+    """A message of the library, with options in place of the arguments it names in backticks."""
+    return ARGUMENT.sub(lambda match: OPTIONS[match[1]], text)
 
 
 def human_bytes(count: float) -> str:

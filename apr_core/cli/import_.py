@@ -45,8 +45,8 @@ def command(
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a quantized .apr file.
 
-    SRC is a directory with config.json, tokenizer and safetensors, or a URL: hf://ORG/NAME after
-    `apr pull`, or demo://sums.
+    SRC is a directory with config.json, tokenizer and safetensors, or a URL whose scheme a plugin
+    declares as a source: `apr plugins list` shows them.
     """
     summary = run_import(source, output, quantize, arch, force, shard_size, threads)
     if as_json:

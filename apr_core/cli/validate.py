@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apr_core.cli.console import print_json, print_table, printable, progress
+from apr_core.cli.console import print_json, print_table, printable, progress, with_options
 from apr_core.errors import FormatError, ValidationFailed
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _print(report: Report) -> None:
     width = max(len(check.name) for check in report.checks)
     for check in report.checks:
         mark, colour = MARKS[check.status]
-        first, *rest = check.detail.splitlines() or [""]
+        first, *rest = with_options(check.detail).splitlines() or [""]
         status = click.style(mark.ljust(7), fg=colour)
         click.echo(f"{status}  {check.name.ljust(width)}  {printable(first)}")
         for line in rest:

@@ -138,7 +138,7 @@ def _used(row: PluginRow, memory: Memory, env: Mapping[str, str]) -> PluginRow:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"while plugin {row.name} was imported; to leave it out: "
-                f"APR_PLUGINS_BLOCK={row.distribution}, or apr --no-plugins"
+                f"APR_PLUGINS_BLOCK={row.distribution}, or APR_NO_PLUGINS=1"
             ) from None
         except BaseException as error:  # a plugin may raise anything, also what nobody should catch
             if env.get("APR_DEBUG") == "1":

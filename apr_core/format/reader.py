@@ -31,7 +31,6 @@ from apr_core.format.header import (
     ALIGNMENT,
     HEADER_SIZE,
     SHARDED,
-    Header,
     IndexEntry,
     parse_header,
     parse_index,
@@ -284,19 +283,9 @@ class AprFile:
         self._parts[entry.path].drop(entry.offset, entry.nbytes)
 
     @property
-    def flags(self) -> int:
-        """The header's flags."""
-        return self.header.flags
-
-    @property
     def paths(self) -> list[Path]:
         """The files, one or one a shard."""
         return list(self._parts)
-
-    @property
-    def headers(self) -> dict[Path, Header]:
-        """The header of each file."""
-        return {path: part.header for path, part in self._parts.items()}
 
     def footer_crcs(
         self, progress: Callable[[int], None] | None = None

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -54,21 +54,16 @@ class TensorSpec:
 
 def check_target(path: Path, force: bool) -> None:
     """Whether `path` may be written. Raises NotFound or UsageError, before any work."""
-    try:
-        _check_target(path, force)
-    except OSError as error:  # a name too long, a directory that may not be looked into
-        raise disk_error(path, error) from error
-
-
-def _check_target(path: Path, force: bool) -> None:
-    if not path.parent.is_dir():
+    with naming(path):  # one too long, a directory that may not be looked into
+        folder, directory, exists = path.parent.is_dir(), path.is_dir(), path.exists()
+    if not folder:
         raise NotFound(
             f"directory {path.parent} does not exist", f"Create it: mkdir -p {path.parent}"
         )
-    if path.is_dir():
+    if directory:
         raise UsageError(f"{path} is a directory, expected a file to write")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists", "Give --force to replace it, or another -o.")
+    if exists and not force:
+        raise UsageError(f"{path} exists", "Give `force` to replace it, or another `out`.")
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
@@ -85,15 +80,20 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     return raw
 
 
-def disk_error(path: Path, error: OSError) -> InputOutputError:
-    """An OSError while writing, with the free space if that is the matter."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise an OSError from inside as InputOutputError, with the free space if that is missing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = error.strerror or error
+            raise InputOutputError(f"{path}: cannot be written: {reason}") from error
         free = shutil.disk_usage(path.parent).free
-        return InputOutputError(
+        raise InputOutputError(
             f"{path}: the disk is full ({free >> 20} MiB free)",
-            "Nothing was left behind. Free some space or write elsewhere with -o.",
-        )
-    return InputOutputError(f"{path}: cannot be written: {error.strerror or error}")
+            "Nothing was left behind. Free some space or write elsewhere with `out`.",
+        ) from error
 
 
 def check_space(path: Path, nbytes: int) -> None:
@@ -102,7 +102,7 @@ def check_space(path: Path, nbytes: int) -> None:
     if nbytes > free:
         raise InputOutputError(
             f"{path}: needs {nbytes >> 20} MiB, {free >> 20} MiB are free",
-            "Free some space or write elsewhere with -o.",
+            "Free some space or write elsewhere with `out`.",
         )
 
 
@@ -142,19 +142,15 @@ class _Part:
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
-        try:
+        with naming(self.path):
             self._file = self._part.open("xb")
-        except OSError as error:
-            raise disk_error(self.path, error) from error
         self._write(memoryview(self._prologue))
         self._prologue = b""
 
     def _write(self, data: memoryview) -> None:
         assert self._file is not None
-        try:
+        with naming(self.path):
             self._file.write(data)
-        except OSError as error:
-            raise disk_error(self.path, error) from error
         self._crc = zlib.crc32(data, self._crc)
 
     @property
@@ -178,19 +174,15 @@ class _Part:
     def seal(self) -> None:
         """Footer, and everything on disk; still under the part's name."""
         assert self._file is not None
-        try:
+        with naming(self.path):
             self._file.write(self._crc.to_bytes(4, "little"))
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        except OSError as error:
-            raise disk_error(self.path, error) from error
 
     def publish(self) -> None:
-        try:
+        with naming(self.path):
             self._part.replace(self.path)
-        except OSError as error:
-            raise disk_error(self.path, error) from error
         _sync_directory(self.path.parent)
 
     def discard(self) -> None:

@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}  # -> format names
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>.*)")
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")  # files of weights that are not read
 PULL_AGAIN = "Complete the download: `apr pull` again fetches only what is missing."
 
 
@@ -207,18 +208,12 @@ def _numbered_set(
 
 
 def _no_safetensors(directory: Path) -> FormatError | NotFound:
-    pickled = [f.name for p in ("*.bin", "*.pt", "*.pth") for f in sorted(directory.glob(p))]
-    if pickled:
+    others = [f.name for end in OTHER_WEIGHTS for f in sorted(directory.glob(f"*{end}"))]
+    if others:
         return FormatError(
-            f"{directory}: holds PyTorch files ({pickled[0]}) and no safetensors",
-            "Those can run code when they are read, so apr does not. Convert them to safetensors "
-            "with transformers: model.save_pretrained(DIR).",
-        )
-    gguf = sorted(directory.glob("*.gguf"))
-    if gguf:
-        return FormatError(
-            f"{directory}: holds {gguf[0].name} and no safetensors",
-            "apr imports the original checkpoint: pull the repository with the safetensors.",
+            f"{directory}: holds {others[0]} and no safetensors",
+            "Other files can run code when they are read, or have lost precision. Take the "
+            "original, and convert it if need be: model.save_pretrained(DIR) of transformers.",
         )
     return NotFound(
         f"{directory}: no safetensors file there", "A checkpoint has model.safetensors or shards."

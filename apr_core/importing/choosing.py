@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +92,10 @@ class FormatChooser:
         return self._known[name]
 
 
-def main_format(assignments: Mapping[str, Assignment] | list[Assignment]) -> FormatSpec | None:
-    """The block format that holds most bytes of the file, if any tensor has one."""
-    found = assignments.values() if isinstance(assignments, Mapping) else assignments
-    totals: dict[str, int] = {}
-    specs: dict[str, FormatSpec] = {}
-    for a in found:
+def main_format(assignments: Iterable[Assignment]) -> FormatSpec | None:
+    """The block format that most bytes of the source get, if any tensor has one."""
+    totals: Counter[FormatSpec] = Counter()
+    for a in assignments:
         if a.encoder is not None:
-            specs[a.spec.name] = a.spec
-            totals[a.spec.name] = totals.get(a.spec.name, 0) + a.source.nbytes
-    return specs[max(totals, key=lambda n: (totals[n], n))] if totals else None
+            totals[a.spec] += a.source.nbytes
+    return max(totals, key=lambda spec: (totals[spec], spec.name), default=None)

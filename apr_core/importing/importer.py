@@ -21,6 +21,7 @@ from apr_core.importing.metadata import build_metadata
 from apr_core.importing.source import FoundSource
 from apr_core.importing.summary import ImportSummary, left_out_rows, role_rows
 from apr_core.registry import Registry
+from apr_core.text.tokenizer_files import tokenizer_metadata
 
 MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit long before
 
@@ -69,9 +70,12 @@ def plan_import(
     checkpoint = Checkpoint.open(directory)
     resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
     assignments = chooser.choose(resolution, checkpoint)
+    tokenizer = tokenizer_metadata(
+        directory, config.vocab_size, contract.pre_type, config.stop_ids
+    )  # fmt: skip
     return ImportPlan(
         source, family, owned.distribution, config, contract, hf, generation, checkpoint,
-        resolution, recipe, tuple(assignments), read_tokenizer(directory, config, contract),
+        resolution, recipe, tuple(assignments), tokenizer,
     )  # fmt: skip
 
 
@@ -89,13 +93,6 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
         return read_json(path)
     except NotFound:
         return None
-
-
-def read_tokenizer(directory: Path, config: ModelConfig, contract: Contract) -> dict[str, Any]:
-    """The metadata keys that carry the tokenizer inside the file."""
-    from apr_core.text.tokenizer_files import tokenizer_metadata
-
-    return tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)
 
 
 def write_import(

@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from apr_core.importing.importer import ImportPlan
 
 SCHEMA = 1
+NUMBERS = (  # keys of the file, and fields of the configuration
+    "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+    "intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps",
+    "tied_embeddings",
+)  # fmt: skip
 
 
 def build_metadata(plan: ImportPlan) -> dict[str, Any]:
     """Everything but the tensors: identity, configuration, tokenizer, provenance."""
-    found = identity(plan) | configuration(plan) | provenance(plan)
-    found |= quantization(plan.assignments)
+    metadata = identity(plan) | configuration(plan) | provenance(plan)
+    metadata |= quantization(plan.assignments)
     extra = getattr(plan.family, "metadata", None)
     if extra is not None:
-        found |= extra(plan.config)
-    return {**found, **plan.tokenizer}
+        metadata |= extra(plan.config)
+    return {**metadata, **plan.tokenizer}
 
 
 def identity(plan: ImportPlan) -> dict[str, Any]:
@@ -47,17 +52,7 @@ def configuration(plan: ImportPlan) -> dict[str, Any]:
     c = plan.config
     return {
         "architecture": c.family,
-        "hidden_size": c.hidden_size,
-        "num_layers": c.num_layers,
-        "num_heads": c.num_heads,
-        "num_kv_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "vocab_size": c.vocab_size,
-        "intermediate_size": c.intermediate_size,
-        "max_position_embeddings": c.max_position_embeddings,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.rms_norm_eps,
-        "tied_embeddings": c.tied_embeddings,
+        **{name: getattr(c, name) for name in NUMBERS},
         "layer_types": list(c.layer_types),
         "hf_architecture": c.architecture,
         "hf_model_type": plan.hf_config.get("model_type"),
@@ -69,7 +64,7 @@ def provenance(plan: ImportPlan) -> dict[str, Any]:
     """What apr needs to open the file again without guessing, and to find the source."""
     from apr_core import __version__
 
-    found: dict[str, Any] = {
+    notes: dict[str, Any] = {
         "apr.schema": SCHEMA,
         "apr.writer": f"apr-core {__version__}",
         "apr.family": plan.config.family,
@@ -79,15 +74,15 @@ def provenance(plan: ImportPlan) -> dict[str, Any]:
         "apr.source_path": str(plan.source.directory),
     }
     if plan.generation is not None:
-        found["apr.generation_config"] = dict(plan.generation)
+        notes["apr.generation_config"] = dict(plan.generation)
     if plan.checkpoint.metadata:
-        found["source_metadata"] = dict(plan.checkpoint.metadata)
-    return found
+        notes["source_metadata"] = dict(plan.checkpoint.metadata)
+    return notes
 
 
 def quantization(assignments: Sequence[Assignment]) -> dict[str, Mapping[str, Any]]:
     """The `quantization` object for the block format that dominates; nothing without one."""
-    main = main_format(list(assignments))
+    main = main_format(assignments)
     if main is None:
         return {}
     return {

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_core.errors import FormatError, NotFound, UsageError
+from apr_core.errors import NotFound, UsageError
 from apr_core.hints import published
 from apr_core.registry import Registry
 
@@ -36,14 +36,10 @@ def find_source(source: str, registry: Registry) -> FoundSource:
 def _directory(path: Path, registry: Registry) -> Path:
     if path.is_dir():
         return path
-    if path.suffix == ".gguf":
-        raise FormatError(
-            f"{path}: GGUF is not imported", "Import the original checkpoint in safetensors."
-        )
     if path.is_file():
         raise UsageError(
             f"{path} is a file, expected the directory of a checkpoint",
-            f"Give its directory: apr import {path.parent}",
+            f"Give the directory where config.json and safetensors are: apr import {path.parent}",
         )
     declared = {o.declaration.name for o in registry.declarations("source")}
     schemes = [f"{name}://" for name in sorted(declared | set(published("source")))]

@@ -101,7 +101,7 @@ def check_probe(registry: Registry, owned: Owned, name: str) -> None:
     if score <= 0:
         raise BackendUnavailable(
             f"backend {name!r} cannot run on this machine: {reason}",
-            "Choose another with --backend; `apr plugins list` shows what is installed.",
+            "Choose another `backend`; `apr plugins list` shows what is installed.",
         )
 
 

@@ -21,7 +21,7 @@ STEP = 256  # tokens; the context that is advised is a multiple of it
 RESERVE = 512 << 20  # for the runtime: compiled kernels, recorded steps, buffers of uploads
 FLOAT = 4  # bytes of an activation, at most
 GIB = 1 << 30
-ELSEWHERE = ", or choose another backend with --backend"  # nobody may have chosen this one
+ELSEWHERE = ", or choose another `backend`"  # nobody may have chosen this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _advice(free: int, demand: Demand, context: int) -> str:
     room = free - demand.weights - demand.working
     fitting = largest_context(room, demand.state_at, context)
     if fitting:
-        return f"Load it with --context {fitting}, which is the most that fits{ELSEWHERE}."
+        return f"Load it with `max_len` {fitting}, which is the most that fits{ELSEWHERE}."
     least = free - demand.working - demand.state_at(min(STEP, context))
     now, then = (8 * nbytes / max(1, demand.values) for nbytes in (demand.weights, least))
     if then < 1:

@@ -242,9 +242,9 @@ class BindReport:
         """Raise BackendError if there are any."""
         if self.fallbacks:
             raise BackendError(
-                "--strict refuses: " + "; ".join(self.fallbacks),
+                "`strict` refuses: " + "; ".join(self.fallbacks),
                 "Install a plugin with the missing kernel, upgrade those that are named, or run "
-                "without --strict.",
+                "without `strict`.",
             )
 
     def lines(self) -> list[str]:

@@ -50,7 +50,7 @@ def open_source(
         directory = find_source(source, registry).directory
         if read_json(directory / "config.json") != config:
             raise UsageError(
-                f"--source {source}: its config.json is not the one the file was made from",
+                f"`source` {source}: its config.json is not the one the file was made from",
                 "Give the checkpoint this file was imported from.",
             )
         return Checkpoint.open(directory), ""
@@ -58,7 +58,7 @@ def open_source(
 
 
 def _remembered(path: Any, config: Any) -> tuple[Checkpoint | None, str]:
-    say = "give it with --source"
+    say = "give it with `source`"
     if not isinstance(path, str):
         return None, f"the file does not say where its source is; {say}"
     try:

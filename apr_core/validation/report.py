@@ -42,7 +42,7 @@ class Report:
 
     file: str
     checks: list[Check] = field(default_factory=list)
-    tensors: list[TensorError] | None = None  # None: --quality was not asked for
+    tensors: list[TensorError] | None = None  # None: quality was not asked for
     overall_error: float | None = None
 
     def passed(self, name: str, detail: str) -> None:
@@ -80,7 +80,7 @@ class Report:
 
     @property
     def score(self) -> float | None:
-        """0 to 100, only with --quality: see `score`."""
+        """0 to 100, only with quality: see `score`."""
         if self.tensors is None or not self.ran:
             return None
         return score(self.count("passed"), self.ran, self.overall_error)

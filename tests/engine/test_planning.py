@@ -152,7 +152,7 @@ def test_what_fits_to_the_byte_is_loaded(qwen2, registry):
 def test_the_context_that_is_advised_fits_and_the_next_does_not(qwen2, registry):
     values, state = taken(qwen2, registry)
     Small.free = PADDED * values + WORKING + state // 4 + 5000
-    advised = int(re.search(r"--context (\d+)", refusal(qwen2, registry).hint)[1])
+    advised = int(re.search(r"`max_len` (\d+)", refusal(qwen2, registry).hint)[1])
     assert advised % STEP == 0
     with load(qwen2, "small", registry=registry, max_len=advised) as model:
         assert model.max_len == advised
@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_alone_are_answered_by_a_recipe(qwen2, registry)
     Small.free = PADDED * values // 2 + WORKING
     error = refusal(qwen2, registry)
     now, then = re.search(r"have ([\d.]+) bits .* at most ([\d.]+) bits", error.hint).groups()
-    assert "--context" not in error.hint
+    assert "`max_len`" not in error.hint
     assert float(now) == pytest.approx(8 * PADDED, rel=0.01)  # vectors are weights, too
     assert float(then) == pytest.approx(8 * PADDED / 2, rel=0.01)
     assert Small.uploads == ()
@@ -176,7 +176,7 @@ def test_where_nothing_would_fit_no_recipe_is_advised(qwen2, registry):
     Small.free = RESERVE
     assert refusal(qwen2, registry).hint == (
         "No recipe makes it small enough: use a device with more memory, or choose another "
-        "backend with --backend."
+        "`backend`."
     )
 
 
