@@ -15,15 +15,6 @@ from apr_core.format.values import (
 )
 
 __all__ = [
-    "NATIVE",
-    "AprFile",
-    "FormatSpec",
-    "TensorEntry",
-    "check_declared",
-    "decode_rows",
-    "decode_tensor",
-    "from_float32",
-    "quantizer_for",
-    "tensor_nbytes",
-    "to_float32",
-]
+    "NATIVE", "AprFile", "FormatSpec", "TensorEntry", "check_declared", "decode_rows",
+    "decode_tensor", "from_float32", "quantizer_for", "tensor_nbytes", "to_float32",
+]  # fmt: skip

@@ -7,12 +7,6 @@ from apr_core.importing.source import FoundSource, find_source
 from apr_core.importing.summary import ImportSummary
 
 __all__ = [
-    "Checkpoint",
-    "FoundSource",
-    "ImportPlan",
-    "ImportSummary",
-    "SourceTensor",
-    "find_source",
-    "plan_import",
-    "write_import",
-]
+    "Checkpoint", "FoundSource", "ImportPlan", "ImportSummary", "SourceTensor", "find_source",
+    "plan_import", "write_import",
+]  # fmt: skip

@@ -6,11 +6,6 @@ from apr_core.validation.validate import check_file, work_bytes
 from apr_core.validation.values import TensorStats, tensor_stats
 
 __all__ = [
-    "Check",
-    "Report",
-    "TensorReader",
-    "TensorStats",
-    "check_file",
-    "tensor_stats",
+    "Check", "Report", "TensorReader", "TensorStats", "check_file", "tensor_stats",
     "work_bytes",
-]
+]  # fmt: skip
