@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import UsageError
-from apr_core.format import NATIVE, AprFile, TensorEntry, decode_tensor, from_float32, tensor_nbytes
+from apr_core.format import NATIVE, AprFile, TensorEntry, decode_tensor, from_float32
+from apr_core.format.writer import TensorSpec, split
 from apr_core.registry import get_registry
 from apr_core.text.tokenizer_files import unpack
 
@@ -36,11 +37,14 @@ def export(
     `dtype` (f32, f16, bf16) is what quantized tensors are decoded to. Raises UsageError if there
     are any and no dtype, OSError.
     """
-    kinds = {name: _kind(entry, dtype) for name, entry in file.tensors.items()}
+    specs = [
+        TensorSpec(name, NATIVE[_kind(entry, dtype)], entry.shape)
+        for name, entry in file.tensors.items()
+    ]
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        _write_all(file, kinds, part, progress, shard_bytes)
+        _write_all(file, specs, part, progress, shard_bytes)
         _write_rest(file.metadata, part)
         if out.exists():
             shutil.rmtree(out) if out.is_dir() else out.unlink()
@@ -51,7 +55,7 @@ def export(
     warnings = [f"{name} tensors were decoded to {dtype}" for name in decoded]
     size = sum(path.stat().st_size for path in out.iterdir())
     return {
-        "path": str(out), "tensors": len(kinds), "bytes": size, "left_out": [],
+        "path": str(out), "tensors": len(specs), "bytes": size, "left_out": [],
         "warnings": warnings,
     }  # fmt: skip
 
@@ -68,64 +72,46 @@ def _kind(entry: TensorEntry, dtype: str | None) -> str:
     return dtype
 
 
-def _shards(
-    file: AprFile, kinds: Mapping[str, str], limit: int
-) -> list[dict[str, tuple[str, int]]]:
-    """{name: (format, bytes)} of each shard."""
-    shards: list[dict[str, tuple[str, int]]] = [{}]
-    size = 0
-    for name, kind in kinds.items():
-        nbytes = tensor_nbytes(NATIVE[kind], file.tensors[name].shape)
-        if shards[-1] and size + nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = kind, nbytes
-        size += nbytes
-    return shards
-
-
 def _write_all(
-    file: AprFile, kinds: Mapping[str, str], out: Path, progress: Any, limit: int
+    file: AprFile, specs: Sequence[TensorSpec], out: Path, progress: Any, limit: int
 ) -> None:
-    shards = _shards(file, kinds, limit)
+    shards = split(specs, limit)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(shard, name)
+        weight_map |= {spec.name: name for spec in shard}
         _write_shard(file, shard, out / name, progress)
     if len(shards) > 1:
-        total = sum(nbytes for shard in shards for _, nbytes in shard.values())
+        total = sum(spec.nbytes for spec in specs)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(out / "model.safetensors.index.json", index)
 
 
-def _write_shard(
-    file: AprFile, shard: Mapping[str, tuple[str, int]], path: Path, progress: Any
-) -> None:
+def _write_shard(file: AprFile, shard: Sequence[TensorSpec], path: Path, progress: Any) -> None:
     """8 bytes of header length, the header as JSON, then the tensors one after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, (kind, nbytes) in shard.items():
-        header[name] = {
-            "dtype": DTYPES[kind], "shape": list(file.tensors[name].shape),
-            "data_offsets": [at, at + nbytes],
+    for spec in shard:
+        header[spec.name] = {
+            "dtype": DTYPES[spec.format.name], "shape": list(spec.shape),
+            "data_offsets": [at, at + spec.nbytes],
         }  # fmt: skip
-        at += nbytes
+        at += spec.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # readers map the data: keep it aligned
     find = partial(get_registry().make, "quantizer")
     with path.open("wb") as target:
         target.write(len(raw).to_bytes(8, "little") + raw)
-        for name, (kind, nbytes) in shard.items():
+        for spec in shard:
             if progress is not None:
-                progress.describe(name)
-            entry = file.tensors[name]
-            target.write(_bytes(entry, file.raw(name), kind, find).data)
-            file.drop_pages(name)
+                progress.describe(spec.name)
+            entry = file.tensors[spec.name]
+            target.write(_bytes(entry, file.raw(spec.name), spec.format.name, find).data)
+            file.drop_pages(spec.name)
             if progress is not None:
-                progress.advance(nbytes)
+                progress.advance(entry.nbytes)
 
 
 def _bytes(entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any) -> NDArray[np.uint8]:

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     )
     from apr_core.ops.reference import sigmoid, silu, softplus
     from apr_core.ops.unread import Unread, plain, toucher
-    from apr_core.settings import cache_dir, code_folder, usable_folder
+    from apr_core.settings import cache_dir, usable_folder
     from apr_core.text.tokenizer_files import unpack
 else:
     __getattr__, __dir__ = lazily(
@@ -112,7 +112,7 @@ else:
             ),
             "apr_core.ops.reference": "sigmoid silu softplus",
             "apr_core.ops.unread": "Unread plain toucher",
-            "apr_core.settings": "cache_dir code_folder usable_folder",
+            "apr_core.settings": "cache_dir usable_folder",
             "apr_core.text.tokenizer_files": "unpack",
         },
     )  # fmt: skip
@@ -126,8 +126,7 @@ __all__ = [
     "Plan", "PluginError", "QuantizationError", "Quantizer", "QuantizerPlugin", "Recipe",
     "RecipePlugin", "RecurrentState", "Segment", "Source", "State", "StateKind", "StateMakers",
     "Step", "StepFunction", "TensorClass", "TensorEntry", "Unread", "UsageError",
-    "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir",
-    "code_folder", "composite", "decode_tensor", "hookimpl", "layouts", "op", "plain",
-    "sampling_defaults", "sigmoid", "silu", "softplus", "toucher", "unpack", "usable_folder",
-    "working",
+    "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
+    "decode_tensor", "hookimpl", "layouts", "op", "plain", "sampling_defaults", "sigmoid",
+    "silu", "softplus", "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

@@ -192,23 +192,18 @@ class Registry:
         backends = [d for d in row.declarations if isinstance(d, Backend)]
         if row.status != "ok" or not backends:
             return row
-        answers = [self._answer(Owned(d, row.distribution, row.version)) for d in backends]
-        statuses = [status for status, _ in answers]
-        if "ok" in statuses:
-            return row
-        reasons = [reason for _, reason in answers]
-        if len(answers) > 1:
-            reasons = [f"{d.name}: {reason}" for d, reason in zip(backends, reasons, strict=True)]
-        status: Status = "unavailable" if "unavailable" in statuses else "broken"
+        status: Status = "broken"
+        reasons = []
+        for backend in backends:
+            try:
+                score, reason = self.probe(Owned(backend, row.distribution, row.version))
+                if score > 0:
+                    return row
+                status = "unavailable"
+            except PluginBroken as error:
+                reason = error.message
+            reasons.append(f"{backend.name}: {reason}" if len(backends) > 1 else reason)
         return replace(row, status=status, reason=one_line("; ".join(reasons)))
-
-    def _answer(self, owned: Owned) -> tuple[Status, str]:
-        """Whether a backend can run here, and why not."""
-        try:
-            score, reason = self.probe(owned)
-        except PluginBroken as error:
-            return "broken", error.message
-        return ("ok" if score > 0 else "unavailable"), reason
 
     def recommended_recipe(self) -> str | None:
         """The first recipe, by name, that its plugin recommends; None if none does."""

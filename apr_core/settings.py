@@ -183,26 +183,6 @@ def write_whole(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def code_folder(sources: Path, name: str, tool: str, setting: str) -> Path | None:
-    """Where code is kept that a compiler made from a package's `sources`; None: nowhere.
-
-    It is named after their content, below the folder that the variable `setting` names, else below
-    that of the `tool` in the cache.
-    """
-    import hashlib
-
-    digest = hashlib.sha256()
-    for source in sorted(sources.glob("*.py")):
-        digest.update(source.read_bytes())
-    named = os.environ.get(setting)
-    return usable_folder(
-        Path(named) if named else cache_dir() / tool,
-        f"{name}-{digest.hexdigest()[:12]}",
-        "compiled code",
-        setting if named else "APR_CACHE",
-    )
-
-
 def usable_folder(root: Path, name: str, what: str, setting: str) -> Path | None:
     """The folder `name` below `root`, made if need be; or one among temporary files; or None.
 

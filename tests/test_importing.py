@@ -23,7 +23,7 @@ from apr_core.errors import (
 from apr_core.format import AprFile, to_float32
 from apr_core.importing import find_source, plan_import, write_import
 from apr_core.importing.choosing import FormatChooser
-from apr_core.importing.summary import ErrorTally
+from apr_core.importing.encoding import ErrorTally
 from apr_core.registry import Registry, get_registry
 from tests import tiny_checkpoints as tiny
 

@@ -469,7 +469,7 @@ def test_statistics_of_nothing_and_of_nan() -> None:
 
 def test_huge_rows_are_decoded_in_pieces(tmp_path: Path) -> None:
     from apr_core.validation import TensorReader
-    from apr_core.validation.tensors import PIECE
+    from apr_core.validation.values import PIECE
 
     cols = PIECE + 16
     raw = Toy8().encode(np.ones((1, cols), np.float32)).tobytes()

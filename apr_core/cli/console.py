@@ -122,27 +122,18 @@ def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     with ExitStack() as shown:
-        yield _LateBar(shown)
+        bar, began, before = None, 0.0, 0
 
+        def report(done: int, total: int) -> None:
+            nonlocal bar, began, before
+            began = began or time.monotonic()
+            if bar is None and done < total and time.monotonic() - began > PATIENCE:
+                bar = shown.enter_context(progress("Loading", total))
+            if bar is not None:
+                bar.advance(done - before)
+                before = done
 
-class _LateBar:
-    """A bar that appears when something has gone on for a while and is not done."""
-
-    def __init__(self, shown: ExitStack) -> None:
-        self._shown = shown
-        self._bar: Progress | None = None
-        self._began, self._done = -1.0, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many bytes are there, of how many."""
-        now = time.monotonic()
-        if self._began < 0:
-            self._began = now
-        if self._bar is None and done < total and now - self._began > PATIENCE:
-            self._bar = self._shown.enter_context(progress("Loading", total))
-        if self._bar is not None:
-            self._bar.advance(done - self._done)
-            self._done = done
+        yield report
 
 
 def show_notices() -> None:

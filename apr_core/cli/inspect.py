@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 from apr_core.cli.console import human_bytes, print_json, print_table, printable, shortened
 
 if TYPE_CHECKING:
-    from apr_core.format import AprFile
+    from apr_core.format import AprFile, TensorEntry
 
 LARGE = 400  # characters of JSON that a value may have before it is summarised
 IDENTITY = (
@@ -80,35 +81,41 @@ def summarised(value: Any, depth: int = 0) -> Any:
 
 def _formats(file: AprFile) -> list[dict[str, Any]]:
     """Sizes by format. The file's own table says who decodes the block formats."""
-    rows: dict[str, dict[str, Any]] = {}
-    for entry in file.tensors.values():
-        spec = entry.spec
-        row = rows.setdefault(entry.format, {
-            "format": entry.format, "id": entry.dtype_id,
+    rows = []
+    for name, entries in _grouped(file, lambda entry: entry.format):
+        spec = entries[0].spec
+        rows.append({
+            "format": name, "id": entries[0].dtype_id,
             "distribution": spec.distribution if spec else None,
             "block": spec.block if spec else None,
             "bytes_per_block": spec.bytes_per_block if spec else None,
-            "tensors": 0, "parameters": 0, "bytes": 0,
-        })  # fmt: skip
-        row["tensors"] += 1
-        row["parameters"] += prod(entry.shape)
-        row["bytes"] += entry.nbytes
-    return sorted(rows.values(), key=lambda r: -r["bytes"])
+        } | _sizes(entries))  # fmt: skip
+    return rows
 
 
 def _roles(file: AprFile) -> list[dict[str, Any]]:
     """Sizes by name without layer numbers, which needs no contract."""
-    rows: dict[str, dict[str, Any]] = {}
-    formats: dict[str, set[str]] = defaultdict(set)
+    return [
+        {"role": role} | _sizes(entries) | {"formats": sorted({e.format for e in entries})}
+        for role, entries in _grouped(file, lambda entry: _NUMBER.sub("*", entry.name))
+    ]
+
+
+def _grouped(
+    file: AprFile, key: Callable[[TensorEntry], str]
+) -> list[tuple[str, list[TensorEntry]]]:
+    """Tensors by what they have in common, the largest group first."""
+    groups: dict[str, list[TensorEntry]] = defaultdict(list)
     for entry in file.tensors.values():
-        role = _NUMBER.sub("*", entry.name)
-        row = rows.setdefault(role, {"role": role, "tensors": 0, "parameters": 0, "bytes": 0})
-        row["tensors"] += 1
-        row["parameters"] += prod(entry.shape)
-        row["bytes"] += entry.nbytes
-        formats[role].add(entry.format)
-    ordered = sorted(rows.values(), key=lambda r: -r["bytes"])
-    return [row | {"formats": sorted(formats[row["role"]])} for row in ordered]
+        groups[key(entry)].append(entry)
+    return sorted(groups.items(), key=lambda group: -sum(e.nbytes for e in group[1]))
+
+
+def _sizes(entries: list[TensorEntry]) -> dict[str, Any]:
+    return {
+        "tensors": len(entries), "parameters": sum(prod(e.shape) for e in entries),
+        "bytes": sum(e.nbytes for e in entries),
+    }  # fmt: skip
 
 
 def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,14 +1,18 @@
 """A checkpoint directory: its configuration files and the tensors of all its shards.
 
 Reads by ordinary file reads, not by mapping: memory stays bounded by what was asked for, and a
-file that shrinks meanwhile is an error instead of a crash.
+file that shrinks meanwhile is an error instead of a crash. Headers of safetensors (u64 length, JSON
+{name: {dtype, shape, data_offsets}}, the data) are read by hand, because an error has to name the
+file and the tensor, and believed only where they agree with the file's size.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,6 @@ from numpy.typing import NDArray
 
 from apr_core.errors import FormatError, InputOutputError, NotFound
 from apr_core.format import to_float32
-from apr_core.importing.safetensors import CUT_OFF, SourceTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -27,6 +30,38 @@ _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")  # files of weights that are not read
 PULL_AGAIN = "Complete the download: `apr pull` again fetches only what is missing."
 
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+MAX_DIM = 2**48
+METADATA = "__metadata__"
+ITEM_SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
+    "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+CUT_OFF = "The file is cut off or damaged: download it again."
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of a checkpoint. `dtype` as safetensors spells it, `offset` absolute in `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+@contextmanager
+def reading(path: Path, missing: str = "") -> Iterator[None]:
+    """Raise an OSError from inside as NotFound, with the hint `missing`, or InputOutputError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file", missing) from None
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """A JSON object. `missing` is the hint for a file that is not there.
@@ -34,11 +69,8 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     Raises NotFound, InputOutputError or FormatError.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file", missing) from None
-    except OSError as error:
-        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        with reading(path, missing):
+            content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -109,13 +141,9 @@ class Checkpoint:
         wanted = ((rows if stop is None else stop) - start) * row_bytes
         raw = np.empty(wanted, np.uint8)
         try:
-            with t.file.open("rb", buffering=0) as file:
+            with reading(t.file), t.file.open("rb", buffering=0) as file:
                 file.seek(t.offset + start * row_bytes)
                 _read_into(file, raw.data)
-        except OSError as error:
-            raise InputOutputError(
-                f"{t.file}: cannot be read: {error.strerror or error}"
-            ) from error
         except EOFError:
             raise FormatError(f"{t.file}: ends inside tensor {name!r}", CUT_OFF) from None
         return raw
@@ -218,3 +246,100 @@ def _no_safetensors(directory: Path) -> FormatError | NotFound:
     return NotFound(
         f"{directory}: no safetensors file there", "A checkpoint has model.safetensors or shards."
     )
+
+
+def read_header(path: Path) -> tuple[dict[str, SourceTensor], dict[str, str]]:
+    """The tensors of a file and its `__metadata__`.
+
+    Raises NotFound, InputOutputError, or FormatError naming file and tensor.
+    """
+    with reading(path), path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        raw = _header_bytes(path, file.read(8), size, file)
+    header = _parse(path, raw)
+    metadata = _metadata(path, header.pop(METADATA, {}))
+    start = 8 + len(raw)
+    tensors = {name: _tensor(path, name, row, start) for name, row in header.items()}
+    _check_spans(path, tensors.values(), start, size)
+    return tensors, metadata
+
+
+def _header_bytes(path: Path, prefix: bytes, size: int, file: Any) -> bytes:
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > size - 8:
+        raise FormatError(
+            f"{path}: not a whole safetensors file: its header ends at byte {8 + length}, the file "
+            f"at {size}",
+            CUT_OFF,
+        )
+    if length > MAX_HEADER:
+        raise FormatError(f"{path}: header of {length} bytes, at most {MAX_HEADER} are allowed")
+    raw: bytes = file.read(length)
+    return raw
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the safetensors header is not JSON: {error}", CUT_OFF) from None
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the safetensors header is not a JSON object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return found
+
+
+def _metadata(path: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise FormatError(f"{path}: {METADATA} must be an object of strings")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _tensor(path: Path, name: str, row: Any, start: int) -> SourceTensor:
+    row = row if isinstance(row, dict) else {}
+    dtype, shape, span = row.get("dtype"), row.get("shape"), row.get("data_offsets")
+    if not (
+        isinstance(dtype, str)
+        and isinstance(shape, list)
+        and all(_is_count(dim) and dim <= MAX_DIM for dim in shape)
+        and isinstance(span, list)
+        and len(span) == 2
+        and all(_is_count(end) for end in span)
+    ):
+        raise FormatError(f"{path}: tensor {name!r} has no usable dtype, shape and data_offsets")
+    nbytes = span[1] - span[0]
+    if dtype in ITEM_SIZES and nbytes != prod(shape) * ITEM_SIZES[dtype]:
+        raise FormatError(
+            f"{path}: tensor {name!r} holds {nbytes} bytes, {dtype} of shape {shape} takes "
+            f"{prod(shape) * ITEM_SIZES[dtype]}"
+        )
+    return SourceTensor(name, dtype, tuple(shape), path, start + span[0], nbytes)
+
+
+def _check_spans(path: Path, tensors: Iterable[SourceTensor], start: int, size: int) -> None:
+    """Tensors must lie side by side, from the header's end to the file's."""
+    end, before = start, "the header"
+    for t in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if t.offset != end or t.nbytes < 0:
+            what = "overlaps" if t.offset < end else "leaves a hole after"
+            raise FormatError(f"{path}: tensor {t.name!r} {what} {before}")
+        end, before = t.offset + t.nbytes, f"tensor {t.name!r}"
+        if end > size:
+            raise FormatError(
+                f"{path}: tensor {t.name!r} ends at byte {end}, the file at {size}", CUT_OFF
+            )
+    if end != size:
+        raise FormatError(f"{path}: {size - end} bytes follow the last tensor", CUT_OFF)

@@ -11,8 +11,7 @@ from apr_core.errors import PluginBroken
 from apr_core.family.contract import Resolution, TensorRule
 from apr_core.family.modelspec import QuantizerPlugin, RecipePlugin, TensorClass
 from apr_core.format import NATIVE, FormatSpec
-from apr_core.importing.checkpoint import Checkpoint, float_format
-from apr_core.importing.safetensors import SourceTensor
+from apr_core.importing.checkpoint import Checkpoint, SourceTensor, float_format
 from apr_core.registry import Registry
 
 SOURCE = "source"  # the stored precision, bit for bit

@@ -14,9 +14,8 @@ from apr_core.format import AprFile, TensorEntry
 from apr_core.registry import Registry
 from apr_core.validation.quality import Comparison, open_source
 from apr_core.validation.report import Report
-from apr_core.validation.tensors import TensorReader
 from apr_core.validation.tokenizer import check_stop_ids, check_tokenizer
-from apr_core.validation.values import TensorStats, implausible
+from apr_core.validation.values import TensorReader, TensorStats, implausible
 
 Advance = Callable[[int], None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,22 @@ import numba
 from numba import njit
 from numba.core.caching import UserProvidedCacheLocator
 
-from apr_core.plugin import code_folder
+from apr_core.plugin import cache_dir, usable_folder
 
-# named after this package's sources, because Numba looks only at the file a function stands in;
-# empty: nothing is kept
-CACHE_DIR = str(code_folder(Path(__file__).parent, "quant", "numba", "NUMBA_CACHE_DIR") or "")
+
+def _folder() -> Path | None:
+    """A folder named after this package's sources: Numba looks only at the file of a function."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    root = os.environ.get("NUMBA_CACHE_DIR")
+    return usable_folder(
+        Path(root) if root else cache_dir() / "numba", f"quant-{digest.hexdigest()[:12]}",
+        "compiled code", "NUMBA_CACHE_DIR" if root else "APR_CACHE",
+    )  # fmt: skip
+
+
+CACHE_DIR = str(_folder() or "")  # empty: nothing is kept
 
 
 class ByContent(UserProvidedCacheLocator):
