@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -142,8 +143,10 @@ class Registry:
 
     def _backend_scores(self) -> dict[str, float]:
         """{qualified name: score} of the backends that can run here."""
-        owned = self.declarations("backend")
-        scores = {o.qualified: self._score(o) for o in owned}
+        scores = {}
+        for owned in self.declarations("backend"):
+            with suppress(PluginBroken):  # it cannot say: then it is not chosen unless it is named
+                scores[owned.qualified] = self.probe(owned)[0]
         return {name: score for name, score in scores.items() if score > 0}
 
     def _shortest(self, qualified: str) -> str:
@@ -151,12 +154,6 @@ class Registry:
         bare = qualified.partition(":")[2]
         alone = sum(o.declaration.name == bare for o in self.declarations("backend")) == 1
         return bare if alone else qualified
-
-    def _score(self, owned: Owned) -> float:
-        try:
-            return self.probe(owned)[0]
-        except PluginBroken:  # it cannot say: then it is not chosen unless it is named
-            return 0
 
     def probe(self, owned: Owned) -> tuple[float, str]:
         """(score, reason) of a backend on this machine; with 0 it cannot run, 1 without a probe.

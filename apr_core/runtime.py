@@ -58,7 +58,6 @@ else:
                 "sparing_collections upload_progress"
             ),
             "apr_core.cli.run": "kv_type_option",
-            "apr_core.cli.stdout": "diverted",
             "apr_core.errors": "Busy",
             "apr_core.generate.answer": "Answer Vocabulary",
             "apr_core.generate.cuts": "CHUNK EVERY GRID PromptCuts cuts_of",

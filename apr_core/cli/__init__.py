@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core import __version__
 from apr_core.errors import AprError, PluginNotFound
 
 if TYPE_CHECKING:
@@ -99,14 +100,6 @@ def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None
         os.environ["APR_NO_PLUGINS"] = "1"
 
 
-def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        from apr_core import __version__
-
-        click.echo(f"apr {__version__}")
-        ctx.exit()
-
-
 @click.group(
     cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
@@ -114,10 +107,9 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--no-plugins", is_flag=True, is_eager=True, expose_value=False, callback=_no_plugins,
     help="Use no plugins at all.",
 )  # fmt: skip
-@click.option(
-    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
-    help="Show the version and exit.",
-)  # fmt: skip
+@click.version_option(
+    __version__, "-V", "--version", prog_name="apr", message="%(prog)s %(version)s"
+)
 def apr() -> None:
     """From a Hugging Face checkpoint to a quantized, validated, running model."""
 

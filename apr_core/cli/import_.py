@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from apr_core.cli.console import human_bytes, print_json, print_table, progress
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.importing import ImportPlan, ImportSummary
+    from apr_core.importing import ImportSummary
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -61,7 +61,7 @@ def run_import(
 ) -> ImportSummary:  # fmt: skip
     """The command without its output: check all, then write under a progress bar."""
     from apr_core.format.writer import check_target
-    from apr_core.importing import find_source, plan_import
+    from apr_core.importing import find_source, plan_import, write_import
     from apr_core.registry import get_registry
 
     shard_bytes = parse_size(shard_size) if shard_size else None
@@ -69,19 +69,15 @@ def run_import(
         check_target(output, force)
     registry = get_registry()
     plan = plan_import(find_source(source, registry), recipe=quantize, arch=arch, registry=registry)
-    return _write(plan, output, force=force, shard_bytes=shard_bytes, threads=threads)
-
-
-def _write(plan: ImportPlan, output: Path, **options: Any) -> ImportSummary:
-    from apr_core.importing import write_import
-
     with progress(output.name, plan.source_bytes) as bar:
 
         def advance(name: str, nbytes: int) -> None:
             bar.describe(name)
             bar.advance(nbytes)
 
-        return write_import(plan, output, progress=advance, **options)
+        return write_import(
+            plan, output, force=force, shard_bytes=shard_bytes, threads=threads, progress=advance
+        )
 
 
 def print_summary(s: ImportSummary) -> None:

@@ -15,7 +15,7 @@ import click
 
 from apr_core.cli.console import print_json
 from apr_core.cli.plugins import installed_as, not_found, providing
-from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
+from apr_core.discovery import PluginRow, allowed, installed, listed, normalized
 from apr_core.errors import ConfigError, InputOutputError, NotFound
 from apr_core.settings import Settings, config_path, config_text, read_settings, write_whole
 
@@ -47,7 +47,7 @@ def enable(name: str, as_json: bool) -> None:
     before = read_settings().disable
     stale = {entry for entry in before if normalized(entry) == normalized(name)}
     plugins = installed_as(name, installed()) if stale else _installed_plugins(name)
-    entries = stale | {e for e in before if any(_names(e) & p.names for p in plugins)}
+    entries = stale | {e for e in before if any(listed(e) & p.names for p in plugins)}
     path = change_disabled(remove=entries) if entries else config_path()
     _report(as_json, "enabled", plugins, before, path, stale)
 
@@ -71,13 +71,8 @@ def _installed_plugins(name: str) -> list[PluginRow]:
     raise not_found("no installed plugin is called", name, rows)
 
 
-def _names(entry: str) -> set[str]:
-    """An entry of the list, as it is compared with a plugin's names."""
-    return {entry, normalized_id(entry), normalized(entry)}
-
-
-def _switched_off(plugin: PluginRow, listed: Iterable[str]) -> bool:
-    return any(_names(entry) & plugin.names for entry in listed)
+def _switched_off(plugin: PluginRow, entries: Iterable[str]) -> bool:
+    return any(listed(entry) & plugin.names for entry in entries)
 
 
 def _report(

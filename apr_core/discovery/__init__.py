@@ -109,17 +109,18 @@ def allowed(row: PluginRow, settings: Settings, env: Mapping[str, str]) -> Plugi
     """The row, `disabled` if its user does not want the plugin to be imported."""
     only = env.get("APR_PLUGINS")
     reason = ""
-    if only is not None and not row.names & _listed(only):
+    if only is not None and not row.names & listed(only):
         reason = f"APR_PLUGINS={only} does not name it"
-    elif row.names & _listed(env.get("APR_PLUGINS_BLOCK", "")):
+    elif row.names & listed(env.get("APR_PLUGINS_BLOCK", "")):
         reason = "APR_PLUGINS_BLOCK names it"
-    elif any(row.names & _listed(name) for name in settings.disable):
+    elif any(row.names & listed(name) for name in settings.disable):
         enable = f"apr plugins enable {row.distribution}"
         reason = f"the configuration file disables it ({enable})"
     return replace(row, status="disabled", reason=reason) if reason and row.status == "ok" else row
 
 
-def _listed(value: str) -> set[str]:
+def listed(value: str) -> set[str]:
+    """Entries of a list with commas, each in every form that a plugin's names may have."""
     parts = {part.strip() for part in value.split(",") if part.strip()}
     return parts | {normalized(part) for part in parts} | {normalized_id(part) for part in parts}
 
