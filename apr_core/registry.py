@@ -13,13 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from apr_core.declarations import Backend, Declaration
-from apr_core.discovery import (
-    PluginRow,
-    Status,
-    discover,
-    missing_requirements,
-    normalized_id,
-)
+from apr_core.discovery import PluginRow, Status, discover, missing_requirements, normalized_id
 from apr_core.errors import (
     BackendUnavailable,
     ConfigError,

@@ -20,13 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import FormatError, InputOutputError, NotFound
-from apr_core.format.dtypes import (
-    LEGACY_IDS,
-    FormatSpec,
-    file_formats,
-    legacy_spec,
-    tensor_nbytes,
-)
+from apr_core.format.dtypes import LEGACY_IDS, FormatSpec, file_formats, legacy_spec, tensor_nbytes
 from apr_core.format.header import (
     ALIGNMENT,
     HEADER_SIZE,

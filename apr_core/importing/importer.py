@@ -17,12 +17,7 @@ from apr_core.format.writer import AprWriter, TensorSpec, check_target
 from apr_core.importing.checkpoint import Checkpoint, read_json
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
 from apr_core.importing.encoding import Encoder, Progress
-from apr_core.importing.metadata import (
-    ImportSummary,
-    build_metadata,
-    left_out_rows,
-    role_rows,
-)
+from apr_core.importing.metadata import ImportSummary, build_metadata, left_out_rows, role_rows
 from apr_core.importing.source import FoundSource
 from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import tokenizer_metadata

@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import AprError
 from apr_core.family.contract import Contract, TensorRule
-from apr_core.format import (
-    NATIVE,
-    AprFile,
-    TensorEntry,
-    check_declared,
-    decode_rows,
-    quantizer_for,
-)
+from apr_core.format import NATIVE, AprFile, TensorEntry, check_declared, decode_rows, quantizer_for
 from apr_core.format.dtypes import LEGACY
 from apr_core.registry import Registry
 
