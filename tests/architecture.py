@@ -1,6 +1,6 @@
 """The rules of the layout, as functions from a repository to what breaks them.
 
-`tests/test_architecture.py` applies them to this one, and to planted violations.
+`tests/repository/test_architecture.py` applies them to this one, and to planted violations.
 """
 
 from __future__ import annotations

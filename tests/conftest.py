@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 PACKAGES = {
     "apr_devkit": (
-        "devkit", "kits", "test_generate.py", "test_plugins_commands.py", "test_public_api.py",
-        "test_recording.py",
+        "cli/test_plugins_commands.py", "devkit", "kits", "model/test_generate.py",
+        "model/test_recording.py", "repository/test_public_api.py",
     ),
     "apr_eval": ("eval",),
     "apr_hub": ("hub",),

@@ -1,4 +1,4 @@
-"""Fenced blocks of a Markdown page, and how they are run: the conventions of tests/test_docs.py."""
+"""Fenced blocks of a Markdown page, and how they are run: what repository/test_docs.py does."""
 
 from __future__ import annotations
 

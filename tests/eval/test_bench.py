@@ -21,7 +21,7 @@ from apr_eval.measuring import (
     weight_bytes,
 )
 from apr_eval.profiling import profiled
-from tests.test_journeys import apr, fails
+from tests.cli.test_journeys import apr, fails
 
 pytestmark = pytest.mark.needs_plugins
 

@@ -11,7 +11,7 @@ from apr_devkit.kits import BackendConformance, op_checks
 from apr_devkit.kits.checks import checks_of, run_check
 from apr_devkit.kits.choice_checks import ChoiceChecks
 from apr_devkit.kits.plugin import PluginConformance
-from tests.kits import broken_backends as broken
+from tests.kits.broken import backends as broken
 
 OWN = [name for name in checks_of(BackendConformance) if not hasattr(PluginConformance, name)]
 MODELS = [name for name in OWN if "family" in name or "models" in name or "captured" in name]

@@ -12,7 +12,7 @@ pytest.importorskip("apr_qwen2", reason="the family that is broken here")
 from apr_core.plugin import Contract
 from apr_devkit.kits.checks import run_check
 from apr_qwen2.family import Qwen2
-from tests.kits.broken_families import assert_caught, changed_contract, kit_of, own_checks
+from tests.kits.broken.families import assert_caught, changed_contract, kit_of, own_checks
 
 
 def test_a_right_family_passes_on_references_alone():

@@ -16,7 +16,7 @@ from apr_devkit.kits.checks import run_check
 from apr_devkit.kits.reference_backend import ReferenceBackend
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
-from tests.kits.broken_families import assert_caught, kit_of, mixer, own_checks, with_state
+from tests.kits.broken.families import assert_caught, kit_of, mixer, own_checks, with_state
 
 
 def test_a_value_that_changes_on_the_way_is_found(monkeypatch):
@@ -75,7 +75,7 @@ def test_results_that_depend_on_how_the_work_was_cut_are_found(change, check, sa
 
 def test_arithmetic_outside_ops_is_named_with_its_line():
     kit = kit_of(mixer=mixer(lambda x, step: x * 1))
-    said = "arithmetic outside ops in Other (apr-mine, broken_families.py:"
+    said = "arithmetic outside ops in Other (apr-mine, families.py:"
     assert_caught(kit, "test_steps_can_be_recorded", said)
 
 

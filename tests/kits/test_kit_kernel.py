@@ -9,7 +9,7 @@ from apr_core.registry import Registry
 from apr_devkit.kits import KernelConformance
 from apr_devkit.kits.checks import checks_of, run_check
 from apr_devkit.kits.plugin import PluginConformance
-from tests.kits import broken_backends as broken
+from tests.kits.broken import backends as broken
 
 OWN = [name for name in checks_of(KernelConformance) if not hasattr(PluginConformance, name)]
 PLAIN = Backend("toy", broken.target("PACKED"), summary="a toy")

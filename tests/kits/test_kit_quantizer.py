@@ -13,8 +13,8 @@ from apr_devkit.kits import QuantizerConformance, run_checks
 from apr_devkit.kits.checks import checks_of, run_check
 from apr_devkit.kits.plugin import PluginConformance
 from apr_devkit.kits.samples import default_bounds, golden_digest, plain_codec
-from tests.kits import broken_quantizers as broken
-from tests.kits.broken_quantizers import BLOCK, LAYOUT, declare
+from tests.kits.broken import quantizers as broken
+from tests.kits.broken.quantizers import BLOCK, LAYOUT, declare
 
 OWN = [name for name in checks_of(QuantizerConformance) if not hasattr(PluginConformance, name)]
 

@@ -20,7 +20,8 @@ from apr_devkit.kits import (
 from apr_devkit.kits.checks import checks_of, run_check
 from apr_devkit.kits.plugin import PluginConformance
 from apr_devkit.kits.recipe import quant_classes
-from tests.kits import broken_quantizers, broken_small
+from tests.kits.broken import quantizers as broken_quantizers
+from tests.kits.broken import small as broken_small
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -38,7 +39,7 @@ def kit(kind, target, name="toy", *, registry=None, summary="Say hello", **attri
     """A kit of one object of broken_small, in a registry with a quantizer `toy`."""
     base, record = KITS[kind]
     fields = {"formats": attributes.pop("formats", ("toy",))} if kind == "recipe" else {}
-    declared = record(name, f"tests.kits.broken_small:{target}", summary=summary, **fields)
+    declared = record(name, f"tests.kits.broken.small:{target}", summary=summary, **fields)
     quantizer = broken_quantizers.declare(broken_quantizers.Plain)
     found = registry or Registry.from_declarations({"toys": [declared, quantizer]})
     return type("Toy", (base,), {kind: name, "registry": found} | attributes)
@@ -46,9 +47,9 @@ def kit(kind, target, name="toy", *, registry=None, summary="Say hello", **attri
 
 def with_families(target):
     """A registry of everything that is installed, with one exporter more."""
-    declared = Exporter("toy", f"tests.kits.broken_small:{target}", summary="a toy")
+    declared = Exporter("toy", f"tests.kits.broken.small:{target}", summary="a toy")
     quantizer = broken_quantizers.declare(broken_quantizers.Plain)
-    recipe = Recipe("all-toy", "tests.kits.broken_small:Recipe", summary="a toy", formats=("toy",))
+    recipe = Recipe("all-toy", "tests.kits.broken.small:Recipe", summary="a toy", formats=("toy",))
     row = PluginRow("a-toy", "0", "toys", "", "ok", "", (declared, quantizer, recipe))
     return Registry([row, *get_registry().plugins])
 
@@ -159,7 +160,7 @@ def test_a_float_in_the_list_is_caught():
 
 def test_a_format_of_two_owners_is_caught():
     quantizer = broken_quantizers.declare(broken_quantizers.Plain)
-    recipe = Recipe("toy", "tests.kits.broken_small:Recipe", summary="a toy", formats=("toy",))
+    recipe = Recipe("toy", "tests.kits.broken.small:Recipe", summary="a toy", formats=("toy",))
     both = Registry.from_declarations({"a": [recipe, quantizer], "b": [quantizer]})
     made = kit("recipe", "Recipe", registry=both)
     result = run_check(made, "test_listed_formats_are_installed")
@@ -198,7 +199,7 @@ def test_an_exporter_without_families_or_recipes_is_skipped():
     assert "there is none" in run_check(alone, "test_the_summary_is_true").reason
     families = Registry([
         PluginRow(
-            "a", "0", "a", "", "ok", "", (Exporter("toy", "tests.kits.broken_small:export"),)
+            "a", "0", "a", "", "ok", "", (Exporter("toy", "tests.kits.broken.small:export"),)
         ),
         *(r for r in get_registry().plugins if any(d.kind == "family" for d in r.declarations)),
     ])  # fmt: skip

@@ -20,7 +20,7 @@ from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
 from apr_core.text.tokenizer_files import REBUILT, WHOLE, build, pair_model, tokenizer_metadata
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

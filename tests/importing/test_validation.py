@@ -75,9 +75,9 @@ class ToyFamily:
 
 def make_registry(*names: str) -> Registry:
     all_ = {
-        "family": Family("toy", "tests.test_validation:ToyFamily"),
+        "family": Family("toy", "tests.importing.test_validation:ToyFamily"),
         "quantizer": Quantizer(
-            "toy8", "tests.test_validation:Toy8", block=16, bytes_per_block=20
+            "toy8", "tests.importing.test_validation:Toy8", block=16, bytes_per_block=20
         ),
     }  # fmt: skip
     return Registry.from_declarations({"apr-toy": [all_[n] for n in names or all_]})
@@ -285,7 +285,7 @@ def test_without_quantizer_the_values_are_not_checked(tmp_path: Path) -> None:
 
 
 def test_plugin_of_another_block_size(tmp_path: Path) -> None:
-    other = Quantizer("toy8", "tests.test_validation:Toy8", block=16, bytes_per_block=18)
+    other = Quantizer("toy8", "tests.importing.test_validation:Toy8", block=16, bytes_per_block=18)
     report = check(save(tmp_path / "m.apr"), Registry.from_declarations({"apr-toy": [other]}))
     assert "(16, 20), the installed plugin says (16, 18)" in detail(report, "values-finite")
 
@@ -483,7 +483,7 @@ def test_huge_rows_are_decoded_in_pieces(tmp_path: Path) -> None:
 
 
 def test_every_check_is_documented(tmp_path: Path) -> None:
-    manual = Path(__file__).parent.parent / "docs" / "reference" / "validation.md"
+    manual = Path(__file__).parents[2] / "docs" / "reference" / "validation.md"
     listed = {
         line.split("`")[1] for line in manual.read_text("utf-8").splitlines() if line[:3] == "| `"
     }

@@ -36,7 +36,7 @@ from tests.docs_pages import RUN, Reader, blocks, first_missing
 
 pytestmark = [pytest.mark.needs_plugins, pytest.mark.takes_minutes]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FOLLOWED = [p for p in PAGES if p.parent.name in ("tutorial", "how-to") or p.name == "README.md"]
@@ -56,7 +56,7 @@ NOT_RUN = {
     "manage-plugins.md": ["upgrades Python"],
     "use-a-gpu.md": ["needs an NVIDIA GPU"] * 4,
     "test-a-plugin.md": [
-        "builds a second environment; tests/test_downstream.py does this",
+        "builds a second environment; tests/repository/test_downstream.py does this",
     ],
 }
 

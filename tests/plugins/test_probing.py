@@ -18,7 +18,7 @@ from apr_core.registry import Registry
 from tests.torture import declaring, install
 
 HERE = __name__
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def runs():
@@ -207,7 +207,7 @@ def test_a_probe_is_asked_though_stdout_is_closed():
     """As services have it."""
     code = (
         "import sys\n"
-        "from tests.test_probing import Registry, npu\n"
+        "from tests.plugins.test_probing import Registry, npu\n"
         "registry = Registry.from_declarations({'x-npu': [npu('runs')]})\n"
         "print(registry.best_backend(), file=sys.stderr)\n"
     )

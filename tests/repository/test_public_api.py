@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests import public_api
 
-PINNED = Path(__file__).parent / "data" / "public_api.txt"
+PINNED = Path(__file__).parents[1] / "data" / "public_api.txt"
 
 
 def test_the_public_api_is_pinned():

@@ -15,8 +15,8 @@ from apr_core.cli.console import printable, shortened
 from apr_core.cli.inspect import summarised
 from apr_core.format import FormatSpec
 from tests.apr_files import write
-from tests.test_format_shards import write_set
-from tests.test_validation import make_registry, make_source, save, tokenizer_metadata
+from tests.format.test_format_shards import write_set
+from tests.importing.test_validation import make_registry, make_source, save, tokenizer_metadata
 
 UNKNOWN = FormatSpec("nf9", None, 8, 5, "apr-nf9")
 

@@ -12,7 +12,7 @@ from apr_core.errors import UsageError
 from apr_core.exporting import export
 from apr_core.format import AprFile
 from tests import tiny_checkpoints
-from tests.test_journeys import apr, fails
+from tests.cli.test_journeys import apr, fails
 
 pytestmark = pytest.mark.needs_plugins
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.architecture import RULES, between_plugins, circles, knowledge, private, upward
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ON_TORCH = {  # all that imports torch, by file or folder
     "plugins/apr_backend_cuda/": "its arrays",
     "plugins/apr_demo/train/": "how the bundled model was trained; no part of the package",
@@ -19,8 +19,8 @@ ON_TORCH = {  # all that imports torch, by file or folder
     "examples/plugins/apr_kernel_demo/": "kernels for that backend",
     "plugins/apr_devkit/src/apr_devkit/kits/oracle.py": "the oracle, where installed",
     "tests/hf_models.py": "random checkpoints of the oracle",
-    "tests/test_parity.py": "the oracle itself",
-    "tests/test_determinism.py": "runs on those checkpoints",
+    "tests/model/test_parity.py": "the oracle itself",
+    "tests/model/test_determinism.py": "runs on those checkpoints",
     "benchmarks/engines.py": "transformers as a peer",
     "benchmarks/gpu/": "measures the backend, and what the device can do",
 }

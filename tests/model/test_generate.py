@@ -14,7 +14,7 @@ from apr_core.generate.requests import Delta
 from apr_core.model.step import LastLogits
 from apr_core.text.tokenizer import Tokenizer
 from apr_devkit.kits.reference_backend import ReferenceBackend
-from tests.test_text import make_tokenizer
+from tests.model.test_text import make_tokenizer
 
 
 class Scripted:
