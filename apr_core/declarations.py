@@ -37,16 +37,15 @@ class Family(Declaration):
     """A model family. `architectures` and `model_types` are matched against config.json."""
 
     _: KW_ONLY
-    architectures: tuple[str, ...] = ()  # of config.json, the same as in its contract
+    architectures: tuple[str, ...] = ()  # of config.json
     model_types: tuple[str, ...] = ()  # where no installed family has the architecture
-    attention: tuple[str, ...] = ()  # the mixers its plan names
 
     kind: ClassVar[str] = "family"
 
 
 @dataclass(frozen=True, slots=True)
 class Attention(Declaration):
-    """An attention variant. `brings` are (op name, target) pairs for ops of its own.
+    """An attention variant (mixer). `brings` are (op name, target) pairs for ops of its own.
 
     `cases` is "module:function" -> list of apr_devkit.kits.OpCase for these ops: every backend's
     conformance kit runs them.
@@ -54,11 +53,21 @@ class Attention(Declaration):
 
     _: KW_ONLY
     state: StateKind = "kv"  # what it keeps of a sequence between steps
-    ops: tuple[str, ...] = ()  # every op its forward calls, the core's and others
     brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of ops of its own
     cases: str = ""  # "module:function" that makes cases for the ops it brings
 
     kind: ClassVar[str] = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp(Declaration):
+    """A feed-forward variant. `brings` and `cases` are as an Attention has them."""
+
+    _: KW_ONLY
+    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of ops of its own
+    cases: str = ""  # "module:function" that makes cases for the ops it brings
+
+    kind: ClassVar[str] = "mlp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +200,14 @@ class Command(Declaration):
 KINDS: dict[str, type[Declaration]] = {
     cls.kind: cls
     for cls in (
-        Family, Attention, Quantizer, Recipe, Backend, Kernel, Source, Exporter, Command
+        Family, Attention, Mlp, Quantizer, Recipe, Backend, Kernel, Source, Exporter, Command
     )
 }  # fmt: skip
 
 HOOKS: dict[str, str] = {
     "apr_families": "family",
     "apr_attention": "attention",
+    "apr_mlps": "mlp",
     "apr_quantizers": "quantizer",
     "apr_recipes": "recipe",
     "apr_backends": "backend",

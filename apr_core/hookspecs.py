@@ -25,7 +25,7 @@ def apr_families() -> Iterable[d.Family]:  # type: ignore[empty-body]
     @hookimpl
     def apr_families():
         return [Family("mine", "apr_mine.family:Mine", summary="Mine 1 and 2",
-                       architectures=("MineForCausalLM",), attention=("full_attention",))]
+                       architectures=("MineForCausalLM",))]
     """
 
 
@@ -36,8 +36,19 @@ def apr_attention() -> Iterable[d.Attention]:  # type: ignore[empty-body]
     @hookimpl
     def apr_attention():
         return [Attention("sliding", "apr_sliding.mixer:Sliding", summary="sliding window",
-                          state="window", ops=("linear", "rope", "window_attention"),
+                          state="window",
                           brings=(("window_attention", "apr_sliding.ops:window_attention"),))]
+    """
+
+
+@hookspec
+def apr_mlps() -> Iterable[d.Mlp]:  # type: ignore[empty-body]
+    """Feed-forward variants, and the ops they bring along.
+
+    @hookimpl
+    def apr_mlps():
+        return [Mlp("reglu", "apr_reglu.mlp:ReGLU", summary="gated by relu",
+                    brings=(("reglu", "apr_reglu.ops:reglu"),))]
     """
 
 

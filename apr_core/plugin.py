@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Family,
         Kernel,
         Layout,
+        Mlp,
         Numbers,
         Quantizer,
         Recipe,
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     )
     from apr_core.format import AprFile, TensorEntry, decode_tensor
     from apr_core.hookspecs import hookimpl
-    from apr_core.model.decoder import Mixer, Weights
+    from apr_core.model.decoder import Decoder, Layer
+    from apr_core.model.parts import FeedForward, Mixer, Weights
     from apr_core.model.state import (
         KVState,
         KVType,
@@ -84,7 +86,7 @@ else:
         __name__,
         {
             "apr_core.declarations": (
-                "API_VERSION Attention Backend Command Exporter Family Kernel Layout Numbers "
+                "API_VERSION Attention Backend Command Exporter Family Kernel Layout Mlp Numbers "
                 "Quantizer Recipe Source StateKind"
             ),
             "apr_core.errors": (
@@ -100,7 +102,8 @@ else:
             ),
             "apr_core.format": "AprFile TensorEntry decode_tensor",
             "apr_core.hookspecs": "hookimpl",
-            "apr_core.model.decoder": "Mixer Weights",
+            "apr_core.model.decoder": "Decoder Layer",
+            "apr_core.model.parts": "FeedForward Mixer Weights",
             "apr_core.model.state": (
                 "KVState KVType RecurrentState State StateMakers WindowState Zeros"
             ),
@@ -120,13 +123,14 @@ else:
 __all__ = [
     "API_VERSION", "CORE_OPS", "AprError", "AprFile", "Attention", "Backend", "BackendError",
     "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps", "Command",
-    "ConfigError", "ConfigReader", "Contract", "ContractError", "Draw", "Exporter", "Family",
-    "FamilyPlugin", "FormatError", "HostMatrix", "InputOutputError", "KVState", "KVType",
-    "Kernel", "Layout", "Mixer", "MixerExample", "ModelConfig", "NotFound", "Numbers", "Op",
-    "Plan", "PluginError", "QuantizationError", "Quantizer", "QuantizerPlugin", "Recipe",
-    "RecipePlugin", "RecurrentState", "Segment", "Source", "State", "StateKind", "StateMakers",
-    "Step", "StepFunction", "TensorClass", "TensorEntry", "Unread", "UsageError",
-    "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
-    "decode_tensor", "hookimpl", "layouts", "op", "plain", "sampling_defaults", "sigmoid",
-    "silu", "softplus", "toucher", "unpack", "usable_folder", "working",
+    "ConfigError", "ConfigReader", "Contract", "ContractError", "Decoder", "Draw", "Exporter",
+    "Family", "FamilyPlugin", "FeedForward", "FormatError", "HostMatrix", "InputOutputError",
+    "KVState", "KVType", "Kernel", "Layer", "Layout", "Mixer", "MixerExample", "Mlp",
+    "ModelConfig", "NotFound", "Numbers", "Op", "Plan", "PluginError", "QuantizationError",
+    "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin", "RecurrentState", "Segment",
+    "Source", "State", "StateKind", "StateMakers", "Step", "StepFunction", "TensorClass",
+    "TensorEntry", "Unread", "UsageError", "ValidationFailed", "Weight", "Weights",
+    "WindowState", "Zeros", "cache_dir", "composite", "decode_tensor", "hookimpl", "layouts",
+    "op", "plain", "sampling_defaults", "sigmoid", "silu", "softplus", "toucher", "unpack",
+    "usable_folder", "working",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from apr_core.declarations import Backend, Declaration
+from apr_core import __version__
+from apr_core.declarations import Backend, Declaration, Mlp
 from apr_core.discovery import PluginRow, Status, discover, missing_requirements, normalized_id
 from apr_core.errors import (
     BackendUnavailable,
@@ -26,6 +27,7 @@ from apr_core.hints import did_you_mean, one_line, published
 from apr_core.settings import KNOWN, TYPES, Sections, Settings, check_settings, read_settings
 
 NUMBERED = re.compile(r"(.+):([0-9]+)")  # a backend and one of its devices
+SWIGLU = Mlp("swiglu", "apr_core.model.parts:SwiGLU", summary="gated by silu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Registry:
         self.plugins = tuple(plugins)
         self._prefer = {normalized_id(name) for name in prefer}
         self._made: dict[tuple[str, str], Any] = {}
-        self._by_kind: dict[str, list[Owned]] = {}
+        self._by_kind: dict[str, list[Owned]] = {"mlp": [Owned(SWIGLU, "apr-core", __version__)]}
         for row in self.plugins:
             if row.status in ("ok", "unavailable"):
                 for d in row.declarations:

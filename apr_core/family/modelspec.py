@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from apr_core.errors import ContractError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -55,53 +57,103 @@ class ModelConfig:
         return dims | integers
 
 
+# where a block has norms, and the roles of their weights: before the mixer, after it, before the
+# mlp, after it
+NORMS: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "pre": ("input_norm", None, "post_attention_norm", None),
+    "post": (None, "post_attention_norm", None, "post_feedforward_norm"),
+    "sandwich": (
+        "input_norm", "post_attention_norm", "pre_feedforward_norm", "post_feedforward_norm",
+    ),
+    "parallel": ("input_norm", None, None, None),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: `h += mixer(norm(h)); h += mlp(norm(h))`.
+    """One layer: a mixer, a feed-forward, and norms beside them. Both add to the residual stream.
 
-    `mixer` names an attention variant of the registry, `options` is what its constructor gets.
+    `mixer` names an attention variant of the registry and `mlp` a feed-forward variant; `options`
+    and `mlp_options` are what their constructors get. `norm` is one of
+
+    - "pre": `h += mixer(norm(h)); h += mlp(norm(h))`
+    - "post": `h += norm(mixer(h)); h += norm(mlp(h))`
+    - "sandwich": `h += norm(mixer(norm(h))); h += norm(mlp(norm(h)))`
+    - "parallel": `x = norm(h); h += mixer(x) + mlp(x)`
+
+    NORMS has the roles of the norms' weights. Raises ContractError for any other placement.
     """
 
     mixer: str
     options: Mapping[str, Any]
     mlp: str = "swiglu"
+    mlp_options: Mapping[str, Any] = field(default_factory=dict)
+    norm: str = "pre"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ContractError(
+                f"a block's norm is {self.norm!r}, expected one of {', '.join(NORMS)}",
+                "A family with another topology gives its plan a decoder of its own.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole decoder: the blocks, and how its RMS norms are meant."""
+    """The whole decoder: embedding, blocks, final norm and head.
+
+    The embedding is multiplied by `embedding_scale`, and logits become `cap * tanh(logits / cap)`
+    where there is a `logit_softcap`. `decoder` is the target, "module:Class", of a subclass of
+    apr_core.plugin.Decoder, for families with a topology of their own.
+    """
 
     blocks: tuple[Block, ...]
     norm_eps: float
     norm_offset: float  # 1.0 where the weight is stored zero-centred: y = x * (offset + w)
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+    decoder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class MixerExample:
-    """A small case of a mixer: its options, and its weights' shapes by role. For its kit."""
+    """A small case of a mixer or an mlp: options, and its weights' shapes by role. For its kit."""
 
     options: Mapping[str, Any]
     hidden_size: int
     shapes: Mapping[str, tuple[int, ...]]
 
 
-class FamilyPlugin(Protocol):
-    """What the target of a `Family` declaration makes when it is called without arguments.
+class FamilyPlugin:
+    """Base of what the target of a `Family` declaration makes when it is called without arguments.
 
-    It should also have `tiny_config() -> dict`: the config.json of a model of a few layers and 64
-    to 256 features, for which conformance kits make random weights.
+    The first three methods have to be there.
     """
 
     def contract(self) -> Contract:
         """The family's contract, read from its package data."""
+        raise NotImplementedError
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
     ) -> ModelConfig:
         """Read config.json (and generation_config.json). Raises ContractError."""
+        raise NotImplementedError
 
     def plan(self, config: ModelConfig) -> Plan:
         """The layer plan of a model with this configuration."""
+        raise NotImplementedError
+
+    def metadata(self, config: ModelConfig) -> Mapping[str, Any]:
+        """Further keys of a file's metadata, which other readers of the format look for."""
+        return {}
+
+    def tiny_config(self) -> dict[str, Any]:
+        """The config.json of a model of a few layers and 64 to 256 features.
+
+        Conformance kits make random weights for it.
+        """
+        raise NotImplementedError
 
 
 class QuantizerPlugin(Protocol):

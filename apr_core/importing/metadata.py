@@ -31,10 +31,7 @@ def build_metadata(plan: ImportPlan) -> dict[str, Any]:
     """Everything but the tensors: identity, configuration, tokenizer, provenance."""
     metadata = identity(plan) | configuration(plan) | provenance(plan)
     metadata |= quantization(plan.assignments)
-    extra = getattr(plan.family, "metadata", None)
-    if extra is not None:
-        metadata |= extra(plan.config)
-    return {**metadata, **plan.tokenizer}
+    return {**metadata, **plan.family.metadata(plan.config), **plan.tokenizer}
 
 
 def identity(plan: ImportPlan) -> dict[str, Any]:

@@ -2,60 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
-from apr_core.model.state import State, StateMakers
+from apr_core.family.modelspec import NORMS, Block, Plan
+from apr_core.model.parts import FeedForward, Mixer, Weights
+from apr_core.model.state import State
 from apr_core.model.step import Step
-from apr_core.ops.binding import BoundOps, Weight
+from apr_core.ops.binding import BoundOps
 
 Array = Any
-Weights = SimpleNamespace  # of a layer: one attribute a role, uploaded
-
-
-class Mixer(Protocol):
-    """What the target of an `Attention` declaration makes, called with a block's options.
-
-    `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
-    arrays, `constants` further arrays that are uploaded with them under their own names. A mixer
-    may have a static method `example() -> MixerExample`, on which the conformance kit runs it.
-    """
-
-    matrices: tuple[str, ...]
-    vectors: tuple[str, ...]
-    constants: dict[str, Any]
-
-    def new_state(self, states: StateMakers) -> State:
-        """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
-
-    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices.
-
-        Arithmetic between ops works too, but keeps some backends from recording steps.
-        """
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A block ready to run. `weights` has one attribute a role, uploaded."""
 
+    block: Block
     mixer: Mixer
+    mlp: FeedForward
     weights: Weights
 
 
-@dataclass(frozen=True, slots=True)
 class Decoder:
-    """`h += mixer(norm(h)); h += mlp(norm(h))` over all layers, then norm and head."""
+    """From token ids to logits: embedding, the plan's blocks, final norm, head.
 
-    ops: BoundOps
-    layers: tuple[Layer, ...]
-    embedding: Weight
-    head: Weight
-    final_norm: Array
-    eps: float
-    offset: float
+    A family with a topology of its own derives a class from this, says which tensors it needs, and
+    has its own `slices`. Attributes: `ops`, `plan`, `layers`, and `weights`, those outside the
+    layers, one attribute a role.
+    """
+
+    # matrices outside the layers, and the ops that use them; a tied head is the embedding
+    matrices: Mapping[str, tuple[str, ...]] = {"embedding": ("embed",), "lm_head": ("linear",)}
+    vectors: tuple[str, ...] = ("final_norm",)  # dense tensors outside the layers
+
+    def __init__(
+        self, ops: BoundOps, plan: Plan, layers: Sequence[Layer], weights: Weights
+    ) -> None:
+        self.ops, self.plan, self.layers, self.weights = ops, plan, tuple(layers), weights
+        self.head = getattr(weights, "lm_head", weights.embedding)
+
+    @classmethod
+    def layer_vectors(cls, plan: Plan, index: int) -> tuple[str, ...]:
+        """Roles of a layer's dense tensors beside its mixer's and mlp's: here, of its norms."""
+        return tuple(role for role in NORMS[plan.blocks[index].norm] if role)
 
     def hidden(self, ids: Array, step: Step, states: list[State]) -> Array:
         """ids [T] -> the normalised hidden state of every row [T, hidden]."""
@@ -69,20 +60,61 @@ class Decoder:
     def slices(self, ids: Array, step: Step, states: list[State]) -> Generator[None, None, Array]:
         """As `hidden`, pausing after every mixer and mlp: other slots may advance meanwhile."""
         o = self.ops
-        h = o.embed(ids, self.embedding)  # [T, hidden]
-        x = o.rms_norm(h, self.layers[0].weights.input_norm, self.eps, self.offset)
+        h = self.embedded(ids)  # [T, hidden]
+        x = self._first_norm(h)
         for i, layer in enumerate(self.layers):
             w = layer.weights
+            _, after_mixer, before_mlp, after_mlp = NORMS[layer.block.norm]
             y = layer.mixer(o, w, x, step, states[i])
-            h, x = o.add_rms_norm(h, y, w.post_attention_norm, self.eps, self.offset)
-            yield
-            y = o.mlp(x, w.gate_proj, w.up_proj, w.down_proj)
-            last = i + 1 == len(self.layers)
-            norm = self.final_norm if last else self.layers[i + 1].weights.input_norm
-            h, x = o.add_rms_norm(h, y, norm, self.eps, self.offset)
+            if layer.block.norm == "parallel":
+                y = o.add(y, layer.mlp(o, w, x))
+            else:
+                h, x = self._joined(h, y, w, after_mixer, w, before_mlp)
+                yield
+                y = layer.mlp(o, w, x)
+            following, role = self._next(i)
+            h, x = self._joined(h, y, w, after_mlp, following, role)
             yield
         return x
 
+    def embedded(self, ids: Array) -> Array:
+        """ids [T] -> rows of the embedding [T, hidden], scaled as the plan says."""
+        h = self.ops.embed(ids, self.weights.embedding)
+        scale = self.plan.embedding_scale
+        return h if scale == 1.0 else self.ops.scale(h, scale)
+
+    def norm(self, x: Array, weight: Array) -> Array:
+        """The plan's RMS norm of rows x [T, N], with a weight [N]."""
+        return self.ops.rms_norm(x, weight, self.plan.norm_eps, self.plan.norm_offset)
+
+    def _first_norm(self, h: Array) -> Array:
+        role = NORMS[self.layers[0].block.norm][0]
+        return self.norm(h, getattr(self.layers[0].weights, role)) if role else h
+
+    def _next(self, index: int) -> tuple[Weights, str | None]:
+        """Where the weight of the norm after a layer is: the next layer's first, or the final."""
+        if index + 1 == len(self.layers):
+            return self.weights, "final_norm"
+        following = self.layers[index + 1]
+        return following.weights, NORMS[following.block.norm][0]
+
+    def _joined(
+        self, h: Array, y: Array, own: Weights, after: str | None, other: Weights,
+        before: str | None,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """(h + y, the norm of that): y is normed before if `after`, the sum if `before`."""
+        o, plan = self.ops, self.plan
+        if after:
+            y = self.norm(y, getattr(own, after))
+        if before:
+            weight = getattr(other, before)
+            h, x = o.add_rms_norm(h, y, weight, plan.norm_eps, plan.norm_offset)
+            return h, x
+        h = o.add(h, y)
+        return h, h
+
     def logits(self, hidden: Array) -> Array:
         """hidden [R, hidden] -> [R, vocab]."""
-        return self.ops.linear(hidden, self.head)
+        logits = self.ops.linear(hidden, self.head)
+        cap = self.plan.logit_softcap
+        return logits if cap is None else self.ops.softcap(logits, cap)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from apr_core.declarations import Quantizer
 from apr_core.discovery import missing_requirements
 from apr_core.errors import BackendError, BackendUnavailable, FormatError
 from apr_core.family.contract import Contract, Resolution
-from apr_core.family.modelspec import Block, ModelConfig, Plan
+from apr_core.family.modelspec import ModelConfig, Plan
 from apr_core.format import (
     NATIVE,
     AprFile,
@@ -26,7 +25,9 @@ from apr_core.format import (
     to_float32,
 )
 from apr_core.format.dtypes import LEGACY
-from apr_core.model.decoder import Decoder, Layer, Mixer
+from apr_core.model.claims import check_claims
+from apr_core.model.decoder import Decoder, Layer
+from apr_core.model.parts import FeedForward, Mixer, Weights
 from apr_core.model.planning import (
     Demand,
     Kept,
@@ -36,8 +37,7 @@ from apr_core.model.planning import (
     working_bytes,
 )
 from apr_core.model.state import KVType, sequence_bytes, state_makers
-from apr_core.model.trial import Nowhere, check_recording, shapes_only
-from apr_core.model.widths import Tensors, check_outside
+from apr_core.model.trial import Nowhere, shapes_only, try_step
 from apr_core.ops import Op
 from apr_core.ops.binding import (
     DENSE,
@@ -52,11 +52,6 @@ from apr_core.ops.binding import (
 from apr_core.ops.layouts import check as check_layout
 from apr_core.registry import Owned, Registry
 
-MLP_MATRICES = ("gate_proj", "up_proj", "down_proj")
-NORMS = ("input_norm", "post_attention_norm")
-DECODER_OPS = ("linear", "embed", "linears", "rms_norm", "add_rms_norm", "mlp")
-EMBEDDING, HEAD = ("embedding", ("embed",)), ("lm_head", ("linear",))
-TIED = (("embedding", ("embed", "linear")),)
 Q8_GROUP = 32  # values with one scale
 Progress = Callable[[int, int], None]  # (bytes of matrices that were uploaded, of how many)
 
@@ -131,11 +126,13 @@ class WeightLoader:
 
     def __init__(
         self, file: AprFile, resolution: Resolution, registry: Registry, binder: Binder,
-        mixers: Sequence[Mixer], tied: bool, progress: Progress | None = None,
+        parts: Parts, tied: bool, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.file, self.resolution = file, resolution
-        self.registry, self.binder, self.mixers = registry, binder, mixers
-        self.outside = TIED if tied else (EMBEDDING, HEAD)
+        self.registry, self.binder, self.parts = registry, binder, parts
+        self.outside = dict(parts.decoder.matrices)
+        if tied:
+            self.outside["embedding"] += self.outside.pop("lm_head")
         self._layouts: dict[str, BlockLayout | None] = {}  # by format, once it was checked
         self._progress, self._done = progress, 0
         self._total = sum(e.nbytes for e, _ in self._matrices()) if progress else 0
@@ -152,10 +149,10 @@ class WeightLoader:
 
     def _matrices(self) -> Iterator[tuple[TensorEntry, tuple[str, ...]]]:
         """Every matrix, and the ops that use it."""
-        for role, uses in self.outside:
+        for role, uses in self.outside.items():
             yield self._entry(role), uses
-        for index, mixer in enumerate(self.mixers):
-            for role in (*mixer.matrices, *MLP_MATRICES):
+        for index in range(len(self.parts.mixers)):
+            for role in self.parts.matrices(index):
                 yield self._entry(role, index), ("linear",)
 
     def expect(self) -> None:
@@ -213,17 +210,17 @@ class WeightLoader:
 
     def embedding_format(self) -> str:
         """The format in which the embedding is going to be on the backend."""
-        role, uses = self.outside[0]
-        return self._kept(self._entry(role), uses).format
+        return self._kept(self._entry("embedding"), self.outside["embedding"]).format
 
     def demand(self, config: ModelConfig, kv_type: KVType) -> Demand:
         """What the model takes on a device that has memory of its own."""
         backend = self.binder.backend
         matrices = [self._kept(*each) for each in self._matrices()]
-        layers = [self._shapes(mixer, index) for index, mixer in enumerate(self.mixers)]
-        dense = [self._entry("final_norm").shape, *(s for layer in layers for s in layer.dense)]
+        layers = [self._shapes(index) for index in range(len(self.parts.mixers))]
+        outside = [self._entry(role).shape for role in self.parts.decoder.vectors]
+        dense = [*outside, *(s for layer in layers for s in layer.dense)]
         makers = state_makers(backend, kv_type)
-        states = [mixer.new_state(makers) for mixer in self.mixers]
+        states = [mixer.new_state(makers) for mixer in self.parts.mixers]
         return Demand(
             weight_bytes(backend, matrices, dense),
             working_bytes(config.hidden_size, config.vocab_size, layers),
@@ -231,13 +228,14 @@ class WeightLoader:
             sum(rows * cols for rows, cols in (m.shape for m in matrices)),
         )
 
-    def _shapes(self, mixer: Mixer, index: int) -> LayerShapes:
+    def _shapes(self, index: int) -> LayerShapes:
         def of(roles: Iterable[str]) -> list[tuple[int, ...]]:
             return [self._entry(role, index).shape for role in roles]
 
-        constants = [np.shape(array) for array in mixer.constants.values()]
-        dense = [*of((*mixer.vectors, *NORMS)), *constants]
-        return LayerShapes(of(mixer.matrices), of(MLP_MATRICES), dense)
+        constants = [np.shape(array) for array in self.parts.constants(index).values()]
+        dense = [*of(self.parts.vectors(index)), *constants]
+        mixer, mlp = self.parts.mixers[index], self.parts.mlps[index]
+        return LayerShapes(of(mixer.matrices), of(mlp.matrices), dense)
 
     def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
         """The blocks a generic kernel can read, if the format declares them."""
@@ -256,24 +254,21 @@ class WeightLoader:
 
     def layer(self, index: int) -> Layer:
         """All weights of one layer."""
-        weights, mixer = SimpleNamespace(), self.mixers[index]
-        for role in (*mixer.matrices, *MLP_MATRICES):
-            setattr(weights, role, self.matrix(role, index))
-        for role in (*mixer.vectors, *NORMS):
-            setattr(weights, role, self.vector(role, index))
-        for name, array in mixer.constants.items():
-            setattr(weights, name, self.binder.backend.upload(array))
-        return Layer(mixer, weights)
+        parts = self.parts
+        weights: dict[str, Any] = {r: self.matrix(r, index) for r in parts.matrices(index)}
+        weights |= {role: self.vector(role, index) for role in parts.vectors(index)}
+        upload = self.binder.backend.upload
+        weights |= {name: upload(array) for name, array in parts.constants(index).items()}
+        block = parts.plan.blocks[index]
+        return Layer(block, parts.mixers[index], parts.mlps[index], Weights(**weights))
 
-    def decoder(self, ops: BoundOps, plan: Plan, only: Iterable[int] | None = None) -> Decoder:
+    def decoder(self, ops: BoundOps, only: Iterable[int] | None = None) -> Decoder:
         """Everything uploaded, ready to run; of the layers, all or `only` some."""
-        found = [self.matrix(role, None, uses) for role, uses in self.outside]
-        some = range(len(self.mixers)) if only is None else only
-        layers = tuple(self.layer(index) for index in some)
-        return Decoder(
-            ops, layers, found[0], found[-1], self.vector("final_norm"), plan.norm_eps,
-            plan.norm_offset,
-        )  # fmt: skip
+        outside: dict[str, Any] = {r: self.matrix(r, None, u) for r, u in self.outside.items()}
+        some = range(len(self.parts.mixers)) if only is None else only
+        layers = [self.layer(index) for index in some]
+        outside |= {role: self.vector(role) for role in self.parts.decoder.vectors}
+        return self.parts.decoder(ops, self.parts.plan, layers, Weights(**outside))
 
 
 class ZeroLoader(WeightLoader):
@@ -289,38 +284,66 @@ class ZeroLoader(WeightLoader):
         return np.zeros(self._entry(role, layer).shape, np.float32)
 
 
-def plugin_ops(registry: Registry, mixers: Iterable[str]) -> tuple[dict[str, Op], set[str]]:
-    """The ops that the named mixers bring along, and the names of all ops they use."""
-    brought: dict[str, Op] = {}
-    used: set[str] = set()
-    for mixer in dict.fromkeys(mixers):
-        declaration = registry.get("attention", mixer).declaration
-        used |= set(declaration.ops)
-        for name, target in declaration.brings:
-            brought[name] = registry.load_target(target)
-    return brought, used
+def plugin_ops(registry: Registry, plan: Plan) -> dict[str, Op]:
+    """The ops that the mixers and mlps of a plan bring along."""
+    names = dict.fromkeys(("attention", block.mixer) for block in plan.blocks)
+    names |= dict.fromkeys(("mlp", block.mlp) for block in plan.blocks)
+    brings = [pair for kind, name in names for pair in registry.get(kind, name).declaration.brings]
+    return {name: registry.load_target(target) for name, target in brings}
 
 
-def make_mixer(registry: Registry, block: Block) -> Mixer:
-    """The mixer of a block, made with its options. Raises PluginError or FormatError."""
-    factory = registry.load(registry.get("attention", block.mixer))
+def make_part(registry: Registry, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """A block's mixer (kind "attention") or mlp. Raises PluginError or FormatError."""
+    factory = registry.load(registry.get(kind, name))
     try:
-        _signature(factory).bind(**block.options)
+        _signature(factory).bind(**options)
     except TypeError as error:
         raise FormatError(
-            f"attention {block.mixer!r} does not take the options of this family: {error}",
-            "The family and the attention plugin do not fit: upgrade both.",
+            f"{kind} {name!r} does not take the options of this family: {error}",
+            f"The family and the {kind} plugin do not fit: upgrade both.",
         ) from error
-    mixer: Mixer = factory(**block.options)
-    return mixer
+    return factory(**options)
 
 
 _signature = cache(inspect.signature)
 
 
-def make_mixers(registry: Registry, plan: Plan) -> list[Mixer]:
-    """One mixer a block."""
-    return [make_mixer(registry, block) for block in plan.blocks]
+class Parts:
+    """A plan's mixers and mlps, one of each a block, and the class that runs them.
+
+    Raises PluginError or FormatError where one cannot be made.
+    """
+
+    def __init__(self, registry: Registry, plan: Plan) -> None:
+        self.plan = plan
+        self.decoder: type[Decoder] = (
+            registry.load_target(plan.decoder) if plan.decoder else Decoder
+        )
+        self.mixers: list[Mixer] = [
+            make_part(registry, "attention", b.mixer, b.options) for b in plan.blocks
+        ]
+        self.mlps: list[FeedForward] = [
+            make_part(registry, "mlp", b.mlp, b.mlp_options) for b in plan.blocks
+        ]
+
+    def matrices(self, index: int) -> tuple[str, ...]:
+        """Roles of a layer's matrices."""
+        return (*self.mixers[index].matrices, *self.mlps[index].matrices)
+
+    def vectors(self, index: int) -> tuple[str, ...]:
+        """Roles of a layer's dense tensors."""
+        own = self.decoder.layer_vectors(self.plan, index)
+        return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
+
+    def constants(self, index: int) -> dict[str, Any]:
+        """Arrays of a layer that no tensor holds, by name."""
+        return {**self.mixers[index].constants, **self.mlps[index].constants}
+
+    def kinds(self) -> Iterable[int] | None:
+        """A layer of each kind; None, all, where a decoder of its own may connect any of them."""
+        if self.decoder is not Decoder:
+            return None
+        return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
 
 
 def choose_kv_type(
@@ -353,24 +376,20 @@ def build_decoder(
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
     Also says how keys and values are kept, where `kv_type` leaves that open. Raises ContractError,
-    also where the contract itself does not fit the plan, and BackendError where the weights and a
-    sequence of `context` tokens do not fit the device, or where `strict` and something would run
+    also where the plan does not do what the contract claims, and BackendError where the weights and
+    a sequence of `context` tokens do not fit the device, or where `strict` and something would run
     slower or larger than it should: before anything is uploaded.
     """
-    shapes = {name: e.shape for name, e in file.tensors.items()}
-    resolution = contract.check(config, shapes)
-    check_outside(Tensors(resolution, shapes), config, NORMS)
-    mixers = make_mixers(registry, plan)
-    brought, used = plugin_ops(registry, [b.mixer for b in plan.blocks])
+    resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
+    parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
-    ops: BoundOps = binder.bind_ops({*used, *DECODER_OPS})
-    tied = config.tied_embeddings
-    loader = WeightLoader(file, resolution, registry, binder, mixers, tied, progress)
+    loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
     loader.expect()
-    if backend.has("capture"):
-        alone, fresh = Binder(Nowhere(), brought), make_mixers(registry, plan)
-        zeros = ZeroLoader(file, resolution, registry, alone, fresh, tied)
-        check_recording(binder, plan, zeros.decoder, registry.owner_of)
+    fresh = Parts(registry, plan)
+    zeros = ZeroLoader(file, resolution, registry, Binder(Nowhere(), brought), fresh, tied)
+    trial = partial(zeros.decoder, only=fresh.kinds())
+    used = try_step(binder, trial, registry.owner_of)
+    check_claims(contract, config, parts, used)
     if strict:
         binder.report.refuse_fallbacks()
     kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
@@ -378,7 +397,7 @@ def build_decoder(
     if free is not None:
         check_memory(file.path, backend, free, loader.demand(config, kv_type), context)
     with backend.loading():
-        return loader.decoder(ops, plan), binder, kv_type
+        return loader.decoder(binder.ops), binder, kv_type
 
 
 def family_config(family: Any, file: AprFile) -> ModelConfig:

@@ -16,7 +16,6 @@ from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.model.decoder import Decoder
 from apr_core.model.loading import (
-    MLP_MATRICES,
     Progress,
     build_decoder,
     family_config,
@@ -184,7 +183,8 @@ class Model:
         """Bytes that a forward takes beside weights and states: an estimate from above."""
         layers = [
             LayerShapes(
-                _shapes(layer.weights, layer.mixer.matrices), _shapes(layer.weights, MLP_MATRICES)
+                _shapes(layer.weights, layer.mixer.matrices),
+                _shapes(layer.weights, layer.mlp.matrices),
             )
             for layer in self._decoder.layers
         ]

@@ -7,15 +7,15 @@ kind runs on NumPy, with arrays that tell where somebody looks at their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.family.modelspec import Plan
+from apr_core.errors import AprError
 from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
@@ -26,19 +26,19 @@ ROWS = 2  # sequences of the step
 Owner = Callable[[str], str]  # a module -> the distribution it is from
 
 
-def check_recording(
-    binder: Binder, plan: Plan, decoder: Callable[[BoundOps, Plan, Iterable[int]], Decoder],
-    owner: Owner,
-) -> None:  # fmt: skip
-    """Put what keeps decode steps from being recorded into the binder's report.
+def try_step(binder: Binder, decoder: Callable[[BoundOps], Decoder], owner: Owner) -> set[str]:
+    """The ops that a decode step uses, which are bound by it.
 
-    `decoder` makes one of zeros: of some ops, and of the layers with these numbers.
+    What keeps such steps from being recorded is put into the binder's report, if the backend
+    records. `decoder` makes one of zeros.
     """
     trial = Trial(owner, binder.backend.captures_arithmetic)
-    kinds = {(block.mixer, repr(block.options)): n for n, block in enumerate(plan.blocks)}
-    trial.run(decoder(trial.ops(binder), plan, kinds.values()))
-    for line in (*strange_ops(binder, owner), *trial.lines):
-        binder.report.note(line)
+    ops = TrialOps(trial, binder)
+    trial.run(decoder(cast("BoundOps", ops)))
+    if binder.backend.has("capture"):
+        for line in (*strange_ops(binder, owner), *trial.lines):
+            binder.report.note(line)
+    return ops.used
 
 
 def strange_ops(binder: Binder, owner: Owner) -> Iterator[str]:
@@ -72,16 +72,7 @@ class Trial:
         name, module, place = toucher(__name__)
         self.lines[f"{what} in {name} ({self.owner(module)}, {place})"] = None
 
-    def ops(self, binder: Binder) -> BoundOps:
-        """The bound ops, but on NumPy. What runs as a composite is part of the step."""
-        ops, references = BoundOps(), Binder(Nowhere(), binder.table).bind_ops(vars(binder.ops))
-        open_ = {b.op for b in binder.report.bound.values() if b.via == "composite"}
-        for name, function in vars(references).items():
-            body = partial(binder.table[name].body, ops)
-            setattr(ops, name, body if name in open_ else self._closed(function))
-        return ops
-
-    def _closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """An op, in which values may be looked at."""
 
         def call(*args: Any, **options: Any) -> Any:
@@ -112,8 +103,33 @@ class Trial:
         try:
             with np.errstate(all="ignore"):
                 decoder.logits(decoder.hidden(self.watched(ids), step, states))
+        except AprError:
+            raise
         except Exception as error:  # of code that runs on no other arrays, say
             self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
+
+
+class TrialOps:
+    """The ops on NumPy, which bind those of the backend. A composite's parts are part of the step.
+
+    `used` are the names of all that were called.
+    """
+
+    def __init__(self, trial: Trial, binder: Binder) -> None:
+        self._trial, self._binder = trial, binder
+        self._references = Binder(Nowhere(), binder.table).ops
+        self.used: set[str] = set()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        getattr(self._binder.ops, name)
+        self.used.add(name)
+        bound = self._binder.report.bound.get((name, "*"))
+        if bound and bound.via == "composite":
+            function: Callable[..., Any] = partial(self._binder.table[name].body, self)
+        else:
+            function = self._trial.closed(getattr(self._references, name))
+        setattr(self, name, function)
+        return function
 
 
 class Watched(Unread):

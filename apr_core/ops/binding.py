@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from types import CodeType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +22,26 @@ from apr_core.errors import BackendError
 from apr_core.ops import CORE_OPS, Op
 
 Array = Any
-BoundOps = SimpleNamespace  # one attribute an op
 StepFunction = Callable[[Array, Any], Array]  # (ids [T], step) -> logits
 DENSE = "f32"  # what a weight becomes when no kernel reads its format
 GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
+
+
+class BoundOps:
+    """The ops as a backend runs them, one attribute each; an op is bound when it is first used.
+
+    A trial on zeros uses those of a model before its weights are uploaded.
+    """
+
+    def __init__(self, bind: Callable[[str], Callable[..., Any]]) -> None:
+        self._bind = bind
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):  # what copies and inspectors look for
+            raise AttributeError(name)
+        function = self._bind(name)
+        setattr(self, name, function)
+        return function
 
 
 class Weight:
@@ -282,19 +297,17 @@ class Binder:
         self.table = {**CORE_OPS, **extra_ops}
         self.foreign = dict(foreign or {})
         self.report = BindReport(backend.describe())
-        self.ops = BoundOps()
+        self.ops = BoundOps(self._bind_op)
 
-    def bind_ops(self, names: Iterable[str]) -> BoundOps:
-        """Bind the named ops. `linear` and `embed` go through each weight's own binding."""
-        self.ops.linear = lambda x, w: w.linear(x, w)
-        self.ops.embed = lambda ids, w: w.embed(ids, w)
-        for name in sorted(set(names) - {"linear", "embed"}):
-            self._bind_op(name)
-        return self.ops
+    def _bind_op(self, name: str) -> Callable[..., Any]:
+        """A kernel, a composite or the reference. `linear` and `embed` are bound by each weight.
 
-    def _bind_op(self, name: str) -> None:
-        if hasattr(self.ops, name):
-            return
+        Raises BackendError if nothing defines the op.
+        """
+        if name == "linear":
+            return lambda x, w: w.linear(x, w)
+        if name == "embed":
+            return lambda ids, w: w.embed(ids, w)
         if name not in self.table:
             raise BackendError(
                 f"op {name!r} has no definition", "Install or repair the plugin that brings it."
@@ -302,19 +315,9 @@ class Binder:
         function = self._kernel(name, "*")
         if function is None:
             entry = self.table[name]
-            if entry.is_composite:
-                function = partial(entry.body, self.ops)
-            else:
-                function = partial(entry.body, self.backend.xp)
             self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
-            if entry.is_composite:
-                for needed in self._needs(entry):
-                    self._bind_op(needed)
-        setattr(self.ops, name, function)
-
-    def _needs(self, entry: Op) -> set[str]:
-        """The ops a composite's body names as attributes of its first argument."""
-        return (_names(entry.body.__code__) & set(self.table)) - {"linear", "embed"}
+            function = partial(entry.body, self.ops if entry.is_composite else self.backend.xp)
+        return function
 
     def expect(
         self, format: str, layout: BlockLayout | None, shape: tuple[int, int], nbytes: int,
@@ -383,12 +386,6 @@ class Binder:
     def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
         target = f"{body.__module__}:{body.__qualname__}"
         self.report.bound[name, format] = Bound(name, format, via, target)
-
-
-def _names(code: CodeType) -> set[str]:
-    """The names a function looks up, those inside its comprehensions too."""
-    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
-    return set(code.co_names).union(*inner)
 
 
 def resolve(target: str) -> Callable[..., Any]:

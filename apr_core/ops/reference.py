@@ -36,6 +36,18 @@ def add(xp: Any, x: Array, y: Array) -> Array:
     return x + y
 
 
+@op
+def scale(xp: Any, x: Array, factor: float) -> Array:
+    """x * factor, elementwise."""
+    return x * factor
+
+
+@op
+def softcap(xp: Any, x: Array, cap: float) -> Array:
+    """cap * tanh(x / cap), elementwise: logits within (-cap, cap)."""
+    return xp.tanh(x / cap) * cap
+
+
 @composite
 def linears(
     o: BoundOps, x: Array, ws: tuple[Weight, ...], biases: tuple[Array | None, ...] | None = None
@@ -150,7 +162,7 @@ def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
 CORE_OPS: dict[str, Op] = {
     entry.name: entry
     for entry in (
-        embed, linear, add, linears, rms_norm, add_rms_norm, rope, attention,
+        embed, linear, add, scale, softcap, linears, rms_norm, add_rms_norm, rope, attention,
         sigmoid, silu, softplus, swiglu, sigmoid_gate, mlp,
     )
 }  # fmt: skip

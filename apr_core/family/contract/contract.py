@@ -111,7 +111,7 @@ class Contract:
     def _rules(self, config: ModelConfig, names: Mapping[str, str]) -> Iterator[TensorRule]:
         template = self.content["tensor_template"]
         tied = config.tied_embeddings
-        for role in ("embedding", "final_norm") if tied else ("embedding", "final_norm", "lm_head"):
+        for role in sorted(set(template) - {"per_layer"} - ({"lm_head"} if tied else set())):
             policy = "head" if tied and role == "embedding" else self._class(role)
             yield self._rule(template[role].format(**names), role, None, config, policy)
         special = {r for roles in self.content["layer_types"].values() for r in roles}

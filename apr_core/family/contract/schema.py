@@ -67,7 +67,7 @@ def check(content: Any, origin: str) -> Mapping[str, Any]:
 def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
     """Roles that one part of the contract has and another lacks."""
     per_layer = {role for role, name in content["tensor_template"]["per_layer"].items() if name}
-    roles = {*per_layer, "embedding", "lm_head", "final_norm"}
+    roles = per_layer | (set(content["tensor_template"]) - {"per_layer"})
     for part in ("shape_template", "quantization_policy"):
         for role in sorted(roles ^ set(content[part])):
             yield f"{part}: role {role!r} is in one of tensor_template and {part} only"

@@ -7,7 +7,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from apr_core.plugin import Block, ConfigReader, Contract, ModelConfig, Plan, sampling_defaults
+from apr_core.plugin import (
+    Block,
+    ConfigReader,
+    Contract,
+    FamilyPlugin,
+    ModelConfig,
+    Plan,
+    sampling_defaults,
+)
 
 
 @cache
@@ -16,7 +24,7 @@ def _contract() -> Contract:
     return Contract.load(text, "apr_qwen2/contract.yaml")
 
 
-class Qwen2:
+class Qwen2(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:

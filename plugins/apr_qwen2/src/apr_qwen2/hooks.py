@@ -15,7 +15,6 @@ def apr_families() -> list[Family]:
             summary="Qwen2 and Qwen2.5, dense",
             architectures=("Qwen2ForCausalLM",),
             model_types=("qwen2",),
-            attention=("full_attention",),
         )
     ]
 
@@ -29,6 +28,5 @@ def apr_attention() -> list[Attention]:
             "apr_qwen2.mixers:FullAttention",
             summary="grouped-query attention, rotary positions over the whole head",
             state="kv",
-            ops=("linears", "linear", "rope", "attention"),
         )
     ]

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from apr_core.plugin import BoundOps, State, StateMakers, Step, Weights
+from apr_core.plugin import BoundOps, Mixer, State, StateMakers, Step, Weights
 
 Array = Any
 
 
-class FullAttention:
+class FullAttention(Mixer):
     """Grouped-query attention. Written only in ops."""
 
     matrices = ("q_proj", "k_proj", "v_proj", "o_proj")

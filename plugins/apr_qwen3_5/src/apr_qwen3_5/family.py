@@ -12,6 +12,7 @@ from apr_core.plugin import (
     ConfigReader,
     Contract,
     ContractError,
+    FamilyPlugin,
     ModelConfig,
     Plan,
     sampling_defaults,
@@ -29,7 +30,7 @@ def _contract() -> Contract:
     return Contract.load(text, "apr_qwen3_5/contract.yaml")
 
 
-class Qwen35:
+class Qwen35(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:

@@ -17,7 +17,6 @@ def apr_families() -> list[Family]:
             summary="Qwen3.5, dense: gated delta net and gated attention, text only",
             architectures=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"),
             model_types=("qwen3_5", "qwen3_5_text"),
-            attention=("gated_attention", "gated_delta_net"),
         )
     ]
 
@@ -31,14 +30,12 @@ def apr_attention() -> list[Attention]:
             "apr_qwen3_5.mixers:GatedAttention",
             summary="grouped-query attention with q/k norms and an output gate",
             state="kv",
-            ops=("linears", "linear", "rms_norm", "rope", "attention", "sigmoid_gate"),
         ),
         Attention(
             "gated_delta_net",
             "apr_qwen3_5.mixers:GatedDeltaNet",
             summary="linear attention by the gated delta rule",
             state="recurrent",
-            ops=("linears", "linear", *OPS),
             brings=tuple((name, f"apr_qwen3_5.ops:{name}") for name in OPS),
             cases="apr_qwen3_5.cases:cases",
         ),

@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from apr_core.plugin import BoundOps, RecurrentState, State, StateMakers, Step, Weights
+from apr_core.plugin import (
+    BoundOps,
+    Mixer,
+    RecurrentState,
+    State,
+    StateMakers,
+    Step,
+    Weights,
+)
 
 Array = Any
 
 
-class GatedAttention:
+class GatedAttention(Mixer):
     """Grouped-query attention with q/k norms, partial rotary positions and an output gate."""
 
     matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -53,7 +61,7 @@ class GatedAttention:
         return o.linear(out, w.o_proj)
 
 
-class GatedDeltaNet:
+class GatedDeltaNet(Mixer):
     """Linear attention by the gated delta rule, behind a short causal convolution."""
 
     matrices = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
@@ -72,7 +80,6 @@ class GatedDeltaNet:
         self.k_heads, self.v_heads = num_k_heads, num_v_heads
         self.k_dim, self.v_dim = k_head_dim, v_head_dim
         self.kernel, self.eps = conv_kernel, norm_eps
-        self.constants: dict[str, Any] = {}
 
     def new_state(self, states: StateMakers) -> RecurrentState:
         """The last inputs of the convolution and the state matrix of every value head."""

@@ -15,6 +15,7 @@ from apr_core.plugin import (
     ConfigReader,
     Contract,
     ContractError,
+    FamilyPlugin,
     ModelConfig,
     Plan,
     sampling_defaults,
@@ -25,7 +26,7 @@ CONTRACT = Contract.load(TEXT, "apr_attention_sliding/contract.yaml")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-class SlidingDemo:
+class SlidingDemo(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:

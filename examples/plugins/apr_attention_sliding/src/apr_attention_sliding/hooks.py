@@ -14,7 +14,6 @@ def apr_attention() -> list[Attention]:
             "apr_attention_sliding.mixer:SlidingAttention",
             summary="grouped-query attention over a window of positions, in bounded memory",
             state="window",
-            ops=("linears", "linear", "rope", "window_attention"),
             brings=(("window_attention", "apr_attention_sliding.ops:window_attention"),),
             cases="apr_attention_sliding.cases:cases",
         )
@@ -31,6 +30,5 @@ def apr_families() -> list[Family]:
             summary="Qwen2's tensors, some layers with a window",
             architectures=("SlidingDemoForCausalLM",),
             model_types=("sliding_demo",),
-            attention=("sliding_attention", "full_attention"),
         )
     ]

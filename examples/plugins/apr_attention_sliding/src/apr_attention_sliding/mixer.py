@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from apr_core.plugin import MixerExample
+from apr_core.plugin import BoundOps, Mixer, MixerExample, State, StateMakers, Step, Weights
 
 Array = Any
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
 BIASES = ("q_bias", "k_bias", "v_bias")
 
 
-class SlidingAttention:
+class SlidingAttention(Mixer):
     """Grouped-query attention over the last `window` positions. Written only in ops."""
 
     matrices = MATRICES
@@ -36,11 +36,11 @@ class SlidingAttention:
         }  # fmt: skip
         return MixerExample(options, 48, {**shapes, **biases})
 
-    def new_state(self, states: Any) -> Any:
+    def new_state(self, states: StateMakers) -> State:
         """The keys and values of the window."""
         return states.window(self.kv_heads, self.dim, self.window)
 
-    def __call__(self, o: Any, w: Any, x: Array, step: Any, state: Any) -> Array:
+    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
         """x [T, hidden] -> [T, hidden]."""
         biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)

@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from apr_core.plugin import Block, ConfigReader, Contract, ModelConfig, Plan, sampling_defaults
+from apr_core.plugin import (
+    Block,
+    ConfigReader,
+    Contract,
+    FamilyPlugin,
+    ModelConfig,
+    Plan,
+    sampling_defaults,
+)
 
 TEXT = files("apr_family_qwen3").joinpath("contract.yaml").read_text("utf-8")
 CONTRACT = Contract.load(TEXT, "apr_family_qwen3/contract.yaml")
 
 
-class Qwen3:
+class Qwen3(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:

@@ -8,8 +8,7 @@ def apr_families() -> list[Family]:
     """Qwen3, all dense sizes."""
     return [
         Family("qwen3", "apr_family_qwen3.family:Qwen3", summary="Qwen3, dense",
-               architectures=("Qwen3ForCausalLM",), model_types=("qwen3",),
-               attention=("qk_norm_attention",)),
+               architectures=("Qwen3ForCausalLM",), model_types=("qwen3",)),
     ]  # fmt: skip
 
 
@@ -18,6 +17,5 @@ def apr_attention() -> list[Attention]:
     """Its mixer."""
     return [
         Attention("qk_norm_attention", "apr_family_qwen3.mixer:QKNormAttention", state="kv",
-                  summary="grouped-query attention with norms of queries and keys",
-                  ops=("linears", "linear", "rms_norm", "rope", "attention")),
+                  summary="grouped-query attention with norms of queries and keys"),
     ]  # fmt: skip

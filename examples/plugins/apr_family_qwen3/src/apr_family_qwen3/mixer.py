@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from apr_core.plugin import BoundOps, Mixer, State, StateMakers, Step, Weights
 
-class QKNormAttention:
+
+class QKNormAttention(Mixer):
     """Written only in ops."""
 
     matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -18,11 +20,11 @@ class QKNormAttention:
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         self.constants = {"inv_freq": np.float32(rope_theta) ** -exponents}  # [D / 2]
 
-    def new_state(self, states: Any) -> Any:
+    def new_state(self, states: StateMakers) -> State:
         """Keys and values."""
         return states.kv(self.kv_heads, self.dim)
 
-    def __call__(self, o: Any, w: Any, x: Any, step: Any, state: Any) -> Any:
+    def __call__(self, o: BoundOps, w: Weights, x: Any, step: Step, state: State) -> Any:
         """x [T, hidden] -> [T, hidden]."""
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
         q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]

@@ -1,0 +1,88 @@
+"""What config.json means, and the plan: blocks of apr-qwen2's attention, a decoder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from apr_core.plugin import (
+    Block,
+    ConfigReader,
+    Contract,
+    ContractError,
+    FamilyPlugin,
+    ModelConfig,
+    Plan,
+    sampling_defaults,
+)
+
+
+@cache
+def _contract() -> Contract:
+    text = files("apr_decoder_unet").joinpath("contract.yaml").read_text("utf-8")
+    return Contract.load(text, "apr_decoder_unet/contract.yaml")
+
+
+class UNetDemo(FamilyPlugin):
+    """The family object."""
+
+    def contract(self) -> Contract:
+        """The tensors: a norm of the embedding, and skip norms in the second half."""
+        return _contract()
+
+    def config(
+        self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> ModelConfig:
+        """Read config.json. Raises ContractError for what is missing or not supported."""
+        c = ConfigReader(hf)
+        c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
+        c.refuse_rope_scaling()
+        layers = c.layers()
+        if layers % 2:
+            raise ContractError(f"config.json: {layers} layers cannot be halved")
+        return ModelConfig(
+            family="unet_demo",
+            architecture=c.architecture("UNetDemoForCausalLM"),
+            hidden_size=c.integer("hidden_size"),
+            num_layers=layers,
+            num_heads=c.integer("num_attention_heads"),
+            num_kv_heads=c.integer("num_key_value_heads"),
+            head_dim=c.integer("head_dim"),
+            intermediate_size=c.integer("intermediate_size"),
+            vocab_size=c.integer("vocab_size"),
+            max_position_embeddings=c.integer("max_position_embeddings"),
+            rope_theta=c.rope("rope_theta"),
+            rms_norm_eps=c.number("rms_norm_eps"),
+            tied_embeddings=c.flag("tie_word_embeddings", False),
+            layer_types=("first_half",) * (layers // 2) + ("second_half",) * (layers // 2),
+            stop_ids=c.stop_ids(generation),
+            sampling=sampling_defaults(generation),
+        )
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """The same block in every layer; the decoder connects them."""
+        options = {
+            "num_heads": config.num_heads,
+            "num_kv_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "rope_theta": config.rope_theta,
+            "rotary_dim": config.head_dim,
+            "bias": False,
+        }
+        return Plan(
+            (Block("full_attention", options),) * config.num_layers,
+            config.rms_norm_eps,
+            self.contract().norm_offset,
+            decoder="apr_decoder_unet.decoder:UNetDecoder",
+        )
+
+    def tiny_config(self) -> dict[str, Any]:
+        """config.json of a model small enough for tests."""
+        return {
+            "architectures": ["UNetDemoForCausalLM"], "model_type": "unet_demo", "hidden_size": 64,
+            "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 512, "rope_theta": 1e4, "tie_word_embeddings": True,
+        }  # fmt: skip

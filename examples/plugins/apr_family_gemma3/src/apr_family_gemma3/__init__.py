@@ -1,0 +1,1 @@
+"""Gemma 3, text: sandwich norms, GeGLU, layers with and without a window."""

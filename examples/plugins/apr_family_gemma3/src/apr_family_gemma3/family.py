@@ -1,0 +1,146 @@
+"""Gemma 3, text: what its config.json means, its contract, its layers.
+
+Published configurations leave out what has the default of the architecture; a default here is that
+of transformers' Gemma3TextConfig.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from apr_core.plugin import (
+    Block,
+    ConfigReader,
+    Contract,
+    ContractError,
+    FamilyPlugin,
+    ModelConfig,
+    Plan,
+    sampling_defaults,
+)
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+THETA = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10_000.0)}
+PATTERN = 6  # every sixth layer looks at everything
+
+
+@cache
+def _contract() -> Contract:
+    text = files("apr_family_gemma3").joinpath("contract.yaml").read_text("utf-8")
+    return Contract.load(text, "apr_family_gemma3/contract.yaml")
+
+
+class Gemma3(FamilyPlugin):
+    """The family object."""
+
+    def contract(self) -> Contract:
+        """The tensors of Gemma 3."""
+        return _contract()
+
+    def config(
+        self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> ModelConfig:
+        """Read config.json, nested or flat. Raises ContractError."""
+        c = ConfigReader(hf, "text_config")
+        c.refuse("hidden_activation", ["gelu_pytorch_tanh"], "the feed-forward is gated by gelu")
+        c.refuse("attention_bias", [False], "this family has no biases")
+        c.refuse("attn_logit_softcapping", [], "that is Gemma 2")
+        c.refuse("use_bidirectional_attention", [False], "this family generates text")
+        layers = c.layers()
+        ropes = {kind: _rope(c, kind) for kind in (FULL, SLIDING)}
+        return ModelConfig(
+            family="gemma3",
+            architecture=c.architecture("Gemma3ForCausalLM"),
+            hidden_size=c.integer("hidden_size"),
+            num_layers=layers,
+            num_heads=c.integer("num_attention_heads", 8),
+            num_kv_heads=c.integer("num_key_value_heads", 4),
+            head_dim=c.integer("head_dim", 256),
+            intermediate_size=c.integer("intermediate_size"),
+            vocab_size=c.integer("vocab_size", 262_208),
+            max_position_embeddings=c.integer("max_position_embeddings", 131_072),
+            rope_theta=ropes[FULL][0],
+            rms_norm_eps=c.number("rms_norm_eps", 1e-6),
+            tied_embeddings=c.flag("tie_word_embeddings", True),
+            layer_types=_layer_types(c, layers),
+            stop_ids=c.stop_ids(generation),
+            sampling=sampling_defaults(generation),
+            extra={
+                "ropes": ropes,
+                "window": c.integer("sliding_window", 4096),
+                "query_scale": c.number("query_pre_attn_scalar", 256) ** -0.5,
+                "softcap": c.block.get("final_logit_softcapping"),
+            },
+        )
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """Norms around mixers and mlps, rows of the embedding scaled by sqrt(hidden)."""
+        offset = self.contract().norm_offset
+        common = {
+            "num_kv_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "scale": config.extra["query_scale"],
+            "norm_eps": config.rms_norm_eps,
+            "norm_offset": offset,
+        }
+
+        def block(kind: str) -> Block:
+            theta, factor = config.extra["ropes"][kind]
+            options = {**common, "rope_theta": theta, "rope_factor": factor}
+            if kind == FULL:
+                return Block("gemma3_attention", options, mlp="geglu", norm="sandwich")
+            options["window"] = config.extra["window"]
+            return Block("gemma3_local_attention", options, mlp="geglu", norm="sandwich")
+
+        return Plan(
+            tuple(block(kind) for kind in config.layer_types),
+            config.rms_norm_eps,
+            offset,
+            embedding_scale=config.hidden_size**0.5,
+            logit_softcap=config.extra["softcap"],
+        )
+
+    def tiny_config(self) -> dict[str, Any]:
+        """config.json of a model small enough for tests, with a window shorter than its prompts."""
+        return {
+            "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 64,
+            "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 512, "sliding_window": 24, "query_pre_attn_scalar": 24,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING], "tie_word_embeddings": True,
+            "hidden_activation": "gelu_pytorch_tanh", "eos_token_id": 258,
+            "rope_parameters": {
+                FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            },
+        }  # fmt: skip
+
+
+def _layer_types(c: ConfigReader, layers: int) -> tuple[str, ...]:
+    """The list, or what the pattern says where there is none."""
+    listed = c.block.get("layer_types")
+    if listed is None:
+        pattern = c.integer("sliding_window_pattern", PATTERN)
+        return tuple(FULL if (n + 1) % pattern == 0 else SLIDING for n in range(layers))
+    if not isinstance(listed, list) or len(listed) != layers:
+        raise ContractError(f"config.json: layer_types must list {layers} layers")
+    return tuple(_contract().layer_type(str(name)) for name in listed)
+
+
+def _rope(c: ConfigReader, kind: str) -> tuple[float, float]:
+    """(base, linear factor) of a kind of layer: of its own rope_parameters, or the older keys."""
+    key, default = THETA[kind]
+    nested = c.block.get("rope_parameters") or {}
+    scaling = c.block.get("rope_scaling") if kind == FULL else None
+    part = nested.get(kind) if isinstance(nested, Mapping) else None
+    if not isinstance(nested, Mapping) or not isinstance(part or {}, Mapping):
+        raise ContractError("config.json: rope_parameters must be an object of objects")
+    inner = ConfigReader({**(scaling or {}), **(part or {})})
+    form = inner.block.get("rope_type", inner.block.get("type", "default"))
+    if form not in ("default", "linear"):
+        raise ContractError(f"config.json: rope_type {form!r} is not supported: linear is")
+    theta = inner.number("rope_theta", c.number(key, default))
+    return theta, inner.number("factor") if form == "linear" else 1.0

@@ -1,0 +1,51 @@
+"""The ops that the mixer and the mlp bring, as references. Backends may have faster ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apr_core.plugin import Step, WindowState, op
+
+Array = Any
+
+
+@op
+def geglu(xp: Any, gate: Array, up: Array) -> Array:
+    """gelu(gate) * up, with gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+    return 0.5 * gate * (1.0 + xp.tanh(inner)) * up
+
+
+@op
+def local_attention(
+    xp: Any, q: Array, k: Array, v: Array, state: WindowState, step: Step, scale: float
+) -> Array:
+    """Causal attention over the last `state.window` positions, the query's own included.
+
+    q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv). k and
+    v are appended to the state first.
+    """
+    outs = []
+    for seg in step.segments:
+        rows = slice(seg.start, seg.stop)
+        keys, values, first = state.append(seg.slot, seg.position, k[rows], v[rows])
+        outs.append(
+            _attend(xp, q[rows], keys, values, seg.position - first, state.window, scale)
+        )
+    return xp.concatenate(outs, axis=0)
+
+
+def _attend(
+    xp: Any, q: Array, keys: Array, values: Array, ahead: int, window: int, scale: float
+) -> Array:
+    """One sequence: q [n, H, D] over keys and values [Hkv, L, D]; row i is column `ahead` + i."""
+    n, heads, dim = q.shape
+    kv_heads, length, _ = keys.shape
+    grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]
+    scores = xp.matmul(grouped, xp.swapaxes(keys, -1, -2)[:, None]) * scale  # [Hkv, G, n, L]
+    row, column = xp.arange(n)[:, None] + ahead, xp.arange(length)[None, :]
+    scores = xp.where((column <= row) & (column > row - window), scores, -xp.inf)
+    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+    out = xp.matmul(weights, values[:, None])  # [Hkv, G, n, D]
+    return xp.moveaxis(out, 2, 0).reshape(n, heads, dim)
