@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from apr_core.errors import ContractError
 from apr_core.family.contract import Contract
 from apr_core.family.modelspec import ModelConfig
+from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def check_claims(
         does["tied_embeddings"] = {config.tied_embeddings}
     if ops:
         does["norm_type"] = {n for n, op in NORM_OPS.items() if any(o.endswith(op) for o in ops)}
+        if parts.decoder is Decoder:
+            does["norm_type"] = {"rmsnorm"}
         does["positional_encoding"] = positions(ops)
     wrong = [
         f"it claims {name} {claims[name]}, and runs {_listed(values)}"

@@ -19,7 +19,6 @@ family: toy
 display_name: Toy
 vendor: nobody
 contract_version: 3
-architectures: [ToyForCausalLM]
 hf_pattern: "toy/*"
 size_variants:
   small: {parameters: 1K, hidden_dim: 8, num_layers: 2, num_heads: 2, intermediate_dim: 16,
@@ -56,8 +55,6 @@ carry:
     tensors: {draft.a.weight: "[hidden_dim, hidden_dim]", draft.b.weight: "[hidden_dim]"}
     policy: {draft.a.weight: matrix}
 leave_out: {"model.vision.*": "pictures"}
-quantizations: [q4k]
-chat_template: {format: chatml, special_tokens: {end: "<e>"}}
 """)
 
 

@@ -111,8 +111,8 @@ def registry_of(mixer, backend=Recorder, *more):
     brings = tuple((name, f"{__name__}:{name}") for name in getattr(mixer, "ops", ()))
     mine = [
         Family("qwen2", "apr_qwen2.family:Qwen2", architectures=("Qwen2ForCausalLM",),
-               model_types=("qwen2",), attention=("full_attention",)),
-        Attention("full_attention", f"{__name__}:Mixer", ops=(*OPS, *dict(brings)), brings=brings),
+               model_types=("qwen2",)),
+        Attention("full_attention", f"{__name__}:Mixer", brings=brings),
     ]  # fmt: skip
     device = Backend("recorder", f"{__name__}:Device", summary="records steps")
     backend.captured = backend.uploads = 0

@@ -47,9 +47,7 @@ class GlobalAttention(Mixer):
         out = self.attend(o, q, k, v, step, state)  # [T, H, D]
         return o.linear(out.reshape(len(x), -1), w.o_proj)
 
-    def attend(
-        self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State
-    ) -> Array:
+    def attend(self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State) -> Array:
         """q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
         return o.attention(q, k, v, state, step, self.scale)
 
@@ -65,8 +63,6 @@ class LocalAttention(GlobalAttention):
         """Keys and values of the window."""
         return states.window(self.kv_heads, self.head_dim, self.window)
 
-    def attend(
-        self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State
-    ) -> Array:
+    def attend(self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State) -> Array:
         """q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
         return o.local_attention(q, k, v, state, step, self.scale)

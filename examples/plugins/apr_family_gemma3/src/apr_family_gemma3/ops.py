@@ -29,9 +29,7 @@ def local_attention(
     for seg in step.segments:
         rows = slice(seg.start, seg.stop)
         keys, values, first = state.append(seg.slot, seg.position, k[rows], v[rows])
-        outs.append(
-            _attend(xp, q[rows], keys, values, seg.position - first, state.window, scale)
-        )
+        outs.append(_attend(xp, q[rows], keys, values, seg.position - first, state.window, scale))
     return xp.concatenate(outs, axis=0)
 
 
