@@ -32,6 +32,7 @@ KINDS: dict[str, KindOfPlugin] = {
     "quantizer": KindOfPlugin("quant", "The number format {name}", NUMPY, ("f32", "f16", "bf16")),
     "family": KindOfPlugin("family", "The model family {name}", NUMPY),
     "attention": KindOfPlugin("attention", "The attention variant {name}", NUMPY),
+    "mlp": KindOfPlugin("mlp", "The feed-forward variant {name}", (), ("swiglu",)),
     "backend": KindOfPlugin("backend", "The backend {name}", NUMPY, ("reference",)),
     "kernel": KindOfPlugin("kernel", "A kernel for the backend {backend}", NUMPY),
     "source": KindOfPlugin(
