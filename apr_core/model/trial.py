@@ -27,18 +27,18 @@ Owner = Callable[[str], str]  # a module -> the distribution it is from
 
 
 def try_step(binder: Binder, decoder: Callable[[BoundOps], Decoder], owner: Owner) -> set[str]:
-    """The ops that a decode step uses, which are bound by it.
+    """The ops that a decode step uses, which are bound by it; none where it fails on zeros.
 
     What keeps such steps from being recorded is put into the binder's report, if the backend
     records. `decoder` makes one of zeros.
     """
     trial = Trial(owner, binder.backend.captures_arithmetic)
     ops = TrialOps(trial, binder)
-    trial.run(decoder(cast("BoundOps", ops)))
+    whole = trial.run(decoder(cast("BoundOps", ops)))
     if binder.backend.has("capture"):
         for line in (*strange_ops(binder, owner), *trial.lines):
             binder.report.note(line)
-    return ops.used
+    return ops.used if whole else set()
 
 
 def strange_ops(binder: Binder, owner: Owner) -> Iterator[str]:
@@ -92,8 +92,8 @@ class Trial:
         """A Step of (slot, token count, first position) parts, as model code should see it."""
         return WatchedStep(make_step(parts), self)
 
-    def run(self, decoder: Decoder) -> None:
-        """One step of a few sequences, a token each."""
+    def run(self, decoder: Decoder) -> bool:
+        """Try one step of a few sequences, a token each; False if it fails."""
         makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
         states = [layer.mixer.new_state(makers) for layer in decoder.layers]
         for state in states:
@@ -107,6 +107,8 @@ class Trial:
             raise
         except Exception as error:  # of code that runs on no other arrays, say
             self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
+            return False
+        return True
 
 
 class TrialOps:

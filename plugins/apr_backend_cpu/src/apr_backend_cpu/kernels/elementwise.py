@@ -81,6 +81,32 @@ def add_task(arguments, i, scratch):
 
 
 @kernel()
+def scale_task(arguments, i, scratch):
+    """A row: x, size, factor, out."""
+    a = ints_at(arguments, MOST)
+    x, out = floats_at(a[0] + 4 * a[1] * i, a[1]), floats_at(a[3] + 4 * a[1] * i, a[1])
+    factor = as_float(a[2])
+    for c in range(x.size):
+        out[c] = x[c] * factor
+
+
+@kernel()
+def softcap_task(arguments, i, scratch):
+    """Values of a row, 256: x, size, cap, out; tanh(y) is 2 sigmoid(2 y) - 1."""
+    a = ints_at(arguments, MOST)
+    blocks = _blocks(a[1])
+    first = i % blocks * SUPERBLOCK
+    n, skip = min(a[1] - first, SUPERBLOCK), 4 * (i // blocks * a[1] + first)
+    x, out, cap = floats_at(a[0] + skip, n), floats_at(a[3] + skip, n), as_float(a[2])
+    inner = floats_at(scratch, n)
+    for c in range(n):
+        inner[c] = f32(2.0) * x[c] / cap
+    sigmoids(inner, out)
+    for c in range(n):
+        out[c] = (f32(2.0) * out[c] - f32(1.0)) * cap
+
+
+@kernel()
 def pad_task(arguments, i, scratch):
     """A row of x, and zeros after it: x, its size, size of a row of out, out."""
     a = ints_at(arguments, MOST)
@@ -100,6 +126,26 @@ def swiglu_task(arguments, i, scratch):
     gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
     weights = floats_at(scratch, n)
     sigmoids(gate, weights)
+    for c in range(n):
+        out[c] = gate[c] * weights[c] * up[c]
+    if a[0] != 0:
+        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * row_of_records(blocks), scratch)
+
+
+@kernel()
+def geglu_task(arguments, i, scratch):
+    """As swiglu_task, gated by the tanh form of gelu, which is x sigmoid(2 u)."""
+    a = ints_at(arguments, MOST)
+    size, blocks = a[3], _blocks(a[3])
+    t, block = i // blocks, i % blocks
+    first = block * SUPERBLOCK
+    n, skip = min(size - first, SUPERBLOCK), 4 * (t * size + first)
+    gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
+    weights = floats_at(scratch, n)
+    for c in range(n):  # 2 u = 2 sqrt(2 / pi) (x + 0.044715 x^3)
+        x = gate[c]
+        out[c] = f32(1.5957691216057308) * (x + f32(0.044715) * x * x * x)
+    sigmoids(out, weights)
     for c in range(n):
         out[c] = gate[c] * weights[c] * up[c]
     if a[0] != 0:

@@ -48,6 +48,26 @@ def add(x: Floats, y: Floats) -> Floats:
     return out
 
 
+def scale(x: Floats, factor: float) -> Floats:
+    """x * factor of rows [T, N]."""
+    x = strided(x, whole=True).array
+    out = new(x.shape)
+    with instructions(x, out) as p:
+        p.add("scale_task", x.size // x.shape[-1], address(x), x.shape[-1], bits(factor),
+              address(out))  # fmt: skip
+    return out
+
+
+def softcap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap) of rows [T, N]."""
+    x = strided(x, whole=True).array
+    size, out = x.shape[-1], new(x.shape)
+    with instructions(x, out) as p:
+        p.add("softcap_task", x.size // size * -(-size // SUPERBLOCK), address(x), size, bits(cap),
+              address(out))  # fmt: skip
+    return out
+
+
 def padded(x: Floats, size: int) -> Floats:
     """Contiguous rows [T, N], lengthened to `size` with zeros."""
     x = strided(x, whole=True).array
@@ -59,11 +79,20 @@ def padded(x: Floats, size: int) -> Floats:
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up of [T, F] rows."""
+    return _gated("swiglu_task", gate, up)
+
+
+def geglu(gate: Floats, up: Floats) -> Floats:
+    """gelu(gate) * up of [T, F] rows, gelu in its tanh form."""
+    return _gated("geglu_task", gate, up)
+
+
+def _gated(task: str, gate: Floats, up: Floats) -> Floats:
     gate, up = strided(gate, whole=True).array, strided(up, whole=True).array
     tokens, size = gate.shape
     out = new(gate.shape)
     with instructions(gate, up, out) as p:
-        p.add("swiglu_task", tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size,
+        p.add(task, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size,
               address(out))  # fmt: skip
         p.rounds(out, size)
     return out
