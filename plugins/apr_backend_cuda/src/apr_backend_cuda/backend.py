@@ -45,7 +45,10 @@ KERNELS: dict[tuple[str, str], str] = {
             "sigmoid",
             "silu",
             "softplus",
+            "scale",
+            "softcap",
             "swiglu",
+            "geglu",
             "sigmoid_gate",
             "rope",
         )

@@ -74,6 +74,8 @@ def _gate(
         y = tl.load(b + outer * b_outer + middle * b_inner + k, mask=inside, other=0.0)
         if OP == "swiglu":
             found = x * sigmoid_of(x) * y
+        elif OP == "geglu":  # the tanh form of gelu is x sigmoid(2 sqrt(2 / pi) (x + ...))
+            found = x * sigmoid_of(1.5957691216057308 * (x + 0.044715 * x * x * x)) * y
         else:
             found = x * sigmoid_of(y)
     tl.store(out + i, found, mask=inside)
@@ -167,6 +169,16 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 
 
+def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """x * factor."""
+    return x * factor
+
+
+def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """cap * tanh(x / cap)."""
+    return torch.tanh(x / cap).mul_(cap)
+
+
 def _elementwise(op: str, a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     out = torch.empty(a.shape, dtype=torch.float32, device=a.device)
     a, inner, a_outer, a_inner, cols = _strides(a)
@@ -199,6 +211,11 @@ def softplus(x: torch.Tensor) -> torch.Tensor:
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up."""
     return _elementwise("swiglu", gate, up)
+
+
+def geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """gelu(gate) * up, gelu in its tanh form."""
+    return _elementwise("geglu", gate, up)
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
