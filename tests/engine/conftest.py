@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from apr_core import load
-from tests.engine.engine_rig import FAMILIES, imported, running
+from tests.engine.engine_rig import FAMILIES, by_hand, imported, running
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -17,4 +17,10 @@ def model(request, tmp_path_factory):
 @pytest.fixture
 def engine(model):
     with running(model, slots=4, memory_bytes=64 << 20) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine_by_hand(model):
+    with running(model, by_hand, slots=3, memory_bytes=256 << 20) as engine:
         yield engine

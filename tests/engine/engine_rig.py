@@ -19,7 +19,8 @@ FAMILIES = {
     "qwen2": tiny_checkpoints.Tiny(family="qwen2", layout="flat", mtp=False, vision=False),
 }
 ENDLESS = {"ignore_stop_tokens": True, "detect_repetition": False}
-PATIENCE = 60  # seconds
+PATIENCE = 600  # seconds; what hangs takes them, nothing else
+TICK = 0.001  # seconds
 
 
 def imported(family, folder):
@@ -33,12 +34,28 @@ def imported(family, folder):
     return target
 
 
+class Clock:
+    """Time that moves by a tick whenever it is looked at, and as a test says."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += TICK
+        return self.now
+
+
+def by_hand(model, **options):
+    """An engine without a thread: it moves while a client waits, or by `turn`."""
+    return Engine(model, background=False, clock=Clock(), **options)
+
+
 class Client:
     """Submits one request and keeps what comes."""
 
     def __init__(self, engine, ids, params=None, on_delta=None, **options):
         self.request = GenerationRequest(ids, params or SamplingParams(), **options)
-        self.deltas, self._on_delta = [], on_delta
+        self.deltas, self._on_delta, self._engine = [], on_delta, engine
         self._ended = threading.Event()
         self.ticket = engine.submit(self.request, self._deliver)
 
@@ -50,7 +67,10 @@ class Client:
             self._ended.set()
 
     def wait(self):
-        assert self._ended.wait(PATIENCE), f"no end after {self.deltas}"
+        if self._engine._thread is None:
+            while not self._ended.is_set() and self._engine.turn():
+                pass
+        assert self._ended.wait(PATIENCE * bool(self._engine._thread)), f"only {self.deltas}"
         return self
 
     def answer(self, index=0):
@@ -93,9 +113,11 @@ def assert_nothing_left(engine):
 
 
 @contextmanager
-def running(model, **options):
+def running(model, make=Engine, **options):
     """An engine, which is closed at the end and must hold nothing then."""
-    engine = Engine(model, **options)
-    yield engine
-    engine.close()
+    engine = make(model, **options)
+    try:
+        yield engine
+    finally:
+        engine.close()
     assert_nothing_left(engine)

@@ -17,8 +17,10 @@ from tests.engine.engine_rig import (
     Client,
     ask,
     assert_nothing_left,
+    by_hand,
     chat,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
@@ -111,36 +113,28 @@ def test_what_can_never_run_is_refused_with_the_numbers(model):
 def test_an_answer_without_a_length_gets_what_its_share_of_memory_holds(model, monkeypatch):
     monkeypatch.setattr("apr_serve.engine.engine.LEAST_ROOM", 64)
     for share, expected in ((1024, 1014), (512, 503)):
-        engine = Engine(model, slots=2, memory_bytes=2 * model.sequence_bytes(share), cache_bytes=0)
-        try:
+        memory = 2 * model.sequence_bytes(share)
+        with running(model, by_hand, slots=2, memory_bytes=memory, cache_bytes=0) as engine:
             told = ask(engine, random_ids(10), **ENDLESS)
             assert (len(told.ids()), told.last().ended_by) == (expected, "context")
-        finally:
-            engine.close()
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_answer_without_a_length_gets_what_there_is_where_memory_is_tiny(model, n):
-    engine = Engine(model, slots=2, memory_bytes=n * model.sequence_bytes(256))
-    try:
+    with running(model, by_hand, slots=2, memory_bytes=n * model.sequence_bytes(256)) as engine:
         told = ask(engine, random_ids(100), n=n, **ENDLESS)
         for index in range(n):
             assert 156 < len(told.ids(index)) <= model.max_len - 100
-    finally:
-        engine.close()
 
 
 def test_answers_without_a_length_leave_room_for_prefixes(model, monkeypatch):
     monkeypatch.setattr("apr_serve.engine.engine.LEAST_ROOM", 64)
-    engine = Engine(model, slots=2, memory_bytes=2 * model.sequence_bytes(1024))
     ids = chat(model, "a" * 100, "b", "c")
-    try:
+    with running(model, by_hand, slots=2, memory_bytes=2 * model.sequence_bytes(1024)) as engine:
         ask(engine, ids, max_tokens=1)
         for client in [Client(engine, random_ids(5), **ENDLESS) for _ in range(2)]:
             client.wait()
         assert ask(engine, ids, max_tokens=1).last().usage.cached_tokens > 100
-    finally:
-        engine.close()
 
 
 def test_embeddings_are_the_mean_of_the_last_hidden_states(model, engine):

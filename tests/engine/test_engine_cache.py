@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from tests.engine.engine_rig import (
     ENDLESS,
     Client,
     ask,
-    assert_nothing_left,
+    by_hand,
     chat,
     random_ids,
     running,
@@ -146,30 +145,28 @@ def test_prompts_that_share_a_beginning_share_its_state(model, engine):
 
 
 def test_a_long_chat_is_put_back_between_the_steps_of_others(model):
-    engine = Engine(model, slots=2, memory_bytes=256 << 20, snapshot_every=64)
     ids, original, steps = random_ids(900), model.restore_slices, []
 
     def slow(slot, *chain):
         for _ in original(slot, *chain):
-            time.sleep(0.03)
+            engine.clock.now += 1
             steps.append(engine.stats().steps)
             yield
 
-    first = ask(engine, ids, max_tokens=4)
-    model.restore_slices = slow
-    try:
-        running = Client(engine, [5], max_tokens=1000, **ENDLESS)
-        while engine.stats().running == 0:
-            time.sleep(0.01)
-        again = ask(engine, ids, max_tokens=4)
-        running.ticket.cancel()
-        running.wait()
-    finally:
-        del model.restore_slices
-        engine.close()
+    with running(model, by_hand, slots=2, memory_bytes=256 << 20, snapshot_every=64) as engine:
+        first = ask(engine, ids, max_tokens=4)
+        model.restore_slices = slow
+        try:
+            other = Client(engine, [5], max_tokens=1000, **ENDLESS)
+            while not engine.stats().running:
+                engine.turn()
+            again = ask(engine, ids, max_tokens=4)
+            other.ticket.cancel()
+            other.wait()
+        finally:
+            del model.restore_slices
     assert again.ids() == first.ids() and again.last().usage.cached_tokens >= 896
     assert len(steps) >= 14 and len(set(steps)) == len(steps), "a step after each part"
-    assert_nothing_left(engine)
 
 
 def test_without_a_cache_nothing_is_kept(model, engine):

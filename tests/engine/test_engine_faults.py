@@ -11,7 +11,6 @@ from apr_core.errors import AprError, UsageError
 from apr_core.generate.cuts import CHUNK, GRID
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
-from apr_serve.engine.engine import Engine
 from apr_serve.engine.jobs import GenerationJob
 from apr_serve.engine.prefill import take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
@@ -20,7 +19,9 @@ from tests.engine.engine_rig import (
     Client,
     ask,
     assert_nothing_left,
+    by_hand,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
@@ -123,16 +124,13 @@ def test_a_chat_of_a_thousand_turns_is_answered_again(model, monkeypatch):
     header = tuple(model.tokenizer.encode("<|im_start|>", allow_special=True))
     ids = [*header, 65] * 1100
     monkeypatch.setattr(model, "max_len", 4096)
-    engine = Engine(model, slots=1, memory_bytes=1 << 30)
-    monkeypatch.setattr(engine._cuts, "answer", header)
-    try:
+    with running(model, by_hand, slots=1, memory_bytes=1 << 30) as engine:
+        monkeypatch.setattr(engine._cuts, "answer", header)
         first = ask(engine, ids, max_tokens=2)
         again = ask(engine, ids, max_tokens=2)
         assert first.last().finish_reason == again.last().finish_reason == "length"
         assert again.last().usage.cached_tokens >= len(ids) - 3
         assert again.ids() == first.ids()
-    finally:
-        engine.close()
 
 
 def test_thousands_of_kept_prefixes_do_not_keep_answers_waiting(model):

@@ -18,8 +18,10 @@ from tests.engine.engine_rig import (
     Client,
     ask,
     assert_nothing_left,
+    by_hand,
     chat,
     random_ids,
+    running,
 )
 
 pytestmark = pytest.mark.needs_plugins
@@ -98,11 +100,9 @@ def test_a_cancelled_answer_ends_within_one_step_and_tells_what_it_had(engine):
     assert engine.stats().cancelled == 1
 
 
-def test_cancelling_a_prefill_frees_it_between_slices(model):
+def test_cancelling_a_prefill_frees_it_between_slices(model, engine_by_hand):
     """The first slice of the forward cancels; the forward of 512 tokens does not go on."""
-    engine = Engine(model, slots=2)
-    slices = []
-    original = model.forward_slices
+    slices, original = [], model.forward_slices
 
     def watched(parts, hidden=False):
         rows = original(parts, hidden)
@@ -117,115 +117,85 @@ def test_cancelling_a_prefill_frees_it_between_slices(model):
 
     model.forward_slices = watched
     try:
-        client = None
-        ready = threading.Event()
-        flushed = engine.flushed
-        engine.flushed = lambda: (flushed(), ready.set())
-        client = Client(engine, random_ids(600), max_tokens=5)
+        client = Client(engine_by_hand, random_ids(600), max_tokens=5)
         assert client.last().finish_reason == "cancelled"
         assert len(slices) == 1
-        assert_nothing_left(engine)
     finally:
         del model.forward_slices
-        engine.close()
 
 
-def test_one_of_two_prompts_in_a_forward_can_be_cancelled(model):
-    engine = Engine(model, slots=2)
-    entered, gate, clients = threading.Event(), threading.Event(), []
+def test_one_of_two_prompts_in_a_forward_can_be_cancelled(model, engine_by_hand):
     original = model.forward_slices
 
     def watched(parts, hidden=False):
         rows = original(parts, hidden)
-        entered.set()
-        gate.wait(20)
-        if len(parts) == 2:
-            clients[0].ticket.cancel()
+        assert len(parts) == 2
+        clients[0].ticket.cancel()
         return (yield from rows)
 
     alone = model.generate(random_ids(90, seed=5), params=SamplingParams(), max_tokens=6).ids
+    clients = [
+        Client(engine_by_hand, random_ids(90, seed=4), max_tokens=6, owner="a"),
+        Client(engine_by_hand, random_ids(90, seed=5), max_tokens=6, owner="b"),
+    ]
     model.forward_slices = watched
     try:
-        first = Client(engine, random_ids(3), max_tokens=1)  # holds the engine at the gate
-        entered.wait(20)
-        clients.append(Client(engine, random_ids(90, seed=4), max_tokens=6, owner="a"))
-        clients.append(Client(engine, random_ids(90, seed=5), max_tokens=6, owner="b"))
-        gate.set()
-        first.wait()
         assert clients[1].ids() == alone
         assert clients[0].last().finish_reason == "cancelled"
-        assert_nothing_left(engine)
     finally:
         del model.forward_slices
-        engine.close()
 
 
 def test_what_waits_can_be_cancelled(model):
-    engine = Engine(model, slots=1)
-    try:
-        running = Client(engine, random_ids(10), max_tokens=900, **ENDLESS)
+    with running(model, by_hand, slots=1) as engine:
+        first = Client(engine, random_ids(10), max_tokens=900, **ENDLESS)
         waiting = Client(engine, random_ids(10), max_tokens=5, n=1)
         waiting.ticket.cancel()
         assert waiting.last().finish_reason == "cancelled"
         assert waiting.last().usage.completion_tokens == 0
-        running.ticket.cancel()
-        running.wait()
-        assert_nothing_left(engine)
-    finally:
-        engine.close()
+        first.ticket.cancel()
+        first.wait()
 
 
 def test_owners_take_turns_however_many_requests_they_have(model):
-    engine = Engine(model, slots=1)
     ended = []
-    try:
-        blocker = Client(engine, random_ids(10), max_tokens=900, **ENDLESS)
+    with running(model, by_hand, slots=1) as engine:
         clients = [
             Client(engine, random_ids(5), max_tokens=2, owner=owner,
                    on_delta=lambda c: ended.append(c.request.owner) if c.deltas[-1].usage else None,
                    **ENDLESS)
             for owner in ["greedy"] * 6 + ["modest"] * 2
         ]  # fmt: skip
-        blocker.ticket.cancel()
         for client in clients:
             client.wait()
-    finally:
-        engine.close()
     assert ended[:4] == ["greedy", "modest", "greedy", "modest"] and len(ended) == 8
 
 
-def test_a_short_prompt_is_not_stuck_behind_a_long_one(model):
-    engine = Engine(model, slots=3)
-    entered, gate, order = threading.Event(), threading.Event(), []
-    original = model.forward_slices
+def test_a_short_prompt_is_not_stuck_behind_a_long_one(model, engine_by_hand):
+    order, original = [], model.forward_slices
 
     def watched(parts, hidden=False):
-        entered.set()
-        gate.wait(20)
         order.append([len(ids) for _, ids in parts])
         return (yield from original(parts, hidden))
 
+    clients = [
+        Client(engine_by_hand, random_ids(length), max_tokens=1, owner=owner)
+        for length, owner in ((1000, "long"), (20, "short"))
+    ]
     model.forward_slices = watched
     try:
-        clients = [Client(engine, random_ids(3), max_tokens=1)]
-        entered.wait(20)
-        clients.append(Client(engine, random_ids(1000), max_tokens=1, owner="long"))
-        clients.append(Client(engine, random_ids(20), max_tokens=1, owner="short"))
-        gate.set()
         for client in clients:
             client.wait()
     finally:
         del model.forward_slices
-        engine.close()
-    assert order[0] == [3] and order[1] == [20, 448]
+    assert order[0] == [20, 448]
 
 
 def test_a_full_queue_is_busy(model):
-    engine = Engine(model, slots=1, queue_limit=2)
-    try:
-        running = Client(engine, random_ids(10), max_tokens=900, **ENDLESS)
+    with running(model, by_hand, slots=1, queue_limit=2) as engine:
+        first = Client(engine, random_ids(10), max_tokens=900, **ENDLESS)
         while not engine.stats().running:
-            time.sleep(0.01)
+            engine.turn()
         waiting = [Client(engine, random_ids(4), max_tokens=1) for _ in range(2)]
         assert engine.stats().queued == 2
         with pytest.raises(Busy, match="2 requests are waiting"):
@@ -236,18 +206,14 @@ def test_a_full_queue_is_busy(model):
                 Client(engine, random_ids(4), max_tokens=1, owner=owner)
         with pytest.raises(Busy, match="4 requests are waiting"):  # but not without end
             Client(engine, random_ids(4), max_tokens=1, owner="c")
-        running.ticket.cancel()
+        first.ticket.cancel()
         for client in waiting:
             client.wait()
-    finally:
-        engine.close()
 
 
 def test_memory_admits_one_after_the_other_and_the_cache_gives_way(model):
-    each = model.sequence_bytes(700)
-    engine = Engine(model, slots=4, memory_bytes=each + each // 2)
-    most = []
-    try:
+    each, most = model.sequence_bytes(700), []
+    with running(model, by_hand, slots=4, memory_bytes=each + each // 2) as engine:
         clients = [
             Client(engine, random_ids(680, seed=i), max_tokens=20, **ENDLESS,
                    on_delta=lambda c: most.append(engine.stats()))
@@ -255,8 +221,6 @@ def test_memory_admits_one_after_the_other_and_the_cache_gives_way(model):
         ]  # fmt: skip
         for client in clients:
             client.wait()
-    finally:
-        engine.close()
     assert max(s.running + s.prefilling for s in most) == 1
     assert all(s.reserved_bytes + s.cache_bytes <= s.memory_limit for s in most)
     assert all(s.memory_bytes <= s.reserved_bytes for s in most)
@@ -300,19 +264,21 @@ def test_a_failing_request_ends_with_its_error_and_harms_nobody(model, engine, w
     assert engine.stats().failed == 1
 
 
-def test_a_caller_who_cannot_be_told_is_dropped(model, engine):
+def test_a_caller_who_cannot_be_told_is_dropped(model, engine_by_hand):
     def broken(deltas):
         raise OSError("gone")
 
+    engine = engine_by_hand
     alone = model.generate(random_ids(30), params=SamplingParams(), max_tokens=30).ids
     engine.submit(GenerationRequest(random_ids(10), max_tokens=900, **ENDLESS), broken)
     assert ask(engine, random_ids(30), max_tokens=30).ids() == alone
-    while engine.stats().running:
-        time.sleep(0.01)
+    while engine.turn():
+        pass
     assert engine.stats().failed == 1 and engine.stats().steps < 200
 
 
-def test_logits_that_are_not_finite_fail_their_row_only(model, engine):
+def test_logits_that_are_not_finite_fail_their_row_only(model, engine_by_hand):
+    engine = engine_by_hand
     original = model.forward_last
 
     def poisoned(parts):
@@ -326,7 +292,7 @@ def test_logits_that_are_not_finite_fail_their_row_only(model, engine):
     try:
         first = Client(engine, random_ids(9), max_tokens=900, **ENDLESS)
         while not engine.stats().running:
-            time.sleep(0.001)
+            engine.turn()
         second = Client(engine, random_ids(30), max_tokens=60)
         assert second.ids() == alone
         assert isinstance(first.last().error, AprError)

@@ -16,7 +16,7 @@ import pytest
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
-from tests.engine.engine_rig import chat, random_ids
+from tests.engine.engine_rig import by_hand, chat, random_ids
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -24,26 +24,6 @@ TURNS = int(os.environ.get("APR_TORTURE_TURNS", "120"))
 SEEDS = int(os.environ.get("APR_TORTURE_SEEDS", "3"))
 PATIENCE = 3000  # turns in which all must have been served
 SLOTS = 5
-
-
-class ByHand(Engine):
-    """An engine whose turns a test takes."""
-
-    def _run(self):
-        pass
-
-    def turn(self, interrupted):
-        self._take_inbox()
-        self._take_cancellations()
-        self._scheduler.admit()
-        self._scheduler.decode()
-        self._tell()
-        self._scheduler.prefill(interrupted)
-        self._tell()
-
-    def end(self):
-        self._accepts, self._closing = False, True
-        super()._run()
 
 
 class Trouble:
@@ -210,7 +190,7 @@ def alone(model):
 def test_the_books_are_right_whatever_happens(model, alone, seed):
     rng, prompts = random.Random(seed), prompts_of(model)
     memory = int(model.sequence_bytes(900) * rng.choice([4, 6, 20]))
-    engine = ByHand(model, slots=SLOTS, memory_bytes=memory, snapshot_every=128,
+    engine = by_hand(model, slots=SLOTS, memory_bytes=memory, snapshot_every=128,
                     queue_limit=1000, cache_bytes=rng.choice([None, memory // 3]))  # fmt: skip
     trouble, asked = Trouble(model, rng), []
     try:
@@ -222,21 +202,18 @@ def test_the_books_are_right_whatever_happens(model, alone, seed):
             if asked and rng.random() < 0.3:
                 rng.choice(asked[-12:]).job.cancel()
             slices = iter([False] * rng.randrange(6))
-            try:
-                engine.turn(lambda slices=slices: next(slices, True))
-            except BaseException as error:
-                engine._scheduler.fail(error)
+            engine.turn(lambda slices=slices: next(slices, True))
             check_books(engine, asked)
         trouble.share = 0.0
         for _ in range(PATIENCE):
             if not engine._live:
                 break
-            engine.turn(lambda: False)
+            engine.turn()
             check_books(engine, asked)
         assert not engine._live, "somebody was never served"
     finally:
         trouble.over()
-        engine.end()
+        engine.close()
     assert trouble.met and model.state_bytes() == 0 and engine._cache.nbytes == 0
     served = check_answers(model, asked, alone)
     stats = engine.stats()

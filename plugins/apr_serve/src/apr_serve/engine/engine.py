@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -62,11 +63,15 @@ class Engine:
     means none. At most `queue_limit` requests wait, and one more of each owner who has none
     waiting. States of prompts are kept every `snapshot_every` tokens, and where messages begin.
     Nothing else may use the model meanwhile. Raises UsageError for sizes that make no sense.
+
+    All time is taken from `clock`, in seconds. Without `background` there is no thread: whoever
+    made the engine calls `turn` until nothing is left, then `close`.
     """
 
     def __init__(
         self, model: Model, *, slots: int = 8, memory_bytes: int | None = None,
         cache_bytes: int | None = None, queue_limit: int = 128, snapshot_every: int = EVERY,
+        clock: Callable[[], float] = time.monotonic, background: bool = True,
     ) -> None:  # fmt: skip
         if slots < 1 or queue_limit < 1:
             raise UsageError(f"an engine needs slots and a queue, found {slots} and {queue_limit}")
@@ -78,10 +83,11 @@ class Engine:
         self._cuts = PromptCuts(found.answer, found.question, snapshot_every)
         if memory_bytes is None:
             memory_bytes = default_limit(model.backend, _file_bytes(model), model.step_bytes())
+        self.clock = clock
         self._ledger = ledger = Ledger(memory_bytes, cache_bytes)
         self._cache = PrefixCache(model, lambda: ledger.for_cache)
         self._scheduler = Scheduler(
-            model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over
+            model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over, clock
         )
         self._lock = threading.Lock()  # guards what follows
         self._inbox: list[Job] = []
@@ -92,8 +98,10 @@ class Engine:
         self._wake, self._interrupted = threading.Event(), False
         self._stats = EngineStats()
         self._publish()
-        self._thread = threading.Thread(target=self._run, name="apr-engine", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._run, name="apr-engine", daemon=True)
+            self._thread.start()
 
     def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
         """Queue a request. Raises Busy, or UsageError if it can never run."""
@@ -223,7 +231,9 @@ class Engine:
             self._accepts = False
         self._closing = True
         self._woken()
-        if threading.current_thread() is not self._thread:
+        if self._thread is None:
+            self._end()
+        elif threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _publish(self) -> None:
@@ -247,25 +257,35 @@ class Engine:
                 self._wake.wait()
             self._wake.clear()
             if self._closing:
-                self._take_inbox()
-                self._scheduler.cancel(everything=True)
-                self._cache.clear()
-                self._tell()
+                self._end()
                 return
-            try:
-                self._turn()
-            except BaseException as error:  # our mistake: all requests are lost, the engine is not
-                log.exception("the engine failed: all requests end with this error")
-                self._scheduler.fail(as_exception(error))
+            self.turn()
 
-    def _turn(self) -> None:
+    def _end(self) -> None:
         self._take_inbox()
-        self._take_cancellations()
-        self._scheduler.admit()
-        self._scheduler.decode()
+        self._scheduler.cancel(everything=True)
+        self._cache.clear()
         self._tell()
-        self._scheduler.prefill(lambda: self._interrupted)
-        self._tell()
+
+    def turn(self, interrupted: Callable[[], bool] | None = None) -> bool:
+        """Take one step and read some of the prompts; whether anything is left to do.
+
+        `interrupted` is asked between parts of a prompt whether to return early, by default
+        whether a request was cancelled.
+        """
+        try:
+            self._take_inbox()
+            self._take_cancellations()
+            self._scheduler.admit()
+            self._scheduler.decode()
+            if self._scheduler.prefilling:
+                self._tell()
+                self._scheduler.prefill(interrupted or (lambda: self._interrupted))
+            self._tell()
+        except BaseException as error:  # our mistake: all requests are lost, the engine is not
+            log.exception("the engine failed: all requests end with this error")
+            self._scheduler.fail(as_exception(error))
+        return not self._scheduler.idle or bool(self._inbox)
 
     def _take_inbox(self) -> None:
         with self._lock:

@@ -7,7 +7,6 @@ changes no bits.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
@@ -24,12 +23,14 @@ if TYPE_CHECKING:
 
 SHARE = 0.6  # of a step's time that goes to prefill between two steps
 RECENT = 15  # steps, and slices, that count
+LEAST_S = 1e-9  # a token: a clock may not have moved
 
 
 class Pace:
-    """What steps and slices have taken of late, and the sizes that follow."""
+    """What steps and slices have taken of late by a clock, and the sizes that follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._slices: deque[float] = deque(maxlen=RECENT)  # seconds a token
 
@@ -52,7 +53,7 @@ class Pace:
         if not self._slices:
             return 2 * GRID
         slow = sorted(self._slices)[3 * len(self._slices) // 4]  # mixers take longer than mlps
-        fitting = int(self.between_steps_s / slow) // GRID * GRID
+        fitting = int(self.between_steps_s / max(slow, LEAST_S)) // GRID * GRID
         return min(max(fitting, GRID), CHUNK)
 
 
@@ -75,7 +76,7 @@ class Forward:
 
         At least one slice runs. Between slices `interrupted` is asked whether to return.
         """
-        started = before = time.perf_counter()
+        started = before = pace.clock()
         longest = 0.0
         while True:
             try:
@@ -83,7 +84,7 @@ class Forward:
             except StopIteration as end:
                 self._result = end.value
                 return True
-            now = time.perf_counter()
+            now = pace.clock()
             pace.sliced(now - before, sum(self._rows))
             longest, before = max(longest, now - before), now
             if interrupted() or (seconds is not None and now - started + longest > seconds):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +43,10 @@ class Scheduler:
 
     def __init__(
         self, model: Model, vocabulary: Vocabulary, ledger: Ledger, cache: PrefixCache, slots: int,
-        gone: Callable[[Job], None],
+        gone: Callable[[Job], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.model, self._vocabulary, self.ledger, self.cache = model, vocabulary, ledger, cache
-        self.slots, self._gone = slots, gone
+        self.slots, self._gone, self._clock = slots, gone, clock
         self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
         self.prefilling: list[Job] = []  # in the order of their turns
         self.decoding: dict[Answer, GenerationJob] = {}
@@ -56,7 +55,7 @@ class Scheduler:
         self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
         self._held: Counter[str] = Counter()  # slots by owner
         self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
-        self._pace, self._begun = Pace(), 0
+        self._pace, self._begun = Pace(clock), 0
 
     @property
     def idle(self) -> bool:
@@ -156,7 +155,7 @@ class Scheduler:
         answers = list(self.decoding)
         if not answers:
             return
-        started = time.perf_counter()
+        started = self._clock()
         try:
             logits = self.model.forward_last([(answer.slot, [answer.token]) for answer in answers])
             choices = logits.chosen(map(Answer.draw, answers))
@@ -167,7 +166,7 @@ class Scheduler:
             for answer, found in zip(answers, choices, strict=True):
                 self._advance(answer, found)
         self.totals.steps += 1
-        self._pace.stepped(time.perf_counter() - started)
+        self._pace.stepped(self._clock() - started)
         for answer in answers:
             self._untold.setdefault(self.decoding[answer], False)
         self._retire()
@@ -211,11 +210,11 @@ class Scheduler:
 
     def _restore(self, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
         """Put what was cached into its slots, for about so many seconds; whether all of it is."""
-        started = time.perf_counter()
+        started = self._clock()
         for job in [job for job in self.prefilling if job.restoring is not None]:
             try:
                 for _ in job.restoring or ():
-                    late = seconds is not None and time.perf_counter() - started > seconds
+                    late = seconds is not None and self._clock() - started > seconds
                     if late or interrupted():
                         return False
             except BaseException as error:
