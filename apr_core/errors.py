@@ -27,6 +27,16 @@ class UsageError(AprError):
     exit_code = 2
 
 
+class PromptTooLong(UsageError):
+    """A prompt of `tokens` tokens, of which the context holds `context` or one more."""
+
+    def __init__(self, tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens, the context holds {context}", "Shorten the prompt."
+        )
+        self.tokens, self.context = tokens, context
+
+
 class ConfigError(UsageError):
     """The user's configuration file holds something it should not."""
 

@@ -22,26 +22,28 @@ if TYPE_CHECKING:
         upload_progress,
     )
     from apr_core.cli.run import kv_type_option
-    from apr_core.errors import Busy
-    from apr_core.generate.answer import Answer, Vocabulary
-    from apr_core.generate.cuts import CHUNK, EVERY, GRID, PromptCuts, cuts_of
-    from apr_core.generate.generate import Generation, check_prompt, generate, stream
-    from apr_core.generate.logprobs import token_logprob
+    from apr_core.errors import Busy, PromptTooLong
+    from apr_core.generate.cuts import CHUNK, EVERY, GRID, Prefill, PromptCuts, cuts_of
+    from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
     from apr_core.generate.requests import (
         Channel,
         Constraint,
         Delta,
         EndedBy,
-        EngineStats,
         FinishReason,
-        GenerationEngine,
         GenerationRequest,
-        Ticket,
         TokenLogprob,
         Usage,
         as_exception,
     )
     from apr_core.generate.sampling import Sampler, SamplingParams
+    from apr_core.generate.sequence import (
+        GenerationSequence,
+        Vocabulary,
+        choose_tokens,
+        decode_step,
+        token_logprob,
+    )
     from apr_core.model.model import Model, Snapshot, load
     from apr_core.model.step import Choice, LastLogits
     from apr_core.registry import Owned, Registry, get_registry
@@ -58,16 +60,17 @@ else:
                 "sparing_collections upload_progress"
             ),
             "apr_core.cli.run": "kv_type_option",
-            "apr_core.errors": "Busy",
-            "apr_core.generate.answer": "Answer Vocabulary",
-            "apr_core.generate.cuts": "CHUNK EVERY GRID PromptCuts cuts_of",
-            "apr_core.generate.generate": "Generation check_prompt generate stream",
-            "apr_core.generate.logprobs": "token_logprob",
+            "apr_core.errors": "Busy PromptTooLong",
+            "apr_core.generate.cuts": "CHUNK EVERY GRID Prefill PromptCuts cuts_of",
+            "apr_core.generate.generate": "Generation check_prompt generate limit_of stream",
             "apr_core.generate.requests": (
-                "Channel Constraint Delta EndedBy EngineStats FinishReason GenerationEngine "
-                "GenerationRequest Ticket TokenLogprob Usage as_exception"
+                "Channel Constraint Delta EndedBy FinishReason GenerationRequest TokenLogprob "
+                "Usage as_exception"
             ),
             "apr_core.generate.sampling": "Sampler SamplingParams",
+            "apr_core.generate.sequence": (
+                "GenerationSequence Vocabulary choose_tokens decode_step token_logprob"
+            ),
             "apr_core.model.model": "Model Snapshot load",
             "apr_core.model.step": "Choice LastLogits",
             "apr_core.registry": "Owned Registry get_registry",
@@ -78,13 +81,14 @@ else:
     )  # fmt: skip
 
 __all__ = [
-    "CHUNK", "EVERY", "GRID", "Answer", "Busy", "Channel", "ChatTemplate", "Choice",
-    "Constraint", "Delta", "EndedBy", "EngineStats", "FinishReason", "Generation",
-    "GenerationEngine", "GenerationRequest", "LastLogits", "Model", "Owned", "PromptCuts",
-    "Registry", "Sampler", "SamplingParams", "Snapshot", "Ticket", "TokenLogprob", "Tokenizer",
-    "Usage", "Vocabulary", "apr", "as_exception", "chat_pieces", "check_prompt",
-    "config_content", "config_path", "cuts_of", "diverted", "encode_chat", "generate",
-    "get_registry", "human_bytes", "kv_type_option", "load", "print_json", "print_table",
-    "problems", "progress", "show_notices", "sparing_collections", "stream", "token_logprob",
+    "CHUNK", "EVERY", "GRID", "Busy", "Channel", "ChatTemplate", "Choice", "Constraint",
+    "Delta", "EndedBy", "FinishReason", "Generation", "GenerationRequest", "GenerationSequence",
+    "LastLogits", "Model", "Owned", "Prefill", "PromptCuts", "PromptTooLong", "Registry",
+    "Sampler", "SamplingParams", "Snapshot", "TokenLogprob", "Tokenizer", "Usage", "Vocabulary",
+    "apr", "as_exception", "chat_pieces", "check_prompt", "choose_tokens", "config_content",
+    "config_path", "cuts_of", "decode_step", "diverted", "encode_chat", "generate",
+    "get_registry", "human_bytes", "kv_type_option", "limit_of", "load", "print_json",
+    "print_table", "problems", "progress", "show_notices", "sparing_collections", "stream",
+    "token_logprob",
     "upload_progress",
 ]  # fmt: skip

@@ -24,7 +24,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from apr_core import Model, load
-from apr_core.generate.requests import Delta, EngineStats, GenerationRequest, Usage
+from apr_core.generate.requests import Delta, GenerationRequest, Usage
+from apr_serve.engine.interface import EngineStats
 
 TOKENS = 400  # a stream
 STEP_S = 0.005

@@ -8,6 +8,7 @@ alike as far as they are.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -123,10 +124,29 @@ def cuts_of(model: Any) -> PromptCuts:
     return found
 
 
-def stretches(length: int, cuts: Sequence[int], chunk: int = CHUNK) -> list[tuple[int, int]]:
-    """[start, stop) of the forwards of a whole prompt: to every cut, and to multiples of `chunk`.
+class Prefill:
+    """A prompt and how many of its tokens have been read: forwards end at its cuts or on the grid.
 
-    `chunk` is a multiple of GRID.
+    Where forwards end besides changes no bits.
     """
-    stops = sorted({*(c for c in cuts if c < length), *range(chunk, length, chunk), length})
-    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+    def __init__(self, ids: Sequence[int], cuts: Sequence[int] = ()) -> None:
+        self.ids, self.cuts, self.position = ids, cuts, 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the prompt has been read."""
+        return self.position == len(self.ids)
+
+    def next_stop(self) -> int:
+        """How far the next forward may go at most."""
+        i = bisect_right(self.cuts, self.position)
+        return self.cuts[i] if i < len(self.cuts) else len(self.ids)
+
+    def stop_within(self, tokens: int) -> int:
+        """How far a forward of about so many tokens goes: to a stop, or to the grid."""
+        stop = self.next_stop()
+        if stop - self.position <= tokens:
+            return stop
+        on_grid = (self.position + tokens) // GRID * GRID
+        return min(stop, max(on_grid, self.position // GRID * GRID + GRID))

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from apr_core.errors import UsageError
-from apr_core.generate.answer import Answer, Vocabulary
-from apr_core.generate.cuts import CHUNK, GRID, cuts_of, stretches
+from apr_core.errors import PromptTooLong, UsageError
+from apr_core.generate.cuts import CHUNK, GRID, Prefill, cuts_of
 from apr_core.generate.requests import Delta, EndedBy, GenerationRequest
 from apr_core.generate.sampling import SamplingParams
+from apr_core.generate.sequence import GenerationSequence, Vocabulary, choose_tokens, decode_step
 
 if TYPE_CHECKING:
     from apr_core.model.model import Model
@@ -89,57 +89,66 @@ def stream(
     prompt tokens go into one forward, a multiple of 64. Blank lines between reasoning and answer
     belong to neither. Raises UsageError for an empty or too long prompt.
     """
-    check_prompt(model, prompt_ids, max_tokens)
     if chunk < 1 or chunk % GRID:
         raise UsageError(f"chunk must be a multiple of {GRID}, found {chunk}")
     params = params or SamplingParams.from_defaults(model.config.sampling)
-    timings = timings if timings is not None else Timings()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    request = GenerationRequest(prompt_ids, params, stop=stops, detect_repetition=detect_repetition)
-    full: EndedBy = "context"
-    room = model.max_len - len(prompt_ids)
-    if max_tokens is not None and max_tokens <= room:
-        room, full = max_tokens, "max_tokens"
+    request = GenerationRequest(
+        prompt_ids, params, max_tokens, stop=stops, detect_repetition=detect_repetition
+    )
+    limit, reason = limit_of(model, request)
+    timings = timings if timings is not None else Timings()
     slot = model.new_slot()
     try:
-        answer = Answer(Vocabulary.of(model), request, 0, slot=slot, room=room, full=full)
-        found = _prefill(model, answer, chunk, timings)
+        sequence = GenerationSequence(
+            Vocabulary.of(model), request, 0, slot=slot, limit=limit, limit_reason=reason
+        )
+        _prefill(model, sequence, chunk, timings)
         while True:
-            answer.take(found)
+            deltas, sequence.deltas = sequence.deltas, []
             timings.tokens += 1
-            deltas, answer.deltas = answer.deltas, []
+            if sequence.ended == "error":
+                raise deltas.pop().error or AssertionError("an error that is none")
             yield from deltas
-            if answer.ended:
+            if sequence.ended:
                 return
             started = time.perf_counter()
-            logits = model.forward_last([(slot, [answer.token])])
-            (found,) = logits.chosen(map(Answer.draw, [answer]))
+            decode_step(model, [sequence])
             timings.decode_s += time.perf_counter() - started
     finally:
         model.free_slot(slot)
 
 
-def check_prompt(model: Model, prompt_ids: Sequence[int], max_tokens: int | None) -> None:
-    """Raise UsageError unless the prompt fits and there is something to generate."""
+def limit_of(model: Model, request: GenerationRequest) -> tuple[int, EndedBy]:
+    """How many tokens an answer may have at most, and by what it ends when it has them.
+
+    Raises UsageError as `check_prompt` does, and for a limit below 1.
+    """
+    check_prompt(model, request.prompt_ids)
+    limit, room = request.max_tokens, model.max_len - len(request.prompt_ids)
+    if limit is not None and limit < 1:
+        raise UsageError(f"max_tokens must be at least 1, found {limit}")
+    return (room, "context") if limit is None or limit > room else (limit, "max_tokens")
+
+
+def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
+    """Raise UsageError for a prompt that is empty or no ids, PromptTooLong for one too long."""
     if not len(prompt_ids):
-        raise UsageError("the prompt is empty", "Give some text, or - to read standard input.")
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens must be at least 1, found {max_tokens}")
+        raise UsageError("the prompt is empty")
+    model.check_ids(prompt_ids)
     if len(prompt_ids) >= model.max_len:
-        raise UsageError(
-            f"the prompt has {len(prompt_ids)} tokens, the context holds {model.max_len}",
-            "Shorten the prompt.",
-        )
+        raise PromptTooLong(len(prompt_ids), model.max_len)
 
 
-def _prefill(model: Model, answer: Answer, chunk: int, timings: Timings) -> Choice:
-    """Read the prompt of an answer; what its first token is taken from."""
-    started, ids = time.perf_counter(), answer.request.prompt_ids
-    for start, stop in stretches(len(ids), cuts_of(model)(ids), chunk):
-        logits = model.forward_last([(answer.slot, ids[start:stop])])
-    (found,) = logits.chosen(map(Answer.draw, [answer]))
+def _prefill(model: Model, sequence: GenerationSequence, chunk: int, timings: Timings) -> None:
+    """Read the prompt of a sequence and choose its first token."""
+    started, ids = time.perf_counter(), sequence.request.prompt_ids
+    prefill = Prefill(ids, cuts_of(model)(ids))
+    while not prefill.done:
+        start, prefill.position = prefill.position, prefill.stop_within(chunk)
+        logits = model.forward_last([(sequence.slot, ids[start : prefill.position])])
+    choose_tokens(logits, [sequence])
     timings.prompt_tokens, timings.prefill_s = len(ids), time.perf_counter() - started
-    return found
 
 
 def generate(

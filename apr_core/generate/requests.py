@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers: the seam between it and any server.
+"""What is asked of a model, and what it answers, alone or in an engine.
 
 Nothing here knows chats, tools or HTTP: a request is ids in, pieces of text with their ids out.
 """
@@ -113,70 +113,3 @@ class Delta:
     usage: Usage | None = None
     error: Exception | None = None
     stop_string: str | None = None
-
-
-class Ticket(Protocol):
-    """A request that the engine has taken."""
-
-    def cancel(self) -> None:
-        """Stop within one step. Every answer still ends with a delta (`cancelled`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A look at the engine, cheap enough to take every second."""
-
-    slots: int = 0
-    running: int = 0
-    prefilling: int = 0
-    queued: int = 0
-    memory_bytes: int = 0  # state of running sequences, held now
-    reserved_bytes: int = 0  # what they may grow to
-    memory_limit: int = 0  # for sequences and cache together
-    cache_bytes: int = 0
-    cache_entries: int = 0
-    prompt_tokens: int = 0  # totals since the start
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    steps: int = 0
-
-
-class GenerationEngine(Protocol):
-    """What a server needs of an engine. The implementation is `apr_serve.engine.engine.Engine`.
-
-    It has a thread of its own. `deliver` of a request is called from that thread with what a step
-    added to its answers, in order, the last call holding the last delta of the last answer; it must
-    return at once. `flushed` (an attribute, called after every step's last delivery) lets a server
-    wake its event loop once a step.
-    """
-
-    flushed: Callable[[], None]
-
-    def submit(
-        self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None]
-    ) -> Ticket:
-        """Queue a request. Raises Busy, or UsageError if it can never run."""
-
-    def embed(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
-        owner: str = "",
-    ) -> Ticket:  # fmt: skip
-        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
-
-    def score(
-        self, ids: Sequence[int], top: int,
-        deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
-    ) -> Ticket:  # fmt: skip
-        """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
-
-    def stats(self) -> EngineStats:
-        """How it stands."""
-
-    def drain(self, timeout_s: float) -> bool:
-        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
-
-    def close(self) -> None:
-        """Cancel everything and end the thread."""

@@ -1,48 +1,39 @@
-"""Turns tokens into pieces of text: whole characters, reasoning apart, nothing of a stop string."""
+"""Turns tokens into deltas: whole characters, reasoning apart, nothing of a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from apr_core.generate.requests import Channel
+from apr_core.generate.requests import Channel, Delta, TokenLogprob
 from apr_core.text.chat import END_THINK, THINK, starts_thinking
 from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that can be shown. The last piece has a finish_reason: stop or length."""
-
-    text: str
-    channel: Channel
-    ids: tuple[int, ...] = ()
-    finish_reason: str | None = None
-
-
 class Writer:
-    """Takes an answer's tokens one by one. Blank lines after a thinking tag belong to no channel.
+    """Takes the tokens of text `index` one by one, with their log probabilities if wanted.
 
-    A closing tag outside of reasoning is text. `plain`: all is text as it was written, tags too.
+    Blank lines after a thinking tag belong to no channel. A closing tag outside of reasoning is
+    text. `plain`: all is text as it was written, tags too.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str],
-        plain: bool = False,
+        plain: bool = False, index: int = 0,
     ) -> None:  # fmt: skip
-        self._tokenizer = tokenizer
+        self._tokenizer, self._index = tokenizer, index
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(stop)
         self._tags: dict[str, Channel] = {} if plain else {THINK: "reasoning", END_THINK: "text"}
         thinks = not plain and starts_thinking(tokenizer, prompt_ids)
         self.channel: Channel = "reasoning" if thinks else "text"
         self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._border = False  # right after a thinking tag: the template's line breaks follow
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that was found."""
+        """The stop string that ended the text."""
         return self._scanner.stopped
 
     @property
@@ -50,20 +41,37 @@ class Writer:
         """Whether the tokens so far end within a character."""
         return self._detokenizer.mid_character
 
-    def push(self, token: int) -> Iterator[Piece]:
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> Iterator[Delta]:
         """What can be shown after one more token."""
-        self._ids.append(token)
+        self._add(token, logprob)
         added = self._tokenizer.added_token(token)
         switch = self._tags.get(added.content) if added else None
         if switch and switch != self.channel:
-            yield from self._emit(self._detokenizer.flush(), flush=True)
+            shown = self._scanner.push(self._detokenizer.flush()) + self._scanner.flush()
+            yield self._delta(shown)
             self.channel, self._border = switch, True
             return
         written = self._detokenizer.push(token)
         text = self._inner(written)
         if written and self._border:  # nothing but the line breaks: their ids belong to the tag
-            yield Piece("", "reasoning", self._take())
-        yield from self._emit(text)
+            yield self._delta("", "reasoning")
+        if shown := self._scanner.push(text):
+            yield self._delta(shown)
+
+    def finish(self, token: int | None = None, logprob: TokenLogprob | None = None) -> Delta:
+        """The last delta, with all that was held back; `token` ended the text without words."""
+        if token is not None:
+            self._add(token, logprob)
+        shown = ""
+        if self.stopped is None:
+            rest = self._inner(self._detokenizer.flush())
+            shown = self._scanner.push(rest) + self._scanner.flush()
+        return self._delta(shown)
+
+    def _add(self, token: int, logprob: TokenLogprob | None) -> None:
+        self._ids.append(token)
+        if logprob is not None:
+            self._logprobs.append(logprob)
 
     def _inner(self, text: str) -> str:
         """The text without the line breaks that follow a thinking tag."""
@@ -73,23 +81,21 @@ class Writer:
         self._border = not text
         return text
 
-    def _emit(self, text: str, flush: bool = False) -> Iterator[Piece]:
-        shown = self._scanner.push(text)
-        if flush:
-            shown += self._scanner.flush()
-        if shown or flush:
-            yield Piece(shown, self.channel, self._take())
+    def _delta(self, text: str, channel: Channel | None = None) -> Delta:
+        ids, logprobs = tuple(self._ids), tuple(self._logprobs)
+        self._ids, self._logprobs = [], []
+        if self.stopped is not None:
+            logprobs = self._of_shown(text, logprobs)
+        return Delta(self._index, text, channel or self.channel, ids, logprobs)
 
-    def _take(self) -> tuple[int, ...]:
-        ids, self._ids = tuple(self._ids), []
-        return ids
-
-    def finish(self, reason: str, token: int | None = None) -> Piece:
-        """The last piece, with all that was held back; `token` ended the answer without text."""
-        if token is not None:
-            self._ids.append(token)
-        shown = ""
-        if self.stopped is None:
-            rest = self._inner(self._detokenizer.flush())
-            shown = self._scanner.push(rest) + self._scanner.flush()
-        return Piece(shown, self.channel, self._take(), reason if self.stopped is None else "stop")
+    def _of_shown(
+        self, text: str, logprobs: Sequence[TokenLogprob]
+    ) -> tuple[TokenLogprob, ...]:  # fmt: skip
+        """Those of the tokens that the text is of, without those of the stop string after it."""
+        shown, size = [], 0
+        for each in logprobs:
+            if size >= len(text):
+                break
+            shown.append(each)
+            size += len(self._tokenizer.decode([each.id]))
+        return tuple(shown)

@@ -268,18 +268,22 @@ class Model:
         if len({slot for slot, _ in parts}) != len(parts):
             raise UsageError("a slot may appear once in a forward")
         for slot, ids in parts:
-            low, high = min(ids), max(ids)
-            if low < 0 or high >= self.config.vocab_size:
-                raise UsageError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary of "
-                    f"{self.config.vocab_size}"
-                )
+            self.check_ids(ids)
             if self._lengths[slot] + len(ids) > self.max_len:
                 raise UsageError(
                     f"the sequence would have {self._lengths[slot] + len(ids)} tokens, the "
                     f"context holds {self.max_len}",
                     "Shorten the prompt, or load with a larger context if the model has it.",
                 )
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise UsageError for an id that is outside the vocabulary."""
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.config.vocab_size:
+            raise UsageError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.config.vocab_size}"
+            )
 
     def logits(self, ids: Sequence[int], chunk: int = CHUNK) -> NDArray[np.float32]:
         """Logits of every token of one sequence: ids [T] -> float32 [T, vocab]."""

@@ -175,7 +175,7 @@ def test_a_choice_that_fails_ends_its_requests_and_the_engine_goes_on(model, cho
 @pytest.mark.needs_plugins
 def test_nobody_is_asked_for_draws_where_the_host_chooses(model, monkeypatch):
     asked = []
-    monkeypatch.setattr("apr_core.generate.answer.Answer.draw", asked.append)
+    monkeypatch.setattr("apr_core.generate.sequence.GenerationSequence.draw", asked.append)
     assert model.generate(random_ids(9), params=DRAWN, max_tokens=4).ids
     with running(model) as engine:
         assert Client(engine, random_ids(9), DRAWN, max_tokens=4, n=2).ids(1)

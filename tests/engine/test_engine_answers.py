@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from apr_core.errors import UsageError
-from apr_core.generate.answer import Answer, Vocabulary
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
+from apr_core.generate.sequence import GenerationSequence, Vocabulary
 from apr_serve.engine.engine import Engine
 from tests.engine.engine_rig import (
     ENDLESS,
@@ -162,8 +162,10 @@ class Scripted:
         self.vocabulary = Vocabulary.of(model)
         self.says = tokenizer.encode(says, allow_special=True)
         request = GenerationRequest(tokenizer.encode(prompt, allow_special=True), **options)
-        self.answer = Answer(self.vocabulary, request, 0, slot=0, room=room, full="max_tokens",
-                             constraint=constraint)  # fmt: skip
+        self.answer = GenerationSequence(
+            self.vocabulary, request, 0, slot=0, limit=room, limit_reason="max_tokens",
+            constraint=constraint,
+        )  # fmt: skip
         self.fed = []
 
     def feed(self, token):

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from apr_core.generate.cuts import CLOSEST, PromptCuts, cuts_of, stretches
+from apr_core.generate.cuts import CHUNK, CLOSEST, Prefill, PromptCuts, cuts_of
 from apr_serve.engine.engine import Engine
 from apr_serve.engine.prefix_cache import PrefixCache
 from tests.engine.engine_rig import (
@@ -99,11 +99,19 @@ def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
         engine.close()
 
 
-def test_stretches_cover_a_prompt_and_stop_at_cuts_and_chunks():
-    assert stretches(1300, [70, 1024, 1300]) == [
-        (0, 70), (70, 512), (512, 1024), (1024, 1300),
-    ]  # fmt: skip
-    assert stretches(5, []) == [(0, 5)]
+def stops(length, cuts):
+    """Where the forwards of a prompt end."""
+    prefill, ends = Prefill(range(length), cuts), []
+    while not prefill.done:
+        prefill.position = prefill.stop_within(CHUNK)
+        ends.append(prefill.position)
+    return ends
+
+
+def test_forwards_of_a_prompt_end_at_cuts_and_on_the_grid():
+    assert stops(1300, [70, 1024, 1300]) == [70, 576, 1024, 1300]
+    assert stops(1300, []) == [512, 1024, 1300]
+    assert stops(5, []) == [5]
 
 
 def turns(model):

@@ -117,7 +117,7 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(room, owners):
         assert len(chosen) > 1 or room == GRID, "where there is room, short ones share it"
         for job_, stop in chosen:
             job_.position = stop
-        jobs = [job_ for job_ in jobs if not job_.prefilled]
+        jobs = [job_ for job_ in jobs if not job_.done]
 
 
 def test_a_chat_of_a_thousand_turns_is_answered_again(model, monkeypatch):

@@ -35,6 +35,9 @@ class Scripted:
     def free_slot(self, slot):
         del self.open[slot]
 
+    def check_ids(self, ids):
+        assert all(0 <= id_ < self.tokenizer.vocab_size for id_ in ids)
+
     def forward_last(self, parts):
         return LastLogits(ReferenceBackend(), self.forward(parts))
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Histogram
 
-from apr_core.generate.requests import EngineStats
+from apr_serve.engine.interface import EngineStats
 from apr_serve.http.sse import EventStream
 from apr_serve.page import routes as pages
 from tests.page.scripted_replies import REPLIES

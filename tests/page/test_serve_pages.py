@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from apr_serve.engine.interface import EngineStats
+
 pytest.importorskip("fastapi", reason="serving is an extra: apr-core[serve]")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Histogram
 
-from apr_core.generate.requests import EngineStats
 from apr_serve.page import routes as pages
 
 pytestmark = pytest.mark.needs_plugins

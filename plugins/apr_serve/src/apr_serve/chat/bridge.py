@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_core.runtime import Delta, GenerationEngine, GenerationRequest, Ticket, TokenLogprob
+from apr_core.runtime import Delta, GenerationRequest, TokenLogprob
+from apr_serve.engine.interface import GenerationEngine, Ticket
 
 if TYPE_CHECKING:
     import numpy as np

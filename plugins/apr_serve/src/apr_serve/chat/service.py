@@ -14,16 +14,18 @@ from apr_core.runtime import (
     ChatTemplate,
     Constraint,
     Delta,
-    GenerationEngine,
     GenerationRequest,
+    PromptTooLong,
     SamplingParams,
     TokenLogprob,
     chat_pieces,
+    check_prompt,
 )
 from apr_serve.chat.answer_parser import AnswerParser
 from apr_serve.chat.bridge import Bridge, Deliveries
 from apr_serve.chat.collected import Answer, collect
 from apr_serve.chat.events import ChatEvent, ChatRequest, Tool
+from apr_serve.engine.interface import GenerationEngine
 from apr_serve.http.errors import ApiError, as_api_error
 from apr_serve.tools.messages import normalized, template_tools
 from apr_serve.tools.tool_calls import Form, form_of
@@ -84,7 +86,7 @@ class ChatService:
         except FormatError as error:  # the template's fault, but only other messages help
             raise ApiError(400, error.message, "messages") from error
         except AprError as error:
-            raise _refused(error, "messages") from error
+            raise self._refused(error, "messages") from error
 
     def stream(self, request: ChatRequest) -> ChatStream:
         """The answers' events, a list a step.
@@ -128,11 +130,12 @@ class ChatService:
 
     def submit(self, request: GenerationRequest, param: str = "messages") -> Deliveries:
         """Queue ids for generation. `param` is named when the prompt is refused."""
-        self.check_length(request.prompt_ids, param)
         try:
             deliveries = self._bridge.submit(request)
         except AprError as error:
-            raise _refused(error, None) from error
+            raise self._refused(
+                error, param if isinstance(error, PromptTooLong) else None
+            ) from error
         if self.timeout < FOREVER:
             late = ApiError(504, f"the answer took over {self.timeout:g} s", code="timeout")
             loop = asyncio.get_running_loop()
@@ -146,12 +149,23 @@ class ChatService:
         if bad is not None:
             raise ApiError(400, f"{param}: token ids go from 0 to {size - 1}, found {bad}", param)
 
-    def check_length(self, ids: Sequence[int], param: str) -> None:
-        """Raise ApiError unless the context holds the ids and a token more."""
-        if len(ids) >= self.model.max_len:
-            raise self._too_long(str(len(ids)), param)
+    def check_prompt(self, ids: Sequence[int], param: str) -> None:
+        """Raise ApiError unless there are ids and the context holds them and a token more."""
+        try:
+            check_prompt(self.model, ids)
+        except AprError as error:
+            raise self._refused(error, param) from error
 
-    def _too_long(self, count: str, param: str) -> ApiError:
+    def _refused(self, error: AprError, param: str | None) -> ApiError:
+        """The error for a client, naming the parameter if it is the client's fault."""
+        if isinstance(error, PromptTooLong):
+            return self._too_long(str(error.tokens), param)
+        refused = as_api_error(error)
+        if refused.status == 400:
+            refused.param = param
+        return refused
+
+    def _too_long(self, count: str, param: str | None) -> ApiError:
         return ApiError(
             400,
             f"the prompt has {count} tokens, the context of {self.model_id} holds "
@@ -186,7 +200,7 @@ class ChatService:
             params = SamplingParams.from_defaults(self.model.config.sampling, **asked)
             return replace(params, logit_bias=tuple((bias or {}).items()))
         except AprError as error:
-            raise _refused(error, None) from error
+            raise self._refused(error, None) from error
 
     async def encode(
         self, text: str, allow_special: bool = False, prompt: str | None = None
@@ -207,21 +221,21 @@ class ChatService:
         try:
             return await asyncio.to_thread(work)
         except AprError as error:
-            raise _refused(error, prompt or "text") from error
+            raise self._refused(error, prompt or "text") from error
 
     async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
         """The mean [hidden] of the last hidden states over the ids."""
         try:
             return await self._bridge.embed(ids, owner)
         except AprError as error:
-            raise _refused(error, "input") from error
+            raise self._refused(error, "input") from error
 
     async def score(self, ids: Sequence[int], top: int, owner: str = "") -> list[TokenLogprob]:
         """The log probabilities of ids[1:], each with its `top` likeliest rivals."""
         try:
             return await self._bridge.score(ids, top, owner)
         except AprError as error:
-            raise _refused(error, "prompt") from error
+            raise self._refused(error, "prompt") from error
 
     def _constraint(self, request: ChatRequest) -> Callable[[], Constraint] | None:
         """What limits the answer, if anything does. Raises ApiError for a grammar it cannot be.
@@ -247,7 +261,7 @@ class ChatService:
                 tokenizer, called, not optional, parallel, self._call_form, answer
             )
         except AprError as error:
-            raise _refused(error, "tools" if tools else "response_format") from error
+            raise self._refused(error, "tools" if tools else "response_format") from error
 
     def _template_tools(self, request: ChatRequest) -> list[dict[str, Any]] | None:
         """The tools as templates show them. Raises ApiError where calls could not be read."""
@@ -257,7 +271,7 @@ class ChatService:
         try:
             return template_tools(request.shown_tools)
         except AprError as error:
-            raise _refused(error, "tools") from error
+            raise self._refused(error, "tools") from error
 
     @cached_property
     def _call_form(self) -> Form | None:
@@ -321,11 +335,3 @@ class Stopwatch:
         tell = observer.first_token if self._first else observer.next_token
         tell(self._service.model_id, now - self._last)
         self._last, self._first = now, False
-
-
-def _refused(error: AprError, param: str | None) -> ApiError:
-    """The error for a client, naming the parameter if it is the client's fault."""
-    refused = as_api_error(error)
-    if refused.status == 400:
-        refused.param = param
-    return refused

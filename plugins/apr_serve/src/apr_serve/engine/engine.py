@@ -24,16 +24,16 @@ from apr_core.runtime import (
     Busy,
     Delta,
     EndedBy,
-    EngineStats,
     GenerationRequest,
     PromptCuts,
-    Ticket,
     TokenLogprob,
     Vocabulary,
     as_exception,
     check_prompt,
     cuts_of,
+    limit_of,
 )
+from apr_serve.engine.interface import EngineStats, Ticket
 from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
 from apr_serve.engine.memory import Ledger, default_limit
 from apr_serve.engine.prefix_cache import PrefixCache
@@ -105,28 +105,23 @@ class Engine:
 
     def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
         """Queue a request. Raises Busy, or UsageError if it can never run."""
-        check_prompt(self.model, request.prompt_ids, request.max_tokens)
-        self._check_ids(request.prompt_ids)
+        limit, reason = self._limit(request)
         if not 1 <= request.n <= self.slots:
             raise UsageError(
                 f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
             )
-        room, full = self._room(request)
-        job = GenerationJob(request, deliver, self._woken, room, full)
-        job.bytes_each = self._bytes(len(request.prompt_ids) + room - 1, request.n)
+        job = GenerationJob(request, deliver, self._woken, limit, reason)
         job.cuts = self._cuts(request.prompt_ids)
         job.kept = self._cuts.kept(job.cuts)
-        return self._enqueue(job)
+        return self._enqueue(job, limit)
 
     def embed(
         self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
         owner: str = "",
     ) -> Ticket:  # fmt: skip
         """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
-        check_prompt(self.model, ids, None)
-        self._check_ids(ids)
+        check_prompt(self.model, ids)
         job = EmbeddingJob(ids, deliver, self._woken, owner)
-        job.bytes_each = self._bytes(len(ids), 1)
         job.cuts = self._cuts(ids)
         return self._enqueue(job)
 
@@ -135,55 +130,42 @@ class Engine:
         deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
     ) -> Ticket:  # fmt: skip
         """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
-        check_prompt(self.model, ids, None)
-        self._check_ids(ids)
+        check_prompt(self.model, ids)
         valid = self.model.tokenizer.valid_size
         job = ScoringJob(ids, top, self.model.logits_of, valid, deliver, self._woken, owner)
-        job.bytes_each = self._bytes(len(ids), 1)
         job.cuts = self._cuts(ids)
         return self._enqueue(job)
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.model.config.vocab_size:
-            raise UsageError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of "
-                f"{self.model.config.vocab_size}"
-            )
-
-    def _room(self, request: GenerationRequest) -> tuple[int, EndedBy]:
-        """Tokens an answer may have, and what it means when it has them.
+    def _limit(self, request: GenerationRequest) -> tuple[int, EndedBy]:
+        """How many tokens an answer may have, and by what it ends when it has them.
 
         A request that does not say how many gets what its share of the memory holds: of what is
         left beside some prefixes, which would else be forgotten whenever all slots are taken.
         """
-        prompt = len(request.prompt_ids)
-        room = self.model.max_len - prompt
+        limit, reason = limit_of(self.model, request)
         if request.max_tokens is not None:
-            return (
-                (request.max_tokens, "max_tokens")
-                if request.max_tokens <= room
-                else (room, "context")
-            )
+            return limit, reason
+        prompt = len(request.prompt_ids)
         bytes_at, ledger = self.model.sequence_bytes, self._ledger
         shared = ledger.limit - min(ledger.cache_limit, ledger.limit // PREFIXES)
         share = max(shared // self.slots, bytes_at(prompt + LEAST_ROOM))
         share = min(share, ledger.limit // request.n)
-        fitting = bisect_right(range(1, room + 1), share, key=lambda n: bytes_at(prompt + n - 1))
-        return max(fitting, 1), "context"
+        fitting = bisect_right(range(1, limit + 1), share, key=lambda n: bytes_at(prompt + n - 1))
+        return max(fitting, 1), reason
 
-    def _bytes(self, length: int, count: int) -> int:
-        """What an answer of a request reserves. Raises UsageError if the request can never run."""
-        each = self.model.sequence_bytes(length)
+    def _reserve(self, job: Job, length: int) -> None:
+        """Note what each answer of a job reserves. Raises UsageError if it can never run."""
+        count, each = job.answers_wanted, self.model.sequence_bytes(length)
         if each * count > self._ledger.limit:
             raise UsageError(
                 f"{count} x {length} tokens need {each * count >> 20} MiB of state, the engine has "
                 f"{self._ledger.limit >> 20} MiB",
                 "Ask for fewer tokens or answers, or give the engine more memory.",
             )
-        return each
+        job.bytes_each = each
 
-    def _enqueue(self, job: Job) -> Ticket:
+    def _enqueue(self, job: Job, limit: int = 1) -> Ticket:
+        self._reserve(job, len(job.ids) + limit - 1)
         with self._lock:
             if not self._accepts:
                 raise Busy("the engine is stopping and takes no more requests")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,11 @@ import numpy as np
 
 from apr_core.plugin import AprError
 from apr_core.runtime import (
-    GRID,
-    Answer,
     Delta,
     EndedBy,
     GenerationRequest,
+    GenerationSequence,
+    Prefill,
     TokenLogprob,
     Usage,
     Vocabulary,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SCORED_AT_ONCE = 64  # rows of logits that are in memory
 
 
-class Job:
+class Job(Prefill):
     """A prompt, how much of it is in a slot, and what memory is reserved for it.
 
     Jobs are the tickets that callers get: `cancel` may be called from any thread, everything else
@@ -39,15 +39,14 @@ class Job:
     answers_wanted = 1
 
     def __init__(self, ids: Sequence[int], owner: str, wake: Callable[[], None]) -> None:
-        self.ids, self.owner, self._wake = ids, owner, wake
+        super().__init__(ids)
+        self.owner, self._wake = owner, wake
         self.cancelled = False  # somebody asked for it
         self.broken = False  # nobody can be told anything any more
         self.slot: int | None = None
-        self.position = 0  # tokens of the prompt that are in the slot
         self.passed_over = False  # the last forward of prompts went without it
         self.number = 0  # in the order in which slots were given
         self.waits = False  # for another that reads the same
-        self.cuts: Sequence[int] = ()
         self.kept: Sequence[int] = ()  # those of them where state is worth keeping
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
@@ -76,28 +75,10 @@ class Job:
         return found[1:]
 
     @property
-    def prefilled(self) -> bool:
-        """Whether all of the prompt is in the slot."""
-        return self.position == len(self.ids)
-
-    @property
     def worth_keeping(self) -> bool:
         """Whether the slot's state is."""
         i = bisect_left(self.kept, self.position)
         return i < len(self.kept) and self.kept[i] == self.position
-
-    def next_stop(self) -> int:
-        """How far the next forward may go at most."""
-        i = bisect_right(self.cuts, self.position)
-        return self.cuts[i] if i < len(self.cuts) else len(self.ids)
-
-    def stop_within(self, room: int) -> int:
-        """How far a forward of about `room` tokens goes: to a stop, or to the grid."""
-        stop = self.next_stop()
-        if stop - self.position <= room:
-            return stop
-        on_grid = (self.position + room) // GRID * GRID
-        return min(stop, max(on_grid, self.position // GRID * GRID + GRID))
 
     def deliver_pending(self) -> None:
         """Tell the caller what there is to tell."""
@@ -109,34 +90,36 @@ class Job:
 
 
 class GenerationJob(Job):
-    """A request for answers. `room` and `full` as in `Answer`."""
+    """A request for answers, each with the limit and the reason of a `GenerationSequence`."""
 
     def __init__(
         self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None],
-        wake: Callable[[], None], room: int, full: EndedBy,
+        wake: Callable[[], None], limit: int, limit_reason: EndedBy,
     ) -> None:  # fmt: skip
         super().__init__(request.prompt_ids, request.owner, wake)
-        self.request, self.room, self.full, self._deliver = request, room, full, deliver
+        self.request, self._deliver = request, deliver
+        self._limit, self._limit_reason = limit, limit_reason
         self.answers_wanted = request.n
         make = request.constraint
         self._constraints = [make() if make else None for _ in range(request.n)]
         self.use_cache = request.use_cache
-        self.answers: list[Answer] = []
+        self.sequences: list[GenerationSequence] = []
         self._told: list[Delta] = []
 
-    def answer(self, vocabulary: Vocabulary, index: int, slot: int) -> Answer:
+    def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> GenerationSequence:
         """Answer `index`, in a slot that holds the prompt."""
-        return Answer(
-            vocabulary, self.request, index, slot=slot, room=self.room, full=self.full,
-            constraint=self._constraints[index], cached=self.cached,
+        return GenerationSequence(
+            vocabulary, self.request, index, slot=slot, limit=self._limit,
+            limit_reason=self._limit_reason, constraint=self._constraints[index],
+            cached=self.cached,
         )  # fmt: skip
 
     def deliver_pending(self) -> None:
         """Tell the caller what its answers have to tell."""
         deltas, self._told = self._told, []
-        for answer in self.answers:
-            deltas += answer.deltas
-            answer.deltas = []
+        for sequence in self.sequences:
+            deltas += sequence.deltas
+            sequence.deltas = []
         if deltas and not self.broken:
             self._deliver(deltas)
 
@@ -199,7 +182,7 @@ class ScoringJob(RowsJob):
                 token_logprob(row, token, self._top)
                 for row, token in zip(logits, tokens, strict=False)  # nothing follows the last row
             ]
-        if self.prefilled:
+        if self.done:
             self._result = self._scores
 
 
@@ -222,5 +205,5 @@ class EmbeddingJob(RowsJob):
         if self._sum is not None:
             wide[0] += self._sum
         self._sum = np.add.reduce(wide, axis=0)
-        if self.prefilled:
+        if self.done:
             self._result = (self._sum / len(self.ids)).astype(np.float32)

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr_core.runtime import CHUNK, Answer, Choice, LastLogits, Vocabulary, as_exception
+from apr_core.runtime import (
+    CHUNK,
+    GenerationSequence,
+    LastLogits,
+    Vocabulary,
+    as_exception,
+    choose_tokens,
+    decode_step,
+)
 from apr_serve.engine.jobs import GenerationJob, Job, RowsJob
 from apr_serve.engine.memory import Ledger
 from apr_serve.engine.prefill import Forward, Pace, take_turns
@@ -49,7 +57,7 @@ class Scheduler:
         self.slots, self._gone, self._clock = slots, gone, clock
         self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
         self.prefilling: list[Job] = []  # in the order of their turns
-        self.decoding: dict[Answer, GenerationJob] = {}
+        self.decoding: dict[GenerationSequence, GenerationJob] = {}
         self.totals = Totals()
         self._forward: Forward | None = None
         self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
@@ -71,8 +79,8 @@ class Scheduler:
             self._end(job, None)
         for job in [job for job in self.prefilling if job.cancelled]:
             self._end(job, None)
-        for answer in [answer for answer, job in self.decoding.items() if job.cancelled]:
-            answer.cancel()
+        for sequence in [each for each, job in self.decoding.items() if job.cancelled]:
+            sequence.cancel()
         self._retire()
         if self._forward and self._forward.abandoned:
             self._forward.close()
@@ -85,8 +93,8 @@ class Scheduler:
         self._forward_over()
         for job in list(self.prefilling):
             self._end(job, error)
-        for answer in list(self.decoding):
-            answer.fail(error)
+        for sequence in list(self.decoding):
+            sequence.fail(error)
         for job in self.queue.remove(lambda job: True):
             self._end(job, error)
         self._retire()
@@ -152,37 +160,31 @@ class Scheduler:
 
     def decode(self) -> None:
         """One step over all answers under way."""
-        answers = list(self.decoding)
-        if not answers:
+        sequences = list(self.decoding)
+        if not sequences:
             return
         started = self._clock()
         try:
-            logits = self.model.forward_last([(answer.slot, [answer.token]) for answer in answers])
-            choices = logits.chosen(map(Answer.draw, answers))
+            decode_step(self.model, sequences)
         except BaseException as error:
-            for answer in answers:
-                answer.fail(as_exception(error))
+            for sequence in sequences:
+                sequence.fail(as_exception(error))
         else:
-            for answer, found in zip(answers, choices, strict=True):
-                self._advance(answer, found)
+            self.totals.generated_tokens += len(sequences)
         self.totals.steps += 1
         self._pace.stepped(self._clock() - started)
-        for answer in answers:
-            self._untold.setdefault(self.decoding[answer], False)
+        for sequence in sequences:
+            self._untold.setdefault(self.decoding[sequence], False)
         self._retire()
-
-    def _advance(self, answer: Answer, found: Choice) -> None:
-        answer.advance(found)
-        self.totals.generated_tokens += 1
 
     def _retire(self) -> None:
         """Free the slots of answers that have ended."""
-        for answer in [answer for answer in self.decoding if answer.ended]:
-            job = self.decoding.pop(answer)
-            self.model.free_slot(answer.slot)
+        for sequence in [each for each in self.decoding if each.ended]:
+            job = self.decoding.pop(sequence)
+            self.model.free_slot(sequence.slot)
             self._give_back(job, 1)
             if not job.slots_held:
-                self._over(job, any(a.ended == "error" for a in job.answers))
+                self._over(job, any(each.ended == "error" for each in job.sequences))
 
     def prefill(self, interrupted: Callable[[], bool]) -> None:
         """Read prompts: between steps as long as the pace allows, else a whole forward."""
@@ -275,7 +277,7 @@ class Scheduler:
         except BaseException as error:
             self._end(job, as_exception(error))
             return
-        if not job.prefilled:
+        if not job.done:
             return
         self.totals.prompt_tokens += len(job.ids)
         self.totals.cached_tokens += job.cached
@@ -293,12 +295,13 @@ class Scheduler:
         try:
             for _ in range(job.request.n - 1):
                 slots.append(self.model.fork(job.slot))
-            answers = [
-                job.answer(self._vocabulary, index, slot)
+            job.sequences = [
+                job.sequence(self._vocabulary, index, slot)
                 for index, slot in enumerate([*slots, job.slot])
             ]
-            choices = logits.chosen(map(Answer.draw, answers))
+            choose_tokens(logits, job.sequences)
         except BaseException as error:
+            job.sequences = []
             for slot in slots:
                 self.model.free_slot(slot)
             self._end(job, as_exception(error))
@@ -306,10 +309,8 @@ class Scheduler:
         self.prefilling.remove(job)
         self.cache.unpin(job.node)
         job.node = job.slot = None
-        job.answers = answers
-        for answer, found in zip(answers, choices, strict=True):
-            self.decoding[answer] = job
-            self._advance(answer, found)
+        self.decoding |= dict.fromkeys(job.sequences, job)
+        self.totals.generated_tokens += len(job.sequences)
         self._untold.setdefault(job, False)
         self._retire()
 

@@ -22,7 +22,7 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
 from apr_core.plugin import InputOutputError, UsageError
-from apr_core.runtime import GenerationEngine
+from apr_serve.engine.interface import GenerationEngine
 from apr_serve.http.options import ServerOptions
 
 BACKLOG = 1024

@@ -153,7 +153,7 @@ class Job:
         """Check and queue everything. Raises ApiError, and then nothing runs."""
         prompts = [await _encoded(service, prompt, body) for prompt in body.prompts()]
         for _, ids in prompts:
-            service.check_length(ids, "prompt")
+            service.check_prompt(ids, "prompt")
         job = cls(service, body, request, prompts)
         if body.echo and body.logprobs is not None:
             await job._score([ids for _, ids in prompts], body.logprobs)
@@ -340,8 +340,6 @@ async def _encoded(
     """(text, ids) of a prompt. Raises ApiError if it is empty or no token has such an id."""
     if isinstance(prompt, str):
         ids: Sequence[int] = await service.encode(prompt, body.allow_special is True, "prompt")
-        if not ids:
-            raise ApiError(400, "the prompt is empty", "prompt")
         return prompt, ids
     service.check_ids(prompt, "prompt")
     return (service.model.tokenizer.decode(prompt) if body.echo else ""), prompt

@@ -110,7 +110,7 @@ async def _ids(service: ChatService, text: str | list[int]) -> list[int]:
     if isinstance(text, str):
         text = await service.encode(text, prompt="input")
     service.check_ids(text, "input")
-    service.check_length(text, "input")
+    service.check_prompt(text, "input")
     return text
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_core.runtime import GenerationEngine
+from apr_serve.engine.interface import GenerationEngine
 
 POLICY = "; ".join(
     [

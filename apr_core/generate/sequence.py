@@ -1,4 +1,7 @@
-"""One answer while it is made: from a step's logits to its next token and what is told of it."""
+"""One text while it is generated: from a step's logits to its next token and what is delivered.
+
+`decode_step` and `choose_tokens` are the only way from logits to tokens, for one as for many.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apr_core.errors import AprError
-from apr_core.generate.logprobs import token_logprob
 from apr_core.generate.repetition import Repetition
 from apr_core.generate.requests import (
     Constraint,
@@ -22,8 +24,8 @@ from apr_core.generate.requests import (
     Usage,
     as_exception,
 )
-from apr_core.generate.sampling import Sampler
-from apr_core.generate.writer import Piece, Writer
+from apr_core.generate.sampling import Sampler, finite, largest
+from apr_core.generate.writer import Writer
 from apr_core.text.chat import END_THINK
 from apr_core.text.detokenize import MAX_PENDING
 
@@ -31,16 +33,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apr_core.model.model import Model
-    from apr_core.model.step import Choice
+    from apr_core.model.step import Choice, LastLogits
     from apr_core.ops.binding import Draw
     from apr_core.text.tokenizer import Tokenizer
 
+IMPOSSIBLE = -9999.0  # of a token whose logit is not finite, as clients expect it
 AFTER_THOUGHT = "\n\n"  # what templates have between reasoning and answer
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What answers need to know of a model's tokens."""
+    """What sequences need to know of a model's tokens."""
 
     tokenizer: Tokenizer
     valid: int  # ids from here on are padding
@@ -61,31 +64,31 @@ class Vocabulary:
         )
 
 
-class Answer:
-    """Answer `index` of a request. It has a slot, which the scheduler opens and frees.
+class GenerationSequence:
+    """Text `index` of a request, in a slot that its owner opens and frees.
 
-    `token` is what comes into the next step; `deltas` collects what has to be delivered. `room` are
-    the tokens it may have, and `full` says why no more.
+    `token` goes into the next step; `deltas` collects what is to be delivered. It may have `limit`
+    tokens, and ends by `limit_reason` when it has them.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, request: GenerationRequest, index: int, *, slot: int,
-        room: int, full: EndedBy, constraint: Constraint | None = None, cached: int = 0,
+        limit: int, limit_reason: EndedBy, constraint: Constraint | None = None, cached: int = 0,
     ) -> None:  # fmt: skip
         self.index, self.slot, self.request, self._vocabulary = index, slot, request, vocabulary
         self.deltas: list[Delta] = []
         self.ended: FinishReason | None = None
         self.token = -1
-        self._room, self._full, self._cached = room, full, cached
+        self._limit, self._limit_reason, self._cached = limit, limit_reason, cached
         self._constraint = constraint
-        tokenizer, ids = vocabulary.tokenizer, request.prompt_ids
-        self._writer = Writer(tokenizer, ids, request.stop, request.plain)
+        self._writer = Writer(
+            vocabulary.tokenizer, request.prompt_ids, request.stop, request.plain, index
+        )
         self._sampler = _sampler(request, index, vocabulary.valid)
         self._repetition = Repetition() if request.detect_repetition else None
-        self._logprobs: list[TokenLogprob] = []
         self._forced: deque[int] = deque()
         self._count = self._reasoning = 0
-        self._budget_told = False
+        self._budget_spent = False
         self._close_thought()
 
     def draw(self) -> Draw | None:
@@ -93,52 +96,58 @@ class Answer:
         needed = self._forced or self._constrained or self.request.top_logprobs is not None
         return None if needed or self._must_go_on else self._sampler.draw()
 
-    def advance(self, found: Choice) -> None:
-        """As `take`, but whatever goes wrong ends this answer with the error."""
+    def advance(self, choice: Choice) -> None:
+        """As `take`, but whatever goes wrong ends this sequence with the error."""
         try:
-            self.take(found)
+            self.take(choice)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             self.fail(as_exception(error))
 
-    def take(self, found: Choice) -> None:
+    def take(self, choice: Choice) -> None:
         """Take the next token: what `draw` gave, or one from logits [vocab], which are left so."""
         forced = bool(self._forced)
-        self.token = self._forced.popleft() if forced else self._chosen(found)
+        self.token = self._forced.popleft() if forced else self._chosen(choice)
         if not forced and self._gives_up_in_thought(self.token):
             assert self._vocabulary.end_think is not None
             self.token = self._vocabulary.end_think
         self._count += 1
-        if self.request.top_logprobs is not None:
-            assert not isinstance(found, int), "log probabilities need the logits"
-            valid = found[: self._vocabulary.valid]
-            self._logprobs.append(token_logprob(valid, self.token, self.request.top_logprobs))
+        logprob = self._logprob(choice)
         if not forced and self._stops(self.token):
-            self._finish("stop", "stop_token", self.token)
+            self._finish("stop", "stop_token", token=self.token, logprob=logprob)
             return
         constrained = not forced and self._constrained
-        self._write(self.token)
+        self._write(self.token, logprob)
         if constrained and self._constraint is not None:
             self._constraint.accept(self.token)
         self._end_if_due(constrained)
 
-    def _chosen(self, found: Choice) -> int:
-        if isinstance(found, int):
-            self._sampler.took(found)
-            return found
+    def _logprob(self, choice: Choice) -> TokenLogprob | None:
+        if self.request.top_logprobs is None:
+            return None
+        assert not isinstance(choice, int), "log probabilities need the logits"
+        valid = choice[: self._vocabulary.valid]
+        return token_logprob(valid, self.token, self.request.top_logprobs)
+
+    def _chosen(self, choice: Choice) -> int:
+        if isinstance(choice, int):
+            self._sampler.took(choice)
+            return choice
         if not self._constrained or self._constraint is None:
-            return self._sampler(self._without_ends(found))
-        scores = self._constraint.mask(found.copy())
+            return self._sampler(self._without_ends(choice))
+        scores = self._constraint.mask(choice.copy())
         if not np.isfinite(scores[: self._vocabulary.valid].max()):
             raise AprError("the constraint of this answer allows no token here")
         return self._sampler(scores)
 
     @property
     def _must_go_on(self) -> bool:
-        """Whether a token that ends the answer would come too early."""
+        """Whether a token that ends the text would come too early."""
         return self._count < self.request.min_tokens
 
     def _without_ends(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [vocab]; with tokens that end the answer at -inf where it must go on."""
+        """The logits [vocab]; with tokens that end the text at -inf where it must go on."""
         if not self._must_go_on:
             return logits
         scores = logits.copy()
@@ -157,10 +166,9 @@ class Answer:
     def _stops(self, token: int) -> bool:
         return token in self._vocabulary.stops and not self.request.ignore_stop_tokens
 
-    def _write(self, token: int) -> None:
+    def _write(self, token: int, logprob: TokenLogprob | None) -> None:
         before = self._writer.channel
-        for piece in self._writer.push(token):
-            self._tell(piece)
+        self.deltas += self._writer.push(token, logprob)
         if "reasoning" in (before, self._writer.channel):
             self._reasoning += 1
         if before == "reasoning" and self._constrained and not self._forced:
@@ -175,10 +183,10 @@ class Answer:
         if self._writer.mid_character and self._reasoning < budget + MAX_PENDING:
             return
         if self._writer.channel == "reasoning":
-            text = "" if self._budget_told else self.request.budget_text
+            text = "" if self._budget_spent else self.request.budget_text
             words = self._vocabulary.tokenizer.encode(text)
             self._forced.extend((*words, end, *self._vocabulary.after_thought))
-            self._budget_told = True
+            self._budget_spent = True
 
     def _end_if_due(self, constrained: bool) -> None:
         thinking = self._writer.channel == "reasoning"
@@ -187,8 +195,8 @@ class Answer:
             self._finish("stop", "stop_string")
         elif constrained and self._constraint is not None and self._constraint.complete:
             self._finish("stop", "grammar")
-        elif self._count >= self._room:
-            self._finish("length", self._full)
+        elif self._count >= self._limit:
+            self._finish("length", self._limit_reason)
         elif repeats:
             self._finish("length", "repetition")
 
@@ -202,48 +210,29 @@ class Answer:
             self._finish("error", "error", error=error)
 
     def _finish(
-        self, reason: FinishReason, ended_by: EndedBy, token: int | None = None,
-        error: Exception | None = None,
+        self, reason: FinishReason, ended_by: EndedBy, *, error: Exception | None = None,
+        token: int | None = None, logprob: TokenLogprob | None = None,
     ) -> None:  # fmt: skip
-        self.ended = reason
+        """Deliver the last delta; `token` ended the text without being part of it."""
         try:
-            piece = self._writer.finish(reason, token)
+            last = self._writer.finish(token, logprob)
         except BaseException as broken:
-            piece = Piece("", self._writer.channel)
+            last = Delta(self.index, "", self._writer.channel)
             reason, ended_by, error = "error", "error", error or as_exception(broken)
-        if reason == "length" and self._writer.stopped is not None:  # found in what was held back
+        stop_string = self._writer.stopped
+        if reason == "length" and stop_string is not None:  # in text that was held back
             reason, ended_by = "stop", "stop_string"
         self.ended = reason
-        self._tell(
-            piece, finish_reason=reason, ended_by=ended_by, usage=self.usage, error=error,
-            stop_string=self._writer.stopped if ended_by == "stop_string" else None,
-        )  # fmt: skip
+        self.deltas.append(replace(
+            last, finish_reason=reason, ended_by=ended_by, usage=self.usage, error=error,
+            stop_string=stop_string if ended_by == "stop_string" else None,
+        ))  # fmt: skip
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
         prompt = len(self.request.prompt_ids)
         return Usage(prompt, self._cached, self._count, self._reasoning)
-
-    def _tell(self, piece: Piece, **end: object) -> None:
-        logprobs = tuple(self._logprobs[: len(piece.ids)])
-        del self._logprobs[: len(piece.ids)]
-        if self._writer.stopped is not None:
-            logprobs = self._of_shown(piece.text, logprobs)
-        delta = Delta(self.index, piece.text, piece.channel, piece.ids, logprobs)
-        self.deltas.append(replace(delta, **end) if end else delta)  # type: ignore[arg-type]
-
-    def _of_shown(
-        self, text: str, logprobs: Sequence[TokenLogprob]
-    ) -> tuple[TokenLogprob, ...]:  # fmt: skip
-        """Those of the tokens that the text is of, without those of the stop string after it."""
-        kept, size = [], 0
-        for found in logprobs:
-            if size >= len(text):
-                break
-            kept.append(found)
-            size += len(self._vocabulary.tokenizer.decode([found.id]))
-        return tuple(kept)
 
 
 def _sampler(request: GenerationRequest, index: int, valid: int) -> Sampler:
@@ -252,3 +241,42 @@ def _sampler(request: GenerationRequest, index: int, valid: int) -> Sampler:
         params = replace(params, seed=params.seed + index)
     prompt: Sequence[int] = request.prompt_ids if params.repetition_penalty != 1.0 else ()
     return Sampler(params, valid, prompt)
+
+
+def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:
+    """Run one step over sequences, after which each has its next token or has ended.
+
+    Raises what the forward raises; what goes wrong in one sequence ends that one.
+    """
+    choose_tokens(model.forward_last([(each.slot, [each.token]) for each in sequences]), sequences)
+
+
+def choose_tokens(logits: LastLogits, sequences: Sequence[GenerationSequence]) -> None:
+    """Give each sequence its next token, from its row of logits."""
+    choices = logits.chosen(map(GenerationSequence.draw, sequences))
+    for each, choice in zip(sequences, choices, strict=True):
+        each.advance(choice)
+
+
+def token_logprob(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprob:
+    """Of a chosen token and the `top` likeliest, before any sampling parameter; to about 1e-7.
+
+    Natural logarithms, for logits [valid tokens].
+
+    Exponentials are in float32, as logits are: in float64 they would take ten times as long, for
+    which all other answers would wait.
+    """
+    scores, best = finite(logits)
+    weights = scores - scores[best]
+    np.exp(weights, out=weights)
+    total = float(scores[best]) + float(np.log(weights.sum(dtype=np.float64)))
+    rivals = largest(scores, top).tolist() if top else []
+    return TokenLogprob(
+        token,
+        _floor(float(scores[token]) - total if token < scores.size else -np.inf),
+        tuple((rival, _floor(float(scores[rival]) - total)) for rival in rivals),
+    )
+
+
+def _floor(value: float) -> float:
+    return max(value, IMPOSSIBLE)

@@ -1,0 +1,80 @@
+"""What the server needs of an engine: the seam between them. Nothing here knows chats or HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from apr_core.runtime import Delta, GenerationRequest, TokenLogprob
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Ticket(Protocol):
+    """A request that the engine has taken."""
+
+    def cancel(self) -> None:
+        """Stop within one step. Every answer still ends with a delta (`cancelled`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A look at the engine, cheap enough to take every second."""
+
+    slots: int = 0
+    running: int = 0
+    prefilling: int = 0
+    queued: int = 0
+    memory_bytes: int = 0  # state of running sequences, held now
+    reserved_bytes: int = 0  # what they may grow to
+    memory_limit: int = 0  # for sequences and cache together
+    cache_bytes: int = 0
+    cache_entries: int = 0
+    prompt_tokens: int = 0  # totals since the start
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    steps: int = 0
+
+
+class GenerationEngine(Protocol):
+    """An engine, as the server sees it. `apr_serve.engine.engine.Engine` is one.
+
+    It has a thread of its own. `deliver` of a request is called from that thread with what a step
+    added to its answers, in order, the last call holding the last delta of the last answer; it must
+    return at once. `flushed` (an attribute, called after every step's last delivery) lets a server
+    wake its event loop once a step.
+    """
+
+    flushed: Callable[[], None]
+
+    def submit(
+        self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None]
+    ) -> Ticket:
+        """Queue a request. Raises Busy, or UsageError if it can never run."""
+
+    def embed(
+        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:  # fmt: skip
+        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
+
+    def score(
+        self, ids: Sequence[int], top: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
+    ) -> Ticket:  # fmt: skip
+        """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
+
+    def stats(self) -> EngineStats:
+        """How it stands."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
