@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Channel = Literal["reasoning", "text"]
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+# `tool_calls` is what servers make of a stop after calls; nothing here does
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 # why it ended, finer than the reason: a token that ends answers, a stop string, `max_tokens`, a
 # full context, an endless repetition, a constraint that is complete
 EndedBy = Literal[

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from apr_core.runtime import Usage
+from apr_core.runtime import Delta, Usage
 from apr_serve.anthropic.thinking import signature
-from apr_serve.chat.events import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.tools.coercion import strict_json
 
 Event = dict[str, Any]  # one server-sent event; its `type` is also its name
@@ -20,7 +20,7 @@ PING: Event = {"type": "ping"}
 
 
 class MessageEvents:
-    """Translates one answer. `message` is the message so far, whole after `Finished`.
+    """Translates one answer. `message` is the message so far, whole after the last delta.
 
     Calls come one after the other: a block ends where the next begins. `hide_thinking` leaves the
     text of thoughts out. The last event of a message that fails is not made here.
@@ -45,18 +45,18 @@ class MessageEvents:
     def push(self, events: Sequence[ChatEvent]) -> list[Event]:
         """What the chat events of one step are here."""
         for event in events:
-            if isinstance(event, TextDelta):
+            if isinstance(event, Delta):
                 self._text(event)
+                if event.finish_reason:
+                    self._finish(event)
             elif isinstance(event, ToolCallStart):
                 self._open({"type": "tool_use", "id": event.id, "name": event.name, "input": {}})
-            elif isinstance(event, ToolCallArguments):
-                self._delta("tool_use", "input_json_delta", "partial_json", event.fragment)
             else:
-                self._finish(event)
+                self._delta("tool_use", "input_json_delta", "partial_json", event.fragment)
         taken, self._events = self._events, []
         return taken
 
-    def _text(self, event: TextDelta) -> None:
+    def _text(self, event: Delta) -> None:
         if not event.text:
             return
         kind = "thinking" if event.channel == "reasoning" else "text"
@@ -100,13 +100,13 @@ class MessageEvents:
         self._emit("content_block_stop")
         self.message["content"].append(block)
 
-    def _finish(self, event: Finished) -> None:
+    def _finish(self, event: Delta) -> None:
         self._close()
         told = {
             "stop_reason": stop_reason(event), "stop_sequence": event.stop_string,
             "apr_ended_by": event.ended_by,
         }  # fmt: skip
-        counts = usage(event.usage)
+        counts = usage(event.usage or Usage())
         self.message |= {**told, "usage": counts}
         self._events.append({"type": "message_delta", "delta": told, "usage": counts})
         self._events.append({"type": "message_stop"})
@@ -137,11 +137,11 @@ def _beginning(text: str) -> Any:
     return found
 
 
-def stop_reason(event: Finished) -> str:
+def stop_reason(event: Delta) -> str:
     """Why the answer ended, in this protocol's words."""
-    if event.reason == "tool_calls":
+    if event.finish_reason == "tool_calls":
         return "tool_use"
-    if event.reason == "length":
+    if event.finish_reason == "length":
         return "model_context_window_exceeded" if event.ended_by == "context" else "max_tokens"
     return "stop_sequence" if event.ended_by == "stop_string" else "end_turn"
 

@@ -1,4 +1,4 @@
-"""The request of `/v1/messages`, and what it is as a chat.
+"""The request of `/v1/messages`, and what it asks of a model.
 
 Accepted without effect, because no answer depends on them: `cache_control` (prefixes are reused
 unasked), `metadata`, `service_tier`, `speed`, `citations` of text, `eager_input_streaming`,
@@ -10,14 +10,13 @@ Tools that may be loaded later, by `defer_loading`, are in the prompt at once. E
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from apr_core.runtime import GenerationRequest
 from apr_serve.anthropic.thinking import recalled
-from apr_serve.chat.events import ChatRequest, ResponseFormat, Tool, ToolChoice
 from apr_serve.chat.protocol_fields import (
     BY_FORM,
     LIST_FORM,
@@ -30,11 +29,13 @@ from apr_serve.chat.protocol_fields import (
     of_kinds,
     sampling_of,
 )
+from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolChoice, ToolUse
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
 from apr_serve.openai.chat_request import MAX_STOPS, StopString
 
 USER_BLOCKS = ("text", "tool_result")
+CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 ASSISTANT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
 
 
@@ -213,7 +214,7 @@ class OutputConfig(Exact):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class PromptRequest(Body, Exact):
+class PromptRequest(Body, Exact, ChatBody):
     """What a prompt is made of."""
 
     model: str | None = Field(None, description="A served model; needed if there are several.")
@@ -251,6 +252,51 @@ class PromptRequest(Body, Exact):
             raise PydanticCustomError("unknown_tool", "tool_choice: 'any' needs tools")
         return self
 
+    def chat_messages(self) -> list[dict[str, Any]]:
+        """The conversation as plain messages; results of tools are messages of their own."""
+        messages = _system(self.system or [])
+        for message in self.messages:
+            if isinstance(message, AssistantMessage):
+                messages.append(_assistant(message))
+            elif isinstance(message, SystemMessage):
+                messages += _system(message.content)
+            else:
+                messages += _user(message)
+        return messages
+
+    def tool_use(self) -> ToolUse:
+        """The tools, and how they may be called."""
+        tools = [
+            Tool(t.name, t.description or "", t.input_schema, bool(t.strict))
+            for t in self.tools or ()
+        ]
+        choice = self.tool_choice
+        parallel = not (choice and choice.disable_parallel_tool_use)
+        if isinstance(choice, NamedChoice):
+            named = next(tool for tool in tools if tool.name == choice.name)
+            return ToolUse(tools, named, parallel)
+        return ToolUse(tools, CHOICES[choice.type] if choice else "auto", parallel)
+
+    def answer_format(self) -> ResponseFormat | None:
+        """What the answer's text must be."""
+        form = self.output_config.format if self.output_config else None
+        return ResponseFormat("json_schema", form.schema_) if form else None
+
+    def thinking_limits(self) -> tuple[bool | None, int | None]:
+        """Whether to think, and how many tokens at most; None leaves it to the template."""
+        thinking, (told, _) = self.thinking, template_variables(self.chat_template_kwargs)
+        thinks, budget = None if thinking is None else False, None
+        if isinstance(thinking, ThinkingOn):
+            thinks, budget = True, thinking.budget_tokens
+        elif isinstance(thinking, ThinkingAdaptive):
+            effort = self.output_config.effort if self.output_config else None
+            thinks, budget = True, by_effort(effort)[1]
+        return (thinks if told is None else told), budget
+
+    def template_variables(self) -> dict[str, Any]:
+        """Further names for the template."""
+        return template_variables(self.chat_template_kwargs)[1]
+
 
 class MessagesRequest(PromptRequest, MoreSampling):
     """A prompt, and how to answer it."""
@@ -275,68 +321,19 @@ class MessagesRequest(PromptRequest, MoreSampling):
             )
         return self
 
+    def asked_sampling(self) -> dict[str, float | int]:
+        """The sampling that is asked for, by the names of `SamplingParams`."""
+        return sampling_of(self)
+
+    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+        """How to answer a prompt, but for sampling and what constrains the answer."""
+        stop = tuple(self.stop_sequences or ())
+        return GenerationRequest(prompt_ids, max_tokens=self.max_tokens, stop=stop)
+
     @property
     def hides_thinking(self) -> bool:
         """Whether the text of thinking is left out."""
         return getattr(self.thinking, "display", None) == "omitted"
-
-
-def chat_request(request: PromptRequest) -> ChatRequest:
-    """The prompt as a chat; with how to answer it, if the request says."""
-    choice = request.tool_choice
-    thinks, budget = _thinking(request)
-    told, variables = template_variables(request.chat_template_kwargs)
-    form = request.output_config.format if request.output_config else None
-    tools = [
-        Tool(t.name, t.description or "", t.input_schema, bool(t.strict))
-        for t in request.tools or ()
-    ]
-    plain = ChatRequest(
-        messages=messages_of(request),
-        tools=tools,
-        tool_choice=_choice(tools, choice),
-        parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
-        response_format=ResponseFormat("json_schema", form.schema_) if form else None,
-        enable_thinking=thinks if told is None else told,
-        thinking_budget=budget,
-        template_variables=variables,
-    )
-    if not isinstance(request, MessagesRequest):
-        return plain
-    stop = tuple(request.stop_sequences or ())
-    return replace(plain, sampling=sampling_of(request), max_tokens=request.max_tokens, stop=stop)
-
-
-def _thinking(request: PromptRequest) -> tuple[bool | None, int | None]:
-    """Whether to think, and how many tokens at most; None leaves it to the template."""
-    thinking = request.thinking
-    if isinstance(thinking, ThinkingOn):
-        return True, thinking.budget_tokens
-    if isinstance(thinking, ThinkingAdaptive):
-        effort = request.output_config.effort if request.output_config else None
-        return True, by_effort(effort)[1]
-    return (None if thinking is None else False), None
-
-
-def _choice(tools: Sequence[Tool], choice: AnyChoice | NamedChoice | None) -> ToolChoice | Tool:
-    if isinstance(choice, NamedChoice):
-        return next(tool for tool in tools if tool.name == choice.name)
-    if choice is None or choice.type == "auto":
-        return "auto"
-    return "required" if choice.type == "any" else "none"
-
-
-def messages_of(request: PromptRequest) -> list[dict[str, Any]]:
-    """The conversation as plain messages; results of tools are messages of their own."""
-    messages = _system(request.system or [])
-    for message in request.messages:
-        if isinstance(message, AssistantMessage):
-            messages.append(_assistant(message))
-        elif isinstance(message, SystemMessage):
-            messages += _system(message.content)
-        else:
-            messages += _user(message)
-    return messages
 
 
 def _system(content: OnlyText) -> list[dict[str, Any]]:

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,13 +15,11 @@ from fastapi.responses import JSONResponse
 
 from apr_serve.anthropic.errors import ERRORS, NO_THREADS, PATH, anthropic_shape
 from apr_serve.anthropic.events import Event, MessageEvents
-from apr_serve.anthropic.request import MessagesRequest, PromptRequest, chat_request
-from apr_serve.chat.asking import owner_of, while_connected
-from apr_serve.chat.events import ChatEvent, ChatRequest
+from apr_serve.anthropic.request import MessagesRequest, PromptRequest
+from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
-from apr_serve.chat.service import ChatService
-from apr_serve.chat.single import steps
-from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.http.errors import ApiError, as_api_error
 from apr_serve.http.sse import EventStream, event
 from apr_serve.openai.parts import Open, streamed
 
@@ -60,50 +57,47 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         if body.thread is not None:
             message = "threads are not kept here: send the whole conversation, without thread"
             raise ApiError(400, message, "thread", NO_THREADS)
-        chat = replace(chat_request(body), owner=owner_of(request))
+        asked = await service.request(body, owner_of(request))
         events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
         if body.context_management is not None:
             events.message["context_management"] = {"applied_edits": []}
+        note = noting(request, service.model_id)
+        steps = await service.stream(asked, body.tool_use(), note)
         if body.stream:
-            stream = await service.stream(chat)
-            started = events.begin(stream.prompt_tokens)
-            answer = _streamed(steps(service, stream, request), events, started)
-            return EventStream(answer, heartbeat_s)
-        await while_connected(request, _whole(service, chat, request, events))
+            started = events.begin(len(asked.prompt_ids))
+            return EventStream(_streamed(steps, events, started), heartbeat_s, _failed)
+        await while_connected(request, _whole(steps, events))
         return JSONResponse(events.message)
 
     @routes.post("/count_tokens", responses=COUNT | ERRORS)
     async def count_tokens(body: PromptRequest) -> Response:
         """How many tokens the prompt of these messages has."""
         service = models.pick(body.model)
-        ids = await asyncio.to_thread(service.prompt_ids, chat_request(body))
+        ids = await asyncio.to_thread(service.prompt_ids, body)
         return JSONResponse({"input_tokens": len(ids)})
 
     return routes
 
 
-async def _whole(
-    service: ChatService, chat: ChatRequest, request: Request, events: MessageEvents
-) -> None:
+async def _whole(steps: AsyncGenerator[list[ChatEvent], None], events: MessageEvents) -> None:
     """Take the whole answer. Raises ApiError if it fails."""
-    async with aclosing(steps(service, await service.stream(chat), request)) as stream:
-        async for step in stream:
+    async with aclosing(steps):
+        async for step in steps:
             events.push(step)
 
 
 async def _streamed(
-    stream: AsyncGenerator[Sequence[ChatEvent], None], events: MessageEvents, started: list[Event]
+    steps: AsyncGenerator[list[ChatEvent], None], events: MessageEvents, started: list[Event]
 ) -> AsyncIterator[bytes]:
     """The events as they are sent, with what arrived together in one piece."""
-    async with aclosing(stream):
-        try:
-            yield _sent(started)
-            async for step in stream:
-                yield _sent(events.push(step))
-        except Exception as error:
-            yield _sent([anthropic_shape(as_api_error(error))])
-            if not isinstance(error, EXPECTED):
-                raise
+    async with aclosing(steps):
+        yield _sent(started)
+        async for step in steps:
+            yield _sent(events.push(step))
+
+
+def _failed(error: Exception) -> bytes:
+    return _sent([anthropic_shape(as_api_error(error))])
 
 
 def _sent(events: list[Event]) -> bytes:

@@ -17,15 +17,10 @@ import secrets
 import string
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
-from apr_core.runtime import Channel, Delta, TokenLogprob, Usage
-from apr_serve.chat.events import (
-    ChatEvent,
-    Finished,
-    TextDelta,
-    ToolCallArguments,
-    ToolCallStart,
-)
+from apr_core.runtime import Channel, Delta, TokenLogprob
+from apr_serve.chat.events import ChatEvent, ToolCallArguments, ToolCallStart
 from apr_serve.tools.call_pieces import CallArguments, CallEnd, CallStart, Piece, Text
 from apr_serve.tools.tool_calls import CallScanner, ToolLike
 
@@ -52,40 +47,26 @@ class AnswerParser:
         self._draft: _Draft | None = None
 
     def push(self, delta: Delta) -> list[ChatEvent]:
-        """The events that are certain after this delta."""
+        """The events that are certain after this delta; after the last one, all that waited."""
         if not self._tools:
-            return self._passed(delta)
-        if self._channel is None or self._channel.name != delta.channel:
-            if not (delta.text or delta.logprobs):
-                return []
-            self._turn(delta.channel)
-        assert self._channel is not None
-        self._handle(self._channel.push(delta))
+            return [delta] if delta.text or delta.logprobs or delta.finish_reason else []
+        if delta.text or delta.logprobs:
+            if self._channel is None or self._channel.name != delta.channel:
+                self._turn(delta.channel)
+            assert self._channel is not None
+            self._handle(self._channel.push(delta))
+        if delta.finish_reason:
+            self._finish(delta)
         return self._taken()
 
-    def finish(self, delta: Delta) -> list[ChatEvent]:
-        """The events of an answer's last delta, and of all that waited for it."""
-        events = self.push(delta)
-        reason = delta.finish_reason or "stop"
-        cut = reason != "stop" or delta.ended_by == "stop_string"
+    def _finish(self, delta: Delta) -> None:
+        cut = delta.finish_reason != "stop" or delta.ended_by == "stop_string"
         self._turn(None, cut)
         self._settle(made=True)
-        events += self._taken()
-        called = self._calls and reason == "stop" and not (cut and self._open)
-        finished = Finished(
-            self._index,
-            "tool_calls" if called else reason,
-            delta.ended_by or "stop_token",
-            delta.usage or Usage(),
-            delta.error,
-            delta.stop_string,
-        )
-        return [*events, finished]
-
-    def _passed(self, delta: Delta) -> list[ChatEvent]:
-        if not (delta.text or delta.logprobs):
-            return []
-        return [TextDelta(self._index, delta.text, delta.channel, delta.logprobs)]
+        called = self._calls and delta.finish_reason == "stop" and not (cut and self._open)
+        reason = "tool_calls" if called else delta.finish_reason
+        end = replace(delta, text="", ids=(), logprobs=(), finish_reason=reason)
+        self._events.append(end)
 
     def _taken(self) -> list[ChatEvent]:
         events, self._events = self._events, []
@@ -141,7 +122,7 @@ class AnswerParser:
 
     def _say(self, name: Channel, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
         if text or logprobs:
-            self._events.append(TextDelta(self._index, text, name, logprobs))
+            self._events.append(Delta(self._index, text, name, logprobs=logprobs))
 
     def _settle(self, made: bool) -> None:
         """Make the calls that were drafted in the thought, or give their text back."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
-from apr_core.runtime import Usage
+from apr_core.runtime import Delta, Usage
+from apr_serve.chat.collected import total
 from apr_serve.http.errors import ApiError
 
 Result = TypeVar("Result")
@@ -20,12 +21,25 @@ def owner_of(request: Request) -> str:
     return str(request.scope["state"].get("owner", ""))
 
 
-def note(request: Request, model: str, usage: Usage, ended_by: Sequence[str]) -> None:
-    """Put what was done into the request's log line."""
-    request.scope["state"].get("details", {}).update(
-        model=model, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens, ended_by=",".join(dict.fromkeys(ended_by)),
-    )  # fmt: skip
+class Noting(Protocol):
+    """Puts what was done, by the answers' last deltas, into a request's log line."""
+
+    def __call__(self, ends: Sequence[Delta], usage: Usage | None = None) -> None:
+        """Take the last deltas, and the usage if they do not answer one prompt."""
+
+
+def noting(request: Request, model: str) -> Noting:
+    """What notes how a request to a model ended."""
+
+    def note(ends: Sequence[Delta], usage: Usage | None = None) -> None:
+        usage = usage or total(end.usage or Usage() for end in ends)
+        request.scope["state"].get("details", {}).update(
+            model=model, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            ended_by=",".join(dict.fromkeys(end.ended_by or "" for end in ends)),
+        )  # fmt: skip
+
+    return note
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

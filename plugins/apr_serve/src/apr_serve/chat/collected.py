@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from apr_core.runtime import EndedBy, TokenLogprob, Usage
-from apr_serve.chat.events import (
-    ChatEvent,
-    Finished,
-    FinishReason,
-    TextDelta,
-    ToolCallArguments,
-    ToolCallStart,
-)
+from apr_core.runtime import Delta, EndedBy, FinishReason, TokenLogprob, Usage
+from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.http.errors import ApiError, as_api_error
 
 
@@ -27,7 +20,7 @@ class CollectedCall:
 
 
 @dataclass(slots=True)
-class Answer:
+class CollectedAnswer:
     """All of one answer."""
 
     index: int
@@ -41,29 +34,30 @@ class Answer:
     stop_string: str | None = None
 
     def add(self, event: ChatEvent) -> None:
-        """Take one event of this answer. Raises ApiError for an answer that failed."""
-        if isinstance(event, TextDelta):
-            if event.channel == "reasoning":
-                self.reasoning += event.text
-            else:
-                self.text += event.text
-                self.logprobs += event.logprobs
+        """Take one event of this answer."""
+        if isinstance(event, Delta):
+            self._add(event)
         elif isinstance(event, ToolCallStart):
             self.calls.append(CollectedCall(event.id, event.name))
-        elif isinstance(event, ToolCallArguments):
-            self.calls[event.call].arguments += event.fragment
         else:
-            raise_failure(event)
-            self.reason, self.ended_by = event.reason, event.ended_by
-            self.usage, self.stop_string = event.usage, event.stop_string
+            self.calls[event.call].arguments += event.fragment
+
+    def _add(self, delta: Delta) -> None:
+        if delta.channel == "reasoning":
+            self.reasoning += delta.text
+        else:
+            self.text += delta.text
+            self.logprobs += delta.logprobs
+        if delta.finish_reason:
+            self.reason, self.ended_by = delta.finish_reason, delta.ended_by or self.ended_by
+            self.usage, self.stop_string = delta.usage or self.usage, delta.stop_string
 
 
-def raise_failure(event: Finished) -> None:
-    """Raise ApiError if the answer ended by an error, or was cut off by a server that stops."""
-    if event.reason == "error":
-        raise as_api_error(event.error or RuntimeError("the answer failed"))
-    if event.reason == "cancelled":
-        raise stopping()
+def failure(delta: Delta) -> ApiError:
+    """What a client is told of an answer that ended by an error, or as the server stops."""
+    if delta.finish_reason == "error":
+        return as_api_error(delta.error or RuntimeError("the answer failed"))
+    return stopping()
 
 
 def stopping() -> ApiError:
@@ -73,7 +67,7 @@ def stopping() -> ApiError:
     )
 
 
-def collect(answers: list[Answer], events: Iterable[ChatEvent]) -> None:
+def collect(answers: list[CollectedAnswer], events: Iterable[ChatEvent]) -> None:
     """Hand each event to its answer."""
     for event in events:
         answers[event.index].add(event)

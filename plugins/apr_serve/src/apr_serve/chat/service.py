@@ -1,10 +1,11 @@
-"""One served model: chat requests in, events out. Knows no protocol and no HTTP."""
+"""One served model: requests in, events out. Knows no protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,8 +24,9 @@ from apr_core.runtime import (
 )
 from apr_serve.chat.answer_parser import AnswerParser
 from apr_serve.chat.bridge import Bridge, Deliveries
-from apr_serve.chat.collected import Answer, collect
-from apr_serve.chat.events import ChatEvent, ChatRequest, Tool
+from apr_serve.chat.collected import CollectedAnswer, collect, failure
+from apr_serve.chat.events import ChatEvent
+from apr_serve.chat.request import NO_TOOLS, ChatBody, Tool, ToolUse
 from apr_serve.engine.interface import GenerationEngine
 from apr_serve.http.errors import ApiError, as_api_error
 from apr_serve.tools.messages import normalized, template_tools
@@ -39,7 +41,12 @@ if TYPE_CHECKING:
 FOREVER = float("inf")
 PART = 1 << 16  # characters that are counted at a time where a text may be far too long
 SEAM = 64  # tokens by which counting in parts may be wrong at a border, generously
+Ended = Callable[[Sequence[Delta]], None]
 BUDGET_TEXT = "\n\nThis is enough thinking; the answer follows.\n"
+
+
+def _nothing(ends: Sequence[Delta]) -> None:
+    pass
 
 
 class Observer(Protocol):
@@ -72,15 +79,15 @@ class ChatService:
             raise ApiError(400, f"{self.model_id} has no chat template: use /v1/completions")
         return ChatTemplate(source)
 
-    def prompt_ids(self, request: ChatRequest) -> list[int]:
+    def prompt_ids(self, body: ChatBody) -> list[int]:
         """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
         try:
-            messages, tools = normalized(request.messages), self._template_tools(request)
+            messages = normalized(body.chat_messages())
+            tools = self._template_tools(body.tool_use().shown)
             pieces = chat_pieces(
                 self.model.tokenizer, self._template, messages,
-                enable_thinking=request.enable_thinking, tools=tools,
-                variables=request.template_variables,
-                add_generation_prompt=request.add_generation_prompt,
+                enable_thinking=body.thinking_limits()[0], tools=tools,
+                variables=body.template_variables(), add_generation_prompt=body.begins_answer(),
             )  # fmt: skip
             return self._ids_of(pieces, "messages")
         except FormatError as error:  # the template's fault, but only other messages help
@@ -88,48 +95,70 @@ class ChatService:
         except AprError as error:
             raise self._refused(error, "messages") from error
 
-    def stream(self, request: ChatRequest) -> ChatStream:
-        """The answers' events, a list a step.
-
-        Await it to have the request checked and queued (ApiError if it is refused), then iterate;
-        iterating alone does both. Closing it cancels what is still running.
-        """
-        return ChatStream(self, request)
-
-    async def complete(self, request: ChatRequest) -> list[Answer]:
-        """All answers, whole. Raises ApiError if one fails."""
-        answers = [Answer(index) for index in range(request.n)]
-        stream = self.stream(request)
-        try:
-            async for events in stream:
-                collect(answers, events)
-        finally:
-            await stream.aclose()
-        return answers
-
-    async def open(self, request: ChatRequest) -> Deliveries:
-        """Check and queue a chat request."""
-        ids = await asyncio.to_thread(self.prompt_ids, request)
-        constraint = await asyncio.to_thread(self._constraint, request)
-        generation = GenerationRequest(
-            ids,
-            self.sampling(request.sampling, request.logit_bias),
-            max_tokens=request.max_tokens,
-            min_tokens=request.min_tokens,
-            ignore_stop_tokens=request.ignore_stop_tokens,
-            use_cache=request.use_cache,
-            stop=tuple(request.stop),
-            n=request.n,
-            top_logprobs=request.top_logprobs,
-            thinking_budget=request.thinking_budget,
+    async def request(self, body: ChatBody, owner: str) -> GenerationRequest:
+        """What a chat's request asks of the engine."""
+        ids = await asyncio.to_thread(self.prompt_ids, body)
+        constraint = await asyncio.to_thread(self._constraint, body)
+        return replace(
+            body.generation(ids),
+            params=self.sampling(body.asked_sampling(), body.bias()),
+            thinking_budget=body.thinking_limits()[1],
             budget_text=BUDGET_TEXT,
             constraint=constraint,
-            owner=request.owner,
+            owner=owner,
         )
-        return self.submit(generation)
 
-    def submit(self, request: GenerationRequest, param: str = "messages") -> Deliveries:
-        """Queue ids for generation. `param` is named when the prompt is refused."""
+    async def stream(
+        self, request: GenerationRequest, tools: ToolUse = NO_TOOLS, ended: Ended = _nothing,
+        param: str = "messages",
+    ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
+        """Queue a request; the events of its answers, a list a step, closed to cancel it.
+
+        Raises ApiError if it is refused, naming `param` where the prompt is too long; the generator
+        raises it if an answer fails, after all that came before. `ended` is called with the last
+        deltas.
+        """
+        steps = self._events(request, tools, ended, param)
+        await anext(steps)
+        return steps
+
+    async def _events(
+        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str
+    ) -> AsyncGenerator[list[ChatEvent], None]:
+        """No event once the request is queued, and then those of each step."""
+        parsers = [AnswerParser(tools.shown, index, tools.parallel) for index in range(request.n)]
+        watch, ends = Stopwatch(self), list[Delta]()
+        deliveries = self._submit(request, param)
+        try:
+            yield []
+            async for deltas in deliveries:
+                watch.saw(deltas)
+                events: list[ChatEvent] = []
+                for delta in deltas:
+                    events += parsers[delta.index].push(delta)
+                    if delta.finish_reason:
+                        ends.append(delta)
+                    if delta.finish_reason in ("error", "cancelled"):
+                        ended(ends)
+                        yield events[:-1]
+                        raise failure(delta)
+                if len(ends) == request.n:
+                    ended(ends)
+                yield events
+        finally:
+            deliveries.close()
+
+    async def complete(
+        self, request: GenerationRequest, tools: ToolUse, ended: Ended
+    ) -> list[CollectedAnswer]:
+        """All answers, whole. Raises ApiError if one fails."""
+        answers = [CollectedAnswer(index) for index in range(request.n)]
+        async with aclosing(await self.stream(request, tools, ended)) as steps:
+            async for events in steps:
+                collect(answers, events)
+        return answers
+
+    def _submit(self, request: GenerationRequest, param: str) -> Deliveries:
         try:
             deliveries = self._bridge.submit(request)
         except AprError as error:
@@ -237,13 +266,14 @@ class ChatService:
         except AprError as error:
             raise self._refused(error, "prompt") from error
 
-    def _constraint(self, request: ChatRequest) -> Callable[[], Constraint] | None:
+    def _constraint(self, body: ChatBody) -> Callable[[], Constraint] | None:
         """What limits the answer, if anything does. Raises ApiError for a grammar it cannot be.
 
         Where the choice is the model's, calls are held to their schemas if a tool is strict, or if
         the answer that may come instead is limited.
         """
-        tools, choice, wanted = request.shown_tools, request.tool_choice, request.response_format
+        use, wanted = body.tool_use(), body.answer_format()
+        tools, choice = use.shown, use.choice
         optional = not isinstance(choice, Tool) and choice != "required"
         strict = any(tool.strict for tool in tools)
         if optional and wanted is None and not strict:
@@ -256,67 +286,26 @@ class ChatService:
             if optional and not tools:
                 return grammar.json_schema(tokenizer, answer or {})
             called = [choice] if isinstance(choice, Tool) else tools
-            parallel = request.parallel_tool_calls and not isinstance(choice, Tool)
+            parallel = use.parallel and not isinstance(choice, Tool)
             return grammar.tool_calls(
                 tokenizer, called, not optional, parallel, self._call_form, answer
             )
         except AprError as error:
             raise self._refused(error, "tools" if tools else "response_format") from error
 
-    def _template_tools(self, request: ChatRequest) -> list[dict[str, Any]] | None:
+    def _template_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
         """The tools as templates show them. Raises ApiError where calls could not be read."""
-        if request.shown_tools and self._call_form is None:
+        if tools and self._call_form is None:
             message = f"tools: the chat template of {self.model_id} teaches no calls of tools"
             raise ApiError(400, message, "tools")
         try:
-            return template_tools(request.shown_tools)
+            return template_tools(tools)
         except AprError as error:
             raise self._refused(error, "tools") from error
 
     @cached_property
     def _call_form(self) -> Form | None:
         return form_of(str(self.model.metadata.get("chat_template")))
-
-
-class ChatStream(AsyncIterator[list[ChatEvent]]):
-    """The events of a chat request's answers, as a step's deliveries bring them."""
-
-    def __init__(self, service: ChatService, request: ChatRequest) -> None:
-        self._service, self._request = service, request
-        self._deliveries: Deliveries | None = None
-        tools, parallel = request.shown_tools, request.parallel_tool_calls
-        self._parsers = [AnswerParser(tools, index, parallel) for index in range(request.n)]
-        self._watch = Stopwatch(service)
-
-    def __await__(self) -> Generator[Any, None, ChatStream]:
-        return self._opened().__await__()
-
-    async def _opened(self) -> ChatStream:
-        if self._deliveries is None:
-            self._deliveries = await self._service.open(self._request)
-        return self
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the prompt, cached or not; 0 until the request is queued."""
-        return self._deliveries.prompt_tokens if self._deliveries else 0
-
-    async def __anext__(self) -> list[ChatEvent]:
-        if self._deliveries is None:
-            await self._opened()
-        assert self._deliveries is not None
-        deltas = await anext(self._deliveries)
-        self._watch.saw(deltas)
-        events: list[ChatEvent] = []
-        for delta in deltas:
-            parser = self._parsers[delta.index]
-            events += parser.finish(delta) if delta.finish_reason else parser.push(delta)
-        return events
-
-    async def aclose(self) -> None:
-        """Cancel whatever has not ended."""
-        if self._deliveries is not None:
-            self._deliveries.close()
 
 
 class Stopwatch:

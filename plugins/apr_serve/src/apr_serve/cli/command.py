@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from apr_serve.http.options import ServerOptions
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 SAMPLE = 4096  # tokens of a sequence by which models share memory
 SHORT = 256  # tokens of a sequence that has to fit
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
@@ -234,12 +235,12 @@ def _check_room(name: str, model: Model, memory: int) -> None:
 
 def _try(service: ChatService) -> None:
     """Render a prompt, and say what is wrong if that fails; build in time what grammars need."""
-    from apr_serve.chat.events import ChatRequest
     from apr_serve.grammar import grammar
     from apr_serve.http.errors import ApiError
+    from apr_serve.openai.chat_request import ChatCompletionRequest
 
     try:
-        service.prompt_ids(ChatRequest([{"role": "user", "content": "Hello"}]))
+        service.prompt_ids(ChatCompletionRequest.model_validate(HELLO))
         grammar.prepare(service.model.tokenizer)
     except (ApiError, AprError) as error:
         click.echo(f"! {service.model_id}: {error}", err=True)

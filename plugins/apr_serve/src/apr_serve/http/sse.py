@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+
+from apr_serve.http.errors import EXPECTED
 
 HEARTBEAT = b": waiting\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -32,18 +34,20 @@ class EventStream(Response):
 
     The iterator is closed when it is used up and as soon as the client has gone: that is what
     cancels the work behind it. After `heartbeat_s` seconds without an event a comment is sent.
+    Whatever goes wrong is the last event, which `failure` makes of it.
     """
 
     def __init__(
         self,
         events: AsyncIterator[bytes],
         heartbeat_s: float = 10.0,
+        failure: Callable[[Exception], bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
         self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
         self._events, self._heartbeat_s = events, heartbeat_s
-        self._sent_at = 0.0
+        self._failure, self._sent_at = failure, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the events or the client end."""
@@ -68,9 +72,16 @@ class EventStream(Response):
         clock = asyncio.get_running_loop().time
         self._sent_at = clock()
         try:
-            async for chunk in self._events:
-                await send(_body(chunk, True))
-                self._sent_at = clock()
+            try:
+                async for chunk in self._events:
+                    await send(_body(chunk, True))
+                    self._sent_at = clock()
+            except Exception as error:
+                if self._failure is None:
+                    raise
+                await send(_body(self._failure(error), True))
+                if not isinstance(error, EXPECTED):
+                    raise
             await send(_body(b"", False))
         finally:
             close = getattr(self._events, "aclose", None)

@@ -6,18 +6,19 @@ Beyond OpenAI: `reasoning_content` in messages and deltas, and `apr_ended_by` be
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_serve.chat.asking import note, owner_of, while_connected
-from apr_serve.chat.collected import Answer, raise_failure, total
-from apr_serve.chat.events import ChatEvent, Finished, TextDelta, ToolCallStart
+from apr_core.runtime import Delta, Usage
+from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.collected import CollectedAnswer, total
+from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.chat.models import ServedModels
-from apr_serve.chat.service import ChatService, ChatStream
-from apr_serve.http.errors import EXPECTED
+from apr_serve.chat.service import ChatService
 from apr_serve.http.options import ServerOptions
 from apr_serve.http.sse import DONE, EventStream, event
 from apr_serve.openai.chat_request import ChatCompletionRequest
@@ -73,21 +74,23 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         """An answer to a chat, or `n` of them, whole or as a stream of chunks."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
-        chat = body.as_chat(owner_of(request))
+        tools = body.tool_use()
+        asked = await service.request(body, owner_of(request))
+        note = noting(request, service.model_id)
         if not body.stream:
-            answers = await while_connected(request, service.complete(chat))
-            usage = total(answer.usage for answer in answers)
-            note(request, service.model_id, usage, [answer.ended_by for answer in answers])
+            answers = await while_connected(request, service.complete(asked, tools, note))
             return JSONResponse(whole(service, answers, body.logprobs is True))
-        stream = await service.stream(chat)
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = ChatChunks(service, chat.n, include_usage, body.logprobs is True, request)
-        return EventStream(chunks.events(stream), options.heartbeat)
+        chunks = ChatChunks(service, asked.n, include_usage, body.logprobs is True)
+        answer = chunks.streamed(await service.stream(asked, tools, note))
+        return EventStream(answer, options.heartbeat, failure_events)
 
     return routes
 
 
-def whole(service: ChatService, answers: Sequence[Answer], logprobs: bool) -> dict[str, Any]:
+def whole(
+    service: ChatService, answers: Sequence[CollectedAnswer], logprobs: bool
+) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     names = TokenNames(service.model.tokenizer)
     return {
@@ -97,7 +100,7 @@ def whole(service: ChatService, answers: Sequence[Answer], logprobs: bool) -> di
     }
 
 
-def _choice(answer: Answer, names: TokenNames, logprobs: bool) -> dict[str, Any]:
+def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[str, Any]:
     content = answer.text if answer.text or not answer.calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if answer.reasoning:
@@ -121,39 +124,27 @@ class ChatChunks:
     """Makes the chunks of one streamed chat."""
 
     def __init__(
-        self, service: ChatService, n: int, include_usage: bool, logprobs: bool, request: Request
-    ) -> None:
-        self._service, self._n, self._request = service, n, request
+        self, service: ChatService, n: int, include_usage: bool, logprobs: bool
+    ) -> None:  # fmt: skip
         self._head = new_head("chatcmpl", "chat.completion.chunk", service.model_id)
         self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
         self._names = TokenNames(service.model.tokenizer)
-        self._logprobs, self._include_usage = logprobs, include_usage
-        self._ends: list[Finished] = []
+        self._n, self._logprobs, self._include_usage = n, logprobs, include_usage
+        self._usages: list[Usage] = []
 
-    async def events(self, stream: ChatStream) -> AsyncIterator[bytes]:
-        """Server-sent events, a step's together. Whatever goes wrong is the last event."""
-        try:
+    async def streamed(self, steps: AsyncGenerator[list[ChatEvent], None]) -> AsyncIterator[bytes]:
+        """Server-sent events, a step's together."""
+        async with aclosing(steps):
             first = {"role": "assistant", "content": ""}
             yield b"".join(self._chunk(index, first) for index in range(self._n))
-            async for events in stream:
-                sent = b"".join(map(self._event, events))
-                if sent:
+            async for events in steps:
+                if sent := b"".join(map(self._event, events)):
                     yield sent
             yield self._end()
-        except Exception as error:
-            yield failure_events(error)
-            if not isinstance(error, EXPECTED):
-                raise
-        finally:
-            await stream.aclose()
 
     def _event(self, event_: ChatEvent) -> bytes:
-        if isinstance(event_, TextDelta):
-            return self._text(event_)
-        if isinstance(event_, Finished):
-            raise_failure(event_)
-            self._ends.append(event_)
-            return self._chunk(event_.index, {}, finished=event_)
+        if isinstance(event_, Delta):
+            return self._text(event_) + self._finished(event_)
         function: dict[str, Any]
         if isinstance(event_, ToolCallStart):
             function = {"name": event_.name, "arguments": ""}
@@ -162,32 +153,35 @@ class ChatChunks:
             call = {"index": event_.call, "function": {"arguments": event_.fragment}}
         return self._chunk(event_.index, {"tool_calls": [call]})
 
-    def _text(self, delta: TextDelta) -> bytes:
+    def _text(self, delta: Delta) -> bytes:
         reasoning = delta.channel == "reasoning"
-        told = {} if reasoning or not self._logprobs else {"logprobs": self._found(delta)}
-        if not delta.text and not (told and delta.logprobs):
+        more = {} if reasoning or not self._logprobs else {"logprobs": self._found(delta)}
+        if not delta.text and not (more and delta.logprobs):
             return b""
         return self._chunk(
-            delta.index, {"reasoning_content" if reasoning else "content": delta.text}, told
+            delta.index, {"reasoning_content" if reasoning else "content": delta.text}, more
         )
 
-    def _found(self, delta: TextDelta) -> dict[str, Any]:
+    def _finished(self, delta: Delta) -> bytes:
+        if not delta.finish_reason:
+            return b""
+        self._usages.append(delta.usage or Usage())
+        reasons = {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
+        return self._chunk(delta.index, {}, reasons)
+
+    def _found(self, delta: Delta) -> dict[str, Any]:
         return {"content": self._names.chat(delta.logprobs), "refusal": None}
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], more: dict[str, Any] | None = None,
-        finished: Finished | None = None,
+        self, index: int, delta: dict[str, Any], more: dict[str, Any] | None = None
     ) -> bytes:  # fmt: skip
         choice: dict[str, Any] = {
             "index": index, "delta": delta, "finish_reason": None, **(more or {}),
         }  # fmt: skip
-        if finished:
-            choice |= {"finish_reason": finished.reason, "apr_ended_by": finished.ended_by}
         return event({**self._head, "choices": [choice], **self._tail})
 
     def _end(self) -> bytes:
-        usage = total(end.usage for end in self._ends)
-        note(self._request, self._service.model_id, usage, [end.ended_by for end in self._ends])
         if not self._include_usage:
             return DONE
-        return event({**self._head, "choices": [], "usage": usage_body(usage)}) + DONE
+        usage = usage_body(total(self._usages))
+        return event({**self._head, "choices": [], "usage": usage}) + DONE

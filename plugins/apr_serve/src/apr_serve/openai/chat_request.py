@@ -1,4 +1,4 @@
-"""The request of `/v1/chat/completions`, and what it is as a chat.
+"""The request of `/v1/chat/completions`, and what it asks of a model.
 
 Accepted without effect, because no answer depends on them: `user`, `metadata`, `store`,
 `service_tier`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_retention`,
@@ -9,13 +9,14 @@ Accepted without effect, because no answer depends on them: `user`, `metadata`, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from apr_serve.chat.events import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.runtime import GenerationRequest
 from apr_serve.chat.protocol_fields import Exact, MoreSampling, of_kinds, only, sampling_of
+from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolUse
 from apr_serve.chat.request_body import Body
 from apr_serve.http.errors import ApiError
 
@@ -111,6 +112,27 @@ class Sampled(MoreSampling):
             found.setdefault("repetition_penalty", self.repeat_penalty)
         return found
 
+    def wanted_tokens(self) -> int | None:
+        """How many tokens at most; None if the client sets no limit."""
+        raise NotImplementedError
+
+    def wanted_logprobs(self) -> int | None:
+        """How many rivals of each token are told; None if log probabilities are not."""
+        raise NotImplementedError
+
+    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+        """How to answer a prompt, but for sampling and what constrains the answer."""
+        return GenerationRequest(
+            prompt_ids,
+            max_tokens=self.wanted_tokens(),
+            min_tokens=self.min_tokens or 0,
+            stop=self.stops(),
+            n=self.n or 1,
+            top_logprobs=self.wanted_logprobs(),
+            ignore_stop_tokens=self.ignore_eos is True,
+            use_cache=self.cache_prompt is not False,
+        )
+
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -194,7 +216,7 @@ class Format(Exact):
     )
 
 
-class ChatCompletionRequest(Body, Sampled):
+class ChatCompletionRequest(Body, Sampled, ChatBody):
     """A chat, and how to answer it."""
 
     messages: list[dict[str, Any]] = Field(
@@ -246,37 +268,31 @@ class ChatCompletionRequest(Body, Sampled):
     prompt_cache_options: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
 
-    def as_chat(self, owner: str) -> ChatRequest:
-        """The request without its protocol. Raises ApiError for what does not fit together."""
+    def chat_messages(self) -> Sequence[Mapping[str, Any]]:
+        """The messages as they came."""
+        return self.messages
+
+    def wanted_tokens(self) -> int | None:
+        """How many tokens at most; None if the client sets no limit."""
+        return self.limit(self.max_tokens, self.max_completion_tokens)
+
+    def wanted_logprobs(self) -> int | None:
+        """How many rivals of each token are told; None if log probabilities are not."""
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
-        thinking, budget = self._thinking()
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def template_variables(self) -> dict[str, Any]:
+        """What the template is told, but for what has a place of its own."""
         variables = dict(self.chat_template_kwargs or {})
         variables.pop("enable_thinking", None)
-        tools, choice = self._tools()
-        return ChatRequest(
-            self.messages,
-            tools=tools,
-            tool_choice=choice,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
-            response_format=self._format(),
-            sampling=self.asked_sampling(),
-            logit_bias=self.bias(),
-            max_tokens=self.limit(self.max_tokens, self.max_completion_tokens),
-            min_tokens=self.min_tokens or 0,
-            ignore_stop_tokens=self.ignore_eos is True,
-            use_cache=self.cache_prompt is not False,
-            add_generation_prompt=self.add_generation_prompt is not False,
-            stop=self.stops(),
-            n=self.n or 1,
-            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            enable_thinking=thinking,
-            thinking_budget=budget,
-            template_variables=variables,
-            owner=owner,
-        )
+        return variables
 
-    def _thinking(self) -> tuple[bool | None, int | None]:
+    def begins_answer(self) -> bool:
+        """Whether the prompt ends with the header of an answer."""
+        return self.add_generation_prompt is not False
+
+    def thinking_limits(self) -> tuple[bool | None, int | None]:
         """(whether to think, how many tokens); what the template is told wins over the effort."""
         variables = self.chat_template_kwargs or {}
         for name in OWN_NAMES:
@@ -308,19 +324,22 @@ class ChatCompletionRequest(Body, Sampled):
             BUDGETS.get(effort) if budget is None else budget
         )
 
-    def _tools(self) -> tuple[tuple[Tool, ...], ToolChoice | Tool]:
+    def tool_use(self) -> ToolUse:
         """The tools that may be called, and which must be."""
         tools, choice = tuple(_tool(tool.function) for tool in self.tools or ()), self.tool_choice
+        parallel = self.parallel_tool_calls is not False
         if isinstance(choice, NamedChoice):
-            return tools, _named(tools, choice)
+            return ToolUse(tools, _named(tools, choice), parallel)
         if isinstance(choice, AllowedChoice):
             allowed = choice.allowed_tools
-            return tuple(_named(tools, wanted) for wanted in allowed.tools), allowed.mode
+            chosen = tuple(_named(tools, wanted) for wanted in allowed.tools)
+            return ToolUse(chosen, allowed.mode, parallel)
         if choice == "required" and not tools:
             raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
-        return tools, choice or "auto"
+        return ToolUse(tools, choice or "auto", parallel)
 
-    def _format(self) -> ResponseFormat | None:
+    def answer_format(self) -> ResponseFormat | None:
+        """What the answer's text must be."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None

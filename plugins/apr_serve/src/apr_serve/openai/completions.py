@@ -5,23 +5,23 @@ text unless `allow_special`; reasoning, should there be any, is part of the text
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from apr_core.runtime import Delta, GenerationRequest, Usage
-from apr_serve.chat.asking import note, owner_of, while_connected
-from apr_serve.chat.bridge import Deliveries
-from apr_serve.chat.collected import stopping, total
+from apr_core.runtime import Delta, Usage
+from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.collected import total
+from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import only
 from apr_serve.chat.request_body import Body
-from apr_serve.chat.service import ChatService, Stopwatch
-from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.chat.service import ChatService
+from apr_serve.http.errors import ApiError
 from apr_serve.http.options import ServerOptions
 from apr_serve.http.sse import DONE, EventStream, event
 from apr_serve.openai.chat_request import MAX_TOKENS, Sampled
@@ -67,6 +67,10 @@ class CompletionRequest(Body, Sampled):
             return DEFAULT_MAX_TOKENS
         return self.limit(self.max_tokens)
 
+    def wanted_logprobs(self) -> int | None:
+        """How many rivals of each token are told; None if log probabilities are not."""
+        return self.logprobs
+
     def prompts(self) -> list[str] | list[list[int]]:
         """Every prompt, as text or as ids."""
         if isinstance(self.prompt, str):
@@ -110,10 +114,10 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         one_stream_option(body.stream_options, body.stream)
         if body.max_tokens == 0 and not body.echo:
             raise ApiError(400, "max_tokens: 0 needs echo: true", "max_tokens")
-        job = await Job.begin(service, body, request)
+        answers = await Completions.begin(service, body, request)
         if body.stream:
-            return EventStream(job.stream(), options.heartbeat)
-        return JSONResponse(await while_connected(request, job.whole()))
+            return EventStream(answers.stream(), options.heartbeat, failure_events)
+        return JSONResponse(await while_connected(request, answers.whole()))
 
     return routes
 
@@ -132,7 +136,7 @@ class Written:
             self.logprobs.setdefault(name, []).extend(values)
 
 
-class Job:
+class Completions:
     """The prompts of one request, generating side by side. Choice i*n+j is answer j to prompt i."""
 
     def __init__(
@@ -146,27 +150,29 @@ class Job:
         self.written = [
             Written(text if body.echo else "") for text, _ in prompts for _ in range(self._n)
         ]
-        self._deliveries: list[Deliveries] = []
+        self._streams: list[AsyncGenerator[list[ChatEvent], None]] = []
 
     @classmethod
-    async def begin(cls, service: ChatService, body: CompletionRequest, request: Request) -> Job:
+    async def begin(
+        cls, service: ChatService, body: CompletionRequest, request: Request
+    ) -> Completions:
         """Check and queue everything. Raises ApiError, and then nothing runs."""
         prompts = [await _encoded(service, prompt, body) for prompt in body.prompts()]
         for _, ids in prompts:
             service.check_prompt(ids, "prompt")
-        job = cls(service, body, request, prompts)
+        self = cls(service, body, request, prompts)
         if body.echo and body.logprobs is not None:
-            await job._score([ids for _, ids in prompts], body.logprobs)
+            await self._score([ids for _, ids in prompts], body.logprobs)
         try:
             for number, (_, ids) in enumerate(prompts):
                 if body.max_tokens == 0:
-                    job._end_without_answer(number, len(ids))
+                    self._end_without_answer(number, len(ids))
                     continue
-                job._deliveries.append(service.submit(job._generation(ids), "prompt"))
+                await self._begin(ids)
         except BaseException:
-            job.close()
+            await self.close()
             raise
-        return job
+        return self
 
     async def _score(self, prompts: Sequence[Sequence[int]], top: int) -> None:
         """Begin the log probabilities of every choice with those of its prompt."""
@@ -185,26 +191,17 @@ class Job:
                 index, finish_reason="length", ended_by="max_tokens", usage=usage
             )
 
-    def _generation(self, ids: Sequence[int]) -> GenerationRequest:
-        body = self._body
-        return GenerationRequest(
-            ids,
-            self._service.sampling(body.asked_sampling(), body.bias()),
-            max_tokens=body.wanted_tokens(),
-            min_tokens=body.min_tokens or 0,
-            stop=body.stops(),
-            n=self._n,
-            top_logprobs=body.logprobs,
-            ignore_stop_tokens=body.ignore_eos is True,
-            plain=True,
-            use_cache=body.cache_prompt is not False,
-            owner=owner_of(self._request),
-        )
+    async def _begin(self, ids: Sequence[int]) -> None:
+        """Queue a prompt."""
+        sampling = self._service.sampling(self._body.asked_sampling(), self._body.bias())
+        owner = owner_of(self._request)
+        asked = replace(self._body.generation(ids), params=sampling, plain=True, owner=owner)
+        self._streams.append(await self._service.stream(asked, param="prompt"))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Cancel what is still running."""
-        for deliveries in self._deliveries:
-            deliveries.close()
+        for stream in self._streams:
+            await stream.aclose()
 
     async def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
@@ -212,7 +209,7 @@ class Job:
             async for _ in self._steps():
                 pass
         finally:
-            self.close()
+            await self.close()
         return {
             **self._head,
             "choices": [self._choice(i) for i in range(len(self.written))],
@@ -244,12 +241,8 @@ class Job:
             if include_usage:
                 yield event({**self._head, "choices": [], "usage": usage_body(usage)})
             yield DONE
-        except Exception as error:
-            yield failure_events(error)
-            if not isinstance(error, EXPECTED):
-                raise
         finally:
-            self.close()
+            await self.close()
 
     def _chunk(
         self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
@@ -266,8 +259,8 @@ class Job:
         """(choice, delta, its log probabilities) of all prompts as they come."""
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
         tasks = [
-            asyncio.ensure_future(self._forward(number, deliveries, arrived))
-            for number, deliveries in enumerate(self._deliveries)
+            asyncio.ensure_future(self._forward(number, stream, arrived))
+            for number, stream in enumerate(self._streams)
         ]
         try:
             for _ in tasks:
@@ -288,19 +281,16 @@ class Job:
             found = self._names.completion(delta.logprobs, begin, end)
             written.add(found)
         if delta.finish_reason:
-            _check_end(delta)
             written.last = delta
         return found
 
     async def _forward(
-        self, number: int, deliveries: Deliveries,
+        self, number: int, stream: AsyncGenerator[list[ChatEvent], None],
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None],
     ) -> None:  # fmt: skip
-        watch = Stopwatch(self._service)
         try:
-            async for deltas in deliveries:
-                watch.saw(deltas)
-                for delta in deltas:
+            async for events in stream:
+                for delta in (event_ for event_ in events if isinstance(event_, Delta)):
                     arrived.put_nowait((number * self._n + delta.index, delta))
         except Exception as error:
             arrived.put_nowait(error)
@@ -308,30 +298,19 @@ class Job:
 
     def _usage(self) -> Usage:
         """Of all choices; each prompt counts once."""
-        usages = [w.last.usage or Usage() for w in self.written if w.last]
-        per_prompt = [
-            total(usages[i : i + self._n]) for i in range(0, len(usages), self._n)
-        ]  # fmt: skip
-        usage = Usage(
-            sum(u.prompt_tokens for u in per_prompt), sum(u.cached_tokens for u in per_prompt),
-            sum(u.completion_tokens for u in per_prompt),
-            sum(u.reasoning_tokens for u in per_prompt),
+        ends = [written.last for written in self.written if written.last]
+        firsts = [ends[i].usage or Usage() for i in range(0, len(ends), self._n)]
+        usage = total(end.usage or Usage() for end in ends)
+        usage = replace(
+            usage, prompt_tokens=sum(first.prompt_tokens for first in firsts),
+            cached_tokens=sum(first.cached_tokens for first in firsts),
         )  # fmt: skip
-        ends = [w.last.ended_by or "" for w in self.written if w.last]
-        note(self._request, self._service.model_id, usage, ends)
+        noting(self._request, self._service.model_id)(ends, usage)
         return usage
 
 
 async def _gathered(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     return await asyncio.gather(*work)
-
-
-def _check_end(delta: Delta) -> None:
-    """Raise ApiError for an answer that failed or was cut off."""
-    if delta.finish_reason == "error":
-        raise as_api_error(delta.error or RuntimeError("the answer failed"))
-    if delta.finish_reason == "cancelled":
-        raise stopping()
 
 
 async def _encoded(

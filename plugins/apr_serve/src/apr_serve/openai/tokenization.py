@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from apr_serve.chat.events import ChatRequest
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body
@@ -86,10 +85,10 @@ def router(models: ServedModels) -> APIRouter:
     return routes
 
 
-def _chat(body: TokenizeRequest) -> ChatRequest:
+def _chat(body: TokenizeRequest) -> ChatCompletionRequest:
     told = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
     try:
-        return ChatCompletionRequest.model_validate(told).as_chat("")
+        return ChatCompletionRequest.model_validate(told)
     except ValidationError as error:
         raise invalid(error.errors()) from None
 

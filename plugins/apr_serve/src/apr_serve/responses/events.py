@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apr_core.runtime import TokenLogprob, Usage
-from apr_serve.chat.events import ChatEvent, Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_core.runtime import Delta, TokenLogprob, Usage
+from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.responses.request import PlainText, ResponsesRequest
 from apr_serve.responses.tools import KnownTool, OtherTool, input_of
 
@@ -75,9 +75,9 @@ class _Written:
 
 
 class ResponseEvents:
-    """Translates one answer. `response` is the response so far, whole after `Finished`.
+    """Translates one answer. `response` is the response so far, whole after the last delta.
 
-    `Finished` is a good end, or one by length; `fail` is any other.
+    The last delta is a good end, or one by length; `fail` is any other.
     Calls come one after the other: an item ends where the next begins. `logprobs` makes the JSON
     of tokens' log probabilities; None if they are not asked for. `tools` are those that may be
     called.
@@ -102,14 +102,14 @@ class ResponseEvents:
     def push(self, events: Sequence[ChatEvent]) -> list[Event]:
         """What the chat events of one step are here."""
         for event in events:
-            if isinstance(event, TextDelta):
+            if isinstance(event, Delta):
                 self._text(event)
+                if event.finish_reason:
+                    self._finish(event)
             elif isinstance(event, ToolCallStart):
                 self._call(event)
-            elif isinstance(event, ToolCallArguments):
-                self._arguments(event.fragment)
             else:
-                self._finish(event)
+                self._arguments(event.fragment)
         return self._taken()
 
     def fail(self, message: str) -> list[Event]:
@@ -134,9 +134,10 @@ class ResponseEvents:
         self._emit("response.output_item.added", output_index=written.place, item=dict(item))
         return written
 
-    def _text(self, event: TextDelta) -> None:
+    def _text(self, event: Delta) -> None:
         kind = "reasoning" if event.channel == "reasoning" else "message"
-        if kind == "reasoning" and not event.text:  # only log probabilities, which are not told
+        shown = event.text or (event.logprobs and kind == "message")  # of reasoning, text only
+        if not shown:
             return
         written = self._written
         if written is None or written.item["type"] != kind:
@@ -214,9 +215,9 @@ class ResponseEvents:
         self._emit("response.content_part.done", **where, part=part)
         return part
 
-    def _finish(self, event: Finished) -> None:
-        self.response |= {"usage": usage(event.usage), "apr_ended_by": event.ended_by}
-        if event.reason != "length":
+    def _finish(self, event: Delta) -> None:
+        self.response |= {"usage": usage(event.usage or Usage()), "apr_ended_by": event.ended_by}
+        if event.finish_reason != "length":
             self._complete()
             return
         self._close("incomplete")

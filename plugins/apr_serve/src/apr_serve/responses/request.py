@@ -1,4 +1,4 @@
-"""The request of `/v1/responses`, and what it is as a chat.
+"""The request of `/v1/responses`, and what it asks of a model.
 
 Accepted without effect, because no answer depends on them: `user`, `safety_identifier`,
 `prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`, `service_tier`,
@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from apr_serve.chat.events import ChatRequest, ResponseFormat, Tool, ToolChoice
+from apr_core.runtime import GenerationRequest
 from apr_serve.chat.protocol_fields import (
     BY_FORM,
     LIST_FORM,
@@ -28,6 +28,7 @@ from apr_serve.chat.protocol_fields import (
     only,
     sampling_of,
 )
+from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolUse
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
 from apr_serve.http.errors import ApiError
@@ -219,8 +220,10 @@ Includable = Literal[
 ]  # fmt: skip
 
 
-class ResponsesRequest(Body, MoreSampling):
-    """What a client asks for."""
+class ResponsesRequest(Body, MoreSampling, ChatBody):
+    """What a client asks for; `continuing` puts the items of earlier responses before its own."""
+
+    _earlier: Sequence[Item] = PrivateAttr(())
 
     model: str | None = Field(None, description="A served model; needed if there are several.")
     input: Annotated[
@@ -299,29 +302,56 @@ class ResponsesRequest(Body, MoreSampling):
             return 0
         return self.top_logprobs
 
+    def continuing(self, items: Sequence[Item], earlier: Sequence[Item]) -> ResponsesRequest:
+        """The same request with these items as its input, after earlier ones."""
+        body = self.model_copy(update={"input": list(items)})
+        body._earlier = earlier
+        return body
 
-def chat_request(request: ResponsesRequest, earlier: Sequence[Item] = ()) -> ChatRequest:
-    """The request as a chat that continues `earlier` items.
+    def chat_messages(self) -> list[dict[str, Any]]:
+        """The conversation as plain messages."""
+        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        return system + messages_of([*self._earlier, *self.items])
 
-    Raises ApiError for what does not fit together.
-    """
-    tools, choice = _tools(request)
-    thinks, budget = by_effort(request.reasoning.effort if request.reasoning else None)
-    told, variables = template_variables(request.chat_template_kwargs)
-    system = [{"role": "system", "content": request.instructions}] if request.instructions else []
-    return ChatRequest(
-        messages=system + messages_of([*earlier, *request.items]),
-        tools=tools,
-        tool_choice=choice,
-        parallel_tool_calls=request.parallel_tool_calls is not False,
-        response_format=_format(request.text),
-        sampling=sampling_of(request),
-        max_tokens=request.max_output_tokens,
-        top_logprobs=request.wanted_logprobs,
-        enable_thinking=thinks if told is None else told,
-        thinking_budget=budget,
-        template_variables=variables,
-    )
+    def asked_sampling(self) -> dict[str, float | int]:
+        """The sampling that is asked for, by the names of `SamplingParams`."""
+        return sampling_of(self)
+
+    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+        """How to answer a prompt, but for sampling and what constrains the answer."""
+        return GenerationRequest(
+            prompt_ids, max_tokens=self.max_output_tokens, top_logprobs=self.wanted_logprobs
+        )
+
+    def tool_use(self) -> ToolUse:
+        """The tools that may be called, and which must be."""
+        known, choice = self.known_tools, self.tool_choice
+        tools, parallel = [tool.shown for tool in known], self.parallel_tool_calls is not False
+        if isinstance(choice, NamedTool):
+            return ToolUse(tools, _named(known, choice), parallel)
+        if isinstance(choice, AllowedTools):
+            allowed = [_named(known, wanted) for wanted in choice.tools]
+            return ToolUse(allowed, choice.mode, parallel)
+        if choice == "required" and not tools:
+            raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
+        return ToolUse(tools, choice or "auto", parallel)
+
+    def answer_format(self) -> ResponseFormat | None:
+        """What the answer's text must be."""
+        form = self.text.format if self.text else None
+        if isinstance(form, JsonSchema):
+            return ResponseFormat("json_schema", form.schema_)
+        return ResponseFormat("json_object") if isinstance(form, AnyJson) else None
+
+    def thinking_limits(self) -> tuple[bool | None, int | None]:
+        """Whether to think, and how many tokens at most; None leaves it to the template."""
+        thinks, budget = by_effort(self.reasoning.effort if self.reasoning else None)
+        told, _ = template_variables(self.chat_template_kwargs)
+        return (thinks if told is None else told), budget
+
+    def template_variables(self) -> dict[str, Any]:
+        """Further names for the template."""
+        return template_variables(self.chat_template_kwargs)[1]
 
 
 def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -368,28 +398,8 @@ def _text(content: Content) -> str:
     return "".join(p.refusal if isinstance(p, RefusalPart) else p.text for p in content)
 
 
-def _tools(request: ResponsesRequest) -> tuple[list[Tool], ToolChoice | Tool]:
-    """The tools that may be called, and which must be."""
-    known, choice = request.known_tools, request.tool_choice
-    tools = [tool.shown for tool in known]
-    if isinstance(choice, NamedTool):
-        return tools, _named(known, choice)
-    if isinstance(choice, AllowedTools):
-        return [_named(known, allowed) for allowed in choice.tools], choice.mode
-    if choice == "required" and not tools:
-        raise ApiError(400, "tool_choice 'required' needs tools", "tool_choice")
-    return tools, choice or "auto"
-
-
 def _named(tools: Sequence[KnownTool], wanted: NamedTool) -> Tool:
     for tool in tools:
         if wanted.name in (tool.name, tool.shown.name):
             return tool.shown
     raise ApiError(400, f"tool_choice names {wanted.name!r}, which is no tool here", "tool_choice")
-
-
-def _format(text: TextOptions | None) -> ResponseFormat | None:
-    form = text.format if text else None
-    if isinstance(form, JsonSchema):
-        return ResponseFormat("json_schema", form.schema_)
-    return ResponseFormat("json_object") if isinstance(form, AnyJson) else None

@@ -6,25 +6,22 @@ deleted by who asked for them. `apr_ended_by` says more finely than `status` why
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_serve.chat.asking import owner_of, while_connected
-from apr_serve.chat.events import ChatEvent, ChatRequest
+from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
-from apr_serve.chat.service import ChatService, ChatStream
-from apr_serve.chat.single import steps
 from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
 from apr_serve.http.sse import EventStream, event
 from apr_serve.openai.parts import ERRORS, Open, TokenNames, streamed
 from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.input_items import InputItems, Order, input_items
-from apr_serve.responses.request import Item, ResponsesRequest, chat_request
+from apr_serve.responses.request import Item, ResponsesRequest
 from apr_serve.responses.store import ResponseStore, Stored
 
 
@@ -53,22 +50,34 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """An answer to items, whole or as server-sent events. Kept unless `store` is false."""
         service, owner = models.pick(body.model), owner_of(request)
-        body = body.model_copy(update={"input": kept.found(body.items, owner)})
         earlier = _earlier(kept, body.previous_response_id, owner)
-        chat = replace(chat_request(body, earlier), owner=owner)
-        head = response_head(body, service.model_id)
+        body = body.continuing(kept.found(body.items, owner), earlier)
         names = TokenNames(service.model.tokenizer)
-        logprobs = None if chat.top_logprobs is None else names.chat
-        events = ResponseEvents(head, logprobs, body.known_tools)
+        logprobs = None if body.wanted_logprobs is None else names.chat
+        events = ResponseEvents(
+            response_head(body, service.model_id), logprobs, body.known_tools
+        )  # fmt: skip
 
         def keep() -> None:
             if body.store is not False:
                 kept.put(events.response, body.items, owner)
 
+        def failed(error: Exception) -> bytes:
+            sent = _sent(events.fail(as_api_error(error).message))
+            if isinstance(error, EXPECTED):
+                keep()
+            return sent
+
+        try:
+            asked = await service.request(body, owner)
+            note = noting(request, service.model_id)
+            steps = await service.stream(asked, body.tool_use(), note)
+        except ApiError as error:
+            error.param = PARAMS.get(error.param or "", error.param)
+            raise
         if body.stream:
-            stream = steps(service, await _opened(service, chat), request)
-            return EventStream(_streamed(stream, events, keep), heartbeat_s)
-        await while_connected(request, _whole(service, chat, request, events))
+            return EventStream(_streamed(steps, events, keep), heartbeat_s, failed)
+        await while_connected(request, _whole(steps, events))
         keep()
         return JSONResponse(events.response)
 
@@ -103,40 +112,23 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     return routes
 
 
-async def _whole(
-    service: ChatService, chat: ChatRequest, request: Request, events: ResponseEvents
-) -> None:
+async def _whole(steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents) -> None:
     """Take the whole answer. Raises ApiError if it fails."""
-    async with aclosing(steps(service, await _opened(service, chat), request)) as stream:
-        async for step in stream:
+    async with aclosing(steps):
+        async for step in steps:
             events.push(step)
 
 
 async def _streamed(
-    stream: AsyncGenerator[Sequence[ChatEvent], None],
-    events: ResponseEvents,
+    steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents,
     keep: Callable[[], None],
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[bytes]:  # fmt: skip
     """The events as they are sent, with what arrived together in one piece."""
-    async with aclosing(stream):
-        try:
-            yield _sent(events.begin())
-            async for step in stream:
-                yield _sent(events.push(step))
-        except Exception as error:
-            yield _sent(events.fail(as_api_error(error).message))
-            if not isinstance(error, EXPECTED):
-                raise
+    async with aclosing(steps):
+        yield _sent(events.begin())
+        async for step in steps:
+            yield _sent(events.push(step))
     keep()
-
-
-async def _opened(service: ChatService, chat: ChatRequest) -> ChatStream:
-    """The stream, queued. Raises ApiError in this protocol's names."""
-    try:
-        return await service.stream(chat)
-    except ApiError as error:
-        error.param = PARAMS.get(error.param or "", error.param)
-        raise
 
 
 def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:

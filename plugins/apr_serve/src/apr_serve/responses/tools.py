@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 from pydantic_core import from_json
 
-from apr_serve.chat.events import Tool
 from apr_serve.chat.protocol_fields import MAX_NAME, Exact, History, JsonObject
+from apr_serve.chat.request import Tool
 
 INPUT = "input"  # the argument that a custom tool's text is
 OTHER = "other"
