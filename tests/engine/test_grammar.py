@@ -13,7 +13,8 @@ from apr_core.errors import UsageError
 from apr_core.generate.requests import Delta
 from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.answer_parser import AnswerParser
-from apr_serve.chat.events import TextDelta, Tool, ToolCallArguments, ToolCallStart
+from apr_serve.chat.events import ToolCallArguments, ToolCallStart
+from apr_serve.chat.request import Tool
 from apr_serve.grammar import grammar
 
 CHECKPOINT = Path(__file__).parents[2] / "plugins/apr_demo/src/apr_demo/checkpoint"
@@ -101,14 +102,14 @@ def closes(tokenizer, token):
 
 def events(tools, text, **options):
     parser = AnswerParser(tools, 0, **options)
-    return [*parser.push(Delta(0, text)), *parser.finish(Delta(0, finish_reason="stop"))]
+    return [*parser.push(Delta(0, text)), *parser.push(Delta(0, finish_reason="stop"))]
 
 
 def calls(tools, text):
     """(name, arguments) of each call; nothing else may be in the text."""
     found = []
     for event in events(tools, text):
-        assert not isinstance(event, TextDelta), event
+        assert not getattr(event, "text", ""), event
         if isinstance(event, ToolCallStart):
             found.append([event.name, ""])
         if isinstance(event, ToolCallArguments):

@@ -10,7 +10,7 @@ import pytest
 
 from apr_core.errors import UsageError
 from apr_core.text.tokenizer import Tokenizer
-from apr_serve.chat.events import Tool
+from apr_serve.chat.request import Tool
 from apr_serve.grammar import grammar
 from apr_serve.grammar.schemas import FORMATS, checked
 from tests.engine.test_grammar import CHECKPOINT, calls, nested, parsed, written

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from apr_core.generate.requests import Usage
-from apr_serve.chat.events import Finished, TextDelta, ToolCallArguments, ToolCallStart
+from apr_core.generate.requests import Delta, Usage
+from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 
 USAGE = Usage(prompt_tokens=12, cached_tokens=8, completion_tokens=5, reasoning_tokens=2)
-THOUGHT = [TextDelta(0, "Add ", "reasoning"), TextDelta(0, "them.", "reasoning")]
-SAID = [TextDelta(0, "It is "), TextDelta(0, "2.")]
-STOPPED = Finished(0, "stop", "stop_token", USAGE)
-CALLS = Finished(0, "tool_calls", "stop_token", USAGE)
+
+
+def ended(reason="stop", ended_by="stop_token", **more):
+    """The last delta of an answer."""
+    return Delta(0, finish_reason=reason, ended_by=ended_by, **{"usage": USAGE} | more)
+
+
+THOUGHT = [Delta(0, "Add ", "reasoning"), Delta(0, "them.", "reasoning")]
+SAID = [Delta(0, "It is "), Delta(0, "2.")]
+STOPPED, CALLS = ended(), ended("tool_calls")
 
 
 def called(first, second):

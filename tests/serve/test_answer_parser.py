@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from apr_core.generate.requests import Delta, TokenLogprob, Usage
 from apr_core.text.chat import ChatTemplate
 from apr_serve.chat.answer_parser import AnswerParser, call_id
-from apr_serve.chat.events import Finished, TextDelta, Tool, ToolCallArguments, ToolCallStart
+from apr_serve.chat.events import ToolCallArguments, ToolCallStart
+from apr_serve.chat.request import Tool
 from apr_serve.tools.coercion import ArgumentTypes, coerced
 from apr_serve.tools.messages import normalized, template_tools
 from apr_serve.tools.tool_calls import form_of
@@ -37,22 +38,22 @@ def answer(parts, tools=TOOLS, reason="stop", ended_by="stop_token", **options):
     """
     parser = AnswerParser(tools, 3, **options)
     events = [e for channel, text in parts for e in parser.push(Delta(3, text, channel))]
-    events += parser.finish(Delta(3, finish_reason=reason, ended_by=ended_by))
+    events += parser.push(Delta(3, finish_reason=reason, ended_by=ended_by))
     said, calls = {"text": "", "reasoning": ""}, []
     for event in events:
         assert event.index == 3
-        if isinstance(event, TextDelta):
+        if isinstance(event, Delta):
             said[event.channel] += event.text
         elif isinstance(event, ToolCallStart):
             assert event.call == len(calls)
             calls.append([event.name, ""])
         elif isinstance(event, ToolCallArguments):
             calls[event.call][1] += event.fragment
-    assert isinstance(events[-1], Finished)
-    assert sum(isinstance(e, Finished) for e in events) == 1
+    ends = [e for e in events if isinstance(e, Delta) and e.finish_reason]
+    assert ends == events[-1:]
     made = [(name, read(arguments)) for name, arguments in calls]
     assert all(isinstance(arguments, dict) for _, arguments in made) or ended_by != "stop_token"
-    return said["text"], said["reasoning"], made, events[-1].reason
+    return said["text"], said["reasoning"], made, events[-1].finish_reason
 
 
 def read(arguments):
@@ -394,8 +395,8 @@ def test_log_probabilities_go_with_their_text_and_those_of_calls_are_left_out():
     words = ["Yes", ".", "\n\n", *cut(CALL, [20]), "\n", "Bye"]
     for i, word in enumerate(words):
         events += parser.push(Delta(0, word, logprobs=(TokenLogprob(i, -1.0),)))
-    events += parser.finish(Delta(0, finish_reason="stop"))
-    kept = [p.id for e in events if isinstance(e, TextDelta) for p in e.logprobs]
+    events += parser.push(Delta(0, finish_reason="stop"))
+    kept = [p.id for e in events if isinstance(e, Delta) for p in e.logprobs]
     assert kept == [0, 1, len(words) - 1]
 
 
@@ -404,8 +405,8 @@ def test_plain_text_has_all_its_log_probabilities(tools):
     parser, events = AnswerParser(tools, 0), []
     for i, word in enumerate(["Is ", "", "1 <", " 2", " ?", " \n"]):
         events += parser.push(Delta(0, word, logprobs=(TokenLogprob(i, -1.0),)))
-    events += parser.finish(Delta(0, finish_reason="length"))
-    said = [e for e in events if isinstance(e, TextDelta)]
+    events += parser.push(Delta(0, finish_reason="length"))
+    said = [e for e in events if isinstance(e, Delta)]
     assert "".join(e.text for e in said) == "Is 1 < 2 ? \n"
     assert [p.id for e in said for p in e.logprobs] == [0, 1, 2, 3, 4, 5]
 
@@ -413,9 +414,7 @@ def test_plain_text_has_all_its_log_probabilities(tools):
 def test_the_end_tells_why_and_what_it_cost():
     error = RuntimeError("x")
     last = Delta(1, finish_reason="error", ended_by="error", usage=Usage(1, 0, 2), error=error)
-    assert AnswerParser((), 1).finish(last) == [
-        Finished(1, "error", "error", Usage(1, 0, 2), error)
-    ]
+    assert AnswerParser((), 1).push(last) == AnswerParser(TOOLS, 1).push(last) == [last]
 
 
 def test_tools_without_a_schema_take_what_comes():

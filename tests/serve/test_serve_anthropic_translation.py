@@ -10,12 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from apr_serve.anthropic.errors import anthropic_shape
 from apr_serve.anthropic.events import MessageEvents
-from apr_serve.anthropic.request import MessagesRequest, PromptRequest, chat_request
+from apr_serve.anthropic.request import MessagesRequest, PromptRequest
 from apr_serve.anthropic.thinking import recalled, signature
-from apr_serve.chat.events import Finished, ToolCallArguments, ToolCallStart
+from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
-from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, USAGE, answers, called
+from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 
 HI = [{"role": "user", "content": "Hi"}]
 ADD = {"name": "add", "description": "Sum of two.",
@@ -39,14 +39,15 @@ def text(words, **more):
 
 def test_plain_messages_are_what_they_are():
     messages = [*HI, {"role": "assistant", "content": "Hello"}, *HI]
-    chat = chat_request(asked(system="Be brief.", messages=messages))
-    assert chat.messages == [{"role": "system", "content": "Be brief."}, *messages]
-    assert (chat.max_tokens, chat.tool_choice, chat.enable_thinking) == (100, "auto", None)
+    body = asked(system="Be brief.", messages=messages)
+    assert body.chat_messages() == [{"role": "system", "content": "Be brief."}, *messages]
+    assert (body.generation([1]).max_tokens, body.tool_use().choice) == (100, "auto")
+    assert body.thinking_limits() == (None, None)
 
 
 def test_blocks_become_messages_with_reasoning_calls_and_results():
     cached = {"cache_control": {"type": "ephemeral"}}
-    chat = chat_request(asked(system=[text("One.", **cached), text("Two.")], messages=[
+    body = asked(system=[text("One.", **cached), text("Two.")], messages=[
         {"role": "user", "content": [text("1"), text("+1?", **cached)]},
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "Add.", "signature": "s"},
@@ -61,12 +62,12 @@ def test_blocks_become_messages_with_reasoning_calls_and_results():
              "content": [text("no"), text("sum")]},
             text("Go on."),
         ]},
-    ]))  # fmt: skip
+    ])  # fmt: skip
     calls = [
         {"id": "t1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
         {"id": "t2", "type": "function", "function": {"name": "add", "arguments": {}}},
     ]
-    assert chat.messages == [
+    assert body.chat_messages() == [
         {"role": "system", "content": "One."},
         {"role": "system", "content": "Two."},
         {"role": "user", "content": [text("1"), text("+1?")]},
@@ -79,18 +80,18 @@ def test_blocks_become_messages_with_reasoning_calls_and_results():
 
 
 def test_how_to_answer_is_translated():
-    chat = chat_request(asked(
+    body = asked(
         temperature=0.5, top_p=0.9, top_k=7, seed=3, stop_sequences=["END"],
         tools=[ADD | {"strict": True, "type": "custom"}],
         tool_choice={"type": "auto", "disable_parallel_tool_use": True},
         thinking={"type": "enabled", "budget_tokens": 64}, metadata={"user_id": "u"},
         output_config={"format": {"type": "json_schema", "schema": {"type": "object"}}},
-    ))  # fmt: skip
-    assert chat.sampling == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
-    assert (chat.stop, chat.parallel_tool_calls) == (("END",), False)
-    assert (chat.enable_thinking, chat.thinking_budget) == (True, 64)
-    assert chat.response_format.schema == {"type": "object"}
-    tool = chat.tools[0]
+    )  # fmt: skip
+    assert body.asked_sampling() == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
+    assert (body.generation([1]).stop, body.tool_use().parallel) == (("END",), False)
+    assert body.thinking_limits() == (True, 64)
+    assert body.answer_format().schema == {"type": "object"}
+    (tool,) = body.tool_use().tools
     assert (tool.name, tool.strict, tool.parameters) == ("add", True, ADD["input_schema"])
 
 
@@ -98,24 +99,24 @@ def test_how_to_answer_is_translated():
     ("choice", "expected"), [("auto", "auto"), ("any", "required"), ("none", "none")]
 )
 def test_tool_choices_have_their_names_here(choice, expected):
-    assert chat_request(asked(tools=[ADD], tool_choice={"type": choice})).tool_choice == expected
+    assert asked(tools=[ADD], tool_choice={"type": choice}).tool_use().choice == expected
 
 
 def test_a_named_tool_is_that_tool():
-    chat = chat_request(asked(tools=[ADD], tool_choice={"type": "tool", "name": "add"}))
-    assert chat.tool_choice == chat.tools[0]
+    use = asked(tools=[ADD], tool_choice={"type": "tool", "name": "add"}).tool_use()
+    assert use.choice == use.tools[0]
 
 
 def test_thinking_may_be_off_or_adaptive():
-    assert chat_request(asked(thinking={"type": "disabled"})).enable_thinking is False
-    adaptive = chat_request(asked(thinking={"type": "adaptive"}, output_config={"effort": "low"}))
-    assert adaptive.enable_thinking is True
-    assert 0 < adaptive.thinking_budget < 10_000
+    assert asked(thinking={"type": "disabled"}).thinking_limits() == (False, None)
+    adaptive = asked(thinking={"type": "adaptive"}, output_config={"effort": "low"})
+    thinks, budget = adaptive.thinking_limits()
+    assert thinks is True and 0 < budget < 10_000
 
 
 def test_a_prompt_to_count_needs_no_max_tokens():
     request = PromptRequest.model_validate({"model": "m", "messages": HI, "tools": [ADD]})
-    assert chat_request(request).messages == HI
+    assert request.chat_messages() == HI
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,13 @@ def test_an_empty_answer_has_no_blocks():
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        (Finished(0, "stop", "stop_token", USAGE), "end_turn"),
-        (Finished(0, "stop", "grammar", USAGE), "end_turn"),
-        (Finished(0, "stop", "stop_string", USAGE, stop_string="END"), "stop_sequence"),
-        (Finished(0, "tool_calls", "stop_token", USAGE), "tool_use"),
-        (Finished(0, "length", "max_tokens", USAGE), "max_tokens"),
-        (Finished(0, "length", "repetition", USAGE), "max_tokens"),
-        (Finished(0, "length", "context", USAGE), "model_context_window_exceeded"),
+        (ended("stop", "stop_token"), "end_turn"),
+        (ended("stop", "grammar"), "end_turn"),
+        (ended("stop", "stop_string", stop_string="END"), "stop_sequence"),
+        (ended("tool_calls", "stop_token"), "tool_use"),
+        (ended("length", "max_tokens"), "max_tokens"),
+        (ended("length", "repetition"), "max_tokens"),
+        (ended("length", "context"), "model_context_window_exceeded"),
     ],
 )
 def test_why_it_ended_is_said_in_this_protocol_and_more_finely(end, reason):
@@ -245,7 +246,7 @@ def test_why_it_ended_is_said_in_this_protocol_and_more_finely(end, reason):
 
 def test_a_call_that_was_cut_off_has_what_can_be_read_of_its_input():
     cut = [ToolCallStart(0, 0, "t", "add"), ToolCallArguments(0, 0, '{"a": 1, "b": [2, 3')]
-    _, message = translated([*cut, Finished(0, "length", "max_tokens", USAGE)])
+    _, message = translated([*cut, ended("length", "max_tokens")])
     assert message["content"][0]["input"] == {"a": 1, "b": [2, 3]}
 
 
@@ -266,8 +267,8 @@ def test_a_hidden_thought_comes_back_to_the_model_out_of_its_signature():
     thought = message["content"][0]
     assert thought["thinking"] == ""
     back = {"role": "assistant", "content": message["content"]}
-    chat = chat_request(asked(messages=[*HI, back, *HI]))
-    assert chat.messages[1]["reasoning_content"] == "Add them."
+    messages = asked(messages=[*HI, back, *HI]).chat_messages()
+    assert messages[1]["reasoning_content"] == "Add them."
 
 
 @pytest.mark.parametrize("thinking", ["", "words", "\N{SNOWMAN} and \ud800"])

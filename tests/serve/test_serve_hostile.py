@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from apr_core import load
-from apr_serve.chat.events import ChatRequest, Tool
 from apr_serve.chat.service import ChatService
 from apr_serve.http.errors import ApiError
+from apr_serve.openai.chat_request import ChatCompletionRequest
 from tests.serve.serving import demo_model, shared
 
 pytestmark = pytest.mark.needs_plugins
@@ -286,6 +286,10 @@ HOSTILE = {
 }
 
 
+def chat(messages, **fields):
+    return ChatCompletionRequest.model_validate({"messages": messages, **fields})
+
+
 @pytest.fixture(scope="module")
 def model():
     with load(demo_model()) as loaded:
@@ -298,18 +302,19 @@ def test_a_template_that_is_hostile_ends_in_an_error_for_the_client(model, templ
     stub = SimpleNamespace(metadata=metadata, tokenizer=model.tokenizer, max_len=model.max_len)
     service = ChatService(stub, SimpleNamespace(), "sums")
     with pytest.raises(ApiError) as caught:
-        service.prompt_ids(ChatRequest(SUM))
+        service.prompt_ids(chat(SUM))
     assert caught.value.status == 400 and HOSTILE[template] in caught.value.message
 
 
 def test_tools_are_refused_where_the_template_shows_none(model):
     metadata = {**model.metadata, "chat_template": "{{ messages[0].content }}"}
     stub = SimpleNamespace(metadata=metadata, tokenizer=model.tokenizer, max_len=model.max_len)
-    service, tools = ChatService(stub, SimpleNamespace(), "sums"), [Tool("f")]
+    service = ChatService(stub, SimpleNamespace(), "sums")
+    tools = [{"type": "function", "function": {"name": "f"}}]
     with pytest.raises(ApiError, match="teaches no calls of tools") as caught:
-        service.prompt_ids(ChatRequest(SUM, tools=tools))
+        service.prompt_ids(chat(SUM, tools=tools))
     assert (caught.value.status, caught.value.param) == (400, "tools")
-    assert service.prompt_ids(ChatRequest(SUM, tools=tools, tool_choice="none"))
+    assert service.prompt_ids(chat(SUM, tools=tools, tool_choice="none"))
 
 
 def test_lone_surrogates_and_zero_bytes_do_no_harm(server):

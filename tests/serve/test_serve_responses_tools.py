@@ -8,14 +8,14 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_serve.chat.events import Finished, ToolCallArguments, ToolCallStart
+from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
 from apr_serve.responses.events import ResponseEvents, response_head
-from apr_serve.responses.request import ResponsesRequest, chat_request
+from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore
 from tests.serve import serving
-from tests.serve.chat_events import CALLS, USAGE
+from tests.serve.chat_events import CALLS, ended
 
 TEXT = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
 SHELL = {"type": "function", "name": "shell", "description": "Run.", "strict": False,
@@ -65,7 +65,7 @@ def test_what_an_agent_sends_is_answered():
 
 
 def test_the_model_is_told_of_functions_texts_and_namespaces():
-    shell, patch, read = chat_request(asked(tools=AGENT["tools"])).tools
+    shell, patch, read = asked(tools=AGENT["tools"]).tool_use().tools
     assert (shell.name, shell.parameters) == ("shell", TEXT)
     assert patch.parameters["required"] == ["input"]
     assert 'start: "+"' in patch.parameters["properties"]["input"]["description"]
@@ -90,7 +90,7 @@ def test_a_tool_that_takes_text_is_called_with_text():
 
 
 def test_of_a_text_that_was_cut_off_there_is_what_came_of_it():
-    end = Finished(0, "length", "max_tokens", USAGE)
+    end = ended("length", "max_tokens")
     _, response = translated([*PATCHED[:2], end], tools=[PATCH])
     [item] = response["output"]
     assert (item["input"], item["status"], response["status"]) == ("+ a", *["incomplete"] * 2)
@@ -120,7 +120,7 @@ def test_calls_and_what_they_returned_go_back_as_they_came():
          "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c2", "output": "text"},
     ]  # fmt: skip
-    _, patched, done, read, _ = chat_request(asked(input=history)).messages
+    _, patched, done, read, _ = asked(input=history).chat_messages()
     [call] = patched["tool_calls"]
     assert call["function"] == {"name": "apply_patch", "arguments": {"input": "+ a\nü"}}
     assert done == {"role": "tool", "tool_call_id": "c1", "content": "Done."}
@@ -135,11 +135,9 @@ def test_tools_that_are_not_run_here_are_refused_where_they_are_all_there_is():
         asked(tools=[SEARCH, {"type": "mcp", "server_label": "x"}])
     assert "'web_search', 'mcp'" in invalid(error.value.errors()).message
     with pytest.raises(ApiError, match="no tool here"):
-        chat_request(asked(tools=[SHELL, SEARCH], tool_choice={"type": "function", "name": "x"}))
+        asked(tools=[SHELL, SEARCH], tool_choice={"type": "function", "name": "x"}).tool_use()
 
 
 def test_a_tool_may_be_named_by_what_the_client_calls_it():
-    named = chat_request(
-        asked(tools=[PATCH], tool_choice={"type": "custom", "name": "apply_patch"})
-    )
-    assert named.tool_choice.name == "apply_patch"
+    named = asked(tools=[PATCH], tool_choice={"type": "custom", "name": "apply_patch"})
+    assert named.tool_use().choice.name == "apply_patch"

@@ -6,14 +6,13 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_core.generate.requests import TokenLogprob
-from apr_serve.chat.events import Finished, TextDelta
+from apr_core.generate.requests import Delta, TokenLogprob
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
 from apr_serve.responses.events import ResponseEvents, response_head
-from apr_serve.responses.request import MessageItem, ResponsesRequest, chat_request
+from apr_serve.responses.request import MessageItem, ResponsesRequest
 from apr_serve.responses.store import ResponseStore
-from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, USAGE, answers, called
+from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 
 ADD = {
     "type": "function", "name": "add", "description": "Sum of two.",
@@ -40,16 +39,17 @@ def refusal(**fields):
 
 
 def test_plain_text_is_what_the_user_said():
-    chat = chat_request(asked(input="What is 1+1?", instructions="Be brief."))
-    assert chat.messages == [
+    body = asked(input="What is 1+1?", instructions="Be brief.")
+    assert body.chat_messages() == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 1+1?"},
     ]
-    assert (chat.tool_choice, chat.max_tokens, chat.enable_thinking) == ("auto", None, None)
+    assert (body.tool_use().choice, body.generation([1]).max_tokens) == ("auto", None)
+    assert body.thinking_limits() == (None, None)
 
 
 def test_reasoning_text_and_calls_of_one_turn_are_one_message():
-    chat = chat_request(asked(input=[
+    body = asked(input=[
         {"role": "developer", "content": "Use tools."},
         {"role": "user", "content": [said("1"), said("+1?")]},
         {"type": "reasoning", "id": "rs_1", "summary": [],
@@ -63,12 +63,12 @@ def test_reasoning_text_and_calls_of_one_turn_are_one_message():
         {"type": "function_call_output", "call_id": "c2", "output": [said("0")]},
         {"role": "assistant", "content": "2"},
         {"role": "assistant", "content": "and 0"},
-    ]))  # fmt: skip
+    ])  # fmt: skip
     calls = [
         {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
         {"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}},
     ]
-    assert chat.messages == [
+    assert body.chat_messages() == [
         {"role": "developer", "content": "Use tools."},
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "reasoning_content": "Add.", "content": "A moment.",
@@ -82,69 +82,69 @@ def test_reasoning_text_and_calls_of_one_turn_are_one_message():
 
 def test_a_call_without_text_has_empty_content():
     call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
-    assert chat_request(asked(input=[call])).messages[0]["content"] == ""
+    assert asked(input=[call]).chat_messages()[0]["content"] == ""
 
 
 def test_what_was_thought_before_a_second_call_begins_a_message():
     call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Again."}]}
-    first, second = chat_request(asked(input=[call, thought, call | {"call_id": "d"}])).messages
+    first, second = asked(input=[call, thought, call | {"call_id": "d"}]).chat_messages()
     assert [c["id"] for c in first["tool_calls"]] == ["c"]
     assert second["reasoning_content"] == "Again."
     assert [c["id"] for c in second["tool_calls"]] == ["d"]
 
 
 def test_how_to_answer_is_translated():
-    chat = chat_request(asked(
+    body = asked(
         temperature=0.5, top_p=0.9, top_k=7, seed=3, max_output_tokens=9,
         tools=[ADD | {"strict": True}], parallel_tool_calls=False,
         reasoning={"effort": "high"}, top_logprobs=2,
         chat_template_kwargs={"add_vision_id": True},
         text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
-    ))  # fmt: skip
-    assert chat.sampling == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
-    assert (chat.max_tokens, chat.parallel_tool_calls, chat.enable_thinking) == (9, False, True)
-    assert (chat.response_format.kind, chat.response_format.schema) == (
-        "json_schema", {"type": "object"},
     )  # fmt: skip
-    tool = chat.tools[0]
+    assert body.asked_sampling() == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
+    request = body.generation([1])
+    assert (request.max_tokens, request.top_logprobs) == (9, 2)
+    assert (body.tool_use().parallel, body.thinking_limits()[0]) == (False, True)
+    form = body.answer_format()
+    assert (form.kind, form.schema) == ("json_schema", {"type": "object"})
+    (tool,) = body.tool_use().tools
     assert (tool.name, tool.description, tool.strict) == ("add", "Sum of two.", True)
     assert tool.parameters == ADD["parameters"]
-    assert chat.top_logprobs == 2
-    assert chat.template_variables["add_vision_id"] is True
+    assert body.template_variables() == {"add_vision_id": True}
 
 
 def test_no_effort_is_no_thinking():
-    assert chat_request(asked(reasoning={"effort": "none"})).enable_thinking is False
+    assert asked(reasoning={"effort": "none"}).thinking_limits()[0] is False
 
 
 def test_log_probabilities_may_be_asked_for_without_rivals():
-    assert chat_request(asked(include=["message.output_text.logprobs"])).top_logprobs == 0
-    assert chat_request(asked()).top_logprobs is None
+    assert asked(include=["message.output_text.logprobs"]).generation([1]).top_logprobs == 0
+    assert asked().generation([1]).top_logprobs is None
 
 
 def test_all_tokens_and_every_seed_have_the_numbers_they_have_in_chats():
-    assert chat_request(asked(top_k=-1, seed=-1)).sampling == {"top_k": 0, "seed": 2**64 - 1}
+    assert asked(top_k=-1, seed=-1).asked_sampling() == {"top_k": 0, "seed": 2**64 - 1}
 
 
 def test_a_schema_may_be_as_deep_as_templates_can_walk():
-    chat = chat_request(asked(tools=[ADD | {"parameters": nested(63)}]))
-    assert chat.tools[0].parameters == nested(63)
+    (tool,) = asked(tools=[ADD | {"parameters": nested(63)}]).tool_use().tools
+    assert tool.parameters == nested(63)
 
 
 def test_a_named_function_must_be_among_the_tools():
     named = {"type": "function", "name": "add"}
-    assert chat_request(asked(tools=[ADD], tool_choice=named)).tool_choice.name == "add"
+    assert asked(tools=[ADD], tool_choice=named).tool_use().choice.name == "add"
     with pytest.raises(ApiError, match="'add', which is no tool here"):
-        chat_request(asked(tool_choice=named))
+        asked(tool_choice=named).tool_use()
 
 
 def test_allowed_tools_are_the_only_ones_shown():
     allowed = {"type": "allowed_tools", "mode": "required",
                "tools": [{"type": "function", "name": "add"}]}  # fmt: skip
-    chat = chat_request(asked(tools=[ADD, ADD | {"name": "other"}], tool_choice=allowed))
-    assert [tool.name for tool in chat.tools] == ["add"]
-    assert chat.tool_choice == "required"
+    use = asked(tools=[ADD, ADD | {"name": "other"}], tool_choice=allowed).tool_use()
+    assert [tool.name for tool in use.tools] == ["add"]
+    assert use.choice == "required"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_the_sequence_of_a_whole_answer_is_the_official_one():
 
 
 def test_an_answer_that_is_too_long_is_incomplete_and_says_what_ended_it():
-    sent, response = translated([*SAID, Finished(0, "length", "repetition", USAGE)])
+    sent, response = translated([*SAID, ended("length", "repetition")])
     assert sent[-1]["type"] == "response.incomplete"
     assert response["status"] == response["output"][0]["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -270,7 +270,7 @@ def test_what_was_asked_for_is_told_back():
 
 def test_log_probabilities_stand_in_deltas_and_in_the_whole_text():
     token = TokenLogprob(65, -0.5)
-    delta = TextDelta(0, "A", logprobs=(token,))
+    delta = Delta(0, "A", logprobs=(token,))
     entry = {"token": "A", "logprob": -0.5, "bytes": [65], "top_logprobs": []}
     entries = {(): [], (token,): [entry]}
     sent, response = translated([delta, STOPPED], logprobs=entries.__getitem__)
@@ -289,7 +289,8 @@ def test_a_conversation_goes_on_from_what_is_kept():
     first = kept(store, text="one")
     second = kept(store, previous=first, text="two")
     items = store.conversation(second, "me")
-    messages = chat_request(asked(input="three"), items).messages
+    body = asked(input="three")
+    messages = body.continuing(body.items, items).chat_messages()
     assert [m["content"] for m in messages if m["role"] == "user"] == ["one", "two", "three"]
     assert messages[1]["reasoning_content"] == "Add them."
     assert len(messages[1]["tool_calls"]) == 2
@@ -303,15 +304,15 @@ def test_items_may_be_named_instead_of_sent():
     told = asked(
         input=[{"role": "user", "content": "1+1?"}, *names, {"role": "user", "content": "?"}]
     )
-    named = told.model_copy(update={"input": store.found(told.items, "me")})
-    [_, answer, _] = chat_request(named).messages
+    named = told.continuing(store.found(told.items, "me"), [])
+    [_, answer, _] = named.chat_messages()
     assert answer["reasoning_content"] == "Add them." and answer["content"] == "It is 2."
     assert answer["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
     assert store.found(told.items, "another") == told.items
     store.delete(response["id"], "me")
     assert store.found(told.items, "me") == told.items
     with pytest.raises(ApiError, match="is not kept here"):
-        chat_request(told)
+        told.chat_messages()
 
 
 def test_nobody_sees_what_belongs_to_another():

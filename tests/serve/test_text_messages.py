@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apr_core.errors import UsageError
 from apr_core.text.chat import ChatTemplate, encode_chat
 from apr_core.text.tokenizer import Tokenizer
-from apr_serve.chat.events import Tool
+from apr_serve.chat.request import Tool
 from apr_serve.tools.messages import normalized, template_tools
 
 DATA = Path(__file__).parents[1] / "data"

@@ -62,12 +62,6 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
             if body.store is not False:
                 kept.put(events.response, body.items, owner)
 
-        def failed(error: Exception) -> bytes:
-            sent = _sent(events.fail(as_api_error(error).message))
-            if isinstance(error, EXPECTED):
-                keep()
-            return sent
-
         try:
             asked = await service.request(body, owner)
             note = noting(request, service.model_id)
@@ -76,7 +70,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
             error.param = PARAMS.get(error.param or "", error.param)
             raise
         if body.stream:
-            return EventStream(_streamed(steps, events, keep), heartbeat_s, failed)
+            return EventStream(_streamed(steps, events, keep), heartbeat_s, _failed(events, keep))
         await while_connected(request, _whole(steps, events))
         keep()
         return JSONResponse(events.response)
@@ -129,6 +123,18 @@ async def _streamed(
         async for step in steps:
             yield _sent(events.push(step))
     keep()
+
+
+def _failed(events: ResponseEvents, keep: Callable[[], None]) -> Callable[[Exception], bytes]:
+    """What sends the end of a response that fails, which is kept all the same."""
+
+    def failed(error: Exception) -> bytes:
+        sent = _sent(events.fail(as_api_error(error).message))
+        if isinstance(error, EXPECTED):
+            keep()
+        return sent
+
+    return failed
 
 
 def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:
