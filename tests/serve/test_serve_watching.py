@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="serving is an extra: apr-core[serve]")
 from apr_core.errors import UsageError
+from apr_serve.http.layers.proxies import Proxies
 from apr_serve.http.logs import ForPeople, JsonLines
-from apr_serve.http.proxies import Proxies
 from tests.serve.serving import serving, shared
 
 FORGED = "/x status=200 client=6.6.6.6"

@@ -68,8 +68,8 @@ def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
 
 
 def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerOptions:
+    from apr_serve.http.layers.keys import gather_keys
     from apr_serve.http.options import ServerOptions
-    from apr_serve.http.security import gather_keys
 
     if (options["tls_cert"] is None) != (options["tls_key"] is None):
         raise UsageError("--tls-cert and --tls-key go together")
@@ -106,7 +106,7 @@ def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked_proxies(given: Sequence[str]) -> tuple[str, ...]:
-    from apr_serve.http.proxies import Proxies
+    from apr_serve.http.layers.proxies import Proxies
 
     Proxies(given)
     return tuple(given)

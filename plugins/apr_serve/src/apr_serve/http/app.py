@@ -16,15 +16,15 @@ from apr_serve.anthropic import routes as anthropic
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService
 from apr_serve.http import about
-from apr_serve.http.bodies import BodyGate
 from apr_serve.http.errors import ApiError
 from apr_serve.http.ignored import HEADER
+from apr_serve.http.layers.bodies import BodyGate
+from apr_serve.http.layers.keys import OPEN, KeyGate
+from apr_serve.http.layers.outermost import Outermost, ServerState
+from apr_serve.http.layers.proxies import Proxies
 from apr_serve.http.metrics import Metrics
 from apr_serve.http.options import ServerOptions
-from apr_serve.http.outermost import Outermost, ServerState
-from apr_serve.http.proxies import Proxies
 from apr_serve.http.refusing import on_api_error, on_http_error, on_invalid
-from apr_serve.http.security import OPEN, KeyGate
 from apr_serve.openai import chat as openai_chat
 from apr_serve.openai import completions as openai_completions
 from apr_serve.openai import embeddings, tokenization

@@ -15,8 +15,8 @@ from apr_serve.chat.asking import LEFT
 from apr_serve.chat.collected import stopping
 from apr_serve.http.errors import as_api_error
 from apr_serve.http.ignored import HEADER, IGNORED, Ignored
+from apr_serve.http.layers.proxies import Proxies
 from apr_serve.http.metrics import Metrics
-from apr_serve.http.proxies import Proxies
 from apr_serve.http.refusing import respond
 
 ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
