@@ -53,15 +53,6 @@ class Outermost:
         exchange = Exchange(scope, send, ignored)
         self._state.open_requests += 1
         try:
-            await self._answer(exchange, receive)
-        finally:
-            self._state.open_requests -= 1
-            self._metrics.answered(_route(scope), exchange.status or LEFT)
-            exchange.report()
-
-    async def _answer(self, exchange: Exchange, receive: Receive) -> None:
-        scope = exchange.scope
-        try:
             if self._state.draining and scope["method"] == "POST":
                 await respond(stopping(), scope, receive, exchange.send)
             else:
@@ -70,6 +61,10 @@ class Outermost:
             log.exception("a request failed", extra=exchange.fields())
             if not exchange.status:
                 await respond(as_api_error(error), scope, receive, exchange.send)
+        finally:
+            self._state.open_requests -= 1
+            self._metrics.answered(_route(scope), exchange.status or LEFT)
+            exchange.report()
 
 
 class Exchange:
