@@ -89,6 +89,5 @@ __all__ = [
     "config_path", "cuts_of", "decode_step", "diverted", "encode_chat", "generate",
     "get_registry", "human_bytes", "kv_type_option", "limit_of", "load", "print_json",
     "print_table", "problems", "progress", "show_notices", "sparing_collections", "stream",
-    "token_logprob",
-    "upload_progress",
+    "token_logprob", "upload_progress",
 ]  # fmt: skip
