@@ -10,7 +10,8 @@ from apr_core.generate.requests import Delta, TokenLogprob
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
 from apr_serve.responses.events import ResponseEvents, response_head
-from apr_serve.responses.request import MessageItem, ResponsesRequest
+from apr_serve.responses.items import MessageItem
+from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore
 from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 

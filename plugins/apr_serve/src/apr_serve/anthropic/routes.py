@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from apr_serve.anthropic.errors import ERRORS, NO_THREADS, PATH, anthropic_shape
 from apr_serve.anthropic.events import Event, MessageEvents
 from apr_serve.anthropic.request import MessagesRequest, PromptRequest
-from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.asking import noting, owner_of, take_all
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import ApiError, as_api_error
@@ -66,7 +66,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         if body.stream:
             started = events.begin(len(asked.prompt_ids))
             return EventStream(_streamed(steps, events, started), heartbeat_s, _failed)
-        await while_connected(request, _whole(steps, events))
+        await take_all(request, steps, events.push)
         return JSONResponse(events.message)
 
     @routes.post("/count_tokens", responses=COUNT | ERRORS)
@@ -77,13 +77,6 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         return JSONResponse({"input_tokens": len(ids)})
 
     return routes
-
-
-async def _whole(steps: AsyncGenerator[list[ChatEvent], None], events: MessageEvents) -> None:
-    """Take the whole answer. Raises ApiError if it fails."""
-    async with aclosing(steps):
-        async for step in steps:
-            events.push(step)
 
 
 async def _streamed(

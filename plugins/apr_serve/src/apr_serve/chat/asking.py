@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
 from apr_core.runtime import Delta, Usage
 from apr_serve.chat.collected import total
+from apr_serve.chat.events import ChatEvent
 from apr_serve.http.errors import ApiError
 
 Result = TypeVar("Result")
@@ -55,6 +57,20 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def take_all(
+    request: Request, steps: AsyncGenerator[list[ChatEvent], None],
+    push: Callable[[list[ChatEvent]], object],
+) -> None:  # fmt: skip
+    """Push all of an answer that is not streamed. Raises ApiError if it fails."""
+
+    async def take() -> None:
+        async with aclosing(steps):
+            async for events in steps:
+                push(events)
+
+    await while_connected(request, take())
 
 
 async def _gone(request: Request) -> None:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from apr_serve.http.errors import ApiError
 from apr_serve.openai.parts import Open
-from apr_serve.responses.request import Item
+from apr_serve.responses.items import Item
 from apr_serve.responses.store import Stored
 
 Order = Literal["asc", "desc"]

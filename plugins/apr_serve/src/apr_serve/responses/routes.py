@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.asking import noting, owner_of, take_all
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
@@ -21,7 +21,8 @@ from apr_serve.http.sse import EventStream, event
 from apr_serve.openai.parts import ERRORS, Open, TokenNames, streamed
 from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.input_items import InputItems, Order, input_items
-from apr_serve.responses.request import Item, ResponsesRequest
+from apr_serve.responses.items import Item
+from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore, Stored
 
 
@@ -71,7 +72,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
             raise
         if body.stream:
             return EventStream(_streamed(steps, events, keep), heartbeat_s, _failed(events, keep))
-        await while_connected(request, _whole(steps, events))
+        await take_all(request, steps, events.push)
         keep()
         return JSONResponse(events.response)
 
@@ -104,13 +105,6 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     return routes
-
-
-async def _whole(steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents) -> None:
-    """Take the whole answer. Raises ApiError if it fails."""
-    async with aclosing(steps):
-        async for step in steps:
-            events.push(step)
 
 
 async def _streamed(

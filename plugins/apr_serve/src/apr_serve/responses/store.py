@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from apr_serve.responses.request import Item, ItemReference
+from apr_serve.responses.items import Item, ItemReference
 
 MAX_BYTES = 64 << 20  # JSON of all that is stored
 _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
