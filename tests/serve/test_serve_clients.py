@@ -1,14 +1,24 @@
-"""Requests as clients really send them: every field of their SDK, most of them null, and more."""
+"""Requests as clients really send them: every field of their SDK, a benchmark's, a crowd's.
+
+The crowd is a short soak; `python -m benchmarks.soak` is the long one. $APR_CROWD_S sets for how
+many seconds.
+"""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
+from benchmarks import soak
 from tests.serve.serving import serving, shared
 
 pytestmark = pytest.mark.needs_plugins
 
+AREAS = ("smoke", "gsm8k", "truthfulqa-mc1", "hellaswag", "code", "forge", "ds4-eval")
+SECONDS = os.environ.get("APR_CROWD_S", "8")
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages?beta=true"
 SUM = [{"role": "user", "content": "2+2="}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -221,3 +231,31 @@ def test_as_many_texts_as_a_request_may_have_are_embedded(server):
     """Ten times as many as may wait in the engine's queue, in one request as some clients do."""
     found = server.post("/v1/embeddings", {"input": [f"{i}+1=" for i in range(1280)]})
     assert found.status_code == 200 and len(found.json()["data"]) == 1280
+
+
+@pytest.mark.parametrize("think", ["--no-think", "--think"])
+def test_every_question_of_a_benchmark_client_is_answered(tmp_path, think):
+    """It is as published, and none of what it sends is refused."""
+    pytest.importorskip("lucebench")
+    server = shared()
+    before = len(server.err)
+    done = subprocess.run(
+        [sys.executable, "-m", "lucebench.cli", "--base-url", server.url, "--areas",
+         ",".join(AREAS), "--questions", "1", "--name", "run", think],
+        cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "sweep complete" in done.stdout, done.stdout + done.stderr
+    for area in AREAS:
+        rows = json.loads((tmp_path / "snapshots" / "run" / f"{area}.json").read_text())["rows"]
+        assert rows, area
+        for row in rows:
+            assert row.get("http_status", 200) == 200, row
+    asked = [line for line in server.err[before:] if "method=POST" in line]
+    assert len(asked) >= len(AREAS)
+    assert [line for line in asked if "status=200" not in line] == []
+
+
+@pytest.mark.parametrize(("clients", "slots"), [("64", "16"), ("24", "4")])
+def test_a_crowd_of_clients_hears_what_each_would_alone(capsys, clients, slots):
+    code = soak.main(["--clients", clients, "--seconds", SECONDS, "--slots", slots])
+    assert code == 0, capsys.readouterr().out

@@ -13,7 +13,9 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from apr_core import load
 from apr_serve.cli.command import _signals_held
+from apr_serve.engine.warming import warm_up
 from tests.serve.serving import demo_model, serving, start, wait_until_ready
 
 pytestmark = pytest.mark.needs_plugins
@@ -185,3 +187,17 @@ def test_a_server_ended_while_it_loads_leaves_no_socket_file(tmp_path):
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(60) == 143
     assert not path.exists() and not running.out
+
+
+@pytest.mark.parametrize("max_len", [16, None])
+def test_warming_up_leaves_nothing_behind(max_len):
+    """What is compiled at first use is compiled before a server says that it is ready."""
+    with load(demo_model(), max_len=max_len) as model:
+        seen = []
+        forward = model.forward_last
+        model.forward_last = lambda parts: (
+            seen.append([len(ids) for _, ids in parts]) or forward(parts)
+        )
+        warm_up(model)
+        assert model.state_bytes() == 0
+        assert seen[1:] == [[1], [1, 1]] and seen[0][0] > 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.serve.protocols.test_serve_openai import GREETING, HELLO, ask
 from tests.serve.serving import openai_client, shared
-from tests.serve.test_serve_openai import GREETING, HELLO, ask
 
 pytestmark = pytest.mark.needs_plugins
 

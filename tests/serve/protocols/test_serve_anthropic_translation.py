@@ -15,7 +15,7 @@ from apr_serve.anthropic.thinking import recalled, signature
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
-from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
+from tests.serve.protocols.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 
 HI = [{"role": "user", "content": "Hi"}]
 ADD = {"name": "add", "description": "Sum of two.",

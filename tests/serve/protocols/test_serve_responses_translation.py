@@ -13,7 +13,7 @@ from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.items import MessageItem
 from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore
-from tests.serve.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
+from tests.serve.protocols.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 
 ADD = {
     "type": "function", "name": "add", "description": "Sum of two.",

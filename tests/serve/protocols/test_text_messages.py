@@ -17,8 +17,8 @@ from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.request import Tool
 from apr_serve.tools.messages import normalized, template_tools
 
-DATA = Path(__file__).parents[1] / "data"
-CHECKPOINT = Path(__file__).parents[2] / "plugins/apr_demo/src/apr_demo/checkpoint"
+DATA = Path(__file__).parents[2] / "data"
+CHECKPOINT = Path(__file__).parents[3] / "plugins/apr_demo/src/apr_demo/checkpoint"
 USER = {"role": "user", "content": "Hello"}
 
 

@@ -19,7 +19,7 @@ from apr_serve.http.sse import EventStream
 from apr_serve.responses import routes as responses
 from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.request import ResponsesRequest
-from tests.serve.chat_events import ended
+from tests.serve.protocols.chat_events import ended
 
 FAULT = BackendError("the device is gone")
 WAITS = None

@@ -15,7 +15,7 @@ from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore
 from tests.serve import serving
-from tests.serve.chat_events import CALLS, ended
+from tests.serve.protocols.chat_events import CALLS, ended
 
 TEXT = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
 SHELL = {"type": "function", "name": "shell", "description": "Run.", "strict": False,

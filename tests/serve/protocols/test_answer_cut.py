@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from tests.serve.protocols.test_answer_parser import CALL, MADE, answer, text
 from tests.serve.serving import shared
-from tests.serve.test_answer_parser import CALL, MADE, answer, text
 
 SHELL = {"type": "function", "function": {"name": "shell", "parameters": {
     "type": "object", "properties": {"command": {"type": "string", "enum": ["rm -rf /tmp/x"]}},

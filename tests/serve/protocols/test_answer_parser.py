@@ -19,7 +19,7 @@ from apr_serve.tools.coercion import ArgumentTypes, coerced
 from apr_serve.tools.messages import normalized, template_tools
 from apr_serve.tools.tool_calls import form_of
 
-TEMPLATE = (Path(__file__).parents[1] / "data/chat_template_on.jinja").read_text("utf-8")
+TEMPLATE = (Path(__file__).parents[2] / "data/chat_template_on.jinja").read_text("utf-8")
 ANYTHING = {"type": ["string", "number", "integer", "boolean", "object", "array", "null"]}
 F = Tool("f", "", {"type": "object", "properties": {
     "n": {"type": "integer"}, "s": {"type": "string"}, "o": {"type": "object"},
