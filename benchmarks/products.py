@@ -49,7 +49,7 @@ def weights(backend: Cpu, format: str, rows: int, cols: int) -> list[Weight]:
         else:
             data = backend.upload_packed(matrix)
         weight = Weight("w", format, (rows, cols), data)
-        weight.linear = linear
+        weight.linear = backend.bind(linear)
         made.append(weight)
     return made
 
@@ -63,7 +63,8 @@ def measure(format: str, tokens: int, rows: int, cols: int, ws: list[Weight]) ->
     times = []
     for i in range(max(8, min(2 * len(ws), 400))):
         started = clock()
-        linear(x, ws[i % len(ws)])
+        w = ws[i % len(ws)]
+        w.linear(x, w)
         times.append(clock() - started)
     seconds = float(np.min(times[2:]) if clock is time.thread_time else np.median(times[2:]))
     block, nbytes = BYTES[format]

@@ -160,6 +160,10 @@ class BackendPlugin:
         """Back to the host."""
         raise NotImplementedError
 
+    def bind(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """One of its kernels as a model calls it, for those that depend on this object."""
+        return kernel
+
     def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """A function with the same results as `step`, which turns token ids and a `Step` into
         logits. It may remember what the ops did, and do that again at once when a step of the same
@@ -377,7 +381,7 @@ class Binder:
             foreign = self.foreign.get(key)
             target = foreign.target if foreign else self.backend.kernels.get(key)
             if target:
-                function = resolve(target)
+                function = resolve(target) if foreign else self.backend.bind(resolve(target))
                 origin = foreign.distribution if foreign else ""
                 self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
                 return function

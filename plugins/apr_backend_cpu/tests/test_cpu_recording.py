@@ -19,8 +19,6 @@ from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import new, recorder
 from apr_backend_cpu.run.recording import KEPT, MOST, Captured, Pending
 from apr_backend_cpu.run.team import Team, program_words
-from apr_backend_cpu.run.threads import use_threads
-from apr_core.errors import UsageError
 from apr_core.model.step import make_step
 from apr_core.ops.binding import Weight
 
@@ -195,35 +193,20 @@ def test_pending_arrays_are_only_made_while_recording(weights):
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_results_do_not_depend_on_threads(weights, threads):
     x, square = normal(40, 64), weights[1]
-    before = Cpu().threads
-    try:
-        use_threads(1)
-        expected = linear.mlp(x, square, square, square)
-        use_threads(threads)
-        for _ in range(20):
-            np.testing.assert_array_equal(linear.mlp(x, square, square, square), expected)
-    finally:
-        use_threads(before)
-
-
-@pytest.mark.parametrize("threads", [0, -1, 10**6])
-def test_absurd_thread_counts_are_refused(threads):
-    with pytest.raises(UsageError, match="threads must be between 1 and"):
-        Cpu(threads=threads)
+    expected = Cpu(1).bind(linear.mlp)(x, square, square, square)
+    mlp = Cpu(threads).bind(linear.mlp)
+    for _ in range(20):
+        np.testing.assert_array_equal(mlp(x, square, square, square), expected)
 
 
 def test_every_task_runs_once(weights):
     """Threads that take over each other's tasks neither lose nor repeat one."""
     x = np.zeros((1000, 64), np.float32)
     y = np.ones_like(x)
-    before = Cpu().threads
-    try:
-        use_threads(4)
-        for round_ in range(200):
-            x, _ = elementwise.add_rms_norm(x, y, normal(64), 1e-6, 0.0)
-            assert (x == round_ + 1).all()
-    finally:
-        use_threads(before)
+    add_rms_norm = Cpu(4).bind(elementwise.add_rms_norm)
+    for round_ in range(200):
+        x, _ = add_rms_norm(x, y, normal(64), 1e-6, 0.0)
+        assert (x == round_ + 1).all()
 
 
 def test_programs_of_several_python_threads_do_not_mix(weights):
@@ -246,15 +229,11 @@ def test_programs_of_several_python_threads_do_not_mix(weights):
 
 def test_a_sleeping_team_wakes_up(weights):
     """A thread without work sleeps after a while; a program that comes just then is not lost."""
-    x, before = normal(40, 64), Cpu().threads
+    x, product = normal(40, 64), Cpu(3).bind(linear.linear)
     expected = linear.linear(x, weights[1])
-    try:
-        use_threads(3)
-        for seconds in (0.0, 0.05, 0.0, *[0.0005] * 200, 0.05):
-            time.sleep(seconds)
-            np.testing.assert_array_equal(linear.linear(x, weights[1]), expected)
-    finally:
-        use_threads(before)
+    for seconds in (0.0, 0.05, 0.0, *[0.0005] * 200, 0.05):
+        time.sleep(seconds)
+        np.testing.assert_array_equal(product(x, weights[1]), expected)
 
 
 def test_no_arrival_of_a_thread_is_lost():

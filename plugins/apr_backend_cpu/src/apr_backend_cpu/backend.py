@@ -12,7 +12,7 @@ from apr_backend_cpu.constants import LANES, SUPERBLOCK
 from apr_backend_cpu.native import cache_folders, chosen, library_path
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
-from apr_backend_cpu.run.threads import keep_freed_memory, use_threads
+from apr_backend_cpu.run.resources import Resources
 from apr_core.plugin import BackendPlugin
 
 HERE = "apr_backend_cpu.ops"
@@ -56,8 +56,16 @@ class Cpu(BackendPlugin):
     bitwise_rows = True  # a row's result has the same bits alone and in any batch
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = use_threads(threads)
-        keep_freed_memory()
+        self._resources = Resources(threads)
+
+    @property
+    def threads(self) -> int:
+        """How many threads its kernels run on."""
+        return self._resources.threads
+
+    def bind(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """The kernel, on the threads of this object."""
+        return self._resources.bound(kernel)
 
     def describe(self) -> str:
         """Device line of the report."""
@@ -96,7 +104,7 @@ class Cpu(BackendPlugin):
 
     def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """The step function, recorded at its first use and then run without Python in between."""
-        return Captured(function, note)
+        return self._resources.bound(Captured(function, note))
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array itself."""

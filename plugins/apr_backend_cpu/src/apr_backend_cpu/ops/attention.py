@@ -36,7 +36,6 @@ from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
 from apr_backend_cpu.run.program import Program, each_time, instructions, new, strided
 from apr_backend_cpu.run.recording import plain, settle
-from apr_backend_cpu.run.threads import threads_in_use
 from apr_core.plugin import CORE_OPS
 
 Floats = NDArray[np.float32]
@@ -160,9 +159,9 @@ class _Few:
         self._program.set_tasks(self._number, tasks)
 
 
-def _queries(count: int, kv_heads: int) -> int:
+def _queries(count: int, kv_heads: int, threads: int) -> int:
     """Queries of a task: many, as keys are unpacked for each task; but several tasks a thread."""
-    most = min(MOST_QUERIES, kv_heads * count // (4 * threads_in_use()))
+    most = min(MOST_QUERIES, kv_heads * count // (4 * threads))
     return max(TOKENS, most // TOKENS * TOKENS)
 
 
@@ -174,7 +173,7 @@ def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers:
         if stop - start < FEW:
             continue
         count = (stop - start) * (heads // kv_heads)
-        most = _queries(count, kv_heads)
+        most = _queries(count, kv_heads, p.threads)
         tiles = -(-count // most)
         p.add("attend_many_task", kv_heads * tiles, address(q), address(out), address(table[i]),
               *numbers, tiles, most, scratch=_scratch(most, dim))  # fmt: skip

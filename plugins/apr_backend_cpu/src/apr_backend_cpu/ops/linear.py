@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from apr_backend_cpu.ops.layout_tables import LayoutTables
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
 from apr_backend_cpu.run.recording import plain, settle
-from apr_backend_cpu.run.threads import threads_in_use
 
 Floats = NDArray[np.float32]
 TASK_BYTES = 64 << 10  # weights of a task where memory is the limit
@@ -86,10 +86,9 @@ class Group:
             parts.append((tail, whole, left))
         return parts
 
-    def bounds(self, few: bool) -> NDArray[np.int64]:
+    def bounds(self, few: bool, threads: int) -> NDArray[np.int64]:
         """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many; as
         many tasks for each thread."""
-        threads = threads_in_use()
         found = self._bounds.get((few, threads))
         if found is None:
             rows, row_bytes = self.table[:, PART_ROWS], self.table[:, ROW_BYTES]
@@ -119,7 +118,7 @@ class Group:
     def add(self, p: Program, x: Floats, out: Floats) -> None:
         """The product's instructions: x [T, in], out [T * all rows]."""
         tokens, cols = x.shape
-        bounds = self.bounds(tokens < FEW)
+        bounds = self.bounds(tokens < FEW, p.threads)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
         arranged = self._arranged_records(p, records, n) if self.arranged else records
         dense = self._arranged(p, x) if self.dense and tokens >= FEW else x
@@ -183,7 +182,7 @@ def linear(x: Floats, w: Any) -> Floats:
 
 def _ours(*ws: Any) -> bool:
     """Whether all products are this module's; another distribution may bring a kernel."""
-    return all(w.linear is linear for w in ws)
+    return all(unwrap(w.linear) is linear for w in ws)
 
 
 def linears(

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from apr_backend_cpu.constants import COLUMNS, RECORD, ROW_GAP, SUPERBLOCK
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.run.resources import resources
 from apr_backend_cpu.run.team import program_words, team
-from apr_backend_cpu.run.threads import threads_in_use
 
 Floats = NDArray[np.float32]
 Refresh = Callable[[Any, Any], None]  # (ids, step): what has to be looked up anew for every step
@@ -32,15 +32,18 @@ LEAST_SCRATCH = 4 * SUPERBLOCK  # a superblock of float32, which any task may ro
 
 
 class Program:
-    """Instructions, in order, and everything that has to live as long as they may run."""
+    """Instructions, in order, and everything that has to live as long as they may run.
+
+    `threads` are those it runs on.
+    """
 
     def __init__(self) -> None:
+        self.threads = resources().threads
         self._rows: list[list[int]] = []
         self._kept: list[Any] = []
         self._rounding: dict[int, tuple[NDArray[np.int64] | None, NDArray[np.uint8], int]] = {}
         self._refreshers: list[Refresh] = []
         self._words: NDArray[np.uint64] | None = None
-        self._threads = 0
         self._scratch = LEAST_SCRATCH
 
     def add(self, task: str, tasks: int, *arguments: int, scratch: int = 0) -> NDArray[np.int64]:
@@ -107,14 +110,14 @@ class Program:
         self._rounding.pop(where, None)
 
     def run(self, ids: Any = None, step: Any = None) -> None:
-        """Run all instructions on all threads."""
+        """Run all instructions."""
         for refresh in self._refreshers:
             refresh(ids, step)
-        threads, size = threads_in_use(), len(self._rows)
-        if self._words is None or self._threads != threads:
-            self._threads, self._words = threads, program_words(size, threads)
+        size = len(self._rows)
+        if self._words is None:
+            self._words = program_words(size, self.threads)
             self._words[: COLUMNS * size] = np.array(self._rows, np.uint64).ravel()
-        team(threads).run(self._words, size, self._scratch)
+        team(self.threads).run(self._words, size, self._scratch)
 
 
 class _Local(threading.local):
@@ -171,7 +174,7 @@ def each_time(program: Program, refresh: Refresh, ids: Any = None, step: Any = N
 def new(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
     """Room for a result, not filled."""
     if _local.recorder is None:
-        return np.empty(shape, dtype)
+        return resources().memory.new(shape, dtype)
     room: NDArray[Any] = _local.recorder.new(shape, dtype)
     return room
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.run.arrays import address
-from apr_backend_cpu.run.program import Program, recorder, set_recorder
+from apr_backend_cpu.run.program import Program, new, recorder, set_recorder
 from apr_core.plugin import Unread, plain, toucher
 
 MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
@@ -91,7 +91,9 @@ class Replay:
         """The step's result [rows, ...], a copy."""
         self._ids[:], self._positions[:] = ids, step.host_positions
         self._program.run(ids, step)
-        return self._result.copy()
+        result = new(self._result.shape)
+        result[:] = self._result
+        return result
 
 
 class Captured:

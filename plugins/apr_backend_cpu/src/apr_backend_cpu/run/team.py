@@ -68,14 +68,17 @@ class Team:
 
 
 _teams: dict[int, Team] = {}
+_starting = threading.Lock()
 
 
 def team(threads: int) -> Team:
-    """The team of that size. Teams that are not used sleep."""
-    found = _teams.get(threads)
-    if found is None:
-        found = _teams[threads] = Team(threads)
-    return found
+    """The team of that size, which all models of as many threads share. Idle ones sleep."""
+    ready = _teams.get(threads)
+    if ready is None:
+        with _starting:
+            ready = _teams.get(threads) or Team(threads)
+            _teams[threads] = ready
+    return ready
 
 
 if hasattr(os, "register_at_fork"):
