@@ -15,7 +15,6 @@ from apr_core.generate.sequence import GenerationSequence, Vocabulary, choose_to
 
 if TYPE_CHECKING:
     from apr_core.model.model import Model
-    from apr_core.model.step import Choice
 
 
 @dataclass(slots=True)
