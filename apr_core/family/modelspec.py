@@ -161,7 +161,7 @@ class QuantizerPlugin(Protocol):
 
     Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes. It
     may have an attribute `max_error`, the relative RMSE its conformance kit allows: a number, or
-    one for each of apr_devkit.kits.samples.KINDS.
+    one for each of apr_devkit.kits.quantizer.KINDS.
     """
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -12,8 +12,7 @@ from apr_core.model.state import KVState, RecurrentState
 from apr_core.plugin import Attention, MixerExample, op
 from apr_core.registry import Registry
 from apr_devkit.kits import AttentionConformance
-from apr_devkit.kits.checks import checks_of, run_check
-from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
 
 HIDDEN, HEADS, DIM = 32, 2, 16
 OPS = ("linear", "linears", "attention")
@@ -179,7 +178,7 @@ def test_memory_that_is_not_given_back_is_counted():
     class Leaking(Mixed, Good, state=Keeping):
         pass
 
-    assert_caught(kit_of(Leaking), "test_slots_open_and_close", "after all slots closed")
+    assert_caught(kit_of(Leaking), "test_slots_open_and_close", "held though every slot is closed")
 
 
 def test_memory_that_is_not_counted_is_found():
@@ -216,7 +215,7 @@ def test_a_mixer_with_a_memory_of_its_own_is_found():
             self.runs += 1
             return super().__call__(o, w, x, step, state) + np.float32(self.runs)
 
-    assert_caught(kit_of(Counting), "test_same_input_gives_the_same_bits", "two runs")
+    assert_caught(kit_of(Counting), "test_output_has_the_shape_of_the_input", "two runs")
 
 
 def test_prefill_that_differs_from_decode_is_found():
@@ -335,7 +334,7 @@ def test_a_slot_that_remembers_its_last_sequence_is_found():
         pass
 
     kit = kit_of(Remembers, "recurrent", ("linear",))
-    assert_caught(kit, "test_reused_slot_starts_empty", "held another sequence")
+    assert_caught(kit, "test_slots_open_and_close", "held another sequence")
 
 
 @pytest.mark.parametrize("what", ["input", "weight"])

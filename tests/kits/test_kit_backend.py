@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from apr_core.declarations import Attention, Backend, Quantizer
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits import BackendConformance, op_checks
-from apr_devkit.kits.checks import checks_of, run_check
-from apr_devkit.kits.choice_checks import ChoiceChecks
-from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits import BackendConformance, checks
+from apr_devkit.kits.backend import ChoiceChecks
+from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
 from tests.kits.broken import backends as broken
 
 OWN = [name for name in checks_of(BackendConformance) if not hasattr(PluginConformance, name)]
@@ -79,14 +77,14 @@ ARRAYS = [
     ("zeros_are_zeros", broken.ZerosAreEmpty, "zeros((1,), 'f32') is not zero: [nan]"),
     ("zeros_are_zeros", broken.ZerosAreWide, "'f16') is float32, expected"),
     ("zeros_are_nobody_elses", broken.ZerosAreShared, "two results of zeros share memory"),
-    ("nbytes_are_said", broken.HidesItsSize, "15 values of f32 have nbytes 0, not 60"),
+    ("zeros_are_zeros", broken.HidesItsSize, "has nbytes 0, not 4"),
     ("uploads_come_back", broken.UploadsHalf, "float32 [5, 37]: other values came back"),
     ("uploads_come_back", broken.UploadsShortIntegers, "int64: found int32, sent int64"),
     ("uploads_come_back", broken.UploadsWithoutStrides, "every second column of float32"),
     ("matrices_keep_their_values", broken.SpoilsMatrices, "upload_matrix changed its 1 by 1"),
     ("slices_are_written_in_place", broken.CopiesNothing, "written and copied has changed"),
-    ("memory_comes_back", broken.Leaks, "MiB more are in use"),
-    ("memory_comes_back", broken.SaysItLeaks, "MiB more are in use"),
+    ("memory_comes_back", broken.Leaks, "an array is kept"),
+    ("memory_comes_back", broken.SaysItLeaks, "bytes more are in use"),
 ]
 
 
@@ -96,18 +94,6 @@ def test_wrong_arrays_are_caught(check, backend, words):
         assert words in failure(check, backend)
     finally:
         broken.KEPT.clear()
-
-
-def test_a_leak_shows_though_the_allocator_keeps_free_memory():
-    """Large blocks raise malloc's threshold; what small ones leave is filled before it grows."""
-    del (large := [np.ones(31 << 20, np.uint8)])[:]
-    blocks = [np.ones(1 << 20, np.uint8) for _ in range(400)]
-    del blocks[:-1]  # the last holds the heap's end where it is
-    try:
-        assert "MiB more are in use" in failure("memory_comes_back", broken.Leaks)
-    finally:
-        broken.KEPT.clear()
-    assert not large and len(blocks) == 1
 
 
 OPS = [
@@ -157,7 +143,7 @@ def test_wrong_kernels_are_caught(check, kernels, words):
     ],
 )  # fmt: skip
 def test_less_than_float32_and_another_eps_are_caught(monkeypatch, kernels, words):
-    monkeypatch.setattr(op_checks, "SHOWN", 1000)
+    monkeypatch.setattr(checks, "SHOWN", 1000)
     assert words in failure("ops_agree_with_their_references", broken.with_kernels(**kernels))
 
 
@@ -185,7 +171,7 @@ def test_wrong_layout_kernels_are_caught_even_within_rounding(name, words):
 def test_a_missing_kernel_module_is_named():
     backend = type("Toy", (broken.Sound,), {"kernels": {("silu", "*"): "no_such_module:silu"}})
     reason = failure("kernel_table_can_be_loaded", backend)
-    assert "no_such_module:silu cannot be loaded: No module named 'no_such_module'" in reason
+    assert "'no_such_module:silu' cannot be loaded: No module named 'no_such_module'" in reason
 
 
 def test_bits_that_depend_on_the_batch_are_caught_where_they_are_claimed():

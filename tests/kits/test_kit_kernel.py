@@ -7,8 +7,7 @@ import pytest
 from apr_core.declarations import Backend, Kernel
 from apr_core.registry import Registry
 from apr_devkit.kits import KernelConformance
-from apr_devkit.kits.checks import checks_of, run_check
-from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
 from tests.kits.broken import backends as broken
 
 OWN = [name for name in checks_of(KernelConformance) if not hasattr(PluginConformance, name)]

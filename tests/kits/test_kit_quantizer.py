@@ -10,9 +10,8 @@ import pytest
 from apr_core.declarations import Layout, Numbers
 from apr_core.registry import Registry
 from apr_devkit.kits import QuantizerConformance, run_checks
-from apr_devkit.kits.checks import checks_of, run_check
-from apr_devkit.kits.plugin import PluginConformance
-from apr_devkit.kits.samples import default_bounds, golden_digest, plain_codec
+from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
+from apr_devkit.kits.quantizer import default_bounds, golden_digest, plain_codec
 from tests.kits.broken import quantizers as broken
 from tests.kits.broken.quantizers import BLOCK, LAYOUT, declare
 
@@ -37,7 +36,7 @@ def test_a_plain_codec_passes_everything():
     golden = {0: golden_digest(broken.Plain(), BLOCK)}
     results = list(run_checks(kit(broken.Plain, golden=golden, max_error=0.145), OWN))
     assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
-    assert len(results) >= 20 and all(r.subject == "quantizer toy" for r in results)
+    assert len(results) >= 16 and all(r.subject == "quantizer toy" for r in results)
 
 
 def test_what_nobody_recorded_is_skipped_with_a_reason():
@@ -85,10 +84,10 @@ CAUGHT = [
     ("error_is_within_its_bound", broken.TooProud, "gaussian: relative RMSE 0.0"),
     ("values_are_neither_shrunk_nor_stretched", broken.ShrinksALittle, "values are 0.9811 times"),
     ("stated_error_is_no_empty_promise", broken.NoBound, "max_error of gaussian is 10"),
-    ("error_does_not_depend_on_the_scale", broken.SmallestStep, "values around 0.001"),
-    ("rows_that_do_not_fill_a_block", broken.PadsWithOnes, "rows of 1 values"),
+    ("error_is_within_its_bound", broken.SmallestStep, "values around 0.001"),
+    ("error_is_within_its_bound", broken.PadsWithOnes, "rows of 1 values"),
     ("zeros_stay_zeros", broken.ZerosBecomeDust, "zeros decode to up to 1e-06"),
-    ("constant_rows", broken.LosesConstants, "rows of 1: relative RMSE 1"),
+    ("error_is_within_its_bound", broken.LosesConstants, "rows that hold 1: relative RMSE 1"),
     ("huge_values_are_kept_or_refused", broken.OverflowsToInfinity, "NaN or infinite"),
     ("huge_values_are_kept_or_refused", broken.RefusesWithValueError, "raises ValueError: too"),
     ("tiny_values_are_no_worse_than_zeros", broken.RaisesTheScale, "values around 1e-08"),
@@ -96,19 +95,16 @@ CAUGHT = [
     ("nan_and_infinity_are_refused", broken.AssertsFiniteness, "not QuantizationError"),
     ("the_same_bytes_every_time", broken.Dithers, "encoding twice changes"),
     ("the_same_bytes_every_time", broken.DithersEachObject, "by a second object changes"),
-    ("the_same_bytes_on_any_thread", broken.MainThreadOnly, "on another thread changes"),
-    ("the_same_bytes_in_another_process", broken.HashesStrings, "another process made"),
+    ("the_same_bytes_every_time", broken.MainThreadOnly, "on another thread changes"),
+    ("the_same_bytes_every_time", broken.HashesStrings, "another process made"),
     ("rows_are_independent", broken.OneScaleForAllRows, "rows 0 to 1 alone changes"),
     ("input_may_be_any_view_and_is_left_alone", broken.WritesToItsInput, "changed its input"),
     ("input_may_be_any_view_and_is_left_alone", broken.InMemoryOrder, "columns first in memory"),
     ("input_may_be_any_view_and_is_left_alone", broken.NeedsToWrite, "read-only"),
-    ("values_from_half_precision", broken.RefusesHalfPrecision, "values of float16"),
-    ("results_stay_as_they_are", broken.EncodesIntoOneBuffer, "two results of encode share memory"),
-    ("results_stay_as_they_are", broken.DecodesIntoItsBuffer, "two results of decode share memory"),
-    ("results_stay_as_they_are", broken.DecodesIntoMappedMemory, "decode of something else"),
-    ("nothing_is_left_unwritten", broken.ForgetsTheLastByte, "other use of memory changes"),
+    ("results_stay_as_they_are", broken.EncodesIntoOneBuffer, "encode of something else"),
+    ("results_stay_as_they_are", broken.DecodesIntoItsBuffer, "decode of something else"),
     ("encoding_again_changes_little", broken.Shrinks, "encoding the result again"),
-    ("decode_reads_bytes_of_a_mapped_file", broken.DecodesInPlace, "read-only"),
+    ("input_may_be_any_view_and_is_left_alone", broken.DecodesInPlace, "read-only"),
     ("bytes_of_another_length_are_refused", broken.DecodesAnything, "accepts rows with a byte"),
 ]  # fmt: skip
 

@@ -16,8 +16,7 @@ from apr_core.family.contract.expressions import evaluate_shape
 from apr_core.model import load
 from apr_core.plugin import Attention, Contract, ContractError, Family
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.reference_backend import with_reference
-from apr_devkit.kits.tiny import tiny_apr
+from apr_devkit.kits.rig import tiny_apr, with_reference
 from apr_devkit.kits.widths import check_fit
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention

@@ -13,7 +13,7 @@ from apr_core.generate.generate import Generation, Timings, generate, stream
 from apr_core.generate.requests import Delta
 from apr_core.model.step import LastLogits
 from apr_core.text.tokenizer import Tokenizer
-from apr_devkit.kits.reference_backend import ReferenceBackend
+from apr_devkit.kits.rig import ReferenceBackend
 from tests.model.test_text import make_tokenizer
 
 

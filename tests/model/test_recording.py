@@ -16,8 +16,7 @@ from apr_core.model import load
 from apr_core.ops import CORE_OPS
 from apr_core.plugin import Attention, Backend, BackendError, Family, Kernel, composite, op
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.reference_backend import ReferenceBackend
-from apr_devkit.kits.tiny import tiny_apr
+from apr_devkit.kits.rig import ReferenceBackend, tiny_apr
 from apr_qwen2.mixers import FullAttention
 
 pytestmark = pytest.mark.needs_plugins

@@ -23,7 +23,7 @@ from apr_backend_cpu.levels import GENERIC
 from apr_backend_cpu.native import chosen
 from apr_core import settings
 from apr_core.cli.import_ import run_import
-from apr_devkit.kits.fresh import run_fresh
+from apr_devkit.kits.checks import run_fresh
 
 DIGESTS = Path(__file__).parent / "level_digests.py"
 SAID = ["notice: compiling kernels for this processor 0/1",

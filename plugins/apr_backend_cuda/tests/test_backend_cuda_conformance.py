@@ -6,10 +6,8 @@ The kit is in two files, so that two processes may run it: whole models are in t
 from __future__ import annotations
 
 from apr_devkit.kits import BackendConformance
-from apr_devkit.kits.array_checks import ArrayChecks
-from apr_devkit.kits.choice_checks import ChoiceChecks
-from apr_devkit.kits.model_checks import ModelChecks
-from apr_devkit.kits.op_checks import OpChecks
+from apr_devkit.kits.backend import ArrayChecks, ChoiceChecks, ModelChecks
+from apr_devkit.kits.kernel import OpChecks
 
 
 class TestCuda(OpChecks, ChoiceChecks, ArrayChecks):

@@ -15,8 +15,7 @@ from apr_backend_cuda.upload import uploader
 from apr_core.plugin import BackendError
 from apr_core.registry import get_registry
 from apr_devkit.kits.cases import Matrix
-from apr_devkit.kits.installed import Installed
-from apr_devkit.kits.packed_cases import LAYOUTS, in_floats, in_layout
+from apr_devkit.kits.ops import LAYOUTS, Installed, in_floats, in_layout
 
 CPU = torch.device("cpu")
 FLOATS = {name: in_floats(name) for name in ("f16", "bf16")}

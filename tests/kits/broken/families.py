@@ -10,8 +10,7 @@ import numpy as np
 from apr_core.plugin import Attention, Contract, Family
 from apr_core.registry import Registry
 from apr_devkit.kits import FamilyConformance
-from apr_devkit.kits.checks import checks_of, run_check
-from apr_devkit.kits.plugin import PluginConformance
+from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 

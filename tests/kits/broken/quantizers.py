@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import threading
 from math import ceil
-from mmap import mmap
 
 import numpy as np
 
@@ -225,20 +223,6 @@ class NeedsToWrite(Plain):
         return rows
 
 
-class RefusesHalfPrecision(Plain):
-    def check(self, rows):
-        super().check(rows)
-        if rows.shape[1] > 1000 and (rows.astype(np.float16) == rows).all():
-            raise QuantizationError("values of float16")
-
-
-class ForgetsTheLastByte(Plain):
-    def packed(self, scale, codes):
-        raw = np.empty((len(codes), NBYTES), np.uint8)
-        raw[:, :-1] = super().packed(scale, codes)[:, :-1]
-        return raw
-
-
 class Shrinks(Plain):
     def finished(self, values):
         return values * np.float32(0.94)
@@ -273,21 +257,6 @@ class DecodesIntoItsBuffer(Plain):
 
     def finished(self, values):
         found = self.buffer[: values.size].reshape(values.shape)
-        found[:] = values
-        return found
-
-
-class DecodesIntoMappedMemory(Plain):
-    """Two arrays of one file's pages: by their addresses they have nothing in common."""
-
-    def __init__(self):
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115
-        self.file.truncate(1 << 20)
-
-    def decode(self, raw, cols):
-        values = super().decode(raw, cols)
-        found = np.frombuffer(mmap(self.file.fileno(), 0), np.float32, values.size)
-        found = found.reshape(values.shape)
         found[:] = values
         return found
 

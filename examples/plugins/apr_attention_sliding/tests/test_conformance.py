@@ -8,8 +8,7 @@ from apr_attention_sliding.family import SlidingDemo
 from apr_core import load
 from apr_core.registry import get_registry
 from apr_devkit.kits import AttentionConformance, FamilyConformance
-from apr_devkit.kits.reference_backend import NAME, with_reference
-from apr_devkit.kits.tiny import tiny_apr
+from apr_devkit.kits.rig import NAME, tiny_apr, with_reference
 
 
 class TestSlidingDemo(FamilyConformance):

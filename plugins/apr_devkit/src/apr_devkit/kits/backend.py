@@ -1,22 +1,397 @@
-"""The kit for backends: arrays, every op and format, and the models of every installed family."""
+"""The kit for backends: arrays, choices, every op and format, and models of every family."""
 
 from __future__ import annotations
 
-from apr_devkit.kits.array_checks import ArrayChecks
-from apr_devkit.kits.choice_checks import ChoiceChecks
-from apr_devkit.kits.model_checks import ModelChecks
-from apr_devkit.kits.op_checks import OpChecks
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.generate.sampling import chosen
+from apr_core.model.loading import make_backend
+from apr_core.plugin import AprError, BackendError, Draw, KVType
+from apr_core.runtime import Model, load
+from apr_devkit.kits.cases import KV, KV_TYPES, Call, attention_cases, flat
+from apr_devkit.kits.checks import no, skip
+from apr_devkit.kits.kernel import DeviceKit, OpChecks, nan_memory
+from apr_devkit.kits.ops import difference, differences
+from apr_devkit.kits.rig import NAME as REFERENCE
+from apr_devkit.kits.rig import Floats, tiny_apr, with_reference
+
+SHAPES = ((1,), (0,), (7,), (3, 37), (2, 0, 4), (2, 257, 16))
+DTYPES = {"f32": np.float32, "f16": np.float16}
+NO_DEVICE = 999983  # more than there will be
+LARGE = 1 << 20  # values of an array whose memory has to come back
 
 
-class BackendConformance(ModelChecks, OpChecks, ChoiceChecks, ArrayChecks):
+class ArrayChecks(DeviceKit):
+    """Zeros, uploads, downloads, and memory that comes back."""
+
+    kind = "backend"
+    backend: str = ""
+
+    def test_it_is_made_with_any_number_of_threads(self) -> None:
+        """It takes `threads=`, says what it is, and is called what it is declared as."""
+        for threads in (1, 2, None):
+            device, declared = self.make_device(threads), self.declaration.name
+            assert device.name == declared, f"name is {device.name!r}, declared as {declared!r}"
+            line = device.describe()
+            assert isinstance(line, str) and line.strip() and "\n" not in line, (
+                f"describe() returns {line!r}, expected one line about the device"
+            )
+
+    def test_a_device_that_is_not_there_is_refused(self) -> None:
+        """A number that no device has is refused, whether or not it lets its users choose one."""
+        self.make_device()
+        name = f"{self.name}:{NO_DEVICE}"
+        with suppress(BackendError):
+            device = make_backend(self.registry, name, None)
+            raise AssertionError(f"there is no {name}, and it was made: {device.describe()}")
+
+    def test_zeros_are_zeros(self) -> None:
+        """`zeros` gives new zeros of the shape and dtype asked for, whatever memory held."""
+        for (dtype, expected), shape in product(DTYPES.items(), SHAPES):
+            with nan_memory(self.device):
+                array = self.device.zeros(shape, dtype)
+            values = self.device.download(array)
+            where, nbytes = f"zeros({shape}, {dtype!r})", values.size * np.dtype(expected).itemsize
+            assert tuple(array.shape) == shape, f"{where} has shape {tuple(array.shape)}"
+            assert values.dtype == expected, f"{where} is {values.dtype}, expected {expected}"
+            assert not values.any(), f"{where} is not zero: {values[values != 0][:3]}"
+            assert array.nbytes == nbytes, f"{where} has nbytes {array.nbytes}, not {nbytes}"
+
+    def test_zeros_are_nobody_elses(self) -> None:
+        """Two results of `zeros` share no memory, and f32 is what it makes by default."""
+        one, other = self.device.zeros((3, 4)), self.device.zeros((3, 4))
+        one[...] = 1.0
+        assert self.device.download(one).all(), "writing to zeros in place has no effect"
+        assert not self.device.download(other).any(), "two results of zeros share memory"
+        assert self.device.download(other).dtype == np.float32, "zeros are not f32 by default"
+
+    def test_uploads_come_back(self) -> None:
+        """What is uploaded is downloaded again to the bit: floats, integers, views, nothing."""
+        for label, array in _samples():
+            before = array.copy()
+            back = self.device.download(self.device.upload(array))
+            assert isinstance(back, np.ndarray), f"{label}: download gives {type(back).__name__}"
+            assert back.shape == before.shape, f"{label}: found {back.shape}, sent {before.shape}"
+            assert back.dtype == before.dtype, f"{label}: found {back.dtype}, sent {before.dtype}"
+            assert back.tobytes() == before.tobytes(), f"{label}: other values came back"
+            assert array.tobytes() == before.tobytes(), f"{label}: upload changed its argument"
+
+    def test_matrices_keep_their_values(self) -> None:
+        """`upload_matrix` may pad rows, and only that."""
+        rng = np.random.default_rng(3)
+        for rows, cols in ((1, 1), (5, 37), (64, 256)):
+            values = rng.standard_normal((rows, cols)).astype(np.float32)
+            before = values.copy()
+            self.device.upload_matrix(values)
+            same = np.array_equal(values, before)
+            assert same, f"upload_matrix changed its {rows} by {cols} input"
+
+    def test_slices_are_written_in_place(self) -> None:
+        """States are written through slices, and `+ 0` copies: so are snapshots made."""
+        array = self.device.zeros((2, 6, 3))
+        array[:, 1:3] = self.device.upload(np.arange(12, dtype=np.float32).reshape(2, 2, 3))
+        copy = array[:, :3] + 0
+        array[...] = self.device.upload(np.full((2, 6, 3), 5, np.float32))
+        expected = np.concatenate([np.zeros((2, 1, 3)), np.arange(12).reshape(2, 2, 3)], axis=1)
+        same = np.array_equal(self.device.download(copy), expected)
+        assert same, "a slice that was written and copied has changed"
+        assert (self.device.download(array) == 5).all(), "array[...] = other does not write"
+
+    def test_memory_comes_back(self) -> None:
+        """Arrays that nobody refers to any more are gone, and `memory()` says so."""
+        values = np.ones((2, LARGE // 2), np.float32)
+        makers: dict[str, Callable[[], Any]] = {
+            "upload": lambda: self.device.upload(values.copy()),
+            "upload_matrix": lambda: self.device.upload_matrix(values.copy()),
+            "zeros": lambda: self.device.zeros((LARGE,)),
+        }
+        for name, make in makers.items():
+            make()  # after the first time, what stays may stay
+            gc.collect()
+            before, array = self.device.memory(), make()
+            reference: Any = lambda: None  # noqa: E731
+            with suppress(TypeError):  # of a kind that weak references do not know
+                reference = weakref.ref(array)
+            del array
+            gc.collect()
+            assert reference() is None, f"{name}: an array is kept when nobody refers to it"
+            grown = (self.device.memory() or 0) - (before or 0)
+            assert grown <= 0, f"{name}: memory() says that {grown} bytes more are in use"
+
+
+def _samples() -> Iterator[tuple[str, NDArray[Any]]]:
+    values = np.random.default_rng(2).standard_normal((5, 37)).astype(np.float32)
+    special = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38, 1 + 2**-23], np.float32)
+    yield "float32 [5, 37]", values
+    yield "float32 with NaN, Inf and subnormals", special
+    yield "every second column of float32", values[:, ::2]
+    yield "float32, transposed", values.T
+    yield "no rows of float32", values[:0]
+    yield "one float32", values[:1, 0]
+    yield "int64", np.array([0, -1, 2**62, -(2**62)])
+    yield "every second int64", np.arange(9)[::2]
+    yield "int32", np.arange(-3, 4, dtype=np.int32)
+    yield "no int64", np.zeros(0, np.int64)
+
+
+NEAR = 1e-6  # of a share: exponentials round otherwise on a device
+TEMPERATURES = (0.0, 1e-9, 0.4, 1.0, 30.0)
+STEPS: tuple[tuple[int, float, float], ...] = (  # top-k, top-p, min-p
+    (0, 1.0, 0.0), (0, 1.0, 0.05), (1, 1.0, 0.0), (5, 1.0, 0.0), (40, 0.9, 0.0), (20, 0.7, 0.02),
+    (0, 0.0, 0.0), (0, 0.6, 0.0), (0, 0.95, 0.1), (10**6, 1.0, 1.0),
+)  # fmt: skip
+KINDS = tuple(product(TEMPERATURES, STEPS))
+
+
+class ChoiceChecks(DeviceKit):
+    """A backend that chooses tokens itself takes, draw by draw, what the host takes."""
+
+    kind = "backend"
+    backend: str = ""
+
+    def choose(self, rows: Floats, draws: Sequence[Draw | None]) -> list[int | None]:
+        """What the backend chooses from logits [rows, vocab]. Skips where it has no `choose`."""
+        if not self.device.has("choose"):
+            skip("it has no choose()")
+        tokens = self.device.choose(self.device.upload(rows), draws)
+        kinds = sorted({type(token).__name__ for token in tokens} - {"int", "NoneType"})
+        assert not kinds, f"choose gives {', '.join(kinds)}, expected int or None"
+        assert len(tokens) == len(draws), f"{len(tokens)} tokens for {len(draws)} draws"
+        return tokens
+
+    def test_chosen_tokens_are_those_of_the_host(self) -> None:
+        """Every draw takes the host's token, or is left to it; the likeliest are always taken."""
+        for label, rows, valid in _rows():
+            draws = _draws(valid)
+            no([f"{label}: {c}" for c in _complaints(rows, draws, self.choose(rows, draws))])
+            greedy = self.choose(rows, [Draw(valid)] * len(rows))
+            best = rows[:, :valid].argmax(axis=1).tolist()
+            assert greedy == best, f"{label}: {greedy} are not the likeliest tokens, {best}"
+
+    def test_rows_that_are_not_finite_are_left_to_the_host(self) -> None:
+        """A NaN, +inf or no finite value gives None, whatever the draw; but not in padding."""
+        good = np.random.default_rng(1).standard_normal(70).astype(np.float32)
+        bad, padded = np.stack([good] * 3), np.stack([good] * 3)
+        bad[0, 11], bad[1, 48], bad[2] = np.nan, np.inf, -np.inf
+        padded[0, 65], padded[1, 66], padded[2, 64:] = np.nan, np.inf, np.inf
+        for temperature, steps in product((0.0, 1.0), STEPS):
+            draw = Draw(64, temperature, *steps, share=0.3)
+            tokens = self.choose(bad, [draw] * 3)
+            assert tokens == [None] * 3, f"{draw}: rows that are not finite give {tokens}"
+            tokens = self.choose(padded, [draw] * 3)
+            no(_complaints(padded, [draw] * 3, tokens))
+            served = temperature > 0 or None not in tokens
+            assert served, f"{draw}: padding that is not finite is no reason to give {tokens}"
+
+    def test_choices_do_not_depend_on_the_batch(self) -> None:
+        """A draw takes the same token alone and in any batch; rows without a draw give None."""
+        _, rows, valid = next(iter(_rows()))
+        draws = [None if i % 5 == 2 else draw for i, draw in enumerate(_draws(valid))]
+        together = self.choose(rows, draws)
+        for i, draw in enumerate(draws):
+            alone = self.choose(rows[i : i + 1], [draw])[0]
+            assert alone == together[i], f"{draw}: {alone} alone, {together[i]} in a batch"
+            assert draw is not None or alone is None, f"a row without a draw gives {alone}"
+
+
+def _rows() -> Iterator[tuple[str, Floats, int]]:
+    """What it is, logits [rows, vocab] with a row for each kind of draw, how many ids are valid."""
+    rng, count = np.random.default_rng(0), len(KINDS)
+    plain = (rng.standard_normal((count, 97)) * 3).astype(np.float32)
+    yield "97 scores", plain, 97
+    ties = rng.integers(-2, 3, (count, 97)).astype(np.float32)
+    yield "equal scores", ties * rng.choice([-0.0, 0.5], ties.shape).astype(np.float32), 97
+    padded = plain.copy()
+    padded[:, 60:] += 100
+    yield "60 scores and padding", padded, 60
+    masked = np.where(rng.random(plain.shape) < 0.8, np.float32(-np.inf), plain)
+    masked[:, 3] = 0.25
+    yield "masked scores", masked, 97
+    yield "5003 scores", (rng.standard_normal((count, 5003)) * 4).astype(np.float32), 5001
+
+
+def _draws(valid: int) -> list[Draw]:
+    """One of every kind."""
+    rng = np.random.default_rng(2)
+    return [Draw(valid, t, *steps, share=float(rng.random())) for t, steps in KINDS]
+
+
+def _complaints(
+    rows: Floats, draws: Sequence[Draw], tokens: Sequence[int | None]
+) -> list[str]:  # fmt: skip
+    complaints = []
+    for row, draw, token in zip(rows, draws, tokens, strict=True):
+        near = {min(max(draw.share + by, 0.0), 1 - NEAR) for by in (-NEAR, 0.0, NEAR)}
+        allowed = {chosen(row, replace(draw, share=share)) for share in near}
+        if token is not None and token not in allowed:
+            complaints.append(f"{draw} takes {token}, the host {sorted(allowed)}")
+    return complaints
+
+
+EXACT, ROUNDED = 1e-7, 3e-2  # NMSE of logits, with dense and with packed weights
+DEEP = 0.1  # what a gain may differ from 1: rounding in many layers is no longer mere noise
+PROMPT, LENGTH = 70, 250  # tokens; the second is just below where a cache grows
+
+
+class ModelChecks(OpChecks):
+    """Whole models: every installed family's tiny one, and what steps do."""
+
+    def families(self, recipe: str = "f32") -> Iterator[tuple[str, Path]]:
+        """(name, tiny model) of every family that has one. Skips at the end if some have none."""
+        missing, count, _ = [], 0, self.device  # no family matters if there is no device
+        for owned in self.registry.declarations("family"):
+            name = owned.declaration.name
+            folder = self.folder() / f"{name}-{recipe}"
+            make = partial(tiny_apr, name, folder, recipe, registry=self.registry)
+            try:
+                path = self.once(f"tiny {name} {recipe}", make)
+            except AprError as error:
+                missing.append(f"{name}: {error.message}")
+                continue
+            count += 1
+            yield name, path
+        if missing or not count:
+            skip("; ".join(missing) or "no family is installed")
+
+    def open(self, path: Path, backend: str = "", **options: Any) -> Model:
+        """A model on this backend, or on the references."""
+        registry = with_reference(self.registry)
+        return load(path, backend or self.name, registry=registry, **options)
+
+    def test_every_family_runs(self) -> None:
+        """Every installed family's logits are those of the references on NumPy."""
+        for family, path in self.families():
+            no([f"{family}: {c}" for c in self._compared(path, EXACT)])
+
+    def test_every_family_runs_packed(self) -> None:
+        """The same with packed weights, as far as its kernels read them."""
+        read = {format for op, format in self.device.kernels if op == "linear"}
+        declared = [owned.declaration for owned in self.registry.declarations("recipe")]
+        recipes = [d.name for d in declared if read & set(d.formats)]
+        if not recipes:
+            skip("its kernel table reads no format of any recipe")
+        for family, path in self.families(recipes[0]):
+            no([f"{family}, {recipes[0]}: {c}" for c in self._compared(path, ROUNDED)])
+
+    def ran(self, path: Path) -> tuple[list[Floats], int]:
+        """Logits of a tiny model, run once for all checks, and the bytes of state it leaves."""
+
+        def run() -> tuple[list[Floats], int]:
+            with self.open(path) as model:
+                return run_model(model), model.state_bytes()
+
+        return self.once(f"logits of {path}", run)
+
+    def _compared(self, path: Path, tolerance: float) -> list[str]:
+        logits, state = self.ran(path)
+        with self.open(path) as model, self.open(path, REFERENCE, kv_type=model.kv_type) as other:
+            wrong = _steps_that_differ(logits, run_model(other), tolerance)
+        held = f"{state} bytes of state are held after all slots were freed"
+        return [f"logits of step {i} differ: {c}" for i, c in wrong] + ([held] if state else [])
+
+    def test_captured_steps_are_the_same_bits(self) -> None:
+        """A captured step gives the very logits of one that is not."""
+        if not self.device.has("capture"):
+            skip("it has no capture()")
+        obstacles: list[str] = []
+        for family, path in self.families():
+            with self.open(path) as plain:
+                if plain.report.unrecorded:
+                    obstacles.append(f"{family}: {plain.report.unrecorded[0]}")
+                    continue
+                plain.captures = False
+                pairs = zip(self.ran(path)[0], run_model(plain), strict=True)
+                for i, (a, b) in enumerate(pairs, 1):
+                    assert a.tobytes() == b.tobytes(), f"{family}: step {i} differs if captured"
+        if obstacles:
+            skip(f"steps are not recorded: {'; '.join(obstacles)}")
+
+    def kv_types(self) -> tuple[KVType, ...]:
+        """What it claims, f32 and f16 where it says nothing."""
+        claimed: tuple[KVType, ...] = self.device.kv_types
+        unknown = sorted(set(claimed) - set(KV_TYPES))
+        assert not unknown, f"kv_types has {unknown}, known are {', '.join(KV_TYPES)}"
+        assert "f32" in claimed, "kv_types must have f32"
+        return claimed
+
+    def test_kv_types_work(self) -> None:
+        """Attention works with every precision of keys and values it claims."""
+        for kv_type in self.kv_types():
+            problems = []
+            for case in attention_cases(kv_type):
+                calls = _in_f32(case.calls()) if kv_type == "q8" else None
+                expected, outcome = self.references.run(case, calls), self.runner.run(case)
+                problems += [f"{case}: {c}" for c in differences(outcome, expected, case.tolerance)]
+            no(problems)
+
+    def test_models_load_with_every_kv_type(self) -> None:
+        """Models run with every precision of keys and values it claims, near to f32."""
+        for family, path in self.families():
+            expected, _ = self.ran(path)  # weights of f32 have a cache of f32
+            for kv_type in [each for each in self.kv_types() if each != "f32"]:
+                try:
+                    with self.open(path, kv_type=kv_type) as model:
+                        wrong = _steps_that_differ(run_model(model), expected, ROUNDED)
+                except BackendError as error:
+                    if "q8" in error.message:  # head sizes it does not fit, layers that refuse it
+                        continue
+                    raise
+                no([f"{family}, {kv_type}: logits of step {i} {c}" for i, c in wrong])
+
+
+def run_model(model: Model) -> list[Floats]:
+    """Logits of a prompt, of decoding over a growing cache, and of two sequences together."""
+    rng = np.random.default_rng(5)
+    ids = [int(i) for i in rng.integers(0, model.config.vocab_size, LENGTH + 20)]
+    logits: list[Floats] = [model.logits(ids[:PROMPT], chunk=64)]
+    first = model.new_slot()
+    for start in range(0, LENGTH, 128):
+        logits.append(model.forward([(first, ids[start : min(start + 128, LENGTH)])]))
+    logits += [model.forward([(first, [i])]) for i in ids[LENGTH : LENGTH + 8]]
+    second = model.new_slot()
+    logits.append(model.forward([(first, ids[:1]), (second, ids[:5])]))
+    logits += [model.forward([(first, [i]), (second, [i])]) for i in ids[:3]]
+    model.free_slot(first)
+    logits.append(model.forward([(second, ids[:1])]))
+    model.free_slot(second)
+    return logits
+
+
+def _steps_that_differ(
+    logits: Sequence[Floats], expected: Sequence[Floats], tolerance: float
+) -> list[tuple[int, str]]:
+    """(number, how it differs)."""
+    pairs = enumerate(zip(logits, expected, strict=True), 1)
+    found = ((i, difference(a, b, tolerance, DEEP)) for i, (a, b) in pairs)
+    return [(i, problem) for i, problem in found if problem]
+
+
+def _in_f32(calls: list[Call]) -> list[Call]:
+    """The same calls with caches in f32: the references read no bytes."""
+    caches = {id(a): replace(a, dtype="f32") for a in flat(calls) if isinstance(a, KV)}
+    return [tuple(caches.get(id(a), a) for a in call) for call in calls]
+
+
+class BackendConformance(ModelChecks, ChoiceChecks, ArrayChecks):
     """Checks of one backend: it is compared with the reference bodies on NumPy.
 
         class TestMine(BackendConformance):
             backend = "mine"
 
     An error is a normalised mean square error; what is allowed stands with the cases of each op
-    (`core_cases`, `packed_cases`, and what mixers bring). Other distributions' kernels for the
-    backend are left out: `KernelConformance` checks those. A backend may have, beyond what
-    `BackendPlugin` says, `bitwise_rows = True` if a row's result has the same bits alone and in
-    any batch, and `memory() -> int`, the bytes its arrays take.
+    (`cases`, `ops`, and what mixers bring). Other distributions' kernels for the backend are left
+    out: `KernelConformance` checks those. A backend may have, beyond what `BackendPlugin` says,
+    `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
+    `memory() -> int`, the bytes its arrays take.
     """

@@ -11,20 +11,28 @@ A call is the op's arguments without the leading `xp` or `o`. Arrays are activat
 uploaded, and handed over as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and
 `Recurrent` are states, `Parts` is a step; anything else is handed over as it is. Calls of a case
 come one after the other; a state that several of them name is one state. Knows no backend.
+
+Cases of the core's ops follow. Shapes are 1, odd and large; values are what models have. Tolerances
+are squared errors, chosen between two precisions. Float32 passes on any device, summed in any
+order, with exponentials that are a few of the last bits off: 4096 products added one after the
+other have an NMSE of 1e-12, and 1e-9 are allowed (a relative error of 3e-5). Less than float32
+fails: factors rounded to the 8 bits of bf16 have an NMSE of 5e-6 or more, to the 11 bits of f16,
+or of a matrix unit's shortened float32, 8e-8. So no backend needs a factor of its own, and a gain
+needs no check beside these: one that is 0.004% off is too much.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.model.state import KVState, KVType, RecurrentState, StateMakers, WindowState
-from apr_core.ops.binding import HostMatrix
+from apr_core.plugin import HostMatrix, KVState, KVType, RecurrentState, StateMakers, WindowState
 
 Floats = NDArray[np.float32]
 Call = tuple[Any, ...]
@@ -82,6 +90,15 @@ class Parts:
     def ends(self) -> dict[int, int]:
         """Where each slot stands after the step."""
         return {slot: position + count for slot, count, position in self.parts}
+
+    def rows(self, slot: int) -> slice | None:
+        """The rows of a slot; None if it has none."""
+        start = 0
+        for number, count, _ in self.parts:
+            if number == slot:
+                return slice(start, start + count)
+            start += count
+        return None
 
 
 class StateMaker(Protocol):
@@ -178,10 +195,7 @@ def is_state(argument: Any) -> bool:
 def flat(calls: Sequence[Any]) -> Iterator[Any]:
     """All arguments of calls, those in tuples one by one."""
     for each in calls:
-        if isinstance(each, (tuple, list)):
-            yield from flat(each)
-        else:
-            yield each
+        yield from flat(each) if isinstance(each, tuple | list) else [each]
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:
@@ -201,10 +215,10 @@ def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     """
     if expected.size == 0:
         return 0.0
-    wanted, found = expected.astype(np.float64), actual.astype(np.float64)
-    if not np.isfinite(found).all():
+    wanted, given = expected.astype(np.float64), actual.astype(np.float64)
+    if not np.isfinite(given).all():
         return float("inf")
-    return float(np.mean((found - wanted) ** 2) / (np.mean(wanted**2) or 1.0))
+    return float(np.mean((given - wanted) ** 2) / (np.mean(wanted**2) or 1.0))
 
 
 def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -212,6 +226,166 @@ def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
     A systematic error of a percent shows here where 8-bit rounding would hide it from `nmse`.
     """
-    wanted, found = expected.astype(np.float64), actual.astype(np.float64)
+    wanted, given = expected.astype(np.float64), actual.astype(np.float64)
     power = float(np.sum(wanted * wanted))
-    return float(np.sum(found * wanted)) / power if power else 1.0
+    return float(np.sum(given * wanted)) / power if power else 1.0
+
+
+def weight(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
+    """A matrix whose products have the size of their inputs."""
+    return Matrix(normal(rng, rows, cols, scale=cols**-0.5))
+
+
+# cases of the core's ops
+
+KV_TYPES: tuple[KVType, ...] = ("f32", "f16", "q8")
+EXACT = 0.0  # values that are only moved
+ELEMENTWISE = 1e-10
+PRODUCT = 1e-9
+KV_TOLERANCE: dict[KVType, float] = {"f32": PRODUCT, "f16": 1e-6, "q8": 5e-4}
+EPSILONS = ((1e-6, 1e-3), (1e-5, 1e-3), (1e-3, 1e-2))  # and values of a size that they matter for
+NORMS = ((0.0, 1.0), (1.0, 1e-3), (1.0, 1e3))  # (offset, size of the values)
+NORM_SHAPES = ((1, 1), (3, 37), (300, 1024), (1, 2, 64), (5, 3, 33))  # rows, then heads
+GATE_SHAPES = ((1, 1), (3, 37), (130, 2048))
+
+
+def core_cases() -> list[OpCase]:
+    """All of them."""
+    return [*product_cases(), *norm_cases(), *gate_cases(), *rope_cases(), *attention_cases()]
+
+
+def _each(op: str, tolerance: float, table: Iterable[tuple[Any, ...]], name: str,
+          make: Callable[..., list[Call]]) -> list[OpCase]:  # fmt: skip
+    """A case for each row of a table: `make` gets its values, and the generator."""
+    return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
+
+
+def product_cases() -> list[OpCase]:
+    """`embed`, `linear`, `linears` and `mlp` of dense weights."""
+    embedded = ((1, 1, 1), (7, 33, 37), (300, 500, 256))
+    products = ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16))
+    several = [(n, biases) for n in (1, 5, 70) for biases in ("", ", biases")]
+    feeds = ((1, 32, 64), (3, 37, 45), (70, 256, 512))
+    return [
+        *_each("embed", EXACT, embedded, "{} of {} rows of {}", _embed),
+        *_each("linear", PRODUCT, products, "[{}, {}] by {} rows", _linear),
+        *_each("linears", PRODUCT, several, "{} rows{}", _linears),
+        *_each("mlp", PRODUCT, feeds, "[{}, {}], {} inside", _mlp),
+    ]
+
+
+def _embed(n: int, rows: int, cols: int, rng: np.random.Generator) -> list[Call]:
+    return [(rng.integers(0, rows, n), Matrix(normal(rng, rows, cols), ("embed",)))]
+
+
+def _linear(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, n, cols), weight(rng, rows, cols))]
+
+
+def _linears(n: int, biased: str, rng: np.random.Generator) -> list[Call]:
+    call = normal(rng, n, 96), tuple(weight(rng, rows, 96) for rows in (64, 1, 33))
+    biases = Vector(normal(rng, 64)), None, Vector(normal(rng, 33))
+    return [(*call, biases) if biased else call]
+
+
+def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
+    gate, up, down = weight(rng, inner, cols), weight(rng, inner, cols), weight(rng, cols, inner)
+    return [(normal(rng, n, cols), gate, up, down)]
+
+
+def norm_cases() -> list[OpCase]:
+    """`rms_norm` of rows and of heads, `add_rms_norm`."""
+    cases = []
+    for op, shapes in (("rms_norm", NORM_SHAPES), ("add_rms_norm", NORM_SHAPES[:3])):
+        make = partial(_norm, op != "rms_norm")
+        offsets = [(s, offset, scale, 1e-6) for s in shapes for offset, scale in NORMS]
+        epsilons = [(s, 0.0, scale, eps) for s in shapes for eps, scale in EPSILONS]
+        cases += _each(op, ELEMENTWISE, offsets, "{0}, offset {1}, values of {2}", make)
+        cases += _each(op, ELEMENTWISE, epsilons, "{0}, eps {3}, values of {2}", make)
+    return cases
+
+
+def _norm(adds: bool, shape: tuple[int, ...], offset: float, scale: float, eps: float,
+          rng: np.random.Generator) -> list[Call]:  # fmt: skip
+    w = Vector(normal(rng, shape[-1], scale=0.5))
+    x = normal(rng, *shape, scale=3 * scale if adds else scale)
+    more = (normal(rng, *shape, scale=scale),) if adds else ()
+    return [(x, *more, w, eps, offset)]
+
+
+def gate_cases() -> list[OpCase]:
+    """`add`, and gates also where an exponential overflows."""
+    added = [(shape, what) for shape in GATE_SHAPES for what in ("rows", "a row")]
+    gated = [(shape, top) for shape in GATE_SHAPES for top in (8.0, 200.0)]
+    heads = [(shape,) for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))]
+    return [
+        *_each("add", ELEMENTWISE, added, "{} and {}", _add),
+        *(case for op, more in (("sigmoid", 0), ("silu", 0), ("softplus", 0), ("swiglu", 1))
+          for case in _each(op, ELEMENTWISE, gated, "{}, values to {}", partial(_gate, more))),
+        *_each("sigmoid_gate", ELEMENTWISE, heads, "{}", _heads_gate),
+    ]  # fmt: skip
+
+
+def _add(shape: tuple[int, int], what: str, rng: np.random.Generator) -> list[Call]:
+    more = Vector(normal(rng, shape[1])) if what == "a row" else normal(rng, *shape)
+    return [(normal(rng, *shape), more)]
+
+
+def _gate(more: int, shape: tuple[int, ...], top: float, rng: np.random.Generator) -> list[Call]:
+    return [(uniform(rng, -top, top, *shape), *(normal(rng, *shape) for _ in range(more)))]
+
+
+def _heads_gate(shape: tuple[int, ...], rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, *shape), uniform(rng, -100.0, 100.0, *shape))]
+
+
+def rope_cases() -> list[OpCase]:
+    """`rope` over whole and partial heads, at early and at late positions."""
+    table = [
+        (rotary, dim, len(positions), positions[-1], positions)
+        for dim, rotary in ((2, 2), (64, 64), (256, 64), (48, 10))
+        for positions in ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))
+    ]
+    return _each("rope", ELEMENTWISE, table, "{} of {} dims, {} rows to {}", _rope)
+
+
+def _rope(rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...],
+          rng: np.random.Generator) -> list[Call]:  # fmt: skip
+    exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
+    inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
+    return [(normal(rng, rows, 3, dim), np.array(positions, np.int64), Vector(inv_freq))]
+
+
+STEPS = {  # name -> the steps that come one after the other
+    "one token": (Parts((0, 1, 0)),),
+    "a prompt, then tokens": (Parts((0, 37, 0)), Parts((0, 1, 37)), Parts((0, 1, 38))),
+    "a prompt in chunks": (Parts((0, 64, 0)), Parts((0, 36, 64)), Parts((0, 3, 100))),
+    "a ragged batch": (
+        Parts((0, 5, 0), (1, 1, 0), (2, 70, 0)),
+        Parts((0, 1, 5), (1, 1, 1), (2, 1, 70)),
+        Parts((2, 2, 71), (0, 66, 6)),
+    ),
+}
+LONG = {"a long context": (Parts((0, 1100, 0)), Parts((0, 1, 1100)), Parts((0, 5, 1101)))}
+HEADS = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 64), LONG))
+
+
+def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
+    """`attention` with grouped heads over a cache of this precision."""
+    table = [
+        (name, *shape, kv_type, parts) for shape, steps in HEADS for name, parts in steps.items()
+        if kv_type != "q8" or shape[2] % 32 == 0
+    ]  # fmt: skip
+    name = "{}, {} heads over {} of {}, {} cache"
+    return _each("attention", KV_TOLERANCE[kv_type], table, name, _attention)
+
+
+def _attention(_: str, heads: int, kv_heads: int, dim: int, kv_type: KVType,
+               steps: tuple[Parts, ...], rng: np.random.Generator) -> list[Call]:  # fmt: skip
+    state, calls = KV(kv_heads, dim, kv_type), []
+    for step in steps:
+        rows = sum(count for _, count, _ in step.parts)
+        q = normal(rng, rows, heads, dim, scale=2.0)
+        k, v = normal(rng, rows, kv_heads, dim), normal(rng, rows, kv_heads, dim)
+        calls.append((q, k, v, state, step, dim**-0.5))
+    return calls

@@ -7,22 +7,46 @@ by `skip("why")`. Its docstring is the sentence that `apr plugins check` prints.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 from unittest import SkipTest
+
+from apr_core.discovery.collecting import collect
+from apr_core.discovery.entry_points import EntryPoint, installed, normalized
+from apr_core.discovery.rows import PluginRow
+from apr_core.hookspecs import SUPPORTED_APIS
+from apr_core.runtime import Owned, Registry, get_registry
 
 Outcome = Literal["passed", "failed", "skipped"]
 T = TypeVar("T")
+SHOWN = 4  # problems of one check
+LONGEST = 300  # seconds of a fresh process; a first run may compile
+CALL = """
+import json, sys
+from apr_devkit.kits.checks import attribute
+print(json.dumps(attribute(sys.argv[1])(*json.loads(sys.argv[2]))))
+"""
 
 
 def skip(reason: str) -> NoReturn:
     """Leave the running check out. The reason is shown: a skipped check did not pass."""
     raise SkipTest(reason)
+
+
+def no(problems: Sequence[str]) -> None:
+    """Fail with the first of these problems, if there are any."""
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    assert not problems, "; ".join(problems[:SHOWN]) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +65,45 @@ class CheckResult:
 
 
 class Kit:
-    """Root of all kits. A new instance runs every check; `kept` shares what is dear to make."""
+    """Root of all kits. Every check runs on an instance of its own; `once` shares between them."""
 
-    _kept: ClassVar[dict[str, Any]] = {}
+    _shared: ClassVar[dict[str, Any]] = {}
 
     def subject(self) -> str:
         """What is checked, as `kind name`."""
         return type(self).__name__
 
     @classmethod
-    def kept(cls, key: str, make: Callable[[], T]) -> T:
+    def once(cls, key: str, make: Callable[[], T]) -> T:
         """`make()`, called once for this class and key."""
-        if "_kept" not in cls.__dict__:
-            cls._kept = {}
-        if key not in cls._kept:
-            cls._kept[key] = make()
-        found: T = cls._kept[key]
-        return found
+        if "_shared" not in cls.__dict__:
+            cls._shared = {}
+        if key not in cls._shared:
+            cls._shared[key] = make()
+        value: T = cls._shared[key]
+        return value
 
     @classmethod
     def folder(cls) -> Path:
         """A temporary folder of this class, removed when the process ends."""
-        made = cls.kept("folder", lambda: tempfile.TemporaryDirectory(prefix="apr-kit-"))
-        return Path(made.name)
+        make = partial(tempfile.TemporaryDirectory, prefix="apr-kit-")
+        return Path(cls.once("folder", make).name)
+
+
+class shared(Generic[T]):
+    """A property that is made once for each class of kits."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    def __get__(self, kit: Kit, owner: Any = None) -> T:
+        return kit.once(self.make.__name__, partial(self.make, kit))
 
 
 def checks_of(kit: type[Kit]) -> list[str]:
     """Names of its checks: base classes' first, each class's in the order they are written."""
-    names: dict[str, None] = {}
-    for cls in reversed(kit.__mro__):
-        names |= dict.fromkeys(n for n in vars(cls) if n.startswith("test_"))
-    return [name for name in names if callable(getattr(kit, name, None))]
+    names = dict.fromkeys(name for cls in reversed(kit.__mro__) for name in vars(cls))
+    return [n for n in names if n.startswith("test_") and callable(getattr(kit, n, None))]
 
 
 def run_checks(kit: type[Kit], names: Iterable[str] | None = None) -> Iterator[CheckResult]:
@@ -82,32 +114,208 @@ def run_checks(kit: type[Kit], names: Iterable[str] | None = None) -> Iterator[C
 
 def run_check(kit: type[Kit], name: str) -> CheckResult:
     """Run one check. Whatever it raises, but an interrupt, is its result."""
-    sentence, subject = sentence_of(kit, name), kit.__name__
+    subject, outcome, reason = kit.__name__, "passed", ""
     try:
         instance = kit()
         subject = instance.subject()
         getattr(instance, name)()
     except SkipTest as skipped:
-        return CheckResult(subject, name, sentence, "skipped", str(skipped))
-    except AssertionError as failure:
-        return CheckResult(subject, name, sentence, "failed", _failed(failure))
+        outcome, reason = "skipped", str(skipped)
     except (Exception, SystemExit) as error:
-        if os.environ.get("APR_DEBUG") == "1":
-            traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return CheckResult(subject, name, sentence, "failed", reason)
-    return CheckResult(subject, name, sentence, "passed")
+        outcome, reason = "failed", _said(error)
+    return CheckResult(subject, name, sentence_of(kit, name), outcome, reason)  # type: ignore[arg-type]
 
 
-def _failed(failure: AssertionError) -> str:
-    if str(failure):
-        return str(failure)
-    where = traceback.extract_tb(failure.__traceback__)[-1]
-    return f"{where.line} ({Path(where.filename).name}:{where.lineno})"
+def _said(error: BaseException) -> str:
+    """What an error says. One that no check means to raise is shown with its place."""
+    if isinstance(error, AssertionError) and str(error):
+        return str(error)
+    if os.environ.get("APR_DEBUG") == "1":
+        traceback.print_exc()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    what = where.line if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return f"{what} ({Path(where.filename).name}:{where.lineno})"
 
 
 def sentence_of(kit: type[Kit], name: str) -> str:
     """The first line of the check's docstring, or its name as words."""
     doc = inspect.getdoc(getattr(kit, name)) or ""
     return doc.splitlines()[0] if doc else name.removeprefix("test_").replace("_", " ")
+
+
+def attribute(target: str) -> Any:
+    """What a "module:Attr" names."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def run_fresh(
+    program: str, *arguments: str, hash_seed: int | None = None, longest: float = LONGEST
+) -> str:
+    """Run a program in a process of its own, which has imported nothing: the last line it prints.
+
+    `arguments` are its `sys.argv[1:]`; it finds the modules that this process finds. Strings hash
+    by `hash_seed`, by default not as they do here. Raises AssertionError with the last line of its
+    errors if it fails, or if it takes longer than `longest` seconds.
+    """
+    if hash_seed is None:
+        hash_seed = 2 if os.environ.get("PYTHONHASHSEED") == "1" else 1
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    env = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": str(hash_seed)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env=env, capture_output=True, text=True, check=False, timeout=longest,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"in a process of its own it takes over {longest:g} s") from None
+    said = done.stderr.strip().splitlines()
+    assert done.returncode == 0, f"in a process of its own it fails: {' '.join(said[-1:])}"
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+def call_fresh(function: str, *arguments: Any, hash_seed: int | None = None) -> Any:
+    """What "module:function" returns in a process of its own. Arguments and result are JSON."""
+    return json.loads(run_fresh(CALL, function, json.dumps(arguments), hash_seed=hash_seed))
+
+
+# runs in a process of its own: what does importing the hooks module and calling the hooks import?
+PROBE = """
+import json, os, sys, tempfile
+import pluggy
+from apr_core.discovery.entry_points import installed
+from apr_core.discovery.collecting import collect
+points = [p for p in installed() if [p.distribution, p.entry_point] == sys.argv[1:3]]
+before = set(sys.modules)
+answer = os.dup(1)
+with tempfile.TemporaryFile() as printed:  # descriptors: not all that prints asks sys.stdout
+    os.dup2(printed.fileno(), 1)
+    os.dup2(printed.fileno(), 2)
+    for point in points:
+        list(collect(point.value))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    printed.seek(0)
+    text = printed.read().decode(errors="replace")
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+own = {point.value.partition(":")[0].partition(".")[0] for point in points}
+strange = new - own - set(sys.stdlib_module_names) - {"apr_core"}
+os.write(answer, json.dumps({"modules": sorted(strange), "printed": text}).encode())
+os._exit(0)
+"""
+PROBE_LONGEST = 60  # seconds; what imports nothing takes a tenth of one
+
+
+class PluginConformance(Kit):
+    """Checks of one installed distribution.
+
+        class TestMine(PluginConformance):
+            plugin = "apr-mine"
+
+    Kits of a kind derive from this and find the distribution by the name they are given.
+    """
+
+    kind: str = ""  # of the declaration a derived kit is about
+    plugin: str = ""
+
+    def subject(self) -> str:
+        """`kind name`, or `plugin distribution`."""
+        return f"{self.kind} {self.name}" if self.kind else f"plugin {self.plugin}"
+
+    @property
+    def name(self) -> str:
+        """The checked declaration's name: the class attribute called like the kind."""
+        name: str = getattr(self, self.kind)
+        assert name, f'{type(self).__name__} must say which: {self.kind} = "..."'
+        return name
+
+    @property
+    def registry(self) -> Registry:
+        """All installed plugins."""
+        return get_registry()
+
+    @property
+    def owned(self) -> Owned:
+        """The declaration and the distribution it comes from."""
+        return self.registry.get(self.kind, self.name)
+
+    @property
+    def declaration(self) -> Any:
+        """The checked declaration."""
+        return self.owned.declaration
+
+    def load(self) -> Any:
+        """The declaration's target. Raises PluginBroken."""
+        return self.registry.load(self.owned)
+
+    def rows(self) -> list[PluginRow]:
+        """All entry points of the distribution."""
+        wanted = normalized(self.plugin) if self.plugin else self.owned.distribution
+        rows = [row for row in self.registry.plugins if row.distribution == wanted]
+        assert rows, f"no distribution called {wanted!r} with an entry point in group 'apr'"
+        return rows
+
+    def entry_points(self) -> list[EntryPoint]:
+        """The same entry points, as the packaging metadata has them."""
+        names = {(row.distribution, row.entry_point) for row in self.rows()}
+        return [p for p in installed() if (p.distribution, p.entry_point) in names]
+
+    def probed(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(hooks module, what importing it does: imported `modules`, `printed` text)."""
+        for point in self.entry_points():
+            arguments = PROBE, point.distribution, point.entry_point
+            probe = partial(run_fresh, *arguments, longest=PROBE_LONGEST)
+            try:
+                yield point.value, json.loads(self.once(f"probe {point.value}", probe))
+            except AssertionError as error:
+                raise AssertionError(f"{point.value}: {error}") from None
+
+    def test_plugin_is_usable(self) -> None:
+        """The hooks module loads and every declaration in it makes sense."""
+        for row in self.rows():
+            if row.status in ("disabled", "unavailable"):
+                skip(f"{row.name} is {row.status}: {row.reason}")
+            assert row.status == "ok", f"{row.name} is {row.status}: {row.reason}"
+            assert row.declarations, f"{row.name} declares nothing"
+
+    def test_hooks_are_pure(self) -> None:
+        """Hooks return the same declarations when they are called again."""
+        for point in self.entry_points():
+            first, second = list(collect(point.value)), list(collect(point.value))
+            assert first == second, f"{point.value}: {first} first, {second} then"
+
+    def test_hooks_module_is_light(self) -> None:
+        """Importing the hooks module imports nothing but the standard library and apr_core."""
+        for module, probe in self.probed():
+            assert not probe["modules"], (
+                f"{module} imports {', '.join(probe['modules'])}: name targets as strings "
+                "'module:Attr' and import inside them"
+            )
+
+    def test_hooks_are_silent(self) -> None:
+        """Importing the hooks module prints nothing."""
+        for module, probe in self.probed():
+            assert not probe["printed"], f"{module} prints {probe['printed'][:80]!r}"
+
+    def test_targets_exist(self) -> None:
+        """Every target can be imported."""
+        for row in self.rows():
+            if row.status == "unavailable":
+                skip(f"{row.name} is {row.status}: {row.reason}")
+            for declaration in row.declarations:
+                self.registry.load(Owned(declaration, row.distribution, row.version))
+
+    def test_declarations_say_what_they_are(self) -> None:
+        """Every declaration has a one-line summary and an API number this core supports."""
+        for declaration in (d for row in self.rows() for d in row.declarations):
+            where, summary = f"{declaration.kind} {declaration.name!r}", declaration.summary
+            assert summary.strip(), f"{where} has no summary"
+            assert "\n" not in summary, f"{where}: the summary has several lines"
+            assert declaration.api in SUPPORTED_APIS, f"{where} targets API {declaration.api}"
+
+    def test_names_are_free(self) -> None:
+        """No other installed distribution claims one of its names."""
+        for kind, name in {(d.kind, d.name) for row in self.rows() for d in row.declarations}:
+            owners = self.registry.declarations(kind)
+            claims = {o.qualified for o in owners if o.declaration.name == name}
+            assert len(claims) == 1, f"{kind} name is claimed twice: {sorted(claims)}"

@@ -1,20 +1,183 @@
-"""The kit for a kernel that one distribution brings for a backend, its own or another's."""
+"""Kits of kernels, compared with the references on NumPy: one kernel, or all that a backend has."""
 
 from __future__ import annotations
 
-from apr_core.declarations import Kernel
-from apr_core.errors import BackendUnavailable, PluginNotFound
-from apr_core.model.loading import foreign_kernels, make_backend
-from apr_core.ops.binding import DENSE, GENERIC, BackendPlugin, ForeignKernel
-from apr_devkit.kits.case_runs import Runner, half_of_heads, some_columns
-from apr_devkit.kits.cases import OpCase
-from apr_devkit.kits.checks import skip
-from apr_devkit.kits.installed import PACKABLE
-from apr_devkit.kits.op_checks import OpComparison, no
-from apr_devkit.kits.packed_cases import LAYOUTS, in_layout, packed_cases
-from apr_devkit.kits.poison import poisoned, spoil_free_memory
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any, ClassVar, cast
+from unittest.mock import patch
 
-MADE_OF = {"linear": ("linear", "linears", "mlp"), "embed": ("embed",)}  # ops that use a product
+import numpy as np
+
+from apr_core.errors import PluginNotFound
+from apr_core.model.loading import foreign_kernels, make_backend
+from apr_core.ops.binding import DENSE, GENERIC, Binder, ForeignKernel, resolve
+from apr_core.plugin import BackendError, BackendPlugin, BackendUnavailable, Kernel
+from apr_devkit.kits.cases import Matrix, OpCase, flat
+from apr_devkit.kits.checks import PluginConformance, no, shared, skip
+from apr_devkit.kits.ops import (
+    LAYOUTS,
+    PACKABLE,
+    READERS,
+    Installed,
+    Outcome,
+    Runner,
+    differences,
+    different,
+    half_of_heads,
+    in_layout,
+    mixed_cases,
+    packed_cases,
+    shares,
+    some_columns,
+    with_others,
+)
+from apr_devkit.kits.rig import ReferenceBackend
+
+NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others use '*'"
+
+
+@contextmanager
+def nan_memory(device: BackendPlugin) -> Iterator[None]:
+    """Within, what `empty` and `empty_like` of the array libraries make is NaN, as memory may be.
+
+    A kernel that leaves part of its result unwritten then returns NaN where a reference does not.
+    """
+    library = type(device.upload(np.zeros(4, np.float32))).__module__.partition(".")[0]
+    owners = {id(each): each for each in (np, sys.modules[library], device.xp)}.values()
+    with ExitStack() as stack:
+        for owner in owners:
+            for name in ("empty", "empty_like"):
+                if hasattr(owner, name):
+                    with suppress(AttributeError, TypeError):  # a namespace that is read-only
+                        stack.enter_context(
+                            patch.object(owner, name, _filled(getattr(owner, name)))
+                        )
+        yield
+
+
+def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
+    def filled(*args: Any, **options: Any) -> Any:
+        array = make(*args, **options)
+        with suppress(TypeError, ValueError, RuntimeError):  # of booleans, or on no device
+            array[...] = np.nan if "float" in str(array.dtype) else 99
+        return array
+
+    return filled
+
+
+class DeviceKit(PluginConformance):
+    """A kit that runs something on a backend."""
+
+    @property
+    def device_name(self) -> str:
+        """The backend's name."""
+        return self.name
+
+    @shared
+    def device(self) -> BackendPlugin:
+        """The backend, made once with default options. Skips where it cannot run."""
+        return self.make_device()
+
+    def make_device(self, threads: int | None = None) -> BackendPlugin:
+        """The backend, made anew. Skips where it cannot run."""
+        try:
+            return make_backend(self.registry, self.device_name, threads)
+        except BackendUnavailable as error:
+            skip(error.message)
+
+
+class OpComparison(DeviceKit):
+    """Cases are run on the checked backend, and compared with the reference bodies."""
+
+    @shared
+    def runner(self) -> Runner:
+        """What is checked, ready to run cases: without others' kernels. Skips where it cannot."""
+        return Runner(self.device, self.installed.ops)
+
+    @shared
+    def installed(self) -> Installed:
+        """Ops, cases and formats to check with."""
+        return Installed.of(self.registry)
+
+    @shared
+    def references(self) -> Runner:
+        """The reference bodies on NumPy."""
+        return Runner(ReferenceBackend(), self.installed.ops)
+
+    def every_case(self) -> Sequence[OpCase]:
+        """The cases of all that is checked."""
+        raise NotImplementedError
+
+    def viewed_cases(self) -> Sequence[OpCase]:
+        """Those that are run on views, too."""
+        return self.every_case()
+
+    def expected(self, case: OpCase) -> Outcome:
+        """What the references give on NumPy."""
+        return self.once(f"expected {id(case)}", lambda: self.references.run(case))
+
+    def outcome(self, case: OpCase) -> Outcome:
+        """What the checked backend gives."""
+        return self.once(f"outcome {id(case)}", lambda: self.runner.run(case))
+
+    def complaints(self, case: OpCase, run: Callable[[], Outcome]) -> list[str]:
+        """How the outcome of `run` differs from what is expected of the case."""
+        expected = self.expected(case)
+        try:
+            return differences(run(), expected, case.tolerance)
+        except AssertionError as error:
+            return [str(error)]
+        except Exception as error:
+            return [f"raises {type(error).__name__}: {error}"]
+
+    def compare(self, cases: Iterable[OpCase], **how: Any) -> None:
+        """Fail unless all cases, run `how` (see `Runner.run`), agree with the references."""
+        runner, problems = self.runner, []
+        for case in cases:
+            run = partial(runner.run, case, **how) if how else partial(self.outcome, case)
+            problems += [f"{case}: {problem}" for problem in self.complaints(case, run)]
+        no(problems)
+
+    def test_views_are_read_where_they_are(self) -> None:
+        """Activations may be views of wider arrays, as families slice them."""
+        for view in (some_columns, half_of_heads):
+            self.compare(self.viewed_cases(), view=view)
+
+    def test_unwritten_memory_does_not_leak(self) -> None:
+        """Results do not depend on what memory and unwritten state held before: it is NaN here."""
+        for case in self.every_case():
+            self.expected(case)  # before memory is NaN
+        with nan_memory(self.device):
+            self.compare(self.every_case(), spoiled=True)
+
+    def test_inputs_are_left_alone(self) -> None:
+        """No op changes its arguments, or the state of a slot that is not in the step."""
+        no([f"{c} changes {what}" for c in self.every_case() for what in self.outcome(c).changed])
+
+    def test_results_stay_as_they_are(self) -> None:
+        """An op that is called again, with other values, changes no earlier result of its own."""
+        problems = []
+        for case in self.every_case():
+            names = self.runner.run(case, with_others(case.calls())).overwritten
+            problems += [f"{case}: {name} is overwritten by a later call" for name in names]
+        no(problems)
+
+    def test_rows_alone_equal_rows_in_a_batch(self) -> None:
+        """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
+        problems = []
+        for case in self.every_case():
+            calls, together = case.calls(), self.outcome(case)
+            for name, part, expected in shares(calls, together):
+                alone = self.runner.run(case, part)
+                if self.device.bitwise_rows:
+                    wrong = [f"{array} differs" for array in different(alone, expected)]
+                else:  # both may be off, to either side
+                    wrong = differences(alone, expected, 4 * case.tolerance)
+                problems += [f"{case}, {name} alone: {problem}" for problem in wrong]
+        no(problems)
 
 
 class KernelConformance(OpComparison):
@@ -30,72 +193,66 @@ class KernelConformance(OpComparison):
     kernel: str = ""
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(op, weight format)."""
-        declared: Kernel = self.declaration
-        return declared.op, declared.weight
+    def device_name(self) -> str:
+        """The backend that the kernel is for."""
+        return str(self.declaration.backend)
 
-    def make_device(self) -> BackendPlugin:
-        """The backend the kernel is for. Skips where it is not installed or cannot run."""
-        wanted = self.declaration.backend
+    def make_device(self, threads: int | None = None) -> BackendPlugin:
+        """That backend. Skips where it is not installed or cannot run."""
         try:
-            return make_backend(self.registry, wanted, None)
+            return make_backend(self.registry, self.device_name, threads)
         except (BackendUnavailable, PluginNotFound) as error:
-            skip(f"it is for backend {wanted!r}: {error.message}")
+            skip(f"it is for backend {self.device_name!r}: {error.message}")
 
     @property
-    def device(self) -> BackendPlugin:
-        """The same, made once."""
-        return self.kept("device", self.make_device)
+    def key(self) -> tuple[str, str]:
+        """(op, weight format)."""
+        return self.declaration.op, self.declaration.weight
 
-    def make_runner(self) -> Runner:
+    @shared
+    def runner(self) -> Runner:
         """The backend with this kernel and no other foreign one."""
         foreign = ForeignKernel(self.declaration.target, self.owned.distribution)
         return Runner(self.device, self.installed.ops, {self.key: foreign})
 
-    @property
-    def cases(self) -> list[OpCase]:
+    def every_case(self) -> list[OpCase]:
         """Those that the kernel is bound in."""
-        return self.kept("cases", self._cases)
+        return self.once("cases", self._cases)
 
     def _cases(self) -> list[OpCase]:
-        op, format = self.key
+        (op, format), formats = self.key, self.installed.formats
         if self.installed.op(op) is None:
             skip(f"no plugin is installed that brings the op {op!r}")
-        ops = MADE_OF.get(op, (op,))
-        dense = [case for name in ops for case in self.installed.cases_of(name)]
+        ops = [each for each, read_by in READERS.items() if read_by == op] or [op]
+        dense = self.installed.cases_of(*ops)
         if op not in PACKABLE or format == DENSE:
             return dense
-        layouts = [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
         if format == GENERIC:
-            return layouts
-        wanted = [format] if format != "*" else list(self.installed.formats)
-        if not set(wanted) <= set(self.installed.formats):
+            return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
+        wanted = list(formats) if format == "*" else [format]
+        if not set(wanted) <= set(formats):
             skip(f"no quantizer is installed for {format!r}")
-        made = {name: self.installed.formats[name].pack for name in wanted}
-        packed = [c for name, pack in made.items() for c in packed_cases(name, pack, ops)]
+        packed = [c for name in wanted for c in packed_cases(name, formats[name].pack, ops)]
         return packed + (dense if format == "*" else [])
 
     def test_declaration_can_be_looked_up(self) -> None:
         """It names a backend and an op, and a weight format only where ops have one."""
         declared: Kernel = self.declaration
-        assert declared.backend, f"kernel {self.name!r} names no backend"
-        assert declared.op, f"kernel {self.name!r} names no op"
-        assert declared.weight == "*" or declared.op in PACKABLE, (
-            f"{declared.op}[{declared.weight}] is never looked up: only {' and '.join(PACKABLE)} "
-            "have formats, others are declared with weight='*'"
-        )
+        for field in ("backend", "op"):
+            assert getattr(declared, field), f"kernel {self.name!r} names no {field}"
+        used = declared.weight == "*" or declared.op in PACKABLE
+        assert used, f"{declared.op}[{declared.weight}] {NEVER}"
 
     def test_nobody_else_brings_it(self) -> None:
         """No other distribution brings a kernel for the same op, format and backend."""
-        found = foreign_kernels(self.registry, self.declaration.backend)
-        assert self.key in found, f"{self.key} is not among the kernels {sorted(found)}"
+        known = foreign_kernels(self.registry, self.declaration.backend)
+        assert self.key in known, f"{self.key} is not among the kernels {sorted(known)}"
 
     def test_it_is_what_gets_bound(self) -> None:
         """The op is bound to this kernel, the report says whose it is, and nothing else changes."""
         op, format = self.key
         plain = Runner(self.device, self.installed.ops)
-        for case in self.cases:
+        for case in self.every_case():
             self.runner.run(case)
             plain.run(case)
         ours, theirs = self.runner.binder.report.bound, plain.binder.report.bound
@@ -111,29 +268,121 @@ class KernelConformance(OpComparison):
 
     def test_it_agrees_with_the_reference(self) -> None:
         """Every case of the op gives what the reference body gives, and leaves the same state."""
-        self.compare(self.cases)
+        self.compare(self.every_case())
 
-    def test_views_are_read_where_they_are(self) -> None:
-        """Activations may be views of wider arrays, as families slice them."""
-        self.compare(self.cases, view=some_columns)
-        self.compare(self.cases, view=half_of_heads)
 
-    def test_unwritten_memory_does_not_leak(self) -> None:
-        """Results do not depend on what memory and unwritten state held before: it is NaN here."""
-        for case in self.cases:
-            self.expected(case)  # before memory is poisoned
-        with poisoned(self.device.zeros((4,)), xp=self.device.xp):
-            spoil_free_memory(*(2**n for n in range(6, 20)))
-            self.compare(self.cases, spoiled=True)
+class OpChecks(OpComparison):
+    """Checks of a backend's kernel table, and of every op on its arrays."""
 
-    def test_inputs_are_left_alone(self) -> None:
-        """It changes neither its arguments nor the state of a slot that is not in the step."""
-        no([f"{c} changes {what}" for c in self.cases for what in self.outcome(c).changed])
+    kind = "backend"
+    backend: str = ""
 
-    def test_results_stay_as_they_are(self) -> None:
-        """Called again, with other values, it changes no earlier result of its own."""
-        self.assert_results_stay(self.cases)
+    @shared
+    def packed(self) -> list[OpCase]:
+        """Cases of every packed format that the kernel table claims and that can be made here."""
+        cases, several = [], []
+        for name, format in self.installed.formats.items():
+            wanted = {name, "*", *([GENERIC] if format.generic else [])}
+            ops = [op for op, reader in READERS.items()
+                   if any((reader, key) in self.device.kernels for key in wanted)]  # fmt: skip
+            cases += packed_cases(name, format.pack, ops)
+            several += [format.pack] if "linears" in ops else []
+        return cases + mixed_cases(several)
 
-    def test_rows_alone_equal_rows_in_a_batch(self) -> None:
-        """A row or sequence gives alone what it gives in a batch: to the bit, if so claimed."""
-        self.compare_rows_alone(self.cases, self.device.bitwise_rows)
+    @shared
+    def generic(self) -> list[OpCase]:
+        """Cases of declared layouts; none without a kernel for them."""
+        kernels = self.device.kernels
+        ops = [op for op, reader in READERS.items() if (reader, GENERIC) in kernels]
+        return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
+
+    def viewed_cases(self) -> list[OpCase]:
+        """Of all ops, with dense weights."""
+        return self.installed.cases
+
+    def every_case(self) -> list[OpCase]:
+        """Of all ops and formats."""
+        return [*self.installed.cases, *self.packed, *self.generic]
+
+    def test_ops_agree_with_their_references(self) -> None:
+        """Every op gives what its reference body gives, and leaves the same state."""
+        self.compare(self.installed.cases)
+
+    def test_packed_weights_are_read_as_decoded(self) -> None:
+        """Products with packed weights are those with the decoded weights, for every format."""
+        if not self.packed:
+            skip("its kernel table claims no packed format that is installed")
+        self.compare(self.packed)
+
+    def test_declared_layouts_are_read_as_decoded(self) -> None:
+        """The generic kernels read 4-bit, 8-bit and codebook layouts as they are declared."""
+        if not self.generic:
+            skip(f"its kernel table has no kernel for {GENERIC!r}")
+        self.compare(self.generic)
+
+    def test_references_run_on_its_arrays(self) -> None:
+        """Every reference body runs on its array namespace: ops of the future have no kernel."""
+        bare = Runner(cast("BackendPlugin", WithoutKernels(self.device)), self.installed.ops)
+        cases = self.installed.cases
+        if self.device.kernels:  # dense weights may be laid out for its kernels
+            cases = [c for c in cases if not any(isinstance(a, Matrix) for a in flat(c.calls()))]
+        no([f"{case}: {problem}" for case in cases
+            for problem in self.complaints(case, partial(bare.run, case))])  # fmt: skip
+
+    def test_kernel_table_can_be_loaded(self) -> None:
+        """Every key can be looked up and every target is a function that can be imported."""
+        kernels = self.device.kernels
+        assert isinstance(kernels, Mapping), f"kernels is {type(kernels).__name__}, not a mapping"
+        problems = []
+        for (op, format), target in kernels.items():
+            if format != "*" and op not in PACKABLE:
+                problems.append(f"({op!r}, {format!r}) {NEVER}")
+            try:
+                if not callable(resolve(target)):
+                    problems.append(f"({op!r}, {format!r}): {target} cannot be called")
+            except (BackendError, ValueError) as error:
+                problems.append(f"({op!r}, {format!r}): {error}")
+        no(problems)
+
+    def test_every_kernel_is_compared(self) -> None:
+        """There are cases, and where needed an encoder, for every kernel."""
+        missing = []
+        formats = {"*", DENSE, GENERIC, *self.installed.formats}
+        for op, format in self.device.kernels:
+            if self.installed.op(op) is None:
+                missing.append(f"no plugin is installed that brings the op {op!r}")
+            elif not self.installed.cases_of(op):
+                missing.append(f"the op {op!r} has no cases")
+            elif format not in formats:
+                missing.append(f"no quantizer is installed for {op}[{format}]")
+        if missing:
+            skip("; ".join(dict.fromkeys([*missing, *self.installed.missing])))
+
+    def test_report_is_complete(self) -> None:
+        """Every bound op is in the report with what it runs; references are said to be slow."""
+        binder = Binder(self.device, self.installed.ops)
+        wanted = sorted({c.op for c in self.installed.cases} - {*PACKABLE})
+        binder.bind_ops(wanted)
+        report = binder.report
+        for op in wanted:
+            bound, declared = report.bound.get((op, "*")), self.device.kernels.get((op, "*"))
+            assert bound, f"op {op!r} is bound, but not in the report"
+            assert not declared or bound.target == declared, (
+                f"op {op!r} is bound to {bound.target}, its kernel table says {declared}"
+            )
+            slow = [line for line in report.fallbacks if line.startswith(f"{op} ")]
+            assert bool(slow) == (bound.via == "reference"), f"op {op!r}: fallbacks say {slow}"
+        device = report.lines()[0]
+        assert device.strip() and "\n" not in device, f"describe() returns {device!r}: one line"
+
+
+class WithoutKernels:
+    """A backend as it would be with an empty kernel table."""
+
+    kernels: ClassVar[dict[tuple[str, str], str]] = {}
+
+    def __init__(self, backend: BackendPlugin) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)

@@ -1,42 +1,137 @@
-"""The kit of quantizers: sizes, errors, awkward values, and the same bytes every time."""
+"""Kits of number formats: quantizers, by their sizes, errors and bytes, and recipes of them.
+
+Errors are relative RMSE. The yardstick is the plainest codec that fits into the same bytes: of
+`bits` a value, it spends ceil(bits) - 1 on a code, and what is left pays for a 16-bit scale for
+every so many values. The scale is a group's largest magnitude over the largest code; codes are
+rounded to nearest. (4.5 bits are codes of 4 bits and a scale for 32 values, 8.5 bits the same with
+codes of 8: the simplest formats in use.) A format may be `MARGIN` times as wrong as that, on a
+distribution or on the bell-shaped one, for which formats choose their levels. Half a step of wrong
+rounding doubles the error, and a scale that is wrong by a step or nibbles that are swapped do
+worse: all are caught. Never may it be worse than to write zeros. A format that spends its bits
+otherwise, such as floats of 8 bits, states its own `max_error`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from apr_core.errors import FormatError, PluginError
+from apr_core.errors import PluginNotFound
+from apr_core.family.contract.schema import schema
+from apr_core.format import NATIVE
 from apr_core.format.dtypes import FIRST_FILE_ID, FormatSpec, number_formats
-from apr_core.ops import layouts
-from apr_devkit.kits import samples
-from apr_devkit.kits.checks import skip
-from apr_devkit.kits.codec import ROWS
-from apr_devkit.kits.codec_errors import CodecErrors
-from apr_devkit.kits.codec_memory import CodecMemory
-from apr_devkit.kits.fresh import run_fresh
-from apr_devkit.kits.samples import KINDS
+from apr_core.importing.choosing import KEEP, SOURCE
+from apr_core.plugin import FormatError, PluginError, QuantizationError, TensorClass, layouts
+from apr_devkit.kits.cases import gain
+from apr_devkit.kits.checks import PluginConformance, attribute, call_fresh, shared, skip
 
+Rows = NDArray[np.float32]
+Raw = NDArray[np.uint8]
+
+KINDS = ("gaussian", "laplace", "outliers", "uniform", "sparse")
+BELL = KINDS[0]
+MARGIN = 1.5
+VALUES = 1 << 16  # of a sample
+SCALE_BITS = 16
+LEAST_GROUP = 8
+GOLDEN_ROWS, GOLDEN_BLOCKS = 4, 3
+
+
+def sample(kind: str, rows: int, cols: int, seed: int = 0, scale: float = 0.02) -> Rows:
+    """Seeded values of one of KINDS, by default of the size of weights: float32 [rows, cols]."""
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    shape = (rows, cols)
+    x = rng.standard_normal(shape)
+    if kind == "laplace":
+        x = rng.laplace(size=shape)
+    elif kind == "outliers":
+        x = np.where(rng.random(shape) < 0.002, 20 * x, x)
+    elif kind == "uniform":
+        x = rng.uniform(-1, 1, shape)
+    elif kind == "sparse":
+        x = x * (rng.random(shape) < 0.1)
+    return (scale * x).astype(np.float32)
+
+
+def block_sample(kind: str, block: int, scale: float = 0.02) -> Rows:
+    """A sample of about VALUES values, in rows of whole blocks: float32 [R, C]."""
+    cols = block * ceil(1024 / block)
+    return sample(kind, max(2, VALUES // cols), cols, scale=scale)
+
+
+def relative_rmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """sqrt(sum of squared errors / sum of squared values); of zeros, 0 if there is no error."""
+    wanted = np.asarray(expected, np.float64)
+    squares = float(np.square(wanted).sum())
+    errors = float(np.square(np.asarray(actual, np.float64) - wanted).sum())
+    return float(np.sqrt(errors / squares)) if squares else float(errors > 0)
+
+
+def plain_codec(bits: float, block: int) -> tuple[int, int]:
+    """The yardstick's code bits and group, for a format of `bits` a value in blocks of `block`."""
+    code = max(2, ceil(bits) - 1)
+    group = round(SCALE_BITS / (bits - code)) if bits > code else block
+    return code, min(max(group, LEAST_GROUP), max(block, LEAST_GROUP))
+
+
+def plain_error(x: Rows, bits: float, block: int) -> float:
+    """Relative RMSE of the yardstick on float32 [R, C], without the rest that fills no group."""
+    code, group = plain_codec(bits, block)
+    whole = x[:, : x.shape[1] // group * group].astype(np.float64)
+    values = whole.reshape(-1, group)  # [groups, group]
+    step = np.abs(values).max(axis=1, keepdims=True) / (2 ** (code - 1) - 1)
+    codes = np.rint(values / np.where(step == 0, 1, step))
+    return relative_rmse(codes * step, values)
+
+
+def default_bounds(block: int, nbytes: float) -> dict[str, float]:
+    """The largest relative RMSE allowed on each of KINDS, for `block` values in `nbytes` bytes."""
+    bits = 8 * nbytes / block
+    errors = {kind: plain_error(block_sample(kind, block), bits, block) for kind in KINDS}
+    return {kind: min(1.0, MARGIN * max(e, errors[BELL])) for kind, e in errors.items()}
+
+
+def golden_input(block: int, seed: int = 0) -> Rows:
+    """Values made by integer sums alone, so the same bits everywhere: float32 [4, 3 * block]."""
+    rows, cols = GOLDEN_ROWS, GOLDEN_BLOCKS * block
+    raw = np.random.PCG64(seed).random_raw(rows * cols)
+    parts = [((raw >> np.uint64(16 * k)) & np.uint64(0xFFFF)).astype(np.int64) for k in range(4)]
+    bells = (np.sum(parts, axis=0) - 2 * 0xFFFF).reshape(rows, cols)
+    bells[:, ::61] *= 9
+    values: Rows = bells.astype(np.float32) / np.float32(1 << 21)
+    return values
+
+
+def golden_digest(codec: Any, block: int, seed: int = 0) -> str:
+    """SHA-256 of the bytes that a codec, or a "module:Attr", makes of `golden_input`."""
+    codec = attribute(codec)() if isinstance(codec, str) else codec
+    raw = np.ascontiguousarray(codec.encode(golden_input(block, seed)))
+    return hashlib.sha256(raw.tobytes()).hexdigest()
+
+
+ROWS = 9  # of most inputs: a few chunks, and odd
+TINY = (1e-4, 1e-6, 1e-8, 1e-20, 1e-38, 1e-45)
+HUGE = (1e5, 1e10, 1e20, 1e37, float(np.finfo(np.float32).max))
+NO_WORSE_THAN_ZEROS = 1.25  # as relative RMSE, where a scale has hardly any bits left
+AGAIN = 0.5  # of the first error, for what encoding decoded values once more may lose
+GAIN = 0.01  # what is lost or won on the whole
+SHRINKING, STRETCHING = 1.1, 0.1  # of the squared error, where that is more: see the check
 LAYOUT_TOLERANCE = 2.0**-20  # of a row's largest value: a few roundings of float32
 # what `decode_tensor` turns into a sentence about the file
 REFUSALS = (FormatError, ValueError, IndexError, TypeError)
-
 SHA256 = re.compile("[0-9a-f]{64}")
-DIGEST = """
-import sys
-from importlib import import_module
-from apr_devkit.kits.samples import golden_digest
-module, _, attribute = sys.argv[1].partition(":")
-print(golden_digest(getattr(import_module(module), attribute)(), int(sys.argv[2])))
-"""
 
 
-class QuantizerConformance(CodecMemory, CodecErrors):
+class QuantizerConformance(PluginConformance):
     """Checks of one quantizer. Errors are relative RMSE.
 
         class TestNF4(QuantizerConformance):
@@ -45,7 +140,7 @@ class QuantizerConformance(CodecMemory, CodecErrors):
             golden = "?"                           # optional: a SHA-256; the failure tells it
 
     Without `max_error`, here or on the codec object, bounds follow from the declared bytes: see
-    `apr_devkit.kits.samples`; 0.0 is that of a format that loses nothing. `golden` may also be
+    `apr_devkit.kits.quantizer`; 0.0 is that of a format that loses nothing. `golden` may also be
     {seed: sha256}, or the path of such a JSON.
 
     `gain_tolerance`, here or on the codec object, is what the gain of bell-shaped values may miss
@@ -53,7 +148,281 @@ class QuantizerConformance(CodecMemory, CodecErrors):
     that clips the largest values on purpose states more; None leaves the check out.
     """
 
+    kind = "quantizer"
+    quantizer: str = ""
+    max_error: float | Mapping[str, float] | None = None
+    gain_tolerance: float | None = GAIN
     golden: str | Path | Mapping[int, str] | None = None
+
+    @property
+    def codec(self) -> Any:
+        """The checked codec."""
+        return self.registry.make("quantizer", self.name)
+
+    @property
+    def block(self) -> int:
+        """Declared values of a block."""
+        return int(self.declaration.block)
+
+    def encoded(self, x: Rows, where: str = "a sample", codec: Any = None) -> Raw:
+        """`encode`, and what it returns has the right type and size: u8 [R, row bytes]."""
+        d = self.declaration
+        raw = (codec or self.codec).encode(x)
+        expected = (len(x), ceil(x.shape[1] / d.block) * d.bytes_per_block)
+        assert isinstance(raw, np.ndarray) and raw.dtype == np.uint8, (
+            f"encode of {where} returned {_what(raw)}, expected a uint8 array"
+        )
+        assert raw.shape == expected, (
+            f"encode of {where}, {list(x.shape)}, made {list(raw.shape)} bytes, declared are "
+            f"{d.bytes_per_block} for {d.block} values: {list(expected)}"
+        )
+        return raw
+
+    def decoded(self, raw: Raw, cols: int, where: str = "a sample") -> Rows:
+        """`decode`, and what it returns has the right type and size and is finite: f32 [R, C]."""
+        values = self.codec.decode(raw, cols)
+        assert isinstance(values, np.ndarray) and values.dtype == np.float32, (
+            f"decode of {where} returned {_what(values)}, expected a float32 array"
+        )
+        expected = (len(raw), cols)
+        assert values.shape == expected, (
+            f"decode of {where} made {list(values.shape)}, expected {list(expected)}"
+        )
+        bad = int((~np.isfinite(values)).sum())
+        assert not bad, f"decode of {where} made {bad} values that are NaN or infinite"
+        return values
+
+    def round_trip(self, x: Rows, where: str = "a sample") -> Rows:
+        """decode(encode(x))."""
+        return self.decoded(self.encoded(x, where), x.shape[1], where)
+
+    def bell(self, cols: int, scale: float = 1.0, rows: int = ROWS) -> Rows:
+        """Bell-shaped values of standard deviation `scale`: float32 [rows, cols]."""
+        return sample(BELL, rows, cols, cols, scale)
+
+    def stated(self) -> Mapping[str, float]:
+        """The bounds this class or the codec states, by kind of sample; none where it does not."""
+        bound = self.max_error
+        bound = getattr(self.codec, "max_error", None) if bound is None else bound
+        if bound is None:
+            return {}
+        bounds = dict(bound) if isinstance(bound, Mapping) else dict.fromkeys(KINDS, float(bound))
+        assert set(bounds) <= set(KINDS), f"max_error is about {sorted(bounds)}, known are {KINDS}"
+        return bounds
+
+    @shared
+    def derived(self) -> dict[str, float]:
+        """The bounds that follow from the declared bytes."""
+        return default_bounds(self.block, self.declaration.bytes_per_block)
+
+    def bounds(self) -> dict[str, float]:
+        """The largest error allowed, by kind of sample."""
+        return {**self.derived, **self.stated()}
+
+    def some_cols(self) -> list[int]:
+        """Row lengths that fill blocks and that do not."""
+        b = self.block
+        return sorted({1, b - 1, b, b + 1, 2 * b, 3 * b - 1} - {0})
+
+    def within(self, bound: float, x: Rows, where: str) -> None:
+        """Fail if a round trip loses more than the bound."""
+        with np.errstate(all="ignore"):
+            error = relative_rmse(self.round_trip(x, where), x)
+        assert error <= bound, f"{where}: relative RMSE {error:.4g}, allowed is {bound:.4g}"
+
+    def same(self, array: NDArray[Any], expected: NDArray[Any], what: str) -> None:
+        """Fail if `what` gives anything else than expected."""
+        assert array.shape == expected.shape, (
+            f"{what} gives {list(array.shape)}, expected {list(expected.shape)}"
+        )
+        different = int((array != expected).sum())
+        assert not different, f"{what} changes {different} of {expected.size} numbers"
+
+    def test_sizes_are_as_declared(self) -> None:
+        """Rows take ceil(columns / block) * bytes_per_block bytes, whatever their length."""
+        for cols in self.some_cols():
+            for rows in (1, 2, 7):
+                self.round_trip(self.bell(cols, rows=rows), f"{rows} rows of {cols}")
+
+    def test_error_is_within_its_bound(self) -> None:
+        """The error on any distribution, scale and length of rows is below what bytes promise."""
+        bounds, b = self.bounds(), self.block
+        for kind, bound in bounds.items():
+            self.within(bound, block_sample(kind, b), kind)
+        for scale in (1e-3, 1.0, 50.0):  # of weights and of what norms make of them
+            self.within(bounds[BELL], block_sample(BELL, b, scale), f"values around {scale:g}")
+        for cols in self.some_cols():
+            self.within(max(bounds.values()), self.bell(cols), f"rows of {cols} values")
+        for value in (1.0, -3.5, 1e-3, -0.02, 100.0):
+            x = np.full((2, 2 * b), value, np.float32)
+            self.within(max(bounds.values()), x, f"rows that hold {value:g}")
+
+    def test_zeros_stay_zeros(self) -> None:
+        """Rows of zeros decode to zeros."""
+        for cols in (self.block, 2 * self.block + 1):
+            largest = float(np.abs(self.round_trip(np.zeros((3, cols), np.float32), "zeros")).max())
+            assert largest <= np.finfo(np.float32).tiny, f"zeros decode to up to {largest:g}"
+
+    def test_values_are_neither_shrunk_nor_stretched(self) -> None:
+        """Decoded values are on the whole as large as the encoded ones: no gain hides in a bound.
+
+        The gain is that of a least-squares fit, sum(decoded * x) / sum(x * x). It is 1 where codes
+        are rounded to nearest, and 1 - error^2 where levels are the means of what they stand for,
+        which shows with 3 bits and less.
+        """
+        tolerance = self.gain_tolerance
+        if tolerance == GAIN:  # this class says nothing
+            tolerance = getattr(self.codec, "gain_tolerance", GAIN)
+        if tolerance is None:
+            skip("gain_tolerance is None: it is said to change the size of values")
+        x = block_sample(BELL, self.block)
+        decoded = self.round_trip(x)
+        factor, squares = gain(decoded, x), relative_rmse(decoded, x) ** 2
+        least = 1 - max(tolerance, SHRINKING * squares)
+        most = 1 + max(tolerance, STRETCHING * squares)
+        assert least <= factor <= most, (
+            f"decoded values are {factor:.4f} times what was encoded, beside rounding; expected "
+            f"{least:.4f} to {most:.4f}"
+        )
+
+    def test_stated_error_is_no_empty_promise(self) -> None:
+        """A bound that the author states is at least what half of the bytes would give."""
+        if not self.stated():
+            skip("it states no max_error: bounds follow from its bytes")
+        halved = default_bounds(self.block, self.declaration.bytes_per_block / 2)
+        for kind, bound in self.stated().items():
+            assert 0 <= bound <= halved[kind], (
+                f"max_error of {kind} is {bound:g}; a plain format of half the bytes stays below "
+                f"{halved[kind]:.4g}"
+            )
+
+    def test_huge_values_are_kept_or_refused(self) -> None:
+        """Values up to float32's largest are kept, or refused as QuantizationError."""
+        cols = 2 * self.block
+        for top in HUGE:
+            bell = self.bell(cols, rows=3).astype(np.float64)
+            spike = np.where(np.arange(cols) == 3, top, 1.0)[None]
+            for x64 in (bell / np.abs(bell).max() * top, np.full((1, self.block), -top), spike):
+                x, where = x64.astype(np.float32), f"values up to {top:g}"
+                if not self._refuses(x, where):
+                    self.within(max(self.bounds().values()), x, where)
+
+    def test_tiny_values_are_no_worse_than_zeros(self) -> None:
+        """Values down to float32's smallest decode to something that is no worse than zeros."""
+        for scale in TINY:
+            x = self.bell(2 * self.block, scale)
+            self.within(NO_WORSE_THAN_ZEROS, x, f"values around {scale:g}")
+
+    def test_nan_and_infinity_are_refused(self) -> None:
+        """A NaN or an infinity anywhere is a QuantizationError."""
+        cols = 2 * self.block + 1
+        for value in (np.nan, np.inf, -np.inf):
+            for row, col in ((0, 0), (1, self.block), (-1, -1)):
+                x = self.bell(cols)
+                x[row, col] = value
+                where = f"{value} at row {row % ROWS}, column {col % cols}"
+                refused = self._refuses(x, where)
+                assert refused, f"{where}: encode accepts it, expected QuantizationError"
+
+    def _refuses(self, x: Rows, where: str) -> bool:
+        """Whether encode raises QuantizationError; anything else that it raises is wrong."""
+        try:
+            with np.errstate(all="ignore"):
+                self.codec.encode(x)
+        except QuantizationError:
+            return True
+        except Exception as error:
+            what = f"encode raises {type(error).__name__}: {error}"
+            raise AssertionError(f"{where}: {what}, not QuantizationError") from None
+        return False
+
+    def test_encoding_again_changes_little(self) -> None:
+        """Decoded values that are encoded again lose less than the first time."""
+        x = block_sample(BELL, self.block)
+        once = self.round_trip(x)
+        first, second = relative_rmse(once, x), relative_rmse(self.round_trip(once, "again"), once)
+        assert second <= AGAIN * first + 1e-6, (
+            f"encoding loses {first:.4g}, encoding the result again another {second:.4g}; "
+            f"expected at most {AGAIN} of the first"
+        )
+
+    def test_input_may_be_any_view_and_is_left_alone(self) -> None:
+        """Strided, transposed, read-only rows and bytes are read, and nothing is written there."""
+        plain = self.bell(2 * self.block + 1)
+        raw = self.encoded(plain.copy()).copy()
+        wide = np.repeat(np.repeat(plain, 2, axis=0), 2, axis=1)
+        locked, odd = plain.copy(), np.zeros(raw.size + 1, np.uint8)[1:].reshape(raw.shape)
+        odd[:] = raw
+        for array in (locked, odd):
+            array.setflags(write=False)
+        views = {
+            "every second row": np.repeat(plain, 2, axis=0)[::2],
+            "every second value": wide[::2, ::2],
+            "columns first in memory": np.asfortranarray(plain),
+            "read-only rows": locked,
+        }
+        for where, x in views.items():
+            encoded = self.encoded(x, where)
+            assert np.array_equal(x, plain), f"encode changed its input ({where})"
+            self.same(encoded, raw, f"encoding {where}")
+        cols, where = plain.shape[1], "read-only bytes at an odd address, as of a mapped file,"
+        self.same(self.decoded(odd, cols, where), self.decoded(raw, cols), f"decoding {where}")
+
+    def test_results_stay_as_they_are(self) -> None:
+        """Encoding or decoding something else changes no earlier result: no buffer is reused."""
+        codec, cols = self.codec, 2 * self.block + 1
+        one, other = self.bell(cols), np.roll(self.bell(cols), 1, axis=0)
+        raws = [codec.encode(x).copy() for x in (one, other)]
+        calls: list[tuple[str, Callable[..., Any], Sequence[Any], tuple[int, ...]]] = [
+            ("encode", codec.encode, (one, other), ()), ("decode", codec.decode, raws, (cols,)),
+        ]  # fmt: skip
+        for name, function, (first, then), more in calls:
+            result = function(first, *more)
+            before = result.copy()
+            function(then, *more)
+            self.same(result, before, f"{name} of something else, looked at in an earlier result,")
+
+    def test_the_same_bytes_every_time(self) -> None:
+        """Encoding twice, by another object, thread or process, gives the same bytes and values."""
+        inputs = [self.bell(self.block + 64 * i) for i in range(8)]
+        raws = [self.encoded(x).copy() for x in inputs]
+        values = [self.decoded(r, x.shape[1]).copy() for r, x in zip(raws, inputs, strict=True)]
+        codec = self.codec
+        self.same(self.encoded(inputs[2]), raws[2], "encoding twice")
+        self.same(self.load()().encode(inputs[2]), raws[2], "encoding by a second object")
+        with ThreadPoolExecutor(4) as pool:
+            encoded = list(pool.map(codec.encode, inputs))
+            decoded = list(pool.map(lambda r, x: codec.decode(r, x.shape[1]), raws, inputs))
+        everything: Any = zip([*encoded, *decoded], [*raws, *values], strict=True)
+        for one, other in everything:
+            self.same(one, other, "encoding or decoding on another thread")
+        here, golden = golden_digest(codec, self.block), f"{__name__}:golden_digest"
+        for seed in (1, 2):  # strings hash differently
+            there = call_fresh(golden, self.declaration.target, self.block, hash_seed=seed)
+            assert there == here, f"another process made {there}, this one {here}"
+
+    def test_rows_are_independent(self) -> None:
+        """The same bytes and values come out however the rows are cut into chunks."""
+        x = self.bell(2 * self.block + 1)
+        whole = self.encoded(x).copy()
+        values = self.decoded(whole, x.shape[1]).copy()
+        for cut in [slice(at, at + step) for step in (1, 2, 5) for at in range(0, ROWS, step)]:
+            where = f"rows {cut.start} to {min(cut.stop, ROWS)} alone"
+            self.same(self.encoded(x[cut], where), whole[cut], f"encoding {where}")
+            back = self.decoded(whole[cut], x.shape[1], where)
+            self.same(back, values[cut], f"decoding {where}")
+
+    def test_bytes_of_another_length_are_refused(self) -> None:
+        """Too many or too few bytes for the columns are an error, not values."""
+        cols = 2 * self.block
+        raw = self.encoded(self.bell(cols))
+        wrong = {"a byte less": raw[:, :-1], "a byte more": np.pad(raw, ((0, 0), (0, 1)))}
+        for what, part in wrong.items():
+            try:
+                self.codec.decode(part, cols)
+            except REFUSALS:
+                continue
+            raise AssertionError(f"decode accepts rows with {what} than {cols} values take")
 
     def test_format_id_is_free(self) -> None:
         """The declared APR id is its own, or there is none and each file gives it one."""
@@ -67,61 +436,6 @@ class QuantizerConformance(CodecMemory, CodecErrors):
         except FormatError as error:
             raise AssertionError(error.message) from None
 
-    def test_the_same_bytes_every_time(self) -> None:
-        """Encoding twice, and by another object, gives the same bytes."""
-        x = self.bell(3 * self.block - 1)
-        first = self.encoded(x, "a sample").copy()
-        self.same(self.encoded(x, "a sample"), first, "encoding twice")
-        self.same(self.load()().encode(x), first, "encoding by a second object")
-
-    def test_the_same_bytes_on_any_thread(self) -> None:
-        """Threads that encode and decode side by side get what one thread gets."""
-        inputs = [self.bell(self.block + 64 * i) for i in range(8)]
-        expected = [self.encoded(x, "a sample").copy() for x in inputs]
-        values = [
-            self.decoded(raw, x.shape[1], "a sample").copy()
-            for x, raw in zip(inputs, expected, strict=True)
-        ]
-        codec = self.codec
-        with ThreadPoolExecutor(4) as pool:
-            raws = list(pool.map(codec.encode, inputs))
-            backs = list(pool.map(lambda x, r: codec.decode(r, x.shape[1]), inputs, expected))
-        for raw, one, back, value in zip(raws, expected, backs, values, strict=True):
-            self.same(raw, one, "encoding on another thread")
-            self.same(back, value, "decoding on another thread")
-
-    def test_the_same_bytes_in_another_process(self) -> None:
-        """Another process, whose strings hash differently, encodes to the same bytes."""
-        here = samples.golden_digest(self.codec, self.block)
-        for seed in (1, 2):
-            there = run_fresh(DIGEST, self.declaration.target, str(self.block), hash_seed=seed)
-            assert there == here, f"another process made {there}, this one {here}"
-
-    def test_rows_are_independent(self) -> None:
-        """The same bytes and values come out however the rows are cut into chunks."""
-        x = self.bell(2 * self.block + 1)
-        whole = self.encoded(x, "a sample").copy()
-        values = self.decoded(whole, x.shape[1], "a sample").copy()
-        for step in (1, 2, 5):
-            for cut in _cuts(step):
-                where = f"rows {cut.start} to {min(cut.stop, ROWS)} alone"
-                self.same(self.encoded(x[cut], where), whole[cut], f"encoding {where}")
-                self.same(
-                    self.decoded(whole[cut], x.shape[1], where), values[cut], f"decoding {where}"
-                )
-
-    def test_bytes_of_another_length_are_refused(self) -> None:
-        """Too many or too few bytes for the columns are an error, not values."""
-        cols = 2 * self.block
-        raw = self.encoded(self.bell(cols), "a sample")
-        wrong = {"a byte less": raw[:, :-1], "a byte more": np.pad(raw, ((0, 0), (0, 1)))}
-        for what, part in wrong.items():
-            try:
-                self.codec.decode(part, cols)
-            except REFUSALS:
-                continue
-            raise AssertionError(f"decode accepts rows with {what} than {cols} values take")
-
     def test_layout_means_what_decode_does(self) -> None:
         """The declared layout fits the block and decodes to the codec's values."""
         d = self.declaration
@@ -132,7 +446,7 @@ class QuantizerConformance(CodecMemory, CodecErrors):
         except PluginError as error:
             raise AssertionError(error.message) from None
         for kind in KINDS:
-            x = samples.block_sample(kind, self.block)[:, :-1]
+            x = block_sample(kind, self.block)[:, :-1]
             raw = self.encoded(x, kind)
             own = self.decoded(raw, x.shape[1], kind)
             meant = layouts.decode(d.layout, d.block, d.bytes_per_block, raw, x.shape[1])
@@ -144,28 +458,101 @@ class QuantizerConformance(CodecMemory, CodecErrors):
 
     def test_golden_bytes(self) -> None:
         """A fixed input encodes to the bytes that were recorded."""
-        recorded = self._golden()
-        for seed, expected in recorded.items():
-            found = samples.golden_digest(self.codec, self.block, int(seed))
-            assert found == expected, f"seed {seed} encodes to {found}, recorded is {expected}"
-
-    def _golden(self) -> Mapping[Any, str]:
-        """{seed: SHA-256}, however they were given."""
         given = self.golden
         if not given:
             skip("no golden bytes are recorded")
         if isinstance(given, str) and SHA256.fullmatch(given):
-            return {0: given}
+            given = {0: given}
         if isinstance(given, str | Path):
             assert Path(given).is_file(), (
                 f"golden {str(given)!r} is neither a SHA-256 nor a file; today's bytes have "
-                f"{samples.golden_digest(self.codec, self.block)}"
+                f"{golden_digest(self.codec, self.block)}"
             )
-            found: Mapping[str, str] = json.loads(Path(given).read_text("utf-8"))
-            return found
-        return given
+            given = json.loads(Path(given).read_text("utf-8"))
+        recorded: Mapping[Any, str] = given
+        for seed, expected in recorded.items():
+            digest = golden_digest(self.codec, self.block, int(seed))
+            assert digest == expected, f"seed {seed} encodes to {digest}, recorded is {expected}"
 
 
-def _cuts(step: int) -> Iterator[slice]:
-    for start in range(0, ROWS, step):
-        yield slice(start, start + step)
+def _what(thing: Any) -> str:
+    array = isinstance(thing, np.ndarray)
+    return f"a {thing.dtype} array" if array else f"a {type(thing).__name__}"
+
+
+FLOATS = ("f32", "f16", "bf16")
+SHAPES = ((256, 256), (1, 1), (7, 33), (4864, 896), (151936, 896), (64,), (96, 1, 4))
+LAYERS = ((None, 24), (0, 1), (0, 24), (1, 24), (11, 24), (23, 24), (79, 80))  # (layer, of)
+
+
+class RecipeConformance(PluginConformance):
+    """Checks of one recipe.
+
+        class TestMine(RecipeConformance):
+            recipe = "mine"
+
+    It is asked about every class of tensor that contracts know, in roles and shapes of any family.
+    """
+
+    kind = "recipe"
+    recipe: str = ""
+
+    def test_every_tensor_gets_a_format_it_lists(self) -> None:
+        """Each class of tensor gets one of the declared formats, a float, or its own precision."""
+        known = {*self.declaration.formats, *FLOATS, SOURCE}
+        recipe = self.registry.make("recipe", self.name)
+        for tensor in questions():
+            answer = recipe.format_for(tensor)
+            assert isinstance(answer, str) and answer in known, (
+                f"{_text(tensor)} gets {answer!r}, expected one of {', '.join(sorted(known))}"
+            )
+
+    def test_listed_formats_are_installed(self) -> None:
+        """The declaration lists quantizers alone, and an installed plugin provides each."""
+        missing = []
+        for name in self.declaration.formats:
+            assert name not in NATIVE and name != SOURCE, f"{name!r} is no quantizer's name"
+            try:
+                self.registry.get("quantizer", name)
+            except PluginNotFound as error:
+                missing.append(f"{name} ({error.hint.splitlines()[0]})")
+        if missing:
+            skip(f"not installed: {'; '.join(missing)}")
+
+    def test_the_same_answers_every_time(self) -> None:
+        """Answers depend on the tensor alone, not on what was asked before, by whom or where."""
+        target = self.declaration.target
+        first = answers(target)
+        others = {
+            "asked backwards": answers(target, -1)[::-1],
+            **{f"in another process ({seed})": call_fresh(f"{__name__}:answers", target,
+                                                          hash_seed=seed) for seed in (1, 2)},
+        }  # fmt: skip
+        for where, again in others.items():
+            for tensor, one, other in zip(questions(), again, first, strict=True):
+                assert one == other, f"{where}: {_text(tensor)} gets {one!r}, before {other!r}"
+
+
+def quant_classes() -> list[str]:
+    """The classes of tensors a recipe is asked about, as the contract schema lists them."""
+    listed = schema()["quantization_policy.*"].removeprefix("enum[").removesuffix("]")
+    return [name for name in (part.strip() for part in listed.split(",")) if name != KEEP]
+
+
+def questions() -> Iterator[TensorClass]:
+    """Every class, shape and place in a model, in a role that no family has."""
+    for name in quant_classes():
+        for shape in SHAPES:
+            for layer, layers in LAYERS:
+                yield TensorClass(f"model.{name}.weight", f"kit_{name}", name, shape, layer, layers)
+
+
+def answers(target: str, step: int = 1) -> list[str]:
+    """What a new object of a recipe's "module:Attr" answers, forwards or backwards."""
+    recipe = attribute(target)()
+    return [recipe.format_for(tensor) for tensor in list(questions())[::step]]
+
+
+def _text(tensor: TensorClass) -> str:
+    where = "" if tensor.layer is None else f" in layer {tensor.layer} of {tensor.num_layers}"
+    return f"class {tensor.quant_class}, shape {list(tensor.shape)}{where},"

@@ -6,26 +6,29 @@ can tell. It is run here on three rows of zeros, with matrices that have a shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from apr_core.errors import ContractError
-from apr_core.family.contract import Contract
-from apr_core.family.modelspec import ModelConfig, Plan
-from apr_core.model.decoder import Mixer
 from apr_core.model.loading import NORMS, make_mixer, plugin_ops
-from apr_core.model.state import StateMakers
 from apr_core.model.step import make_step
 from apr_core.model.trial import Nowhere
 from apr_core.model.widths import HINT, Tensors, check_outside, refuse
-from apr_core.ops.binding import Binder, BoundOps, Weight
-from apr_core.registry import Registry
-from apr_devkit.kits.tiny import text_layout
+from apr_core.ops.binding import Binder
+from apr_core.plugin import (
+    BoundOps,
+    Contract,
+    ContractError,
+    Mixer,
+    ModelConfig,
+    Plan,
+    StateMakers,
+    Weight,
+)
+from apr_core.runtime import Registry
+from apr_devkit.kits.rig import Floats, text_layout
 
 ROWS = 3  # not 1, which NumPy would stretch to any number, and not 2, of which that is the half
 
@@ -41,43 +44,39 @@ def check_fit(contract: Contract, config: ModelConfig, plan: Plan, registry: Reg
     for layer, block in enumerate(plan.blocks):
         mixer = make_mixer(registry, block)
         roles = (*mixer.matrices, *mixer.vectors)
-        kind = (block.mixer, repr(block.options), tuple(tensors.shape(r, layer) for r in roles))
+        kind = (block.mixer, repr(block.options), *(tensors.shape(r, layer) for r in roles))
         if kind not in tried:
             tried.add(kind)
-            _Trial(tensors, layer, config.hidden_size).run(mixer, bound)
+            _Trial(tensors, layer, config.hidden_size, mixer).run(bound)
 
 
 class _Trial:
-    """One mixer, run on zeros."""
+    """One mixer, run on zeros. `last` is the matrix that was multiplied with last."""
 
-    def __init__(self, tensors: Tensors, layer: int, hidden: int) -> None:
-        self.tensors, self.layer, self.hidden = tensors, layer, hidden
-        self.last: Weight | None = None  # that was multiplied with
+    def __init__(self, tensors: Tensors, layer: int, hidden: int, mixer: Mixer) -> None:
+        self.tensors, self.layer, self.hidden, self.mixer = tensors, layer, hidden, mixer
+        self.last: Weight | None = None
 
-    def run(self, mixer: Mixer, ops: BoundOps) -> None:
+    def run(self, ops: BoundOps) -> None:
         """Raise ContractError if something does not fit. Other failures are the model's to show."""
-        weights = SimpleNamespace(**dict(self._weights(mixer)))
+        mixer, shape = self.mixer, self.tensors.shape
+        weights = SimpleNamespace(**{role: self._matrix(role) for role in mixer.matrices})
+        for role in mixer.vectors:
+            setattr(weights, role, np.zeros(shape(role, self.layer), np.float32))
+        vars(weights).update(mixer.constants)
         state = mixer.new_state(StateMakers(Nowhere().zeros))
         state.open(0)
         x = np.zeros((ROWS, self.hidden), np.float32)
         try:
             with np.errstate(all="ignore"):
-                y = mixer(ops, weights, x, make_step([(0, ROWS, 0)]), state)
+                y = np.shape(mixer(ops, weights, x, make_step([(0, ROWS, 0)]), state))
         except (ValueError, IndexError) as error:  # what NumPy raises for shapes
-            raise ContractError(self._explained(mixer, error), HINT) from error
-        if self.last and np.shape(y) != x.shape and np.shape(y)[-1] == self.last.rows:
-            expected = [self.hidden, self.last.cols]
-            refuse(self.last.name, (self.last.rows, self.last.cols), expected, "it ends the layer")
-        if np.shape(y) != x.shape:
-            said = f"it gives {list(np.shape(y))} for rows of {list(x.shape)}"
-            raise ContractError(self._explained(mixer, said), HINT)
-
-    def _weights(self, mixer: Mixer) -> Iterator[tuple[str, Any]]:
-        for role in mixer.matrices:
-            yield role, self._matrix(role)
-        for role in mixer.vectors:
-            yield role, np.zeros(self.tensors.shape(role, self.layer), np.float32)
-        yield from mixer.constants.items()
+            raise ContractError(self._explained(error), HINT) from error
+        if self.last and y != x.shape and y[-1] == self.last.rows:
+            self._refuse(self.last, [self.hidden, self.last.cols], "it ends the layer")
+        if y != x.shape:
+            said = f"it gives {list(y)} for rows of {list(x.shape)}"
+            raise ContractError(self._explained(said), HINT)
 
     def _matrix(self, role: str) -> Weight:
         name, shape = self.tensors.name(role, self.layer), self.tensors.shape(role, self.layer)
@@ -87,28 +86,25 @@ class _Trial:
         weight.linear = self._linear
         return weight
 
-    def _linear(self, x: Any, w: Weight) -> NDArray[np.float32]:
+    def _refuse(self, w: Weight, expected: object, why: str) -> None:
+        refuse(w.name, (w.rows, w.cols), expected, why)
+
+    def _linear(self, x: Any, w: Weight) -> Floats:
         """x [T, in] -> zeros [T, out], that remember whose they are."""
         self.last = w
         if x.shape[-1] != w.cols:
             why = f"it is multiplied with rows of {x.shape[-1]} values"
-            refuse(w.name, (w.rows, w.cols), f"[{w.rows}, {x.shape[-1]}]", why)
-        made = np.zeros((*x.shape[:-1], w.rows), np.float32).view(_Product)
-        made.weight = w
-        return made
+            self._refuse(w, f"[{w.rows}, {x.shape[-1]}]", why)
+        product = np.zeros((*x.shape[:-1], w.rows), np.float32).view(_Product)
+        product.weight = w
+        return product
 
-    def _explained(self, mixer: Mixer, error: object) -> str:
+    def _explained(self, error: object) -> str:
         """For what NumPy refuses, which does not say whose shape it is: all of them."""
-        roles = (*mixer.matrices, *mixer.vectors)
-        shapes = (
-            f"\n    {self.tensors.name(role, self.layer)} "
-            f"{list(self.tensors.shape(role, self.layer))}"
-            for role in roles
-        )
-        return (
-            f"{type(mixer).__name__} does not fit the tensors of layer {self.layer}: {error}"
-            f"{''.join(shapes)}"
-        )
+        roles, t = (*self.mixer.matrices, *self.mixer.vectors), self.tensors
+        shapes = (f"\n    {t.name(r, self.layer)} {list(t.shape(r, self.layer))}" for r in roles)
+        name = type(self.mixer).__name__
+        return f"{name} does not fit the tensors of layer {self.layer}: {error}{''.join(shapes)}"
 
 
 class _Product(np.ndarray[Any, np.dtype[np.float32]]):

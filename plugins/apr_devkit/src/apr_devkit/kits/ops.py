@@ -1,0 +1,483 @@
+"""What ops are compared by: what is installed, weights in every format, and runs of cases.
+
+A backend is compared with the product of the decoded weights, so the error of a format itself does
+not count. It may round activations to 8 bits where weights have few, which is an NMSE of about
+1e-4 a product; a systematic error shows in the gain. Knows backends by their protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.format.floats import from_float32, to_float32
+from apr_core.model.state import state_makers
+from apr_core.model.step import make_step
+from apr_core.ops.binding import DENSE, Binder, ForeignKernel
+from apr_core.plugin import (
+    CORE_OPS,
+    AprError,
+    BackendPlugin,
+    BlockLayout,
+    HostMatrix,
+    Layout,
+    Numbers,
+    Op,
+    layouts,
+)
+from apr_core.runtime import Owned, Registry
+from apr_devkit.kits.cases import (
+    Call,
+    Matrix,
+    OpCase,
+    Parts,
+    Vector,
+    core_cases,
+    flat,
+    gain,
+    is_state,
+    nmse,
+    normal,
+    product_cases,
+    uniform,
+    weight,
+)
+
+Array = Any
+Upload = Callable[[NDArray[Any]], Array]
+View = Callable[[Upload, NDArray[Any]], tuple[Array, Array]]  # -> (what was uploaded, the view)
+Pack = Callable[[Matrix, np.random.Generator, str], Matrix]  # (weight, generator, name)
+
+# weights in the formats of files
+
+PACKED, PACKED_TWICE = 5e-4, 1.5e-3  # NMSE of one product, and of the three in `mlp`
+HALVES = 1e-5  # of float formats: a backend may multiply in half precision
+FLOAT_FORMATS = ("f16", "bf16")
+MOVED = 1e-10  # `embed` only decodes
+PACKABLE = ("linear", "embed")  # the ops that see packed weights
+READERS = {"linear": "linear", "linears": "linear", "embed": "embed", "mlp": "linear"}
+LEVELS = (
+    -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+)  # fmt: skip
+F16 = (Numbers(0, "f16"),)
+LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
+    "4 bits in pairs, minima": (Layout(32, 4, 4, F16, (Numbers(2, "f16"),)), 32, 20),
+    "4 bits in halves": (Layout(32, 2, 4, F16, order="halves", zero=8), 32, 18),
+    "4 bits in large blocks": (Layout(64, 32, 4, F16), 1024, 544),
+    "a codebook": (
+        Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=LEVELS), 256, 140,
+    ),
+    "8 bits, signed": (Layout(128, 4, 8, (Numbers(0, "bf16"),), signed=True), 128, 132),
+    "8 bits, minima": (Layout(32, 8, 8, F16, (Numbers(4, "f16"),), zero=100), 64, 72),
+}  # fmt: skip
+
+
+def in_format(
+    format: str, encode: Callable[[NDArray[np.float32]], NDArray[np.uint8]],
+    decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]],
+    layout: BlockLayout | None = None,
+) -> Pack:  # fmt: skip
+    """Weights encoded by a quantizer."""
+
+    def pack(matrix: Matrix, rng: np.random.Generator, name: str) -> Matrix:
+        raw = encode(matrix.values)
+        host = HostMatrix(name, format, matrix.values.shape, raw, decode, layout)
+        return replace(matrix, values=host.dense(), host=host)
+
+    return pack
+
+
+def in_floats(format: str) -> Pack:
+    """Weights in f16 or bf16."""
+
+    def encode(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return from_float32(rows, format).reshape(rows.shape[0], -1)
+
+    return in_format(format, encode, partial(_floats, format))
+
+
+def _floats(format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
+    return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
+
+
+def dense_matrix(matrix: Matrix, name: str) -> HostMatrix:
+    """A matrix as a file of f32 has it."""
+    values = np.ascontiguousarray(matrix.values)
+    raw = values.reshape(-1).view(np.uint8).reshape(values.shape[0], -1)
+    return HostMatrix(name, DENSE, values.shape, raw, partial(_floats, DENSE))
+
+
+def in_layout(name: str) -> Pack:
+    """Random blocks of one of `LAYOUTS`: there is no codec, and no format of that name."""
+    spec = BlockLayout(*LAYOUTS[name])
+    decode = partial(layouts.decode, *LAYOUTS[name])
+
+    def pack(matrix: Matrix, rng: np.random.Generator, label: str) -> Matrix:
+        rows, cols = matrix.values.shape
+        raw = _random_blocks(spec, rng, rows, -(-cols // spec.block))
+        host = HostMatrix(label, f"layout of {name}", (rows, cols), raw, decode, spec)
+        return replace(matrix, values=host.dense(), host=host)
+
+    return pack
+
+
+def _random_blocks(
+    spec: BlockLayout, rng: np.random.Generator, rows: int, blocks: int
+) -> NDArray[np.uint8]:
+    """Random codes, scales and minima of about 0.01 and either sign: u8 [rows, row bytes]."""
+    layout = spec.layout
+    raw = rng.integers(0, 256, (rows, blocks, spec.nbytes), dtype=np.uint8)
+    for part in (*layout.scale, *layout.minimum):
+        count = 1 if part.per_block else spec.block // layout.group
+        # either sign: rows with a common part would all have the rounding of that part
+        signs = rng.choice(np.array([-1, 1], np.float32), (rows, blocks, count))
+        numbers = signs * uniform(rng, 0.005, 0.02, rows, blocks, count)
+        if part.dtype in ("f32", "f16", "bf16"):
+            stored = from_float32(numbers, part.dtype).reshape(rows, blocks, -1)
+            raw[:, :, part.offset : part.offset + stored.shape[-1]] = stored
+    return raw.reshape(rows, -1)
+
+
+def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
+    """The core's product cases and wider ones, with weights packed."""
+    wide = [
+        OpCase("linear", f"[{n}, {cols}] by {rows} rows", partial(_wide, n, cols, rows))
+        for n, cols, rows in ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))
+    ]
+    cases = [case for case in (*product_cases(), *wide) if case.op in ops]
+    return [
+        OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), tolerance(c.op, format))
+        for c in cases
+    ]
+
+
+def tolerance(op: str, format: str) -> float:
+    """The NMSE allowed for this op with weights of this format."""
+    if op == "embed":
+        return MOVED
+    if format in FLOAT_FORMATS:
+        return HALVES
+    return PACKED_TWICE if op == "mlp" else PACKED
+
+
+def _wide(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, n, cols), weight(rng, rows, cols))]
+
+
+def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
+    def replaced(argument: Any, label: str) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(replaced(each, f"{label}.{i}") for i, each in enumerate(argument))
+        return pack(argument, rng, label) if isinstance(argument, Matrix) else argument
+
+    return [replaced(call, case.op) for call in case.make(rng)]
+
+
+def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
+    """`linears` whose weights are of different formats, every neighbouring three of them."""
+    return [
+        OpCase("linears", f"{n} rows, formats from number {i + 1} on",
+               partial(_mixed, n, [packs[(i + k) % len(packs)] for k in range(3)]), PACKED)
+        for n in (1, 6) for i in range(len(packs))
+    ]  # fmt: skip
+
+
+def _mixed(n: int, packs: Sequence[Pack], rng: np.random.Generator) -> list[Call]:
+    weights = tuple(pack(weight(rng, 33, 512), rng, f"weight {i}") for i, pack in enumerate(packs))
+    return [(normal(rng, n, 512), weights)]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A weight format that can be made here. `generic`: it declares a layout."""
+
+    pack: Pack
+    generic: bool = False
+
+
+@dataclass(slots=True)
+class Installed:
+    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is not."""
+
+    ops: dict[str, Op] = field(default_factory=dict)
+    cases: list[OpCase] = field(default_factory=core_cases)
+    formats: dict[str, Format] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, registry: Registry) -> Installed:
+        """Everything usable; a plugin that is not is somebody else's problem, and named."""
+        installed = cls(formats={name: Format(in_floats(name)) for name in FLOAT_FORMATS})
+        for kind, take in (("attention", cls._bringer), ("quantizer", cls._quantizer)):
+            for owned in registry.declarations(kind):
+                try:
+                    take(installed, owned, registry)
+                except AprError as error:
+                    installed.missing.append(f"{owned.qualified}: {error.message}")
+        return installed
+
+    def _bringer(self, owned: Owned, registry: Registry) -> None:
+        for name, target in owned.declaration.brings:
+            self.ops[name] = registry.load_target(target, owned.distribution)
+        if owned.declaration.cases:
+            self.cases += registry.load_target(owned.declaration.cases, owned.distribution)()
+
+    def _quantizer(self, owned: Owned, registry: Registry) -> None:
+        d, codec = owned.declaration, registry.make("quantizer", owned.declaration.name)
+        layout = BlockLayout(d.layout, d.block, d.bytes_per_block) if d.layout else None
+        pack = in_format(d.name, codec.encode, codec.decode, layout)
+        self.formats[d.name] = Format(pack, layout is not None)
+
+    def op(self, name: str) -> Op | None:
+        """The op of that name, if it is known here."""
+        return self.ops.get(name) or CORE_OPS.get(name)
+
+    def cases_of(self, *ops: str) -> list[OpCase]:
+        """These ops' cases, with dense weights."""
+        return [case for name in ops for case in self.cases if case.op == name]
+
+
+# runs of cases
+
+
+def whole(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
+    """An array of its own."""
+    array = upload(values)
+    return array, array
+
+
+def half_of_heads(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
+    """The second half of the last axis of an array that is NaN elsewhere."""
+    wide = upload(np.concatenate([np.full_like(values, np.nan), values], axis=-1))
+    return wide, wide[..., values.shape[-1] :]
+
+
+def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
+    """Columns from the middle of wider rows [T, 3n], reshaped, that are NaN elsewhere."""
+    rows = values.reshape(values.shape[0], -1)
+    n, beside = rows.shape[1], np.full_like(rows, np.nan)
+    wide = upload(np.concatenate([beside, rows, beside], axis=1))
+    return wide, wide[:, n : 2 * n].reshape(*values.shape)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run left: one tuple of `results` a call, and the states' arrays.
+
+    `changed` names arguments that no longer hold what they held, `overwritten` results that a
+    later call of the run has changed.
+    """
+
+    results: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
+    states: dict[str, NDArray[Any]] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of them, by what they are."""
+        results = {f"result {i} of call {n}": array for n, call in enumerate(self.results, 1)
+                   for i, array in enumerate(call, 1)}  # fmt: skip
+        return results | {f"state {name}": array for name, array in self.states.items()}
+
+
+class Runner:
+    """Ops of one backend. `ops` are those that plugins bring, `foreign` others' kernels."""
+
+    def __init__(
+        self, backend: BackendPlugin, ops: Mapping[str, Op],
+        foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
+    ) -> None:  # fmt: skip
+        self.backend = backend
+        self.binder = Binder(backend, ops, foreign)
+
+    def run(
+        self, case: OpCase, calls: Sequence[Call] | None = None, view: View = whole,
+        spoiled: bool = False,
+    ) -> Outcome:  # fmt: skip
+        """Run the case's calls, or the given ones. `spoiled` states are NaN where they may be."""
+        return _Run(self, case.calls() if calls is None else calls, view, spoiled)(case.op)
+
+
+class _Run:
+    """One run: what its arguments became, by identity, so that calls share them."""
+
+    def __init__(self, runner: Runner, calls: Sequence[Call], view: View, spoiled: bool) -> None:
+        self.binder, self.backend = runner.binder, runner.backend
+        self.calls, self.view, self.spoiled = calls, view, spoiled
+        self.given: list[tuple[str, NDArray[Any], Array]] = []
+        self.ready: dict[int, Any] = {}
+        self.states: list[tuple[Any, Any]] = []  # (maker, state)
+        self.ends: dict[int, int] = {}
+        for argument in flat(calls):
+            if isinstance(argument, Parts):
+                self.ends |= argument.ends
+        self.bystander = max(self.ends, default=0) + 1  # a slot that no call names
+
+    def __call__(self, op: str) -> Outcome:
+        function = getattr(self.binder.bind_ops([op]), op)
+        ready = [tuple(self._ready(a, f"argument {i}") for i, a in enumerate(call))
+                 for call in self.calls]  # fmt: skip
+        before = self._read(self.bystander, 1)
+        returned, outcome = [], Outcome()
+        for call in ready:
+            arrays = function(*call)
+            returned.append(arrays if isinstance(arrays, tuple) else (arrays,))
+            outcome.results.append(tuple(map(self._copy, returned[-1])))
+        # what was returned is still referred to: nobody else may have its memory
+        after = Outcome([tuple(map(self._copy, arrays)) for arrays in returned])
+        outcome.overwritten = different(after, outcome)
+        outcome.changed = [
+            label
+            for label, values, array in self.given
+            if not np.array_equal(self.backend.download(array), values, equal_nan=True)
+        ] + [
+            f"{name.partition(' of ')[0].removeprefix('state ')} of a slot that was not in the step"
+            for name in different(Outcome([], self._read(self.bystander, 1)), Outcome([], before))
+        ]
+        for slot, length in self.ends.items():
+            outcome.states |= self._read(slot, length)
+        return outcome  # fmt: skip
+
+    def _copy(self, array: Array) -> NDArray[Any]:
+        return np.array(self.backend.download(array))
+
+    def _read(self, slot: int, length: int) -> dict[str, NDArray[Any]]:
+        """A slot's arrays in all states, as far as `length` tokens have filled them."""
+        return {f"{name} of slot {slot}": self._copy(array) for maker, state in self.states
+                for name, array in maker.read(state, slot, length).items()}  # fmt: skip
+
+    def _ready(self, argument: Any, label: str) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(self._ready(each, label) for each in argument)
+        if id(argument) not in self.ready:
+            self.ready[id(argument)] = self._make(argument, label)
+        return self.ready[id(argument)]
+
+    def _make(self, argument: Any, label: str) -> Any:
+        if isinstance(argument, Matrix):
+            host = argument.host or dense_matrix(argument, f"matrix {len(self.ready)}")
+            return self.binder.weight(host, argument.uses)
+        if isinstance(argument, Vector):
+            return self._uploaded(argument.values, label, whole)
+        if isinstance(argument, np.ndarray):
+            is_activation = argument.dtype == np.float32 and argument.ndim > 1
+            return self._uploaded(argument, label, self.view if is_activation else whole)
+        if isinstance(argument, Parts):
+            return make_step(argument.parts, self.backend.upload)
+        return self._state(argument) if is_state(argument) else argument
+
+    def _uploaded(self, values: NDArray[Any], label: str, view: View) -> Array:
+        uploaded, array = view(self.backend.upload, values)
+        self.given.append((label, self._copy(uploaded), uploaded))
+        return array
+
+    def _state(self, maker: Any) -> Any:
+        state = maker.new(state_makers(self.backend, getattr(maker, "dtype", "f32")))
+        for slot in (*self.ends, self.bystander):
+            state.open(slot)
+            if self.spoiled:
+                maker.spoil(state, slot)
+        self.states.append((maker, state))
+        return state
+
+
+# how results differ
+
+ENOUGH = 256  # values; a gain is measured over as many
+GAIN = 6e-3  # what a gain may differ from 1: a codebook's levels may be rounded to 8 bits
+FEW, LENIENCE = 16, 10  # values that may all happen to be small, so that errors look large
+
+
+def differences(actual: Outcome, expected: Outcome, tolerance: float) -> list[str]:
+    """What is wrong with an outcome, in words. Empty if all is within the tolerance."""
+    counts = [[len(call) for call in each.results] for each in (actual, expected)]
+    assert counts[0] == counts[1], f"returns {counts[0]} arrays, the reference {counts[1]}"
+    wanted = expected.arrays()
+    problems = ((n, difference(a, wanted[n], tolerance)) for n, a in actual.arrays().items())
+    return [f"{name} {problem}" for name, problem in problems if problem]
+
+
+def different(actual: Outcome, expected: Outcome) -> list[str]:
+    """Names of the arrays that differ in any bit."""
+    wanted = expected.arrays()
+    return [n for n, array in actual.arrays().items() if array.tobytes() != wanted[n].tobytes()]
+
+
+def difference(
+    actual: NDArray[Any], expected: NDArray[Any], tolerance: float, off: float = GAIN
+) -> str:
+    """How an array differs from the expected one, or an empty string.
+
+    `tolerance` is for its NMSE, `off` is what its gain may differ from 1.
+    """
+    if actual.shape != expected.shape:
+        return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
+    if actual.dtype != expected.dtype:
+        return f"is {actual.dtype}, expected {expected.dtype}"
+    if not np.isfinite(actual).all():
+        return f"has {int((~np.isfinite(actual)).sum())} of {actual.size} values NaN or infinite"
+    error = nmse(actual, expected)
+    if error > tolerance * (LENIENCE if expected.size < FEW else 1):
+        return f"has an NMSE of {error:.1e}, at most {tolerance:.1e} is allowed"
+    factor = gain(actual, expected)
+    if expected.size >= ENOUGH and abs(factor - 1) > off:
+        return f"is {factor:.4f} times the expected values, beside rounding"
+    return ""
+
+
+def with_others(calls: Sequence[Call]) -> list[Call]:
+    """The calls, then the same with other activations and new states, but the same weights.
+
+    Activations are back to front: still values that the op is meant for.
+    """
+    states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
+
+    def other(argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(map(other, argument))
+        if isinstance(argument, np.ndarray):
+            return np.flip(argument).copy()
+        return states.get(id(argument), argument)
+
+    return [*calls, *map(other, calls)]
+
+
+def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list[Call], Outcome]]:
+    """Parts of calls that a backend may be given by themselves, and what they left in a whole run.
+
+    Those of one slot where a step is among the arguments, else single rows: the first, one from the
+    middle and the last.
+    """
+    for name, slot, spans in _spans(calls):
+        parts = [(call, results, span) for call, results, span
+                 in zip(calls, together.results, spans, strict=True) if span]  # fmt: skip
+        alone = [tuple(_cut(a, span, slot) for a in call) for call, _, span in parts]
+        results = [tuple(a[span] for a in results) for _, results, span in parts]
+        states = {k: v for k, v in together.states.items() if k.endswith(f" of slot {slot}")}
+        yield name, alone, Outcome(results, states)
+
+
+def _spans(calls: Sequence[Call]) -> Iterator[tuple[str, int | None, list[slice | None]]]:
+    """(what it is, its slot, the rows of it in each call)."""
+    steps = [next((a for a in call if isinstance(a, Parts)), None) for call in calls]
+    slots = dict.fromkeys(part[0] for step in steps if step for part in step.parts)
+    for slot in slots if len(slots) > 1 else ():
+        yield f"slot {slot}", slot, [step.rows(slot) if step else None for step in steps]
+    rows = [next(len(a) for a in call if isinstance(a, np.ndarray)) for call in calls]
+    for name, at in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
+        if not slots and min(rows) > 1:
+            starts = [int((n - 1) * at) for n in rows]
+            yield f"the {name} row", None, [slice(i, i + 1) for i in starts]
+
+
+def _cut(argument: Any, span: slice, slot: int | None) -> Any:
+    if isinstance(argument, Parts):
+        return Parts(next(p for p in argument.parts if p[0] == slot))
+    return argument[span] if isinstance(argument, np.ndarray) else argument

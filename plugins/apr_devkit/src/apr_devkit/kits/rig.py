@@ -1,0 +1,348 @@
+"""What kits run: a backend of references alone, random weights, and tiny models of any family.
+
+Names and shapes of a tiny model come from its family's contract. What that cannot say is not
+guessed: a family without `tiny_config()` needs a `config`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apr_core.family.contract import TensorRule
+from apr_core.format import to_float32
+from apr_core.importing import find_source, plan_import, write_import
+from apr_core.model.loading import make_backend
+from apr_core.model.trial import Nowhere
+from apr_core.plugin import (
+    AprError,
+    AprFile,
+    Backend,
+    Contract,
+    ModelConfig,
+    StepFunction,
+    UsageError,
+)
+from apr_core.runtime import Model, Registry, get_registry, load
+
+Floats = NDArray[np.float32]
+
+# a backend with an empty kernel table: what fails on it is the plugin and not somebody's kernel
+
+NAME, RECORDING = "reference", "recording"
+
+
+class ReferenceBackend(Nowhere):
+    """NumPy and the references. It copies what it is given: nobody's arrays change through it."""
+
+    name = NAME
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def describe(self) -> str:
+        """Device line of the report."""
+        return "reference: NumPy, no kernels"
+
+    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A copy."""
+        return np.array(array)
+
+    upload_matrix = upload
+
+
+class RecordingBackend(ReferenceBackend):
+    """Says that it records steps, so that a load reports what keeps it from that."""
+
+    name = RECORDING
+
+    def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
+        """The step itself."""
+        return step
+
+
+def with_reference(registry: Registry) -> Registry:
+    """A registry that has these backends, too, under the names `reference` and `recording`."""
+    own = [
+        Backend(NAME, f"{__name__}:ReferenceBackend", summary="NumPy and the references"),
+        Backend(RECORDING, f"{__name__}:RecordingBackend", summary="as if it could record"),
+    ]
+    return Registry([*registry.plugins, *Registry.from_declarations({"apr-core": own}).plugins])
+
+
+def usable_backend(registry: Registry) -> str:
+    """The best backend that can be made on this machine, as a load chooses it, else `reference`."""
+    for name in registry.backends_by_score():
+        try:
+            make_backend(registry, name, None)
+        except AprError:
+            continue  # its own kit says why
+        return name
+    return NAME
+
+
+# random weights
+
+NORM_SPREAD, BIAS_SPREAD = 0.1, 0.1
+LAYER_GAIN = 0.5  # at 1 a random model amplifies rounding tens of times, which trained ones do not
+
+
+def random_values(
+    name: str, shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0, norm: float = 1
+) -> Floats:
+    """Matrices keep the scale of what they multiply, norms are near `norm`, biases are not zero."""
+    values: Floats = rng.standard_normal(shape, np.float32)
+    if len(shape) > 1:
+        return values * np.float32(gain * prod(shape[1:]) ** -0.5)
+    if "norm" in name.lower():
+        return values * np.float32(NORM_SPREAD) + np.float32(norm)
+    return values * np.float32(BIAS_SPREAD)
+
+
+def random_tensor(rule: TensorRule, contract: Contract, rng: np.random.Generator) -> Floats:
+    """A value for a tensor of a model, exact in bfloat16."""
+    gain = 1.0 if rule.layer is None else LAYER_GAIN
+    norm = 1.0 if rule.role in contract.plain_norms else 1 - contract.norm_offset
+    return as_bfloat16(random_values(f"{rule.role} {rule.name}", rule.shape, rng, gain, norm))
+
+
+def random_weights(
+    contract: Contract, config: ModelConfig, layout: str, seed: int
+) -> dict[str, Floats]:
+    """A value for every tensor of the contract, carried ones included: {name: float32}."""
+    rng = np.random.default_rng(seed)
+    rules = [*contract.rules(config, layout), *contract.carried(config)]
+    return {rule.name: random_tensor(rule, contract, rng) for rule in rules}
+
+
+def as_bfloat16(values: Floats) -> Floats:
+    """Values with all that bfloat16 cannot hold cut off."""
+    bits = np.ascontiguousarray(values, "<f4").view("<u4") & np.uint32(0xFFFF0000)
+    cut: Floats = bits.view("<f4").reshape(values.shape)
+    return cut
+
+
+def text_layout(contract: Contract) -> str:
+    """The layout with the shortest prefix: that of checkpoints with text only."""
+    layouts = contract.content["layouts"]
+    return str(min(layouts, key=lambda name: len(layouts[name]["prefix"])))
+
+
+# tiny checkpoints and .apr files
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ADDED = ("<think>", "</think>")
+MERGES = (
+    ("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("in", "g"), ("a", "n"), ("an", "d"),
+    ("Ġ", "a"), ("e", "r"), ("o", "n"),
+)  # fmt: skip
+BYTES = 256
+LEAST_VOCABULARY = BYTES + len(SPECIAL) + len(ADDED) + len(MERGES)
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GENERATION = {
+    "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8,
+    "eos_token_id": [BYTES + SPECIAL.index("<|im_end|>"), BYTES],
+}  # fmt: skip
+
+
+def tiny_config(family: Any, name: str) -> dict[str, Any]:
+    """The config.json that the family object offers. Raises UsageError if it offers nothing."""
+    offered = getattr(family, "tiny_config", None)
+    if offered is None:
+        raise UsageError(
+            f"family {name!r} has no tiny_config()",
+            "Give it one (see FamilyPlugin), or pass a config.json of a few layers as `config`.",
+        )
+    config: dict[str, Any] = offered()
+    return config
+
+
+def tiny_checkpoint(
+    family: str, directory: Path, *, config: Mapping[str, Any] | None = None, seed: int = 0,
+    dtype: str = "BF16", layout: str | None = None, registry: Registry | None = None,
+) -> Path:  # fmt: skip
+    """Write a complete checkpoint of an installed family into `directory`, and return it.
+
+    `config` is the config.json, by default the family's `tiny_config()`. Weights are random and
+    exact in bfloat16, and such that logits have a standard deviation of about 1; the same seed
+    gives the same bytes. `dtype` is that of the stored tensors, BF16 or F32. `layout` is one of
+    the contract's, by default that of checkpoints with text only. Raises PluginError,
+    ContractError or UsageError.
+    """
+    plugin = (registry or get_registry()).make("family", family)
+    hf = dict(tiny_config(plugin, family) if config is None else config)
+    read, contract = plugin.config(hf), plugin.contract()
+    if read.vocab_size < LEAST_VOCABULARY:
+        raise UsageError(
+            f"a vocabulary of {read.vocab_size} is too small for a tiny tokenizer",
+            f"Let vocab_size be {LEAST_VOCABULARY} or more.",
+        )
+    tensors = random_weights(contract, read, layout or text_layout(contract), seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "config.json", json.dumps(hf, indent=1).encode())
+    _write(directory / "generation_config.json", json.dumps(GENERATION, indent=1).encode())
+    _write(directory / "model.safetensors", safetensors_bytes(tensors, dtype))
+    _write_tokenizer(directory)
+    return directory
+
+
+def tiny_apr(
+    family: str, directory: Path, recipe: str = "f32", *, config: Mapping[str, Any] | None = None,
+    seed: int = 0, registry: Registry | None = None,
+) -> Path:  # fmt: skip
+    """`tiny_checkpoint`, imported by this process: the path of `directory/model.apr`.
+
+    `recipe` is that of an installed plugin. `f32` and `source` (bfloat16) need none. Raises what
+    `tiny_checkpoint` and the import raise.
+    """
+    registry, target = registry or get_registry(), directory / "model.apr"
+    dtype, recipe = ("F32", "source") if recipe == "f32" else ("BF16", recipe)
+    checkpoint = tiny_checkpoint(
+        family, directory / "checkpoint", config=config, seed=seed, dtype=dtype, registry=registry
+    )
+    source = find_source(str(checkpoint), registry)
+    plan = plan_import(source, recipe=recipe, arch=family, registry=registry)
+    write_import(plan, target, force=True, threads=1)
+    return target
+
+
+def safetensors_bytes(tensors: Mapping[str, Floats], dtype: str = "BF16") -> bytes:
+    """A safetensors file, in F32 or BF16; for BF16 the values must be exact in it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    parts, at = [], 0
+    for name, values in tensors.items():
+        bits = np.ascontiguousarray(values, "<f4").view("<u4")
+        raw = (bits if dtype == "F32" else (bits >> 16).astype("<u2")).tobytes()
+        place = [at, at := at + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": place}
+        parts.append(raw)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def _write(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _write_tokenizer(directory: Path) -> None:
+    """Byte-level BPE: ids 0 to 255 are bytes, then the special tokens, then a few merges."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *SPECIAL, *ADDED, *(a + b for a, b in MERGES)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in ADDED])
+    _write(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    names = {
+        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None,
+        "chat_template": TEMPLATE,
+    }  # fmt: skip
+    _write(directory / "tokenizer_config.json", json.dumps(names, indent=1).encode())
+
+
+# tiny models that run
+
+
+class Tiny:
+    """The tiny model of a family as files, made when they are first asked for."""
+
+    def __init__(
+        self, registry: Registry, family: str, hf: Mapping[str, Any], folder: Path
+    ) -> None:
+        self.registry, self.family, self.hf, self.folder = registry, family, hf, folder
+        self._files: dict[str, Path] = {}
+
+    def path(self, recipe: str) -> Path:
+        """The .apr in that recipe."""
+        if recipe not in self._files:
+            options: dict[str, Any] = {"config": self.hf, "registry": self.registry}
+            self._files[recipe] = tiny_apr(self.family, self.folder / recipe, recipe, **options)
+        return self._files[recipe]
+
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json of the checkpoint."""
+        beside = self.path("f32").parent / "checkpoint" / "generation_config.json"
+        content: dict[str, Any] = json.loads(beside.read_text("utf-8"))
+        return content
+
+    def read_back(self, recipe: str) -> dict[str, Floats]:
+        """Every tensor of the .apr as float32."""
+        with AprFile.open(self.path(recipe)) as file:
+            return {
+                name: to_float32(np.array(file.raw(name)), entry.format, entry.shape)
+                for name, entry in file.tensors.items()
+            }
+
+    def load(self, backend: str = "") -> Model:
+        """The model in float32 on that backend, or on the best that runs here."""
+        registry, name = with_reference(self.registry), backend or usable_backend(self.registry)
+        return load(self.path("f32"), name, registry=registry, kv_type="f32")
+
+
+@contextmanager
+def slots(model: Model, count: int) -> Iterator[tuple[int, ...]]:
+    """Slots for new sequences, closed again at the end."""
+    opened = tuple(model.new_slot() for _ in range(count))
+    try:
+        yield opened
+    finally:
+        for slot in opened:
+            model.free_slot(slot)
+
+
+def logits(model: Model, *pieces: Sequence[int], every: bool = True) -> Floats:
+    """Logits [T, vocab] of a sequence fed piece by piece; or of its last token only, [1, vocab]."""
+    with slots(model, 1) as (slot,):
+        rows = [model.forward([(slot, ids)], all_rows=every) for ids in pieces]
+    return np.concatenate(rows if every else rows[-1:])
+
+
+def difference(actual: Floats, expected: Floats) -> float:
+    """max |actual - expected| over the standard deviation of expected; infinite if not finite."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    return float(np.abs(actual - expected).max() / (expected.std() or 1.0))
+
+
+def leaves(hf: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The key paths of everything in a config.json that is no object."""
+    for key, value in hf.items():
+        below = leaves(value, (*path, key)) if isinstance(value, Mapping) else [(*path, key)]
+        yield from below
+
+
+def arrays_in(thing: Any, seen: set[int] | None = None) -> Iterator[NDArray[Any]]:
+    """Every array that an object holds, in whatever it is made of."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or callable(thing):
+        return
+    seen.add(id(thing))
+    inner: Iterable[Any] = ()
+    if isinstance(thing, np.ndarray):
+        yield thing
+    elif isinstance(thing, Mapping):
+        inner = thing.values()
+    elif isinstance(thing, list | tuple | set):
+        inner = thing
+    else:
+        inner = getattr(thing, "__dict__", {}).values()
+    for part in inner:
+        yield from arrays_in(part, seen)
