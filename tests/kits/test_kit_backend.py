@@ -70,18 +70,18 @@ def test_sound_kernels_for_packed_weights_pass(backend):
 
 
 ARRAYS = [
-    ("it_is_made_with_any_number_of_threads", broken.Misnamed, "name is 'someone', declared as"),
+    ("it_is_made_with_any_number_of_threads", broken.Misnamed, "name is 'someone', expected 'toy'"),
     ("it_is_made_with_any_number_of_threads", broken.TakesNoThreads, "unexpected keyword argument"),
     ("it_is_made_with_any_number_of_threads", broken.SaysTooMuch, "expected one line"),
     ("a_device_that_is_not_there_is_refused", broken.TakesAnyDevice, "it was made: reference"),
     ("zeros_are_zeros", broken.ZerosAreEmpty, "zeros((1,), 'f32') is not zero: [nan]"),
-    ("zeros_are_zeros", broken.ZerosAreWide, "'f16') is float32, expected"),
+    ("zeros_are_zeros", broken.ZerosAreWide, "'f16') is 'float32', expected"),
     ("zeros_are_nobody_elses", broken.ZerosAreShared, "two results of zeros share memory"),
-    ("zeros_are_zeros", broken.HidesItsSize, "has nbytes 0, not 4"),
+    ("zeros_are_zeros", broken.HidesItsSize, "is 0, expected 4"),
     ("uploads_come_back", broken.UploadsHalf, "float32 [5, 37]: other values came back"),
-    ("uploads_come_back", broken.UploadsShortIntegers, "int64: found int32, sent int64"),
+    ("uploads_come_back", broken.UploadsShortIntegers, "int64: dtype is 'int32', expected 'int64'"),
     ("uploads_come_back", broken.UploadsWithoutStrides, "every second column of float32"),
-    ("matrices_keep_their_values", broken.SpoilsMatrices, "upload_matrix changed its 1 by 1"),
+    ("uploads_come_back", broken.SpoilsMatrices, "an upload changed its argument"),
     ("slices_are_written_in_place", broken.CopiesNothing, "written and copied has changed"),
     ("memory_comes_back", broken.Leaks, "an array is kept"),
     ("memory_comes_back", broken.SaysItLeaks, "bytes more are in use"),
@@ -188,10 +188,6 @@ def test_a_namespace_without_a_function_is_caught():
     )
 
 
-def test_a_report_with_a_story_is_caught():
-    assert "describe() returns" in failure("report_is_complete", broken.SaysTooMuch)
-
-
 def test_kernels_that_nothing_can_be_compared_with_are_named():
     backend = broken.with_kernels(warp="swiglu", linear__q3="linear", swiglu="swiglu")
     result = run_check(kit(backend), "test_every_kernel_is_compared")
@@ -235,7 +231,7 @@ CHOICES_CAUGHT = [
     (THE_HOST, broken.ChoosesPadding, "60 scores and padding: Draw(valid=60"),
     (THE_HOST, broken.ChoosesNothing, "are not the likeliest tokens"),
     (THE_HOST, broken.ChoosesNumPyIntegers, "choose gives int64, expected int or None"),
-    (THE_HOST, broken.ChoosesTooFew, "49 tokens for 50 draws"),
+    (THE_HOST, broken.ChoosesTooFew, "chosen tokens is 49, expected 50"),
     *((THE_HOST, broken.chooses_without(**without), "97 scores: Draw(valid=97") for without in (
         {"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0},
         {"share": 0.5})),

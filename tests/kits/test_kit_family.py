@@ -31,8 +31,11 @@ def test_every_check_is_shown_to_catch_something():
 @pytest.mark.parametrize(
     ("declared", "said"),
     [
-        ({"architectures": ("Qwen2ForCausalLM", "OtherForCausalLM")}, "architectures: declared"),
-        ({"model_types": ()}, "model_types: declared []"),
+        (
+            {"architectures": ("Qwen2ForCausalLM", "OtherForCausalLM")},
+            "architectures of the",
+        ),
+        ({"model_types": ()}, "model_types of the declaration is []"),
     ],
 )
 def test_a_declaration_and_a_contract_that_disagree_are_named(declared, said):
@@ -55,7 +58,7 @@ def test_a_config_under_another_familys_name_is_named():
             return replace(super().config(hf, generation), family="other")
 
     kit = kit_of(Renamed)
-    assert_caught(kit, "test_its_own_config_leads_to_it", "config() says family 'other'")
+    assert_caught(kit, "test_its_own_config_leads_to_it", "family that config() says is 'other'")
 
 
 def test_a_key_error_is_no_answer_to_a_missing_key():
@@ -131,7 +134,7 @@ def test_a_plan_that_means_other_norms_is_named():
         def plan(self, config):
             return replace(super().plan(config), norm_offset=1.0)
 
-    assert_caught(kit_of(Shifted), "test_plan_fits_the_contract", "norm_offset is 1.0 in the plan")
+    assert_caught(kit_of(Shifted), "test_plan_fits_the_contract", "norm_offset of the plan is 1.0")
 
 
 def test_a_weight_that_no_mixer_reads_is_named():

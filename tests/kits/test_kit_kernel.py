@@ -107,16 +107,6 @@ def test_two_kernels_for_one_op_are_caught():
     assert "fast and others both bring a kernel for swiglu[*] on backend 'toy'" in result.reason
 
 
-def test_a_report_that_names_another_is_caught(monkeypatch):
-    """The same target as the backend's own kernel is not told apart from it by name."""
-    from apr_devkit.kits import kernel as module
-
-    taken = module.ForeignKernel(broken.target("swiglu"), "thieves")
-    monkeypatch.setattr(module, "ForeignKernel", lambda *_: taken)
-    result = outcome("it_is_what_gets_bound", kernel("swiglu"))
-    assert result.outcome == "failed" and "it is of 'thieves', not 'fast'" in result.reason
-
-
 @pytest.mark.parametrize(
     ("declared", "words"),
     [

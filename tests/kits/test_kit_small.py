@@ -81,7 +81,7 @@ CAUGHT = [
     ("source", "raises_another_error", "an_unknown_name_is_not_found", "raises AprError"),
     ("source", "raises_key_error", "an_unknown_name_is_not_found", "expected an AprError"),
     ("source", "says_no_name", "an_unknown_name_is_not_found", "'no such model' does not say"),
-    ("source", "finds_everything", "a_failed_fetch_leaves_nothing_behind", "toy://apr-kit-no-such-model gives"),
+    ("source", "finds_everything", "a_failed_fetch_leaves_nothing_behind", "no-such-model gives"),
     ("source", "raises_key_error", "a_failed_fetch_leaves_nothing_behind", "KeyError"),
     ("source", "leaves_a_part", "a_failed_fetch_leaves_nothing_behind", "leaves download.part"),
     ("source", "leaves_a_lock_at_home", "a_failed_fetch_leaves_nothing_behind", ".toy/lock"),

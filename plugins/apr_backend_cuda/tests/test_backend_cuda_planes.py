@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 FLOATS = {name: in_floats(name) for name in ("f16", "bf16")}
 DECLARED = {name: in_layout(name) for name in LAYOUTS}
 INSTALLED = {
-    name: format.pack
-    for name, format in Installed.of(get_registry()).formats.items()
+    name: pack
+    for name, pack in Installed.of(get_registry()).formats.items()
     if name not in ("f32", *FLOATS)
 }
 PACKS = FLOATS | INSTALLED | DECLARED

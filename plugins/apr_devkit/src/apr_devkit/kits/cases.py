@@ -254,8 +254,10 @@ def core_cases() -> list[OpCase]:
     return [*product_cases(), *norm_cases(), *gate_cases(), *rope_cases(), *attention_cases()]
 
 
-def _each(op: str, tolerance: float, table: Iterable[tuple[Any, ...]], name: str,
-          make: Callable[..., list[Call]]) -> list[OpCase]:  # fmt: skip
+def each(
+    op: str, tolerance: float, table: Iterable[tuple[Any, ...]], name: str,
+    make: Callable[..., list[Call]],
+) -> list[OpCase]:  # fmt: skip
     """A case for each row of a table: `make` gets its values, and the generator."""
     return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
 
@@ -267,10 +269,10 @@ def product_cases() -> list[OpCase]:
     several = [(n, biases) for n in (1, 5, 70) for biases in ("", ", biases")]
     feeds = ((1, 32, 64), (3, 37, 45), (70, 256, 512))
     return [
-        *_each("embed", EXACT, embedded, "{} of {} rows of {}", _embed),
-        *_each("linear", PRODUCT, products, "[{}, {}] by {} rows", _linear),
-        *_each("linears", PRODUCT, several, "{} rows{}", _linears),
-        *_each("mlp", PRODUCT, feeds, "[{}, {}], {} inside", _mlp),
+        *each("embed", EXACT, embedded, "{} of {} rows of {}", _embed),
+        *each("linear", PRODUCT, products, "[{}, {}] by {} rows", _linear),
+        *each("linears", PRODUCT, several, "{} rows{}", _linears),
+        *each("mlp", PRODUCT, feeds, "[{}, {}], {} inside", _mlp),
     ]
 
 
@@ -300,8 +302,8 @@ def norm_cases() -> list[OpCase]:
         make = partial(_norm, op != "rms_norm")
         offsets = [(s, offset, scale, 1e-6) for s in shapes for offset, scale in NORMS]
         epsilons = [(s, 0.0, scale, eps) for s in shapes for eps, scale in EPSILONS]
-        cases += _each(op, ELEMENTWISE, offsets, "{0}, offset {1}, values of {2}", make)
-        cases += _each(op, ELEMENTWISE, epsilons, "{0}, eps {3}, values of {2}", make)
+        cases += each(op, ELEMENTWISE, offsets, "{0}, offset {1}, values of {2}", make)
+        cases += each(op, ELEMENTWISE, epsilons, "{0}, eps {3}, values of {2}", make)
     return cases
 
 
@@ -319,10 +321,10 @@ def gate_cases() -> list[OpCase]:
     gated = [(shape, top) for shape in GATE_SHAPES for top in (8.0, 200.0)]
     heads = [(shape,) for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))]
     return [
-        *_each("add", ELEMENTWISE, added, "{} and {}", _add),
+        *each("add", ELEMENTWISE, added, "{} and {}", _add),
         *(case for op, more in (("sigmoid", 0), ("silu", 0), ("softplus", 0), ("swiglu", 1))
-          for case in _each(op, ELEMENTWISE, gated, "{}, values to {}", partial(_gate, more))),
-        *_each("sigmoid_gate", ELEMENTWISE, heads, "{}", _heads_gate),
+          for case in each(op, ELEMENTWISE, gated, "{}, values to {}", partial(_gate, more))),
+        *each("sigmoid_gate", ELEMENTWISE, heads, "{}", _heads_gate),
     ]  # fmt: skip
 
 
@@ -346,7 +348,7 @@ def rope_cases() -> list[OpCase]:
         for dim, rotary in ((2, 2), (64, 64), (256, 64), (48, 10))
         for positions in ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))
     ]
-    return _each("rope", ELEMENTWISE, table, "{} of {} dims, {} rows to {}", _rope)
+    return each("rope", ELEMENTWISE, table, "{} of {} dims, {} rows to {}", _rope)
 
 
 def _rope(rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...],
@@ -377,7 +379,7 @@ def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
         if kv_type != "q8" or shape[2] % 32 == 0
     ]  # fmt: skip
     name = "{}, {} heads over {} of {}, {} cache"
-    return _each("attention", KV_TOLERANCE[kv_type], table, name, _attention)
+    return each("attention", KV_TOLERANCE[kv_type], table, name, _attention)
 
 
 def _attention(_: str, heads: int, kv_heads: int, dim: int, kv_type: KVType,

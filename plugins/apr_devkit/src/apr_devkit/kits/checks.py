@@ -49,6 +49,11 @@ def no(problems: Sequence[str]) -> None:
     assert not problems, "; ".join(problems[:SHOWN]) + more
 
 
+def equal(what: str, found: object, expected: object) -> None:
+    """Fail unless both are the same, and say what they are."""
+    assert found == expected, f"{what} is {found!r}, expected {expected!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """What became of one check. `subject` is `kind name`; `reason` says why it did not pass."""
@@ -60,7 +65,6 @@ class CheckResult:
     reason: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
         return asdict(self)
 
 
@@ -70,7 +74,6 @@ class Kit:
     _shared: ClassVar[dict[str, Any]] = {}
 
     def subject(self) -> str:
-        """What is checked, as `kind name`."""
         return type(self).__name__
 
     @classmethod
@@ -219,7 +222,6 @@ class PluginConformance(Kit):
     plugin: str = ""
 
     def subject(self) -> str:
-        """`kind name`, or `plugin distribution`."""
         return f"{self.kind} {self.name}" if self.kind else f"plugin {self.plugin}"
 
     @property
@@ -231,21 +233,17 @@ class PluginConformance(Kit):
 
     @property
     def registry(self) -> Registry:
-        """All installed plugins."""
         return get_registry()
 
     @property
     def owned(self) -> Owned:
-        """The declaration and the distribution it comes from."""
         return self.registry.get(self.kind, self.name)
 
     @property
     def declaration(self) -> Any:
-        """The checked declaration."""
         return self.owned.declaration
 
     def load(self) -> Any:
-        """The declaration's target. Raises PluginBroken."""
         return self.registry.load(self.owned)
 
     def rows(self) -> list[PluginRow]:

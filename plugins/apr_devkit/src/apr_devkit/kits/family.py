@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 from typing import Any
 
@@ -15,20 +15,21 @@ from apr_core.errors import PluginConflict, PluginNotFound
 from apr_core.family.hfconfig import SAMPLING
 from apr_core.model.loading import MLP_MATRICES, NORMS, make_mixers
 from apr_core.plugin import Contract, ContractError, FamilyPlugin, ModelConfig
-from apr_core.runtime import GRID, Model
-from apr_devkit.kits.checks import shared, skip
+from apr_core.runtime import GRID, Model, load
+from apr_devkit.kits.checks import equal, shared, skip
 from apr_devkit.kits.layer import LENGTHS, Piece, SequenceChecks
 from apr_devkit.kits.rig import NAME as REFERENCE
 from apr_devkit.kits.rig import (
     RECORDING,
     Floats,
-    Tiny,
     difference,
     leaves,
-    logits,
     random_weights,
     text_layout,
+    tiny_apr,
     tiny_config,
+    usable_backend,
+    with_reference,
 )
 from apr_devkit.kits.widths import check_fit
 
@@ -73,10 +74,10 @@ class Oracle:
         assert not loaded.unexpected_keys, f"transformers lacks {loaded.unexpected_keys}"
         self._model.tie_weights()
 
-    def logits(self, ids: Sequence[int]) -> Floats:
+    def logits(self, ids: NDArray[np.int64]) -> Floats:
         """ids [T] -> float32 [T, vocab]."""
         with self._torch.inference_mode():
-            rows: Floats = self._model(self._torch.tensor([list(ids)])).logits[0].float().numpy()
+            rows: Floats = self._model(self._torch.tensor(ids[None])).logits[0].float().numpy()
         return rows
 
 
@@ -88,11 +89,9 @@ class ModelSession:
         self.nbytes = model.state_bytes
 
     def open(self, slot: int) -> None:
-        """Begin a sequence."""
         self.slots[slot] = self.model.new_slot()
 
     def close(self, slot: int) -> None:
-        """Forget it."""
         self.model.free_slot(self.slots.pop(slot))
 
     def run(self, *pieces: Piece) -> list[Floats]:
@@ -104,11 +103,9 @@ class ModelSession:
         return np.split(rows, np.cumsum([len(ids) for _, ids in parts])[:-1])
 
     def snapshot(self, slot: int, length: int) -> Any:
-        """A copy of the slot."""
         return self.model.snapshot(self.slots[slot])
 
     def restore(self, slot: int, snapshot: Any) -> None:
-        """Put it into an open slot."""
         self.model.restore(self.slots[slot], snapshot)
 
 
@@ -130,45 +127,42 @@ class FamilyKit(SequenceChecks):
 
     @property
     def hf(self) -> dict[str, Any]:
-        """config.json of the tiny model, a copy."""
         return deepcopy(dict(self.tiny_config or tiny_config(self.plugin_object, self.name)))
 
     def numbers(self) -> list[Path]:
-        """Key paths of the numbers in it."""
         return [path for path in leaves(self.hf) if _is_number(_value_at(self.hf, path))]
 
     @property
     def config(self) -> ModelConfig:
-        """What the family reads from it."""
         return self.plugin_object.config(self.hf)
 
     @property
     def contract(self) -> Contract:
-        """The family's contract."""
         return self.plugin_object.contract()
 
     @shared
     def weights(self) -> dict[str, Floats]:
-        """The tiny model's tensors by name, as `text_layout` calls them."""
         return random_weights(self.contract, self.config, text_layout(self.contract), 0)
 
     @shared
-    def tiny(self) -> Tiny:
-        """The tiny model's files."""
-        return Tiny(self.registry, self.owned.qualified, self.hf, self.folder())
-
-    @shared
     def model(self) -> Model:
-        """The tiny model in float32, loaded."""
-        return self.tiny.load(self.backend)
+        return self.tiny_model(self.backend)
+
+    def tiny_model(
+        self, backend: str = "", hf: Mapping[str, Any] | None = None, of: str = "tiny"
+    ) -> Model:
+        """The same on another backend, or with another config.json, whose file is called `of`."""
+        options: dict[str, Any] = {"config": hf or self.hf, "registry": self.registry}
+        make = partial(tiny_apr, self.owned.qualified, self.folder() / of, **options)
+        registry, path = with_reference(self.registry), self.once(f"file {of}", make)
+        name = backend or usable_backend(self.registry)
+        return load(path, name, registry=registry, kv_type="f32")
 
     @property
     def where(self) -> str:
-        """The backend that the tiny model runs on, as failures name it."""
         return f", on backend {self.model.backend.name}"
 
     def session(self) -> ModelSession:
-        """The tiny model's slots."""
         return ModelSession(self.model)
 
     def inputs(self, count: int, seed: int = 0) -> NDArray[np.int64]:
@@ -177,20 +171,12 @@ class FamilyKit(SequenceChecks):
         return rng.integers(0, self.config.vocab_size, count)
 
     def rewindable(self) -> bool:
-        """What all states together say."""
         return self.model.rewindable
 
-    def tokens(self, count: int, seed: int = 0) -> list[int]:
-        """The same, as a list."""
-        ids: list[int] = self.inputs(count, seed).tolist()
-        return ids
-
     def assert_parity(self, actual: Floats, expected: Floats, what: str) -> None:
-        """Fail if logits [T, vocab] are not another implementation's."""
         off = difference(actual, expected)
-        assert off < self.parity, (
-            f"{what} by {off:.1e} of their standard deviation, expected less than {self.parity:.0e}"
-        )
+        said = f"logits {what}: they differ by {off:.1e} of their standard deviation"
+        assert off < self.parity, f"{said}, expected less than {self.parity:.0e}"
 
     def oracle(self, hf: Mapping[str, Any] | None = None, filled: bool = True) -> Oracle:
         """The transformers model, `filled` with the tiny model's weights. Skips without it."""
@@ -213,11 +199,10 @@ class FamilyKit(SequenceChecks):
                 others[key] = hf
         return others or skip(f"its tiny config.json has none of {', '.join(OTHER)}")
 
-    def logits_with(self, key: str, hf: Mapping[str, Any], ids: Sequence[int]) -> Floats:
+    def logits_with(self, key: str, hf: Mapping[str, Any], ids: NDArray[np.int64]) -> Floats:
         """Logits [T, vocab] of the tiny model's weights with that config.json."""
-        tiny = Tiny(self.registry, self.owned.qualified, hf, self.folder() / f"another {key}")
-        with tiny.load(self.backend) as model:
-            return logits(model, ids)
+        with self.tiny_model(self.backend, hf, f"another {key}") as model:
+            return model.logits(ids.tolist())
 
 
 class FamilyConfigs(FamilyKit):
@@ -226,26 +211,25 @@ class FamilyConfigs(FamilyKit):
     def test_its_own_config_leads_to_it(self) -> None:
         """Its architectures lead to it, the contract has the same, and none is a stranger's."""
         declared, contract, hf = self.declaration, self.contract, self.hf
-        assert contract.family == self.name, f"the contract is of family {contract.family!r}"
-        assert self.config.family == self.name, f"config() says family {self.config.family!r}"
+        equal("family of the contract", contract.family, self.name)
+        equal("family that config() says", self.config.family, self.name)
         for field in ("architectures", "model_types"):
-            ours, theirs = set(getattr(declared, field)), set(contract.content.get(field, ()))
-            assert ours == theirs, f"{field}: declared {sorted(ours)}, in contract {sorted(theirs)}"
-            strange = sorted(ours & STRANGERS)
+            ours = sorted({*getattr(declared, field)})
+            equal(f"{field} of the declaration", ours, sorted({*contract.content.get(field, ())}))
+            strange = sorted(STRANGERS & {*ours})
             assert not strange, f"claims {strange}, which is everybody's or nobody's"
         try:
             owner = self.registry.family_for(hf["architectures"], str(hf.get("model_type", "")))
         except (KeyError, PluginNotFound, PluginConflict) as error:
             raise AssertionError(f"nobody could import tiny_config(): {error}") from error
-        assert owner.declaration.name == self.name, f"tiny_config() leads to {owner.qualified}"
+        equal("family that tiny_config() leads to", owner.declaration.name, self.name)
 
     def test_missing_keys_are_named(self) -> None:
         """A config.json without a key it needs is refused by a ContractError that names the key."""
         for path in leaves(self.hf):
             refused = self._refusal(_replaced(self.hf, path), path, f"without {'.'.join(path)}")
-            assert refused or path[-1] not in NEEDED, (
-                f"config() invents {path[-1]}, which config.json lacks"
-            )
+            invented = not refused and path[-1] in NEEDED
+            assert not invented, f"config() invents {path[-1]}, which config.json lacks"
 
     def test_nonsense_is_refused_by_name(self) -> None:
         """A number that is text, or less than nothing, is refused by name, or is not looked at."""
@@ -263,9 +247,8 @@ class FamilyConfigs(FamilyKit):
             assert path[-1] in error.message, f"{what} the error is {error.message!r}: name the key"
             return True
         except Exception as error:
-            raise AssertionError(
-                f"{what} config() raises {type(error).__name__}: {error}, expected ContractError"
-            ) from error
+            said = f"{what} config() raises {type(error).__name__}: {error}"
+            raise AssertionError(f"{said}, expected ContractError") from error
         return False
 
     def test_sizes_tell_axes_apart(self) -> None:
@@ -296,25 +279,17 @@ class FamilyConfigs(FamilyKit):
         assert {3, 5, *alone.stop_ids} <= set(both.stop_ids), (
             f"eos_token_id of generation_config.json is lost: stop_ids {both.stop_ids}"
         )
-        read = both.sampling.get("temperature")
-        assert read == TEMPERATURE, f"temperature {TEMPERATURE} is read as {read}"
+        equal("temperature that is read", both.sampling.get("temperature"), TEMPERATURE)
 
     def test_plan_fits_the_contract(self) -> None:
         """Every layer has a declared mixer, which takes its options and finds its weights."""
         config, contract = self.config, self.contract
         plan = self.plugin_object.plan(config)
-        counts = {len(plan.blocks), config.num_layers, len(config.layer_types)}
-        assert len(counts) == 1, (
-            f"{config.num_layers} layers: {len(plan.blocks)} blocks, "
-            f"{len(config.layer_types)} layer types"
-        )
-        used, declared = {b.mixer for b in plan.blocks}, set(self.declaration.attention)
-        assert used == declared, (
-            f"the tiny plan uses the mixers {sorted(used)}, declared are {sorted(declared)}"
-        )
-        assert plan.norm_offset == contract.norm_offset, (
-            f"norm_offset is {plan.norm_offset} in the plan, {contract.norm_offset} in the contract"
-        )
+        equal("number of blocks", len(plan.blocks), config.num_layers)
+        equal("number of layer types", len(config.layer_types), config.num_layers)
+        used = sorted({b.mixer for b in plan.blocks})
+        equal("attention that is declared", sorted(self.declaration.attention), used)
+        equal("norm_offset of the plan", plan.norm_offset, contract.norm_offset)
         rules = contract.rules(config, text_layout(contract))
         for layer, mixer in enumerate(make_mixers(self.registry, plan)):
             read = {*mixer.matrices, *mixer.vectors, *MLP_MATRICES, *NORMS}
@@ -373,75 +348,72 @@ class FamilyConformance(FamilyConfigs):
 
     def test_logits_are_sane(self) -> None:
         """Logits are finite float32 [T, vocab] and depend on the token and on what came before."""
-        ids, size = self.tokens(12), self.config.vocab_size
-        rows, expected = self.model.logits(ids), (12, size)
-        assert rows.shape == expected, f"found {rows.shape}, not {expected}{self.where}"
-        assert rows.dtype == np.float32, f"found {rows.dtype}{self.where}"
+        ids, size = self.inputs(12), self.config.vocab_size
+        rows = self.fresh(ids)
+        equal(f"shape of logits{self.where}", rows.shape, (12, size))
+        equal(f"dtype of logits{self.where}", rows.dtype.name, "float32")
         strange = int((~np.isfinite(rows)).sum())
         assert not strange, f"{strange} logits are not finite{self.where}"
         assert rows.std(axis=1).min() > 0, f"a row of logits is constant{self.where}"
-        changed = difference(self.model.logits([(ids[0] + 1) % size, *ids[1:]])[-1], rows[-1])
+        ids[0] = (ids[0] + 1) % size
+        changed = difference(self.fresh(ids)[-1], rows[-1])
         assert changed > 1e-6, f"the first token changes nothing later{self.where}"
 
     def test_chunked_prefill_is_prefill(self) -> None:
         """Chunks on the 64 grid give the same: the same bits where the backend says so."""
-        ids, model = self.tokens(3 * GRID + 5), self.model
+        ids, model = self.inputs(3 * GRID + 5), self.model
         # the promise is about a backend's kernels: it says nothing of references
         kernels = all(bound.via != "reference" for bound in model.report.bound.values())
-        whole = logits(model, ids, every=False)
+        whole = self.fresh(ids)
         for size in (GRID, 2 * GRID):
-            chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
-            rows = logits(model, *chunks, every=False)
+            rows = self.fresh(*np.split(ids, range(size, len(ids), size)))
             same = np.array_equal(rows, whole) or not (kernels and model.backend.bitwise_rows)
             assert same, f"chunks of {size}{self.where}: other bits than at once"
             self.assert_same(rows, whole, f"chunks of {size} or at once")
 
     def test_steps_can_be_recorded(self) -> None:
         """A decode step is nothing but ops, so backends may repeat it without running Python."""
-        with self.tiny.load(RECORDING) as model:
+        with self.tiny_model(RECORDING) as model:
             lines = [line for line in model.report.unrecorded if "on the reference" not in line]
         assert not lines, f"steps are not recorded: {'; '.join(lines)}"
 
     def test_runs_on_references_alone(self) -> None:
         """A backend without a single kernel gives the same logits."""
-        ids = self.tokens(2 * GRID + 2)
-        with self.tiny.load(REFERENCE) as model:
-            expected = model.logits(ids)
-        what = f"{self.where[2:]} and on references logits differ"
-        self.assert_parity(self.model.logits(ids), expected, what)
+        ids = self.inputs(2 * GRID + 2)
+        with self.tiny_model(REFERENCE) as model:
+            expected = model.logits(ids.tolist())
+        self.assert_parity(self.fresh(ids), expected, f"{self.where[2:]} and on references")
 
     def test_parity_with_transformers(self) -> None:
         """Logits are those of transformers: at once, decoded token by token, and in a batch."""
-        oracle, differs = self.oracle(), f"{self.where[2:]}: differs from transformers"
-        everything = [self.tokens(n + DECODED, n) for n in (*LENGTHS, 200)]
+        oracle, everything = self.oracle(), [self.inputs(n + DECODED, n) for n in (*LENGTHS, 200)]
         expected = [oracle.logits(ids) for ids in everything]
         for ids, wanted in zip(everything, expected, strict=True):
-            n = len(ids) - DECODED
-            self.assert_parity(logits(self.model, ids), wanted, f"{len(ids)} tokens, {differs}")
-            rows = logits(self.model, ids[:n], *([i] for i in ids[n:]))
-            self.assert_parity(rows, wanted, f"{n} tokens, then {DECODED} one by one, {differs}")
+            n, what = len(ids) - DECODED, f"{self.where[2:]} and of transformers, {len(ids)} tokens"
+            self.assert_parity(self.fresh(ids), wanted, what)
+            rows = self.fresh(ids[:n], *np.split(ids[n:], DECODED))
+            self.assert_parity(rows, wanted, f"{what}, {DECODED} of them one by one")
         with self.opened(*range(len(everything))) as session:
-            batch = session.run(*((slot, 0, np.array(ids)) for slot, ids in enumerate(everything)))
-        what = f"all of them in one batch, {differs}"
-        self.assert_parity(np.concatenate(batch), np.concatenate(expected), what)
+            rows = np.concatenate(session.run(*((i, 0, ids) for i, ids in enumerate(everything))))
+        what = f"{self.where[2:]} and of transformers, all in one batch"
+        self.assert_parity(rows, np.concatenate(expected), what)
 
     def test_constants_come_from_the_config(self) -> None:
         """Another epsilon or base of rope in config.json gives other logits: none is hard-coded."""
-        ids, others = self.tokens(GRID), self.other_constants()
-        usual = logits(self.model, ids)
+        ids, others = self.inputs(GRID), self.other_constants()
+        usual = self.fresh(ids)
         for key, hf in others.items():
-            assert difference(self.logits_with(key, hf, ids), usual) > self.tolerance, (
-                f"another {key} in config.json changes nothing{self.where}: the family, or its "
-                "mixer, has a number of its own"
-            )
+            what = f"another {key} in config.json changes nothing{self.where}"
+            changed = difference(self.logits_with(key, hf, ids), usual)
+            assert changed > self.tolerance, f"{what}: the family, or its mixer, has its own"
 
     def test_parity_with_other_constants(self) -> None:
         """With another epsilon or base of rope, too, logits are those of transformers."""
-        ids, differs = self.tokens(GRID), f"{self.where[2:]}: differs from transformers"
+        ids = self.inputs(GRID)
         for key, hf in self.other_constants().items():
-            wanted = self.oracle(hf).logits(ids)
-            what = f"with another {key}, {differs}"
-            self.assert_parity(self.logits_with(key, hf, ids), wanted, what)
+            what = f"{self.where[2:]} and of transformers, with another {key}"
+            rows, wanted = self.logits_with(key, hf, ids), self.oracle(hf).logits(ids)
+            self.assert_parity(rows, wanted, what)
 
 
 def _is_number(value: Any) -> bool:
@@ -449,7 +421,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _value_at(hf: Mapping[str, Any], path: Path) -> Any:
-    """The value at a key path."""
     return reduce(lambda inner, key: inner[key], path, hf)
 
 

@@ -161,7 +161,6 @@ class Reports:
             raise self.error
 
     def describe(self, text: str) -> None:
-        """What is being done now."""
         self.texts.append(text)
 
 
@@ -335,7 +334,6 @@ def export(target: str, source: str, out: str) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a directory."""
     return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
 
 
@@ -424,5 +422,4 @@ class CommandConformance(PluginConformance):
 
 
 def _words(text: str) -> str:
-    """Text without what wrapping, capitals and full stops change."""
     return " ".join(re.findall(r"[\w'-]+", text.lower()))

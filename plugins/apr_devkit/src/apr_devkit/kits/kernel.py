@@ -13,27 +13,12 @@ import numpy as np
 
 from apr_core.errors import PluginNotFound
 from apr_core.model.loading import foreign_kernels, make_backend
-from apr_core.ops.binding import DENSE, GENERIC, Binder, ForeignKernel, resolve
+from apr_core.ops.binding import DENSE, GENERIC, ForeignKernel, resolve
 from apr_core.plugin import BackendError, BackendPlugin, BackendUnavailable, Kernel
+from apr_devkit.kits import ops
 from apr_devkit.kits.cases import Matrix, OpCase, flat
 from apr_devkit.kits.checks import PluginConformance, no, shared, skip
-from apr_devkit.kits.ops import (
-    LAYOUTS,
-    PACKABLE,
-    READERS,
-    Installed,
-    Outcome,
-    Runner,
-    differences,
-    different,
-    half_of_heads,
-    in_layout,
-    mixed_cases,
-    packed_cases,
-    shares,
-    some_columns,
-    with_others,
-)
+from apr_devkit.kits.ops import PACKABLE, READERS, Installed, Outcome, Runner
 from apr_devkit.kits.rig import ReferenceBackend
 
 NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others use '*'"
@@ -71,20 +56,14 @@ def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
 class DeviceKit(PluginConformance):
     """A kit that runs something on a backend."""
 
-    @property
-    def device_name(self) -> str:
-        """The backend's name."""
-        return self.name
-
     @shared
     def device(self) -> BackendPlugin:
-        """The backend, made once with default options. Skips where it cannot run."""
-        return self.make_device()
+        return self.make_device(self.name)
 
-    def make_device(self, threads: int | None = None) -> BackendPlugin:
-        """The backend, made anew. Skips where it cannot run."""
+    def make_device(self, name: str, threads: int | None = None) -> BackendPlugin:
+        """A backend, made anew. Skips where it cannot run."""
         try:
-            return make_backend(self.registry, self.device_name, threads)
+            return make_backend(self.registry, name, threads)
         except BackendUnavailable as error:
             skip(error.message)
 
@@ -94,40 +73,33 @@ class OpComparison(DeviceKit):
 
     @shared
     def runner(self) -> Runner:
-        """What is checked, ready to run cases: without others' kernels. Skips where it cannot."""
         return Runner(self.device, self.installed.ops)
 
     @shared
     def installed(self) -> Installed:
-        """Ops, cases and formats to check with."""
         return Installed.of(self.registry)
 
     @shared
     def references(self) -> Runner:
-        """The reference bodies on NumPy."""
         return Runner(ReferenceBackend(), self.installed.ops)
 
     def every_case(self) -> Sequence[OpCase]:
-        """The cases of all that is checked."""
         raise NotImplementedError
 
     def viewed_cases(self) -> Sequence[OpCase]:
-        """Those that are run on views, too."""
         return self.every_case()
 
     def expected(self, case: OpCase) -> Outcome:
-        """What the references give on NumPy."""
         return self.once(f"expected {id(case)}", lambda: self.references.run(case))
 
     def outcome(self, case: OpCase) -> Outcome:
-        """What the checked backend gives."""
         return self.once(f"outcome {id(case)}", lambda: self.runner.run(case))
 
     def complaints(self, case: OpCase, run: Callable[[], Outcome]) -> list[str]:
         """How the outcome of `run` differs from what is expected of the case."""
         expected = self.expected(case)
         try:
-            return differences(run(), expected, case.tolerance)
+            return ops.differences(run(), expected, case.tolerance)
         except AssertionError as error:
             return [str(error)]
         except Exception as error:
@@ -143,7 +115,7 @@ class OpComparison(DeviceKit):
 
     def test_views_are_read_where_they_are(self) -> None:
         """Activations may be views of wider arrays, as families slice them."""
-        for view in (some_columns, half_of_heads):
+        for view in (ops.some_columns, ops.half_of_heads):
             self.compare(self.viewed_cases(), view=view)
 
     def test_unwritten_memory_does_not_leak(self) -> None:
@@ -161,7 +133,7 @@ class OpComparison(DeviceKit):
         """An op that is called again, with other values, changes no earlier result of its own."""
         problems = []
         for case in self.every_case():
-            names = self.runner.run(case, with_others(case.calls())).overwritten
+            names = self.runner.run(case, ops.with_others(case.calls())).overwritten
             problems += [f"{case}: {name} is overwritten by a later call" for name in names]
         no(problems)
 
@@ -170,12 +142,12 @@ class OpComparison(DeviceKit):
         problems = []
         for case in self.every_case():
             calls, together = case.calls(), self.outcome(case)
-            for name, part, expected in shares(calls, together):
+            for name, part, expected in ops.shares(calls, together):
                 alone = self.runner.run(case, part)
                 if self.device.bitwise_rows:
-                    wrong = [f"{array} differs" for array in different(alone, expected)]
+                    wrong = [f"{array} differs" for array in ops.different(alone, expected)]
                 else:  # both may be off, to either side
-                    wrong = differences(alone, expected, 4 * case.tolerance)
+                    wrong = ops.differences(alone, expected, 4 * case.tolerance)
                 problems += [f"{case}, {name} alone: {problem}" for problem in wrong]
         no(problems)
 
@@ -192,21 +164,17 @@ class KernelConformance(OpComparison):
     kind = "kernel"
     kernel: str = ""
 
-    @property
-    def device_name(self) -> str:
-        """The backend that the kernel is for."""
-        return str(self.declaration.backend)
-
-    def make_device(self, threads: int | None = None) -> BackendPlugin:
-        """That backend. Skips where it is not installed or cannot run."""
+    @shared
+    def device(self) -> BackendPlugin:
+        """The backend that the kernel is for. Skips where it is not installed or cannot run."""
+        name = self.declaration.backend
         try:
-            return make_backend(self.registry, self.device_name, threads)
+            return make_backend(self.registry, name, None)
         except (BackendUnavailable, PluginNotFound) as error:
-            skip(f"it is for backend {self.device_name!r}: {error.message}")
+            skip(f"it is for backend {name!r}: {error.message}")
 
     @property
     def key(self) -> tuple[str, str]:
-        """(op, weight format)."""
         return self.declaration.op, self.declaration.weight
 
     @shared
@@ -216,23 +184,24 @@ class KernelConformance(OpComparison):
         return Runner(self.device, self.installed.ops, {self.key: foreign})
 
     def every_case(self) -> list[OpCase]:
-        """Those that the kernel is bound in."""
         return self.once("cases", self._cases)
 
     def _cases(self) -> list[OpCase]:
         (op, format), formats = self.key, self.installed.formats
         if self.installed.op(op) is None:
             skip(f"no plugin is installed that brings the op {op!r}")
-        ops = [each for each, read_by in READERS.items() if read_by == op] or [op]
-        dense = self.installed.cases_of(*ops)
+        uses = [each for each, read_by in READERS.items() if read_by == op] or [op]
+        dense = self.installed.cases_of(*uses)
         if op not in PACKABLE or format == DENSE:
             return dense
         if format == GENERIC:
-            return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
+            return [
+                c for name in ops.LAYOUTS for c in ops.packed_cases(name, ops.in_layout(name), uses)
+            ]
         wanted = list(formats) if format == "*" else [format]
         if not set(wanted) <= set(formats):
             skip(f"no quantizer is installed for {format!r}")
-        packed = [c for name in wanted for c in packed_cases(name, formats[name].pack, ops)]
+        packed = [c for name in wanted for c in ops.packed_cases(name, formats[name], uses)]
         return packed + (dense if format == "*" else [])
 
     def test_declaration_can_be_looked_up(self) -> None:
@@ -249,22 +218,14 @@ class KernelConformance(OpComparison):
         assert self.key in known, f"{self.key} is not among the kernels {sorted(known)}"
 
     def test_it_is_what_gets_bound(self) -> None:
-        """The op is bound to this kernel, the report says whose it is, and nothing else changes."""
-        op, format = self.key
-        plain = Runner(self.device, self.installed.ops)
+        """The op is bound to this kernel, and the report says whose it is."""
         for case in self.every_case():
             self.runner.run(case)
-            plain.run(case)
-        ours, theirs = self.runner.binder.report.bound, plain.binder.report.bound
-        mine = {key: b for key, b in ours.items() if b.target == self.declaration.target}
-        assert mine, f"{op}[{format}] is bound to {[b.target for b in ours.values()]}"
-        for key, bound in mine.items():
-            assert key[0] == op, f"{key} is bound to the kernel, which is declared for {op!r}"
-            assert bound.distribution == self.owned.distribution, (
-                f"the report says it is of {bound.distribution!r}, not {self.owned.distribution!r}"
-            )
-        changed = [k for k, b in ours.items() if k not in mine and theirs.get(k) != b]
-        assert not changed, f"with the kernel, other ops are bound otherwise, too: {changed}"
+        bound, d = self.runner.binder.report.bound, self.declaration
+        mine = [b for b in bound.values() if b.target == d.target and b.op == d.op]
+        owners = {b.distribution for b in mine}
+        said = [f"{b.key}: {b.target} ({b.distribution})" for b in bound.values()]
+        assert owners == {self.owned.distribution}, f"{d.op}[{d.weight}] is bound to {said}"
 
     def test_it_agrees_with_the_reference(self) -> None:
         """Every case of the op gives what the reference body gives, and leaves the same state."""
@@ -280,28 +241,28 @@ class OpChecks(OpComparison):
     @shared
     def packed(self) -> list[OpCase]:
         """Cases of every packed format that the kernel table claims and that can be made here."""
-        cases, several = [], []
-        for name, format in self.installed.formats.items():
-            wanted = {name, "*", *([GENERIC] if format.generic else [])}
-            ops = [op for op, reader in READERS.items()
-                   if any((reader, key) in self.device.kernels for key in wanted)]  # fmt: skip
-            cases += packed_cases(name, format.pack, ops)
-            several += [format.pack] if "linears" in ops else []
-        return cases + mixed_cases(several)
+        cases, several, installed = [], [], self.installed
+        for name, pack in installed.formats.items():
+            wanted = {name, "*", *([GENERIC] if name in installed.generic else [])}
+            claimed = {op for op, format in self.device.kernels if format in wanted}
+            uses = [op for op, reader in READERS.items() if reader in claimed]
+            cases += ops.packed_cases(name, pack, uses)
+            several += [pack] if "linears" in uses else []
+        return cases + ops.mixed_cases(several)
 
     @shared
     def generic(self) -> list[OpCase]:
         """Cases of declared layouts; none without a kernel for them."""
         kernels = self.device.kernels
-        ops = [op for op, reader in READERS.items() if (reader, GENERIC) in kernels]
-        return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
+        uses = [op for op, reader in READERS.items() if (reader, GENERIC) in kernels]
+        return [
+            c for name in ops.LAYOUTS for c in ops.packed_cases(name, ops.in_layout(name), uses)
+        ]
 
     def viewed_cases(self) -> list[OpCase]:
-        """Of all ops, with dense weights."""
         return self.installed.cases
 
     def every_case(self) -> list[OpCase]:
-        """Of all ops and formats."""
         return [*self.installed.cases, *self.packed, *self.generic]
 
     def test_ops_agree_with_their_references(self) -> None:
@@ -309,16 +270,12 @@ class OpChecks(OpComparison):
         self.compare(self.installed.cases)
 
     def test_packed_weights_are_read_as_decoded(self) -> None:
-        """Products with packed weights are those with the decoded weights, for every format."""
-        if not self.packed:
-            skip("its kernel table claims no packed format that is installed")
-        self.compare(self.packed)
+        """Products with packed weights are those with the decoded ones, for every format."""
+        self.compare(self.packed or skip("its kernel table claims no packed format that is here"))
 
     def test_declared_layouts_are_read_as_decoded(self) -> None:
         """The generic kernels read 4-bit, 8-bit and codebook layouts as they are declared."""
-        if not self.generic:
-            skip(f"its kernel table has no kernel for {GENERIC!r}")
-        self.compare(self.generic)
+        self.compare(self.generic or skip(f"its kernel table has no kernel for {GENERIC!r}"))
 
     def test_references_run_on_its_arrays(self) -> None:
         """Every reference body runs on its array namespace: ops of the future have no kernel."""
@@ -357,23 +314,6 @@ class OpChecks(OpComparison):
                 missing.append(f"no quantizer is installed for {op}[{format}]")
         if missing:
             skip("; ".join(dict.fromkeys([*missing, *self.installed.missing])))
-
-    def test_report_is_complete(self) -> None:
-        """Every bound op is in the report with what it runs; references are said to be slow."""
-        binder = Binder(self.device, self.installed.ops)
-        wanted = sorted({c.op for c in self.installed.cases} - {*PACKABLE})
-        binder.bind_ops(wanted)
-        report = binder.report
-        for op in wanted:
-            bound, declared = report.bound.get((op, "*")), self.device.kernels.get((op, "*"))
-            assert bound, f"op {op!r} is bound, but not in the report"
-            assert not declared or bound.target == declared, (
-                f"op {op!r} is bound to {bound.target}, its kernel table says {declared}"
-            )
-            slow = [line for line in report.fallbacks if line.startswith(f"{op} ")]
-            assert bool(slow) == (bound.via == "reference"), f"op {op!r}: fallbacks say {slow}"
-        device = report.lines()[0]
-        assert device.strip() and "\n" not in device, f"describe() returns {device!r}: one line"
 
 
 class WithoutKernels:

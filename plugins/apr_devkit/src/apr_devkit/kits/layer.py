@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +17,17 @@ from numpy.typing import NDArray
 from apr_core.model.loading import MLP_MATRICES, NORMS
 from apr_core.model.step import make_step
 from apr_core.model.trial import Trial
-from apr_core.ops.binding import Binder
 from apr_core.plugin import CORE_OPS, AprError, BoundOps, MixerExample, Op, StateMakers, Weight
 from apr_core.runtime import GRID, Owned, Registry
 from apr_devkit.kits import rig
 from apr_devkit.kits.cases import Matrix
 from apr_devkit.kits.checks import PluginConformance, attribute, shared, skip
-from apr_devkit.kits.ops import dense_matrix
+from apr_devkit.kits.ops import Runner
 
 LENGTHS = (1, 2, 5, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)  # prompts are cut on the grid
 REWINDS = ((20, 7), (GRID + 6, GRID), (2 * GRID + 2, 100))  # (tokens run, position to go on from)
 Floats = NDArray[np.float32]
 Piece = tuple[int, int, NDArray[Any]]  # (slot, first position, token ids or rows)
-
-
-class Session(Protocol):
-    """Slots of a mixer or a model, in which sequences are run."""
-
-    def open(self, slot: int) -> None:
-        """Begin a sequence."""
-
-    def close(self, slot: int) -> None:
-        """Forget it."""
-
-    def run(self, *pieces: Piece) -> list[Floats]:
-        """One step: each piece's output [n, features]."""
-
-    def snapshot(self, slot: int, length: int) -> Any:
-        """A copy of the slot, whose sequence has that length."""
-
-    def restore(self, slot: int, snapshot: Any) -> None:
-        """Put it into an open slot."""
-
-    def nbytes(self) -> int:
-        """Bytes that are held for sequences."""
 
 
 class SequenceChecks(PluginConformance):
@@ -60,23 +37,19 @@ class SequenceChecks(PluginConformance):
 
     @property
     def where(self) -> str:
-        """What it runs on, as failures name it."""
         return ""
 
-    def session(self) -> Session:
-        """A session without slots."""
+    def session(self) -> Any:
         raise NotImplementedError
 
     def inputs(self, count: int, seed: int = 0) -> NDArray[Any]:
-        """Random token ids, or rows."""
         raise NotImplementedError
 
     def rewindable(self) -> bool:
-        """Whether a sequence is said to go on from any earlier position."""
         raise NotImplementedError
 
     @contextmanager
-    def opened(self, *slots: int) -> Iterator[Session]:
+    def opened(self, *slots: int) -> Iterator[Any]:
         """A session with these slots, closed again at the end."""
         session = self.session()
         for slot in slots:
@@ -164,11 +137,11 @@ class SequenceChecks(PluginConformance):
             for slot in (3, 0):
                 session.close(slot)
 
-    def before_closing(self, session: Session) -> None:
+    def before_closing(self, session: Any) -> None:
         """What else is to be seen of slots that hold something."""
 
 
-def resume(session: Session, slot: int, position: int, *pieces: NDArray[Any]) -> Floats:
+def resume(session: Any, slot: int, position: int, *pieces: NDArray[Any]) -> Floats:
     """The output of the pieces, one step each, from `position` on."""
     outputs = []
     for piece in pieces:
@@ -201,7 +174,8 @@ class PartRig:
         self.hidden_size = example.hidden_size
         self.part = registry.load(owned)(**example.options)
         brought = {n: registry.load_target(t) for n, t in owned.declaration.brings}
-        self.binder = Binder(rig.ReferenceBackend(), brought)
+        self.runner = Runner(rig.ReferenceBackend(), brought)
+        self.binder = self.runner.binder
         self.ops = WatchedOps(self.binder.bind_ops(owned.declaration.ops), owned.declaration)
         self.weights = SimpleNamespace(**dict(self._weights(example)))
 
@@ -216,7 +190,7 @@ class PartRig:
             if role in part.vectors:
                 yield role, upload(values)
             else:
-                yield role, self.binder.weight(dense_matrix(Matrix(values), role), ("linear",))
+                yield role, self.runner.weight(Matrix(values), role)
         for name, array in part.constants.items():
             yield name, upload(array)
 
@@ -234,11 +208,9 @@ class PartConformance(PluginConformance):
 
     @shared
     def rig(self) -> PartRig:
-        """The part, ready to run."""
         return self.make_rig()
 
     def make_rig(self) -> PartRig:
-        """The same with nothing shared: for checks that look at what a run leaves behind."""
         return PartRig(self.owned, self.registry, self.made_with())
 
     def made_with(self) -> MixerExample:
@@ -257,11 +229,9 @@ class PartConformance(PluginConformance):
         return rng.standard_normal((count, self.rig.hidden_size), np.float32)
 
     def run(self, part: PartRig, rows: Floats) -> Floats:
-        """The output [T, hidden] of rows, a prompt of one sequence for parts that know of any."""
         return part.run(rows)
 
     def watch(self, part: PartRig, trial: Trial) -> None:
-        """Run two rows as decode steps do, on arrays that tell who looks at their values."""
         part.part(trial.ops(part.binder), part.weights, trial.watched(self.inputs(2)))
 
     def test_roles_are_named(self) -> None:
@@ -329,7 +299,7 @@ class PartConformance(PluginConformance):
 
 
 class MixerSession:
-    """A mixer and a state."""
+    """A mixer and a state: slots are opened, run, copied and closed."""
 
     def __init__(self, part: PartRig, zeros: Any = None) -> None:
         self.part = part
@@ -361,11 +331,9 @@ class AttentionConformance(PartConformance, SequenceChecks):
     taken = (*MLP_MATRICES, *NORMS)
 
     def session(self, zeros: Any = None) -> MixerSession:
-        """A state, whose memory `zeros` makes."""
         return MixerSession(self.rig, zeros)
 
     def rewindable(self) -> bool:
-        """What the state says."""
         return bool(self.session().state.rewindable)
 
     def run(self, part: PartRig, rows: Floats) -> Floats:
@@ -442,5 +410,4 @@ class AttentionConformance(PartConformance, SequenceChecks):
 
 
 def _nan(shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
-    """What an allocation looks like to a reader that should not read it."""
     return np.full(shape, np.nan, np.float16 if dtype == "f16" else np.float32)

@@ -32,22 +32,8 @@ from apr_core.plugin import (
     layouts,
 )
 from apr_core.runtime import Owned, Registry
-from apr_devkit.kits.cases import (
-    Call,
-    Matrix,
-    OpCase,
-    Parts,
-    Vector,
-    core_cases,
-    flat,
-    gain,
-    is_state,
-    nmse,
-    normal,
-    product_cases,
-    uniform,
-    weight,
-)
+from apr_devkit.kits import cases
+from apr_devkit.kits.cases import Call, Matrix, OpCase, Parts, Vector, flat, is_state, normal
 
 Array = Any
 Upload = Callable[[NDArray[Any]], Array]
@@ -95,54 +81,39 @@ def in_format(
 
 
 def in_floats(format: str) -> Pack:
-    """Weights in f16 or bf16."""
+    """Weights in f32, f16 or bf16."""
 
     def encode(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return from_float32(rows, format).reshape(rows.shape[0], -1)
+        raw = rows if format == DENSE else from_float32(rows, format)
+        return np.ascontiguousarray(raw).view(np.uint8).reshape(len(rows), -1)
 
-    return in_format(format, encode, partial(_floats, format))
+    def decode(raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
+        return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
 
-
-def _floats(format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-    return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
-
-
-def dense_matrix(matrix: Matrix, name: str) -> HostMatrix:
-    """A matrix as a file of f32 has it."""
-    values = np.ascontiguousarray(matrix.values)
-    raw = values.reshape(-1).view(np.uint8).reshape(values.shape[0], -1)
-    return HostMatrix(name, DENSE, values.shape, raw, partial(_floats, DENSE))
+    return in_format(format, encode, decode)
 
 
 def in_layout(name: str) -> Pack:
-    """Random blocks of one of `LAYOUTS`: there is no codec, and no format of that name."""
-    spec = BlockLayout(*LAYOUTS[name])
-    decode = partial(layouts.decode, *LAYOUTS[name])
+    """Random blocks of one of `LAYOUTS`, with numbers of about 0.01: there is no codec for it."""
+    layout, block, nbytes = LAYOUTS[name]
 
     def pack(matrix: Matrix, rng: np.random.Generator, label: str) -> Matrix:
         rows, cols = matrix.values.shape
-        raw = _random_blocks(spec, rng, rows, -(-cols // spec.block))
-        host = HostMatrix(label, f"layout of {name}", (rows, cols), raw, decode, spec)
-        return replace(matrix, values=host.dense(), host=host)
+        raw = rng.integers(0, 256, (rows, -(-cols // block), nbytes), dtype=np.uint8)
+        for part in (*layout.scale, *layout.minimum):
+            shape = (*raw.shape[:2], 1 if part.per_block else block // layout.group)
+            # either sign: rows with a common part would all have the rounding of that part
+            signs = rng.choice(np.array([-1, 1], np.float32), shape)
+            numbers = signs * cases.uniform(rng, 0.005, 0.02, *shape)
+            if part.dtype in ("f32", "f16", "bf16"):
+                stored = from_float32(numbers, part.dtype).reshape(*raw.shape[:2], -1)
+                raw[:, :, part.offset : part.offset + stored.shape[-1]] = stored
+        decode, spec = partial(layouts.decode, *LAYOUTS[name]), BlockLayout(*LAYOUTS[name])
+        return in_format(f"layout of {name}", lambda _: raw.reshape(rows, -1), decode, spec)(
+            matrix, rng, label
+        )
 
     return pack
-
-
-def _random_blocks(
-    spec: BlockLayout, rng: np.random.Generator, rows: int, blocks: int
-) -> NDArray[np.uint8]:
-    """Random codes, scales and minima of about 0.01 and either sign: u8 [rows, row bytes]."""
-    layout = spec.layout
-    raw = rng.integers(0, 256, (rows, blocks, spec.nbytes), dtype=np.uint8)
-    for part in (*layout.scale, *layout.minimum):
-        count = 1 if part.per_block else spec.block // layout.group
-        # either sign: rows with a common part would all have the rounding of that part
-        signs = rng.choice(np.array([-1, 1], np.float32), (rows, blocks, count))
-        numbers = signs * uniform(rng, 0.005, 0.02, rows, blocks, count)
-        if part.dtype in ("f32", "f16", "bf16"):
-            stored = from_float32(numbers, part.dtype).reshape(rows, blocks, -1)
-            raw[:, :, part.offset : part.offset + stored.shape[-1]] = stored
-    return raw.reshape(rows, -1)
 
 
 def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
@@ -151,11 +122,15 @@ def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -
         OpCase("linear", f"[{n}, {cols}] by {rows} rows", partial(_wide, n, cols, rows))
         for n, cols, rows in ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))
     ]
-    cases = [case for case in (*product_cases(), *wide) if case.op in ops]
     return [
         OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), tolerance(c.op, format))
-        for c in cases
-    ]
+        for c in (*cases.product_cases(), *wide) if c.op in ops
+    ]  # fmt: skip
+
+
+def layout_cases(ops: Sequence[str]) -> list[OpCase]:
+    """The same in every one of `LAYOUTS`."""
+    return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
 
 
 def tolerance(op: str, format: str) -> float:
@@ -168,7 +143,7 @@ def tolerance(op: str, format: str) -> float:
 
 
 def _wide(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
-    return [(normal(rng, n, cols), weight(rng, rows, cols))]
+    return [(normal(rng, n, cols), cases.weight(rng, rows, cols))]
 
 
 def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
@@ -182,39 +157,33 @@ def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
 
 def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
     """`linears` whose weights are of different formats, every neighbouring three of them."""
-    return [
-        OpCase("linears", f"{n} rows, formats from number {i + 1} on",
-               partial(_mixed, n, [packs[(i + k) % len(packs)] for k in range(3)]), PACKED)
-        for n in (1, 6) for i in range(len(packs))
-    ]  # fmt: skip
 
+    def mixed(n: int, first: int, rng: np.random.Generator) -> list[Call]:
+        three = [(packs[(first + i) % len(packs)], f"weight {i}") for i in range(3)]
+        weights = tuple(pack(cases.weight(rng, 33, 512), rng, label) for pack, label in three)
+        return [(normal(rng, n, 512), weights)]
 
-def _mixed(n: int, packs: Sequence[Pack], rng: np.random.Generator) -> list[Call]:
-    weights = tuple(pack(weight(rng, 33, 512), rng, f"weight {i}") for i, pack in enumerate(packs))
-    return [(normal(rng, n, 512), weights)]
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A weight format that can be made here. `generic`: it declares a layout."""
-
-    pack: Pack
-    generic: bool = False
+    table = [(n, first) for n in (1, 6) for first in range(len(packs))]
+    return cases.each("linears", PACKED, table, "{} rows, formats from number {} on", mixed)
 
 
 @dataclass(slots=True)
 class Installed:
-    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is not."""
+    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is not.
+
+    `generic` are the formats that declare a layout.
+    """
 
     ops: dict[str, Op] = field(default_factory=dict)
-    cases: list[OpCase] = field(default_factory=core_cases)
-    formats: dict[str, Format] = field(default_factory=dict)
+    cases: list[OpCase] = field(default_factory=cases.core_cases)
+    formats: dict[str, Pack] = field(default_factory=dict)
+    generic: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, registry: Registry) -> Installed:
         """Everything usable; a plugin that is not is somebody else's problem, and named."""
-        installed = cls(formats={name: Format(in_floats(name)) for name in FLOAT_FORMATS})
+        installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
         for kind, take in (("attention", cls._bringer), ("quantizer", cls._quantizer)):
             for owned in registry.declarations(kind):
                 try:
@@ -232,15 +201,13 @@ class Installed:
     def _quantizer(self, owned: Owned, registry: Registry) -> None:
         d, codec = owned.declaration, registry.make("quantizer", owned.declaration.name)
         layout = BlockLayout(d.layout, d.block, d.bytes_per_block) if d.layout else None
-        pack = in_format(d.name, codec.encode, codec.decode, layout)
-        self.formats[d.name] = Format(pack, layout is not None)
+        self.formats[d.name] = in_format(d.name, codec.encode, codec.decode, layout)
+        self.generic |= {d.name} if layout else set()
 
     def op(self, name: str) -> Op | None:
-        """The op of that name, if it is known here."""
         return self.ops.get(name) or CORE_OPS.get(name)
 
     def cases_of(self, *ops: str) -> list[OpCase]:
-        """These ops' cases, with dense weights."""
         return [case for name in ops for case in self.cases if case.op == name]
 
 
@@ -294,34 +261,39 @@ class Runner:
         self, backend: BackendPlugin, ops: Mapping[str, Op],
         foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
     ) -> None:  # fmt: skip
-        self.backend = backend
-        self.binder = Binder(backend, ops, foreign)
+        self.backend, self.binder = backend, Binder(backend, ops, foreign)
 
-    def run(
-        self, case: OpCase, calls: Sequence[Call] | None = None, view: View = whole,
-        spoiled: bool = False,
-    ) -> Outcome:  # fmt: skip
-        """Run the case's calls, or the given ones. `spoiled` states are NaN where they may be."""
-        return _Run(self, case.calls() if calls is None else calls, view, spoiled)(case.op)
+    def run(self, case: OpCase, calls: Sequence[Call] | None = None, **how: Any) -> Outcome:
+        """Run the case's calls, or the given ones. With `view`, activations are views of wider
+        arrays; with `spoiled=True`, states are NaN where they may be."""
+        return _Run(self, case.calls() if calls is None else calls, **how)(case.op)
+
+    def weight(self, matrix: Matrix, name: str) -> Any:
+        """The matrix on the backend, bound for its uses: dense, if it is not packed."""
+        if matrix.host is None:
+            matrix = in_floats(DENSE)(matrix, np.random.default_rng(), name)
+        assert matrix.host
+        return self.binder.weight(matrix.host, matrix.uses)
 
 
 class _Run:
     """One run: what its arguments became, by identity, so that calls share them."""
 
-    def __init__(self, runner: Runner, calls: Sequence[Call], view: View, spoiled: bool) -> None:
-        self.binder, self.backend = runner.binder, runner.backend
+    def __init__(
+        self, runner: Runner, calls: Sequence[Call], view: View = whole, spoiled: bool = False
+    ) -> None:
+        self.runner, self.backend = runner, runner.backend
         self.calls, self.view, self.spoiled = calls, view, spoiled
         self.given: list[tuple[str, NDArray[Any], Array]] = []
         self.ready: dict[int, Any] = {}
         self.states: list[tuple[Any, Any]] = []  # (maker, state)
         self.ends: dict[int, int] = {}
-        for argument in flat(calls):
-            if isinstance(argument, Parts):
-                self.ends |= argument.ends
+        for step in (a for a in flat(calls) if isinstance(a, Parts)):
+            self.ends |= step.ends
         self.bystander = max(self.ends, default=0) + 1  # a slot that no call names
 
     def __call__(self, op: str) -> Outcome:
-        function = getattr(self.binder.bind_ops([op]), op)
+        function = getattr(self.runner.binder.bind_ops([op]), op)
         ready = [tuple(self._ready(a, f"argument {i}") for i, a in enumerate(call))
                  for call in self.calls]  # fmt: skip
         before = self._read(self.bystander, 1)
@@ -362,8 +334,7 @@ class _Run:
 
     def _make(self, argument: Any, label: str) -> Any:
         if isinstance(argument, Matrix):
-            host = argument.host or dense_matrix(argument, f"matrix {len(self.ready)}")
-            return self.binder.weight(host, argument.uses)
+            return self.runner.weight(argument, f"matrix {len(self.ready)}")
         if isinstance(argument, Vector):
             return self._uploaded(argument.values, label, whole)
         if isinstance(argument, np.ndarray):
@@ -423,10 +394,10 @@ def difference(
         return f"is {actual.dtype}, expected {expected.dtype}"
     if not np.isfinite(actual).all():
         return f"has {int((~np.isfinite(actual)).sum())} of {actual.size} values NaN or infinite"
-    error = nmse(actual, expected)
+    error = cases.nmse(actual, expected)
     if error > tolerance * (LENIENCE if expected.size < FEW else 1):
         return f"has an NMSE of {error:.1e}, at most {tolerance:.1e} is allowed"
-    factor = gain(actual, expected)
+    factor = cases.gain(actual, expected)
     if expected.size >= ENOUGH and abs(factor - 1) > off:
         return f"is {factor:.4f} times the expected values, beside rounding"
     return ""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.family.contract import TensorRule
-from apr_core.format import to_float32
 from apr_core.importing import find_source, plan_import, write_import
 from apr_core.model.loading import make_backend
 from apr_core.model.trial import Nowhere
 from apr_core.plugin import (
     AprError,
-    AprFile,
     Backend,
     Contract,
     ModelConfig,
+    State,
     StepFunction,
     UsageError,
 )
-from apr_core.runtime import Model, Registry, get_registry, load
+from apr_core.runtime import Registry, get_registry
 
 Floats = NDArray[np.float32]
 
@@ -49,11 +47,9 @@ class ReferenceBackend(Nowhere):
         self.threads = threads
 
     def describe(self) -> str:
-        """Device line of the report."""
         return "reference: NumPy, no kernels"
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A copy."""
         return np.array(array)
 
     upload_matrix = upload
@@ -65,7 +61,6 @@ class RecordingBackend(ReferenceBackend):
     name = RECORDING
 
     def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
-        """The step itself."""
         return step
 
 
@@ -258,63 +253,6 @@ def _write_tokenizer(directory: Path) -> None:
     _write(directory / "tokenizer_config.json", json.dumps(names, indent=1).encode())
 
 
-# tiny models that run
-
-
-class Tiny:
-    """The tiny model of a family as files, made when they are first asked for."""
-
-    def __init__(
-        self, registry: Registry, family: str, hf: Mapping[str, Any], folder: Path
-    ) -> None:
-        self.registry, self.family, self.hf, self.folder = registry, family, hf, folder
-        self._files: dict[str, Path] = {}
-
-    def path(self, recipe: str) -> Path:
-        """The .apr in that recipe."""
-        if recipe not in self._files:
-            options: dict[str, Any] = {"config": self.hf, "registry": self.registry}
-            self._files[recipe] = tiny_apr(self.family, self.folder / recipe, recipe, **options)
-        return self._files[recipe]
-
-    def generation(self) -> dict[str, Any]:
-        """generation_config.json of the checkpoint."""
-        beside = self.path("f32").parent / "checkpoint" / "generation_config.json"
-        content: dict[str, Any] = json.loads(beside.read_text("utf-8"))
-        return content
-
-    def read_back(self, recipe: str) -> dict[str, Floats]:
-        """Every tensor of the .apr as float32."""
-        with AprFile.open(self.path(recipe)) as file:
-            return {
-                name: to_float32(np.array(file.raw(name)), entry.format, entry.shape)
-                for name, entry in file.tensors.items()
-            }
-
-    def load(self, backend: str = "") -> Model:
-        """The model in float32 on that backend, or on the best that runs here."""
-        registry, name = with_reference(self.registry), backend or usable_backend(self.registry)
-        return load(self.path("f32"), name, registry=registry, kv_type="f32")
-
-
-@contextmanager
-def slots(model: Model, count: int) -> Iterator[tuple[int, ...]]:
-    """Slots for new sequences, closed again at the end."""
-    opened = tuple(model.new_slot() for _ in range(count))
-    try:
-        yield opened
-    finally:
-        for slot in opened:
-            model.free_slot(slot)
-
-
-def logits(model: Model, *pieces: Sequence[int], every: bool = True) -> Floats:
-    """Logits [T, vocab] of a sequence fed piece by piece; or of its last token only, [1, vocab]."""
-    with slots(model, 1) as (slot,):
-        rows = [model.forward([(slot, ids)], all_rows=every) for ids in pieces]
-    return np.concatenate(rows if every else rows[-1:])
-
-
 def difference(actual: Floats, expected: Floats) -> float:
     """max |actual - expected| over the standard deviation of expected; infinite if not finite."""
     if actual.shape != expected.shape or not np.isfinite(actual).all():
@@ -329,20 +267,14 @@ def leaves(hf: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
         yield from below
 
 
-def arrays_in(thing: Any, seen: set[int] | None = None) -> Iterator[NDArray[Any]]:
-    """Every array that an object holds, in whatever it is made of."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen or callable(thing):
-        return
-    seen.add(id(thing))
+def arrays_in(thing: Any) -> Iterator[NDArray[Any]]:
+    """Every array that a state holds, also in dicts, lists and tuples."""
     inner: Iterable[Any] = ()
     if isinstance(thing, np.ndarray):
         yield thing
-    elif isinstance(thing, Mapping):
-        inner = thing.values()
-    elif isinstance(thing, list | tuple | set):
-        inner = thing
-    else:
-        inner = getattr(thing, "__dict__", {}).values()
+    elif isinstance(thing, State):
+        inner = vars(thing).values()
+    elif isinstance(thing, Mapping | list | tuple):
+        inner = thing.values() if isinstance(thing, Mapping) else thing
     for part in inner:
-        yield from arrays_in(part, seen)
+        yield from arrays_in(part)
