@@ -36,7 +36,7 @@ def test_a_plain_codec_passes_everything():
     golden = {0: golden_digest(broken.Plain(), BLOCK)}
     results = list(run_checks(kit(broken.Plain, golden=golden, max_error=0.145), OWN))
     assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
-    assert len(results) >= 16 and all(r.subject == "quantizer toy" for r in results)
+    assert len(results) >= 12 and all(r.subject == "quantizer toy" for r in results)
 
 
 def test_what_nobody_recorded_is_skipped_with_a_reason():
@@ -75,10 +75,10 @@ def test_a_gain_that_is_meant_is_allowed_by_the_codec_or_the_class():
 
 
 CAUGHT = [
-    ("sizes_are_as_declared", broken.LongRows, "18 bytes for 32 values"),
-    ("sizes_are_as_declared", broken.SignedBytes, "is 'array of int8', expected 'array of uint8'"),
-    ("sizes_are_as_declared", broken.DoubleValues, "'array of float64', expected"),
-    ("sizes_are_as_declared", broken.UnevenRows, "of 33, [1, 33], is [1, 18], expected [1, 36]"),
+    ("error_is_within_its_bound", broken.LongRows, "18 bytes for 32 values"),
+    ("error_is_within_its_bound", broken.SignedBytes, "is 'array of int8', expected 'array of uint8'"),
+    ("error_is_within_its_bound", broken.DoubleValues, "'array of float64', expected"),
+    ("error_is_within_its_bound", broken.UnevenRows, "[1, 33], is [1, 18], expected [1, 36]"),
     ("error_is_within_its_bound", broken.Truncates, "relative RMSE"),
     ("error_is_within_its_bound", broken.SwapsNibbles, "relative RMSE"),
     ("error_is_within_its_bound", broken.TooProud, "gaussian: relative RMSE 0.0"),
@@ -86,13 +86,13 @@ CAUGHT = [
     ("stated_error_is_no_empty_promise", broken.NoBound, "max_error of gaussian is 10"),
     ("error_is_within_its_bound", broken.SmallestStep, "values around 0.001"),
     ("error_is_within_its_bound", broken.PadsWithOnes, "rows of 1 values"),
-    ("zeros_stay_zeros", broken.ZerosBecomeDust, "zeros decode to up to 1e-06"),
+    ("extremes_are_kept_or_refused", broken.ZerosBecomeDust, "zeros decode to up to 1e-06"),
     ("error_is_within_its_bound", broken.LosesConstants, "rows that hold 1: relative RMSE 1"),
-    ("huge_values_are_kept_or_refused", broken.OverflowsToInfinity, "NaN or infinite"),
-    ("huge_values_are_kept_or_refused", broken.RefusesWithValueError, "raises ValueError: too"),
-    ("tiny_values_are_no_worse_than_zeros", broken.RaisesTheScale, "values around 1e-08"),
-    ("nan_and_infinity_are_refused", broken.AcceptsNaN, "nan at row 0, column 0: encode accepts"),
-    ("nan_and_infinity_are_refused", broken.AssertsFiniteness, "not QuantizationError"),
+    ("extremes_are_kept_or_refused", broken.OverflowsToInfinity, "NaN or infinite"),
+    ("extremes_are_kept_or_refused", broken.RefusesWithValueError, "raises ValueError: too"),
+    ("extremes_are_kept_or_refused", broken.RaisesTheScale, "values around 1e-08"),
+    ("extremes_are_kept_or_refused", broken.AcceptsNaN, "nan at row 0, column 0: encode accepts"),
+    ("extremes_are_kept_or_refused", broken.AssertsFiniteness, "not QuantizationError"),
     ("the_same_bytes_every_time", broken.Dithers, "encoding twice changes"),
     ("the_same_bytes_every_time", broken.DithersEachObject, "by a second object changes"),
     ("the_same_bytes_every_time", broken.MainThreadOnly, "on another thread changes"),

@@ -16,21 +16,10 @@ from apr_core.family.hfconfig import SAMPLING
 from apr_core.model.loading import MLP_MATRICES, NORMS, make_mixers
 from apr_core.plugin import Contract, ContractError, FamilyPlugin, ModelConfig
 from apr_core.runtime import GRID, Model, load
+from apr_devkit.kits import rig
 from apr_devkit.kits.checks import equal, shared, skip
 from apr_devkit.kits.layer import LENGTHS, Piece, SequenceChecks
-from apr_devkit.kits.rig import NAME as REFERENCE
-from apr_devkit.kits.rig import (
-    RECORDING,
-    Floats,
-    difference,
-    leaves,
-    random_weights,
-    text_layout,
-    tiny_apr,
-    tiny_config,
-    usable_backend,
-    with_reference,
-)
+from apr_devkit.kits.rig import Floats, difference, leaves, text_layout
 from apr_devkit.kits.widths import check_fit
 
 NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # nobody can guess these
@@ -127,7 +116,7 @@ class FamilyKit(SequenceChecks):
 
     @property
     def hf(self) -> dict[str, Any]:
-        return deepcopy(dict(self.tiny_config or tiny_config(self.plugin_object, self.name)))
+        return deepcopy(dict(self.tiny_config or rig.tiny_config(self.plugin_object, self.name)))
 
     def numbers(self) -> list[Path]:
         return [path for path in leaves(self.hf) if _is_number(_value_at(self.hf, path))]
@@ -142,7 +131,7 @@ class FamilyKit(SequenceChecks):
 
     @shared
     def weights(self) -> dict[str, Floats]:
-        return random_weights(self.contract, self.config, text_layout(self.contract), 0)
+        return rig.random_weights(self.contract, self.config, text_layout(self.contract), 0)
 
     @shared
     def model(self) -> Model:
@@ -153,9 +142,9 @@ class FamilyKit(SequenceChecks):
     ) -> Model:
         """The same on another backend, or with another config.json, whose file is called `of`."""
         options: dict[str, Any] = {"config": hf or self.hf, "registry": self.registry}
-        make = partial(tiny_apr, self.owned.qualified, self.folder() / of, **options)
-        registry, path = with_reference(self.registry), self.once(f"file {of}", make)
-        name = backend or usable_backend(self.registry)
+        make = partial(rig.tiny_apr, self.owned.qualified, self.folder() / of, **options)
+        registry, path = rig.with_reference(self.registry), self.once(f"file {of}", make)
+        name = backend or rig.usable_backend(self.registry)
         return load(path, name, registry=registry, kv_type="f32")
 
     @property
@@ -373,14 +362,14 @@ class FamilyConformance(FamilyConfigs):
 
     def test_steps_can_be_recorded(self) -> None:
         """A decode step is nothing but ops, so backends may repeat it without running Python."""
-        with self.tiny_model(RECORDING) as model:
+        with self.tiny_model(rig.RECORDING) as model:
             lines = [line for line in model.report.unrecorded if "on the reference" not in line]
         assert not lines, f"steps are not recorded: {'; '.join(lines)}"
 
     def test_runs_on_references_alone(self) -> None:
         """A backend without a single kernel gives the same logits."""
         ids = self.inputs(2 * GRID + 2)
-        with self.tiny_model(REFERENCE) as model:
+        with self.tiny_model(rig.NAME) as model:
             expected = model.logits(ids.tolist())
         self.assert_parity(self.fresh(ids), expected, f"{self.where[2:]} and on references")
 

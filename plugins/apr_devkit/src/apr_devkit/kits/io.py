@@ -11,13 +11,22 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from apr_core.importing.choosing import SOURCE
 from apr_core.plugin import AprError, AprFile, InputOutputError, NotFound, PluginError
-from apr_devkit.kits.checks import PluginConformance, attribute, call_fresh, run_fresh, shared, skip
+from apr_devkit.kits.checks import (
+    PluginConformance,
+    attribute,
+    call_fresh,
+    equal,
+    run_fresh,
+    shared,
+    skip,
+)
 from apr_devkit.kits.rig import tiny_apr
 
 NOWHERE = "apr-kit-no-such-model"
@@ -146,16 +155,16 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, in the middle of an export."""
 
 
+@dataclass
 class Reports:
     """A Progress that remembers what it is told, and raises `error` at its `at`-th report."""
 
-    def __init__(self, at: int = 0, error: BaseException | None = None) -> None:
-        self.amounts: list[Any] = []
-        self.texts: list[Any] = []
-        self.at, self.error = at, error
+    at: int = 0
+    error: BaseException | None = None
+    amounts: list[Any] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
 
     def advance(self, amount: float) -> None:
-        """So much more is done."""
         self.amounts.append(amount)
         if self.error and len(self.amounts) == self.at:
             raise self.error
@@ -233,10 +242,9 @@ class ExporterConformance(PluginConformance):
             wrong = [part for part in texts if not isinstance(part, str)]
             assert not wrong, f"result[{key!r}] holds {wrong[0]!r}, expected text"
         json.dumps(dict(summary))
-        assert Path(summary["path"]) == out, f"path {summary['path']}, expected {out}"
         assert out.exists(), f"there is nothing at {out}"
-        size = _size(out)
-        assert summary["bytes"] == size, f"bytes is {summary['bytes']}, on disk are {size}"
+        equal("path of the result", summary["path"], str(out))
+        equal("bytes of the result", summary["bytes"], _size(out))
         with AprFile.open(self.exported.source) as file:
             unknown = sorted(set(summary["left_out"]) - set(file.tensors))
         assert not unknown, f"left_out names {unknown[0]!r}, which the file does not have"
@@ -394,7 +402,7 @@ class CommandConformance(PluginConformance):
     def test_help_is_there(self) -> None:
         """`--help` prints the declared summary and ends with 0."""
         ran, summary = self.run("--help"), self.declaration.summary
-        assert ran["code"] == 0, f"--help ends with {ran['code']}: {ran['err'].strip()[-200:]}"
+        equal(f"exit code of --help, which says {ran['err'].strip()[-200:]!r},", ran["code"], 0)
         assert _words(summary) in _words(ran["out"]), (
             f"--help does not say {summary!r}, which `apr --help` shows for this command"
         )
@@ -408,7 +416,7 @@ class CommandConformance(PluginConformance):
     def test_a_wrong_option_is_a_usage_error(self) -> None:
         """An option that does not exist ends with 2 and a message that names it."""
         ran = self.run(WRONG_OPTION)
-        assert ran["code"] == USAGE, f"a wrong option ends with {ran['code']}, expected {USAGE}"
+        equal("exit code of a wrong option", ran["code"], USAGE)
         assert WRONG_OPTION in ran["err"], f"the message is {ran['err'].strip()[-200:]!r}"
 
     def test_the_name_can_be_typed_and_is_not_taken(self) -> None:

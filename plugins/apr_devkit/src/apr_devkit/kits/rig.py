@@ -16,19 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_core import AprError
 from apr_core.family.contract import TensorRule
 from apr_core.importing import find_source, plan_import, write_import
 from apr_core.model.loading import make_backend
 from apr_core.model.trial import Nowhere
-from apr_core.plugin import (
-    AprError,
-    Backend,
-    Contract,
-    ModelConfig,
-    State,
-    StepFunction,
-    UsageError,
-)
+from apr_core.plugin import Backend, Contract, ModelConfig, State, StepFunction, UsageError
 from apr_core.runtime import Registry, get_registry
 
 Floats = NDArray[np.float32]

@@ -12,21 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from apr_core.family.modelspec import ModelConfig, Plan
 from apr_core.model.loading import NORMS, make_mixer, plugin_ops
 from apr_core.model.step import make_step
 from apr_core.model.trial import Nowhere
 from apr_core.model.widths import HINT, Tensors, check_outside, refuse
 from apr_core.ops.binding import Binder
-from apr_core.plugin import (
-    BoundOps,
-    Contract,
-    ContractError,
-    Mixer,
-    ModelConfig,
-    Plan,
-    StateMakers,
-    Weight,
-)
+from apr_core.plugin import BoundOps, Contract, ContractError, Mixer, StateMakers, Weight
 from apr_core.runtime import Registry
 from apr_devkit.kits.rig import Floats, text_layout
 
