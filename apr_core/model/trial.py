@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import AprError
+from apr_core.errors import AprError, ContractError
 from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
@@ -93,7 +93,10 @@ class Trial:
         return WatchedStep(make_step(parts), self)
 
     def run(self, decoder: Decoder) -> bool:
-        """Try one step of a few sequences, a token each; False if it fails."""
+        """Try one step of a few sequences, a token each; False if it fails.
+
+        Raises ContractError where shapes do not fit: kernels may not look again.
+        """
         makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
         states = [layer.mixer.new_state(makers) for layer in decoder.layers]
         for state in states:
@@ -105,6 +108,11 @@ class Trial:
                 decoder.logits(decoder.hidden(self.watched(ids), step, states))
         except AprError:
             raise
+        except (ValueError, IndexError) as error:  # what NumPy raises for shapes
+            raise ContractError(
+                f"a step on zeros fails: {error}",
+                "The family's contract and its plan do not fit: `apr plugins check` says where.",
+            ) from error
         except Exception as error:  # of code that runs on no other arrays, say
             self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
             return False
@@ -177,9 +185,16 @@ def _opened(argument: Any) -> Any:
 def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
     """A matrix without values: its products, and rows of it, are zeros."""
     weight = Weight(name, "", (shape[0], shape[1]), None)
-    weight.linear = lambda x, w: np.zeros((*x.shape[:-1], w.rows), np.float32)
+    weight.linear = _product
     weight.embed = lambda ids, w: np.zeros((len(ids), w.cols), np.float32)
     return weight
+
+
+def _product(x: NDArray[Any], w: Weight) -> NDArray[Any]:
+    if x.shape[-1] != w.cols:
+        shape = f"{w.name} [{w.rows}, {w.cols}]"
+        raise ContractError(f"{shape} is multiplied with rows of {x.shape[-1]} values")
+    return np.zeros((*x.shape[:-1], w.rows), np.float32)
 
 
 class Nowhere(BackendPlugin):

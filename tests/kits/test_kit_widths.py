@@ -24,7 +24,6 @@ from apr_qwen3_5.family import Qwen35
 
 pytestmark = pytest.mark.needs_plugins
 
-OPS = ("linears", "linear", "rope", "attention")
 HIDDEN, INNER, HEADS, KV_HEADS, DIM, VOCABULARY = 128, 256, 4, 2, 32, 320  # of Qwen2's tiny_config
 
 
@@ -34,8 +33,8 @@ def registry_of(family, mixer=FullAttention):
     here.Made, here.MadeMixer = family, mixer
     declarations = [
         Family("qwen2", f"{__name__}:Made", architectures=("Qwen2ForCausalLM",),
-               model_types=("qwen2",), attention=("full_attention",)),
-        Attention("full_attention", f"{__name__}:MadeMixer", ops=OPS),
+               model_types=("qwen2",)),
+        Attention("full_attention", f"{__name__}:MadeMixer"),
     ]  # fmt: skip
     return with_reference(Registry.from_declarations({"apr-mine": declarations}))
 
@@ -67,10 +66,9 @@ def refusal(family, mixer=FullAttention, registry=None):
 
 MLP, MIXER = "mlp.{}.weight", "self_attn.{}.weight"
 WRONG = [  # role, its tensor, a wrong expression, what fits
-    ("gate_proj", MLP, "[hidden_dim, intermediate_dim]", [INNER, HIDDEN]),
-    ("up_proj", MLP, "[hidden_dim, intermediate_dim]", [INNER, HIDDEN]),
-    ("up_proj", MLP, "[2 * intermediate_dim, hidden_dim]", [INNER, HIDDEN]),
-    ("down_proj", MLP, "[intermediate_dim, hidden_dim]", [HIDDEN, INNER]),
+    ("gate_proj", MLP, "[hidden_dim, intermediate_dim]", [HIDDEN, HIDDEN]),
+    ("up_proj", MLP, "[hidden_dim, intermediate_dim]", [HIDDEN, HIDDEN]),
+    ("down_proj", MLP, "[intermediate_dim, hidden_dim]", [INNER, INNER]),
     ("post_attention_norm", "post_attention_layernorm.weight", "[intermediate_dim]", [HIDDEN]),
     ("final_norm", "norm.weight", "[1]", [HIDDEN]),
     ("embedding", "embed_tokens.weight", "[hidden_dim, vocab_size]", [VOCABULARY, HIDDEN]),
@@ -95,6 +93,9 @@ def test_a_shape_that_does_not_fit_is_named_with_what_does(role, name, expressio
 
 
 def test_a_shape_that_numpy_refuses_is_told_with_all_that_may_be_it():
+    said = refusal(saying(up_proj="[2 * intermediate_dim, hidden_dim]"))
+    assert "SwiGLU does not fit the tensors of layer 0" in said
+    assert "mlp.up_proj.weight [512, 128]" in said and "mlp.gate_proj.weight [256, 128]" in said
     said = refusal(saying(q_bias="[intermediate_dim]"))
     assert "FullAttention does not fit the tensors of layer 0" in said
     assert "self_attn.q_proj.bias [256]" in said and "self_attn.q_proj.weight [128, 128]" in said
@@ -159,10 +160,18 @@ def test_every_kind_of_layer_is_tried(role, said):
     assert said in refusal(Changed, registry=registry)
 
 
-def test_a_load_refuses_what_does_not_fit_outside_the_mixers(tmp_path):
-    registry = registry_of(saying(up_proj="[2 * intermediate_dim, hidden_dim]"))
+@pytest.mark.parametrize(
+    ("role", "shape", "said"),
+    [
+        ("up_proj", "[2 * intermediate_dim, hidden_dim]", r"a step on zeros fails: .*\(2,512\)"),
+        ("down_proj", "[intermediate_dim, hidden_dim]", r"down_proj.weight \[256, 128\] is mult"),
+        ("final_norm", "[1 + hidden_dim]", r"a step on zeros fails: .*\(129,\)"),
+    ],
+)
+def test_a_load_refuses_what_does_not_fit(tmp_path, role, shape, said):
+    registry = registry_of(saying(**{role: shape}))
     file = tiny_apr("qwen2", tmp_path, registry=registry)
-    with pytest.raises(ContractError, match="up_proj"):
+    with pytest.raises(ContractError, match=said):
         load(file, "reference", registry=registry)
 
 

@@ -14,8 +14,6 @@ from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 
-OPS = ("linears", "linear", "rope", "attention")
-
 
 def kit_of(family=Qwen2, mixer=FullAttention, others=(), **declared):
     """The kit for a family and its mixer, beside `others`. Without a backend among them it runs on
@@ -26,11 +24,10 @@ def kit_of(family=Qwen2, mixer=FullAttention, others=(), **declared):
         setattr(here, made.__name__, made)
     facts = {
         "architectures": ("Qwen2ForCausalLM",), "model_types": ("qwen2",),
-        "attention": ("full_attention",),
     } | declared  # fmt: skip
     declarations = [
         Family("qwen2", f"{__name__}:{family.__name__}", **facts),
-        Attention("full_attention", f"{__name__}:{mixer.__name__}", ops=OPS),
+        Attention("full_attention", f"{__name__}:{mixer.__name__}"),
     ]
     registry = Registry.from_declarations({"apr-mine": declarations, "others": list(others)})
     return type("Mine", (FamilyConformance,), {"family": "qwen2", "registry": registry})

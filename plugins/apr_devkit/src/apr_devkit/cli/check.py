@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KITS = {
     "family": "FamilyConformance",
     "attention": "AttentionConformance",
+    "mlp": "MlpConformance",
     "quantizer": "QuantizerConformance",
     "recipe": "RecipeConformance",
     "backend": "BackendConformance",

@@ -16,12 +16,12 @@ from apr_devkit.kits.checks import CheckResult, Kit, PluginConformance, run_chec
 from apr_devkit.kits.family import FamilyConformance
 from apr_devkit.kits.io import CommandConformance, ExporterConformance, SourceConformance
 from apr_devkit.kits.kernel import KernelConformance
-from apr_devkit.kits.layer import AttentionConformance
+from apr_devkit.kits.layer import AttentionConformance, MlpConformance
 from apr_devkit.kits.quantizer import QuantizerConformance, RecipeConformance
 
 __all__ = [
     "AttentionConformance", "BackendConformance", "CheckResult", "CommandConformance",
-    "ExporterConformance", "FamilyConformance", "KernelConformance", "Kit", "OpCase",
-    "PluginConformance", "QuantizerConformance", "RecipeConformance", "SourceConformance",
+    "ExporterConformance", "FamilyConformance", "KernelConformance", "Kit", "MlpConformance",
+    "OpCase", "PluginConformance", "QuantizerConformance", "RecipeConformance", "SourceConformance",
     "run_checks", "skip",
 ]  # fmt: skip

@@ -316,12 +316,15 @@ def _norm(adds: bool, shape: tuple[int, ...], offset: float, scale: float, eps: 
 
 
 def gate_cases() -> list[OpCase]:
-    """`add`, and gates also where an exponential overflows."""
+    """`add`, `scale` and `softcap`, and gates also where an exponential overflows."""
     added = [(shape, what) for shape in GATE_SHAPES for what in ("rows", "a row")]
     gated = [(shape, top) for shape in GATE_SHAPES for top in (8.0, 200.0)]
+    by = [(shape, factor) for shape in GATE_SHAPES for factor in (0.125, 30.0)]
     heads = [(shape,) for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))]
     return [
         *each("add", ELEMENTWISE, added, "{} and {}", _add),
+        *each("scale", ELEMENTWISE, by, "{} by {}", _by),
+        *each("softcap", ELEMENTWISE, by, "{} within {}", _by),
         *(case for op, more in (("sigmoid", 0), ("silu", 0), ("softplus", 0), ("swiglu", 1))
           for case in each(op, ELEMENTWISE, gated, "{}, values to {}", partial(_gate, more))),
         *each("sigmoid_gate", ELEMENTWISE, heads, "{}", _heads_gate),
@@ -331,6 +334,10 @@ def gate_cases() -> list[OpCase]:
 def _add(shape: tuple[int, int], what: str, rng: np.random.Generator) -> list[Call]:
     more = Vector(normal(rng, shape[1])) if what == "a row" else normal(rng, *shape)
     return [(normal(rng, *shape), more)]
+
+
+def _by(shape: tuple[int, int], factor: float, rng: np.random.Generator) -> list[Call]:
+    return [(normal(rng, *shape, scale=10.0), factor)]
 
 
 def _gate(more: int, shape: tuple[int, ...], top: float, rng: np.random.Generator) -> list[Call]:

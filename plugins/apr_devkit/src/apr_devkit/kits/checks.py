@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 from unittest import SkipTest
 
+from apr_core.declarations import SUPPORTED_APIS
+from apr_core.discovery import PluginRow, installed, normalized
 from apr_core.discovery.collecting import collect
-from apr_core.discovery.entry_points import EntryPoint, installed, normalized
-from apr_core.discovery.rows import PluginRow
-from apr_core.hookspecs import SUPPORTED_APIS
 from apr_core.runtime import Owned, Registry, get_registry
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -186,7 +185,7 @@ def call_fresh(function: str, *arguments: Any, hash_seed: int | None = None) -> 
 PROBE = """
 import json, os, sys, tempfile
 import pluggy
-from apr_core.discovery.entry_points import installed
+from apr_core.discovery import installed
 from apr_core.discovery.collecting import collect
 points = [p for p in installed() if [p.distribution, p.entry_point] == sys.argv[1:3]]
 before = set(sys.modules)
@@ -195,13 +194,13 @@ with tempfile.TemporaryFile() as printed:  # descriptors: not all that prints as
     os.dup2(printed.fileno(), 1)
     os.dup2(printed.fileno(), 2)
     for point in points:
-        list(collect(point.value))
+        list(collect(point.module))
     sys.stdout.flush()
     sys.stderr.flush()
     printed.seek(0)
     text = printed.read().decode(errors="replace")
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-own = {point.value.partition(":")[0].partition(".")[0] for point in points}
+own = {point.module.partition(":")[0].partition(".")[0] for point in points}
 strange = new - own - set(sys.stdlib_module_names) - {"apr_core"}
 os.write(answer, json.dumps({"modules": sorted(strange), "printed": text}).encode())
 os._exit(0)
@@ -253,7 +252,7 @@ class PluginConformance(Kit):
         assert rows, f"no distribution called {wanted!r} with an entry point in group 'apr'"
         return rows
 
-    def entry_points(self) -> list[EntryPoint]:
+    def entry_points(self) -> list[PluginRow]:
         """The same entry points, as the packaging metadata has them."""
         names = {(row.distribution, row.entry_point) for row in self.rows()}
         return [p for p in installed() if (p.distribution, p.entry_point) in names]
@@ -264,9 +263,9 @@ class PluginConformance(Kit):
             arguments = PROBE, point.distribution, point.entry_point
             probe = partial(run_fresh, *arguments, longest=PROBE_LONGEST)
             try:
-                yield point.value, json.loads(self.once(f"probe {point.value}", probe))
+                yield point.module, json.loads(self.once(f"probe {point.module}", probe))
             except AssertionError as error:
-                raise AssertionError(f"{point.value}: {error}") from None
+                raise AssertionError(f"{point.module}: {error}") from None
 
     def test_plugin_is_usable(self) -> None:
         """The hooks module loads and every declaration in it makes sense."""
@@ -279,8 +278,8 @@ class PluginConformance(Kit):
     def test_hooks_are_pure(self) -> None:
         """Hooks return the same declarations when they are called again."""
         for point in self.entry_points():
-            first, second = list(collect(point.value)), list(collect(point.value))
-            assert first == second, f"{point.value}: {first} first, {second} then"
+            first, second = list(collect(point.module)), list(collect(point.module))
+            assert first == second, f"{point.module}: {first} first, {second} then"
 
     def test_hooks_module_is_light(self) -> None:
         """Importing the hooks module imports nothing but the standard library and apr_core."""

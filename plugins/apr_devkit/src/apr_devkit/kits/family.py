@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import PluginConflict, PluginNotFound
 from apr_core.family.hfconfig import SAMPLING
-from apr_core.model.loading import MLP_MATRICES, NORMS, make_mixers
+from apr_core.model.loading import Parts
 from apr_core.plugin import Contract, ContractError, FamilyPlugin, ModelConfig
 from apr_core.runtime import GRID, Model, load
 from apr_devkit.kits import rig
@@ -198,15 +198,12 @@ class FamilyConfigs(FamilyKit):
     """What a family says of a configuration: its reader, its plan and its contract."""
 
     def test_its_own_config_leads_to_it(self) -> None:
-        """Its architectures lead to it, the contract has the same, and none is a stranger's."""
+        """Its architectures lead to it, and none is a stranger's."""
         declared, contract, hf = self.declaration, self.contract, self.hf
         equal("family of the contract", contract.family, self.name)
         equal("family that config() says", self.config.family, self.name)
-        for field in ("architectures", "model_types"):
-            ours = sorted({*getattr(declared, field)})
-            equal(f"{field} of the declaration", ours, sorted({*contract.content.get(field, ())}))
-            strange = sorted(STRANGERS & {*ours})
-            assert not strange, f"claims {strange}, which is everybody's or nobody's"
+        strange = sorted(STRANGERS & {*declared.architectures, *declared.model_types})
+        assert not strange, f"claims {strange}, which is everybody's or nobody's"
         try:
             owner = self.registry.family_for(hf["architectures"], str(hf.get("model_type", "")))
         except (KeyError, PluginNotFound, PluginConflict) as error:
@@ -271,21 +268,26 @@ class FamilyConfigs(FamilyKit):
         equal("temperature that is read", both.sampling.get("temperature"), TEMPERATURE)
 
     def test_plan_fits_the_contract(self) -> None:
-        """Every layer has a declared mixer, which takes its options and finds its weights."""
+        """Every layer's mixer and mlp take their options, and find their weights."""
         config, contract = self.config, self.contract
         plan = self.plugin_object.plan(config)
         equal("number of blocks", len(plan.blocks), config.num_layers)
         equal("number of layer types", len(config.layer_types), config.num_layers)
-        used = sorted({b.mixer for b in plan.blocks})
-        equal("attention that is declared", sorted(self.declaration.attention), used)
         equal("norm_offset of the plan", plan.norm_offset, contract.norm_offset)
         rules = contract.rules(config, text_layout(contract))
-        for layer, mixer in enumerate(make_mixers(self.registry, plan)):
-            read = {*mixer.matrices, *mixer.vectors, *MLP_MATRICES, *NORMS}
+        parts = Parts(self.registry, plan)
+        needed: dict[int | None, set[str]] = {
+            layer: {*parts.matrices(layer), *parts.vectors(layer)}
+            for layer in range(len(plan.blocks))
+        }
+        tied = {"lm_head"} if config.tied_embeddings else set()
+        needed[None] = {*parts.decoder.matrices, *parts.decoder.vectors} - tied
+        for layer, read in needed.items():
             listed = {rule.role for rule in rules if rule.layer == layer}
+            where = "outside the layers" if layer is None else f"layer {layer}"
             assert listed == read, (
-                f"layer {layer}: the contract has {sorted(listed - read)}, which nothing reads, "
-                f"and lacks {sorted(read - listed)}, which its mixer needs"
+                f"{where}: the contract has {sorted(listed - read)}, which nothing reads, "
+                f"and lacks {sorted(read - listed)}, which the plan needs"
             )
 
     def test_the_contract_fits_the_plan(self) -> None:

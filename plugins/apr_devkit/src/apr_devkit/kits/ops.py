@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core import AprError
-from apr_core.format.floats import from_float32, to_float32
+from apr_core.format.values import from_float32, to_float32
 from apr_core.model.state import state_makers
 from apr_core.model.step import make_step
 from apr_core.ops import layouts
@@ -285,7 +285,7 @@ class _Run:
         self.bystander = max(self.ends, default=0) + 1  # a slot that no call names
 
     def __call__(self, op: str) -> Outcome:
-        function = getattr(self.runner.binder.bind_ops([op]), op)
+        function = getattr(self.runner.binder.ops, op)
         ready = [tuple(self._ready(a, f"argument {i}") for i, a in enumerate(call))
                  for call in self.calls]  # fmt: skip
         before = self._read(self.bystander, 1)

@@ -1,67 +1,116 @@
 """Whether the matrices of a contract fit together: each takes in what the one before it gives.
 
 A contract that says a shape wrongly is met by a file that was imported with it, so only the plan
-can tell. It is run here on three rows of zeros, with matrices that have a shape and no values.
+can tell. Its parts are run here on three rows of zeros, with matrices that have a shape and no
+values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from apr_core.family.modelspec import ModelConfig, Plan
-from apr_core.model.loading import NORMS, make_mixer, plugin_ops
+from apr_core.family.contract import Resolution
+from apr_core.model.loading import Parts, plugin_ops
 from apr_core.model.step import make_step
 from apr_core.model.trial import Nowhere
-from apr_core.model.widths import HINT, Tensors, check_outside, refuse
 from apr_core.ops.binding import Binder
-from apr_core.plugin import BoundOps, Contract, ContractError, Mixer, StateMakers, Weight
+from apr_core.plugin import (
+    BoundOps,
+    Contract,
+    ContractError,
+    Decoder,
+    Mixer,
+    ModelConfig,
+    Plan,
+    StateMakers,
+    Weight,
+    Weights,
+)
 from apr_core.runtime import Registry
 from apr_devkit.kits.rig import Floats, text_layout
 
+Shape = tuple[int, ...]
 ROWS = 3  # not 1, which NumPy would stretch to any number, and not 2, of which that is the half
+HINT = "The shape_template of the family's contract, or the options of its plan, are wrong."
 
 
 def check_fit(contract: Contract, config: ModelConfig, plan: Plan, registry: Registry) -> None:
-    """Run a mixer of each kind on weights without values. Raises ContractError naming a tensor."""
+    """Run the parts of each kind of layer. Raises ContractError naming a tensor."""
     shapes = {rule.name: rule.shape for rule in contract.rules(config, text_layout(contract))}
-    tensors = Tensors(contract.check(config, shapes), shapes)
-    check_outside(tensors, config, NORMS)
-    ops, used = plugin_ops(registry, [block.mixer for block in plan.blocks])
-    bound = Binder(Nowhere(), ops).bind_ops(used)
-    tried = set()
+    tensors, parts = Tensors(contract.check(config, shapes), shapes), Parts(registry, plan)
+    check_outside(tensors, config, parts)
+    ops, tried = Binder(Nowhere(), plugin_ops(registry, plan)).ops, set()
     for layer, block in enumerate(plan.blocks):
-        mixer = make_mixer(registry, block)
-        roles = (*mixer.matrices, *mixer.vectors)
-        kind = (block.mixer, repr(block.options), *(tensors.shape(r, layer) for r in roles))
-        if kind not in tried:
-            tried.add(kind)
-            _Trial(tensors, layer, config.hidden_size, mixer).run(bound)
+        for part in (parts.mixers[layer], parts.mlps[layer]):
+            roles = (*part.matrices, *part.vectors)
+            kind = (type(part), repr(block), *(tensors.shape(r, layer) for r in roles))
+            if kind not in tried:
+                tried.add(kind)
+                _Trial(tensors, layer, config.hidden_size, part).run(ops)
+
+
+class Tensors:
+    """The tensors of a model by role: names and shapes."""
+
+    def __init__(self, resolution: Resolution, shapes: Mapping[str, Shape]) -> None:
+        self.name, self._shapes = resolution.name_of, shapes
+
+    def shape(self, role: str, layer: int | None = None) -> Shape:
+        """The tensor's shape. Raises ContractError if the contract has none in that role."""
+        return self._shapes[self.name(role, layer)]
+
+    def expect(self, expected: Shape, role: str, layer: int | None = None) -> None:
+        """Raise ContractError unless the tensor has that shape."""
+        if tuple(self.shape(role, layer)) != expected:
+            refuse(self.name(role, layer), self.shape(role, layer), list(expected))
+
+
+def refuse(name: str, shape: Shape, expected: object, why: str = "") -> NoReturn:
+    """Raise the error for a tensor that does not fit what is around it."""
+    raise ContractError(
+        f"{name} has shape {list(shape)}, expected {expected}{why and f': {why}'}", HINT
+    )
+
+
+def check_outside(tensors: Tensors, config: ModelConfig, parts: Parts) -> None:
+    """Raise ContractError unless embedding, head and norms fit the size of the model."""
+    hidden = config.hidden_size
+    for role in ("embedding",) if config.tied_embeddings else ("embedding", "lm_head"):
+        tensors.expect((config.vocab_size, hidden), role)
+    if parts.decoder is not Decoder:
+        return  # its own tensors may have any shape
+    tensors.expect((hidden,), "final_norm")
+    for layer in range(config.num_layers):
+        for role in Decoder.layer_vectors(parts.plan, layer):
+            tensors.expect((hidden,), role, layer)
 
 
 class _Trial:
-    """One mixer, run on zeros. `last` is the matrix that was multiplied with last."""
+    """One part of a layer, run on zeros. `last` is the matrix that was multiplied with last."""
 
-    def __init__(self, tensors: Tensors, layer: int, hidden: int, mixer: Mixer) -> None:
-        self.tensors, self.layer, self.hidden, self.mixer = tensors, layer, hidden, mixer
+    def __init__(self, tensors: Tensors, layer: int, hidden: int, part: Any) -> None:
+        self.tensors, self.layer, self.hidden, self.part = tensors, layer, hidden, part
         self.last: Weight | None = None
 
     def run(self, ops: BoundOps) -> None:
         """Raise ContractError if something does not fit. Other failures are the model's to show."""
-        mixer, shape = self.mixer, self.tensors.shape
-        weights = SimpleNamespace(**{role: self._matrix(role) for role in mixer.matrices})
-        for role in mixer.vectors:
+        part, shape = self.part, self.tensors.shape
+        weights = Weights(**{role: self._matrix(role) for role in part.matrices})
+        for role in part.vectors:
             setattr(weights, role, np.zeros(shape(role, self.layer), np.float32))
-        vars(weights).update(mixer.constants)
-        state = mixer.new_state(StateMakers(Nowhere().zeros))
-        state.open(0)
-        x = np.zeros((ROWS, self.hidden), np.float32)
+        vars(weights).update(part.constants)
+        x, more = np.zeros((ROWS, self.hidden), np.float32), list[Any]()
+        if isinstance(part, Mixer):
+            state = part.new_state(StateMakers(Nowhere().zeros))
+            state.open(0)
+            more = [make_step([(0, ROWS, 0)]), state]
         try:
             with np.errstate(all="ignore"):
-                y = np.shape(mixer(ops, weights, x, make_step([(0, ROWS, 0)]), state))
+                y = np.shape(part(ops, weights, x, *more))
         except (ValueError, IndexError) as error:  # what NumPy raises for shapes
             raise ContractError(self._explained(error), HINT) from error
         if self.last and y != x.shape and y[-1] == self.last.rows:
@@ -93,9 +142,9 @@ class _Trial:
 
     def _explained(self, error: object) -> str:
         """For what NumPy refuses, which does not say whose shape it is: all of them."""
-        roles, t = (*self.mixer.matrices, *self.mixer.vectors), self.tensors
+        roles, t = (*self.part.matrices, *self.part.vectors), self.tensors
         shapes = (f"\n    {t.name(r, self.layer)} {list(t.shape(r, self.layer))}" for r in roles)
-        name = type(self.mixer).__name__
+        name = type(self.part).__name__
         return f"{name} does not fit the tensors of layer {self.layer}: {error}{''.join(shapes)}"
 
 
