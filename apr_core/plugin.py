@@ -12,9 +12,11 @@ from apr_core import lazily
 if TYPE_CHECKING:
     from apr_core.declarations import (
         API_VERSION,
+        SUPPORTED_APIS,
         Attention,
         Backend,
         Command,
+        Declaration,
         Exporter,
         Family,
         Kernel,
@@ -86,8 +88,8 @@ else:
         __name__,
         {
             "apr_core.declarations": (
-                "API_VERSION Attention Backend Command Exporter Family Kernel Layout Mlp Numbers "
-                "Quantizer Recipe Source StateKind"
+                "API_VERSION SUPPORTED_APIS Attention Backend Command Declaration Exporter Family "
+                "Kernel Layout Mlp Numbers Quantizer Recipe Source StateKind"
             ),
             "apr_core.errors": (
                 "AprError BackendError BackendUnavailable ConfigError ContractError FormatError "
@@ -121,16 +123,16 @@ else:
     )  # fmt: skip
 
 __all__ = [
-    "API_VERSION", "CORE_OPS", "AprError", "AprFile", "Attention", "Backend", "BackendError",
-    "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps", "Command",
-    "ConfigError", "ConfigReader", "Contract", "ContractError", "Decoder", "Draw", "Exporter",
-    "Family", "FamilyPlugin", "FeedForward", "FormatError", "HostMatrix", "InputOutputError",
-    "KVState", "KVType", "Kernel", "Layer", "Layout", "Mixer", "MixerExample", "Mlp",
-    "ModelConfig", "NotFound", "Numbers", "Op", "Plan", "PluginError", "QuantizationError",
-    "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin", "RecurrentState", "Segment",
-    "Source", "State", "StateKind", "StateMakers", "Step", "StepFunction", "TensorClass",
-    "TensorEntry", "Unread", "UsageError", "ValidationFailed", "Weight", "Weights",
-    "WindowState", "Zeros", "cache_dir", "composite", "decode_tensor", "hookimpl", "layouts",
-    "op", "plain", "sampling_defaults", "sigmoid", "silu", "softplus", "toucher", "unpack",
-    "usable_folder", "working",
+    "API_VERSION", "CORE_OPS", "SUPPORTED_APIS", "AprError", "AprFile", "Attention", "Backend",
+    "BackendError", "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps",
+    "Command", "ConfigError", "ConfigReader", "Contract", "ContractError", "Declaration",
+    "Decoder", "Draw", "Exporter", "Family", "FamilyPlugin", "FeedForward", "FormatError",
+    "HostMatrix", "InputOutputError", "KVState", "KVType", "Kernel", "Layer", "Layout", "Mixer",
+    "MixerExample", "Mlp", "ModelConfig", "NotFound", "Numbers", "Op", "Plan", "PluginError",
+    "QuantizationError", "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin",
+    "RecurrentState", "Segment", "Source", "State", "StateKind", "StateMakers", "Step",
+    "StepFunction", "TensorClass", "TensorEntry", "Unread", "UsageError", "ValidationFailed",
+    "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite", "decode_tensor",
+    "hookimpl", "layouts", "op", "plain", "sampling_defaults", "sigmoid", "silu", "softplus",
+    "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

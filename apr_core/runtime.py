@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from apr_core import lazily
 
 if TYPE_CHECKING:
-    from apr_core.cli import apr
+    from apr_core.cli import COMMANDS, apr
     from apr_core.cli.console import (
         diverted,
         human_bytes,
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         sparing_collections,
         upload_progress,
     )
+    from apr_core.cli.plugins import rows_called
     from apr_core.cli.run import kv_type_option
+    from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
     from apr_core.errors import Busy, PromptTooLong
     from apr_core.generate.cuts import CHUNK, EVERY, GRID, Prefill, PromptCuts, cuts_of
     from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
@@ -46,20 +48,22 @@ if TYPE_CHECKING:
     )
     from apr_core.model.model import Model, Snapshot, load
     from apr_core.model.step import Choice, LastLogits
-    from apr_core.registry import Owned, Registry, get_registry
-    from apr_core.settings import config_content, config_path, problems
+    from apr_core.registry import Owned, Registry, get_registry, tolerant_registry
+    from apr_core.settings import Settings, config_content, config_path, problems, read_settings
     from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
     from apr_core.text.tokenizer import Tokenizer
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "apr_core.cli": "apr",
+            "apr_core.cli": "COMMANDS apr",
             "apr_core.cli.console": (
                 "diverted human_bytes print_json print_table progress show_notices "
                 "sparing_collections upload_progress"
             ),
+            "apr_core.cli.plugins": "rows_called",
             "apr_core.cli.run": "kv_type_option",
+            "apr_core.discovery": "PluginRow allowed installed normalized normalized_id",
             "apr_core.errors": "Busy PromptTooLong",
             "apr_core.generate.cuts": "CHUNK EVERY GRID Prefill PromptCuts cuts_of",
             "apr_core.generate.generate": "Generation check_prompt generate limit_of stream",
@@ -73,21 +77,23 @@ else:
             ),
             "apr_core.model.model": "Model Snapshot load",
             "apr_core.model.step": "Choice LastLogits",
-            "apr_core.registry": "Owned Registry get_registry",
-            "apr_core.settings": "config_content config_path problems",
+            "apr_core.registry": "Owned Registry get_registry tolerant_registry",
+            "apr_core.settings": "Settings config_content config_path problems read_settings",
             "apr_core.text.chat": "ChatTemplate chat_pieces encode_chat",
             "apr_core.text.tokenizer": "Tokenizer",
         },
     )  # fmt: skip
 
 __all__ = [
-    "CHUNK", "EVERY", "GRID", "Busy", "Channel", "ChatTemplate", "Choice", "Constraint",
-    "Delta", "EndedBy", "FinishReason", "Generation", "GenerationRequest", "GenerationSequence",
-    "LastLogits", "Model", "Owned", "Prefill", "PromptCuts", "PromptTooLong", "Registry",
-    "Sampler", "SamplingParams", "Snapshot", "TokenLogprob", "Tokenizer", "Usage", "Vocabulary",
-    "apr", "as_exception", "chat_pieces", "check_prompt", "choose_tokens", "config_content",
-    "config_path", "cuts_of", "decode_step", "diverted", "encode_chat", "generate",
-    "get_registry", "human_bytes", "kv_type_option", "limit_of", "load", "print_json",
-    "print_table", "problems", "progress", "show_notices", "sparing_collections", "stream",
-    "token_logprob", "upload_progress",
+    "CHUNK", "COMMANDS", "EVERY", "GRID", "Busy", "Channel", "ChatTemplate", "Choice",
+    "Constraint", "Delta", "EndedBy", "FinishReason", "Generation", "GenerationRequest",
+    "GenerationSequence", "LastLogits", "Model", "Owned", "PluginRow", "Prefill", "PromptCuts",
+    "PromptTooLong", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
+    "TokenLogprob", "Tokenizer", "Usage", "Vocabulary", "allowed", "apr", "as_exception",
+    "chat_pieces", "check_prompt", "choose_tokens", "config_content", "config_path", "cuts_of",
+    "decode_step", "diverted", "encode_chat", "generate", "get_registry", "human_bytes",
+    "installed", "kv_type_option", "limit_of", "load", "normalized", "normalized_id",
+    "print_json", "print_table", "problems", "progress", "read_settings", "rows_called",
+    "show_notices", "sparing_collections", "stream", "token_logprob", "tolerant_registry",
+    "upload_progress",
 ]  # fmt: skip

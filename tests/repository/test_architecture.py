@@ -17,7 +17,7 @@ ON_TORCH = {  # all that imports torch, by file or folder
     "plugins/apr_demo/train/": "how the bundled model was trained; no part of the package",
     "examples/plugins/apr_backend_torch/": "a backend as third parties write them",
     "examples/plugins/apr_kernel_demo/": "kernels for that backend",
-    "plugins/apr_devkit/src/apr_devkit/kits/oracle.py": "the oracle, where installed",
+    "plugins/apr_devkit/src/apr_devkit/kits/family.py": "the oracle, where installed",
     "tests/hf_models.py": "random checkpoints of the oracle",
     "tests/model/test_parity.py": "the oracle itself",
     "tests/model/test_determinism.py": "runs on those checkpoints",
@@ -59,6 +59,7 @@ def test_the_layout_is_as_it_is_drawn(rule):
         (between_plugins, {"plugins/apr_a/src/apr_a/x.py": "import apr_devkit.kits\n"}),
         (private, {"plugins/apr_a/src/apr_a/x.py": "from apr_core.model.state import State\n"}),
         (private, {"examples/plugins/apr_e/src/apr_e/x.py": "import apr_core.errors\n"}),
+        (private, {"plugins/apr_devkit/src/apr_devkit/x.py": "import apr_core.errors\n"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )  # fmt: skip

@@ -143,6 +143,7 @@ class OverflowsToInfinity(Plain):
 
 class RefusesWithValueError(Plain):
     def check(self, rows):
+        super().check(rows)
         if np.abs(rows).max() > 1e4:
             raise ValueError("too large")
 

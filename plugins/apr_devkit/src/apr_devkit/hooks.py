@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.declarations import Command
-from apr_core.hookspecs import hookimpl
+from apr_core.plugin import Command, hookimpl
 
 
 @hookimpl

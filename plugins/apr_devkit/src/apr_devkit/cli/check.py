@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import diverted, print_json
-from apr_core.cli.plugins import rows_called
-from apr_core.discovery import PluginRow
-from apr_core.errors import ValidationFailed
+from apr_core.plugin import ValidationFailed
+from apr_core.runtime import PluginRow, diverted, print_json, rows_called
 
 if TYPE_CHECKING:
-    from apr_core.declarations import Declaration
+    from apr_core.plugin import Declaration
     from apr_devkit.kits import CheckResult, Kit
 
 KITS = {
@@ -41,7 +39,7 @@ def check(name: str, as_json: bool) -> None:
     NAME is a distribution, an entry point or something it provides; the whole distribution is
     checked. Exit code 5 if a check fails. A check that is skipped has not passed: see the reason.
     """
-    from apr_core.registry import get_registry
+    from apr_core.runtime import get_registry
 
     rows = rows_called(name, get_registry().plugins)
     results: list[CheckResult] = []
@@ -115,7 +113,7 @@ def _kind_checks(distribution: str, declaration: Declaration) -> Iterator[CheckR
 
 def _unambiguous(kind: str, name: str, qualified: str) -> str:
     """The bare name where it means this declaration, else with its distribution."""
-    from apr_core.registry import get_registry
+    from apr_core.runtime import get_registry
 
     owners = [o for o in get_registry().declarations(kind) if o.declaration.name == name]
     return name if len(owners) == 1 else qualified

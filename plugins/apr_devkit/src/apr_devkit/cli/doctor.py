@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from apr_core.cli.console import print_json
-from apr_core.errors import AprError
+from apr_core.plugin import AprError
+from apr_core.runtime import print_json
 from apr_devkit.doctor import Part, examine
 
 

@@ -11,8 +11,7 @@ from urllib.request import url2pathname
 
 import click
 
-from apr_core.cli.console import print_json
-from apr_core.discovery import installed
+from apr_core.runtime import installed, print_json
 
 CORE = "apr-core"
 

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import click
 
-from apr_core.cli import COMMANDS
-from apr_core.cli.console import print_json
-from apr_core.errors import AprError, UsageError
-from apr_core.registry import Registry, get_registry
+from apr_core.plugin import AprError, UsageError
+from apr_core.runtime import COMMANDS, Registry, get_registry, print_json
 from apr_devkit.scaffold import KINDS, PluginNames, files_of, names_for, write_plugin
 
 

@@ -8,15 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_core.errors import ConfigError
-from apr_core.registry import get_registry
-from apr_core.settings import (
-    cache_dir,
-    config_content,
-    config_path,
-    problems,
-    read_settings,
-)
+from apr_core.plugin import ConfigError, cache_dir
+from apr_core.runtime import config_content, config_path, get_registry, problems, read_settings
 from apr_devkit.doctor.finding import Finding
 
 DEFAULT = "default"

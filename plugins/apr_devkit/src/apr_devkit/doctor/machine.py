@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import apr_core
-from apr_core.cli.console import human_bytes
-from apr_core.declarations import API_VERSION, SUPPORTED_APIS
+from apr_core.plugin import API_VERSION, SUPPORTED_APIS
+from apr_core.runtime import human_bytes
 from apr_devkit.doctor.finding import Finding
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")

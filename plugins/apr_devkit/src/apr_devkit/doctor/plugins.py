@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
-from apr_core.discovery import installed
-from apr_core.errors import AprError, ConfigError
-from apr_core.registry import Owned, Registry, tolerant_registry
-from apr_core.settings import read_settings
+from apr_core.plugin import AprError, ConfigError
+from apr_core.runtime import Owned, Registry, installed, read_settings, tolerant_registry
 from apr_devkit.doctor.finding import Finding
 from apr_devkit.doctor.unmatched import unmatched
 

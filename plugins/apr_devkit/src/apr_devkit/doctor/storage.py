@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apr_core.cli.console import human_bytes
-from apr_core.registry import tolerant_registry
-from apr_core.settings import cache_dir
+from apr_core.plugin import cache_dir
+from apr_core.runtime import human_bytes, tolerant_registry
 from apr_devkit.doctor.finding import Finding
 
 LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail
@@ -63,7 +62,7 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
 
 def _told(factory: Any) -> list[tuple[str, str]]:
     """What a backend says it keeps on disk. One that says nothing is not made: that may be slow."""
-    from apr_core.ops.binding import BackendPlugin
+    from apr_core.plugin import BackendPlugin
 
     says = isinstance(factory, type) and issubclass(factory, BackendPlugin)
     if not (says and factory.has("caches")):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from apr_core.discovery import PluginRow, allowed, normalized, normalized_id
-from apr_core.registry import Registry
-from apr_core.settings import Settings
+from apr_core.runtime import PluginRow, Registry, Settings, allowed, normalized, normalized_id
 
 
 def unmatched(settings: Settings, founds: Sequence[PluginRow], registry: Registry) -> Iterator[str]:

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 from unittest import SkipTest
 
-from apr_core.declarations import SUPPORTED_APIS
-from apr_core.discovery import PluginRow, installed, normalized
 from apr_core.discovery.collecting import collect
-from apr_core.runtime import Owned, Registry, get_registry
+from apr_core.plugin import SUPPORTED_APIS
+from apr_core.runtime import Owned, PluginRow, Registry, get_registry, installed, normalized
 
 Outcome = Literal["passed", "failed", "skipped"]
 T = TypeVar("T")

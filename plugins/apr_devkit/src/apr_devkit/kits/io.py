@@ -421,7 +421,7 @@ class CommandConformance(PluginConformance):
 
     def test_the_name_can_be_typed_and_is_not_taken(self) -> None:
         """The name is a lower-case word and not that of a built-in command."""
-        from apr_core.cli import COMMANDS
+        from apr_core.runtime import COMMANDS
 
         name = self.declaration.name
         assert NAME.fullmatch(name), f"{name!r} is no name of a command: use a-z, 0-9 and -"

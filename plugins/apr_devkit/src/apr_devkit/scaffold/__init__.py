@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from apr_core.errors import InputOutputError, UsageError
+from apr_core.plugin import InputOutputError, UsageError
 from apr_devkit.scaffold.naming import KINDS, PluginNames, names_for
 
 __all__ = ["KINDS", "PluginNames", "files_of", "names_for", "write_plugin"]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from apr_core import __version__
-from apr_core.errors import UsageError
+from apr_core.plugin import UsageError
 
 LONGEST = 30  # characters: what is derived still fits into lines
 PEP508 = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
