@@ -26,7 +26,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # families, formats, devices, protocols and hubs: what knows them is a plugin
 FORBIDDEN = re.compile(
     r"qwen|gated_delta_net|\bq[4568]_?[k0]\b|\bnf4\b|numba|triton|\bcuda\b|\bcpu\b|llama|mistral"
-    r"|gemma|openai|anthropic|fastapi|granian|huggingface_hub",
+    r"|gemma|openai|anthropic|fastapi|granian|hugging_?\s?face|hf://|demo://",
     re.I,
 )
 KITS = ("apr_devkit", "kits")  # what tests and cases of plugins import

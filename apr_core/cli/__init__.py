@@ -111,7 +111,7 @@ def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None
     __version__, "-V", "--version", prog_name="apr", message="%(prog)s %(version)s"
 )
 def apr() -> None:
-    """From a Hugging Face checkpoint to a quantized, validated, running model."""
+    """From a checkpoint to a quantized, validated, running model."""
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +48,12 @@ def describe(file: AprFile, full: bool) -> dict[str, Any]:
         "file": str(file.path),
         "files": [str(path) for path in file.paths],
         "size": file.size,
-        "header": {
+        "header": asdict(header)
+        | {
             "version": ".".join(map(str, header.version)),
             "flags": header.flag_names(),
             "flag_bits": header.flags,
             "tensor_count": len(file.tensors),
-            "metadata_offset": header.metadata_offset,
-            "metadata_size": header.metadata_size,
-            "index_offset": header.index_offset,
-            "data_offset": header.data_offset,
         },
         "parameters": sum(prod(e.shape) for e in file.tensors.values()),
         "tensor_bytes": sum(e.nbytes for e in file.tensors.values()),

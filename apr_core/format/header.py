@@ -75,7 +75,7 @@ def parse_header(raw: bytes, file_size: int) -> Header:
     if magic != MAGIC:
         raise FormatError(
             f"not an APR v2 file: it starts with {magic!r}, expected {MAGIC!r}",
-            "`apr import` makes one from a Hugging Face checkpoint.",
+            "`apr import` makes one from a checkpoint.",
         )
     if major != 2:
         raise FormatError(f"APR version {major}.{minor}, this reader knows version 2")

@@ -27,7 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}  # -> format names
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>.*)")
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")  # files of weights that are not read
+TEXTS = (".json", ".txt", ".md", ".jinja", ".model", "")  # files beside the weights
 PULL_AGAIN = "Complete the download: `apr pull` again fetches only what is missing."
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
@@ -236,7 +236,9 @@ def _numbered_set(
 
 
 def _no_safetensors(directory: Path) -> FormatError | NotFound:
-    others = [f.name for end in OTHER_WEIGHTS for f in sorted(directory.glob(f"*{end}"))]
+    others = sorted(
+        f.name for f in directory.glob("[!.]*") if f.is_file() and f.suffix not in TEXTS
+    )
     if others:
         return FormatError(
             f"{directory}: holds {others[0]} and no safetensors",

@@ -55,6 +55,7 @@ def test_the_layout_is_as_it_is_drawn(rule):
                    "plugins/apr_a/src/apr_a/z.py": "from apr_a import x\n"}),
         (knowledge, {"apr_core/model/x.py": "# as Llama does\n"}),
         (knowledge, {"apr_core/family/x.yaml": "devices: [cuda]\n"}),
+        (knowledge, {"apr_core/importing/x.py": 'HINT = "write hf://ORG/NAME"\n'}),
         (between_plugins, {"apr_core/model/x.py": "def f():\n    import apr_a\n"}),
         (between_plugins, {"plugins/apr_b/src/apr_b/x.py": "from apr_a.y import z\n"}),
         (between_plugins, {"plugins/apr_a/src/apr_a/x.py": "import apr_devkit.kits\n"}),
