@@ -36,7 +36,6 @@ class Owned:
 
     declaration: Any  # a Declaration; Any, because callers know which kind they asked for
     distribution: str
-    version: str
 
     @property
     def qualified(self) -> str:
@@ -55,10 +54,10 @@ class Registry:
         for row in self.plugins:
             if row.status in ("ok", "unavailable"):
                 for d in row.declarations:
-                    owned = Owned(d, row.distribution, row.version)
+                    owned = Owned(d, row.distribution)
                     self._by_kind.setdefault(d.kind, []).append(owned)
-        for found in self._by_kind.values():
-            found.sort(key=lambda o: (o.declaration.name, o.distribution))
+        for owners in self._by_kind.values():
+            owners.sort(key=lambda o: (o.declaration.name, o.distribution))
 
     @classmethod
     def from_declarations(
@@ -66,8 +65,8 @@ class Registry:
     ) -> Registry:
         """A registry made by hand, {distribution: declarations}: for tests and embedding."""
         rows = [
-            PluginRow(dist, "0", dist, "", "ok", "", tuple(found))
-            for dist, found in declarations.items()
+            PluginRow(dist, "0", dist, "", "ok", "", tuple(records))
+            for dist, records in declarations.items()
         ]
         return cls(rows, prefer)
 
@@ -81,20 +80,20 @@ class Registry:
         Raises PluginNotFound or PluginConflict.
         """
         qualified = normalized_id(name)
-        found = [o for o in self.declarations(kind) if name == o.declaration.name]
-        found = found or [o for o in self.declarations(kind) if qualified == o.qualified]
-        if not found:
+        matches = [o for o in self.declarations(kind) if name == o.declaration.name]
+        matches = matches or [o for o in self.declarations(kind) if qualified == o.qualified]
+        if not matches:
             raise self._not_found(kind, name)
-        if len(found) > 1:
-            found = [o for o in found if o.qualified in self._prefer] or found
-        if len(found) > 1:
-            names = ", ".join(o.qualified for o in found)
+        if len(matches) > 1:
+            matches = [o for o in matches if o.qualified in self._prefer] or matches
+        if len(matches) > 1:
+            names = ", ".join(o.qualified for o in matches)
             raise PluginConflict(
-                f"{kind} {name!r} is provided by {len(found)} plugins: {names}",
-                f"Say which one: use {found[0].qualified}, or put into the configuration file\n"
-                f'  [plugins]\n  prefer = ["{found[0].qualified}"]',
+                f"{kind} {name!r} is provided by {len(matches)} plugins: {names}",
+                f"Say which one: use {matches[0].qualified}, or put into the configuration file\n"
+                f'  [plugins]\n  prefer = ["{matches[0].qualified}"]',
             )
-        return found[0]
+        return matches[0]
 
     def backend(self, name: str) -> tuple[Owned, str | None]:
         """The backend, and which of its devices, that `NAME` or `NAME:NUMBER` means.
@@ -189,7 +188,7 @@ class Registry:
         reasons = []
         for backend in backends:
             try:
-                score, reason = self.probe(Owned(backend, row.distribution, row.version))
+                score, reason = self.probe(Owned(backend, row.distribution))
                 if score > 0:
                     return row
                 status = "unavailable"

@@ -34,11 +34,11 @@ def command(file: str, full: bool, as_json: bool) -> None:
     from apr_core.format import AprFile
 
     with AprFile.open(file) as opened:
-        found = describe(opened, full)
+        facts = describe(opened, full)
     if as_json:
-        print_json(found)
+        print_json(facts)
     else:
-        _print(found, full)
+        _print(facts, full)
 
 
 def describe(file: AprFile, full: bool) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _sizes(entries: list[TensorEntry]) -> dict[str, Any]:
 
 def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
     """The tokenizer's small facts, and the lengths of its lists; None if there is none."""
-    found = {
+    facts = {
         key.removeprefix("tokenizer."): value
         for key, value in metadata.items()
         if key.startswith("tokenizer.") and isinstance(value, str | int) and len(str(value)) < 100
@@ -126,35 +126,35 @@ def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
     for key in ("vocabulary", "merges"):
         value = metadata.get(f"tokenizer.{key}")
         if isinstance(value, list):
-            found[key] = len(value)
+            facts[key] = len(value)
     template = metadata.get("chat_template")
     if isinstance(template, str):
-        found["chat_template_characters"] = len(template)
-    return found or None
+        facts["chat_template_characters"] = len(template)
+    return facts or None
 
 
-def _print(found: dict[str, Any], full: bool) -> None:
-    head = found["header"]
-    click.echo(f"{printable(found['file'])}: APR v{head['version']}, {human_bytes(found['size'])}")
-    if len(found["files"]) > 1:
-        click.echo(f"  shards       {len(found['files'])}")
+def _print(facts: dict[str, Any], full: bool) -> None:
+    head = facts["header"]
+    click.echo(f"{printable(facts['file'])}: APR v{head['version']}, {human_bytes(facts['size'])}")
+    if len(facts["files"]) > 1:
+        click.echo(f"  shards       {len(facts['files'])}")
     click.echo(f"  flags        {', '.join(head['flags']) or 'none'} ({head['flag_bits']:#06x})")
-    click.echo(f"  tensors      {head['tensor_count']}, {human_bytes(found['tensor_bytes'])}")
-    if found["parameters"]:
-        bits = 8 * found["tensor_bytes"] / found["parameters"]
-        click.echo(f"  parameters   {found['parameters']:,} at {bits:.2f} bits")
+    click.echo(f"  tensors      {head['tensor_count']}, {human_bytes(facts['tensor_bytes'])}")
+    if facts["parameters"]:
+        bits = 8 * facts["tensor_bytes"] / facts["parameters"]
+        click.echo(f"  parameters   {facts['parameters']:,} at {bits:.2f} bits")
     click.echo(
         f"  layout       metadata {head['metadata_size']} bytes at {head['metadata_offset']}, "
         f"index at {head['index_offset']}, data at {head['data_offset']}"
     )
-    _print_metadata(found["metadata"], full)
-    _print_pairs("tokenizer", found["tokenizer"] or {"": "none in the file"}, 60)
+    _print_metadata(facts["metadata"], full)
+    _print_pairs("tokenizer", facts["tokenizer"] or {"": "none in the file"}, 60)
     click.echo()
     names = ("format", "id", "tensors", "parameters", "bytes", "distribution")
-    print_table([_cells(row, names) for row in found["formats"]], names)
+    print_table([_cells(row, names) for row in facts["formats"]], names)
     click.echo()
     columns = ("role", "tensors", "parameters", "bytes", "formats")
-    print_table([_cells(row, columns) for row in found["roles"]], columns)
+    print_table([_cells(row, columns) for row in facts["roles"]], columns)
 
 
 def _print_metadata(metadata: dict[str, Any], full: bool) -> None:

@@ -28,10 +28,10 @@ def command() -> None:
 
 
 def _provides(row: PluginRow) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for d in row.declarations:
-        found.setdefault(d.kind, []).append(d.full_name)
-    return found
+        names.setdefault(d.kind, []).append(d.full_name)
+    return names
 
 
 def _as_dict(row: PluginRow) -> dict[str, Any]:

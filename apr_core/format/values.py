@@ -135,11 +135,11 @@ def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:
     block size in its table, and a kernel would read past the tensor's end.
     """
     spec = entry.spec
-    found = (spec.block, spec.bytes_per_block) if spec else None
+    claimed = (spec.block, spec.bytes_per_block) if spec else None
     expected = (declaration.block, declaration.bytes_per_block)
-    if found != expected:
+    if claimed != expected:
         raise FormatError(
-            f"tensor {entry.name!r}: the file says {entry.format!r} has (block, bytes) {found}, "
+            f"tensor {entry.name!r}: the file says {entry.format!r} has (block, bytes) {claimed}, "
             f"the installed plugin says {expected}",
             "Another plugin or version wrote the file: see `apr.formats` in `apr inspect`.",
         )

@@ -3,9 +3,9 @@
 from apr_core.importing.checkpoint import Checkpoint, SourceTensor
 from apr_core.importing.importer import ImportPlan, plan_import, write_import
 from apr_core.importing.metadata import ImportSummary
-from apr_core.importing.source import FoundSource, find_source
+from apr_core.importing.source import CheckpointSource, find_source
 
 __all__ = [
-    "Checkpoint", "FoundSource", "ImportPlan", "ImportSummary", "SourceTensor", "find_source",
+    "Checkpoint", "CheckpointSource", "ImportPlan", "ImportSummary", "SourceTensor", "find_source",
     "plan_import", "write_import",
 ]  # fmt: skip

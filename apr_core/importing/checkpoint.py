@@ -119,11 +119,11 @@ class Checkpoint:
         tensors: dict[str, SourceTensor] = {}
         metadata: dict[str, str] = {}
         for file in files:
-            found, notes = read_header(file)
-            twice = next((name for name in found if name in tensors), None)
+            inside, notes = read_header(file)
+            twice = next((name for name in inside if name in tensors), None)
             if twice is not None:
                 raise FormatError(f"tensor {twice!r} is in {tensors[twice].file} and in {file}")
-            tensors |= found
+            tensors |= inside
             metadata |= notes
         _check_map(directory, weight_map, tensors)
         return cls(directory, tensors, metadata)
@@ -169,13 +169,13 @@ def _read_into(file: Any, view: memoryview) -> None:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """{tensor: file name} of the index; a name must stay inside the directory."""
-    found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise FormatError(f"{path}: has no weight_map")
-    for tensor, file in found.items():
+    for tensor, file in files.items():
         if not isinstance(file, str) or Path(file).name != file or file in ("", "..", "."):
             raise FormatError(f"{path}: tensor {tensor!r} is said to be in {file!r}, no file name")
-    return found
+    return files
 
 
 def _check_present(directory: Path, files: list[Path]) -> None:
@@ -292,12 +292,12 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice")
-    return found
+    return values
 
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:

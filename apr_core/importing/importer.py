@@ -18,7 +18,7 @@ from apr_core.importing.checkpoint import Checkpoint, read_json
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
 from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, left_out_rows, role_rows
-from apr_core.importing.source import FoundSource
+from apr_core.importing.source import CheckpointSource
 from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import tokenizer_metadata
 
@@ -29,7 +29,7 @@ MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit long b
 class ImportPlan:
     """A checked import: nothing is left that could go wrong but values, the disk and time."""
 
-    source: FoundSource
+    source: CheckpointSource
     family: FamilyPlugin
     family_distribution: str
     config: ModelConfig
@@ -49,7 +49,7 @@ class ImportPlan:
 
 
 def plan_import(
-    source: FoundSource, *, recipe: str | None, arch: str | None, registry: Registry
+    source: CheckpointSource, *, recipe: str | None, arch: str | None, registry: Registry
 ) -> ImportPlan:
     """Read configuration, tokenizer and headers, and check them against the family's contract.
 

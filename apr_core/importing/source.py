@@ -14,23 +14,23 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
 
 
 @dataclass(frozen=True, slots=True)
-class FoundSource:
+class CheckpointSource:
     """A checkpoint's directory, and how its user called it."""
 
     directory: Path
     origin: str
 
 
-def find_source(source: str, registry: Registry) -> FoundSource:
+def find_source(source: str, registry: Registry) -> CheckpointSource:
     """The directory a source means: a path, or what a plugin fetches for `scheme://...`.
 
     Raises NotFound, UsageError or PluginError.
     """
     match = _SCHEME.fullmatch(source)
     if match is None:
-        return FoundSource(_directory(Path(source), registry).resolve(), source)
+        return CheckpointSource(_directory(Path(source), registry).resolve(), source)
     fetch = registry.load(registry.get("source", match[1]))
-    return FoundSource(Path(fetch(source)), source)
+    return CheckpointSource(Path(fetch(source)), source)
 
 
 def _directory(path: Path, registry: Registry) -> Path:

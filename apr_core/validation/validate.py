@@ -181,10 +181,10 @@ def check_values(report: Report, file: AprFile, model: _Model, values: _Values) 
         report.not_run("values-plausible", model.reason)
         return
     rules = model.resolution.rules
-    found = {n: (rules[n], s) for n, s in values.stats.items() if n in rules}
-    odd = implausible(model.contract, found)
+    known = {n: (rules[n], s) for n, s in values.stats.items() if n in rules}
+    odd = implausible(model.contract, known)
     if odd or not unread:
-        report.judge("values-plausible", odd, f"{len(found)} tensors look like weights")
+        report.judge("values-plausible", odd, f"{len(known)} tensors look like weights")
     else:
         report.not_run("values-plausible", unread)
 

@@ -299,7 +299,7 @@ class PluginConformance(Kit):
             if row.status == "unavailable":
                 skip(f"{row.name} is {row.status}: {row.reason}")
             for declaration in row.declarations:
-                self.registry.load(Owned(declaration, row.distribution, row.version))
+                self.registry.load(Owned(declaration, row.distribution))
 
     def test_declarations_say_what_they_are(self) -> None:
         """Every declaration has a one-line summary and an API number this core supports."""
