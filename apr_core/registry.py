@@ -12,7 +12,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from apr_core import __version__
 from apr_core.declarations import Backend, Declaration, Mlp
 from apr_core.discovery import PluginRow, Status, discover, missing_requirements, normalized_id
 from apr_core.errors import (
@@ -50,7 +49,7 @@ class Registry:
         self.plugins = tuple(plugins)
         self._prefer = {normalized_id(name) for name in prefer}
         self._made: dict[tuple[str, str], Any] = {}
-        self._by_kind: dict[str, list[Owned]] = {"mlp": [Owned(SWIGLU, "apr-core", __version__)]}
+        self._by_kind: dict[str, list[Owned]] = {"mlp": [Owned(SWIGLU, "apr-core")]}
         for row in self.plugins:
             if row.status in ("ok", "unavailable"):
                 for d in row.declarations:

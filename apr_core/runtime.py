@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         sparing_collections,
         upload_progress,
     )
+    from apr_core.cli.generation import kv_type_option
     from apr_core.cli.plugins import rows_called
-    from apr_core.cli.run import kv_type_option
     from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
     from apr_core.errors import Busy, PromptTooLong
     from apr_core.generate.cuts import CHUNK, EVERY, GRID, Prefill, PromptCuts, cuts_of
@@ -61,8 +61,8 @@ else:
                 "diverted human_bytes print_json print_table progress show_notices "
                 "sparing_collections upload_progress"
             ),
+            "apr_core.cli.generation": "kv_type_option",
             "apr_core.cli.plugins": "rows_called",
-            "apr_core.cli.run": "kv_type_option",
             "apr_core.discovery": "PluginRow allowed installed normalized normalized_id",
             "apr_core.errors": "Busy PromptTooLong",
             "apr_core.generate.cuts": "CHUNK EVERY GRID Prefill PromptCuts cuts_of",

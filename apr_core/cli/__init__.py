@@ -23,7 +23,7 @@ COMMANDS: Table = {
     "tensors": ("apr_core.cli.tensors:command", "List the tensors of an .apr file."),
     "inspect": ("apr_core.cli.inspect:command", "Show what an .apr file says about itself."),
     "export": ("apr_core.cli.export:command", "Write an .apr file in another format."),
-    "run": ("apr_core.cli.run:command", "Answer a prompt."),
+    "run": ("apr_core.cli.generation:command", "Answer a prompt."),
     "chat": ("apr_core.cli.chat:command", "Chat interactively."),
     "plugins": ("apr_core.cli.plugins:command", "List, check, enable, disable and create plugins."),
 }

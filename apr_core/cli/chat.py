@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.run import Printer, collect, generation_options, loaded, sampling_params, thinking
+from apr_core.cli.generation import (
+    Printer,
+    collect,
+    generation_options,
+    loaded,
+    sampling_params,
+    thinking,
+)
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:

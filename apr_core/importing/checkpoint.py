@@ -141,9 +141,12 @@ class Checkpoint:
         wanted = ((rows if stop is None else stop) - start) * row_bytes
         raw = np.empty(wanted, np.uint8)
         try:
-            with reading(t.file), t.file.open("rb", buffering=0) as file:
+            with t.file.open("rb", buffering=0) as file:
                 file.seek(t.offset + start * row_bytes)
                 _read_into(file, raw.data)
+        except OSError as error:  # also where it is gone: it was there when it was opened
+            reason = error.strerror or error
+            raise InputOutputError(f"{t.file}: cannot be read: {reason}") from error
         except EOFError:
             raise FormatError(f"{t.file}: ends inside tensor {name!r}", CUT_OFF) from None
         return raw

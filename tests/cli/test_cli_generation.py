@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from apr_core import AprFile, load
-from apr_core.cli.run import loaded, whole_prompt
+from apr_core.cli.generation import loaded, whole_prompt
 from apr_core.errors import FormatError, NotFound, UsageError
 from apr_core.model import model as model_module
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from apr_core.cli.run import Printer, collect
+from apr_core.cli.generation import Printer, collect
 from apr_core.errors import AprError, UsageError
 from apr_core.generate.generate import Generation, Timings, generate, stream
 from apr_core.generate.requests import Delta
