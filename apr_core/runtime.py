@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from apr_core.cli.plugins import rows_called
     from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
     from apr_core.errors import Busy, PromptTooLong
-    from apr_core.generate.cuts import CHUNK, EVERY, GRID, Prefill, PromptCuts, cuts_of
+    from apr_core.generate.boundaries import (
+        CHUNK,
+        EVERY,
+        GRID,
+        ChunkBoundaries,
+        Prefill,
+        boundaries_of,
+    )
     from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
     from apr_core.generate.requests import (
         Channel,
@@ -65,7 +72,9 @@ else:
             "apr_core.cli.plugins": "rows_called",
             "apr_core.discovery": "PluginRow allowed installed normalized normalized_id",
             "apr_core.errors": "Busy PromptTooLong",
-            "apr_core.generate.cuts": "CHUNK EVERY GRID Prefill PromptCuts cuts_of",
+            "apr_core.generate.boundaries": (
+                "CHUNK EVERY GRID ChunkBoundaries Prefill boundaries_of"
+            ),
             "apr_core.generate.generate": "Generation check_prompt generate limit_of stream",
             "apr_core.generate.requests": (
                 "Channel Constraint Delta EndedBy FinishReason GenerationRequest TokenLogprob "
@@ -86,14 +95,14 @@ else:
 
 __all__ = [
     "CHUNK", "COMMANDS", "EVERY", "GRID", "Busy", "Channel", "ChatTemplate", "Choice",
-    "Constraint", "Delta", "EndedBy", "FinishReason", "Generation", "GenerationRequest",
-    "GenerationSequence", "LastLogits", "Model", "Owned", "PluginRow", "Prefill", "PromptCuts",
-    "PromptTooLong", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
+    "ChunkBoundaries", "Constraint", "Delta", "EndedBy", "FinishReason", "Generation",
+    "GenerationRequest", "GenerationSequence", "LastLogits", "Model", "Owned", "PluginRow",
+    "Prefill", "PromptTooLong", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
     "TokenLogprob", "Tokenizer", "Usage", "Vocabulary", "allowed", "apr", "as_exception",
-    "chat_pieces", "check_prompt", "choose_tokens", "config_content", "config_path", "cuts_of",
-    "decode_step", "diverted", "encode_chat", "generate", "get_registry", "human_bytes",
-    "installed", "kv_type_option", "limit_of", "load", "normalized", "normalized_id",
-    "print_json", "print_table", "problems", "progress", "read_settings", "rows_called",
-    "show_notices", "sparing_collections", "stream", "token_logprob", "tolerant_registry",
-    "upload_progress",
+    "boundaries_of", "chat_pieces", "check_prompt", "choose_tokens", "config_content",
+    "config_path", "decode_step", "diverted", "encode_chat", "generate", "get_registry",
+    "human_bytes", "installed", "kv_type_option", "limit_of", "load", "normalized",
+    "normalized_id", "print_json", "print_table", "problems", "progress", "read_settings",
+    "rows_called", "show_notices", "sparing_collections", "stream", "token_logprob",
+    "tolerant_registry", "upload_progress",
 ]  # fmt: skip

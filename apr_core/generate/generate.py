@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from apr_core.errors import PromptTooLong, UsageError
-from apr_core.generate.cuts import CHUNK, GRID, Prefill, cuts_of
+from apr_core.generate.boundaries import CHUNK, GRID, Prefill, boundaries_of
 from apr_core.generate.requests import Delta, EndedBy, GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_core.generate.sequence import GenerationSequence, Vocabulary, choose_tokens, decode_step
@@ -142,7 +142,7 @@ def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
 def _prefill(model: Model, sequence: GenerationSequence, chunk: int, timings: Timings) -> None:
     """Read the prompt of a sequence and choose its first token."""
     started, ids = time.perf_counter(), sequence.request.prompt_ids
-    prefill = Prefill(ids, cuts_of(model)(ids))
+    prefill = Prefill(ids, boundaries_of(model)(ids))
     while not prefill.done:
         start, prefill.position = prefill.position, prefill.stop_within(chunk)
         logits = model.forward_last([(sequence.slot, ids[start : prefill.position])])

@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from apr_core.generate.cuts import CHUNK, CLOSEST, Prefill, PromptCuts, cuts_of
+from apr_core.generate.boundaries import CHUNK, CLOSEST, ChunkBoundaries, Prefill, boundaries_of
 from apr_serve.engine.engine import Engine
-from apr_serve.engine.prefix_cache import PrefixCache
+from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions
 from tests.engine.engine_rig import (
     ENDLESS,
     Client,
@@ -31,18 +31,25 @@ def engine(model):
 
 
 def test_headers_come_from_the_template(model):
-    cuts, encode = cuts_of(model), model.tokenizer.encode
-    assert list(cuts.answer) == encode("<|im_start|>assistant\n", allow_special=True)
-    assert list(cuts.question) == encode("<|im_start|>user\n", allow_special=True)
+    boundaries, encode = boundaries_of(model), model.tokenizer.encode
+    assert list(boundaries.answer) == encode("<|im_start|>assistant\n", allow_special=True)
+    assert list(boundaries.question) == encode("<|im_start|>user\n", allow_special=True)
 
 
 def test_a_model_without_a_template_is_cut_at_multiples_only(model):
-    assert PromptCuts(every=128)(random_ids(300)) == [128, 256]
-    assert PromptCuts(every=128)([]) == []
+    assert ChunkBoundaries(every=128)(random_ids(300)) == [128, 256]
+    assert ChunkBoundaries(every=128)([]) == []
+
+
+def boundaries_every(tokens, model):
+    headers = boundaries_of(model)
+    return ChunkBoundaries(headers.answer, headers.question, every=tokens)
 
 
 def test_prompts_are_cut_after_headers(model):
-    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=4096)
+    boundaries = ChunkBoundaries(
+        boundaries_of(model).answer, boundaries_of(model).question, every=4096
+    )
     messages = [{"role": "system", "content": "s" * 100}]
     for length in (5, 9, 600):
         messages.append({"role": "user", "content": "q" * length})
@@ -52,36 +59,47 @@ def test_prompts_are_cut_after_headers(model):
     def ends(header):
         return [i for i in range(len(ids)) if tuple(ids[i - len(header) : i]) == header]
 
-    first, _, _, after_long = ends(cuts.question)
-    assert cuts(ids) == sorted({*ends(cuts.answer), len(ids), first, after_long})
-    assert first > 100 and after_long - ends(cuts.answer)[-1] >= CLOSEST
-    assert cuts(ids[110:])[0] == ends(cuts.answer)[0] - 110, "too little precedes the question"
+    first, _, _, after_long = ends(boundaries.question)
+    assert boundaries(ids) == sorted({*ends(boundaries.answer), len(ids), first, after_long})
+    assert first > 100 and after_long - ends(boundaries.answer)[-1] >= CLOSEST
+    assert boundaries(ids[110:])[0] == ends(boundaries.answer)[0] - 110, (
+        "too little precedes the question"
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_prompts_that_begin_alike_are_cut_alike(model, seed):
     rng = random.Random(seed)
-    control = list(cuts_of(model).answer), list(cuts_of(model).question), [65] * 9, [66] * 60
+    control = (
+        list(boundaries_of(model).answer),
+        list(boundaries_of(model).question),
+        [65] * 9,
+        [66] * 60,
+    )
     ids = [i for _ in range(30) for i in rng.choice(control)]
-    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=256)
-    whole = cuts(ids)
+    boundaries = ChunkBoundaries(
+        boundaries_of(model).answer, boundaries_of(model).question, every=256
+    )
+    whole = boundaries(ids)
     assert whole == sorted(set(whole))
     for stop in range(1, len(ids), 7):
-        assert cuts(ids[:stop]) == [c for c in whole if c <= stop]
+        assert boundaries(ids[:stop]) == [c for c in whole if c <= stop]
 
 
 def test_of_a_long_new_chat_some_cuts_are_kept(model):
     """Its end, where it goes on, the system prompt, and enough between for who goes back."""
-    cuts = PromptCuts(cuts_of(model).answer, cuts_of(model).question, every=1024)
+    boundaries = ChunkBoundaries(
+        boundaries_of(model).answer, boundaries_of(model).question, every=1024
+    )
     messages = [{"role": "system", "content": "s" * 100}]
     for i in range(60):
         messages += [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]
-    all_ = cuts(model.chat_ids([*messages, {"role": "user", "content": "last"}]))
-    kept = cuts.kept(all_)
+    all_ = boundaries(model.chat_ids([*messages, {"role": "user", "content": "last"}]))
+    kept = snapshot_positions(all_, boundaries.every)
     assert set(kept) <= set(all_) and len(all_) > 60 > 5 * len(kept)
     assert (kept[0], kept[-1]) == (all_[0], all_[-1])
     assert max(np.diff(kept)) < 2 * CLOSEST
-    assert cuts.kept([]) == []
+    assert snapshot_positions([], 1024) == []
 
 
 def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
@@ -99,9 +117,9 @@ def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
         engine.close()
 
 
-def stops(length, cuts):
+def stops(length, boundaries):
     """Where the forwards of a prompt end."""
-    prefill, ends = Prefill(range(length), cuts), []
+    prefill, ends = Prefill(range(length), boundaries), []
     while not prefill.done:
         prefill.position = prefill.stop_within(CHUNK)
         ends.append(prefill.position)

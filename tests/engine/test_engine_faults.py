@@ -8,7 +8,7 @@ import time
 import pytest
 
 from apr_core.errors import AprError, UsageError
-from apr_core.generate.cuts import CHUNK, GRID
+from apr_core.generate.boundaries import CHUNK, GRID
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.jobs import GenerationJob
@@ -125,7 +125,7 @@ def test_a_chat_of_a_thousand_turns_is_answered_again(model, monkeypatch):
     ids = [*header, 65] * 1100
     monkeypatch.setattr(model, "max_len", 4096)
     with running(model, by_hand, slots=1, memory_bytes=1 << 30) as engine:
-        monkeypatch.setattr(engine._cuts, "answer", header)
+        monkeypatch.setattr(engine._boundaries, "answer", header)
         first = ask(engine, ids, max_tokens=2)
         again = ask(engine, ids, max_tokens=2)
         assert first.last().finish_reason == again.last().finish_reason == "length"

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs_plugins
 
 
 def prompts(model):
-    """Prompts that share beginnings, of lengths that cross cuts and chunks."""
+    """Prompts that share beginnings, of lengths that cross boundaries and chunks."""
     system = "s" * 90
     return [
         chat(model, system, "a" * 30, "b" * 70),

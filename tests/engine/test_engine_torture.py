@@ -116,24 +116,24 @@ class Embedded:
 
 def check_books(engine, asked):
     """Slots, bytes, pins and counts are those of the jobs under way."""
-    loop, model, ledger = engine._scheduler, engine.model, engine._ledger
+    loop, model, budget = engine._scheduler, engine.model, engine._budget
     answering = set(loop.decoding.values())
     under_way = {*loop.prefilling, *loop._left, *answering}
-    assert ledger.reserved == sum(job.slots_held * job.bytes_each for job in under_way)
+    assert budget.reserved == sum(job.slots_held * job.bytes_each for job in under_way)
     held = Counter()
     for job in under_way:
         held[job.owner] += job.slots_held
     assert loop._held == held and held.total() <= loop.slots
     slots = [job.slot for job in [*loop.prefilling, *loop._left]]
     assert sorted([*slots, *(a.slot for a in loop.decoding)]) == sorted(model._lengths)
-    assert model.state_bytes() <= ledger.reserved <= ledger.limit - engine._cache.nbytes
-    check_cache(engine._cache, Counter(job.node for job in under_way if job.node), ledger)
+    assert model.state_bytes() <= budget.reserved <= budget.limit - engine._cache.nbytes
+    check_cache(engine._cache, Counter(job.node for job in under_way if job.node), budget)
     alive = sum(not each.ended for each in asked)
     deaf = sum(isinstance(each, Asked) and each.deaf for each in asked)  # whose end is not seen
     assert alive <= engine._live <= alive + deaf
 
 
-def check_cache(cache, pinned, ledger):
+def check_cache(cache, pinned, budget):
     """It has the bytes it says, room for them, and no node that nobody needs."""
     found, todo = 0, [cache._root]
     while todo:
@@ -143,7 +143,7 @@ def check_cache(cache, pinned, ledger):
         assert node.pins == pinned.get(node, 0)
         assert node.copies is not None or node.children or node.pins or node is cache._root
         assert (node in cache._recent) == (node.copies is not None)
-    assert cache.nbytes == found <= ledger.cache_limit
+    assert cache.nbytes == found <= budget.cache_limit
 
 
 def prompts_of(model):

@@ -3,7 +3,7 @@
 A thread of its own turns: it takes what was asked and cancelled, admits what fits, runs one step
 over all answers under way, and gives what is left of the time to prompts (`scheduler.py`). Greedy
 answers have the same bits as the same request alone: rows do not depend on their batch, prompts are
-cut where `cuts.py` says whatever else runs, and only state that a prefill made is reused.
+cut where `boundaries.py` says whatever else runs, and only state that a prefill made is reused.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from apr_core.runtime import (
     EVERY,
     GRID,
     Busy,
+    ChunkBoundaries,
     Delta,
     EndedBy,
     GenerationRequest,
-    PromptCuts,
     TokenLogprob,
     Vocabulary,
     as_exception,
+    boundaries_of,
     check_prompt,
-    cuts_of,
     limit_of,
 )
 from apr_serve.engine.interface import EngineStats, Ticket
 from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
-from apr_serve.engine.memory import Ledger, default_limit
-from apr_serve.engine.prefix_cache import PrefixCache
+from apr_serve.engine.memory import MemoryBudget, default_limit
+from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions
 from apr_serve.engine.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ class Engine:
             raise UsageError(f"snapshot_every must be a multiple of {GRID}, found {snapshot_every}")
         self.model, self.slots, self.queue_limit = model, slots, queue_limit
         self.flushed: Callable[[], None] = _nothing
-        found = cuts_of(model)
-        self._cuts = PromptCuts(found.answer, found.question, snapshot_every)
+        found = boundaries_of(model)
+        self._boundaries = ChunkBoundaries(found.answer, found.question, snapshot_every)
         if memory_bytes is None:
             memory_bytes = default_limit(model.backend, _file_bytes(model), model.step_bytes())
         self.clock = clock
-        self._ledger = ledger = Ledger(memory_bytes, cache_bytes)
-        self._cache = PrefixCache(model, lambda: ledger.for_cache)
+        self._budget = budget = MemoryBudget(memory_bytes, cache_bytes)
+        self._cache = PrefixCache(model, lambda: budget.for_cache)
         self._scheduler = Scheduler(
-            model, Vocabulary.of(model), ledger, self._cache, slots, self._job_over, clock
+            model, Vocabulary.of(model), budget, self._cache, slots, self._job_over, clock
         )
         self._lock = threading.Lock()  # guards what follows
         self._inbox: list[Job] = []
@@ -111,8 +111,8 @@ class Engine:
                 f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
             )
         job = GenerationJob(request, deliver, self._woken, limit, reason)
-        job.cuts = self._cuts(request.prompt_ids)
-        job.kept = self._cuts.kept(job.cuts)
+        job.boundaries = self._boundaries(request.prompt_ids)
+        job.snapshots_at = snapshot_positions(job.boundaries, self._boundaries.every)
         return self._enqueue(job, limit)
 
     def embed(
@@ -122,7 +122,7 @@ class Engine:
         """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
         check_prompt(self.model, ids)
         job = EmbeddingJob(ids, deliver, self._woken, owner)
-        job.cuts = self._cuts(ids)
+        job.boundaries = self._boundaries(ids)
         return self._enqueue(job)
 
     def score(
@@ -133,7 +133,7 @@ class Engine:
         check_prompt(self.model, ids)
         valid = self.model.tokenizer.valid_size
         job = ScoringJob(ids, top, self.model.logits_of, valid, deliver, self._woken, owner)
-        job.cuts = self._cuts(ids)
+        job.boundaries = self._boundaries(ids)
         return self._enqueue(job)
 
     def _limit(self, request: GenerationRequest) -> tuple[int, EndedBy]:
@@ -146,20 +146,20 @@ class Engine:
         if request.max_tokens is not None:
             return limit, reason
         prompt = len(request.prompt_ids)
-        bytes_at, ledger = self.model.sequence_bytes, self._ledger
-        shared = ledger.limit - min(ledger.cache_limit, ledger.limit // PREFIXES)
+        bytes_at, budget = self.model.sequence_bytes, self._budget
+        shared = budget.limit - min(budget.cache_limit, budget.limit // PREFIXES)
         share = max(shared // self.slots, bytes_at(prompt + LEAST_ROOM))
-        share = min(share, ledger.limit // request.n)
+        share = min(share, budget.limit // request.n)
         fitting = bisect_right(range(1, limit + 1), share, key=lambda n: bytes_at(prompt + n - 1))
         return max(fitting, 1), reason
 
     def _reserve(self, job: Job, length: int) -> None:
         """Note what each answer of a job reserves. Raises UsageError if it can never run."""
         count, each = job.answers_wanted, self.model.sequence_bytes(length)
-        if each * count > self._ledger.limit:
+        if each * count > self._budget.limit:
             raise UsageError(
                 f"{count} x {length} tokens need {each * count >> 20} MiB of state, the engine has "
-                f"{self._ledger.limit >> 20} MiB",
+                f"{self._budget.limit >> 20} MiB",
                 "Ask for fewer tokens or answers, or give the engine more memory.",
             )
         job.bytes_each = each
@@ -223,8 +223,8 @@ class Engine:
         self._stats = EngineStats(
             slots=scheduler.slots, running=len(scheduler.decoding),
             prefilling=len(scheduler.prefilling),
-            memory_bytes=self.model.state_bytes(), reserved_bytes=self._ledger.reserved,
-            memory_limit=self._ledger.limit,
+            memory_bytes=self.model.state_bytes(), reserved_bytes=self._budget.reserved,
+            memory_limit=self._budget.limit,
             cache_bytes=self._cache.nbytes, cache_entries=self._cache.entries,
             prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
             generated_tokens=totals.generated_tokens, finished=totals.finished,

@@ -47,7 +47,7 @@ class Job(Prefill):
         self.passed_over = False  # the last forward of prompts went without it
         self.number = 0  # in the order in which slots were given
         self.waits = False  # for another that reads the same
-        self.kept: Sequence[int] = ()  # those of them where state is worth keeping
+        self.snapshots_at: Sequence[int] = ()  # those of them where state is worth keeping
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
         self.slots_held = 0
@@ -63,13 +63,13 @@ class Job(Prefill):
     @property
     def shares(self) -> bool:
         """Whether it takes from the cache, and its prompt may be one that others have."""
-        return self.use_cache and bool(self.cuts)
+        return self.use_cache and bool(self.boundaries)
 
     @cached_property
     def marks(self) -> list[int]:
         """For each cut, a hash of the ids before it."""
         found, start = [0], 0
-        for stop in self.cuts:
+        for stop in self.boundaries:
             found.append(hash((found[-1], tuple(self.ids[start:stop]))))
             start = stop
         return found[1:]
@@ -77,8 +77,8 @@ class Job(Prefill):
     @property
     def worth_keeping(self) -> bool:
         """Whether the slot's state is."""
-        i = bisect_left(self.kept, self.position)
-        return i < len(self.kept) and self.kept[i] == self.position
+        i = bisect_left(self.snapshots_at, self.position)
+        return i < len(self.snapshots_at) and self.snapshots_at[i] == self.position
 
     def deliver_pending(self) -> None:
         """Tell the caller what there is to tell."""

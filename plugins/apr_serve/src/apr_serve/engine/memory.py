@@ -77,7 +77,7 @@ def _left(group: Path, limit: str, used: str) -> list[int]:
     return [left + sum(map(int, files))]
 
 
-class Ledger:
+class MemoryBudget:
     """What sequences reserved and what the cache holds, within one limit. The cache gives way."""
 
     def __init__(self, limit: int, cache_limit: int | None = None) -> None:

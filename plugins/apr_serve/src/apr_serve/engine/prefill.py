@@ -26,7 +26,7 @@ RECENT = 15  # steps, and slices, that count
 LEAST_S = 1e-9  # a token: a clock may not have moved
 
 
-class Pace:
+class PrefillController:
     """What steps and slices have taken of late by a clock, and the sizes that follow."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -71,12 +71,14 @@ class Forward:
         self._slices = model.forward_slices(parts, hidden=self._embeds)
         self._result: LastLogits | NDArray[np.float32] | None = None  # or hidden [rows, n]
 
-    def run(self, pace: Pace, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
+    def run(
+        self, controller: PrefillController, seconds: float | None, interrupted: Callable[[], bool]
+    ) -> bool:
         """Run slices, for about so many seconds or to the end; whether it ended.
 
         At least one slice runs. Between slices `interrupted` is asked whether to return.
         """
-        started = before = pace.clock()
+        started = before = controller.clock()
         longest = 0.0
         while True:
             try:
@@ -84,8 +86,8 @@ class Forward:
             except StopIteration as end:
                 self._result = end.value
                 return True
-            now = pace.clock()
-            pace.sliced(now - before, sum(self._rows))
+            now = controller.clock()
+            controller.sliced(now - before, sum(self._rows))
             longest, before = max(longest, now - before), now
             if interrupted() or (seconds is not None and now - started + longest > seconds):
                 return False

@@ -1,11 +1,11 @@
 """Kept states of prompts that begin alike.
 
-A radix tree over token ids whose nodes lie at cuts (`cuts.py`). A node holds the rows that keys and
-values gained since the node above, and a whole copy of what cannot be rewound (recurrent state).
-Nodes below need the rows only; so memory is taken back by forgetting copies that were not used for
-long, and a node goes when it has no copy and nothing below.
+A radix tree over token ids whose nodes lie at chunk boundaries (`boundaries.py`). A node holds the
+rows that keys and values gained since the node above, and a whole copy of what cannot be rewound
+(recurrent state). Nodes below need the rows only; so memory is taken back by forgetting copies that
+were not used for long, and a node goes when it has no copy and nothing below.
 
-Where a prompt's cuts and a node's prefix agree, so do the cuts before it: restored and computed
+Where a prompt and a node's prefix agree, so do the boundaries before it: restored and computed
 state have the same bits.
 """
 
@@ -15,9 +15,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from apr_core.runtime import CHUNK
+
 if TYPE_CHECKING:
     from apr_core.runtime import Model, Snapshot
 
+APART = CHUNK  # tokens between copies of a long prompt
 Edge = tuple[int, ...]  # token ids between two nodes
 
 
@@ -234,3 +237,18 @@ def _nbytes(part: Any) -> int:
     if isinstance(part, list | tuple):
         return sum(map(_nbytes, part))
     return int(getattr(part, "nbytes", 0))
+
+
+def snapshot_positions(boundaries: Sequence[int], every: int) -> list[int]:
+    """At which of a prompt's boundaries state is kept: the first, the last, and some between.
+
+    A long chat that is new here has a boundary after every answer's header, but will go on after
+    the last: copies at all of them would only drive out other chats'.
+    """
+    positions, last = [], 0
+    for position in boundaries:
+        ends = position in (boundaries[0], boundaries[-1])
+        if ends or position % every == 0 or position - last >= APART:
+            positions.append(position)
+            last = position
+    return positions

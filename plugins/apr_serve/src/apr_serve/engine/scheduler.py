@@ -17,8 +17,8 @@ from apr_core.runtime import (
     decode_step,
 )
 from apr_serve.engine.jobs import GenerationJob, Job, RowsJob
-from apr_serve.engine.memory import Ledger
-from apr_serve.engine.prefill import Forward, Pace, take_turns
+from apr_serve.engine.memory import MemoryBudget
+from apr_serve.engine.prefill import Forward, PrefillController, take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
 from apr_serve.engine.queue import FairQueue
 from apr_serve.engine.sharing import readers
@@ -50,10 +50,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, model: Model, vocabulary: Vocabulary, ledger: Ledger, cache: PrefixCache, slots: int,
-        gone: Callable[[Job], None], clock: Callable[[], float],
+        self, model: Model, vocabulary: Vocabulary, budget: MemoryBudget, cache: PrefixCache,
+        slots: int, gone: Callable[[Job], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self.model, self._vocabulary, self.ledger, self.cache = model, vocabulary, ledger, cache
+        self.model, self._vocabulary, self.budget, self.cache = model, vocabulary, budget, cache
         self.slots, self._gone, self._clock = slots, gone, clock
         self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
         self.prefilling: list[Job] = []  # in the order of their turns
@@ -63,7 +63,7 @@ class Scheduler:
         self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
         self._held: Counter[str] = Counter()  # slots by owner
         self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
-        self._pace, self._begun = Pace(clock), 0
+        self._controller, self._begun = PrefillController(clock), 0
 
     @property
     def idle(self) -> bool:
@@ -126,7 +126,7 @@ class Scheduler:
 
     def _give_back(self, job: Job, slots: int) -> None:
         job.slots_held -= slots
-        self.ledger.reserved -= slots * job.bytes_each
+        self.budget.reserved -= slots * job.bytes_each
         self._held[job.owner] -= slots
         if not self._held[job.owner]:
             del self._held[job.owner]
@@ -135,12 +135,12 @@ class Scheduler:
         """Give slots to those whose turn it is, as long as slots and memory last."""
         while (job := self.queue.next(self._held)) is not None:
             wanted, needed = job.answers_wanted, job.answers_wanted * job.bytes_each
-            if self._held.total() + wanted > self.slots or not self.ledger.fits(needed):
+            if self._held.total() + wanted > self.slots or not self.budget.fits(needed):
                 return
-            if not self.cache.shrink(self.ledger.limit - self.ledger.reserved - needed):
+            if not self.cache.shrink(self.budget.limit - self.budget.reserved - needed):
                 return
             self.queue.take(job)
-            self.ledger.reserved += needed
+            self.budget.reserved += needed
             self._held[job.owner] += wanted
             job.slots_held = wanted
             self._begin(job)
@@ -150,7 +150,7 @@ class Scheduler:
         try:
             self._begun += 1
             job.number, job.slot = self._begun, self.model.new_slot()
-            job.use_cache &= self.ledger.cache_limit > 0
+            job.use_cache &= self.budget.cache_limit > 0
             if job.use_cache:
                 self._take_over(job)
         except BaseException as error:
@@ -172,7 +172,7 @@ class Scheduler:
         else:
             self.totals.generated_tokens += len(sequences)
         self.totals.steps += 1
-        self._pace.stepped(self._clock() - started)
+        self._controller.stepped(self._clock() - started)
         for sequence in sequences:
             self._untold.setdefault(self.decoding[sequence], False)
         self._retire()
@@ -187,15 +187,15 @@ class Scheduler:
                 self._over(job, any(each.ended == "error" for each in job.sequences))
 
     def prefill(self, interrupted: Callable[[], bool]) -> None:
-        """Read prompts: between steps as long as the pace allows, else a whole forward."""
-        seconds = self._pace.between_steps_s if self.decoding else None
+        """Read prompts: between steps as long as the controller allows, else a whole forward."""
+        seconds = self._controller.between_steps_s if self.decoding else None
         if self._forward is None and not (
             self._restore(seconds, interrupted) and self._start_forward()
         ):
             return
         assert self._forward is not None
         try:
-            if not self._forward.run(self._pace, seconds, interrupted):
+            if not self._forward.run(self._controller, seconds, interrupted):
                 return
         except BaseException as error:
             failed, self._forward = self._forward, None
@@ -228,7 +228,7 @@ class Scheduler:
         turns = self._catch_up()
         if not turns or any(job.restoring for job in turns):
             return False
-        room = self._pace.chunk_between_steps if self.decoding else CHUNK
+        room = self._controller.chunk_between_steps if self.decoding else CHUNK
         self._forward = Forward(self.model, take_turns(self.prefilling, room, turns))
         return True
 

@@ -52,14 +52,14 @@ def _rank(job: Job) -> tuple[int, int]:
 
 def _keeps(job: Job) -> bool:
     """Whether what was read of a prompt was kept: there may be no room."""
-    passed = bisect_right(job.kept, job.position)
+    passed = bisect_right(job.snapshots_at, job.position)
     kept = job.node.position if job.node else 0
-    return not passed or kept >= job.kept[passed - 1]
+    return not passed or kept >= job.snapshots_at[passed - 1]
 
 
 def _shared(job: Job, other: Job) -> int:
     """How far two prompts are equal, as the other is kept, with a token of the first left."""
-    last = min(bisect_right(job.cuts, len(job.ids) - 1), len(other.cuts))
+    last = min(bisect_right(job.boundaries, len(job.ids) - 1), len(other.boundaries))
     equal = 0
     while equal < last:  # marks are equal as far as the prompts are
         middle = (equal + last + 1) // 2
@@ -67,5 +67,5 @@ def _shared(job: Job, other: Job) -> int:
             equal = middle
         else:
             last = middle - 1
-    kept = bisect_right(other.kept, job.cuts[equal - 1]) if equal else 0
-    return other.kept[kept - 1] if kept else 0
+    kept = bisect_right(other.snapshots_at, job.boundaries[equal - 1]) if equal else 0
+    return other.snapshots_at[kept - 1] if kept else 0

@@ -1,7 +1,7 @@
 """Where a prompt is cut: a function of the prompt alone, so that every run of it has the same bits.
 
-Recurrent mixers give other bits when a prompt is cut off their grid. Cuts are the positions where
-state may be kept for other prompts, and a prompt is cut there whether its state is kept or not.
+Recurrent mixers give other bits when a prompt is cut off their grid. Boundaries are the positions
+where state may be kept for other prompts, and a prompt is cut there whether it is kept or not.
 Whether a position is one depends only on the tokens before it: prompts that begin alike are cut
 alike as far as they are.
 """
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from apr_core.text.tokenizer import Tokenizer
 
-GRID = 64  # tokens; cuts at its multiples change no bits
+GRID = 64  # tokens; boundaries at its multiples change no bits
 CHUNK = 512  # prompt tokens a forward
-EVERY = 1024  # tokens between cuts where nothing else gives reason for one
+EVERY = 1024  # tokens between boundaries where nothing else gives reason for one
 FIRST = GRID  # no cut after the first question's header if less precedes: a system prompt
 CLOSEST = CHUNK  # nor after other questions' if less came since the last cut
 
 
-class PromptCuts:
-    """Cuts after every header of an answer, after some of questions, and every so many tokens.
+class ChunkBoundaries:
+    """After every header of an answer, after some of questions, and every so many tokens.
 
     Chats diverge after the header of an answer, because templates drop its reasoning from history;
     after the first question's, because system prompts are shared; and after another question's only
@@ -57,20 +57,6 @@ class PromptCuts:
                 last = position
         return found
 
-    def kept(self, cuts: Sequence[int]) -> list[int]:
-        """At which of a prompt's cuts state is kept: the first, the last, and some between.
-
-        A long chat that is new here has a cut after every answer's header, but will go on after
-        the last: copies at all of them would only drive out other chats'.
-        """
-        found, last = [], 0
-        for cut in cuts:
-            ends = cut in (cuts[0], cuts[-1])
-            if ends or cut % self.every == 0 or cut - last >= CLOSEST:
-                found.append(cut)
-                last = cut
-        return found
-
 
 def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
     """Positions right after every occurrence of some ids."""
@@ -84,15 +70,15 @@ def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
     return ends
 
 
-def cuts_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> PromptCuts:
-    """The cuts of a model's prompts; `template` is the source of its chat template, if any.
+def boundaries_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> ChunkBoundaries:
+    """The boundaries of a model's prompts; `template` is the source of its chat template, if any.
 
     Headers are found by rendering. Of an answer: what a prompt for an answer and the same chat a
     turn later have in common after the question. Of a question: what precedes where questions
     differ.
     """
     if not isinstance(template, str):
-        return PromptCuts(every=every)
+        return ChunkBoundaries(every=every)
     from apr_core.text.chat import ChatTemplate, encode_chat
 
     question, other = ({"role": "user", "content": text} for text in "xy")
@@ -101,8 +87,8 @@ def cuts_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> PromptC
         parsed = ChatTemplate(template)
         chats = [encode_chat(tokenizer, parsed, chat) for chat in ([question], later, [other])]
     except AprError:  # a template that takes no such chat
-        return PromptCuts(every=every)
-    return PromptCuts(
+        return ChunkBoundaries(every=every)
+    return ChunkBoundaries(
         _header(tokenizer, chats[0], chats[1]), _header(tokenizer, chats[0], chats[2]), every
     )
 
@@ -115,23 +101,23 @@ def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> l
     return shared[controls[-1] :] if controls else []
 
 
-def cuts_of(model: Any) -> PromptCuts:
-    """The cuts of a model's prompts, found once."""
-    found: PromptCuts | None = getattr(model, "prompt_cuts", None)
+def boundaries_of(model: Any) -> ChunkBoundaries:
+    """The boundaries of a model's prompts, found once."""
+    found: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
     if found is None:
         template = getattr(model, "metadata", {}).get("chat_template")
-        found = model.prompt_cuts = cuts_for(model.tokenizer, template)
+        found = model.prompt_boundaries = boundaries_for(model.tokenizer, template)
     return found
 
 
 class Prefill:
-    """A prompt and how many of its tokens have been read: forwards end at its cuts or on the grid.
+    """A prompt and how many of its tokens have been read.
 
-    Where forwards end besides changes no bits.
+    Forwards end at its boundaries or on the grid, where it changes no bits.
     """
 
-    def __init__(self, ids: Sequence[int], cuts: Sequence[int] = ()) -> None:
-        self.ids, self.cuts, self.position = ids, cuts, 0
+    def __init__(self, ids: Sequence[int], boundaries: Sequence[int] = ()) -> None:
+        self.ids, self.boundaries, self.position = ids, boundaries, 0
 
     @property
     def done(self) -> bool:
@@ -140,8 +126,8 @@ class Prefill:
 
     def next_stop(self) -> int:
         """How far the next forward may go at most."""
-        i = bisect_right(self.cuts, self.position)
-        return self.cuts[i] if i < len(self.cuts) else len(self.ids)
+        i = bisect_right(self.boundaries, self.position)
+        return self.boundaries[i] if i < len(self.boundaries) else len(self.ids)
 
     def stop_within(self, tokens: int) -> int:
         """How far a forward of about so many tokens goes: to a stop, or to the grid."""
