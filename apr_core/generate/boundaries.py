@@ -50,12 +50,12 @@ class ChunkBoundaries:
         distance = dict.fromkeys(questions, CLOSEST) | dict.fromkeys(questions[:1], FIRST)
         distance |= dict.fromkeys(range(self.every, len(ids) + 1, self.every), self.every // 2)
         distance |= dict.fromkeys(_ends(array, self.answer), 0)
-        found, last = [], 0
+        positions, last = [], 0
         for position in sorted(distance):
             if position - last >= distance[position]:
-                found.append(position)
+                positions.append(position)
                 last = position
-        return found
+        return positions
 
 
 def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
@@ -63,10 +63,10 @@ def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
     starts = len(ids) - len(wanted) + 1
     if not wanted or starts < 1:
         return []
-    found = np.ones(starts, bool)
+    matches = np.ones(starts, bool)
     for i, token in enumerate(wanted):
-        found &= ids[i : i + starts] == token
-    ends: list[int] = (np.flatnonzero(found) + len(wanted)).tolist()
+        matches &= ids[i : i + starts] == token
+    ends: list[int] = (np.flatnonzero(matches) + len(wanted)).tolist()
     return ends
 
 
@@ -103,11 +103,11 @@ def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> l
 
 def boundaries_of(model: Any) -> ChunkBoundaries:
     """The boundaries of a model's prompts, found once."""
-    found: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
-    if found is None:
+    boundaries: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
+    if boundaries is None:
         template = getattr(model, "metadata", {}).get("chat_template")
-        found = model.prompt_boundaries = boundaries_for(model.tokenizer, template)
-    return found
+        boundaries = model.prompt_boundaries = boundaries_for(model.tokenizer, template)
+    return boundaries
 
 
 class Prefill:

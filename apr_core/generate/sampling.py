@@ -162,12 +162,12 @@ class Sampler:
 
     def _changed(self) -> NDArray[np.int64]:
         """Ids whose scores bias or penalties change; some may come twice."""
-        p, found = self.params, [self._biased]
+        p, ids = self.params, [self._biased]
         if p.repetition_penalty != 1.0:
-            found.append(self._prompt)
+            ids.append(self._prompt)
         if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0:
-            found.append(self._seen.ids)
-        return np.concatenate(found)
+            ids.append(self._seen.ids)
+        return np.concatenate(ids)
 
     def _change(self, scores: NDArray[np.float32]) -> None:
         """Add bias, then penalize what came before, in place."""
@@ -284,8 +284,8 @@ def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     ids = rows * width + np.flatnonzero(rest >= bound)
     if rows:
         columns = np.flatnonzero(maxima >= bound)
-        found = np.flatnonzero(table.take(columns, axis=1).ravel() >= bound)
-        row, place = np.divmod(found, columns.size)
+        places = np.flatnonzero(table.take(columns, axis=1).ravel() >= bound)
+        row, place = np.divmod(places, columns.size)
         ids = np.concatenate([row * width + columns[place], ids])
     return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 

@@ -100,9 +100,9 @@ class StopScanner:
         if self.stopped is not None:
             return ""
         self._held += text
-        found = [(self._held.find(s), s) for s in self._stops if s in self._held]
-        if found:
-            at, self.stopped = min(found, key=lambda item: item[0])
+        matches = [(self._held.find(s), s) for s in self._stops if s in self._held]
+        if matches:
+            at, self.stopped = min(matches, key=lambda item: item[0])
             shown, self._held = self._held[:at], ""
             return shown
         keep = self._possible_start()

@@ -179,5 +179,5 @@ class Tokenizer:
         """The id of a token's own spelling."""
         if token in self.added:
             return self.added[token].id
-        found: int | None = self._plain.token_to_id(token)
-        return found
+        id_: int | None = self._plain.token_to_id(token)
+        return id_

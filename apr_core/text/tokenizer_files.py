@@ -254,19 +254,19 @@ def special_metadata(
     config: Mapping[str, Any], tokens: Mapping[str, int], stop_ids: tuple[int, ...]
 ) -> dict[str, Any]:
     """bos, eos, unk, pad as tokens and ids, and the union of all stop ids."""
-    found: dict[str, str | None] = {}
+    special: dict[str, str | None] = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)
         text = value.get("content") if isinstance(value, dict) else value
-        found[key] = text if isinstance(text, str) else None
+        special[key] = text if isinstance(text, str) else None
     for key, token in (("im_start_token", "<|im_start|>"), ("im_end_token", "<|im_end|>")):
-        found[key] = token if token in tokens else None
-    metadata: dict[str, Any] = {"special_tokens": found}
+        special[key] = token if token in tokens else None
+    metadata: dict[str, Any] = {"special_tokens": special}
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     for key, name in names.items():
-        if found[key] in tokens:
-            metadata[f"tokenizer.{name}_token_id"] = tokens[str(found[key])]
-    eos = tokens.get(found["eos_token"] or "")
+        if special[key] in tokens:
+            metadata[f"tokenizer.{name}_token_id"] = tokens[str(special[key])]
+    eos = tokens.get(special["eos_token"] or "")
     union = dict.fromkeys([*([] if eos is None else [eos]), *stop_ids])
     metadata["apr.stop_ids"] = [i for i in union if i < 2**31]
     return metadata

@@ -196,10 +196,10 @@ class _ChannelText:
         return ("", ()) if self._after_call else (self._space, logprobs)
 
     def _logprobs_until(self, end: int) -> tuple[TokenLogprob, ...]:
-        found: list[TokenLogprob] = []
+        logprobs: list[TokenLogprob] = []
         while self._logprobs and self._logprobs[0][0] <= end:
-            found += self._logprobs.popleft()[1]
-        return tuple(found)
+            logprobs += self._logprobs.popleft()[1]
+        return tuple(logprobs)
 
 
 class _Draft:

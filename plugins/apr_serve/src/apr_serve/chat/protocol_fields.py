@@ -90,8 +90,8 @@ class Only:
     def _check(self, value: Any) -> Any:
         if value is None or any(type(value) is type(a) and value == a for a in self.allowed):
             return value
-        told = {"found": _short(value), "why": self.why}
-        raise PydanticCustomError("unsupported", "{found} is not supported: {why}", told)
+        context = {"found": _short(value), "why": self.why}
+        raise PydanticCustomError("unsupported", "{found} is not supported: {why}", context)
 
 
 def of_kinds(what: str, kinds: Sequence[str], default: str | None = None) -> BeforeValidator:
@@ -101,9 +101,9 @@ def of_kinds(what: str, kinds: Sequence[str], default: str | None = None) -> Bef
         kind = value.get("type", default) if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind in kinds:
             return value  # what is wrong with it, its model says
-        told = {"what": what, "kind": _short(kind), "kinds": ", ".join(kinds)}
+        context = {"what": what, "kind": _short(kind), "kinds": ", ".join(kinds)}
         form = "{what} of type {kind} are not supported, only: {kinds}"
-        raise PydanticCustomError("unsupported", form, told)
+        raise PydanticCustomError("unsupported", form, context)
 
     return BeforeValidator(check)
 
@@ -114,8 +114,8 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return value
-    told = {"depth": MAX_DEPTH}
-    raise PydanticCustomError("too_deep", "nested over {depth} levels deep", told)
+    context = {"depth": MAX_DEPTH}
+    raise PydanticCustomError("too_deep", "nested over {depth} levels deep", context)
 
 
 def _inside(value: Any) -> Iterable[Any]:
@@ -152,9 +152,9 @@ SAMPLING = (
 def sampling_of(request: BaseModel) -> dict[str, float | int]:
     """What a request asks for, by the names of `SamplingParams`."""
     asked = {name: getattr(request, name, None) for name in SAMPLING}
-    found = {name: value for name, value in asked.items() if value is not None}
-    if found.get("top_k") == -1:
-        found["top_k"] = 0
-    if "seed" in found:
-        found["seed"] %= 2**64
-    return found
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    if "seed" in given:
+        given["seed"] %= 2**64
+    return given

@@ -27,13 +27,13 @@ class Body(BaseModel):
         except ValidationError as error:
             if (count := error.error_count()) <= MANY:
                 raise
-            told = f"the request does not fit its schema in {count} places"
+            message = f"the request does not fit its schema in {count} places"
         try:
             handler(_excerpt(given))
         except ValidationError as error:
             if error.error_count() <= MANY:
                 raise invalid(error.errors()) from None
-        raise ApiError(400, told)
+        raise ApiError(400, message)
 
 
 def _excerpt(value: Any, depth: int = 0) -> Any:

@@ -79,8 +79,8 @@ class Engine:
             raise UsageError(f"snapshot_every must be a multiple of {GRID}, found {snapshot_every}")
         self.model, self.slots, self.queue_limit = model, slots, queue_limit
         self.flushed: Callable[[], None] = _nothing
-        found = boundaries_of(model)
-        self._boundaries = ChunkBoundaries(found.answer, found.question, snapshot_every)
+        headers = boundaries_of(model)
+        self._boundaries = ChunkBoundaries(headers.answer, headers.question, snapshot_every)
         if memory_bytes is None:
             memory_bytes = default_limit(model.backend, _file_bytes(model), model.step_bytes())
         self.clock = clock

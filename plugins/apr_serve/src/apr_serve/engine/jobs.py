@@ -68,11 +68,11 @@ class Job(Prefill):
     @cached_property
     def marks(self) -> list[int]:
         """For each cut, a hash of the ids before it."""
-        found, start = [0], 0
+        hashes, start = [0], 0
         for stop in self.boundaries:
-            found.append(hash((found[-1], tuple(self.ids[start:stop]))))
+            hashes.append(hash((hashes[-1], tuple(self.ids[start:stop]))))
             start = stop
-        return found[1:]
+        return hashes[1:]
 
     @property
     def worth_keeping(self) -> bool:

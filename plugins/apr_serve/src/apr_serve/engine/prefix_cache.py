@@ -46,11 +46,11 @@ class Node:
 
     def path(self) -> list[Node]:
         """The nodes from below the root to this one."""
-        found, node = [], self
+        nodes, node = [], self
         while node.parent is not None:  # as deep as a chat has turns: no recursion
-            found.append(node)
+            nodes.append(node)
             node = node.parent
-        return found[::-1]
+        return nodes[::-1]
 
 
 class PrefixCache:
@@ -87,18 +87,18 @@ class PrefixCache:
         Returns the node, the prefix's length, and the slices. Copying a long chat takes long.
         """
         node, last = self._root, len(ids) - 1
-        found = node
+        deepest = node
         while (child := self._child(node, ids, last)) is not None:
             node = child
             if node.copies is not None:
-                found = node
-        chain: list[Snapshot] = [(n.position, self._parts(n)) for n in found.path()]
-        chain += self._within_edge(found, ids, last)
+                deepest = node
+        chain: list[Snapshot] = [(n.position, self._parts(n)) for n in deepest.path()]
+        chain += self._within_edge(deepest, ids, last)
         slices = self._model.restore_slices(slot, *chain) if chain else iter(())
         if chain:
-            self._touch(found)
-        found.pins += 1
-        return found, chain[-1][0] if chain else 0, slices
+            self._touch(deepest)
+        deepest.pins += 1
+        return deepest, chain[-1][0] if chain else 0, slices
 
     def _child(self, node: Node, ids: Sequence[int], last: int) -> Node | None:
         """The longest way on from a node that the ids take."""
@@ -153,14 +153,14 @@ class PrefixCache:
             return None
         _, parts = self._model.snapshot(slot, node.position)
         split = list(zip(self._by_rows, parts, strict=True))
-        made = child or Node(node, edge, [part if in_rows else None for in_rows, part in split])
+        new = child or Node(node, edge, [part if in_rows else None for in_rows, part in split])
         copies = [None if in_rows else part for in_rows, part in split]
         copy_bytes = _nbytes(copies)
-        if not self._make_room(copy_bytes + (0 if child else made.row_bytes), made):
+        if not self._make_room(copy_bytes + (0 if child else new.row_bytes), new):
             return None
-        node.children[edge] = made
-        made.copies, made.copy_bytes = copies, copy_bytes
-        return made
+        node.children[edge] = new
+        new.copies, new.copy_bytes = copies, copy_bytes
+        return new
 
     def _make_room(self, needed: int, node: Node) -> bool:
         """Count so many bytes more, for a node that making room for them must not remove."""

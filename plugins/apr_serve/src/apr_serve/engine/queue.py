@@ -48,10 +48,10 @@ class FairQueue(Generic[T]):
 
     def remove(self, condition: Callable[[T], bool]) -> list[T]:
         """Remove all items that meet a condition, and return them."""
-        found = [item for line in self._waiting.values() for item in line if condition(item)]
-        for item in found:
+        items = [item for line in self._waiting.values() for item in line if condition(item)]
+        for item in items:
             line = self._waiting[self._owner_of(item)]
             line.remove(item)
             if not line:
                 del self._waiting[self._owner_of(item)]
-        return found
+        return items

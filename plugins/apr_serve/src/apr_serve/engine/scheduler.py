@@ -235,12 +235,12 @@ class Scheduler:
     def _catch_up(self) -> dict[Job, Job]:
         """Let those who waited for another's prompt take over what was kept; who reads for whom."""
         while True:
-            found = readers(self.prefilling)
-            late = [job for job, reader in found.items() if job.waits and reader is job]
-            for job, reader in found.items():
+            reader_of = readers(self.prefilling)
+            late = [job for job, reader in reader_of.items() if job.waits and reader is job]
+            for job, reader in reader_of.items():
                 job.waits = reader is not job
             if not late:
-                return found
+                return reader_of
             for job in late:
                 try:
                     self._take_over(job)

@@ -21,11 +21,11 @@ def readers(jobs: Sequence[Job]) -> dict[Job, Job]:
     sharing = [job for job in jobs if job.shares]
     for job in sharing if len(sharing) > 1 else ():
         alike.setdefault(job.marks[0], []).append(job)
-    found = {job: job for job in jobs}
+    reader_of = {job: job for job in jobs}
     for group in alike.values():
         if len(group) > 1:
-            found |= {job: _reader(job, group) for job in group}
-    return found
+            reader_of |= {job: _reader(job, group) for job in group}
+    return reader_of
 
 
 def _reader(job: Job, group: Sequence[Job]) -> Job:
@@ -53,8 +53,8 @@ def _rank(job: Job) -> tuple[int, int]:
 def _keeps(job: Job) -> bool:
     """Whether what was read of a prompt was kept: there may be no room."""
     passed = bisect_right(job.snapshots_at, job.position)
-    kept = job.node.position if job.node else 0
-    return not passed or kept >= job.snapshots_at[passed - 1]
+    position = job.node.position if job.node else 0
+    return not passed or position >= job.snapshots_at[passed - 1]
 
 
 def _shared(job: Job, other: Job) -> int:
@@ -67,5 +67,5 @@ def _shared(job: Job, other: Job) -> int:
             equal = middle
         else:
             last = middle - 1
-    kept = bisect_right(other.snapshots_at, job.boundaries[equal - 1]) if equal else 0
-    return other.snapshots_at[kept - 1] if kept else 0
+    count = bisect_right(other.snapshots_at, job.boundaries[equal - 1]) if equal else 0
+    return other.snapshots_at[count - 1] if count else 0
