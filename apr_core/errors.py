@@ -17,10 +17,6 @@ class AprError(Exception):
         self.hint = hint
 
 
-class Busy(AprError):
-    """The queue is full, or the server is about to stop: the same may work a little later."""
-
-
 class UsageError(AprError):
     """Wrong arguments or options."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from apr_core.cli.generation import kv_type_option
     from apr_core.cli.plugins import rows_called
     from apr_core.discovery import PluginRow, allowed, installed, normalized, normalized_id
-    from apr_core.errors import Busy, PromptTooLong
+    from apr_core.errors import PromptTooLong
     from apr_core.generate.boundaries import (
         CHUNK,
         EVERY,
@@ -71,7 +71,7 @@ else:
             "apr_core.cli.generation": "kv_type_option",
             "apr_core.cli.plugins": "rows_called",
             "apr_core.discovery": "PluginRow allowed installed normalized normalized_id",
-            "apr_core.errors": "Busy PromptTooLong",
+            "apr_core.errors": "PromptTooLong",
             "apr_core.generate.boundaries": (
                 "CHUNK EVERY GRID ChunkBoundaries Prefill boundaries_of"
             ),
@@ -94,7 +94,7 @@ else:
     )  # fmt: skip
 
 __all__ = [
-    "CHUNK", "COMMANDS", "EVERY", "GRID", "Busy", "Channel", "ChatTemplate", "Choice",
+    "CHUNK", "COMMANDS", "EVERY", "GRID", "Channel", "ChatTemplate", "Choice",
     "ChunkBoundaries", "Constraint", "Delta", "EndedBy", "FinishReason", "Generation",
     "GenerationRequest", "GenerationSequence", "LastLogits", "Model", "Owned", "PluginRow",
     "Prefill", "PromptTooLong", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",

@@ -70,15 +70,22 @@ def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
     return ends
 
 
-def boundaries_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> ChunkBoundaries:
-    """The boundaries of a model's prompts; `template` is the source of its chat template, if any.
+def boundaries_of(model: Any) -> ChunkBoundaries:
+    """The boundaries of a model's prompts, made once."""
+    boundaries: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
+    if boundaries is None:
+        template = getattr(model, "metadata", {}).get("chat_template")
+        boundaries = ChunkBoundaries(*_headers(model.tokenizer, template))
+        model.prompt_boundaries = boundaries
+    return boundaries
 
-    Headers are found by rendering. Of an answer: what a prompt for an answer and the same chat a
-    turn later have in common after the question. Of a question: what precedes where questions
-    differ.
+
+def _headers(tokenizer: Tokenizer, template: Any) -> tuple[Sequence[int], Sequence[int]]:
+    """What opens an answer and a question, by rendering the template; empty without one.
+
+    Of an answer: what a prompt for an answer and the same chat a turn later have in common after
+    the question. Of a question: what precedes where questions differ.
     """
-    if not isinstance(template, str):
-        return ChunkBoundaries(every=every)
     from apr_core.text.chat import ChatTemplate, encode_chat
 
     question, other = ({"role": "user", "content": text} for text in "xy")
@@ -86,11 +93,9 @@ def boundaries_for(tokenizer: Tokenizer, template: Any, every: int = EVERY) -> C
     try:
         parsed = ChatTemplate(template)
         chats = [encode_chat(tokenizer, parsed, chat) for chat in ([question], later, [other])]
-    except AprError:  # a template that takes no such chat
-        return ChunkBoundaries(every=every)
-    return ChunkBoundaries(
-        _header(tokenizer, chats[0], chats[1]), _header(tokenizer, chats[0], chats[2]), every
-    )
+    except AprError:  # no template, or one that takes no such chat
+        return (), ()
+    return _header(tokenizer, chats[0], chats[1]), _header(tokenizer, chats[0], chats[2])
 
 
 def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> list[int]:
@@ -99,15 +104,6 @@ def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> l
     shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
     controls = [i for i, id_ in enumerate(shared) if tokenizer.added_token(id_)]
     return shared[controls[-1] :] if controls else []
-
-
-def boundaries_of(model: Any) -> ChunkBoundaries:
-    """The boundaries of a model's prompts, found once."""
-    boundaries: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
-    if boundaries is None:
-        template = getattr(model, "metadata", {}).get("chat_template")
-        boundaries = model.prompt_boundaries = boundaries_for(model.tokenizer, template)
-    return boundaries
 
 
 class Prefill:

@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from apr_core.errors import AprError, Busy
+from apr_core.errors import AprError
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
+from apr_serve.engine.interface import Busy
 from tests.engine.engine_rig import (
     ENDLESS,
     Client,

@@ -21,7 +21,6 @@ from apr_core.plugin import UsageError
 from apr_core.runtime import (
     EVERY,
     GRID,
-    Busy,
     ChunkBoundaries,
     Delta,
     EndedBy,
@@ -33,7 +32,7 @@ from apr_core.runtime import (
     check_prompt,
     limit_of,
 )
-from apr_serve.engine.interface import EngineStats, Ticket
+from apr_serve.engine.interface import Busy, EngineStats, Ticket
 from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
 from apr_serve.engine.memory import MemoryBudget, default_limit
 from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions

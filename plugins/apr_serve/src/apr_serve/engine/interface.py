@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from apr_core.plugin import AprError
 from apr_core.runtime import Delta, GenerationRequest, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+class Busy(AprError):
+    """The queue is full, or the server is about to stop: the same may work a little later."""
 
 
 class Ticket(Protocol):

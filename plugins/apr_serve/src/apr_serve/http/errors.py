@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from apr_core.plugin import AprError, NotFound, UsageError
-from apr_core.runtime import Busy
+from apr_serve.engine.interface import Busy
 
 KINDS = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
