@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -57,12 +58,12 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         if body.thread is not None:
             message = "threads are not kept here: send the whole conversation, without thread"
             raise ApiError(400, message, "thread", NO_THREADS)
-        asked = await service.request(body, owner_of(request))
+        since, asked = time.perf_counter(), await service.request(body, owner_of(request))
         events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
         if body.context_management is not None:
             events.message["context_management"] = {"applied_edits": []}
         note = noting(request, service.model_id)
-        steps = await service.stream(asked, body.tool_use(), note)
+        steps = await service.stream(asked, body.tool_use(), note, since=since)
         if body.stream:
             started = events.begin(len(asked.prompt_ids))
             return EventStream(_streamed(steps, events, started), heartbeat_s, _failed)

@@ -110,24 +110,26 @@ class ChatService:
 
     async def stream(
         self, request: GenerationRequest, tools: ToolUse = NO_TOOLS, ended: Ended = _nothing,
-        param: str = "messages",
+        param: str = "messages", since: float | None = None,
     ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
         """Queue a request; the events of its answers, a list a step, closed to cancel it.
 
         Raises ApiError if it is refused, naming `param` where the prompt is too long; the generator
         raises it if an answer fails, after all that came before. `ended` is called with the last
-        deltas.
+        deltas. The time to the first token counts from `since`, by default from now.
         """
-        steps = self._events(request, tools, ended, param)
+        watch = Stopwatch(self, time.perf_counter() if since is None else since)
+        steps = self._events(request, tools, ended, param, watch)
         await anext(steps)
         return steps
 
     async def _events(
-        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str
-    ) -> AsyncGenerator[list[ChatEvent], None]:
+        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str,
+        watch: Stopwatch,
+    ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
         """No event once the request is queued, and then those of each step."""
         parsers = [AnswerParser(tools.shown, index, tools.parallel) for index in range(request.n)]
-        watch, ends = Stopwatch(self), list[Delta]()
+        ends: list[Delta] = []
         deliveries = self._submit(request, param)
         try:
             yield []
@@ -149,11 +151,11 @@ class ChatService:
             deliveries.close()
 
     async def complete(
-        self, request: GenerationRequest, tools: ToolUse, ended: Ended
+        self, request: GenerationRequest, tools: ToolUse, ended: Ended, since: float
     ) -> list[CollectedAnswer]:
         """All answers, whole. Raises ApiError if one fails."""
         answers = [CollectedAnswer(index) for index in range(request.n)]
-        async with aclosing(await self.stream(request, tools, ended)) as steps:
+        async with aclosing(await self.stream(request, tools, ended, since=since)) as steps:
             async for events in steps:
                 collect(answers, events)
         return answers
@@ -311,9 +313,9 @@ class ChatService:
 class Stopwatch:
     """Tells the service's observer when tokens came."""
 
-    def __init__(self, service: ChatService) -> None:
+    def __init__(self, service: ChatService, since: float) -> None:
         self._service = service
-        self._last, self._first = time.perf_counter(), True
+        self._last, self._first = since, True
 
     def saw(self, deltas: Sequence[Delta]) -> None:
         """Deltas of one step arrived."""

@@ -6,6 +6,7 @@ Beyond OpenAI: `reasoning_content` in messages and deltas, and `apr_ended_by` be
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -74,16 +75,16 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         """An answer to a chat, or `n` of them, whole or as a stream of chunks."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
-        tools = body.tool_use()
+        since, tools = time.perf_counter(), body.tool_use()
         asked = await service.request(body, owner_of(request))
         note = noting(request, service.model_id)
         if not body.stream:
-            answers = await while_connected(request, service.complete(asked, tools, note))
+            answers = await while_connected(request, service.complete(asked, tools, note, since))
             return JSONResponse(whole(service, answers, body.logprobs is True))
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = ChatChunks(service, asked.n, include_usage, body.logprobs is True)
-        answer = chunks.streamed(await service.stream(asked, tools, note))
-        return EventStream(answer, options.heartbeat, failure_events)
+        steps = await service.stream(asked, tools, note, since=since)
+        return EventStream(chunks.streamed(steps), options.heartbeat, failure_events)
 
     return routes
 
@@ -113,9 +114,9 @@ def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[
             }
             for call in answer.calls
         ]  # fmt: skip
-    found = {"content": names.chat(answer.logprobs), "refusal": None} if logprobs else None
+    details = {"content": names.chat(answer.logprobs), "refusal": None} if logprobs else None
     return {
-        "index": answer.index, "message": message, "logprobs": found,
+        "index": answer.index, "message": message, "logprobs": details,
         "finish_reason": answer.reason, "apr_ended_by": answer.ended_by,
     }  # fmt: skip
 
@@ -155,7 +156,7 @@ class ChatChunks:
 
     def _text(self, delta: Delta) -> bytes:
         reasoning = delta.channel == "reasoning"
-        more = {} if reasoning or not self._logprobs else {"logprobs": self._found(delta)}
+        more = {} if reasoning or not self._logprobs else {"logprobs": self._logprobs_of(delta)}
         if not delta.text and not (more and delta.logprobs):
             return b""
         return self._chunk(
@@ -169,7 +170,7 @@ class ChatChunks:
         reasons = {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
         return self._chunk(delta.index, {}, reasons)
 
-    def _found(self, delta: Delta) -> dict[str, Any]:
+    def _logprobs_of(self, delta: Delta) -> dict[str, Any]:
         return {"content": self._names.chat(delta.logprobs), "refusal": None}
 
     def _chunk(

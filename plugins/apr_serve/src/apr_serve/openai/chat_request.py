@@ -107,10 +107,10 @@ class Sampled(MoreSampling):
 
     def asked_sampling(self) -> dict[str, float | int]:
         """The sampling that is asked for, by the names of `SamplingParams`."""
-        found = sampling_of(self)
+        sampling = sampling_of(self)
         if self.repeat_penalty is not None:
-            found.setdefault("repetition_penalty", self.repeat_penalty)
-        return found
+            sampling.setdefault("repetition_penalty", self.repeat_penalty)
+        return sampling
 
     def wanted_tokens(self) -> int | None:
         """How many tokens at most; None if the client sets no limit."""
@@ -354,10 +354,10 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
 
 def _named(tools: Sequence[Tool], wanted: NamedChoice) -> Tool:
     name = wanted.function.name
-    found = next((tool for tool in tools if tool.name == name), None)
-    if found is None:
+    named = next((tool for tool in tools if tool.name == name), None)
+    if named is None:
         raise ApiError(400, f"tool_choice names {name!r}, which is no tool here", "tool_choice")
-    return found
+    return named
 
 
 def _tool(function: Function) -> Tool:

@@ -234,9 +234,9 @@ class Completions:
                 for index, written in enumerate(self.written):
                     scores = written.logprobs or None
                     yield self._chunk(index, written.text, tail, written.last, scores)
-            async for index, delta, found in self._steps():
+            async for index, delta, logprobs in self._steps():
                 if delta.text or delta.logprobs or delta.finish_reason:
-                    yield self._chunk(index, delta.text, tail, delta, found)
+                    yield self._chunk(index, delta.text, tail, delta, logprobs)
             usage = self._usage()
             if include_usage:
                 yield event({**self._head, "choices": [], "usage": usage_body(usage)})
@@ -246,10 +246,10 @@ class Completions:
 
     def _chunk(
         self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
-        found: Mapping[str, list[Any]] | None = None,
+        logprobs: Mapping[str, list[Any]] | None = None,
     ) -> bytes:  # fmt: skip
         choice: dict[str, Any] = {
-            "index": index, "text": text, "logprobs": found, "finish_reason": None,
+            "index": index, "text": text, "logprobs": logprobs, "finish_reason": None,
         }  # fmt: skip
         if delta and delta.finish_reason:
             choice |= {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
@@ -274,15 +274,15 @@ class Completions:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take(self, index: int, delta: Delta) -> Mapping[str, list[Any]] | None:
-        written, found = self.written[index], None
+        written, logprobs = self.written[index], None
         begin, end = len(written.text), len(written.text) + len(delta.text)
         written.text += delta.text
         if self._body.logprobs is not None:
-            found = self._names.completion(delta.logprobs, begin, end)
-            written.add(found)
+            logprobs = self._names.completion(delta.logprobs, begin, end)
+            written.add(logprobs)
         if delta.finish_reason:
             written.last = delta
-        return found
+        return logprobs
 
     async def _forward(
         self, number: int, stream: AsyncGenerator[list[ChatEvent], None],

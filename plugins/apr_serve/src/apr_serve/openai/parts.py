@@ -124,7 +124,7 @@ class TokenNames:
 
     def spoken(self, logprobs: Iterable[TokenLogprob]) -> list[TokenLogprob]:
         """Those of tokens that are text: joined they are the answer, which ends without words."""
-        return [found for found in logprobs if found.id not in self._silent]
+        return [token for token in logprobs if token.id not in self._silent]
 
     def text(self, id_: int) -> str:
         """The token by itself; bytes that are no whole character as U+FFFD."""
@@ -143,10 +143,10 @@ class TokenNames:
         """`logprobs.content` of a chat choice."""
         return [
             {
-                **self._one(found.id, found.logprob),
-                "top_logprobs": [self._one(id_, value) for id_, value in found.top],
+                **self._one(token.id, token.logprob),
+                "top_logprobs": [self._one(id_, value) for id_, value in token.top],
             }
-            for found in self.spoken(logprobs)
+            for token in self.spoken(logprobs)
         ]
 
     def _one(self, id_: int, logprob: float) -> dict[str, Any]:
@@ -154,16 +154,16 @@ class TokenNames:
 
     def prompt(self, first: int, scores: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         """`logprobs` of a prompt; of its first token nothing is known."""
-        texts = [self.text(id_) for id_ in (first, *(found.id for found in scores))]
+        texts = [self.text(id_) for id_ in (first, *(token.id for token in scores))]
         return {
             "tokens": texts,
-            "token_logprobs": [None, *(number(found.logprob) for found in scores)],
+            "token_logprobs": [None, *(number(token.logprob) for token in scores)],
             "top_logprobs": [None, *map(self._rivals, scores)],
             "text_offset": [0, *accumulate(map(len, texts[:-1]))],
         }
 
-    def _rivals(self, found: TokenLogprob) -> dict[str, float]:
-        return {self.text(id_): number(value) for id_, value in found.top}
+    def _rivals(self, token: TokenLogprob) -> dict[str, float]:
+        return {self.text(id_): number(value) for id_, value in token.top}
 
     def completion(
         self, logprobs: Sequence[TokenLogprob], begin: int, end: int
@@ -174,13 +174,13 @@ class TokenNames:
         text of tokens that came before stands first.
         """
         logprobs = self.spoken(logprobs)
-        texts = [self.text(found.id) for found in logprobs]
+        texts = [self.text(token.id) for token in logprobs]
         begin = max(begin, end - sum(map(len, texts)))
         offsets = [begin + sum(map(len, texts[:i])) for i in range(len(texts))]
         return {
             "tokens": texts,
-            "token_logprobs": [number(found.logprob) for found in logprobs],
-            "top_logprobs": [self._rivals(found) for found in logprobs],
+            "token_logprobs": [number(token.logprob) for token in logprobs],
+            "top_logprobs": [self._rivals(token) for token in logprobs],
             "text_offset": [min(offset, end) for offset in offsets],
         }
 

@@ -6,6 +6,7 @@ deleted by who asked for them. `apr_ended_by` says more finely than `status` why
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -64,9 +65,9 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
                 kept.put(events.response, body.items, owner)
 
         try:
-            asked = await service.request(body, owner)
+            since, asked = time.perf_counter(), await service.request(body, owner)
             note = noting(request, service.model_id)
-            steps = await service.stream(asked, body.tool_use(), note)
+            steps = await service.stream(asked, body.tool_use(), note, since=since)
         except ApiError as error:
             error.param = PARAMS.get(error.param or "", error.param)
             raise
