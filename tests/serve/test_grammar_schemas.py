@@ -13,7 +13,7 @@ from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.request import Tool
 from apr_serve.grammar import grammar
 from apr_serve.grammar.schemas import FORMATS, checked
-from tests.engine.test_grammar import CHECKPOINT, calls, nested, parsed, written
+from tests.serve.test_grammar import CHECKPOINT, calls, nested, parsed, written
 
 
 @pytest.fixture(scope="module")
