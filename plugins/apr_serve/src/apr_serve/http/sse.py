@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -42,9 +42,8 @@ class EventStream(Response):
         events: AsyncIterator[bytes],
         heartbeat_s: float = 10.0,
         failure: Callable[[Exception], bytes] | None = None,
-        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(headers={**HEADERS, **(headers or {})})
+        super().__init__(headers=HEADERS)
         self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
         self._events, self._heartbeat_s = events, heartbeat_s
         self._failure, self._sent_at = failure, 0.0
