@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from apr_backend_cuda.backend import Cuda
-from apr_backend_cuda.matrices import Matrix
+from apr_backend_cuda.weights.matrices import Matrix
 from apr_core import Model
 from apr_core.family.contract import Contract, TensorRule
 from apr_core.family.modelspec import ModelConfig, TensorClass

@@ -394,7 +394,7 @@ def test_memory_is_bounded_by_blocks_not_by_tensors(tmp_path):
         "from apr_core.cli.import_ import run_import\n"
         "import apr_core.importing.importer as importer\n"
         "importer.tokenizer_metadata = lambda *a: {}\n"
-        "import apr_quant_q4k.q8_0, apr_qwen3_5.family\n"
+        "import apr_quant_q4k.loops.q8_0, apr_qwen3_5.family\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = peak()\n"
         "run_import(sys.argv[1], Path(sys.argv[2]), 'q8_0', threads=2)\n"

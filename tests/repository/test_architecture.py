@@ -140,7 +140,11 @@ def functions_of(package):
 
 @pytest.mark.parametrize(
     ("package", "kernels"),
-    [("apr_backend_cuda", ("triton.jit",)), ("apr_backend_cpu", ("helper", "kernel", "intrinsic"))],
+    [
+        ("apr_backend_cuda", ("triton.jit",)),
+        ("apr_backend_cpu", ("helper", "kernel", "intrinsic")),
+        ("apr_quant_q4k", ("serial",)),
+    ],
 )
 def test_functions_beside_the_kernels_are_annotated(package, kernels):
     """The linter leaves their files alone, because it cannot tell them from kernels."""

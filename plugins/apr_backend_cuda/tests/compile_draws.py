@@ -11,7 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from apr_backend_cuda import draws, sampling
+from apr_backend_cuda.kernels import draws
+from apr_backend_cuda.run import sampling
 
 TYPES = {
     "logits": "*fp32", "params": "*fp64", "best": "*fp32", "at": "*i32", "tops": "*fp32",

@@ -20,8 +20,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from apr_backend_cuda import attention, delta, linear, matrices, rows, states, tuning
-from apr_backend_cuda.tables import TABLES, WHOLE
+from apr_backend_cuda.kernels import attention, delta, linear, rows
+from apr_backend_cuda.launching import tuning
+from apr_backend_cuda.launching.tables import TABLES, WHOLE
+from apr_backend_cuda.states import device as states
+from apr_backend_cuda.weights import matrices
 from apr_core.declarations import Layout, Numbers
 from apr_core.model.step import make_step
 from apr_core.ops.binding import BlockLayout

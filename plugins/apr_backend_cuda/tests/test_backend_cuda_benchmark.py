@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from apr_backend_cuda.planes import SUPERBLOCK
+from apr_backend_cuda.weights.planes import SUPERBLOCK
 from apr_core.errors import UsageError
 from apr_core.registry import get_registry
 from benchmarks.checkpoints import QWEN3_5

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from apr_backend_cuda import attention, capture
-from apr_backend_cuda.capture import Captured, Recorder
-from apr_backend_cuda.pages import PAGE
-from apr_backend_cuda.slots import NOBODY
-from apr_backend_cuda.states import DeviceStates
+from apr_backend_cuda.kernels import attention
+from apr_backend_cuda.run import capture
+from apr_backend_cuda.run.capture import Captured, Recorder
+from apr_backend_cuda.states.device import DeviceStates
+from apr_backend_cuda.states.pages import PAGE
+from apr_backend_cuda.states.slots import NOBODY
 from apr_core.model.step import make_step
 from apr_core.plugin import BackendError
 

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from apr_backend_cuda import dense, linear, shapes
+from apr_backend_cuda.kernels import dense, linear
+from apr_backend_cuda.launching import shapes
 from apr_devkit.kits import BackendConformance
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("torch", reason="what the backend's arrays are")
 import torch
 
 from apr_backend_cuda.backend import Cuda
-from apr_backend_cuda.matrices import form_of, uploaded
-from apr_backend_cuda.upload import uploader
+from apr_backend_cuda.weights.matrices import form_of, uploaded
+from apr_backend_cuda.weights.upload import uploader
 from apr_core.plugin import BackendError
 from apr_core.registry import get_registry
 from apr_devkit.kits.cases import Matrix

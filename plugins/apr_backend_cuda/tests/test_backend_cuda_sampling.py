@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from apr_backend_cuda import sampling
 from apr_backend_cuda.backend import Cuda
 from apr_backend_cuda.probe import interpreted, probe
+from apr_backend_cuda.run import sampling
 from apr_core import SamplingParams, load
 from apr_core.generate.sampling import Sampler, chosen
 from apr_core.plugin import Draw

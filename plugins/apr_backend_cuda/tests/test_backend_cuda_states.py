@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from apr_backend_cuda.capture import Results
-from apr_backend_cuda.pages import PAGE
-from apr_backend_cuda.slots import NOBODY, SLOTS
-from apr_backend_cuda.states import DeviceStates, arrays_of, pages_of
-from apr_backend_cuda.steps import StaticTables, Tables
+from apr_backend_cuda.run.capture import Results
+from apr_backend_cuda.run.steps import StaticTables, Tables
+from apr_backend_cuda.states.device import DeviceStates, arrays_of, pages_of
+from apr_backend_cuda.states.pages import PAGE
+from apr_backend_cuda.states.slots import NOBODY, SLOTS
 from apr_core.model.state import KVState, RecurrentState
 from apr_core.model.step import make_step
 from apr_core.plugin import BackendError
@@ -181,7 +181,7 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     state = paged(0)
-    monkeypatch.setattr("apr_backend_cuda.pages.torch", SimpleNamespace(
+    monkeypatch.setattr("apr_backend_cuda.states.pages.torch", SimpleNamespace(
         empty=full, uint8=torch.uint8, OutOfMemoryError=torch.OutOfMemoryError
     ))  # fmt: skip
     with pytest.raises(BackendError, match="no memory left") as caught:

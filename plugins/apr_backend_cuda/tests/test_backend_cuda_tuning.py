@@ -7,9 +7,9 @@ import json
 import pytest
 from triton.runtime.errors import OutOfResources
 
-from apr_backend_cuda.rows import tile_shape
-from apr_backend_cuda.tables import TABLES
-from apr_backend_cuda.tuning import Tuning
+from apr_backend_cuda.kernels.rows import tile_shape
+from apr_backend_cuda.launching.tables import TABLES
+from apr_backend_cuda.launching.tuning import Tuning
 
 A, B, C = {"ROWS": 16}, {"ROWS": 32}, {"ROWS": 64}
 TIMES = {16: 3.0, 32: 1.0, 64: 2.0}

@@ -15,9 +15,9 @@ pytest.importorskip("torch", reason="what the backend's arrays are")
 
 import torch
 
-from apr_backend_cuda import upload
 from apr_backend_cuda.backend import Cuda
-from apr_backend_cuda.upload import Uploader, uploader
+from apr_backend_cuda.weights import upload
+from apr_backend_cuda.weights.upload import Uploader, uploader
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK
-from apr_backend_cpu.native import cache_folders, chosen, library_path
+from apr_backend_cpu.native import cache_folders, chosen
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
-from apr_backend_cpu.run.recording import Captured, StepFunction, plain, settle
+from apr_backend_cpu.run.recording import Captured, StepFunction, settle
 from apr_backend_cpu.run.resources import Resources
-from apr_core.plugin import BackendPlugin
+from apr_backend_cpu.shipped import library_path
+from apr_core.plugin import BackendPlugin, HostMatrix, plain
 
 HERE = "apr_backend_cpu.ops"
 
@@ -91,13 +92,14 @@ class Cpu(BackendPlugin):
         """A dense matrix with rows of whole vectors."""
         return np.ascontiguousarray(_padded(array, LANES))
 
-    def upload_packed(self, matrix: Any) -> NDArray[np.uint8]:
+    def upload_packed(self, matrix: HostMatrix) -> NDArray[np.uint8]:
         """The mapped bytes in place; a copy only where a declared layout's rows are cut short."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
         if matrix.format in PACKED_BLOCKS:
             return np.ascontiguousarray(matrix.raw)
         spec = matrix.layout
+        assert spec is not None, "other formats are decoded"
         blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw

@@ -5,38 +5,37 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apr_backend_cuda import matrices
-from apr_backend_cuda.capture import Captured, StepFunction
 from apr_backend_cuda.devices import chosen, enter
+from apr_backend_cuda.launching.tuning import tuning_folder
 from apr_backend_cuda.namespace import Namespace
-from apr_backend_cuda.pages import TYPES
-from apr_backend_cuda.planes import FLOATS, FORMATS
-from apr_backend_cuda.sampling import choose
-from apr_backend_cuda.states import DeviceStates
-from apr_backend_cuda.tuning import tuning_folder
-from apr_backend_cuda.upload import PIECE, Uploader, uploader
+from apr_backend_cuda.run.capture import Captured, StepFunction
+from apr_backend_cuda.run.sampling import choose
+from apr_backend_cuda.states.device import DeviceStates
+from apr_backend_cuda.states.pages import TYPES
+from apr_backend_cuda.weights import matrices
+from apr_backend_cuda.weights.planes import FLOATS, FORMATS
+from apr_backend_cuda.weights.upload import PIECE, Uploader, uploader
 from apr_core.plugin import BackendPlugin, BlockLayout, Draw, HostMatrix, KVType
 
 HERE = "apr_backend_cuda"
 
 KERNELS: dict[tuple[str, str], str] = {
-    **{("linear", name): f"{HERE}.linear:linear" for name in (*FORMATS, *FLOATS)},
-    ("linear", "layout"): f"{HERE}.linear:linear",
-    ("embed", "*"): f"{HERE}.linear:embed",
-    ("linears", "*"): f"{HERE}.linear:linears",
-    ("attention", "*"): f"{HERE}.attention:attention",
-    ("causal_conv1d", "*"): f"{HERE}.delta:causal_conv1d",
-    ("delta_gates", "*"): f"{HERE}.delta:delta_gates",
-    ("gated_delta", "*"): f"{HERE}.delta:gated_delta",
+    **{("linear", name): f"{HERE}.kernels.linear:linear" for name in (*FORMATS, *FLOATS)},
+    ("linear", "layout"): f"{HERE}.kernels.linear:linear",
+    ("embed", "*"): f"{HERE}.kernels.linear:embed",
+    ("linears", "*"): f"{HERE}.kernels.linear:linears",
+    ("attention", "*"): f"{HERE}.kernels.attention:attention",
+    ("causal_conv1d", "*"): f"{HERE}.kernels.delta:causal_conv1d",
+    ("delta_gates", "*"): f"{HERE}.kernels.delta:delta_gates",
+    ("gated_delta", "*"): f"{HERE}.kernels.delta:gated_delta",
     **{
-        (op, "*"): f"{HERE}.rows:{op}"
+        (op, "*"): f"{HERE}.kernels.rows:{op}"
         for op in (
             "add",
             "rms_norm",
@@ -82,7 +81,8 @@ class Cuda(BackendPlugin):
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
         """Zeros in f32 or f16."""
-        return torch.zeros(shape, dtype=TYPES[dtype], device=self.device)
+        kind = torch.float16 if dtype == "f16" else torch.float32
+        return torch.zeros(shape, dtype=kind, device=self.device)
 
     def states(self, kv_type: KVType, max_len: int | None = None) -> DeviceStates:
         """Makers of states that kernels find by slot. Raises BackendError on another `kv_type`."""
@@ -151,10 +151,10 @@ class Cuda(BackendPlugin):
         enter(self.device)
         return choose(logits, draws)
 
-    def caches(self) -> list[tuple[str, Path]]:
+    def caches(self) -> list[tuple[str, str]]:
         """What is kept on disk: the tiles that kernels were found to run fastest with."""
         folder = tuning_folder()
-        return [("tuning of cuda kernels", folder)] if folder else []
+        return [("tuning of cuda kernels", str(folder))] if folder else []
 
     def download(self, array: torch.Tensor) -> NDArray[Any]:
         """Back to the host."""

@@ -50,7 +50,8 @@ def thread_count(values: int) -> int:
         return 1
     import numba
 
-    return min(numba.get_num_threads(), values // SHARE)
+    most: int = numba.get_num_threads()
+    return min(most, values // SHARE)
 
 
 def spread(
@@ -84,7 +85,7 @@ class BlockCodec:
     @property
     def _loops(self) -> Any:
         """What has `encode_blocks` and `decode_blocks`."""
-        return import_module(f"apr_quant_q4k.{self.name}")
+        return import_module(f"apr_quant_q4k.loops.{self.name}")
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """f32 [R, C] -> u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from apr_core.plugin import TensorClass
 
+Formats = tuple[tuple[str, str], ...]  # (class of tensors, format)
+
 
 def gets_more_bits(layer: int, layers: int) -> bool:
     """llama.cpp's `use_more_bits`: the first and last eighth, and every third layer between."""
@@ -26,8 +28,8 @@ class ByClass:
     """
 
     default: str
-    by_class: tuple[tuple[str, str], ...] = ()
-    on_some_layers: tuple[tuple[str, str], ...] = ()
+    by_class: Formats = ()
+    on_some_layers: Formats = ()
 
     def format_for(self, tensor: TensorClass) -> str:
         """A format's name."""
@@ -37,8 +39,10 @@ class ByClass:
         return dict(self.by_class).get(tensor.quant_class, self.default)
 
 
-def _recipe(*args: object) -> Callable[[], ByClass]:
-    return lambda: ByClass(*args)  # type: ignore[arg-type]
+def _recipe(
+    default: str, by_class: Formats = (), on_some_layers: Formats = ()
+) -> Callable[[], ByClass]:
+    return lambda: ByClass(default, by_class, on_some_layers)
 
 
 q4k = _recipe("q4_k", (("sensitive", "q6_k"), ("head", "q6_k")))

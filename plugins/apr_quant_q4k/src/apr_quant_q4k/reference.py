@@ -37,7 +37,7 @@ def _affine(raw: Bytes, codes: Bytes) -> Floats:
 def _nibbles(packed: Bytes) -> Bytes:
     """u8 [N, 128] -> u8 [N, 8, 32]: of every 32 bytes first the low nibbles, then the high ones."""
     pairs = packed.reshape(len(packed), 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None]
-    return (pairs & 15).reshape(len(packed), 8, 32)
+    return (pairs & np.uint8(15)).reshape(len(packed), 8, 32)
 
 
 def q4_k(raw: Bytes) -> Floats:
@@ -47,8 +47,8 @@ def q4_k(raw: Bytes) -> Floats:
 
 def q5_k(raw: Bytes) -> Floats:
     """176 bytes: as q4_k, and bit g of 32 bytes between is the fifth bit of group g's codes."""
-    fifth = (raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _affine(raw, _nibbles(raw[:, 48:]) | (fifth << 4))
+    fifth = (raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    return _affine(raw, _nibbles(raw[:, 48:]) | (fifth << np.uint8(4)))
 
 
 def q6_k(raw: Bytes) -> Floats:

@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     platform = PLATFORMS.get(options.platform)
     levels = [LEVELS[name] for name in options.levels]
     if not levels and options.platform:
-        levels = (platform or here()).levels() if platform or here() else []
+        machine = platform or here()
+        levels = machine.levels() if machine else []
     elif not levels:
         levels = [level for level in possible() if level.name in LEVELS][:1]
     folder = options.out or (LIBRARIES / platform.name if platform else LIBRARIES)

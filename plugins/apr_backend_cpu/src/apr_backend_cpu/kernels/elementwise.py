@@ -64,8 +64,9 @@ def add_norm_task(arguments, i, scratch):
     total = floats_at(a[7] + skip, size)
     for c in range(size):
         total[c] = h[c] + y[c]
-    _norm(total, floats_at(a[4], size), as_float(a[5]), as_float(a[6]),
-          floats_at(a[8] + skip, size))  # fmt: skip
+    _norm(
+        total, floats_at(a[4], size), as_float(a[5]), as_float(a[6]), floats_at(a[8] + skip, size)
+    )
     _round(a[8] + skip, size, a[0], i, scratch)
 
 

@@ -35,8 +35,8 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
 from apr_backend_cpu.run.program import Program, each_time, instructions, new, strided
-from apr_backend_cpu.run.recording import plain, settle
-from apr_core.plugin import CORE_OPS
+from apr_backend_cpu.run.recording import settle
+from apr_core.plugin import CORE_OPS, plain
 
 Floats = NDArray[np.float32]
 KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # and bytes of a value

@@ -64,8 +64,9 @@ def gated_delta(
     out = new(v.shape)
     single = len(table) == tokens and width % NARROW == 0
     blocks = 1 if single else -(-width // NARROW)
-    with instructions(x.array, y.array, z.array, log_decay, beta, table, unit_q, unit_k, decay,
-                      out) as p:  # fmt: skip
+    with instructions(
+        x.array, y.array, z.array, log_decay, beta, table, unit_q, unit_k, decay, out
+    ) as p:
         each_time(p, _find_states(table, state, "delta"), step=step)
         p.add("units_task", tokens, x.address, x.outer, x.inner, y.address, y.outer, y.inner,
               x.count, x.size, address(log_decay), heads, address(unit_q), address(unit_k),

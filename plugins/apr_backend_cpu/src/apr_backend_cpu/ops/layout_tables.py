@@ -37,7 +37,7 @@ class LayoutTables:
         layout, block, nbytes = spec.layout, spec.block, spec.nbytes
         raw = w.data.reshape(w.rows, -1, nbytes)
         blocks, per_block = raw.shape[1], block // layout.group
-        self.runs = blocks * block // layouts.RUN  # of a row
+        self.runs: int = blocks * block // layouts.RUN  # of a row
         superblocks = -(-w.cols // SUPERBLOCK)
         self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // layouts.RUN)
         self._levels, unit, added = _levels(layout)
@@ -97,9 +97,7 @@ class TileNumbers:
         ]  # fmt: skip
 
 
-def _minima(
-    layout: Layout, raw: NDArray[np.uint8], block: int, added: np.float32
-) -> TileNumbers:  # fmt: skip
+def _minima(layout: Layout, raw: NDArray[np.uint8], block: int, added: np.float32) -> TileNumbers:
     """What is added to each value; `added` steps of the scale among it."""
     if not added:
         return TileNumbers(layout.minimum, layout, raw, block, MINIMUM_UNIT)
@@ -116,7 +114,8 @@ def _ones(rows: int, columns: int) -> NDArray[np.float32]:
 def _offsets(layout: Layout, block: int, nbytes: int, runs: int) -> NDArray[np.int64]:
     """Bytes from a row's start to the codes of each 32 values."""
     number, inside = np.divmod(layouts.RUN * np.arange(runs, dtype=np.int64), block)
-    return number * nbytes + layout.codes + inside * layout.bits // 8
+    offsets: NDArray[np.int64] = number * nbytes + layout.codes + inside * layout.bits // 8
+    return offsets
 
 
 def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:

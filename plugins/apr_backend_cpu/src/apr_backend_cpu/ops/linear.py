@@ -26,7 +26,8 @@ from apr_backend_cpu.ops.formats import BLOCKS, FLOATS, methods
 from apr_backend_cpu.ops.layout_tables import LayoutTables
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
-from apr_backend_cpu.run.recording import plain, settle
+from apr_backend_cpu.run.recording import settle
+from apr_core.plugin import plain
 
 Floats = NDArray[np.float32]
 TASK_BYTES = 64 << 10  # weights of a task where memory is the limit

@@ -128,7 +128,8 @@ class Captured:
         if now.settled or not isinstance(result, Pending):
             self._given_up.add(len(step.segments))
             self._note(f"values are needed in {now.settled or 'what a step gives'}")
-            return plain(result)
+            values: NDArray[np.float32] = plain(result)
+            return values
         replay = self._replays[len(step.segments)] = Replay(now, result)
         if len(self._replays) > KEPT:
             self._replays.popitem(last=False)

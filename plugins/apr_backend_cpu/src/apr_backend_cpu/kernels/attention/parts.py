@@ -141,8 +141,9 @@ def _mix_tiled(methods, scores, values, stride, count, out, room):
             dims = U(min(SQUARE, out.shape[1] - d))
             here = values + U(first) * stride + U(d) * methods[ITEM]
             call(methods[WIDEN], (here, stride, U(room), dims // U(LANES), some))
-            _mix_square(weights, U(room), U(4) * dims, op + U(4 * d), wide, out.shape[0], dims,
-                        some)  # fmt: skip
+            _mix_square(
+                weights, U(room), U(4) * dims, op + U(4 * d), wide, out.shape[0], dims, some
+            )
 
 
 @helper

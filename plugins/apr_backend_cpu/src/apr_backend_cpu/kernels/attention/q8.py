@@ -82,8 +82,9 @@ def make_scores(name: str, queries: int) -> Any:
                     keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in some_ks]
                     rounded = [b.read(b.advance(q, i, 4 * LANES), V16I) for q in some_qs]
                     pairs = [(x, y) for x in rounded for y in keys]
-                    return [b.pair_dot(total, *pair)
-                            for total, pair in zip(sums, pairs, strict=True)]  # fmt: skip
+                    return [
+                        b.pair_dot(total, *pair) for total, pair in zip(sums, pairs, strict=True)
+                    ]
 
                 zeros = [const(V16I, 0)] * (len(some_qs) * len(some_ks))
                 return b.count_loop(groups, zeros, body)
@@ -121,8 +122,9 @@ def make_weigh(name: str, queries: int) -> Any:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         pp, p_stride, sp, s_stride, op, o_stride, some, count, n = args
         groups = groups_of(b, n)
-        weights, outs = (addresses(b, p, stride, queries, some)
-                         for p, stride in ((pp, p_stride), (op, o_stride)))  # fmt: skip
+        weights, outs = (
+            addresses(b, p, stride, queries, some) for p, stride in ((pp, p_stride), (op, o_stride))
+        )
 
         def block(i: Value, values: list[Value]) -> list[Value]:
             def body(k: Value, values: list[Value]) -> list[Value]:

@@ -45,8 +45,9 @@ def tile_of(b: Builder, queries: int) -> tuple[int, int]:
     return (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
 
 
-def by_tiles(queries: int, wide: tuple[int, int],
-             block: Callable[[int, int], list[Value]]) -> list[Value]:  # fmt: skip
+def by_tiles(
+    queries: int, wide: tuple[int, int], block: Callable[[int, int], list[Value]]
+) -> list[Value]:
     """Sums [queries][keys] from block(first query, first key), whose sums are those of a tile."""
     found = {}
     for first in range(0, queries, wide[0]):
@@ -121,7 +122,7 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
 
             def body(k: Value, sums: list[Value]) -> list[Value]:
                 if fetches and not first:
-                    b.prefetch(b.advance(*ahead, k, v_stride), LANES * itemsize * vectors)
+                    b.prefetch(b.advance(ahead[0], k, v_stride), LANES * itemsize * vectors)
                 here = b.at(b.advance(vp, k, v_stride), LANES * itemsize * first)
                 values = [loader(b, b.at(here, LANES * itemsize * c)) for c in range(wide)]
                 results = []
@@ -218,5 +219,6 @@ for _name in ("f16", "f32"):
         for _vectors in (1, 4):
             make_mix(f"mix_{_name}_{_queries}{_vectors}", _loader, _size, _queries, _vectors)
     make_widen(f"widen_{_name}", _loader, _size)
-mix_f32_61, mix_f32_64 = (make_mix(f"mix_f32_6{n}", *LOADERS["f32"], 6, n, fetches=False)
-                          for n in (1, 4))  # fmt: skip
+mix_f32_61, mix_f32_64 = (
+    make_mix(f"mix_f32_6{n}", *LOADERS["f32"], 6, n, fetches=False) for n in (1, 4)
+)

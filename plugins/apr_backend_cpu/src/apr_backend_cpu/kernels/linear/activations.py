@@ -173,8 +173,9 @@ def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Val
 
 def _quantize_superblock(b: Builder, args: tuple[Value, ...]) -> None:
     """The record at an address from 256 values at another."""
-    with b.if_then(b.not_(_quantize(b, *args, STEPS)), likely=False):
-        _quantize(b, *args, SAFE_STEPS)
+    source, record = args
+    with b.if_then(b.not_(_quantize(b, source, record, STEPS)), likely=False):
+        _quantize(b, source, record, SAFE_STEPS)
 
 
 quantize_superblock = vector("quantize_superblock", "pp", _quantize_superblock)

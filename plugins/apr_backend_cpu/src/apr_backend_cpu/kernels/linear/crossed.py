@@ -44,8 +44,9 @@ def write_cross_sums(b: Builder, record: Value) -> None:
     b.write(bits, b.at(record, AT_CROSS))
 
 
-def crossed_dots(b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
-                 ) -> list[Values]:  # fmt: skip
+def crossed_dots(
+    b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
+) -> list[Values]:
     """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
     activations, as float32; `starts` is what sums begin at, where that is known."""
     at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)

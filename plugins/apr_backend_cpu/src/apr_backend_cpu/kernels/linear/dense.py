@@ -9,7 +9,7 @@ that sum takes, and activations are arranged alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from apr_backend_cpu.constants import LANES, ROW_GAP, ROWS, TOKENS, VECTOR
@@ -63,7 +63,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         wide = size if b.lanes == LANES else min(size, 4)  # as many sums as registers hold
         room, near = b.room(ROWS * size * VECTOR), b.room(COLUMNS * size * VECTOR)
 
-        def dots(p: Value, reads: list[Callable[[Value], Value]], steps: Value, fetch: bool,
+        def dots(p: Value, reads: Sequence[Callable[[Value], Value]], steps: Value, fetch: bool,
                  start: Values) -> Values:  # fmt: skip
             def step(i: Value, sums: Values) -> Values:
                 here = b.advance(p, i, LANES * itemsize)

@@ -30,9 +30,10 @@ from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
 V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
 # shuffles of bytes within 16, by the bytes of a register
 SHUFFLES = {
-    16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b",
+    16: "llvm.x86.ssse3.pshuf.b.128",
+    32: "llvm.x86.avx2.pshuf.b",
     64: "llvm.x86.avx512.pshuf.b.512",
-}  # fmt: skip
+}
 # The room that reading superblocks across rows needs: a vector for each group's scale, for pairs of
 # minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.
 SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
@@ -135,7 +136,7 @@ def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[Values, Values
 
     The three words may be vectors: one lane a weight row.
     """
-    c = lambda v: const(s0.type, v)  # noqa: E731
+    c = lambda v: const(s0.type, v)
     low = c(0x3F3F3F3F)
     scales = [
         b.and_(s0, low),
@@ -201,8 +202,9 @@ def _lazy(function: Callable[[Value], Value], columns: Values) -> Codes:
     return [partial(function, column) for column in columns]
 
 
-def _with_tops(b: Builder, columns: Values, tops: Callable[[int], Value], high: int, left: int,
-               mask: int) -> Codes:  # fmt: skip
+def _with_tops(
+    b: Builder, columns: Values, tops: Callable[[int], Value], high: int, left: int, mask: int
+) -> Codes:
     """Codes of four bits, and above them bits of `tops`: of each byte `mask`, once moved left."""
 
     def code(c: int) -> Value:
@@ -221,17 +223,19 @@ def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Callable[[int]
     return lambda c: b.lshr(b.read(b.at(here, TOPS + VECTOR * c), kind), right)
 
 
+def _half_bytes(b: Builder, half: int) -> Callable[[Value], Value]:
+    return lambda column: _bytes(b, _nibbles(b, column, half))
+
+
 def _chunk_q4_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns, first = _columns(b, rows, j, 16), b.shl(j, number(1))
-    return [(b.or_(first, number(h)), _lazy(lambda c, h=h: _bytes(b, _nibbles(b, c, h)), columns))
-            for h in (0, 1)]  # fmt: skip
+    return [(b.or_(first, number(h)), _lazy(_half_bytes(b, h), columns)) for h in (0, 1)]
 
 
 def _chunk_q5_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns, first = _columns(b, rows, j, 48), b.shl(j, number(1))
     tops = _tops(b, room, number(0), first)
-    return [(b.or_(first, number(h)), _with_tops(b, columns, tops, h, 4 - h, 0x10))
-            for h in (0, 1)]  # fmt: skip
+    return [(b.or_(first, number(h)), _with_tops(b, columns, tops, h, 4 - h, 0x10)) for h in (0, 1)]
 
 
 def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
@@ -294,10 +298,11 @@ def _head_q5_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
 def _head_q6_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
     words = packed_columns(b, rows, 192)
     kind = words[0].type
-    c = lambda v: const(kind, v)  # noqa: E731
+    c = lambda v: const(kind, v)
     scales = [b.ashr(b.shl(words[g // 4], c(24 - g % 4 * 8)), c(24)) for g in range(16)]
-    pairs = [b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16)))
-             for g in range(0, 16, 2)]  # fmt: skip
+    pairs = [
+        b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16))) for g in range(0, 16, 2)
+    ]
     _put(b, pairs, room, PAIRS)
     b.write(halves(b, [b.at(p, 208) for p in rows]), b.at(room, D))
     if sums_only:

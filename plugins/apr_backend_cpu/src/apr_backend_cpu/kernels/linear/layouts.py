@@ -9,6 +9,7 @@ row, and activations in the order in which codes lie.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from llvmlite import ir
 
@@ -86,7 +87,7 @@ def _expand(b: Builder, args: tuple[Value, ...]) -> None:
     Columns of NUMBERS (an address), which tile, blocks a row, groups a block, runs a group.
     """
     columns, tile, blocks, groups, runs, out = args
-    get = lambda i: b.read(b.at(columns, 8 * i), I64)  # noqa: E731
+    get = lambda i: b.read(b.at(columns, 8 * i), I64)
     numbers = b.advance(get(AT_NUMBERS), tile, get(TILE_STEP))
     factors = b.advance(get(AT_FACTORS), tile, get(FACTORS_STEP))
     ahead, ahead_factors, step = get(TILE_STEP), get(FACTORS_STEP), get(BLOCK_STEP)
@@ -99,15 +100,16 @@ def _expand(b: Builder, args: tuple[Value, ...]) -> None:
             address = b.advance(factors, i, step)
             b.prefetch(b.add(address, ahead_factors), 1)
             source, target = b.advance(numbers, i, a_source), b.advance(out, i, a_block)
-            _expand_block(b, kind, known or runs, groups, b.read(address, V16F), source,
-                          ahead, target)  # fmt: skip
+            _expand_block(
+                b, kind, known or runs, groups, b.read(address, V16F), source, ahead, target
+            )
             return values
 
         b.count_loop(blocks, [], block)
 
     for kind in STORED:
         with b.if_then(b.icmp_unsigned("==", get(NUMBER_KIND), ir.Constant(I64, kind))):
-            _by_count(b, runs, (1, 2, 4), lambda known, kind=kind: expand(kind, known))
+            _by_count(b, runs, (1, 2, 4), partial(expand, kind))
 
 
 expand = vector("expand_numbers", "pppppp", _expand)

@@ -73,8 +73,9 @@ def _factors(b: Builder, format: Format, p: Value, x: Value) -> Value:
     return b.mul(b.zext(b.bitcast(both, vector_of(I8, 8)), V8S), steps)
 
 
-def _weigh(b: Builder, total: Value, codes: Value, x: Value, factors: Value, groups: list[int]
-           ) -> Value:  # fmt: skip
+def _weigh(
+    b: Builder, total: Value, codes: Value, x: Value, factors: Value, groups: list[int]
+) -> Value:
     """total + the dots of four bytes, each times the factor of its lane's group."""
     if b.level.dot == "sdot":
         factor = b.sext(b.shuffle(factors, groups), vector_of(I32, len(groups)))
@@ -99,8 +100,9 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
     for runs in runs_of(b, format):
         codes = b.joined([format.row(b, p, r) for r in runs])
         values = b.joined([b.read(b.at(x, 32 * r), V32B) for r in runs])
-        groups = [r * 32 // format.group + lane * 4 // format.group for r in runs
-                  for lane in range(8)]  # fmt: skip
+        groups = [
+            r * 32 // format.group + lane * 4 // format.group for r in runs for lane in range(8)
+        ]
         total = total or const(vector_of(I32, len(groups)), 0)
         total = _weigh(b, total, codes, values, factors, groups)
     return total
@@ -132,8 +134,9 @@ def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
     return group_sums(b, dots)
 
 
-def finish_superblock(b: Builder, format: Format, head: Value, total: Value, low: Value, dx: Value,
-                      y: Value) -> Value:  # fmt: skip
+def finish_superblock(
+    b: Builder, format: Format, head: Value, total: Value, low: Value, dx: Value, y: Value
+) -> Value:
     """One superblock: y + dx * (d * I - dmin * M), or y + dx * d * (I - 32 * S).
 
     I is `total`; M sums minima, S scales, each times its sum of activations: `low`.
@@ -166,8 +169,9 @@ def shift_of(b: Builder, format: Format, x: Value) -> Value:
     return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
 
 
-def add_block(b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
-              ) -> Value:  # fmt: skip
+def add_block(
+    b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
+) -> Value:
     """One block: y + d * dx * `total`, and then its minimum's part. x is the address of dx.
 
     Minima are for the sum of activations times -128.
@@ -181,8 +185,9 @@ def add_block(b: Builder, numbers: tuple[Value, Value | None], total: Value, x: 
     return b.fma(b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
 
 
-def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, room: Value,
-                        size: int, n: Value) -> Value:  # fmt: skip
+def _finish_superblocks(
+    b: Builder, format: Format, rows: Values, xp: Value, room: Value, size: int, n: Value
+) -> Value:
     """float32 [rows] from what rows left in the room."""
     head = b.room(HEAD_AND_TOPS)
     kind = vector_of(F32, b.lanes)
@@ -191,7 +196,8 @@ def _finish_superblocks(b: Builder, format: Format, rows: Values, xp: Value, roo
     def superblock(i: Value, ys: Values) -> Values:
         here = [b.advance(p, i, format.nbytes) for p in rows]
         x, left = b.advance(xp, i, RECORD), b.advance(room, i, size * ROWS)
-        format.head(b, here, head, True)  # type: ignore[misc]
+        assert format.head
+        format.head(b, here, head, True)
         total = across(b, [b.read(b.at(left, size * r), sums) for r in range(len(rows))])
         low, dx = low_sums(b, format, head, x), b.splat(b.read(b.at(x, AT_D), F32), b.lanes)
         return [finish_superblock(b, format, head, total, low, dx, ys[0])]
@@ -209,8 +215,9 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
     def superblock(i: Value, ys: Values) -> Values:
         left, x = b.advance(room, i, 32 * ROWS), b.advance(xp, i, RECORD)
         for half in (0, 1):
-            quads = [b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4))
-                     for r in range(count)]  # fmt: skip
+            quads = [
+                b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)
+            ]
             for k, column in enumerate(columns4(b, quads)):
                 b.write(column, b.at(turned, 4 * count * (4 * half + k)))
         first = b.shl(i, number(3))
@@ -231,8 +238,9 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
     return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
 
 
-def _leave_blocks(b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value,
-                  n: Value) -> None:  # fmt: skip
+def _leave_blocks(
+    b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value, n: Value
+) -> None:
     """The dots of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
     whole = b.lshr(n, number(3))
 

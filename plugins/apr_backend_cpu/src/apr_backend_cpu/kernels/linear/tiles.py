@@ -84,8 +84,9 @@ def _sizes(b: Builder, format: Format) -> tuple[int, int]:
     return TILE_GROUP, TILE_GROUP - 2 * VECTOR
 
 
-def _meet(b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values, offset: int
-          ) -> None:  # fmt: skip
+def _meet(
+    b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values, offset: int
+) -> None:
     """Add 4 values of each weight row times as many of each row of activations, and so on.
 
     `codes` are of one or two registers of weight rows, `chains` for them a row of activations.
@@ -107,8 +108,9 @@ def _steps(b: Builder, xs: Values) -> Values:
     return [b.word(x, AT_STEP32) for x in xs]
 
 
-def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
-                read: Callable[[Values, RunStep], Values]) -> list[Addition]:  # fmt: skip
+def _superblock(
+    b: Builder, format: Format, heads: Values, xs: Rows, read: Callable[[Values, RunStep], Values]
+) -> list[Addition]:
     """One superblock; `read` gives its runs of codes to a step.
 
     `heads` are of one or two registers of weight rows; results are theirs a row of activations.
@@ -134,8 +136,9 @@ def _superblock(b: Builder, format: Format, heads: Values, xs: Rows,
                 else:
                     weighed[n] = chain.scaled(weighed[n], factor)
         if not b.sums_pairs:
-            totals = [b.add(total, b.mul(weighed[n], steps[n // wide]))
-                      for n, total in enumerate(totals)]  # fmt: skip
+            totals = [
+                b.add(total, b.mul(weighed[n], steps[n // wide])) for n, total in enumerate(totals)
+            ]
         return totals
 
     totals = read([zero] * wide * len(xs.starts), run)
@@ -203,7 +206,8 @@ def make_few(name: str, format: Format, size: int) -> None:
                 xs = Rows(records, b.mul(i, number(RECORD)))
                 nbytes = b.lanes * format.nbytes // CHUNKS
                 ahead = b.advance(following, i, b.lanes * format.nbytes)
-                format.head(b, here(b), room, False)  # type: ignore[misc]
+                assert format.head
+                format.head(b, here(b), room, False)
 
                 def read(totals: Values, step: RunStep) -> Values:
                     def chunk(j: Value, totals: Values) -> Values:
@@ -266,7 +270,8 @@ def make_unpack(name: str, format: Format) -> None:
                 here = Rows(rows, b.mul(i, number(format.nbytes)))
                 target, nbytes = b.advance(out, i, TILE_SUPERBLOCK), b.lanes * format.nbytes
                 b.prefetch(b.advance(following, i, nbytes), nbytes)
-                format.head(b, here(b), room, False)  # type: ignore[misc]
+                assert format.head
+                format.head(b, here(b), room, False)
                 kind = vector_of(I8, b.level.vector)
                 for offset in range(0, HEAD, VECTOR):
                     b.write(b.read(b.at(room, offset), kind), b.at(target, offset))
@@ -353,7 +358,7 @@ def make_many(name: str, format: Format) -> None:
             size, at_scale = _sizes(b, format)
             here = b.advance(p, i, size)
             starts = [b.at(here, b.level.vector * r) for r in range(count)]
-            low = lambda s: b.read(b.at(s, at_scale + VECTOR), kind)  # noqa: E731
+            low = lambda s: b.read(b.at(s, at_scale + VECTOR), kind)
             numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
                        for s in starts]  # fmt: skip
             codes = [_unpacked_codes(b, format, s) for s in starts]

@@ -35,8 +35,9 @@ def _some(b: Builder, args: tuple[Value, ...], columns: range) -> None:
     pairs, wide = b.lshr(keys, ir.Constant(I64, 1)), len(columns)
     zeros = [const(V16F, 0.0)] * (2 * wide)
 
-    def over_keys(row: Callable[[Value, Value, int, list[Value]], list[Value]],
-                  start: list[Value]) -> list[Value]:  # fmt: skip
+    def over_keys(
+        row: Callable[[Value, Value, int, list[Value]], list[Value]], start: list[Value]
+    ) -> list[Value]:
         def body(i: Value, sums: list[Value]) -> list[Value]:
             for odd in (0, 1):
                 d = b.add(b.mul(i, ir.Constant(I64, 2)), ir.Constant(I64, odd))

@@ -171,7 +171,7 @@ class Builder(ir.IRBuilder):
 
     def sdot(self, codes: Value, x: Value, start: Value) -> Value:
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-        sums = lambda w, x, s: self.intrinsic(name, s.type, s, w, x)  # noqa: E731
+        sums = lambda w, x, s: self.intrinsic(name, s.type, s, w, x)
         return self.in_registers(sums, codes, x, start)
 
     def pair_of(self, scale: Value) -> Value:
@@ -220,7 +220,7 @@ class Builder(ir.IRBuilder):
 
     def to_half(self, x: Value) -> Value:
         """float32 -> float16 as int16 bits, ties to even. |x| is at most 65504, or x is NaN."""
-        like = lambda t: ir.VectorType(t, x.type.count)  # noqa: E731
+        like = lambda t: ir.VectorType(t, x.type.count)
         if self.level.name != "x86-64-v2":
             return self.bitcast(self.fptrunc(x, like(F16)), like(I16))
         bits = self.bitcast(x, like(I32))

@@ -40,13 +40,14 @@ def columns4(b: Builder, rows: list[Value]) -> list[Value]:
     quads = [b.joined([rows[i + 4 * q] for q in range(quarters)]) for i in range(4)]
     for picks in (LOW_WORDS, HIGH_WORDS):
         words.append([mix(b, quads[i], quads[i + 1], picks) for i in (0, 2)])
-    return [mix(b, *pair, picks) for pair in words for picks in (LOW_PAIRS, HIGH_PAIRS)]
+    return [mix(b, low, high, picks) for low, high in words for picks in (LOW_PAIRS, HIGH_PAIRS)]
 
 
 def transpose(b: Builder, rows: list[Value]) -> list[Value]:
     """16 vectors of 16 lanes -> 16 vectors; lane r of the c-th is lane c of the r-th."""
-    quarters = [[b.shuffle(row, [4 * q + lane for lane in range(4)]) for row in rows]
-                for q in range(4)]  # fmt: skip
+    quarters = [
+        [b.shuffle(row, [4 * q + lane for lane in range(4)]) for row in rows] for q in range(4)
+    ]
     return [column for quarter in quarters for column in columns4(b, quarter)]
 
 
@@ -72,8 +73,9 @@ def across(b: Builder, vectors: list[Value]) -> Value:
     if fours[0].type.count == LANES and len(fours) == 4:
         pairs = [b.add(b.shuffle(x, FIRST_HALVES, y), b.shuffle(x, SECOND_HALVES, y))
                  for x, y in (fours[:2], fours[2:])]  # fmt: skip
-        return b.add(*(b.shuffle(pairs[0], picks, pairs[1])
-                       for picks in (EVEN_QUARTERS, ODD_QUARTERS)))  # fmt: skip
+        return b.add(
+            *(b.shuffle(pairs[0], picks, pairs[1]) for picks in (EVEN_QUARTERS, ODD_QUARTERS))
+        )
     while fours[0].type.count > 4:
         fours = [_halves_added(b, v) for v in fours]
     return b.joined(fours)

@@ -1,0 +1,128 @@
+"""Several products with one input as one launch: matrices of a kind, tiles of all side by side.
+
+A step of one token is some hundred launches, each of which costs about as long as the smaller
+matrices take to be read. So what is multiplied with the same input goes together. Where each tile's
+planes are is a table on the device, made once for some matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from apr_backend_cuda.kernels.tiles import pointer, products
+from apr_backend_cuda.launching.shapes import SHAPES
+from apr_backend_cuda.launching.tuning import launch
+from apr_backend_cuda.weights.matrices import Matrix
+
+PLANES = ("codes", "upper", "scales", "minima", "supers", "codebook")  # in the order of the table
+FIELDS = 16  # of a tile: addresses of its planes, rows of its matrix, its first row, its place
+
+
+@triton.jit
+def _scales_at(address, KIND: tl.constexpr):
+    """A plane of scales or minima, of the type that the kind has."""
+    if KIND == "q4_k" or KIND == "q5_k":
+        found = pointer(address, tl.uint8)
+    elif KIND == "q6_k":
+        found = pointer(address, tl.int8)
+    else:
+        found = pointer(address, tl.float32)
+    return found
+
+
+@triton.jit
+def _codes_at(address, KIND: tl.constexpr):
+    """A plane of codes, or of whole weights."""
+    if KIND == "f32":
+        found = pointer(address, tl.float32)
+    elif KIND == "f16":
+        found = pointer(address, tl.float16)
+    elif KIND == "bf16":
+        found = pointer(address, tl.bfloat16)
+    else:
+        found = pointer(address, tl.uint8)
+    return found
+
+
+@triton.jit
+def _linears(
+    x, out, tokens, x_stride, all_rows, per_part, tiles, blocks, cols, groups,
+    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    own = tiles + tl.program_id(1) * FIELDS
+    codes = _codes_at(tl.load(own), KIND)
+    upper = pointer(tl.load(own + 1), tl.uint8)
+    scales, minima = _scales_at(tl.load(own + 2), KIND), _scales_at(tl.load(own + 3), KIND)
+    supers = pointer(tl.load(own + 4), tl.float16)
+    codebook = pointer(tl.load(own + 5), tl.float32)
+    rows = tl.load(own + 7) + tl.arange(0, ROWS)
+    inside = rows < tl.load(own + 6)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    part = tl.program_id(2)
+    found = products(
+        x, x_stride, token, tokens, part * per_part, tl.minimum((part + 1) * per_part, blocks),
+        codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
+        KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
+    )  # fmt: skip
+    place = tl.load(own + 8) + tl.arange(0, ROWS)  # among the rows of all
+    to = out + (part * tokens + token).to(tl.int64)[None, :] * all_rows + place[:, None]
+    tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
+
+
+def alike(matrices: Sequence[Matrix]) -> list[list[int]]:
+    """Which of some matrices can go together: places, in order, of each kind."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, m in enumerate(matrices):
+        shape = m.arguments()
+        key = (*(shape[name] for name in ("KIND", "GROUP", "ZERO", "MINIMA", "cols", "groups")),)
+        levels = m.extra.get("codebook")
+        found.setdefault((*key, levels is None), []).append(place)
+    return list(found.values())
+
+
+def multiply_together(
+    x: torch.Tensor, matrices: Sequence[Matrix], width: int, parts: int, per_part: int
+) -> torch.Tensor:
+    """x [T, in] times matrices [out, in] of a kind -> f32 [parts, T, sum of out].
+
+    Tiles are `width` tokens wide.
+    """
+    tokens, first = x.shape[0], matrices[0]
+    candidates = SHAPES.linear_of(max(m.rows for m in matrices))
+    height = candidates[0]["ROWS"]
+    table = _table(tuple(matrices), height)
+    rows = sum(m.rows for m in matrices)
+    out = torch.empty((parts, tokens, rows), dtype=torch.float32, device=x.device)
+    arguments = {k: v for k, v in first.arguments().items() if k not in PLANES}
+    launch(
+        _linears, "linears", f"{first.kind} {width}",
+        [each for each in candidates if each["ROWS"] == height],
+        lambda _: (triton.cdiv(tokens, width), len(table), parts),
+        x, out, tokens, x.stride(0), rows, per_part, table, **arguments, TOKENS=width,
+        FIELDS=FIELDS,
+    )  # fmt: skip
+    return out
+
+
+def _table(matrices: tuple[Matrix, ...], height: int) -> torch.Tensor:
+    """Tiles of all matrices: i64 [tiles, FIELDS]; kept with the first."""
+    key = (height, *map(id, matrices[1:]))
+    kept = matrices[0].together
+    if key not in kept:
+        lines, place = [], 0
+        for m in matrices:
+            planes = m.arguments()
+            addresses = [planes[name].data_ptr() for name in PLANES]
+            for first in range(0, m.rows, height):
+                line = [*addresses, m.rows, first, place + first]
+                lines.append([*line, *[0] * (FIELDS - len(line))])
+            place += m.rows
+        made = torch.tensor(lines, dtype=torch.int64)
+        # the matrices are kept with it: their addresses, and that no other gets their ids
+        kept[key] = made.to(matrices[0].codes.device), matrices[1:]
+    return kept[key][0]

@@ -1,0 +1,182 @@
+"""The next tokens, chosen on the device: only they are downloaded, not the logits.
+
+Rows are put in order of what their draws need, and each kind takes a few launches for all of its
+rows. Parameters go up in one small copy; the download of the tokens is the only wait. What is left
+to the host: rows that are not finite, top-k beyond LONGEST, and a nucleus of more than LONGEST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from apr_backend_cuda.kernels import draws as kernels
+from apr_backend_cuda.launching.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from apr_core.plugin import Draw
+
+BLOCK = 1024  # ids of a program; a draw from all of them goes by the host's blocks
+LONGEST, SHORTEST = 1024, 64  # lists of the likeliest tokens are one of the powers of two
+ROOM = 4 * LONGEST  # scores of a row that may have to be sorted for its list
+COLUMNS = 8 * LONGEST  # of the table that a row is folded into to find what these are
+COLDEST = 1e-37  # the lowest temperature float32 divides by, as on the host
+LARGEST = float(torch.finfo(torch.float32).max)
+
+
+class Kind(IntEnum):
+    """What a draw needs of a row."""
+
+    LIKELIEST = 0
+    ALL = 1  # weights of all ids, in their order
+    NUCLEUS = 2  # a list of the likeliest, and the weight of all
+    LISTED = 3  # a list of the likeliest
+    HOST = 4
+
+
+def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+    """Tokens that draws take from logits f32 [rows, vocab], one a row; None as `BackendPlugin`."""
+    vocab = logits.shape[1]
+    kinds = [Kind.HOST if draw is None else kind_of(draw, vocab) for draw in draws]
+    order = [row for row, kind in enumerate(kinds) if kind is not Kind.HOST]
+    order.sort(key=kinds.__getitem__)
+    found: list[int | None] = [None] * len(draws)
+    if order:
+        lines = [_line(row, draw, vocab) for row in order if (draw := draws[row]) is not None]
+        tokens = _tokens(logits, lines, [kinds[row] for row in order])
+        for row, token in zip(order, tokens, strict=True):
+            found[row] = token if token >= 0 else None
+    return found
+
+
+def kind_of(draw: Draw, vocab: int) -> Kind:
+    """What a draw from a row of `vocab` scores needs."""
+    if draw.temperature <= 0:
+        return Kind.LIKELIEST
+    if 0 < draw.top_k < min(draw.valid, vocab):
+        return Kind.LISTED if draw.top_k <= LONGEST else Kind.HOST
+    return Kind.NUCLEUS if draw.top_p < 1.0 else Kind.ALL
+
+
+def _line(row: int, draw: Draw, vocab: int) -> tuple[float, ...]:
+    """The parameters of a row, in the order of `PARAMS`."""
+    valid, temperature = min(draw.valid, vocab), max(draw.temperature, COLDEST)
+    return row, valid, temperature, draw.top_k, draw.top_p, draw.min_p, draw.share, 0.0
+
+
+def _tokens(logits: torch.Tensor, lines: list[tuple[float, ...]], kinds: list[Kind]) -> list[int]:
+    rows = Rows.of(logits, lines)
+    rows.take_likeliest()
+    for kind, take in ((Kind.ALL, rows.draw_from_all), (Kind.NUCLEUS, rows.draw_from_nucleus)):
+        if count := kinds.count(kind):
+            take(kinds.index(kind), count)
+    if count := kinds.count(Kind.LISTED):
+        first = kinds.index(Kind.LISTED)
+        rows.draw_from_list(first, count, int(max(line[3] for line in lines[first:])))
+    found: list[int] = rows.tokens.tolist()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Logits, and what is taken from them: n tokens, each from the row that its line names."""
+
+    logits: torch.Tensor  # f32 [rows, vocab]
+    params: torch.Tensor  # f64 [n, 8]
+    tops: torch.Tensor  # f32 [n], the highest score of each
+    tokens: torch.Tensor  # i32 [n]
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, lines: list[tuple[float, ...]]) -> Rows:
+        """Nothing is taken yet."""
+        logits = logits if logits.stride(1) == 1 else logits.contiguous()
+        params = torch.tensor(lines, dtype=torch.float64).to(logits.device, non_blocking=True)
+        tops = torch.empty(len(lines), dtype=torch.float32, device=logits.device)
+        return cls(logits, params, tops, torch.empty_like(tops, dtype=torch.int32))
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of ids in a row."""
+        blocks: int = triton.cdiv(self.logits.shape[1], BLOCK)
+        return blocks
+
+    def _new(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.logits.device)
+
+    def take_likeliest(self) -> None:
+        """The likeliest token of every row, and its score; -1 where it is no finite one."""
+        count, lines, blocks = len(self.tokens), SHAPES.draws, self.blocks
+        best = self._new(count, blocks, dtype=torch.float32)
+        at = self._new(count, blocks, dtype=torch.int32)
+        kernels.best_of_blocks[blocks, triton.cdiv(count, lines)](
+            self.logits, self.params, best, at, count, self.logits.stride(0), blocks,
+            ROWS=lines, BLOCK=BLOCK,
+        )  # fmt: skip
+        kernels.best_of_rows[(triton.cdiv(count, lines),)](
+            best, at, self.tops, self.tokens, count, blocks,
+            ROWS=lines, BLOCKS=triton.next_power_of_2(blocks),
+        )  # fmt: skip
+
+    def _sums(self, first: int, count: int, least: bool) -> torch.Tensor:
+        """Weights of blocks of ids, f64 [count, blocks]; `least`: what min-p leaves of them."""
+        sums = self._new(count, self.blocks, dtype=torch.float64)
+        kernels.sums_of_blocks[self.blocks, triton.cdiv(count, SHAPES.draws)](
+            self.logits, self.params, self.tops, sums, count, first, self.logits.stride(0),
+            self.blocks, LEAST=least, ROWS=SHAPES.draws, BLOCK=BLOCK,
+        )  # fmt: skip
+        return sums
+
+    def draw_from_all(self, first: int, count: int) -> None:
+        """Tokens by the weights of all ids, in their order."""
+        sums = self._sums(first, count, True)
+        kernels.draw_from_all[(triton.cdiv(count, SHAPES.draws),)](
+            self.logits, self.params, self.tops, sums, self.tokens, count, first,
+            self.logits.stride(0), self.blocks, ROWS=SHAPES.draws,
+            BLOCKS=triton.next_power_of_2(self.blocks), BLOCK=BLOCK,
+        )  # fmt: skip
+
+    def draw_from_nucleus(self, first: int, count: int) -> None:
+        """Tokens from the likeliest that have a share of the weight of all."""
+        self._draw_from(first, count, LONGEST, self._sums(first, count, False))
+
+    def draw_from_list(self, first: int, count: int, most: int) -> None:
+        """Tokens from the likeliest `most`, or fewer."""
+        length = max(SHORTEST, triton.next_power_of_2(most))
+        self._draw_from(first, count, min(length, LONGEST), None)
+
+    def _draw_from(self, first: int, count: int, length: int, sums: torch.Tensor | None) -> None:
+        bounds = self._bounds(first, count, length)
+        counts = torch.zeros(count, dtype=torch.int32, device=self.logits.device)
+        keys = self._new(count, ROOM, dtype=torch.int64).fill_(kernels.EMPTY.value)
+        kernels.list_scores[self.blocks, count](
+            self.logits, self.params, bounds, counts, keys, first, self.logits.stride(0),
+            ROOM=ROOM, BLOCK=BLOCK,
+        )  # fmt: skip
+        listed = torch.topk(keys, length, dim=1).values  # [count, length]: no two are equal
+        kernels.draw_from_list[(triton.cdiv(count, SHAPES.draws),)](
+            self.params, self.tops, self.tops if sums is None else sums, counts, listed,
+            self.tokens, count, first, self.blocks, ROOM=ROOM, NUCLEUS=sums is not None,
+            ROWS=SHAPES.draws, BLOCKS=triton.next_power_of_2(self.blocks), K=length,
+        )  # fmt: skip
+
+    def _bounds(self, first: int, count: int, length: int) -> torch.Tensor:
+        """A score for each row, f32 [count], which at least `length` reach if so many are finite.
+
+        The length-th highest of its columns' highest scores, or the lowest number there is.
+        """
+        vocab = self.logits.shape[1]
+        if vocab <= ROOM:
+            return self._new(count, dtype=torch.float32).fill_(-LARGEST)
+        best = self._new(count, COLUMNS, dtype=torch.float32)
+        width = min(SHAPES.folded, COLUMNS)
+        kernels.best_of_columns[COLUMNS // width, triton.cdiv(count, SHAPES.draws)](
+            self.logits, self.params, best, count, first, self.logits.stride(0), COLUMNS,
+            triton.cdiv(vocab, COLUMNS), ROWS=SHAPES.draws, N=width,
+        )  # fmt: skip
+        highest = torch.topk(best, length, dim=1, sorted=False).values
+        return highest.amin(dim=1).clamp_(min=-LARGEST)

@@ -1,0 +1,173 @@
+"""What kernels need to know of a step: whose rows are where, as arrays on the device.
+
+Made once a step and used by every layer. They name slots, and the states' own tables say where a
+slot's memory is (`states.py`). A recorded step has tables that stay where they are and are fed anew
+before each replay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from apr_backend_cuda.states.pages import PagedKV, PagePool
+from apr_backend_cuda.states.slots import NOBODY
+from apr_core.plugin import Step
+
+Make = Callable[[Step], NDArray[np.int32]]
+
+
+class Spared(Protocol):
+    """Something with a table of slots."""
+
+    def provide_spare(self) -> None:
+        """Have memory for rows of nobody."""
+
+
+class Tables:
+    """Of one step."""
+
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
+        self._made: dict[Any, torch.Tensor] = {}
+        self._pools: list[PagePool] = []
+        self._padded = any(s.slot == NOBODY for s in step.segments)
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest segment."""
+        return max(s.stop - s.start for s in self.step.segments)
+
+    @property
+    def end(self) -> int:
+        """Tokens of the longest sequence after the step, at most."""
+        return max(s.position + s.stop - s.start for s in self.step.segments)
+
+    @property
+    def segments(self) -> torch.Tensor:
+        """First row, rows, position and slot of every segment: i32 [S, 4]."""
+        return self._once("segments", _segments)
+
+    @property
+    def owner(self) -> torch.Tensor:
+        """The segment of every row: i32 [T]."""
+        return self._once("owner", _owners)
+
+    def tiles_of(self, rows: int) -> torch.Tensor:
+        """Segments cut into tiles of at most `rows`: i32 [n, 8].
+
+        First row, rows, position, segment, the segment's rows before the tile, and slot.
+        """
+        return self._once(("tiles", rows), lambda step: _cut(step, rows, False)[0])
+
+    def on_grid(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segments cut at multiples of `size` of positions, and where each segment's tiles begin.
+
+        i32 [n, 8] as `tiles_of`, and i32 [S + 1].
+        """
+        return (
+            self._once(("grid", size), lambda step: _cut(step, size, True)[0]),
+            self._once(("starts", size), lambda step: _cut(step, size, True)[1]),
+        )
+
+    def of_pages(self, state: PagedKV) -> torch.Tensor:
+        """The table of a state of pages, with pages for every row of the step."""
+        if state.pool not in self._pools:
+            self._pools.append(state.pool)
+            state.pool.reserve_for(self.step.segments)
+            self._spare(state.pool)
+        return state.pool.table
+
+    def of_arrays(self, state: Any, name: str) -> torch.Tensor:
+        """The table of some arrays of a state."""
+        self._spare(state)
+        table: torch.Tensor = state.tables[name]
+        return table
+
+    def _spare(self, state: Spared) -> None:
+        if self._padded and ("spare", id(state)) not in self._made:
+            state.provide_spare()
+            self._made["spare", id(state)] = self.segments
+
+    def _once(self, key: Any, make: Make) -> torch.Tensor:
+        if key not in self._made:
+            self._made[key] = torch.from_numpy(make(self.step)).to(self.device, non_blocking=True)
+        return self._made[key]
+
+
+class StaticTables(Tables):
+    """Tables that stay where they are. `end` are the most tokens of a sequence they are for."""
+
+    def __init__(self, step: Step, device: torch.device, end: int) -> None:
+        super().__init__(step, device)
+        self._padded = True  # the first step may be full, and a later one not
+        self._end = end
+        self._fed: dict[Any, Make] = {}
+
+    @property
+    def end(self) -> int:
+        """Tokens of the longest sequence that these are for."""
+        return self._end
+
+    def _once(self, key: Any, make: Make) -> torch.Tensor:
+        self._fed[key] = make
+        return super()._once(key, make)
+
+    def refresh(self, step: Step) -> None:
+        """Feed another step: its arrays are copied to where the first one's are."""
+        self.step = step
+        for pool in self._pools:
+            pool.reserve_for(step.segments)
+        for key, make in self._fed.items():
+            self._made[key].copy_(torch.from_numpy(make(step)), non_blocking=True)
+
+
+def _segments(step: Step) -> NDArray[np.int32]:
+    rows = [(s.start, s.stop - s.start, s.position, s.slot) for s in step.segments]
+    return np.array(rows, np.int32)
+
+
+def _owners(step: Step) -> NDArray[np.int32]:
+    counts = [s.stop - s.start for s in step.segments]
+    return np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+
+
+def _cut(step: Step, size: int, on_grid: bool) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    found: list[tuple[int, ...]] = []
+    starts = [0]
+    for number, s in enumerate(step.segments):
+        at = s.start
+        while at < s.stop:
+            position = s.position + at - s.start
+            rows = min(s.stop - at, size - (position % size if on_grid else 0))
+            found.append((at, rows, position, number, at - s.start, s.slot, 0, 0))
+            at += rows
+        starts.append(len(found))
+    return np.array(found, np.int32), np.array(starts, np.int32)
+
+
+_current = threading.local()
+
+
+def tables_of(step: Step, device: torch.device) -> Tables:
+    """The tables of a step; those of the last one are kept."""
+    found: Tables | None = getattr(_current, "tables", None)
+    if found is None or found.step is not step or found.device != device:
+        found = _current.tables = Tables(step, device)
+    return found
+
+
+@contextmanager
+def using(tables: Tables) -> Iterator[None]:
+    """Within, these are the tables of their step."""
+    _current.tables = tables
+    try:
+        yield
+    finally:
+        _current.tables = None

@@ -1,0 +1,84 @@
+"""What sequences keep, on the device, where kernels find it by slot number alone.
+
+Every state has a table of addresses with a row a slot. A step tells kernels the slots of its rows;
+nothing else about a state changes from step to step, so a recorded step stays valid while sequences
+come, grow and go. The row after the last slot is for rows that are nobody's: memory that anybody
+may write to and nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from apr_backend_cuda.states.pages import PagedKV, PagePool
+from apr_backend_cuda.states.slots import NOBODY, SLOTS, Spare, check_slot
+from apr_core.plugin import BackendError, KVType, RecurrentState, StateMakers, Zeros
+
+CONTEXT = 1 << 18  # tokens that tables of pages have room for where nobody says
+
+
+class SlotArrays(RecurrentState):
+    """Named arrays a slot, and tables i64 [SLOTS + 1] of where they are."""
+
+    def __init__(
+        self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], device: torch.device,
+        spare: Spare,
+    ) -> None:  # fmt: skip
+        super().__init__(zeros, shapes)
+        self._spare = spare
+        self.tables = {
+            name: torch.zeros(SLOTS + 1, dtype=torch.int64, device=device) for name in shapes
+        }
+
+    def open(self, slot: int) -> None:
+        """Start an empty sequence in the slot: all zeros. Raises BackendError past the last."""
+        check_slot(slot)
+        super().open(slot)
+        for name, table in self.tables.items():
+            table[slot] = self.arrays[name][slot].data_ptr()
+
+    def provide_spare(self) -> None:
+        """Have memory for rows of nobody."""
+        for name, table in self.tables.items():
+            table[NOBODY] = self._spare.address(4 * torch.Size(self._shapes[name]).numel())
+
+
+class DeviceStates(StateMakers):
+    """Makes the states of one model. `max_len` are the tokens of its longest sequence."""
+
+    def __init__(
+        self, zeros: Zeros, kv_type: KVType, device: torch.device, max_len: int | None
+    ) -> None:
+        super().__init__(zeros, kv_type)
+        self._device, self._spare = device, Spare(device)
+        self._pool = PagePool(device, kv_type, max_len or CONTEXT, self._spare)
+
+    def kv(self, kv_heads: int, head_dim: int) -> PagedKV:
+        """Keys and values of everything so far, in pages that all layers share."""
+        return PagedKV(self._pool, kv_heads, head_dim)
+
+    def recurrent(self, **shapes: tuple[int, ...]) -> SlotArrays:
+        """Named float32 arrays of fixed shapes, zeros at first."""
+        return SlotArrays(self.zeros, shapes, self._device, self._spare)
+
+
+def arrays_of(state: object) -> SlotArrays:
+    """A state of recurrent arrays that kernels find. Raises BackendError if it is another."""
+    if isinstance(state, SlotArrays):
+        return state
+    raise BackendError(
+        f"the cuda backend finds recurrent state of its own only, not a {type(state).__name__}",
+        "A mixer makes its state with `states.recurrent(...)` in `new_state`.",
+    )
+
+
+def pages_of(state: object) -> PagedKV:
+    """A state of keys and values in pages. Raises BackendError if it is another."""
+    if isinstance(state, PagedKV):
+        return state
+    raise BackendError(
+        f"the cuda backend attends to pages of its own only, not to a {type(state).__name__}",
+        "A mixer makes its state with `states.kv(...)` in `new_state`.",
+    )

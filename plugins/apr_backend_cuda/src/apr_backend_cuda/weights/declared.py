@@ -1,0 +1,90 @@
+"""Declared layouts in planes: what `apr_core.ops.layouts` reads on the host, on the device.
+
+Scales are multiplied out, in float32, one for each group; so are minima.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+
+import torch
+
+from apr_backend_cuda.weights.planes import SUPERBLOCK, Form, Tensors, Widths
+from apr_core.plugin import BlockLayout, Layout, Numbers, layouts
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8, "i8": torch.int8,
+          "bf16": torch.bfloat16}  # fmt: skip
+
+
+def declared_form(spec: BlockLayout, cols: int) -> Form:
+    """The planes of rows whose blocks are declared."""
+    layout = spec.layout
+    padded = -(-cols // SUPERBLOCK) * SUPERBLOCK
+    groups = -(-padded // layout.group)
+    widths: Widths = {
+        "codes": (padded if layout.bits == 8 else padded // 2, torch.uint8),
+        **{name: (groups, torch.float32) for name, parts in _numbers_of(layout) if parts},
+    }
+    kind = "bytes" if layout.bits == 8 else "codebook" if layout.codebook else "nibbles"
+    zero = layout.zero + (128 if _signed(layout) else 0)
+    codebook = tuple(layout.codebook or ())
+    return Form(kind, cols, layout.group, widths, partial(_fill, spec), zero, codebook)
+
+
+def _signed(layout: Layout) -> bool:
+    """Whether codes are int8: those of 4 bits never are."""
+    return layout.signed and layout.bits == 8
+
+
+def _numbers_of(layout: Layout) -> tuple[tuple[str, tuple[Numbers, ...]], ...]:
+    return ("scales", layout.scale), ("minima", layout.minimum)
+
+
+def _fill(spec: BlockLayout, raw: torch.Tensor, into: Tensors) -> None:
+    """Planes of rows [R, row bytes]."""
+    rows, layout = raw.shape[0], spec.layout
+    count = raw.shape[1] // spec.nbytes
+    blocks = raw[:, : count * spec.nbytes].view(rows, count, spec.nbytes)
+    _fill_codes(layout, blocks[..., layout.codes :], spec.block, into["codes"])
+    for name, parts in _numbers_of(layout):
+        if parts:
+            _fill_columns(_products(parts, blocks, spec.block // layout.group), into[name])
+
+
+def _fill_codes(layout: Layout, blocks: torch.Tensor, block: int, plane: torch.Tensor) -> None:
+    """Codes of blocks [R, n, bytes], with which they begin."""
+    packed = blocks[..., : block * layout.bits // 8]
+    if layout.bits == 8:
+        codes = packed ^ 128 if _signed(layout) else packed
+        _fill_columns(codes.reshape(len(codes), -1), plane)
+        return
+    codes = torch.empty((len(packed), 2 * plane.shape[1]), dtype=torch.uint8, device=plane.device)
+    _fill_columns(_unpacked(layout, packed), codes)
+    first, second = codes.view(len(codes), -1, 2, SUPERBLOCK // 2).unbind(2)
+    plane.view(first.shape).copy_(first | second << 4)
+
+
+def _unpacked(layout: Layout, packed: torch.Tensor) -> torch.Tensor:
+    """Codes of 4 bits of bytes [R, n, bytes], in order: u8 [R, 2 n bytes]."""
+    run = 1 if layout.order == "pairs" else layouts.RUN // 2
+    low, high = (half.reshape(len(packed), -1, run) for half in (packed & 15, packed >> 4))
+    return torch.stack([low, high], dim=2).view(len(packed), -1)
+
+
+def _products(parts: tuple[Numbers, ...], blocks: torch.Tensor, groups: int) -> torch.Tensor:
+    """The product of some numbers of blocks [R, n, bytes], a group: f32 [R, n groups]."""
+    shape = (*blocks.shape[:2], groups)
+    found = [_numbers(each, blocks, 1 if each.per_block else groups) for each in parts]
+    return reduce(torch.mul, [f.expand(shape) for f in found]).reshape(len(blocks), -1)
+
+
+def _numbers(part: Numbers, blocks: torch.Tensor, count: int) -> torch.Tensor:
+    stored = blocks[..., part.offset : part.offset + count * layouts.WIDTH[part.dtype]]
+    return stored.contiguous().view(DTYPES[part.dtype]).to(torch.float32)
+
+
+def _fill_columns(columns: torch.Tensor, plane: torch.Tensor) -> None:
+    """Columns [R, n] into a plane of another width: those it lacks are zeros."""
+    width = min(columns.shape[1], plane.shape[1])
+    plane[:, :width] = columns[:, :width]
+    plane[:, width:] = 0

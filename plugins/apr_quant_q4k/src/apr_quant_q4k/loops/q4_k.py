@@ -1,0 +1,52 @@
+"""q4_k: 256 values in 144 bytes: d, dmin, 12 bytes of scales, 128 bytes of nibbles (GGML)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apr_quant_q4k.loops.affine import codes, pack_scales, search, unpack_scales
+from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.half import half_value, load_half, store_half
+
+LEVELS = np.float32(15)
+
+
+@serial
+def _encode_block(x, count, block):
+    sc, mn, q = np.zeros(8, np.int64), np.zeros(8, np.int64), np.empty(256, np.uint8)
+    d_bits, m_bits = search(x, count, LEVELS, sc, mn)
+    codes(x, half_value(d_bits), half_value(m_bits), LEVELS, sc, mn, q)
+    store_half(block, 0, d_bits)
+    store_half(block, 2, m_bits)
+    pack_scales(sc, mn, block)
+    for j in range(4):
+        for i in range(32):
+            block[16 + 32 * j + i] = q[64 * j + i] | (q[64 * j + 32 + i] << 4)
+
+
+@serial
+def _decode_block(block, x):
+    sc, mn = np.empty(8, np.int64), np.empty(8, np.int64)
+    unpack_scales(block, sc, mn)
+    d, dmin = load_half(block, 0), load_half(block, 2)
+    for j in range(4):
+        d0, m0 = d * np.float32(sc[2 * j]), dmin * np.float32(mn[2 * j])
+        d1, m1 = d * np.float32(sc[2 * j + 1]), dmin * np.float32(mn[2 * j + 1])
+        for i in range(32):
+            byte = block[16 + 32 * j + i]
+            x[64 * j + i] = d0 * np.float32(byte & 15) - m0
+            x[64 * j + 32 + i] = d1 * np.float32(byte >> 4) - m1
+
+
+@serial
+def encode_blocks(values, out, start, stop, across, last):
+    """values [N, 256] -> out [N, 144]; every `across`-th block holds only `last` values."""
+    for n in range(start, stop):
+        _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
+
+
+@serial
+def decode_blocks(raw, out, start, stop):
+    """raw [N, 144] -> out [N, 256]."""
+    for n in range(start, stop):
+        _decode_block(raw[n], out[n])

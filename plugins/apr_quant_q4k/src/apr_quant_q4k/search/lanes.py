@@ -1,0 +1,138 @@
+"""Vector IR of the searches: sixteen candidates side by side, one in each lane.
+
+A lane sums over a group's values one after the other, and nothing is reordered or fused: every
+processor finds the same scales, however wide its vectors are. LLVM splits the lanes as needed.
+Plain Numba loops would need reordered sums to vectorize, and bytes would depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+Value = Any
+I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+LANES = 16
+VECTOR = ir.VectorType(F32, LANES)
+INFINITY = ir.Constant(VECTOR, [float("inf")] * LANES)
+f32, i64 = types.float32, types.int64
+
+
+def table(values: Sequence[float]) -> Value:
+    """A constant vector."""
+    return ir.Constant(VECTOR, [float(v) for v in values])
+
+
+def splat(b: ir.IRBuilder, scalar: Value) -> Value:
+    """The scalar in every lane."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    one = b.insert_element(undefined, scalar, I32(0))
+    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+def _call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
+    function = b.module.globals.get(name) or ir.Function(
+        b.module, ir.FunctionType(result, [a.type for a in args]), name
+    )
+    return b.call(function, args)
+
+
+def smaller(b: ir.IRBuilder, x: Value, y: Value) -> Value:
+    """The smaller of each lane; there are no NaNs here."""
+    return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+
+def larger(b: ir.IRBuilder, x: Value, y: Value) -> Value:
+    """The larger of each lane."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def rounded(b: ir.IRBuilder, x: Value, low: Value, high: Value) -> Value:
+    """The nearest integer (ties to even) within [low, high]."""
+    name = "llvm.rint.v16f32" if isinstance(x.type, ir.VectorType) else "llvm.rint.f32"
+    return smaller(b, larger(b, _call(b, name, x.type, x), low), high)
+
+
+def reciprocal(b: ir.IRBuilder, step: Value) -> Value:
+    """1 / step, and 0 where the step is 0."""
+    zero, one = table([0] * LANES), table([1] * LANES)
+    is_zero = b.fcmp_ordered("==", step, zero)
+    return b.select(is_zero, zero, b.fdiv(one, b.select(is_zero, one, step)))
+
+
+def halves(b: ir.IRBuilder, v: Value, width: int) -> list[Value]:
+    """The first `width` lanes, and the `width` after them."""
+    kind = ir.VectorType(I32, width)
+    return [
+        b.shuffle_vector(v, v, ir.Constant(kind, list(range(at, at + width)))) for at in (0, width)
+    ]
+
+
+def total(b: ir.IRBuilder, v: Value) -> Value:
+    """The sum of all lanes, by halves: a fixed order."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        v = b.fadd(*halves(b, v, width))
+    return b.extract_element(v, I32(0))
+
+
+def extreme(b: ir.IRBuilder, v: Value, pick: Callable[..., Value]) -> Value:
+    """The smallest or largest lane; `pick` is `smaller` or `larger`."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        v = pick(b, *halves(b, v, width))
+    return b.extract_element(v, I32(0))
+
+
+class Group:
+    """A run of `count` values of a float32 array, inside an intrinsic's code."""
+
+    def __init__(self, context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
+        data = context.make_array(sig.args[0])(context, b, value=args[0]).data
+        self.b, self.pointer, self.count = b, b.gep(data, [args[1]]), args[2]
+
+    def sums(self, lanes: int, terms: Callable[[Value], list[Value]]) -> list[Value]:
+        """`lanes` vectors: the sums over the values of what `terms(value in all lanes)` gives."""
+        b = self.b
+        zero = table([0] * LANES)
+        slots = [cgutils.alloca_once_value(b, zero) for _ in range(lanes)]
+        for slot in slots:
+            b.store(zero, slot)  # the alloca stands at the function's start, this may be a loop
+        with cgutils.for_range(b, self.count, intp=I64) as loop:
+            value = splat(b, b.load(b.gep(self.pointer, [loop.index])))
+            for slot, term in zip(slots, terms(value), strict=True):
+                b.store(b.fadd(b.load(slot), term), slot)
+        return [b.load(slot) for slot in slots]
+
+
+def best_lane(b: ir.IRBuilder, found: list[Value]) -> list[Value]:
+    """One lane of each vector: the one with the smallest value in the first vector."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        lows, highs = zip(*(halves(b, v, width) for v in found), strict=True)
+        less = b.fcmp_ordered("<", highs[0], lows[0])
+        found = [b.select(less, high, low) for low, high in zip(lows, highs, strict=True)]
+    return [b.extract_element(v, I32(0)) for v in found]
+
+
+def make_tuple(context: Any, b: ir.IRBuilder, sig: Any, values: list[Value]) -> Value:
+    """A tuple of scalars as an intrinsic returns it."""
+    return context.make_tuple(b, sig.return_type, values)
+
+
+@intrinsic
+def nearest(typing: Any, x: Any) -> Any:
+    """The nearest integer, ties to even, as float32."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return _call(b, "llvm.rint.f32", F32, args[0])
+
+    return f32(f32), codegen
