@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apr_core.generate.cuts import CHUNK, GRID
+
 from apr_core.registry import Registry
 from benchmarks.checkpoints import QWEN3_5
 

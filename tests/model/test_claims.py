@@ -22,6 +22,7 @@ from apr_core.registry import Registry
 pytest.importorskip("apr_qwen2")
 pytest.importorskip("apr_devkit")
 from apr_devkit.kits.tiny import tiny_apr
+
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 
