@@ -7,10 +7,14 @@ the `api` number it was written for. Further fields are the facts needed before 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
+
+from apr_core.errors import PluginError
 
 API_VERSION = 1  # +1 only when an existing plugin would break
 SUPPORTED_APIS = frozenset({1})
+RUN = 32  # a group of a layout is a multiple of so many values
+WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}  # bytes of a number in a layout
 StateKind = Literal["kv", "recurrent", "window", "none"]
 
 
@@ -98,6 +102,25 @@ class Layout:
     zero: int = 0  # a level is the code less this
     signed: bool = False  # codes of 8 bits are int8
     codebook: tuple[float, ...] = ()  # 16 levels, for codes of 4 bits
+
+    def check(self, block: int, nbytes: int) -> None:
+        """Raise PluginError unless the layout fits a block of so many values and bytes."""
+        if self.group % RUN or block % self.group:
+            _refuse(f"group {self.group} must be a multiple of {RUN} that divides {block}")
+        if self.codes + block * self.bits // 8 > nbytes or self.codes < 0:
+            _refuse(f"{block} codes of {self.bits} bits from byte {self.codes} exceed {nbytes}")
+        for numbers in (*self.scale, *self.minimum):
+            count = 1 if numbers.per_block else block // self.group
+            if numbers.offset < 0 or numbers.offset + count * WIDTH[numbers.dtype] > nbytes:
+                _refuse(f"{numbers} exceeds the block of {nbytes} bytes")
+        if self.codebook and (self.bits != 4 or len(self.codebook) != 16):
+            _refuse("a codebook has 16 levels for codes of 4 bits")
+        if not self.scale:
+            _refuse("there is no scale")
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise PluginError(f"a quantizer's layout is impossible: {reason}", "Correct its declaration.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     )
     from apr_core.format import AprFile, TensorEntry, decode_tensor
     from apr_core.hookspecs import hookimpl
-    from apr_core.model.decoder import Decoder, Layer
-    from apr_core.model.parts import FeedForward, Mixer, Weights
+    from apr_core.messages import working
+    from apr_core.model.decoder import Decoder, FeedForward, Layer, Mixer, Weights
     from apr_core.model.state import (
         KVState,
         KVType,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
         Zeros,
     )
     from apr_core.model.step import Segment, Step
-    from apr_core.notices import working
+    from apr_core.model.trial import Unread, plain, toucher
     from apr_core.ops import CORE_OPS, Op, composite, layouts, op
     from apr_core.ops.binding import (
         BackendPlugin,
@@ -80,7 +80,6 @@ if TYPE_CHECKING:
         Weight,
     )
     from apr_core.ops.reference import sigmoid, silu, softplus
-    from apr_core.ops.unread import Unread, plain, toucher
     from apr_core.settings import cache_dir, usable_folder
     from apr_core.text.tokenizer_files import unpack
 else:
@@ -104,19 +103,18 @@ else:
             ),
             "apr_core.format": "AprFile TensorEntry decode_tensor",
             "apr_core.hookspecs": "hookimpl",
-            "apr_core.model.decoder": "Decoder Layer",
-            "apr_core.model.parts": "FeedForward Mixer Weights",
+            "apr_core.model.decoder": "Decoder FeedForward Layer Mixer Weights",
             "apr_core.model.state": (
                 "KVState KVType RecurrentState State StateMakers WindowState Zeros"
             ),
             "apr_core.model.step": "Segment Step",
-            "apr_core.notices": "working",
+            "apr_core.messages": "working",
             "apr_core.ops": "CORE_OPS Op composite layouts op",
             "apr_core.ops.binding": (
                 "BackendPlugin BlockLayout BoundOps Draw HostMatrix StepFunction Weight"
             ),
             "apr_core.ops.reference": "sigmoid silu softplus",
-            "apr_core.ops.unread": "Unread plain toucher",
+            "apr_core.model.trial": "Unread plain toucher",
             "apr_core.settings": "cache_dir usable_folder",
             "apr_core.text.tokenizer_files": "unpack",
         },

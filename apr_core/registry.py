@@ -22,11 +22,11 @@ from apr_core.errors import (
     PluginError,
     PluginNotFound,
 )
-from apr_core.hints import did_you_mean, one_line, published
+from apr_core.messages import did_you_mean, one_line, published
 from apr_core.settings import KNOWN, TYPES, Sections, Settings, check_settings, read_settings
 
 NUMBERED = re.compile(r"(.+):([0-9]+)")  # a backend and one of its devices
-SWIGLU = Mlp("swiglu", "apr_core.model.parts:SwiGLU", summary="gated by silu")
+SWIGLU = Mlp("swiglu", "apr_core.model.decoder:SwiGLU", summary="gated by silu")
 
 
 @dataclass(frozen=True, slots=True)

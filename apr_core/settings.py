@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.errors import ConfigError
-from apr_core.hints import did_you_mean
+from apr_core.messages import did_you_mean
 
 KNOWN: dict[str, dict[str, type]] = {
     "plugins": {"disable": list, "prefer": list},

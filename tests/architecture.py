@@ -12,8 +12,8 @@ from pathlib import Path
 
 # parts of the core, from the bottom; each imports what is below it, also inside functions
 LAYERS = (
-    ("apr_core", "errors", "notices"),
-    ("declarations", "family", "hints", "text"),
+    ("apr_core", "errors", "messages"),
+    ("declarations", "family", "text"),
     ("hookspecs", "settings", "format", "ops"),
     ("discovery", "generate"),
     ("registry",),

@@ -70,7 +70,7 @@ class LazyGroup(click.Group):
         name = args[0]
         known = name in self.table or ":" in name  # then no plugin is asked
         if not known and name not in self._of_plugins():
-            from apr_core.hints import did_you_mean, published
+            from apr_core.messages import did_you_mean, published
 
             words = f"{self.path} {name}".strip()
             if package := published("command").get(words):

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from apr_core import notices
+from apr_core import messages
 
 OPTIONS = {  # of commands, for the arguments that messages of the library name
     "arch": "--arch", "backend": "--backend", "dtype": "--dtype", "force": "--force",
@@ -148,7 +148,7 @@ def show_notices() -> None:
             click.echo(text, err=True)
         said.add(text)
 
-    notices.show_with(show)
+    messages.show_with(show)
 
 
 @contextmanager

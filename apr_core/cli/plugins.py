@@ -11,7 +11,7 @@ from apr_core.cli import LazyGroup, Table
 from apr_core.cli.console import diverted, print_json, print_table
 from apr_core.discovery import PluginRow, normalized, normalized_id
 from apr_core.errors import NotFound
-from apr_core.hints import did_you_mean, published
+from apr_core.messages import did_you_mean, published
 from apr_core.registry import get_registry
 
 OWN: Table = {

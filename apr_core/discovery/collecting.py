@@ -21,8 +21,8 @@ from apr_core.declarations import (
     Kernel,
     Quantizer,
 )
-from apr_core.discovery.memory import from_record, record_of
-from apr_core.hints import LONGEST
+from apr_core.discovery import from_record, record_of
+from apr_core.messages import LONGEST
 from apr_core.settings import TYPES
 
 NAME = re.compile(r"[^\s\x00-\x1f\x7f\"'`]{1,100}", re.ASCII)

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from apr_core.errors import FormatError
-from apr_core.hints import index
+from apr_core.messages import index
 
 FIRST_FILE_ID = 192  # ids from here up mean what the file's own `apr.formats` table says
 TABLE = "apr.formats"

@@ -13,7 +13,7 @@ from apr_core.declarations import Quantizer
 from apr_core.errors import FormatError, PluginNotFound, QuantizationError
 from apr_core.format.dtypes import LEGACY, NATIVE
 from apr_core.format.reader import TensorEntry
-from apr_core.hints import published
+from apr_core.messages import published
 
 QuantizerFor = Callable[[str], Any]
 DTYPES = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_core.errors import NotFound, UsageError
-from apr_core.hints import published
+from apr_core.messages import published
 from apr_core.registry import Registry
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")

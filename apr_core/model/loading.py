@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,10 @@ from apr_core.format import (
     to_float32,
 )
 from apr_core.format.dtypes import LEGACY
-from apr_core.model.claims import check_claims
-from apr_core.model.decoder import Decoder, Layer
-from apr_core.model.parts import FeedForward, Mixer, Weights
-from apr_core.model.planning import (
-    Demand,
-    Kept,
-    LayerShapes,
-    check_memory,
-    weight_bytes,
-    working_bytes,
-)
-from apr_core.model.state import KVType, sequence_bytes, state_makers
+from apr_core.model.decoder import Decoder, Layer, Weights
+from apr_core.model.parts import Parts, check_claims, plugin_ops
+from apr_core.model.state import KVType
 from apr_core.model.trial import Nowhere, shapes_only, try_step
-from apr_core.ops import Op
 from apr_core.ops.binding import (
     DENSE,
     BackendPlugin,
@@ -49,7 +39,6 @@ from apr_core.ops.binding import (
     HostMatrix,
     Weight,
 )
-from apr_core.ops.layouts import check as check_layout
 from apr_core.registry import Owned, Registry
 
 Q8_GROUP = 32  # values with one scale
@@ -135,7 +124,7 @@ class WeightLoader:
             self.outside["embedding"] += self.outside.pop("lm_head")
         self._layouts: dict[str, BlockLayout | None] = {}  # by format, once it was checked
         self._progress, self._done = progress, 0
-        self._total = sum(e.nbytes for e, _ in self._matrices()) if progress else 0
+        self._total = sum(e.nbytes for e, _ in self.matrices()) if progress else 0
         self._report(0)
 
     def _report(self, nbytes: int) -> None:
@@ -144,20 +133,20 @@ class WeightLoader:
         if self._progress:
             self._progress(self._done, self._total)
 
-    def _entry(self, role: str, layer: int | None = None) -> TensorEntry:
+    def entry(self, role: str, layer: int | None = None) -> TensorEntry:
         return self.file.tensors[self.resolution.name_of(role, layer)]
 
-    def _matrices(self) -> Iterator[tuple[TensorEntry, tuple[str, ...]]]:
+    def matrices(self) -> Iterator[tuple[TensorEntry, tuple[str, ...]]]:
         """Every matrix, and the ops that use it."""
         for role, uses in self.outside.items():
-            yield self._entry(role), uses
+            yield self.entry(role), uses
         for index in range(len(self.parts.mixers)):
             for role in self.parts.matrices(index):
-                yield self._entry(role, index), ("linear",)
+                yield self.entry(role, index), ("linear",)
 
     def expect(self) -> None:
         """Put what all matrices are going to be into the report, before any is uploaded."""
-        for entry, uses in self._matrices():
+        for entry, uses in self.matrices():
             format, layout = self._read_as(entry)
             shape = (entry.shape[0], entry.shape[1])
             self.binder.expect(format, layout, shape, entry.nbytes, uses)
@@ -178,7 +167,7 @@ class WeightLoader:
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
         """A [rows, cols] tensor for `linear` and `embed`, packed where kernels read it."""
-        entry = self._entry(role, layer)
+        entry = self.entry(role, layer)
         rows, cols = entry.shape
         raw = self.file.raw(entry.name)
         format, layout = self._read_as(entry)
@@ -201,54 +190,28 @@ class WeightLoader:
         check_declared(entry, declared)
         return entry.format, self._layout(entry.format, declared)
 
-    def _kept(self, entry: TensorEntry, uses: tuple[str, ...]) -> Kept:
-        """What a matrix is going to be on the backend."""
-        rows, cols = entry.shape
+    def kept_as(self, entry: TensorEntry, uses: tuple[str, ...]) -> tuple[str, BlockLayout | None]:
+        """The format of a matrix on the backend, and the layout of its blocks, if declared."""
         format, layout = self._read_as(entry)
         kept = self.binder.kept_as(format, layout, uses)
-        return Kept(kept, (rows, cols), layout if kept == format else None)
+        return kept, layout if kept == format else None
 
     def embedding_format(self) -> str:
         """The format in which the embedding is going to be on the backend."""
-        return self._kept(self._entry("embedding"), self.outside["embedding"]).format
-
-    def demand(self, config: ModelConfig, kv_type: KVType) -> Demand:
-        """What the model takes on a device that has memory of its own."""
-        backend = self.binder.backend
-        matrices = [self._kept(*each) for each in self._matrices()]
-        layers = [self._shapes(index) for index in range(len(self.parts.mixers))]
-        outside = [self._entry(role).shape for role in self.parts.decoder.vectors]
-        dense = [*outside, *(s for layer in layers for s in layer.dense)]
-        makers = state_makers(backend, kv_type)
-        states = [mixer.new_state(makers) for mixer in self.parts.mixers]
-        return Demand(
-            weight_bytes(backend, matrices, dense),
-            working_bytes(config.hidden_size, config.vocab_size, layers),
-            partial(sequence_bytes, states),
-            sum(rows * cols for rows, cols in (m.shape for m in matrices)),
-        )
-
-    def _shapes(self, index: int) -> LayerShapes:
-        def of(roles: Iterable[str]) -> list[tuple[int, ...]]:
-            return [self._entry(role, index).shape for role in roles]
-
-        constants = [np.shape(array) for array in self.parts.constants(index).values()]
-        dense = [*of(self.parts.vectors(index)), *constants]
-        mixer, mlp = self.parts.mixers[index], self.parts.mlps[index]
-        return LayerShapes(of(mixer.matrices), of(mlp.matrices), dense)
+        return self.kept_as(self.entry("embedding"), self.outside["embedding"])[0]
 
     def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
         """The blocks a generic kernel can read, if the format declares them."""
         if format not in self._layouts:
             layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
             if layout:
-                check_layout(layout, block, nbytes)
+                layout.check(block, nbytes)
             self._layouts[format] = BlockLayout(layout, block, nbytes) if layout else None
         return self._layouts[format]
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Any other tensor, as a dense float32 array on the backend."""
-        entry = self._entry(role, layer)
+        entry = self.entry(role, layer)
         values = decode_tensor(entry, self.file.raw(entry.name), self._quantizer)
         return self.binder.backend.upload(values)
 
@@ -276,74 +239,12 @@ class ZeroLoader(WeightLoader):
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
         """A stand-in."""
-        entry = self._entry(role, layer)
+        entry = self.entry(role, layer)
         return shapes_only(entry.name, entry.shape)
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Zeros."""
-        return np.zeros(self._entry(role, layer).shape, np.float32)
-
-
-def plugin_ops(registry: Registry, plan: Plan) -> dict[str, Op]:
-    """The ops that the mixers and mlps of a plan bring along."""
-    names = dict.fromkeys(("attention", block.mixer) for block in plan.blocks)
-    names |= dict.fromkeys(("mlp", block.mlp) for block in plan.blocks)
-    brings = [pair for kind, name in names for pair in registry.get(kind, name).declaration.brings]
-    return {name: registry.load_target(target) for name, target in brings}
-
-
-def make_part(registry: Registry, kind: str, name: str, options: Mapping[str, Any]) -> Any:
-    """A block's mixer (kind "attention") or mlp. Raises PluginError or FormatError."""
-    factory = registry.load(registry.get(kind, name))
-    try:
-        _signature(factory).bind(**options)
-    except TypeError as error:
-        raise FormatError(
-            f"{kind} {name!r} does not take the options of this family: {error}",
-            f"The family and the {kind} plugin do not fit: upgrade both.",
-        ) from error
-    return factory(**options)
-
-
-_signature = cache(inspect.signature)
-
-
-class Parts:
-    """A plan's mixers and mlps, one of each a block, and the class that runs them.
-
-    Raises PluginError or FormatError where one cannot be made.
-    """
-
-    def __init__(self, registry: Registry, plan: Plan) -> None:
-        self.plan = plan
-        self.decoder: type[Decoder] = (
-            registry.load_target(plan.decoder) if plan.decoder else Decoder
-        )
-        self.mixers: list[Mixer] = [
-            make_part(registry, "attention", b.mixer, b.options) for b in plan.blocks
-        ]
-        self.mlps: list[FeedForward] = [
-            make_part(registry, "mlp", b.mlp, b.mlp_options) for b in plan.blocks
-        ]
-
-    def matrices(self, index: int) -> tuple[str, ...]:
-        """Roles of a layer's matrices."""
-        return (*self.mixers[index].matrices, *self.mlps[index].matrices)
-
-    def vectors(self, index: int) -> tuple[str, ...]:
-        """Roles of a layer's dense tensors."""
-        own = self.decoder.layer_vectors(self.plan, index)
-        return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
-
-    def constants(self, index: int) -> dict[str, Any]:
-        """Arrays of a layer that no tensor holds, by name."""
-        return {**self.mixers[index].constants, **self.mlps[index].constants}
-
-    def kinds(self) -> Iterable[int] | None:
-        """A layer of each kind; None, all, where a decoder of its own may connect any of them."""
-        if self.decoder is not Decoder:
-            return None
-        return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
+        return np.zeros(self.entry(role, layer).shape, np.float32)
 
 
 def choose_kv_type(
@@ -395,7 +296,9 @@ def build_decoder(
     kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
     free = backend.capacity()
     if free is not None:
-        check_memory(file.path, backend, free, loader.demand(config, kv_type), context)
+        from apr_core.model.planning import check_memory, demand_of  # of devices with their own
+
+        check_memory(file.path, backend, free, demand_of(loader, config, kv_type), context)
     with backend.loading():
         return loader.decoder(binder.ops), binder, kv_type
 

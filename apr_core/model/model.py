@@ -21,7 +21,6 @@ from apr_core.model.loading import (
     family_config,
     make_backend,
 )
-from apr_core.model.planning import LayerShapes, step_bytes
 from apr_core.model.state import KVType, State, sequence_bytes, state_makers
 from apr_core.model.step import CHUNK, LastLogits, Step, make_step
 from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
@@ -181,6 +180,8 @@ class Model:
 
     def step_bytes(self) -> int:
         """Bytes that a forward takes beside weights and states: an estimate from above."""
+        from apr_core.model.planning import LayerShapes, step_bytes
+
         layers = [
             LayerShapes(
                 _shapes(layer.weights, layer.mixer.matrices),

@@ -1,73 +1,161 @@
-"""The parts of a layer: mixers and feed-forward variants, written in ops. What plugins derive."""
+"""What a plan names, made: mixers, feed-forwards, a decoder; and whether they do as is claimed.
+
+A contract's claim that does not hold is refused by name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any
 
-if TYPE_CHECKING:
-    from apr_core.family.modelspec import MixerExample
-    from apr_core.model.state import State, StateMakers
-    from apr_core.model.step import Step
-    from apr_core.ops.binding import BoundOps
+from apr_core.errors import ContractError, FormatError
+from apr_core.family.contract import Contract
+from apr_core.family.modelspec import ModelConfig, Plan
+from apr_core.model.decoder import Decoder, FeedForward, Mixer
+from apr_core.model.state import StateMakers
+from apr_core.ops import Op
+from apr_core.registry import Registry
 
-Array = Any
-Weights = SimpleNamespace  # of a layer: one attribute a role, uploaded
+# the norm of a claim, and how the names of ops that compute it end
+NORM_OPS = {"rmsnorm": "rms_norm", "layernorm": "layer_norm"}
+HINT = "Tell the plugin's author: the contract, the plan and its parts have to agree."
 
 
-class Part:
-    """What a mixer and an mlp have in common.
+def plugin_ops(registry: Registry, plan: Plan) -> dict[str, Op]:
+    """The ops that the mixers and mlps of a plan bring along."""
+    names = dict.fromkeys(("attention", block.mixer) for block in plan.blocks)
+    names |= dict.fromkeys(("mlp", block.mlp) for block in plan.blocks)
+    brings = [pair for kind, name in names for pair in registry.get(kind, name).declaration.brings]
+    return {name: registry.load_target(target) for name, target in brings}
 
-    `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
-    arrays, `constants` further arrays that are uploaded with them under their own names.
+
+def make_part(registry: Registry, kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """A block's mixer (kind "attention") or mlp. Raises PluginError or FormatError."""
+    factory = registry.load(registry.get(kind, name))
+    try:
+        _signature(factory).bind(**options)
+    except TypeError as error:
+        raise FormatError(
+            f"{kind} {name!r} does not take the options of this family: {error}",
+            f"The family and the {kind} plugin do not fit: upgrade both.",
+        ) from error
+    return factory(**options)
+
+
+_signature = cache(inspect.signature)
+
+
+class Parts:
+    """A plan's mixers and mlps, one of each a block, and the class that runs them.
+
+    Raises PluginError or FormatError where one cannot be made.
     """
 
-    matrices: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
-    constants: Mapping[str, Any] = {}
+    def __init__(self, registry: Registry, plan: Plan) -> None:
+        self.plan = plan
+        self.decoder: type[Decoder] = (
+            registry.load_target(plan.decoder) if plan.decoder else Decoder
+        )
+        self.mixers: list[Mixer] = [
+            make_part(registry, "attention", b.mixer, b.options) for b in plan.blocks
+        ]
+        self.mlps: list[FeedForward] = [
+            make_part(registry, "mlp", b.mlp, b.mlp_options) for b in plan.blocks
+        ]
 
-    @staticmethod
-    def example() -> MixerExample | None:
-        """A small case, on which the conformance kit runs it; None: it finds one in a family."""
-        return None
+    def matrices(self, index: int) -> tuple[str, ...]:
+        """Roles of a layer's matrices."""
+        return (*self.mixers[index].matrices, *self.mlps[index].matrices)
+
+    def vectors(self, index: int) -> tuple[str, ...]:
+        """Roles of a layer's dense tensors."""
+        own = self.decoder.layer_vectors(self.plan, index)
+        return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
+
+    def constants(self, index: int) -> dict[str, Any]:
+        """Arrays of a layer that no tensor holds, by name."""
+        return {**self.mixers[index].constants, **self.mlps[index].constants}
+
+    def kinds(self) -> Iterable[int] | None:
+        """A layer of each kind; None, all, where a decoder of its own may connect any of them."""
+        if self.decoder is not Decoder:
+            return None
+        return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
 
 
-class Mixer(Part):
-    """Base of what the target of an `Attention` declaration makes, called with a block's options.
+def check_claims(
+    contract: Contract, config: ModelConfig, parts: Parts, ops: Collection[str]
+) -> None:
+    """Raise ContractError naming every constraint of the contract that the plan does not meet.
 
-    Arithmetic between ops works too, but keeps some backends from recording steps.
+    `ops` are the names of those that a step uses; without any, nothing is said about them.
     """
+    claims = contract.content["constraints"]
+    does: dict[str, set[Any]] = {
+        "attention_type": attention_types(config, parts),
+        "activation": {mlp.activation for mlp in parts.mlps},
+        "mlp_type": set.intersection(*(mlp_types(m.activation, m.gated) for m in parts.mlps)),
+        "has_bias": {has_bias(parts)},
+        "qk_norm": {any({"q_norm", "k_norm"} <= set(m.vectors) for m in parts.mixers)},
+        "norm_offset": {parts.plan.norm_offset},
+    }
+    if claims["tied_embeddings"] != "per_size":
+        does["tied_embeddings"] = {config.tied_embeddings}
+    if ops:
+        does["norm_type"] = {n for n, op in NORM_OPS.items() if any(o.endswith(op) for o in ops)}
+        if parts.decoder is Decoder:
+            does["norm_type"] = {"rmsnorm"}
+        does["positional_encoding"] = positions(ops)
+    wrong = [
+        f"it claims {name} {claims[name]}, and runs {_listed(values)}"
+        for name, values in does.items()
+        if _plain(claims[name]) not in values
+    ]
+    if wrong:
+        raise ContractError(f"contract {contract.family}: {'; '.join(wrong)}", HINT)
 
-    def new_state(self, states: StateMakers) -> State:
-        """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
-        raise NotImplementedError
 
-    def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices."""
-        raise NotImplementedError
-
-
-class FeedForward(Part):
-    """Base of what the target of an `Mlp` declaration makes, called with a block's `mlp_options`.
-
-    A contract's claims about the feed-forward are compared with `activation` and `gated`.
-    """
-
-    activation: Literal["silu", "gelu", "relu"]
-    gated = True  # down(activation(gate(x)) * up(x)); False: down(activation(up(x)))
-
-    def __call__(self, o: BoundOps, w: Weights, x: Array) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices."""
-        raise NotImplementedError
+def attention_types(config: ModelConfig, parts: Parts) -> set[str]:
+    """What the states that mixers keep, and the numbers of heads, can be called."""
+    makers = StateMakers(lambda *shape, **dtype: None)
+    kinds = {mixer.new_state(makers).kind for mixer in parts.mixers}
+    looks_back, folds = kinds & {"kv", "window"}, "recurrent" in kinds
+    if looks_back and folds:
+        return {"hybrid"}
+    if folds:
+        return {"linear", "ssm"}
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    return {"gqa"} | ({"mha"} if heads == kv_heads else {"mqa"} if kv_heads == 1 else set())
 
 
-class SwiGLU(FeedForward):
-    """down(silu(gate(x)) * up(x)), the one feed-forward that every backend may fuse."""
+def mlp_types(activation: str, gated: bool) -> set[str]:
+    """The names of a feed-forward."""
+    if not gated:
+        return {f"{activation}_mlp"}
+    return {"gated_mlp", "swiglu"} if activation == "silu" else {"gated_mlp"}
 
-    matrices = ("gate_proj", "up_proj", "down_proj")
-    activation = "silu"
 
-    def __call__(self, o: BoundOps, w: Weights, x: Array) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
-        return o.mlp(x, w.gate_proj, w.up_proj, w.down_proj)
+def has_bias(parts: Parts) -> bool:
+    """Whether a matrix NAME_proj of some part has a vector NAME_bias."""
+    return any(
+        f"{role.removesuffix('_proj')}_bias" in part.vectors
+        for part in (*parts.mixers, *parts.mlps)
+        for role in part.matrices
+    )
+
+
+def positions(ops: Iterable[str]) -> set[str]:
+    """The positional encodings that ops compute: a word of such an op's name says which."""
+    words = {word for name in ops for word in name.split("_")}
+    return words & {"rope", "alibi", "absolute", "relative"} or {"none"}
+
+
+def _plain(claim: object) -> object:
+    """YAML writers spell truth values as strings, too."""
+    return {"true": True, "false": False}.get(claim, claim) if isinstance(claim, str) else claim
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return " or ".join(sorted(map(str, values))) or "none of the kind"

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from apr_core.errors import BackendError
+from apr_core.model.state import KVType, sequence_bytes, state_makers
 from apr_core.model.step import CHUNK
-from apr_core.ops.binding import DENSE, BackendPlugin, BlockLayout
+from apr_core.ops.binding import DENSE, BackendPlugin
+
+if TYPE_CHECKING:
+    from apr_core.family.modelspec import ModelConfig
+    from apr_core.model.loading import WeightLoader
 
 Shape = tuple[int, ...]
 STEP = 256  # tokens; the context that is advised is a multiple of it
@@ -22,15 +31,6 @@ RESERVE = 512 << 20  # for the runtime: compiled kernels, recorded steps, buffer
 FLOAT = 4  # bytes of an activation, at most
 GIB = 1 << 30
 ELSEWHERE = ", or choose another `backend`"  # nobody may have chosen this one
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A matrix as it is going to be on the device. `layout` is that of its blocks, if declared."""
-
-    format: str
-    shape: tuple[int, int]
-    layout: BlockLayout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,35 @@ class Demand:
     values: int
 
 
-def weight_bytes(backend: BackendPlugin, matrices: Iterable[Kept], dense: Iterable[Shape]) -> int:
-    """What weights take on the device: matrices, and dense float32 arrays beside them."""
-    size = backend.matrix_bytes
-    return sum(size(m.format, m.shape, m.layout) for m in matrices) + sum(
-        size(DENSE, (1, prod(shape)), None) for shape in dense
-    )
+def demand_of(loader: WeightLoader, config: ModelConfig, kv_type: KVType) -> Demand:
+    """What the model takes on a device that has memory of its own, beside what is there."""
+    backend, parts = loader.binder.backend, loader.parts
+    size, weights, values = backend.matrix_bytes, 0, 0
+    for entry, uses in loader.matrices():
+        rows, cols = entry.shape
+        format, layout = loader.kept_as(entry, uses)
+        weights += size(format, (rows, cols), layout)
+        values += rows * cols
+    layers = [layer_shapes(loader, index) for index in range(len(parts.mixers))]
+    outside = [loader.entry(role).shape for role in parts.decoder.vectors]
+    for shape in (*outside, *(shape for layer in layers for shape in layer.dense)):
+        weights += size(DENSE, (1, prod(shape)), None)
+    makers = state_makers(backend, kv_type)
+    states = [mixer.new_state(makers) for mixer in parts.mixers]
+    working = working_bytes(config.hidden_size, config.vocab_size, layers)
+    return Demand(weights, working, partial(sequence_bytes, states), values)
+
+
+def layer_shapes(loader: WeightLoader, index: int) -> LayerShapes:
+    """Shapes of the tensors and constants of a layer."""
+
+    def of(roles: Iterable[str]) -> list[Shape]:
+        return [loader.entry(role, index).shape for role in roles]
+
+    parts = loader.parts
+    constants = [np.shape(array) for array in parts.constants(index).values()]
+    dense = [*of(parts.vectors(index)), *constants]
+    return LayerShapes(of(parts.mixers[index].matrices), of(parts.mlps[index].matrices), dense)
 
 
 def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:

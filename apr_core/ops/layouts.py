@@ -15,31 +15,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.declarations import Layout, Numbers
-from apr_core.errors import PluginError
-
-WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}
-RUN = 32  # values; a group is one run or several
-
-
-def check(layout: Layout, block: int, nbytes: int) -> None:
-    """Raise PluginError unless the layout fits its block."""
-    if layout.group % RUN or block % layout.group:
-        _refuse(f"group {layout.group} must be a multiple of {RUN} that divides {block}")
-    if layout.codes + block * layout.bits // 8 > nbytes or layout.codes < 0:
-        _refuse(f"{block} codes of {layout.bits} bits from byte {layout.codes} exceed {nbytes}")
-    for numbers in (*layout.scale, *layout.minimum):
-        count = 1 if numbers.per_block else block // layout.group
-        if numbers.offset < 0 or numbers.offset + count * WIDTH[numbers.dtype] > nbytes:
-            _refuse(f"{numbers} exceeds the block of {nbytes} bytes")
-    if layout.codebook and (layout.bits != 4 or len(layout.codebook) != 16):
-        _refuse("a codebook has 16 levels for codes of 4 bits")
-    if not layout.scale:
-        _refuse("there is no scale")
-
-
-def _refuse(reason: str) -> None:
-    raise PluginError(f"a quantizer's layout is impossible: {reason}", "Correct its declaration.")
+from apr_core.declarations import RUN as RUN
+from apr_core.declarations import WIDTH, Layout, Numbers
 
 
 def levels(layout: Layout) -> NDArray[np.float32]:

@@ -1,4 +1,8 @@
-"""The ops every decoder needs, as references. They know arrays, not devices and not number formats.
+"""What an op is, and those every decoder needs. They know arrays, no devices and no number formats.
+
+A reference body is written against an array namespace `xp` (NumPy, or torch through a shim) and is
+the truth every kernel is compared with. A composite is written in other bound ops; its default body
+costs nothing to support, and a backend may replace it by one fused kernel.
 
 Layouts are part of each meaning: activations are [rows, features], q is [rows, heads, head_dim],
 a row belongs to a sequence slot at a position (`step`), and state is owned by the op that uses it.
@@ -6,9 +10,9 @@ a row belongs to a sequence slot at a position (`step`), and state is owned by t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from apr_core.ops.op import Op, composite, op
 
 if TYPE_CHECKING:
     from apr_core.model.state import KVState
@@ -16,6 +20,29 @@ if TYPE_CHECKING:
     from apr_core.ops.binding import BoundOps, Weight
 
 Array = Any  # numpy.ndarray, or what the backend's namespace works on
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operation. `body` takes `xp` first, or the bound ops `o` if it is a composite."""
+
+    name: str
+    body: Callable[..., Any]
+    is_composite: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body itself, as tests and other references do."""
+        return self.body(*args, **kwargs)
+
+
+def op(body: Callable[..., Any]) -> Op:
+    """Declare an op by its reference body `body(xp, ...)`."""
+    return Op(body.__name__, body)
+
+
+def composite(body: Callable[..., Any]) -> Op:
+    """Declare a composite by its default body `body(o, ...)` in terms of other ops."""
+    return Op(body.__name__, body, is_composite=True)
 
 
 @op

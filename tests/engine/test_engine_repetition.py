@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from apr_core.generate.repetition import (
+from apr_core.generate.sequence import (
     FAR_LOOKS,
     FARTHEST,
     LEAST,

@@ -14,7 +14,7 @@ from apr_core import load
 from apr_core.declarations import Attention, Backend, Family, Mlp
 from apr_core.errors import ContractError
 from apr_core.family.contract import Contract
-from apr_core.family.contract.schema import schema
+from apr_core.family.schema import schema
 from apr_core.model.trial import Nowhere
 from apr_core.plugin import Block, Decoder, FeedForward, ModelConfig, Plan, RecurrentState, op
 from apr_core.registry import Registry

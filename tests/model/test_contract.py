@@ -9,9 +9,7 @@ import pytest
 import yaml
 
 from apr_core.errors import ContractError
-from apr_core.family.contract import Contract
-from apr_core.family.contract.contract import LISTED
-from apr_core.family.contract.expressions import evaluate_shape
+from apr_core.family.contract import LISTED, Contract, evaluate_shape
 from apr_core.family.modelspec import ModelConfig
 
 CONTENT = yaml.safe_load("""

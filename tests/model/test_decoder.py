@@ -9,8 +9,7 @@ import pytest
 
 from apr_core.errors import ContractError
 from apr_core.family.modelspec import NORMS, Block, Plan
-from apr_core.model.decoder import Decoder, Layer
-from apr_core.model.parts import FeedForward, Mixer
+from apr_core.model.decoder import Decoder, FeedForward, Layer, Mixer
 from apr_core.model.step import make_step
 from apr_core.model.trial import Nowhere
 from apr_core.ops.binding import Binder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apr_core.hints import index, published
+from apr_core.messages import index, published
 from apr_core.registry import get_registry
 
 SHIPPED = (

@@ -28,9 +28,9 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.ops import attention, delta, elementwise, linear
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_core.declarations import Layout, Numbers
+from apr_core.messages import show_with
 from apr_core.model.state import KVState, RecurrentState
 from apr_core.model.step import make_step
-from apr_core.notices import show_with
 from apr_core.ops.binding import BlockLayout
 
 COLS, ROWS = 512, 33

@@ -12,7 +12,7 @@ from apr_backend_cpu.ops import linear
 from apr_core.declarations import Layout, Numbers
 from apr_core.errors import PluginError
 from apr_core.ops.binding import BlockLayout
-from apr_core.ops.layouts import check, decode
+from apr_core.ops.layouts import decode
 
 NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
@@ -170,4 +170,4 @@ def test_impossible_layouts_are_refused(change, words):
 
     layout = dataclasses.replace(LAYOUTS["nf4"][0], **change)
     with pytest.raises(PluginError, match=words):
-        check(layout, 256, 140)
+        layout.check(256, 140)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import PluginConflict, PluginNotFound
 from apr_core.family.hfconfig import SAMPLING
-from apr_core.model.loading import Parts
+from apr_core.model.parts import Parts
 from apr_core.plugin import Contract, ContractError, FamilyPlugin, ModelConfig
 from apr_core.runtime import GRID, Model, load
 from apr_devkit.kits import rig

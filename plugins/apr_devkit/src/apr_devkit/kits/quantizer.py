@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import PluginNotFound
-from apr_core.family.contract.schema import schema
+from apr_core.family.schema import schema
 from apr_core.format import NATIVE
 from apr_core.format.dtypes import FIRST_FILE_ID, FormatSpec, number_formats
 from apr_core.importing.choosing import KEEP, SOURCE
@@ -375,7 +375,7 @@ class QuantizerConformance(PluginConformance):
         d = self.declaration
         layout = d.layout or skip("it declares no layout")
         try:
-            layouts.check(layout, d.block, d.bytes_per_block)
+            layout.check(d.block, d.bytes_per_block)
         except PluginError as error:
             raise AssertionError(error.message) from None
         for kind in KINDS:

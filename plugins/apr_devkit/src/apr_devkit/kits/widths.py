@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from apr_core.family.contract import Resolution
-from apr_core.model.loading import Parts, plugin_ops
+from apr_core.model.parts import Parts, plugin_ops
 from apr_core.model.step import make_step
 from apr_core.model.trial import Nowhere
 from apr_core.ops.binding import Binder

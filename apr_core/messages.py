@@ -1,14 +1,20 @@
-"""What a message can add: names that come close, the package that has what is missing."""
+"""What is said beside errors: hints, and notices of what takes long and was not asked for.
+
+A hint has names that come close, or the package that has what is missing. A notice comes from a
+plugin that is at work. Nothing is printed by default: `apr` shows notices on stderr.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+Notice = Callable[[str, int, int], None]  # what is being done, how many are done, of about how many
 LONGEST = 200  # characters of somebody else's text that are worth a line
+_shown_by: Notice | None = None
 
 
 @cache
@@ -38,3 +44,15 @@ def one_line(text: str) -> str:
     printable = "".join(c if c.isprintable() else " " for c in text)
     line = " ".join(printable.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def show_with(function: Notice | None) -> None:
+    """Hand notices to a function from now on; None silences them."""
+    global _shown_by
+    _shown_by = function
+
+
+def working(text: str, done: int, total: int) -> None:
+    """Say what is going on. `total` may be an estimate; done == total means that it is over."""
+    if _shown_by is not None:
+        _shown_by(text, done, total)
