@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.declarations import RUN as RUN
-from apr_core.declarations import WIDTH, Layout, Numbers
+from apr_core.declarations import WIDTH as WIDTH
+from apr_core.declarations import Layout, Numbers
 
 
 def levels(layout: Layout) -> NDArray[np.float32]:
