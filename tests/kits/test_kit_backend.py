@@ -222,7 +222,7 @@ def test_false_claims_about_caches_are_caught(backend, words):
 
 def test_a_backend_that_chooses_as_the_host_passes():
     found = outcomes(broken.Chooses, CHOICES)
-    assert [r.outcome for r in found.values()] == ["passed"] * 3, found
+    assert [r.outcome for r in found.values()] == ["passed"] * 2, found
 
 
 THE_HOST = "chosen_tokens_are_those_of_the_host"
@@ -239,7 +239,7 @@ CHOICES_CAUGHT = [
      "rows that are not finite give ["),
     ("rows_that_are_not_finite_are_left_to_the_host", broken.ChoosesPadding,
      "is no reason to give [None, None"),
-    ("choices_do_not_depend_on_the_batch", broken.ChoosesByTheBatch, "0 alone, "),
+    (THE_HOST, broken.ChoosesByTheBatch, "0 alone, "),
 ]  # fmt: skip
 
 
@@ -254,7 +254,6 @@ MODELS_CAUGHT = [
     ("every_family_runs_packed", broken.with_kernels(linear__q4_k="linear_of_other_rows"),
      "logits of step 1 differ"),
     ("captured_steps_are_the_same_bits", broken.ReplaysTheFirst, "differs if captured"),
-    ("models_load_with_every_kv_type", broken.HalfIsInteger, "f16: logits of step 1"),
 ]  # fmt: skip
 
 

@@ -93,9 +93,9 @@ def test_a_declaration_without_a_summary(check):
 
 def test_a_name_that_somebody_else_has(check):
     found = failed(check(quantizer("toy"), other=quantizer("toy")))
-    assert list(found) == ["test_names_are_free"]
-    assert "x-mine:toy" in found["test_names_are_free"]
-    assert "x-other:toy" in found["test_names_are_free"]
+    assert list(found) == ["test_declarations_say_what_they_are"]
+    assert "x-mine:toy" in found["test_declarations_say_what_they_are"]
+    assert "x-other:toy" in found["test_declarations_say_what_they_are"]
 
 
 def test_a_distribution_that_is_not_installed():

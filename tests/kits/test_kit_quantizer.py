@@ -76,7 +76,7 @@ def test_a_gain_that_is_meant_is_allowed_by_the_codec_or_the_class():
 
 CAUGHT = [
     ("error_is_within_its_bound", broken.LongRows, "18 bytes for 32 values"),
-    ("error_is_within_its_bound", broken.SignedBytes, "array of int8', expected"),
+    ("error_is_within_its_bound", broken.SignedBytes, "'array of int8', expected"),
     ("error_is_within_its_bound", broken.DoubleValues, "'array of float64', expected"),
     ("error_is_within_its_bound", broken.UnevenRows, "[1, 33], is [1, 18], expected [1, 36]"),
     ("error_is_within_its_bound", broken.Truncates, "relative RMSE"),

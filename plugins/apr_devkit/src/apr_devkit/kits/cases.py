@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,22 +101,14 @@ class Parts:
         return None
 
 
-class StateMaker(Protocol):
-    """An argument that becomes a state. Derive one for a state of your own."""
-
-    def new(self, states: StateMakers) -> Any:
-        """The state, no slot open. `states` makes it as the backend wants it."""
-
-    def spoil(self, state: Any, slot: int) -> None:
-        """Write NaN wherever an open slot's state has no value yet."""
-
-    def read(self, state: Any, slot: int, length: int) -> dict[str, Any]:
-        """The slot's arrays, on the backend, as far as `length` tokens have filled them."""
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class KV:
-    """Keys and values of full attention."""
+    """Keys and values of full attention.
+
+    A state of another kind is made by an object with these three methods: `new` makes it, no slot
+    open, `spoil` writes NaN wherever an open slot has no value yet, and `read` gives the slot's
+    arrays, as far as `length` tokens have filled them.
+    """
 
     kv_heads: int
     head_dim: int
@@ -243,15 +235,11 @@ EXACT = 0.0  # values that are only moved
 ELEMENTWISE = 1e-10
 PRODUCT = 1e-9
 KV_TOLERANCE: dict[KVType, float] = {"f32": PRODUCT, "f16": 1e-6, "q8": 5e-4}
-EPSILONS = ((1e-6, 1e-3), (1e-5, 1e-3), (1e-3, 1e-2))  # and values of a size that they matter for
-NORMS = ((0.0, 1.0), (1.0, 1e-3), (1.0, 1e3))  # (offset, size of the values)
+NORMS = {  # name -> (offset, size of the values, epsilon, which matters for some sizes)
+    "{0}, offset {1}, values of {2}": ((0.0, 1.0, 1e-6), (1.0, 1e-3, 1e-6), (1.0, 1e3, 1e-6)),
+    "{0}, eps {3}, values of {2}": ((0.0, 1e-3, 1e-6), (0.0, 1e-3, 1e-5), (0.0, 1e-2, 1e-3)),
+}
 NORM_SHAPES = ((1, 1), (3, 37), (300, 1024), (1, 2, 64), (5, 3, 33))  # rows, then heads
-GATE_SHAPES = ((1, 1), (3, 37), (130, 2048))
-
-
-def core_cases() -> list[OpCase]:
-    """All of them."""
-    return [*product_cases(), *norm_cases(), *gate_cases(), *rope_cases(), *attention_cases()]
 
 
 def each(
@@ -260,20 +248,6 @@ def each(
 ) -> list[OpCase]:  # fmt: skip
     """A case for each row of a table: `make` gets its values, and the generator."""
     return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
-
-
-def product_cases() -> list[OpCase]:
-    """`embed`, `linear`, `linears` and `mlp` of dense weights."""
-    embedded = ((1, 1, 1), (7, 33, 37), (300, 500, 256))
-    products = ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16))
-    several = [(n, biases) for n in (1, 5, 70) for biases in ("", ", biases")]
-    feeds = ((1, 32, 64), (3, 37, 45), (70, 256, 512))
-    return [
-        *each("embed", EXACT, embedded, "{} of {} rows of {}", _embed),
-        *each("linear", PRODUCT, products, "[{}, {}] by {} rows", _linear),
-        *each("linears", PRODUCT, several, "{} rows{}", _linears),
-        *each("mlp", PRODUCT, feeds, "[{}, {}], {} inside", _mlp),
-    ]
 
 
 def _embed(n: int, rows: int, cols: int, rng: np.random.Generator) -> list[Call]:
@@ -295,40 +269,12 @@ def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
     return [(normal(rng, n, cols), gate, up, down)]
 
 
-def norm_cases() -> list[OpCase]:
-    """`rms_norm` of rows and of heads, `add_rms_norm`."""
-    cases = []
-    for op, shapes in (("rms_norm", NORM_SHAPES), ("add_rms_norm", NORM_SHAPES[:3])):
-        make = partial(_norm, op != "rms_norm")
-        offsets = [(s, offset, scale, 1e-6) for s in shapes for offset, scale in NORMS]
-        epsilons = [(s, 0.0, scale, eps) for s in shapes for eps, scale in EPSILONS]
-        cases += each(op, ELEMENTWISE, offsets, "{0}, offset {1}, values of {2}", make)
-        cases += each(op, ELEMENTWISE, epsilons, "{0}, eps {3}, values of {2}", make)
-    return cases
-
-
-def _norm(adds: bool, shape: tuple[int, ...], offset: float, scale: float, eps: float,
+def _norm(adds: int, shape: tuple[int, ...], offset: float, scale: float, eps: float,
           rng: np.random.Generator) -> list[Call]:  # fmt: skip
     w = Vector(normal(rng, shape[-1], scale=0.5))
     x = normal(rng, *shape, scale=3 * scale if adds else scale)
     more = (normal(rng, *shape, scale=scale),) if adds else ()
     return [(x, *more, w, eps, offset)]
-
-
-def gate_cases() -> list[OpCase]:
-    """`add`, `scale` and `softcap`, and gates also where an exponential overflows."""
-    added = [(shape, what) for shape in GATE_SHAPES for what in ("rows", "a row")]
-    gated = [(shape, top) for shape in GATE_SHAPES for top in (8.0, 200.0)]
-    by = [(shape, factor) for shape in GATE_SHAPES for factor in (0.125, 30.0)]
-    heads = [(shape,) for shape in ((1, 1, 1), (5, 3, 33), (130, 8, 64))]
-    return [
-        *each("add", ELEMENTWISE, added, "{} and {}", _add),
-        *each("scale", ELEMENTWISE, by, "{} by {}", _by),
-        *each("softcap", ELEMENTWISE, by, "{} within {}", _by),
-        *(case for op, more in (("sigmoid", 0), ("silu", 0), ("softplus", 0), ("swiglu", 1))
-          for case in each(op, ELEMENTWISE, gated, "{}, values to {}", partial(_gate, more))),
-        *each("sigmoid_gate", ELEMENTWISE, heads, "{}", _heads_gate),
-    ]  # fmt: skip
 
 
 def _add(shape: tuple[int, int], what: str, rng: np.random.Generator) -> list[Call]:
@@ -348,21 +294,50 @@ def _heads_gate(shape: tuple[int, ...], rng: np.random.Generator) -> list[Call]:
     return [(normal(rng, *shape), uniform(rng, -100.0, 100.0, *shape))]
 
 
-def rope_cases() -> list[OpCase]:
-    """`rope` over whole and partial heads, at early and at late positions."""
-    table = [
-        (rotary, dim, len(positions), positions[-1], positions)
-        for dim, rotary in ((2, 2), (64, 64), (256, 64), (48, 10))
-        for positions in ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))
-    ]
-    return each("rope", ELEMENTWISE, table, "{} of {} dims, {} rows to {}", _rope)
-
-
 def _rope(rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...],
           rng: np.random.Generator) -> list[Call]:  # fmt: skip
     exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
     inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
     return [(normal(rng, rows, 3, dim), np.array(positions, np.int64), Vector(inv_freq))]
+
+
+PRODUCTS = ("embed", "linear", "linears", "mlp")
+SHAPES = ((1, 1), (3, 37), (130, 2048))
+POSITIONS = ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))  # early and late ones
+GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # where exponentials overflow
+# (op, tolerance, arguments of what makes the calls, their name, what makes them)
+CORE: tuple[tuple[Any, ...], ...] = (
+    ("embed", EXACT, ((1, 1, 1), (7, 33, 37), (300, 500, 256)), "{} of {} rows of {}", _embed),
+    ("linear", PRODUCT, ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16)),
+     "[{}, {}] by {} rows", _linear),
+    ("linears", PRODUCT, [(n, more) for n in (1, 5, 70) for more in ("", ", biases")],
+     "{} rows{}", _linears),
+    ("mlp", PRODUCT, ((1, 32, 64), (3, 37, 45), (70, 256, 512)), "[{}, {}], {} inside", _mlp),
+    *((op, ELEMENTWISE, [(s, *row) for s in shapes for row in rows], name, partial(_norm, adds))
+      for op, adds, shapes in (("rms_norm", 0, NORM_SHAPES), ("add_rms_norm", 1, NORM_SHAPES[:3]))
+      for name, rows in NORMS.items()),
+    *((op, ELEMENTWISE, [(s, f) for s in SHAPES for f in (0.125, 30.0)], "{} by {}", _by)
+      for op in ("scale", "softcap")),
+    ("add", ELEMENTWISE, [(s, what) for s in SHAPES for what in ("rows", "a row")], "{} and {}",
+     _add),
+    *((op, ELEMENTWISE, GATED, "{}, values to {}", partial(_gate, more))
+      for op, more in (("sigmoid", 0), ("silu", 0), ("softplus", 0), ("swiglu", 1))),
+    ("sigmoid_gate", ELEMENTWISE, (((1, 1, 1),), ((5, 3, 33),), ((130, 8, 64),)), "{}",
+     _heads_gate),
+    ("rope", ELEMENTWISE, [(rotary, dim, len(at), at[-1], at) for dim, rotary in
+                           ((2, 2), (64, 64), (256, 64), (48, 10)) for at in POSITIONS],
+     "{} of {} dims, {} rows to {}", _rope),
+)  # fmt: skip
+
+
+def core_cases() -> list[OpCase]:
+    """Cases of all ops of the core."""
+    return [case for row in CORE for case in each(*row)] + attention_cases()
+
+
+def product_cases() -> list[OpCase]:
+    """Those of products of dense weights."""
+    return [case for row in CORE if row[0] in PRODUCTS for case in each(*row)]
 
 
 STEPS = {  # name -> the steps that come one after the other

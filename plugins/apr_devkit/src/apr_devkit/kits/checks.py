@@ -302,16 +302,12 @@ class PluginConformance(Kit):
                 self.registry.load(Owned(declaration, row.distribution))
 
     def test_declarations_say_what_they_are(self) -> None:
-        """Every declaration has a one-line summary and an API number this core supports."""
-        for declaration in (d for row in self.rows() for d in row.declarations):
-            where, summary = f"{declaration.kind} {declaration.name!r}", declaration.summary
-            assert summary.strip(), f"{where} has no summary"
-            assert "\n" not in summary, f"{where}: the summary has several lines"
-            assert declaration.api in SUPPORTED_APIS, f"{where} targets API {declaration.api}"
-
-    def test_names_are_free(self) -> None:
-        """No other installed distribution claims one of its names."""
-        for kind, name in {(d.kind, d.name) for row in self.rows() for d in row.declarations}:
-            owners = self.registry.declarations(kind)
-            claims = {o.qualified for o in owners if o.declaration.name == name}
-            assert len(claims) == 1, f"{kind} name is claimed twice: {sorted(claims)}"
+        """Every declaration has a one-line summary, a supported API, and a name of its own."""
+        for d in (d for row in self.rows() for d in row.declarations):
+            where = f"{d.kind} {d.name!r}"
+            assert d.summary.strip(), f"{where} has no summary"
+            assert "\n" not in d.summary, f"{where}: the summary has several lines"
+            assert d.api in SUPPORTED_APIS, f"{where} targets API {d.api}"
+            owners = self.registry.declarations(d.kind)
+            claims = sorted({o.qualified for o in owners if o.declaration.name == d.name})
+            assert len(claims) == 1, f"{where} is claimed twice: {claims}"

@@ -131,7 +131,7 @@ class FamilyKit(SequenceChecks):
 
     @shared
     def weights(self) -> dict[str, Floats]:
-        return rig.random_weights(self.contract, self.config, text_layout(self.contract), 0)
+        return rig.random_weights(self.contract, self.config)
 
     @shared
     def model(self) -> Model:

@@ -57,6 +57,9 @@ def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
 class DeviceKit(PluginConformance):
     """A kit that runs something on a backend."""
 
+    kind = "backend"
+    backend: str = ""
+
     @shared
     def device(self) -> BackendPlugin:
         return self.make_device(self.name)
@@ -235,9 +238,6 @@ class KernelConformance(OpComparison):
 
 class OpChecks(OpComparison):
     """Checks of a backend's kernel table, and of every op on its arrays."""
-
-    kind = "backend"
-    backend: str = ""
 
     @shared
     def packed(self) -> list[OpCase]:

@@ -20,17 +20,9 @@ from apr_core import AprError
 from apr_core.format.values import from_float32, to_float32
 from apr_core.model.state import state_makers
 from apr_core.model.step import make_step
+from apr_core.ops import layouts
 from apr_core.ops.binding import DENSE, Binder, ForeignKernel
-from apr_core.plugin import (
-    CORE_OPS,
-    BackendPlugin,
-    BlockLayout,
-    HostMatrix,
-    Layout,
-    Numbers,
-    Op,
-    layouts,
-)
+from apr_core.plugin import CORE_OPS, BackendPlugin, BlockLayout, HostMatrix, Layout, Numbers, Op
 from apr_core.runtime import Owned, Registry
 from apr_devkit.kits import cases
 from apr_devkit.kits.cases import Call, Matrix, OpCase, Parts, Vector, flat, is_state, normal

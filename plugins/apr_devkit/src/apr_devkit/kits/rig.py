@@ -7,7 +7,6 @@ guessed: a family without `tiny_config()` needs a `config`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -102,12 +101,10 @@ def random_tensor(rule: TensorRule, contract: Contract, rng: np.random.Generator
     return as_bfloat16(random_values(f"{rule.role} {rule.name}", rule.shape, rng, gain, norm))
 
 
-def random_weights(
-    contract: Contract, config: ModelConfig, layout: str, seed: int
-) -> dict[str, Floats]:
+def random_weights(contract: Contract, config: ModelConfig) -> dict[str, Floats]:
     """A value for every tensor of the contract, carried ones included: {name: float32}."""
-    rng = np.random.default_rng(seed)
-    rules = [*contract.rules(config, layout), *contract.carried(config)]
+    rng = np.random.default_rng(0)
+    rules = [*contract.rules(config, text_layout(contract)), *contract.carried(config)]
     return {rule.name: random_tensor(rule, contract, rng) for rule in rules}
 
 
@@ -156,49 +153,33 @@ def tiny_config(family: Any, name: str) -> dict[str, Any]:
     return config
 
 
-def tiny_checkpoint(
-    family: str, directory: Path, *, config: Mapping[str, Any] | None = None, seed: int = 0,
-    dtype: str = "BF16", layout: str | None = None, registry: Registry | None = None,
+def tiny_apr(
+    family: str, directory: Path, recipe: str = "f32", *, config: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
 ) -> Path:  # fmt: skip
-    """Write a complete checkpoint of an installed family into `directory`, and return it.
+    """Write a checkpoint of an installed family and import it: the path of `directory/model.apr`.
 
     `config` is the config.json, by default the family's `tiny_config()`. Weights are random and
-    exact in bfloat16, and such that logits have a standard deviation of about 1; the same seed
-    gives the same bytes. `dtype` is that of the stored tensors, BF16 or F32. `layout` is one of
-    the contract's, by default that of checkpoints with text only. Raises PluginError,
-    ContractError or UsageError.
+    exact in bfloat16, and such that logits have a standard deviation of about 1. `recipe` is that
+    of an installed plugin; `f32` and `source` (bfloat16) need none. Raises PluginError,
+    ContractError, UsageError, and what the import raises.
     """
-    plugin = (registry or get_registry()).make("family", family)
+    registry, target = registry or get_registry(), directory / "model.apr"
+    plugin, checkpoint = registry.make("family", family), directory / "checkpoint"
     hf = dict(tiny_config(plugin, family) if config is None else config)
-    read, contract = plugin.config(hf), plugin.contract()
+    read = plugin.config(hf)
     if read.vocab_size < LEAST_VOCABULARY:
         raise UsageError(
             f"a vocabulary of {read.vocab_size} is too small for a tiny tokenizer",
             f"Let vocab_size be {LEAST_VOCABULARY} or more.",
         )
-    tensors = random_weights(contract, read, layout or text_layout(contract), seed)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "config.json", json.dumps(hf, indent=1).encode())
-    _write(directory / "generation_config.json", json.dumps(GENERATION, indent=1).encode())
-    _write(directory / "model.safetensors", safetensors_bytes(tensors, dtype))
-    _write_tokenizer(directory)
-    return directory
-
-
-def tiny_apr(
-    family: str, directory: Path, recipe: str = "f32", *, config: Mapping[str, Any] | None = None,
-    seed: int = 0, registry: Registry | None = None,
-) -> Path:  # fmt: skip
-    """`tiny_checkpoint`, imported by this process: the path of `directory/model.apr`.
-
-    `recipe` is that of an installed plugin. `f32` and `source` (bfloat16) need none. Raises what
-    `tiny_checkpoint` and the import raise.
-    """
-    registry, target = registry or get_registry(), directory / "model.apr"
     dtype, recipe = ("F32", "source") if recipe == "f32" else ("BF16", recipe)
-    checkpoint = tiny_checkpoint(
-        family, directory / "checkpoint", config=config, seed=seed, dtype=dtype, registry=registry
-    )
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    weights = safetensors_bytes(random_weights(plugin.contract(), read), dtype)
+    (checkpoint / "config.json").write_text(json.dumps(hf, indent=1))
+    (checkpoint / "generation_config.json").write_text(json.dumps(GENERATION, indent=1))
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    _write_tokenizer(checkpoint)
     source = find_source(str(checkpoint), registry)
     plan = plan_import(source, recipe=recipe, arch=family, registry=registry)
     write_import(plan, target, force=True, threads=1)
@@ -220,12 +201,6 @@ def safetensors_bytes(tensors: Mapping[str, Floats], dtype: str = "BF16") -> byt
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
-
-
 def _write_tokenizer(directory: Path) -> None:
     """Byte-level BPE: ids 0 to 255 are bytes, then the special tokens, then a few merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -238,12 +213,12 @@ def _write_tokenizer(directory: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, special=False) for text in ADDED])
-    _write(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     names = {
         "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None,
         "chat_template": TEMPLATE,
     }  # fmt: skip
-    _write(directory / "tokenizer_config.json", json.dumps(names, indent=1).encode())
+    (directory / "tokenizer_config.json").write_text(json.dumps(names, indent=1))
 
 
 def difference(actual: Floats, expected: Floats) -> float:
