@@ -8,12 +8,13 @@ from apr_core.declarations import Attention, Backend, Quantizer
 from apr_core.registry import Registry, get_registry
 from apr_devkit.kits import BackendConformance, checks
 from apr_devkit.kits.backend import ChoiceChecks
-from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
+from apr_devkit.kits.checks import run_check
 from tests.kits.broken import backends as broken
+from tests.kits.caught import own_checks
 
-OWN = [name for name in checks_of(BackendConformance) if not hasattr(PluginConformance, name)]
+OWN = own_checks(BackendConformance)
 MODELS = [name for name in OWN if "family" in name or "models" in name or "captured" in name]
-CHOICES = [name for name in checks_of(ChoiceChecks) if not hasattr(PluginConformance, name)]
+CHOICES = own_checks(ChoiceChecks)
 needs_families = pytest.mark.skipif(
     not get_registry().declarations("family"), reason="no family is installed"
 )

@@ -7,10 +7,11 @@ import pytest
 from apr_core.declarations import Backend, Kernel
 from apr_core.registry import Registry
 from apr_devkit.kits import KernelConformance
-from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
+from apr_devkit.kits.checks import run_check
 from tests.kits.broken import backends as broken
+from tests.kits.caught import own_checks
 
-OWN = [name for name in checks_of(KernelConformance) if not hasattr(PluginConformance, name)]
+OWN = own_checks(KernelConformance)
 PLAIN = Backend("toy", broken.target("PACKED"), summary="a toy")
 
 

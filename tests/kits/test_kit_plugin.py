@@ -53,42 +53,31 @@ def test_a_good_plugin_passes(check):
     assert failed(check(quantizer("toy"))) == {}
 
 
-def test_a_hooks_module_that_does_not_load(check):
-    assert "boom" in failed(check("raise RuntimeError('boom')"))["test_plugin_is_usable"]
+TOY = quantizer("toy")
+COUNT = "import itertools\ncount = itertools.count(1)\n"
+WRONG = {  # what is wrong -> source of the hooks, the one check that fails, what it says
+    "does not load": ("raise RuntimeError('boom')", "test_plugin_is_usable", "boom"),
+    "declares nothing": ("x = 1", "test_plugin_is_usable", "declares nothing"),
+    "of another API": (TOY.replace("block=32", "api=0, block=32"), "test_plugin_is_usable",
+                       "targets API 0, this apr-core has API 1: upgrade the plugin"),
+    "imports arrays": (quantizer("toy", "import numpy\n"), "test_hooks_module_is_light",
+                       "imports numpy"),
+    "prints": (quantizer("toy", "print('hello')\n"), "test_hooks_are_silent", "'hello"),
+    "changes its mind": (
+        quantizer("toy", COUNT).replace("bytes_per_block=18", "bytes_per_block=next(count)"),
+        "test_hooks_are_pure", "first"),
+    "lacks a target": (TOY.replace("toy.codec:Toy", "toy.codec:Tay"), "test_targets_exist", "Tay"),
+    "lacks a summary": (TOY.replace('summary="a toy", ', ""),
+                        "test_declarations_say_what_they_are", "'toy' has no summary"),
+}  # fmt: skip
 
 
-def test_a_hooks_module_that_declares_nothing(check):
-    assert "declares nothing" in failed(check("x = 1"))["test_plugin_is_usable"]
-
-
-def test_a_hooks_module_that_imports_arrays(check):
-    found = failed(check(quantizer("toy", "import numpy\n")))
-    assert "imports numpy" in found["test_hooks_module_is_light"]
-    assert list(found) == ["test_hooks_module_is_light"]
-
-
-def test_a_hooks_module_that_prints(check):
-    found = failed(check(quantizer("toy", "print('hello')\n")))
-    assert list(found) == ["test_hooks_are_silent"] and "'hello" in found["test_hooks_are_silent"]
-
-
-def test_hooks_that_change_their_mind(check):
-    source = quantizer("toy", "import itertools\ncount = itertools.count(1)\n")
-    source = source.replace("bytes_per_block=18", "bytes_per_block=next(count)")
-    assert list(failed(check(source))) == ["test_hooks_are_pure"]
-
-
-def test_a_target_that_is_not_there(check):
-    source = quantizer("toy").replace("toy.codec:Toy", "toy.codec:Tay")
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_plugin_fails_one_check(check, what):
+    source, name, said = WRONG[what]
     found = failed(check(source))
-    assert list(found) == ["test_targets_exist"] and "Tay" in found["test_targets_exist"]
-
-
-def test_a_declaration_without_a_summary(check):
-    source = quantizer("toy").replace('summary="a toy", ', "")
-    found = failed(check(source))
-    assert list(found) == ["test_declarations_say_what_they_are"]
-    assert "'toy' has no summary" in found["test_declarations_say_what_they_are"]
+    assert said in found.pop(name)
+    assert not found or name == "test_plugin_is_usable", found
 
 
 def test_a_name_that_somebody_else_has(check):
@@ -102,9 +91,3 @@ def test_a_distribution_that_is_not_installed():
     kit = type("None", (PluginConformance,), {"plugin": "x-none"})
     reasons = {result.reason for result in run_checks(kit)}
     assert any("no distribution called 'x-none'" in reason for reason in reasons)
-
-
-def test_a_plugin_of_an_older_or_newer_api_is_refused_with_both_numbers(check):
-    source = quantizer("toy").replace("block=32", "api=0, block=32")
-    reason = failed(check(source))["test_plugin_is_usable"]
-    assert "targets API 0" in reason and "has API 1: upgrade the plugin" in reason

@@ -10,12 +10,13 @@ import pytest
 from apr_core.declarations import Layout, Numbers
 from apr_core.registry import Registry
 from apr_devkit.kits import QuantizerConformance, run_checks
-from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
+from apr_devkit.kits.checks import run_check
 from apr_devkit.kits.quantizer import default_bounds, golden_digest, plain_codec
 from tests.kits.broken import quantizers as broken
 from tests.kits.broken.quantizers import BLOCK, LAYOUT, declare
+from tests.kits.caught import own_checks
 
-OWN = [name for name in checks_of(QuantizerConformance) if not hasattr(PluginConformance, name)]
+OWN = own_checks(QuantizerConformance)
 
 
 def kit(codec, declared=None, **attributes):

@@ -6,9 +6,9 @@ import pytest
 
 from apr_core.cli import COMMANDS
 from apr_core.declarations import Command, Exporter, Recipe, Source
-from apr_core.discovery import PluginRow
+from apr_core.discovery.rows import PluginRow
 from apr_core.errors import InputOutputError
-from apr_core.family.schema import schema
+from apr_core.family.contract.schema import schema
 from apr_core.registry import Registry, get_registry
 from apr_devkit.kits import (
     CommandConformance,
@@ -17,8 +17,9 @@ from apr_devkit.kits import (
     SourceConformance,
     run_checks,
 )
-from apr_devkit.kits.checks import PluginConformance, checks_of, run_check
+from apr_devkit.kits.checks import run_check
 from apr_devkit.kits.quantizer import quant_classes
+from tests.kits import caught
 from tests.kits.broken import quantizers as broken_quantizers
 from tests.kits.broken import small as broken_small
 
@@ -31,7 +32,7 @@ KITS = {
 
 
 def own_checks(kind):
-    return [n for n in checks_of(KITS[kind][0]) if not hasattr(PluginConformance, n)]
+    return caught.own_checks(KITS[kind][0])
 
 
 def kit(kind, target, name="toy", *, registry=None, summary="Say hello", **attributes):
@@ -133,8 +134,8 @@ def test_a_wrong_one_is_caught(kind, target, check, reason):
 
 
 def test_every_check_has_somebody_it_catches():
-    caught = {f"test_{check}" for _, _, check, _ in CAUGHT}
-    assert caught | ELSEWHERE == {name for kind in KITS for name in own_checks(kind)}
+    shown = {f"test_{check}" for _, _, check, _ in CAUGHT}
+    assert shown | ELSEWHERE == {name for kind in KITS for name in own_checks(kind)}
 
 
 def test_recipes_are_asked_about_every_class_of_the_contracts():
@@ -217,7 +218,7 @@ def test_an_exporter_without_progress_cannot_be_stopped():
 def test_the_exporter_of_the_core_passes():
     row = PluginRow(
         "core", "0", "core", "", "ok", "",
-        (Exporter("toy", "apr_core.exporting:export", summary="a directory"),),
+        (Exporter("toy", "apr_core.exporting.safetensors:export", summary="a directory"),),
     )  # fmt: skip
     made = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
     results = list(run_checks(made, own_checks("exporter")))
