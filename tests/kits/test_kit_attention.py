@@ -48,10 +48,6 @@ class Sum(Mixer):
     """A running sum of what it is fed: the smallest recurrent mixer."""
 
     matrices = ("o_proj",)
-    vectors = ()
-
-    def __init__(self):
-        self.constants = {}
 
     @staticmethod
     def example():
@@ -75,12 +71,10 @@ def extra(xp, x):
     return x
 
 
-def kit_of(mixer, state="kv", ops=OPS, **declared):
+def kit_of(mixer, state="kv", **declared):
     """The kit for one mixer of this module, with nothing else installed."""
     setattr(sys.modules[__name__], mixer.__name__, mixer)
-    declaration = Attention(
-        "mine", f"{__name__}:{mixer.__name__}", state=state, ops=ops, **declared
-    )
+    declaration = Attention("mine", f"{__name__}:{mixer.__name__}", state=state, **declared)
     registry = Registry.from_declarations({"apr-mine": [declaration]})
     members = {"attention": "mine", "registry": registry}
     return type("Mine", (AttentionConformance,), members)

@@ -18,7 +18,7 @@ ON_TORCH = {  # all that imports torch, by file or folder
     "examples/plugins/apr_backend_torch/": "a backend as third parties write them",
     "examples/plugins/apr_kernel_demo/": "kernels for that backend",
     "examples/plugins/apr_decoder_unet/tests/": "the oracle of a decoder",
-    "plugins/apr_devkit/src/apr_devkit/kits/family.py": "the oracle, where installed",
+    "plugins/apr_devkit/src/apr_devkit/kits/rig.py": "the oracle, where installed",
     "tests/hf_models.py": "random checkpoints of the oracle",
     "tests/model/test_parity.py": "the oracle itself",
     "tests/model/test_determinism.py": "runs on those checkpoints",

@@ -34,42 +34,6 @@ Path = tuple[str, ...]
 REMOVED: Any = object()
 
 
-class Oracle:
-    """What transformers computes, in float32, for a config.json. `shapes` are its tensors'."""
-
-    def __init__(self, class_name: str, hf: Mapping[str, Any]) -> None:
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            skip(f"needs torch and transformers as the oracle; {error.name} is not installed")
-        kind: Any = getattr(transformers, class_name, None)
-        if kind is None:
-            skip(f"transformers {transformers.__version__} has no {class_name}")
-        config = kind.config_class.from_dict(dict(hf))
-        self._torch: Any = torch
-        self._model = kind._from_config(config, attn_implementation="eager").float().eval()
-        self.shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
-
-    def take(self, weights: Mapping[str, Floats], contract: Contract, config: ModelConfig) -> None:
-        """Take the weights of a tiny checkpoint, under the names of its own."""
-        own = contract.rules(config, contract.detect_layout(self.shapes))
-        theirs = contract.rules(config, text_layout(contract))
-        tensors = {
-            to.name: self._torch.from_numpy(weights[since.name].copy())
-            for to, since in zip(own, theirs, strict=True)
-        }
-        loaded = self._model.load_state_dict(tensors, strict=False)
-        assert not loaded.unexpected_keys, f"transformers lacks {loaded.unexpected_keys}"
-        self._model.tie_weights()
-
-    def logits(self, ids: NDArray[np.int64]) -> Floats:
-        """ids [T] -> float32 [T, vocab]."""
-        with self._torch.inference_mode():
-            rows: Floats = self._model(self._torch.tensor(ids[None])).logits[0].float().numpy()
-        return rows
-
-
 class ModelSession:
     """Slots of a model. A step of single tokens is one that a backend may have captured."""
 
@@ -167,11 +131,11 @@ class FamilyKit(SequenceChecks):
         said = f"logits {what}: they differ by {off:.1e} of their standard deviation"
         assert off < self.parity, f"{said}, expected less than {self.parity:.0e}"
 
-    def oracle(self, hf: Mapping[str, Any] | None = None, filled: bool = True) -> Oracle:
+    def oracle(self, hf: Mapping[str, Any] | None = None, filled: bool = True) -> rig.Oracle:
         """The transformers model, `filled` with the tiny model's weights. Skips without it."""
         hf = hf or self.hf
         name = self.transformers or str(next(iter(hf.get("architectures") or ()), ""))
-        oracle = Oracle(name, hf)
+        oracle = rig.Oracle(name, hf)
         if filled:
             oracle.take(self.weights, self.contract, self.config)
         return oracle

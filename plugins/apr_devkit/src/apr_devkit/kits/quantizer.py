@@ -205,8 +205,7 @@ class QuantizerConformance(PluginConformance):
         assert not different, f"{what} changes {different} of {expected.size} numbers"
 
     def test_error_is_within_its_bound(self) -> None:
-        """Bytes are as declared, and the error on any distribution, scale and length of rows is
-        below what they promise."""
+        """Sizes are as declared, and errors on all kinds of values are below what they promise."""
         bounds, b = self.bounds(), self.block
         for kind, bound in bounds.items():
             self.within(bound, block_sample(kind, b), kind)
@@ -221,8 +220,7 @@ class QuantizerConformance(PluginConformance):
             self.within(max(bounds.values()), x, f"rows that hold {value:g}")
 
     def test_extremes_are_kept_or_refused(self) -> None:
-        """Zeros stay zeros, tiny values are no worse than zeros, huge ones are kept or refused as
-        QuantizationError, and so is a NaN or an infinity anywhere."""
+        """Zeros and tiny values are kept, huge ones too or refused, and NaN is refused."""
         b, worst = self.block, max(self.bounds().values())
         for cols in (b, 2 * b + 1):
             top = float(np.abs(self.round_trip(np.zeros((3, cols), np.float32), "zeros")).max())

@@ -22,6 +22,7 @@ from apr_core.model.loading import make_backend
 from apr_core.model.trial import Nowhere
 from apr_core.plugin import Backend, Contract, ModelConfig, State, StepFunction, UsageError
 from apr_core.runtime import Registry, get_registry
+from apr_devkit.kits.checks import skip
 
 Floats = NDArray[np.float32]
 
@@ -246,3 +247,39 @@ def arrays_in(thing: Any) -> Iterator[NDArray[Any]]:
         inner = thing.values() if isinstance(thing, Mapping) else thing
     for part in inner:
         yield from arrays_in(part)
+
+
+class Oracle:
+    """What transformers computes, in float32, for a config.json. `shapes` are its tensors'."""
+
+    def __init__(self, class_name: str, hf: Mapping[str, Any]) -> None:
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            skip(f"needs torch and transformers as the oracle; {error.name} is not installed")
+        kind: Any = getattr(transformers, class_name, None)
+        if kind is None:
+            skip(f"transformers {transformers.__version__} has no {class_name}")
+        config = kind.config_class.from_dict(dict(hf))
+        self._torch: Any = torch
+        self._model = kind._from_config(config, attn_implementation="eager").float().eval()
+        self.shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
+
+    def take(self, weights: Mapping[str, Floats], contract: Contract, config: ModelConfig) -> None:
+        """Take the weights of a tiny checkpoint, under the names of its own."""
+        own = contract.rules(config, contract.detect_layout(self.shapes))
+        theirs = contract.rules(config, text_layout(contract))
+        tensors = {
+            to.name: self._torch.from_numpy(weights[since.name].copy())
+            for to, since in zip(own, theirs, strict=True)
+        }
+        loaded = self._model.load_state_dict(tensors, strict=False)
+        assert not loaded.unexpected_keys, f"transformers lacks {loaded.unexpected_keys}"
+        self._model.tie_weights()
+
+    def logits(self, ids: NDArray[np.int64]) -> Floats:
+        """ids [T] -> float32 [T, vocab]."""
+        with self._torch.inference_mode():
+            rows: Floats = self._model(self._torch.tensor(ids[None])).logits[0].float().numpy()
+        return rows
