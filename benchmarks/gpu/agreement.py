@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from apr_core.generate.cuts import CHUNK, GRID
 
 from apr_core import Model, load
+from apr_core.generate.boundaries import CHUNK, GRID
 from benchmarks.demo_quality import prompts
 from benchmarks.engines import random_tokens
 from benchmarks.files import imported

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from apr_core.generate.cuts import CHUNK, GRID
-
+from apr_core.generate.boundaries import CHUNK, GRID
 from apr_core.registry import Registry
 from benchmarks.checkpoints import QWEN3_5
 

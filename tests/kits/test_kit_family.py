@@ -313,7 +313,7 @@ WRONG.add(Qwen2, "slots_open_and_close", "bytes are held", mixer=staying)
 
 def test_a_backend_that_disagrees_with_the_references_is_found():
     kit = kit_of()
-    kit().model._decoder.final_norm[:] *= np.float32(1.01)
+    kit().model._decoder.weights.final_norm[:] *= np.float32(1.01)
     assert_caught(kit, "test_runs_on_references_alone", "differ by")
 
 

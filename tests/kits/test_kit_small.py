@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from apr_core.discovery.rows import PluginRow
-from apr_core.family.contract.schema import schema
 
 from apr_core.cli import COMMANDS
 from apr_core.declarations import Command, Exporter, Recipe, Source
+from apr_core.discovery import PluginRow
 from apr_core.errors import InputOutputError
+from apr_core.family.schema import schema
 from apr_core.registry import Registry, get_registry
 from apr_devkit.kits import (
     CommandConformance,
