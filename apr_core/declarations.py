@@ -6,8 +6,9 @@ the `api` number it was written for. Further fields are the facts needed before 
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NoReturn
+import json
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any, ClassVar, Literal, NoReturn
 
 from apr_core.errors import PluginError
 
@@ -239,3 +240,25 @@ HOOKS: dict[str, str] = {
     "apr_exporters": "exporter",
     "apr_commands": "command",
 }
+NESTED = {"layout": Layout, "scale": Numbers, "minimum": Numbers}  # fields that are records
+
+
+def record_of(declaration: Declaration) -> dict[str, Any]:
+    """A declaration and its kind, as JSON. Raises TypeError for fields that JSON does not have."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(declaration), allow_nan=False))
+    return {"kind": declaration.kind, **plain}
+
+
+def from_record(record: dict[str, Any]) -> Declaration:
+    """The declaration of a record. Raises KeyError or TypeError for anything else."""
+    values = dict(record)
+    cls = KINDS[values.pop("kind")]
+    return cls(**{key: _value(key, v) for key, v in values.items()})
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_value(key, v) for v in value)
+    if isinstance(value, dict):
+        return NESTED[key](**{k: _value(k, v) for k, v in value.items()})
+    return value

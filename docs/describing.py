@@ -98,7 +98,8 @@ def members(cls: type) -> Iterator[tuple[str, str]]:
     for name, type_ in getattr(cls, "__annotations__", {}).items():
         if not name.startswith("_"):
             yield f"`{name}`", code(_plain_type(str(type_)))
-    for name, value in vars(cls).items():
+    inherited = {k: v for base in reversed(cls.__mro__[1:-1]) for k, v in vars(base).items()}
+    for name, value in ({**inherited, **vars(cls)} if not is_protocol(cls) else vars(cls)).items():
         called = name == "__call__"
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if inspect.isfunction(function) and (called or not name.startswith("_")):

@@ -41,6 +41,7 @@ WIDTH = 80  # of help texts
 PROTOCOLS = {
     "family": "apr_core.family.modelspec:FamilyPlugin",
     "attention": "apr_core.model.decoder:Mixer",
+    "mlp": "apr_core.model.decoder:FeedForward",
     "quantizer": "apr_core.family.modelspec:QuantizerPlugin",
     "recipe": "apr_core.family.modelspec:RecipePlugin",
     "backend": "apr_core.ops.binding:BackendPlugin",

@@ -16,16 +16,15 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from apr_core.declarations import API_VERSION, KINDS, Backend, Declaration, Layout, Numbers
+from apr_core.declarations import API_VERSION, Backend, Declaration, from_record, record_of
 from apr_core.messages import one_line
 from apr_core.settings import Settings, cache_dir, write_whole
 
 GROUP = "apr"  # of entry points
-NESTED = {"layout": Layout, "scale": Numbers, "minimum": Numbers}  # fields that are records
 Status = Literal["ok", "broken", "disabled", "incompatible", "unavailable"]
 
 
@@ -234,24 +233,3 @@ def _stamp(path: str) -> list[Any]:
         return [path, state.st_mtime_ns, state.st_size]
     except OSError:
         return [path, 0, 0]
-
-
-def record_of(declaration: Declaration) -> dict[str, Any]:
-    """A declaration and its kind, as JSON. Raises TypeError for fields that JSON does not have."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(declaration), allow_nan=False))
-    return {"kind": declaration.kind, **plain}
-
-
-def from_record(record: dict[str, Any]) -> Declaration:
-    """The declaration of a record. Raises KeyError or TypeError for anything else."""
-    values = dict(record)
-    cls = KINDS[values.pop("kind")]
-    return cls(**{key: _value(key, v) for key, v in values.items()})
-
-
-def _value(key: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_value(key, v) for v in value)
-    if isinstance(value, dict):
-        return NESTED[key](**{k: _value(k, v) for k, v in value.items()})
-    return value

@@ -20,8 +20,9 @@ from apr_core.declarations import (
     Declaration,
     Kernel,
     Quantizer,
+    from_record,
+    record_of,
 )
-from apr_core.discovery import from_record, record_of
 from apr_core.messages import LONGEST
 from apr_core.settings import TYPES
 

@@ -7,7 +7,8 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -62,7 +63,7 @@ class Resolution:
 
 
 class Contract:
-    """A model family's contract. Make one with `load`."""
+    """A model family's contract. Make one with `of_package`, or with `load` from text."""
 
     def __init__(self, content: Mapping[str, Any], origin: str) -> None:
         self.content, self.origin = content, origin
@@ -71,6 +72,7 @@ class Contract:
         self.norm_offset: float = float(content["constraints"]["norm_offset"])
         self.plain_norms: frozenset[str] = frozenset(content.get("plain_norms", ()))
         self.pre_type: str | None = content.get("tokenizer", {}).get("pre_type")
+        self.reasoning: tuple[str, ...] = tuple(content.get("chat", {}).get("reasoning", ()))
         self.pattern: str | None = content.get("tokenizer", {}).get("pattern")
         self.variants: Mapping[str, Mapping[str, Any]] = content["size_variants"]
 
@@ -82,6 +84,11 @@ class Contract:
         except yaml.YAMLError as error:
             raise ContractError(f"{origin}: not YAML: {error}") from error
         return cls(check_schema(content, origin), origin)
+
+    @classmethod
+    def of_package(cls, package: str) -> Contract:
+        """Read `contract.yaml` beside a package's modules, once. Raises ContractError."""
+        return _of_package(package)
 
     def layer_type(self, name: str) -> str:
         """A layer type by its present spelling. Raises ContractError for an unknown one."""
@@ -200,6 +207,12 @@ class Contract:
                 f"tensors do not fit the contract {self.family}/{self.version}:{''.join(lines)}",
                 "Is the checkpoint complete, and is its config.json the one it came with?",
             )
+
+
+@cache
+def _of_package(package: str) -> Contract:
+    text = files(package).joinpath("contract.yaml").read_text("utf-8")
+    return Contract.load(text, f"{package}/contract.yaml")
 
 
 def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:

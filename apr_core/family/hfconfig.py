@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from apr_core.errors import ContractError
+from apr_core.family.modelspec import ModelConfig
 
 MISSING = object()
 MAX_LAYERS = 4096
@@ -78,6 +79,38 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise ContractError(f"config.json: {key} is {value!r}, expected true or false")
         return value
+
+    def model(
+        self, family: str, layer_types: Iterable[str], generation: Mapping[str, Any] | None,
+        **own: Any,
+    ) -> ModelConfig:  # fmt: skip
+        """The numbers of a model by the names that most families use; `own` are other fields.
+
+        Heads of keys and values are those of queries, and their size is hidden_size over their
+        number, where config.json does not say otherwise. Raises ContractError.
+        """
+
+        def heads() -> int:
+            return self.integer("num_attention_heads")
+
+        usual: dict[str, Callable[[], Any]] = {
+            "architecture": lambda: self.architecture(family),
+            "hidden_size": lambda: self.integer("hidden_size"),
+            "num_layers": self.layers,
+            "num_heads": heads,
+            "num_kv_heads": lambda: self.integer("num_key_value_heads", heads()),
+            "head_dim": lambda: self.integer("head_dim", self.integer("hidden_size") // heads()),
+            "intermediate_size": lambda: self.integer("intermediate_size"),
+            "vocab_size": lambda: self.integer("vocab_size"),
+            "max_position_embeddings": lambda: self.integer("max_position_embeddings"),
+            "rope_theta": lambda: self.rope("rope_theta"),
+            "rms_norm_eps": lambda: self.number("rms_norm_eps"),
+            "tied_embeddings": lambda: self.flag("tie_word_embeddings", False),
+            "stop_ids": lambda: self.stop_ids(generation),
+            "sampling": lambda: sampling_defaults(generation),
+        }
+        read = {name: value() for name, value in usual.items() if name not in own}
+        return ModelConfig(family=family, layer_types=tuple(layer_types), **read, **own)
 
     def refuse(self, key: str, allowed: Iterable[Any], why: str) -> None:
         """Raise ContractError unless the value is absent, null or one of `allowed`."""

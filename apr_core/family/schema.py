@@ -70,7 +70,8 @@ def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
     roles = per_layer | (set(content["tensor_template"]) - {"per_layer"})
     for part in ("shape_template", "quantization_policy"):
         for role in sorted(roles ^ set(content[part])):
-            yield f"{part}: role {role!r} is in one of tensor_template and {part} only"
+            lacking = part if role in roles else "tensor_template"
+            yield f"role {role!r} is missing in {lacking}"
     for kind, listed in content["layer_types"].items():
         for role in sorted(set(listed) - per_layer):
             yield f"layer_types.{kind}: unknown role {role!r}"

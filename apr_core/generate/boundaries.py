@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from apr_core.text.tokenizer import Tokenizer
 
-GRID = 64  # tokens; boundaries at its multiples change no bits
+GRID = 64  # tokens; a multiple of every state's grid: boundaries at its multiples change no bits
 CHUNK = 512  # prompt tokens a forward
 EVERY = 1024  # tokens between boundaries where nothing else gives reason for one
 FIRST = GRID  # no cut after the first question's header if less precedes: a system prompt

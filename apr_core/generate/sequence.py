@@ -25,7 +25,6 @@ from apr_core.generate.requests import (
 )
 from apr_core.generate.sampling import Sampler, finite, largest
 from apr_core.generate.writer import Writer
-from apr_core.text.chat import END_THINK
 from apr_core.text.detokenize import MAX_PENDING
 
 if TYPE_CHECKING:
@@ -68,11 +67,12 @@ class Vocabulary:
     def of(cls, model: Model) -> Vocabulary:
         """The vocabulary of a model."""
         tokenizer = model.tokenizer
+        end = tokenizer.added.get(tokenizer.reasoning[1]) if tokenizer.reasoning else None
         return cls(
             tokenizer,
             tokenizer.valid_size,
             frozenset((*tokenizer.stop_ids, *model.config.stop_ids)),
-            tokenizer.added[END_THINK].id if END_THINK in tokenizer.added else None,
+            end.id if end else None,
             tuple(tokenizer.encode(AFTER_THOUGHT)),
         )
 

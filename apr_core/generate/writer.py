@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from apr_core.generate.requests import Channel, Delta, TokenLogprob
-from apr_core.text.chat import END_THINK, THINK, starts_thinking
+from apr_core.text.chat import starts_thinking
 from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ class Writer:
         self._tokenizer, self._index = tokenizer, index
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(stop)
-        self._tags: dict[str, Channel] = {} if plain else {THINK: "reasoning", END_THINK: "text"}
+        channels: tuple[Channel, ...] = ("reasoning", "text")
+        self._tags = {} if plain else dict(zip(tokenizer.reasoning, channels, strict=False))
         thinks = not plain and starts_thinking(tokenizer, prompt_ids)
         self.channel: Channel = "reasoning" if thinks else "text"
         self._ids: list[int] = []

@@ -40,7 +40,8 @@ class Part:
 class Mixer(Part):
     """Base of what the target of an `Attention` declaration makes, called with a block's options.
 
-    Arithmetic between ops works too, but keeps some backends from recording steps.
+    `matrices` and `vectors` name the roles of its weights and `constants` further arrays: all are
+    attributes of `w`. Arithmetic between ops works too, but keeps some backends from recording.
     """
 
     def new_state(self, states: StateMakers) -> State:
@@ -55,7 +56,8 @@ class Mixer(Part):
 class FeedForward(Part):
     """Base of what the target of an `Mlp` declaration makes, called with a block's `mlp_options`.
 
-    A contract's claims about the feed-forward are compared with `activation` and `gated`.
+    `matrices`, `vectors` and `constants` are as a Mixer has them. A contract's claims about the
+    feed-forward are compared with `activation` and `gated`, which is True unless it says otherwise.
     """
 
     activation: Literal["silu", "gelu", "relu"]

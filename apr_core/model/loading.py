@@ -26,7 +26,7 @@ from apr_core.format import (
 )
 from apr_core.format.dtypes import LEGACY
 from apr_core.model.decoder import Decoder, Layer, Weights
-from apr_core.model.parts import Parts, check_claims, plugin_ops
+from apr_core.model.parts import Parts, check_claims, check_roles, plugin_ops
 from apr_core.model.state import KVType
 from apr_core.model.trial import Nowhere, shapes_only, try_step
 from apr_core.ops.binding import (
@@ -283,6 +283,7 @@ def build_decoder(
     """
     resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
     parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
+    check_roles(resolution, parts)
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
     loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
     loader.expect()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import NotFound, UsageError
+from apr_core.errors import BackendError, NotFound, UsageError
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
+from apr_core.generate.boundaries import CHUNK, GRID
 from apr_core.model.decoder import Decoder
 from apr_core.model.loading import (
     Progress,
@@ -22,7 +23,7 @@ from apr_core.model.loading import (
     make_backend,
 )
 from apr_core.model.state import KVType, State, sequence_bytes, state_makers
-from apr_core.model.step import CHUNK, LastLogits, Step, make_step
+from apr_core.model.step import LastLogits, Step, make_step
 from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
 from apr_core.registry import Registry, get_registry
 
@@ -44,11 +45,11 @@ class Model:
 
     def __init__(
         self, file: AprFile, config: ModelConfig, decoder: Decoder, backend: BackendPlugin,
-        report: BindReport, max_len: int, kv_type: KVType = "f32",
+        report: BindReport, max_len: int, kv_type: KVType = "f32", reasoning: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.file, self.config, self.report, self.max_len = file, config, report, max_len
         self.metadata: dict[str, Any] = file.metadata
-        self.backend, self.kv_type = backend, kv_type
+        self.backend, self.kv_type, self._reasoning = backend, kv_type, reasoning
         self._decoder = decoder
         self._states: list[State] = self._new_states()
         self._lengths: dict[int, int] = {}
@@ -65,7 +66,15 @@ class Model:
 
     def _new_states(self) -> list[State]:
         makers = state_makers(self.backend, self.kv_type, self.max_len)
-        return [layer.mixer.new_state(makers) for layer in self._decoder.layers]
+        states = [layer.mixer.new_state(makers) for layer in self._decoder.layers]
+        for state in states:
+            if GRID % state.grid:
+                raise BackendError(
+                    f"a state folds in {state.grid} tokens at once, and prompts are cut at "
+                    f"multiples of {GRID}: answers would depend on where",
+                    f"Its mixer needs a grid that divides {GRID}: tell the plugin's author.",
+                )
+        return states
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -73,7 +82,7 @@ class Model:
         if self._tokenizer is None:
             from apr_core.text.tokenizer import Tokenizer
 
-            self._tokenizer = Tokenizer.from_metadata(self.metadata)
+            self._tokenizer = Tokenizer.from_metadata(self.metadata, self._reasoning)
         return self._tokenizer
 
     @property
@@ -395,13 +404,13 @@ def load(
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
         family = registry.make("family", family_name)
         config = family_config(family, file)
-        plan = family.plan(config)
+        plan, contract = family.plan(config), family.contract()
         limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
         decoder, binder, kv_type = build_decoder(
-            file, family.contract(), config, plan, registry, device, backend, limit, kv_type,
+            file, contract, config, plan, registry, device, backend, limit, kv_type,
             progress, strict,
         )  # fmt: skip
     except BaseException:
         file.close()
         raise
-    return Model(file, config, decoder, device, binder.report, limit, kv_type)
+    return Model(file, config, decoder, device, binder.report, limit, kv_type, contract.reasoning)

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from apr_core.errors import ContractError, FormatError
-from apr_core.family.contract import Contract
+from apr_core.errors import ContractError, FormatError, PluginError
+from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import ModelConfig, Plan
 from apr_core.model.decoder import Decoder, FeedForward, Mixer
 from apr_core.model.state import StateMakers
@@ -41,7 +41,14 @@ def make_part(registry: Registry, kind: str, name: str, options: Mapping[str, An
             f"{kind} {name!r} does not take the options of this family: {error}",
             f"The family and the {kind} plugin do not fit: upgrade both.",
         ) from error
-    return factory(**options)
+    part, base = factory(**options), {"attention": Mixer, "mlp": FeedForward}[kind]
+    if not isinstance(part, base):
+        raise PluginError(
+            f"{kind} {name!r} makes a {type(part).__name__}, expected an apr_core.plugin."
+            f"{base.__name__}",
+            "Its class has to derive from that: tell the plugin's author.",
+        )
+    return part
 
 
 _signature = cache(inspect.signature)
@@ -83,6 +90,22 @@ class Parts:
         if self.decoder is not Decoder:
             return None
         return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
+
+
+def check_roles(resolution: Resolution, parts: Parts) -> None:
+    """Raise ContractError if the contract has tensors of the model that the plan does not read."""
+    for rule in resolution.rules.values():
+        if rule.group != "model":
+            continue
+        if rule.layer is None:
+            read: Collection[str] = (*parts.decoder.matrices, *parts.decoder.vectors)
+        else:
+            read = (*parts.matrices(rule.layer), *parts.vectors(rule.layer))
+        if rule.role not in read:
+            raise ContractError(
+                f"nothing reads {rule.name}, role {rule.role!r} of the contract",
+                "The plan's norms, mixers or feed-forwards are others than the contract means.",
+            )
 
 
 def check_claims(

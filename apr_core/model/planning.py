@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apr_core.errors import BackendError
+from apr_core.generate.boundaries import CHUNK
 from apr_core.model.state import KVType, sequence_bytes, state_makers
-from apr_core.model.step import CHUNK
 from apr_core.ops.binding import DENSE, BackendPlugin
 
 if TYPE_CHECKING:

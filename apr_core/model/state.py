@@ -29,6 +29,9 @@ class State:
     # position to begin at, `restore` takes the same, with everything before it in place, and
     # `shortened(snapshot, rows)` gives the first rows of one
     segments = False
+    grid = (
+        1  # tokens: prompts that are cut at its multiples give the same bits however they are cut
+    )
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -158,8 +161,8 @@ class RecurrentState(State):
     kind: ClassVar[StateKind] = "recurrent"
     rewindable = False
 
-    def __init__(self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._zeros, self._shapes = zeros, dict(shapes)
+    def __init__(self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], grid: int = 1) -> None:
+        self._zeros, self._shapes, self.grid = zeros, dict(shapes), grid
         self.arrays: dict[str, dict[int, Array]] = {name: {} for name in shapes}
 
     def open(self, slot: int) -> None:
@@ -303,9 +306,12 @@ class StateMakers:
         """Keys and values of the last `window` positions, the query's own included."""
         return WindowState(self.zeros, kv_heads, head_dim, window, self.kv_type)
 
-    def recurrent(self, **shapes: tuple[int, ...]) -> RecurrentState:
-        """Named float32 arrays of fixed shapes, zeros at first."""
-        return RecurrentState(self.zeros, shapes)
+    def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> RecurrentState:
+        """Named float32 arrays of fixed shapes, zeros at first.
+
+        `grid` is the number of tokens that the op folds in at once, see State.
+        """
+        return RecurrentState(self.zeros, shapes, grid)
 
 
 def state_makers(

@@ -14,7 +14,6 @@ from apr_core.ops.binding import Array, BackendPlugin, Draw
 
 Choice = int | NDArray[np.float32]  # a token, or the logits [vocab] to take it from
 Choose = Callable[[Array, Sequence[Draw | None]], list[int | None]]
-CHUNK = 512  # prompt tokens a forward; a multiple of the 64-token grid of recurrent mixers
 
 
 @dataclass(frozen=True, slots=True)

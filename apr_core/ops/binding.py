@@ -314,7 +314,8 @@ class Binder:
             return lambda ids, w: w.embed(ids, w)
         if name not in self.table:
             raise BackendError(
-                f"op {name!r} has no definition", "Install or repair the plugin that brings it."
+                f"op {name!r} has no definition",
+                "A mixer or mlp that brings an op names it in its declaration's `brings`.",
             )
         function = self._kernel(name, "*")
         if function is None:

@@ -11,7 +11,6 @@ from typing import Any
 from apr_core.errors import FormatError, UsageError
 from apr_core.text.tokenizer import Tokenizer
 
-THINK, END_THINK = "<think>", "</think>"
 MAX_PROMPT = 16 << 20  # characters a template may produce
 PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters that may stand for others while a template runs
 
@@ -133,9 +132,6 @@ def _any_of(spellings: Sequence[str], group: bool = False) -> re.Pattern[str]:
     return re.compile(f"({form})" if group else form)
 
 
-REASONING = (THINK, END_THINK)
-
-
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -175,7 +171,8 @@ def chat_pieces(
     because templates take reasoning out of history by them.
     """
     guard = _Guard(tokenizer, messages, tools, variables)
-    protected = [{k: _protected(guard, m, k) for k in m} for m in messages]
+    tags = tokenizer.reasoning
+    protected = [{k: _protected(guard, m, k, tags) for k in m} for m in messages]
     text = template.render(
         protected,
         add_generation_prompt=add_generation_prompt,
@@ -187,18 +184,16 @@ def chat_pieces(
         yield token.id if token else guard.restore(piece)
 
 
-def _protected(guard: _Guard, message: Message, key: str) -> Any:
+def _protected(guard: _Guard, message: Message, key: str, tags: Sequence[str]) -> Any:
     """One field of a message, so that it cannot spell a control token."""
     value, role = message[key], message.get("role")
     if key == "role" and isinstance(value, str) and value.isidentifier():
         return value  # a plain word, which templates compare
-    return guard.protect(value, REASONING if (role, key) == ("assistant", "content") else ())
+    return guard.protect(value, tags if (role, key) == ("assistant", "content") else ())
 
 
 def starts_thinking(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> bool:
     """Whether the answer to this prompt begins inside a think block."""
-    start, end = tokenizer.token_id(THINK), tokenizer.token_id(END_THINK)
-    for id_ in reversed(prompt_ids):
-        if id_ in (start, end):
-            return id_ == start
-    return False
+    ids = [tokenizer.token_id(tag) for tag in tokenizer.reasoning]
+    last = next((id_ for id_ in reversed(prompt_ids) if id_ in ids), None)
+    return last is not None and last == ids[0]

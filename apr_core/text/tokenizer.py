@@ -45,15 +45,16 @@ class Tokenizer:
     """Encodes and decodes. Make one with `from_metadata` or `from_directory`.
 
     `stop_ids` end an answer; `special_tokens` are the names that templates use (`bos_token`).
+    `reasoning` are the tags that open and close a thought, where the family has such.
     """
 
     def __init__(
         self, content: Mapping[str, Any], vocab_size: int, stop_ids: Sequence[int] = (),
-        special_tokens: Mapping[str, Any] | None = None,
+        special_tokens: Mapping[str, Any] | None = None, reasoning: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._content = content
         self.vocab_size = vocab_size
-        self.stop_ids = tuple(stop_ids)
+        self.stop_ids, self.reasoning = tuple(stop_ids), tuple(reasoning)
         self.special_tokens = {k: v for k, v in (special_tokens or {}).items() if v is not None}
         self.added: dict[str, AddedToken] = {}
         for t in content.get("added_tokens") or []:
@@ -69,7 +70,7 @@ class Tokenizer:
         return f"<Tokenizer: {self.vocab_size} tokens>"
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+    def from_metadata(cls, metadata: Mapping[str, Any], reasoning: Sequence[str] = ()) -> Tokenizer:
         """The tokenizer of an .apr file. Raises FormatError if it has none or a damaged one."""
         content = unpack(metadata)
         if content is None:
@@ -87,7 +88,8 @@ class Tokenizer:
         ):
             raise FormatError("tokenizer.vocab_size or apr.stop_ids in the file is damaged")
         special = metadata.get("special_tokens")
-        return cls(content, size, stops, special if isinstance(special, dict) else None)
+        names = special if isinstance(special, dict) else None
+        return cls(content, size, stops, names, reasoning)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:

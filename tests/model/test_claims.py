@@ -12,7 +12,7 @@ import pytest
 
 from apr_core import load
 from apr_core.declarations import Attention, Backend, Family, Mlp
-from apr_core.errors import ContractError
+from apr_core.errors import BackendError, ContractError
 from apr_core.family.contract import Contract
 from apr_core.family.schema import schema
 from apr_core.model.trial import Nowhere
@@ -21,8 +21,7 @@ from apr_core.registry import Registry
 
 pytest.importorskip("apr_qwen2")
 pytest.importorskip("apr_devkit")
-from apr_devkit.kits.tiny import tiny_apr
-
+from apr_devkit.kits.rig import tiny_apr
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 
@@ -251,3 +250,9 @@ def test_every_value_can_be_met():
 def test_an_offset_that_the_plan_does_not_have_is_refused(tmp_path):
     with pytest.raises(ContractError, match=r"claims norm_offset 1\.0, and runs 0\.0"):
         loaded(tmp_path, ("norm_offset", 1.0))
+
+
+def test_a_state_off_the_grid_of_prompts_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Folds, "new_state", lambda self, states: states.recurrent(48, memory=(1,)))
+    with pytest.raises(BackendError, match="folds in 48 tokens at once"):
+        loaded(tmp_path, ("attention_type", "linear"), mixers=["Folds", "Folds"])

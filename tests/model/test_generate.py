@@ -64,7 +64,9 @@ class Scripted:
 def tokenizer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer(directory)
-    return Tokenizer.from_directory(directory)
+    made = Tokenizer.from_directory(directory)
+    made.reasoning = ("<think>", "</think>")
+    return made
 
 
 def test_the_answer_ends_at_a_stop_id_of_model_or_tokenizer(tokenizer):

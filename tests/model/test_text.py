@@ -85,7 +85,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(directory):
     metadata = json.loads(json.dumps(tokenizer_metadata(directory, 640)))
-    return Tokenizer.from_metadata(metadata)
+    return Tokenizer.from_metadata(metadata, ("<think>", "</think>"))
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
+from dataclasses import replace
 from typing import Any
 
 from apr_core.plugin import (
@@ -14,14 +13,7 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
-
-
-@cache
-def _contract() -> Contract:
-    text = files("apr_qwen2").joinpath("contract.yaml").read_text("utf-8")
-    return Contract.load(text, "apr_qwen2/contract.yaml")
 
 
 class Qwen2(FamilyPlugin):
@@ -29,7 +21,7 @@ class Qwen2(FamilyPlugin):
 
     def contract(self) -> Contract:
         """The tensors of Qwen2."""
-        return _contract()
+        return Contract.of_package("apr_qwen2")
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
@@ -40,28 +32,8 @@ class Qwen2(FamilyPlugin):
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
         c.refuse_rope_scaling()
-        layers, heads = c.layers(), c.integer("num_attention_heads")
-        hidden = c.integer("hidden_size")
-        head_dim = c.integer("head_dim", hidden // heads)
-        return ModelConfig(
-            family="qwen2",
-            architecture=c.architecture("Qwen2ForCausalLM"),
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=c.integer("num_key_value_heads", heads),
-            head_dim=head_dim,
-            intermediate_size=c.integer("intermediate_size"),
-            vocab_size=c.integer("vocab_size"),
-            max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=c.rope("rope_theta"),
-            rms_norm_eps=c.number("rms_norm_eps"),
-            tied_embeddings=c.flag("tie_word_embeddings", False),
-            layer_types=("full_attention",) * layers,
-            stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation),
-            extra={"rotary_dim": head_dim},
-        )
+        config = c.model("qwen2", ("full_attention",) * c.layers(), generation)
+        return replace(config, extra={"rotary_dim": config.head_dim})
 
     def plan(self, config: ModelConfig) -> Plan:
         """Full attention in every layer; plain norms."""

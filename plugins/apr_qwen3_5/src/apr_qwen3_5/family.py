@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from apr_core.plugin import (
@@ -15,7 +13,6 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
 
 LINEAR_INTEGERS = (
@@ -24,18 +21,12 @@ LINEAR_INTEGERS = (
 )  # fmt: skip
 
 
-@cache
-def _contract() -> Contract:
-    text = files("apr_qwen3_5").joinpath("contract.yaml").read_text("utf-8")
-    return Contract.load(text, "apr_qwen3_5/contract.yaml")
-
-
 class Qwen35(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:
         """The tensors of Qwen3.5."""
-        return _contract()
+        return Contract.of_package("apr_qwen3_5")
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
@@ -55,25 +46,8 @@ class Qwen35(FamilyPlugin):
         extra["rotary_dim"] = _rotary_dim(head_dim, c.rope("partial_rotary_factor"))
         extra["mrope_section"] = (c.block.get("rope_parameters") or {}).get("mrope_section")
         extra["mtp_num_hidden_layers"] = c.integer("mtp_num_hidden_layers", 0, minimum=0)
-        return ModelConfig(
-            family="qwen3_5",
-            architecture=c.architecture("Qwen3_5ForCausalLM"),
-            hidden_size=c.integer("hidden_size"),
-            num_layers=layers,
-            num_heads=c.integer("num_attention_heads"),
-            num_kv_heads=c.integer("num_key_value_heads"),
-            head_dim=head_dim,
-            intermediate_size=c.integer("intermediate_size"),
-            vocab_size=c.integer("vocab_size"),
-            max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=c.rope("rope_theta"),
-            rms_norm_eps=c.number("rms_norm_eps"),
-            tied_embeddings=c.flag("tie_word_embeddings", False),
-            layer_types=self._layer_types(c, layers),
-            stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation),
-            extra=extra,
-        )
+        types = self._layer_types(c, layers)
+        return c.model("qwen3_5", types, generation, head_dim=head_dim, extra=extra)
 
     def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:
         """The list in its present spelling, or what the interval says where there is none."""

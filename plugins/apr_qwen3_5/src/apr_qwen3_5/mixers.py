@@ -15,6 +15,7 @@ from apr_core.plugin import (
     Step,
     Weights,
 )
+from apr_qwen3_5.ops import CHUNK
 
 Array = Any
 
@@ -85,7 +86,9 @@ class GatedDeltaNet(Mixer):
         """The last inputs of the convolution and the state matrix of every value head."""
         channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
         return states.recurrent(
-            conv=(self.kernel - 1, channels), delta=(self.v_heads, self.k_dim, self.v_dim)
+            CHUNK,
+            conv=(self.kernel - 1, channels),
+            delta=(self.v_heads, self.k_dim, self.v_dim),
         )
 
     def __call__(

@@ -7,7 +7,6 @@ apr-qwen2: a plan names what it needs, and the registry says who has it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from apr_core.plugin import (
@@ -18,11 +17,9 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
 
-TEXT = files("apr_attention_sliding").joinpath("contract.yaml").read_text("utf-8")
-CONTRACT = Contract.load(TEXT, "apr_attention_sliding/contract.yaml")
+CONTRACT = Contract.of_package("apr_attention_sliding")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -41,27 +38,8 @@ class SlidingDemo(FamilyPlugin):
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
         c.refuse("use_sliding_window", [True], "apr-qwen2 is the family without windows")
         c.refuse_rope_scaling()
-        layers, heads = c.layers(), c.integer("num_attention_heads")
-        hidden = c.integer("hidden_size")
-        return ModelConfig(
-            family="sliding_demo",
-            architecture=c.architecture("SlidingDemoForCausalLM"),
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=c.integer("num_key_value_heads"),
-            head_dim=c.integer("head_dim", hidden // heads),
-            intermediate_size=c.integer("intermediate_size"),
-            vocab_size=c.integer("vocab_size"),
-            max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=c.rope("rope_theta"),
-            rms_norm_eps=c.number("rms_norm_eps"),
-            tied_embeddings=c.flag("tie_word_embeddings", False),
-            layer_types=_layer_types(c, layers),
-            stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation),
-            extra={"window": c.integer("sliding_window")},
-        )
+        types, window = _layer_types(c, c.layers()), c.integer("sliding_window")
+        return c.model("sliding_demo", types, generation, extra={"window": window})
 
     def plan(self, config: ModelConfig) -> Plan:
         """The window where the layer types say so."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from apr_core.plugin import (
@@ -15,14 +13,7 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
-
-
-@cache
-def _contract() -> Contract:
-    text = files("apr_decoder_unet").joinpath("contract.yaml").read_text("utf-8")
-    return Contract.load(text, "apr_decoder_unet/contract.yaml")
 
 
 class UNetDemo(FamilyPlugin):
@@ -30,7 +21,7 @@ class UNetDemo(FamilyPlugin):
 
     def contract(self) -> Contract:
         """The tensors: a norm of the embedding, and skip norms in the second half."""
-        return _contract()
+        return Contract.of_package("apr_decoder_unet")
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
@@ -42,24 +33,8 @@ class UNetDemo(FamilyPlugin):
         layers = c.layers()
         if layers % 2:
             raise ContractError(f"config.json: {layers} layers cannot be halved")
-        return ModelConfig(
-            family="unet_demo",
-            architecture=c.architecture("UNetDemoForCausalLM"),
-            hidden_size=c.integer("hidden_size"),
-            num_layers=layers,
-            num_heads=c.integer("num_attention_heads"),
-            num_kv_heads=c.integer("num_key_value_heads"),
-            head_dim=c.integer("head_dim"),
-            intermediate_size=c.integer("intermediate_size"),
-            vocab_size=c.integer("vocab_size"),
-            max_position_embeddings=c.integer("max_position_embeddings"),
-            rope_theta=c.rope("rope_theta"),
-            rms_norm_eps=c.number("rms_norm_eps"),
-            tied_embeddings=c.flag("tie_word_embeddings", False),
-            layer_types=("first_half",) * (layers // 2) + ("second_half",) * (layers // 2),
-            stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation),
-        )
+        types = ("first_half",) * (layers // 2) + ("second_half",) * (layers // 2)
+        return c.model("unet_demo", types, generation)
 
     def plan(self, config: ModelConfig) -> Plan:
         """The same block in every layer; the decoder connects them."""

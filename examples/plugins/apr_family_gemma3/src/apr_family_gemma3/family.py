@@ -7,8 +7,6 @@ of transformers' Gemma3TextConfig.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from apr_core.plugin import (
@@ -19,7 +17,6 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -27,18 +24,12 @@ THETA = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10
 PATTERN = 6  # every sixth layer looks at everything
 
 
-@cache
-def _contract() -> Contract:
-    text = files("apr_family_gemma3").joinpath("contract.yaml").read_text("utf-8")
-    return Contract.load(text, "apr_family_gemma3/contract.yaml")
-
-
 class Gemma3(FamilyPlugin):
     """The family object."""
 
     def contract(self) -> Contract:
         """The tensors of Gemma 3."""
-        return _contract()
+        return Contract.of_package("apr_family_gemma3")
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
@@ -51,23 +42,18 @@ class Gemma3(FamilyPlugin):
         c.refuse("use_bidirectional_attention", [False], "this family generates text")
         layers = c.layers()
         ropes = {kind: _rope(c, kind) for kind in (FULL, SLIDING)}
-        return ModelConfig(
-            family="gemma3",
-            architecture=c.architecture("Gemma3ForCausalLM"),
-            hidden_size=c.integer("hidden_size"),
-            num_layers=layers,
+        return c.model(
+            "gemma3",
+            _layer_types(c, layers),
+            generation,
             num_heads=c.integer("num_attention_heads", 8),
             num_kv_heads=c.integer("num_key_value_heads", 4),
             head_dim=c.integer("head_dim", 256),
-            intermediate_size=c.integer("intermediate_size"),
             vocab_size=c.integer("vocab_size", 262_208),
             max_position_embeddings=c.integer("max_position_embeddings", 131_072),
             rope_theta=ropes[FULL][0],
             rms_norm_eps=c.number("rms_norm_eps", 1e-6),
             tied_embeddings=c.flag("tie_word_embeddings", True),
-            layer_types=_layer_types(c, layers),
-            stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation),
             extra={
                 "ropes": ropes,
                 "window": c.integer("sliding_window", 4096),
@@ -127,7 +113,7 @@ def _layer_types(c: ConfigReader, layers: int) -> tuple[str, ...]:
         return tuple(FULL if (n + 1) % pattern == 0 else SLIDING for n in range(layers))
     if not isinstance(listed, list) or len(listed) != layers:
         raise ContractError(f"config.json: layer_types must list {layers} layers")
-    return tuple(_contract().layer_type(str(name)) for name in listed)
+    return tuple(Contract.of_package("apr_family_gemma3").layer_type(str(name)) for name in listed)
 
 
 def _rope(c: ConfigReader, kind: str) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """Qwen3: what its config.json means, its contract, its layers."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from apr_core.plugin import (
@@ -11,11 +10,9 @@ from apr_core.plugin import (
     FamilyPlugin,
     ModelConfig,
     Plan,
-    sampling_defaults,
 )
 
-TEXT = files("apr_family_qwen3").joinpath("contract.yaml").read_text("utf-8")
-CONTRACT = Contract.load(TEXT, "apr_family_qwen3/contract.yaml")
+CONTRACT = Contract.of_package("apr_family_qwen3")
 
 
 class Qwen3(FamilyPlugin):
@@ -32,16 +29,7 @@ class Qwen3(FamilyPlugin):
         c.refuse("attention_bias", [False], "this family has no biases")
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse_rope_scaling()
-        return ModelConfig(
-            family="qwen3", architecture=c.architecture("Qwen3ForCausalLM"),
-            hidden_size=c.integer("hidden_size"), num_layers=c.layers(),
-            num_heads=c.integer("num_attention_heads"), head_dim=c.integer("head_dim"),
-            num_kv_heads=c.integer("num_key_value_heads"), vocab_size=c.integer("vocab_size"),
-            intermediate_size=c.integer("intermediate_size"), rope_theta=c.rope("rope_theta"),
-            max_position_embeddings=c.integer("max_position_embeddings"),
-            rms_norm_eps=c.number("rms_norm_eps"), layer_types=("full_attention",) * c.layers(),
-            tied_embeddings=c.flag("tie_word_embeddings", False), stop_ids=c.stop_ids(generation),
-            sampling=sampling_defaults(generation))  # fmt: skip
+        return c.model("qwen3", ("full_attention",) * c.layers(), generation)
 
     def plan(self, config: ModelConfig) -> Plan:
         """The same attention in every layer."""

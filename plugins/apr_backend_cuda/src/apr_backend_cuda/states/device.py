@@ -24,9 +24,9 @@ class SlotArrays(RecurrentState):
 
     def __init__(
         self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], device: torch.device,
-        spare: Spare,
+        spare: Spare, grid: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(zeros, shapes)
+        super().__init__(zeros, shapes, grid)
         self._spare = spare
         self.tables = {
             name: torch.zeros(SLOTS + 1, dtype=torch.int64, device=device) for name in shapes
@@ -59,9 +59,9 @@ class DeviceStates(StateMakers):
         """Keys and values of everything so far, in pages that all layers share."""
         return PagedKV(self._pool, kv_heads, head_dim)
 
-    def recurrent(self, **shapes: tuple[int, ...]) -> SlotArrays:
+    def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> SlotArrays:
         """Named float32 arrays of fixed shapes, zeros at first."""
-        return SlotArrays(self.zeros, shapes, self._device, self._spare)
+        return SlotArrays(self.zeros, shapes, self._device, self._spare, grid)
 
 
 def arrays_of(state: object) -> SlotArrays:
