@@ -116,11 +116,12 @@ def use_command(fresh, tmp_path):
 
 
 def use_nothing(fresh, tmp_path):
-    """A family and an attention variant are used by their kits: there is no checkpoint of them."""
+    """A family and the parts of a layer are used by their kits: there is no checkpoint of them."""
 
 
 USES = {
     "quantizer": use_quantizer, "family": use_nothing, "attention": use_nothing,
+    "mlp": use_nothing,
     "backend": use_backend, "kernel": use_kernel, "source": use_source,
     "exporter": use_exporter, "command": use_command,
 }  # fmt: skip

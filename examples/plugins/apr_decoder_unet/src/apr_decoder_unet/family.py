@@ -58,6 +58,6 @@ class UNetDemo(FamilyPlugin):
         return {
             "architectures": ["UNetDemoForCausalLM"], "model_type": "unet_demo", "hidden_size": 64,
             "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320, "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320, "rms_norm_eps": 1e-6,
             "max_position_embeddings": 512, "rope_theta": 1e4, "tie_word_embeddings": True,
         }  # fmt: skip

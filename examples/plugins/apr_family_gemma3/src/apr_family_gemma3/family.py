@@ -49,7 +49,7 @@ class Gemma3(FamilyPlugin):
             num_heads=c.integer("num_attention_heads", 8),
             num_kv_heads=c.integer("num_key_value_heads", 4),
             head_dim=c.integer("head_dim", 256),
-            vocab_size=c.integer("vocab_size", 262_208),
+            vocab_size=c.integer("vocab_size", *([262_208] if "text_config" in hf else [])),
             max_position_embeddings=c.integer("max_position_embeddings", 131_072),
             rope_theta=ropes[FULL][0],
             rms_norm_eps=c.number("rms_norm_eps", 1e-6),

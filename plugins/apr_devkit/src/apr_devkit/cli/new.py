@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import keyword
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def _names(kind: str, name: str, backend: str | None) -> PluginNames:
 def _otherwise_meant(names: PluginNames) -> str:
     """What the class's name means already where the class is written; empty if nothing."""
     for path, data in files_of(names).items():
-        if f"class {names.class_name}:".encode() not in data:
+        if not re.search(rf"^class {names.class_name}[(:]".encode(), data, re.MULTILINE):
             continue
         if keyword.iskeyword(names.class_name):
             return "a keyword of Python"
