@@ -14,13 +14,13 @@ KINDS = {
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
     504: "timeout_error",
 }  # fmt: skip
-# Codes by which the official client knows how to go on.
+# Codes by which the official client decides what to do next.
 NO_THREADS = "thread_unsupported_request"
 FOR_PROGRAMS = (NO_THREADS,)
 
 
 def anthropic_shape(error: ApiError) -> dict[str, Any]:
-    """The error as Anthropic's clients read it."""
+    """Return the JSON body of an error as Anthropic's clients read it."""
     usual = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = KINDS.get(error.status, usual)
     details = {"details": {"error_code": error.code}} if error.code in FOR_PROGRAMS else {}

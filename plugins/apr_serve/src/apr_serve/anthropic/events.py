@@ -20,10 +20,10 @@ PING: Event = {"type": "ping"}
 
 
 class MessageEvents:
-    """Translates one answer. `message` is the message so far, whole after the last delta.
+    """Translates one answer. `message` is the message so far, complete after the last delta.
 
-    Calls come one after the other: a block ends where the next begins. `hide_thinking` leaves the
-    text of thoughts out. The last event of a message that fails is not made here.
+    Calls come one after the other: a block ends where the next begins. `hide_thinking` omits the
+    text of thinking. The error event that ends a failed message is made elsewhere.
     """
 
     def __init__(self, model: str, hide_thinking: bool = False) -> None:
@@ -38,12 +38,12 @@ class MessageEvents:
         self._events: list[Event] = []
 
     def begin(self, prompt_tokens: int) -> list[Event]:
-        """The events before anything is generated; how much was cached, the last ones tell."""
+        """Return the events before the first token; cached tokens are counted in the last ones."""
         message = {**self.message, "content": [], "usage": usage(Usage(prompt_tokens))}
         return [{"type": "message_start", "message": message}, PING]
 
     def push(self, events: Sequence[ChatEvent]) -> list[Event]:
-        """What the chat events of one step are here."""
+        """Return this protocol's events for the chat events of one step."""
         for event in events:
             if isinstance(event, Delta):
                 self._text(event)
@@ -78,7 +78,7 @@ class MessageEvents:
         self._emit("content_block_delta", delta={"type": type_, field: text})
 
     def _emit(self, type_: str, **fields: Any) -> None:
-        """An event about the block that is being written."""
+        """Append an event about the block that is being written."""
         index = len(self.message["content"])
         self._events.append({"type": type_, "index": index, **fields})
 
@@ -116,7 +116,7 @@ _EMPTY_THOUGHT = {"type": "thinking", "thinking": "", "signature": ""}
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A call's input; of one that was cut off, what can be read. JSON can be made of it again."""
+    """Return a call's input; if it was cut off, the part that parses. The result is valid JSON."""
     try:
         found = strict_json(text or "{}")
     except (ValueError, RecursionError):
@@ -124,7 +124,7 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     written = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
-    whole: dict[str, Any] = json.loads(written)  # halves of characters are question marks now
+    whole: dict[str, Any] = json.loads(written)  # unpaired surrogates are question marks now
     return whole
 
 
@@ -138,7 +138,7 @@ def _beginning(text: str) -> Any:
 
 
 def stop_reason(event: Delta) -> str:
-    """Why the answer ended, in this protocol's words."""
+    """Return the reason why the answer ended, in this protocol's words."""
     if event.finish_reason == "tool_calls":
         return "tool_use"
     if event.finish_reason == "length":
@@ -147,7 +147,7 @@ def stop_reason(event: Delta) -> str:
 
 
 def usage(counts: Usage) -> dict[str, Any]:
-    """Tokens as this protocol counts them: the input's are those that were computed."""
+    """Return token counts in this protocol's fields; `input_tokens` excludes cached ones."""
     return {
         "input_tokens": counts.prompt_tokens - counts.cached_tokens,
         "cache_creation_input_tokens": 0,

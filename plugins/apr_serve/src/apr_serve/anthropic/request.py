@@ -1,10 +1,10 @@
 """The request of `/v1/messages`, and what it asks of a model.
 
-Accepted without effect, because no answer depends on them: `cache_control` (prefixes are reused
-unasked), `metadata`, `service_tier`, `speed`, `citations` of text, `eager_input_streaming`,
-thinking that was redacted elsewhere, and `is_error` of a result, whose text says what went wrong.
-Tools that may be loaded later, by `defer_loading`, are in the prompt at once. Edits asked for by
-`context_management` are not made, and the answer says that none were.
+Accepted without effect, because no answer depends on them: `cache_control` (prefixes are always
+reused), `metadata`, `service_tier`, `speed`, `citations` of text, `eager_input_streaming`,
+thinking redacted by another server, and `is_error` of a result, whose text says what went wrong.
+Tools marked `defer_loading` are in the prompt from the start. Edits asked for by
+`context_management` are not made, and the answer says so.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class PromptRequest(Body, Exact, ChatBody):
         return self
 
     def chat_messages(self) -> list[dict[str, Any]]:
-        """The conversation as plain messages; results of tools are messages of their own."""
+        """Return the conversation as plain messages; each tool result is a message."""
         messages = _system(self.system or [])
         for message in self.messages:
             if isinstance(message, AssistantMessage):
@@ -265,7 +265,7 @@ class PromptRequest(Body, Exact, ChatBody):
         return messages
 
     def tool_use(self) -> ToolUse:
-        """The tools, and how they may be called."""
+        """Return the tools, and how they may be called."""
         tools = [
             Tool(t.name, t.description or "", t.input_schema, bool(t.strict))
             for t in self.tools or ()
@@ -278,12 +278,12 @@ class PromptRequest(Body, Exact, ChatBody):
         return ToolUse(tools, CHOICES[choice.type] if choice else "auto", parallel)
 
     def answer_format(self) -> ResponseFormat | None:
-        """What the answer's text must be."""
+        """Return the format that the answer's text must have; None for free text."""
         form = self.output_config.format if self.output_config else None
         return ResponseFormat("json_schema", form.schema_) if form else None
 
     def thinking_limits(self) -> tuple[bool | None, int | None]:
-        """Whether to think, and how many tokens at most; None leaves it to the template."""
+        """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
         thinking, (told, _) = self.thinking, template_variables(self.chat_template_kwargs)
         thinks, budget = None if thinking is None else False, None
         if isinstance(thinking, ThinkingOn):
@@ -294,7 +294,7 @@ class PromptRequest(Body, Exact, ChatBody):
         return (thinks if told is None else told), budget
 
     def template_variables(self) -> dict[str, Any]:
-        """Further names for the template."""
+        """Return further variables for the template."""
         return template_variables(self.chat_template_kwargs)[1]
 
 
@@ -322,11 +322,11 @@ class MessagesRequest(PromptRequest, MoreSampling):
         return self
 
     def asked_sampling(self) -> dict[str, float | int]:
-        """The sampling that is asked for, by the names of `SamplingParams`."""
+        """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         return sampling_of(self)
 
     def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
-        """How to answer a prompt, but for sampling and what constrains the answer."""
+        """Return the request for the engine, without sampling and constraint."""
         stop = tuple(self.stop_sequences or ())
         return GenerationRequest(prompt_ids, max_tokens=self.max_tokens, stop=stop)
 
@@ -337,7 +337,7 @@ class MessagesRequest(PromptRequest, MoreSampling):
 
 
 def _system(content: OnlyText) -> list[dict[str, Any]]:
-    """A message a block: how several are put together is the same for all protocols."""
+    """Return one message a block: all protocols join several in the same way."""
     texts = [content] if isinstance(content, str) else [block.text for block in content]
     return [{"role": "system", "content": text} for text in texts]
 

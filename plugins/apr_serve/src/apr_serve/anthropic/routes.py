@@ -1,6 +1,6 @@
 """Anthropic's `/v1/messages` and `/v1/messages/count_tokens`, for its clients as they are.
 
-`apr_ended_by` says more finely than `stop_reason` why an answer ended.
+`apr_ended_by` says more precisely than `stop_reason` why an answer ended.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ ANSWERS = streamed(MessageBody, "The message, or a stream of events.", named=Tru
 
 
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
-    """The routes. Streams that are silent get a comment every `heartbeat_s` seconds."""
+    """Return the routes. Silent streams get a comment every `heartbeat_s` seconds."""
     routes = APIRouter(prefix=PATH, tags=["messages"])
 
     @routes.post("", responses=ANSWERS | ERRORS)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
-        """An answer to a conversation, whole or as server-sent events."""
+        """Answer a conversation, whole or as server-sent events."""
         service = models.pick(body.model)
         if body.thread is not None:
             message = "threads are not kept here: send the whole conversation, without thread"
@@ -72,7 +72,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
 
     @routes.post("/count_tokens", responses=COUNT | ERRORS)
     async def count_tokens(body: PromptRequest) -> Response:
-        """How many tokens the prompt of these messages has."""
+        """Count the tokens of the prompt that these messages make."""
         service = models.pick(body.model)
         ids = await asyncio.to_thread(service.prompt_ids, body)
         return JSONResponse({"input_tokens": len(ids)})
@@ -83,7 +83,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
 async def _streamed(
     steps: AsyncGenerator[list[ChatEvent], None], events: MessageEvents, started: list[Event]
 ) -> AsyncIterator[bytes]:
-    """The events as they are sent, with what arrived together in one piece."""
+    """Yield the events as bytes, one piece for all that arrived together."""
     async with aclosing(steps):
         yield _sent(started)
         async for step in steps:

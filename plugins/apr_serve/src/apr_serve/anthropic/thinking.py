@@ -1,7 +1,8 @@
 """Signatures of thinking: clients keep them and hand them back, without reading them.
 
-A shown thought's is its hash. A hidden thought's is the thought itself, so that the next request
-can bring it back to the model. Neither proves anything: a conversation is what its client says.
+The signature of shown thinking is its hash. That of hidden thinking is the thinking itself, so
+that the next request can bring it back to the model. Neither proves anything: the server takes
+a conversation as its client sends it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ HIDDEN = "hidden."
 
 
 def signature(thinking: str, hidden: bool) -> str:
-    """What comes with a thought."""
+    """Return the signature that is sent with a block of thinking."""
     data = thinking.encode("utf-8", "replace")
     if hidden:
         return HIDDEN + base64.b64encode(data).decode("ascii")
@@ -21,7 +22,7 @@ def signature(thinking: str, hidden: bool) -> str:
 
 
 def recalled(thinking: str, signed: str) -> str:
-    """The thought, out of its signature if it was hidden; empty if that is nothing of ours."""
+    """Return the thinking, decoded from its signature if it was hidden; "" if that is not ours."""
     if thinking or not signed.startswith(HIDDEN):
         return thinking
     try:

@@ -1,14 +1,14 @@
-"""Turns what the engine adds to one answer into chat events: text, reasoning, calls of tools.
+"""Turns the engine's deltas of one answer into chat events: text, reasoning, tool calls.
 
-One machine for streaming and not: however the text was cut, the events joined are the same. White
-space before and after a call is none of the text, as the templates that write history set it.
+Streamed answers and whole ones take the same path: however the text was cut, the joined events
+are the same. White space around a call is dropped, because templates add it to the history.
 
-A call that the model wrote into its thought is made if the thought ends with it, or if nothing
-follows the thought. It was only a draft, and stays reasoning, if the answer then begins with a
-call, or if the model thought on after it and answered.
+A call written while thinking counts if the thinking ends with it, or if nothing follows the
+thinking. It was only a draft, and stays reasoning, if the answer then begins with a call, or if
+the model continued thinking after it and then answered.
 
-A call that the model forgot to close is one. Of a call that was cut off, by a limit or by a stop
-string, the arguments are no whole JSON: half a value would look like one that was meant.
+A call that the model forgot to close counts too. If a limit or a stop string cut a call off, its
+arguments are incomplete JSON: half a value would look like an intended one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ID_LETTERS, ID_LENGTH = string.ascii_letters + string.digits, 24
 
 
 def call_id() -> str:
-    """A name for a call that no other call has."""
+    """Return a new unique id for a call."""
     return "call_" + "".join(secrets.choice(ID_LETTERS) for _ in range(ID_LENGTH))
 
 
@@ -40,14 +40,14 @@ class AnswerParser:
 
     def __init__(self, tools: Sequence[ToolLike], index: int, parallel: bool = True) -> None:
         self._tools, self._index, self._parallel = tools, index, parallel
-        self._calls = 0  # that were made
-        self._open = False  # the last of them was not closed by the model
+        self._calls = 0  # calls so far
+        self._open = False  # the last call was not closed by the model
         self._events: list[ChatEvent] = []
         self._channel: _ChannelText | None = None
         self._draft: _Draft | None = None
 
     def push(self, delta: Delta) -> list[ChatEvent]:
-        """The events that are certain after this delta; after the last one, all that waited."""
+        """Return the events that are certain after this delta; after the last one, the rest."""
         if not self._tools:
             return [delta] if delta.text or delta.logprobs or delta.finish_reason else []
         if delta.text or delta.logprobs:
@@ -73,13 +73,13 @@ class AnswerParser:
         return events
 
     def _turn(self, name: Channel | None, cut: bool = False) -> None:
-        """Close the channel that was open and open another."""
+        """Close the open channel and open another."""
         if self._channel is not None:
             self._handle(self._channel.finish(cut))
             if self._draft is None or (name and self._draft.channel is not self._channel):
                 self._say(self._channel.name, *self._channel.left())
         if name == "reasoning":
-            self._settle(made=False)  # the thought goes on after all
+            self._settle(made=False)  # the thinking goes on after all
         self._channel = _ChannelText(name, self._tools) if name else None
 
     def _handle(self, pieces: list[Piece]) -> None:
@@ -96,11 +96,11 @@ class AnswerParser:
                 made = isinstance(piece, Text) and self._draft.ends_thought
                 self._settle(made)
                 if made:
-                    channel.call_follows()  # so that space between them is none of the text
+                    channel.call_follows()  # so that space between them is not part of the text
             self._emit(channel, piece)
 
     def _emit(self, channel: _ChannelText, piece: Piece) -> None:
-        """The events of a piece, but for text that may prove to be space before a call."""
+        """Append the events of a piece, but hold back space that may come before a call."""
         if isinstance(piece, Text):
             self._say(channel.name, *channel.shown(piece))
         elif isinstance(piece, CallStart):
@@ -125,7 +125,7 @@ class AnswerParser:
             self._events.append(Delta(self._index, text, name, logprobs=logprobs))
 
     def _settle(self, made: bool) -> None:
-        """Make the calls that were drafted in the thought, or give their text back."""
+        """Turn the calls drafted while thinking into calls, or back into text."""
         draft, self._draft = self._draft, None
         if draft is None:
             return
@@ -147,12 +147,12 @@ class _ChannelText:
         self._came: list[str] = []
         self._size = 0
         self._logprobs: deque[tuple[int, tuple[TokenLogprob, ...]]] = deque()
-        self._space = ""  # not shown yet: a call may follow
-        self._gap = ""  # was before a call; shown only if text goes on after it
+        self._space = ""  # held back: a call may follow
+        self._gap = ""  # space before a call; shown only if text follows the call
         self._spoke = self._after_call = False
 
     def push(self, delta: Delta) -> list[Piece]:
-        """Pieces that are certain now."""
+        """Return the pieces that are certain now."""
         self._size += len(delta.text)
         if delta.logprobs:
             self._logprobs.append((self._size, delta.logprobs))
@@ -161,18 +161,18 @@ class _ChannelText:
         return self._scanner.push(delta.text)
 
     def finish(self, cut: bool) -> list[Piece]:
-        """The rest."""
+        """Return the remaining pieces."""
         return self._scanner.finish(cut)
 
     def text_from(self, begin: int) -> Text:
-        """All of a thought from character `begin` on, calls as they were written."""
+        """Return all thinking text from character `begin` on, with calls as they were written."""
         return Text("".join(self._came)[begin:], begin, self._size)
 
     def shown(self, piece: Text) -> tuple[str, tuple[TokenLogprob, ...]]:
-        """What can be shown of the text, white space at its end held back."""
+        """Return the text that can be shown now, with trailing white space held back."""
         text = piece.text
         if self._after_call:
-            self._logprobs_until(piece.begin)  # of the call
+            self._logprobs_until(piece.begin)  # those of the call
             text = text.lstrip()
             if not text:
                 return "", ()
@@ -186,12 +186,12 @@ class _ChannelText:
         return body, self._logprobs_until(piece.end)
 
     def call_follows(self) -> None:
-        """A call stands here: the space before and after it is none of the text."""
+        """Note that a call stands here: the space before and after it is not part of the text."""
         if not self._after_call:
             self._after_call, self._gap, self._space = True, self._space or "\n", ""
 
     def left(self) -> tuple[str, tuple[TokenLogprob, ...]]:
-        """What nothing follows any more, so that it can be shown."""
+        """Return the text that was held back, now that nothing follows it."""
         logprobs = self._logprobs_until(self._size)
         return ("", ()) if self._after_call else (self._space, logprobs)
 
@@ -203,7 +203,7 @@ class _ChannelText:
 
 
 class _Draft:
-    """Calls in a thought, and all that followed them there, until it is known what they are."""
+    """Calls in thinking, and the text after them, until it is known whether they count."""
 
     def __init__(self, channel: _ChannelText, begin: int) -> None:
         self.channel, self.begin = channel, begin
@@ -211,6 +211,6 @@ class _Draft:
 
     @property
     def ends_thought(self) -> bool:
-        """Whether nothing was thought after a call that the model closed."""
+        """Whether the model closed the call and thought nothing after it."""
         said = [p for p in self.pieces if _speaks(p) or isinstance(p, CallEnd)]
         return said[-1] == CallEnd(closed=True)

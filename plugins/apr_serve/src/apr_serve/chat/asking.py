@@ -1,4 +1,4 @@
-"""What routes of every protocol do with a request: whose it is, is the client there, its log."""
+"""What routes of every protocol do with a request: find its owner, watch the connection, log."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from apr_serve.chat.events import ChatEvent
 from apr_serve.http.errors import ApiError
 
 Result = TypeVar("Result")
-LEFT = 499  # what logs call a client that went away before the answer
+LEFT = 499  # status in logs for a client that disconnected before the answer
 
 
 def owner_of(request: Request) -> str:
-    """Who asks, as the engine shares itself among owners: a key's number, else the address."""
+    """Return the owner for fair scheduling: the API key's number, else the client's address."""
     return str(request.scope["state"].get("owner", ""))
 
 
 class Noting(Protocol):
-    """Puts what was done, by the answers' last deltas, into a request's log line."""
+    """Adds the model, token counts and end reasons of a request to its log line."""
 
     def __call__(self, ends: Sequence[Delta], usage: Usage | None = None) -> None:
         """Take the last deltas, and the usage if they do not answer one prompt."""
 
 
 def noting(request: Request, model: str) -> Noting:
-    """What notes how a request to a model ended."""
+    """Return a function that notes in the log how a request to a model ended."""
 
     def note(ends: Sequence[Delta], usage: Usage | None = None) -> None:
         usage = usage or total(end.usage or Usage() for end in ends)
@@ -45,7 +45,7 @@ def noting(request: Request, model: str) -> Noting:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; it is cancelled when the client goes away (ApiError that nobody reads)."""
+    """Return the work's result; cancel the work and raise ApiError when the client disconnects."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -63,7 +63,7 @@ async def take_all(
     request: Request, steps: AsyncGenerator[list[ChatEvent], None],
     push: Callable[[list[ChatEvent]], object],
 ) -> None:  # fmt: skip
-    """Push all of an answer that is not streamed. Raises ApiError if it fails."""
+    """Push all steps of an answer that is not streamed. Raises ApiError if it fails."""
 
     async def take() -> None:
         async with aclosing(steps):

@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: one wake-up a step, however many streams it fed."""
+"""From the engine's thread to the event loop: one wake-up a step, for any number of streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Deliveries(AsyncIterator[list[Delta]]):
-    """What an engine delivers to one request; all that has come is taken at once.
+    """What an engine delivers to one request; each item has all deltas that have arrived.
 
     Ends after the last delta of the last answer. `close` cancels what is still running.
     """
@@ -28,10 +28,10 @@ class Deliveries(AsyncIterator[list[Delta]]):
         self._arrived: deque[Delta] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._failed: Exception | None = None
-        self.alarm: asyncio.TimerHandle | None = None  # rung when it has taken too long
+        self.alarm: asyncio.TimerHandle | None = None  # fires when it has taken too long
 
     def feed(self, deltas: Sequence[Delta]) -> None:
-        """Called in the event loop with what came."""
+        """Add deltas that arrived; called in the event loop."""
         self._arrived.extend(deltas)
         self._wake()
 
@@ -89,22 +89,22 @@ class Bridge:
         return deliveries
 
     async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
-        """The mean [hidden] of the last hidden states. Raises Busy, UsageError or AprError."""
+        """Return the mean [hidden] of the last hidden states. Raises Busy or AprError."""
         embed = self.engine.embed
         return await self._result(lambda deliver: embed(ids, deliver, owner))  # type: ignore[no-any-return]
 
     async def score(self, ids: Sequence[int], top: int, owner: str = "") -> list[TokenLogprob]:
-        """The log probabilities of ids[1:]. Raises Busy, UsageError or AprError."""
+        """Return the log probabilities of ids[1:]. Raises Busy or AprError."""
         score = self.engine.score
         return await self._result(lambda deliver: score(ids, top, deliver, owner))  # type: ignore[no-any-return]
 
     async def _result(self, submit: Callable[[Callable[[Any], None]], Ticket]) -> Any:
-        """What the engine delivers once. It is cancelled if nobody waits any more."""
+        """Return the engine's single result. The job is cancelled if the caller is."""
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def settle(result: Any) -> None:
-            if future.done():  # the client has gone
+            if future.done():  # the client has disconnected
                 return
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -119,7 +119,7 @@ class Bridge:
             raise
 
     def _flushed(self) -> None:
-        """In the engine's thread, after a step: hand the loop all of it."""
+        """Hand the loop all deltas of a step; called in the engine's thread."""
         batch = []
         while self._arrived:
             batch.append(self._arrived.popleft())

@@ -12,7 +12,7 @@ from apr_serve.http.errors import ApiError, as_api_error
 
 @dataclass(slots=True)
 class CollectedCall:
-    """A call of a tool; `arguments` is the text of one JSON object, if nothing cut it off."""
+    """A tool call; `arguments` is the text of one JSON object, unless it was cut off."""
 
     id: str
     name: str
@@ -21,7 +21,7 @@ class CollectedCall:
 
 @dataclass(slots=True)
 class CollectedAnswer:
-    """All of one answer."""
+    """One whole answer."""
 
     index: int
     text: str = ""
@@ -54,27 +54,27 @@ class CollectedAnswer:
 
 
 def failure(delta: Delta) -> ApiError:
-    """What a client is told of an answer that ended by an error, or as the server stops."""
+    """Return the error for a client whose answer ended by an error, or because the server stops."""
     if delta.finish_reason == "error":
         return as_api_error(delta.error or RuntimeError("the answer failed"))
     return stopping()
 
 
 def stopping() -> ApiError:
-    """The server takes no more, or ends what runs."""
+    """Return the error for requests that arrive or still run while the server shuts down."""
     return ApiError(
         503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"}
     )
 
 
 def collect(answers: list[CollectedAnswer], events: Iterable[ChatEvent]) -> None:
-    """Hand each event to its answer."""
+    """Add each event to the answer it belongs to."""
     for event in events:
         answers[event.index].add(event)
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """Usage of several answers to one prompt, which counts once."""
+    """Return the usage of several answers to one prompt; the prompt counts once."""
     usages = list(usages)
     first = usages[0] if usages else Usage()
     return Usage(

@@ -1,4 +1,4 @@
-"""What chat protocols make their answers of: the engine's deltas, and calls of tools in them."""
+"""The events that chat protocols translate: the engine's deltas, and tool calls in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apr_core.runtime import Delta
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """Answer `index` begins its call number `call` of a tool. `id` is unique."""
+    """Answer `index` begins its tool call number `call`. `id` is unique."""
 
     index: int
     call: int
@@ -19,9 +19,9 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """A fragment of the call's arguments; all of them joined are one JSON object.
+    """A fragment of the call's arguments; all fragments joined are one JSON object.
 
-    Only its beginning, where the answer was cut off within the call.
+    If the answer was cut off within the call, they are only the beginning of one.
     """
 
     index: int

@@ -26,7 +26,7 @@ class ServedModels(Mapping[str, ChatService]):
         return len(self._services)
 
     def pick(self, name: str | None) -> ChatService:
-        """The service a request names; the only one if it names none. Raises ApiError 404."""
+        """Return the service of a name, or the only one for None. Raises ApiError 404."""
         if name is None and len(self._services) == 1:
             return next(iter(self._services.values()))
         known = self._services.get(self.aliases.get(name or "", name or ""))

@@ -1,4 +1,4 @@
-"""Pieces of request models that protocols share: what is refused with a reason, and sampling."""
+"""Fields that request models share: values refused with a reason, and sampling."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from apr_serve.tools.messages import MAX_DEPTH
 
 
 class Exact(BaseModel):
-    """A part of a request. Types are taken as they are.
+    """A part of a request. Values are not converted between types.
 
     Unknown fields are ignored and noted (`http.ignored`), or refused where the server is strict. A
-    null is nothing that was asked for, whatever its name.
+    null counts as absent, whatever the field's name.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -60,19 +60,19 @@ def _form(value: Any) -> str:
     return TEXT_FORM if isinstance(value, str) else LIST_FORM
 
 
-MAX_NAME = 128  # of a tool
-TEXT_FORM, LIST_FORM = "str", "list[]"  # as pydantic would call them where it tells a place
-BY_FORM = Discriminator(_form)  # of text or a list: what is wrong is told of that one only
+MAX_NAME = 128  # characters of a tool's name
+TEXT_FORM, LIST_FORM = "str", "list[]"  # as pydantic names them in the place of an error
+BY_FORM = Discriminator(_form)  # text or a list: only mistakes in the form sent are reported
 
 
 def only(*allowed: Any, why: str) -> Only:
-    """Refuses every value but null and those allowed, and says why."""
+    """Refuse every value but null and those allowed, and say why."""
     return Only(allowed, why)
 
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """What a field may be, also in the published schema."""
+    """The values that a field may have, also in the published schema."""
 
     allowed: tuple[Any, ...]
     why: str
@@ -95,12 +95,12 @@ class Only:
 
 
 def of_kinds(what: str, kinds: Sequence[str], default: str | None = None) -> BeforeValidator:
-    """Refuses objects whose `type` is none of the kinds, by the name they have."""
+    """Refuse objects whose `type` is not among the kinds, naming the type."""
 
     def check(value: Any) -> Any:
         kind = value.get("type", default) if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind in kinds:
-            return value  # what is wrong with it, its model says
+            return value  # the model reports what is wrong with it
         context = {"what": what, "kind": _short(kind), "kinds": ", ".join(kinds)}
         form = "{what} of type {kind} are not supported, only: {kinds}"
         raise PydanticCustomError("unsupported", form, context)
@@ -119,7 +119,7 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    """What an object or a list holds that may hold something itself."""
+    """Yield the objects and lists directly inside an object or a list."""
     held = value.values() if isinstance(value, dict) else value
     return (inner for inner in held if isinstance(inner, dict | list))
 
@@ -133,7 +133,7 @@ def _short(value: Any) -> str:
 
 
 class MoreSampling(Exact):
-    """Sampling that neither protocol has officially but the engine knows; also in chat."""
+    """Sampling parameters that the engine knows and neither protocol has officially."""
 
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-10, le=10)
@@ -150,7 +150,7 @@ SAMPLING = (
 
 
 def sampling_of(request: BaseModel) -> dict[str, float | int]:
-    """What a request asks for, by the names of `SamplingParams`."""
+    """Return the sampling parameters of a request, by the names of `SamplingParams`."""
     asked = {name: getattr(request, name, None) for name in SAMPLING}
     given = {name: value for name, value in asked.items() if value is not None}
     if given.get("top_k") == -1:

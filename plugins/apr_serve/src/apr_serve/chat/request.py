@@ -1,4 +1,4 @@
-"""What the service reads of a chat's request, whatever protocol it came by."""
+"""What the service reads from a chat request of any protocol."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools of a request, which of them must be called, and whether several may be at once."""
+    """The tools of a request, which of them must be called, and whether in parallel."""
 
     tools: Sequence[Tool] = ()
     choice: ToolChoice | Tool = "auto"
@@ -39,7 +39,7 @@ class ToolUse:
 
     @property
     def shown(self) -> Sequence[Tool]:
-        """The tools the model is told of: none where it may call none."""
+        """The tools shown to the model: none where it may call none."""
         return () if self.choice == "none" else self.tools
 
 
@@ -47,43 +47,43 @@ NO_TOOLS = ToolUse()
 
 
 class ChatBody:
-    """A base of the requests of chat protocols. What it answers is all that the service asks.
+    """A base of the requests of chat protocols: its methods are all that the service reads.
 
-    Any of these raises ApiError for what does not fit together.
+    Each of them raises ApiError for fields that contradict each other.
     """
 
     def chat_messages(self) -> Sequence[Mapping[str, Any]]:
-        """The conversation as OpenAI has it: content a string or parts, calls with arguments."""
+        """Return the conversation in OpenAI's form: content as a string or as parts."""
         raise NotImplementedError
 
     def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
-        """How to answer a prompt, but for sampling, thinking and what constrains the answer."""
+        """Return the request for the engine, without sampling, thinking and constraint."""
         return GenerationRequest(prompt_ids)
 
     def tool_use(self) -> ToolUse:
-        """The tools, and how they may be called."""
+        """Return the tools, and how they may be called."""
         return NO_TOOLS
 
     def answer_format(self) -> ResponseFormat | None:
-        """What the answer's text must be."""
+        """Return the format that the answer's text must have; None for free text."""
         return None
 
     def asked_sampling(self) -> Mapping[str, float | int]:
-        """The sampling that is asked for, by the names of `SamplingParams`."""
+        """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         return {}
 
     def bias(self) -> Mapping[int, float]:
-        """What is added to logits, by token id."""
+        """Return what is added to logits, by token id."""
         return {}
 
     def thinking_limits(self) -> tuple[bool | None, int | None]:
-        """Whether to think, and how many tokens at most; None leaves it to the template."""
+        """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
         return None, None
 
     def template_variables(self) -> Mapping[str, Any]:
-        """Further names for the template."""
+        """Return further variables for the template."""
         return {}
 
     def begins_answer(self) -> bool:
-        """Whether the prompt ends with the header of an answer."""
+        """Return True if the prompt ends with the header of an answer."""
         return True

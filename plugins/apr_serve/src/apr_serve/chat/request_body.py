@@ -1,4 +1,4 @@
-"""The whole of a request: however many mistakes it has, they are told soon."""
+"""The whole body of a request: many mistakes in it are reported as quickly as one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError, model_validator
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import invalid
 
-MANY = 10_000  # mistakes: to list more of them would hold up everybody else for seconds
-LOOKED_AT = 8  # of the items of every list, where there are too many mistakes
-KEYS, DEEPEST = 256, 12  # of objects, of lists and objects in each other
+MANY = 10_000  # mistakes: listing more would block the server for seconds
+LOOKED_AT = 8  # items of every list that are checked where there are too many mistakes
+KEYS, DEEPEST = 256, 12  # keys of an object, and levels of nesting, in the same case
 
 
 class Body(BaseModel):
@@ -37,7 +37,7 @@ class Body(BaseModel):
 
 
 def _excerpt(value: Any, depth: int = 0) -> Any:
-    """The value with the beginnings of its lists and objects."""
+    """Return the value with only the beginnings of its lists and objects."""
     if depth == DEEPEST:
         return None
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""One served model: requests in, events out. Knows no protocol."""
+"""One served model: takes requests and yields events. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from apr_core.runtime import Model
 
 FOREVER = float("inf")
-PART = 1 << 16  # characters that are counted at a time where a text may be far too long
-SEAM = 64  # tokens by which counting in parts may be wrong at a border, generously
+PART = 1 << 16  # characters counted at a time in a text that may be far too long
+SEAM = 64  # tokens by which counting in parts may be wrong at a border; a generous bound
 Ended = Callable[[Sequence[Delta]], None]
 BUDGET_TEXT = "\n\nThis is enough thinking; the answer follows.\n"
 
@@ -50,13 +50,13 @@ def _nothing(ends: Sequence[Delta]) -> None:
 
 
 class Observer(Protocol):
-    """Who is told how fast tokens come. Times in seconds."""
+    """Records latencies of tokens, in seconds."""
 
     def first_token(self, model: str, seconds: float) -> None:
-        """From the request to its first token."""
+        """Record the time from the request to its first token."""
 
     def next_token(self, model: str, seconds: float) -> None:
-        """Between two steps that brought tokens to one request."""
+        """Record the time between two steps that brought tokens to one request."""
 
 
 class ChatService:
@@ -80,7 +80,7 @@ class ChatService:
         return ChatTemplate(source)
 
     def prompt_ids(self, body: ChatBody) -> list[int]:
-        """The ids of a chat's prompt. Raises ApiError if the messages or the template refuse."""
+        """Return the prompt ids of a chat. Raises ApiError if the template refuses it."""
         try:
             messages = normalized(body.chat_messages())
             tools = self._template_tools(body.tool_use().shown)
@@ -96,7 +96,7 @@ class ChatService:
             raise self._refused(error, "messages") from error
 
     async def request(self, body: ChatBody, owner: str) -> GenerationRequest:
-        """What a chat's request asks of the engine."""
+        """Return the engine's request for a chat."""
         ids = await asyncio.to_thread(self.prompt_ids, body)
         constraint = await asyncio.to_thread(self._constraint, body)
         return replace(
@@ -112,10 +112,10 @@ class ChatService:
         self, request: GenerationRequest, tools: ToolUse = NO_TOOLS, ended: Ended = _nothing,
         param: str = "messages", since: float | None = None,
     ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
-        """Queue a request; the events of its answers, a list a step, closed to cancel it.
+        """Queue a request and return a generator of events, one list a step; closing it cancels.
 
         Raises ApiError if it is refused, naming `param` where the prompt is too long; the generator
-        raises it if an answer fails, after all that came before. `ended` is called with the last
+        raises it if an answer fails, after all events before that. `ended` is called with the last
         deltas. The time to the first token counts from `since`, by default from now.
         """
         watch = Stopwatch(self, time.perf_counter() if since is None else since)
@@ -127,7 +127,7 @@ class ChatService:
         self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str,
         watch: Stopwatch,
     ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
-        """No event once the request is queued, and then those of each step."""
+        """Yield an empty list once the request is queued, then the events of each step."""
         parsers = [AnswerParser(tools.shown, index, tools.parallel) for index in range(request.n)]
         ends: list[Delta] = []
         deliveries = self._submit(request, param)
@@ -153,7 +153,7 @@ class ChatService:
     async def complete(
         self, request: GenerationRequest, tools: ToolUse, ended: Ended, since: float
     ) -> list[CollectedAnswer]:
-        """All answers, whole. Raises ApiError if one fails."""
+        """Return all answers, whole. Raises ApiError if one fails."""
         answers = [CollectedAnswer(index) for index in range(request.n)]
         async with aclosing(await self.stream(request, tools, ended, since=since)) as steps:
             async for events in steps:
@@ -181,14 +181,14 @@ class ChatService:
             raise ApiError(400, f"{param}: token ids go from 0 to {size - 1}, found {bad}", param)
 
     def check_prompt(self, ids: Sequence[int], param: str) -> None:
-        """Raise ApiError unless there are ids and the context holds them and a token more."""
+        """Raise ApiError unless there are ids and the context holds them plus one token."""
         try:
             check_prompt(self.model, ids)
         except AprError as error:
             raise self._refused(error, param) from error
 
     def _refused(self, error: AprError, param: str | None) -> ApiError:
-        """The error for a client, naming the parameter if it is the client's fault."""
+        """Return the error for a client, naming the parameter if the client caused it."""
         if isinstance(error, PromptTooLong):
             return self._too_long(str(error.tokens), param)
         refused = as_api_error(error)
@@ -205,7 +205,7 @@ class ChatService:
         )  # fmt: skip
 
     def _ids_of(self, pieces: Iterable[int | str], param: str) -> list[int]:
-        """The ids of all pieces; ApiError as soon as they are far over the context."""
+        """Return the ids of all pieces; raise ApiError as soon as they far exceed the context."""
         ids: list[int] = []
         for piece in pieces:
             ids += [piece] if isinstance(piece, int) else self._encoded(piece, param)
@@ -214,7 +214,7 @@ class ChatService:
         return ids
 
     def _encoded(self, text: str, param: str) -> list[int]:
-        """The ids of text; ApiError if it is far over the context, before all of it is read."""
+        """Return the ids of text; raise ApiError early if it far exceeds the context."""
         limit, count = self.model.max_len, 0
         for start in range(0, len(text) if len(text) > PART else 0, PART):
             count += len(self.model.tokenizer.encode(text[start : start + PART])) - SEAM
@@ -225,7 +225,7 @@ class ChatService:
     def sampling(
         self, asked: Mapping[str, float | int], bias: Mapping[int, float] | None = None
     ) -> SamplingParams:
-        """The model's own sampling, changed by what was asked for."""
+        """Return the model's default sampling, changed by the parameters of the request."""
         self.check_ids(list(bias or ()), "logit_bias")
         try:
             params = SamplingParams.from_defaults(self.model.config.sampling, **asked)
@@ -236,7 +236,7 @@ class ChatService:
     async def encode(
         self, text: str, allow_special: bool = False, prompt: str | None = None
     ) -> list[int]:
-        """Ids of plain text; control tokens in it stay text unless allowed.
+        """Return the ids of plain text; control tokens in it stay text unless allowed.
 
         `prompt` is the parameter that holds the text, if it must fit into the context.
         """
@@ -255,24 +255,24 @@ class ChatService:
             raise self._refused(error, prompt or "text") from error
 
     async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
-        """The mean [hidden] of the last hidden states over the ids."""
+        """Return the mean [hidden] of the last hidden states over the ids."""
         try:
             return await self._bridge.embed(ids, owner)
         except AprError as error:
             raise self._refused(error, "input") from error
 
     async def score(self, ids: Sequence[int], top: int, owner: str = "") -> list[TokenLogprob]:
-        """The log probabilities of ids[1:], each with its `top` likeliest rivals."""
+        """Return the log probabilities of ids[1:], each with its `top` most likely alternatives."""
         try:
             return await self._bridge.score(ids, top, owner)
         except AprError as error:
             raise self._refused(error, "prompt") from error
 
     def _constraint(self, body: ChatBody) -> Callable[[], Constraint] | None:
-        """What limits the answer, if anything does. Raises ApiError for a grammar it cannot be.
+        """Return what constrains the answer, or None. Raises ApiError for an unusable grammar.
 
-        Where the choice is the model's, calls are held to their schemas if a tool is strict, or if
-        the answer that may come instead is limited.
+        If the model may choose, calls are constrained to their schemas if a tool is strict, or if
+        the answer that may come instead is constrained.
         """
         use, wanted = body.tool_use(), body.answer_format()
         tools, choice = use.shown, use.choice
@@ -296,7 +296,7 @@ class ChatService:
             raise self._refused(error, "tools" if tools else "response_format") from error
 
     def _template_tools(self, tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
-        """The tools as templates show them. Raises ApiError where calls could not be read."""
+        """Return the tools as templates show them. Raises ApiError if there is no call form."""
         if tools and self._call_form is None:
             message = f"tools: the chat template of {self.model_id} teaches no calls of tools"
             raise ApiError(400, message, "tools")
@@ -311,14 +311,14 @@ class ChatService:
 
 
 class Stopwatch:
-    """Tells the service's observer when tokens came."""
+    """Reports to the service's observer when tokens came."""
 
     def __init__(self, service: ChatService, since: float) -> None:
         self._service = service
         self._last, self._first = since, True
 
     def saw(self, deltas: Sequence[Delta]) -> None:
-        """Deltas of one step arrived."""
+        """Record that deltas of one step arrived."""
         observer = self._service.observer
         if observer is None or not any(delta.ids or delta.text for delta in deltas):
             return

@@ -1,4 +1,4 @@
-"""How long a model thinks, whatever protocol says so."""
+"""How long a model thinks, in the forms that protocols have for it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ KWARGS = "chat_template_kwargs"
 
 
 def by_effort(effort: str | None) -> tuple[bool | None, int | None]:
-    """Whether to think, and how many tokens at most; None leaves it to the template."""
+    """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
     if effort is None:
         return None, None
     return effort not in ("none", "minimal"), BUDGETS.get(effort)
 
 
 def template_variables(given: Mapping[str, Any] | None) -> tuple[bool | None, dict[str, Any]]:
-    """`enable_thinking` among what a template is told, and the rest. Raises ApiError."""
+    """Return `enable_thinking` from the template's variables, and the rest. Raises ApiError."""
     variables = dict(given or {})
     for name in OWN_NAMES:
         if name in variables:

@@ -1,0 +1,1 @@
+"""The command `apr serve` and its options."""

@@ -1,4 +1,4 @@
-"""`apr serve`: models behind OpenAI's API, and Anthropic's, for many clients at once."""
+"""`apr serve`: serves models to many clients at once, by OpenAI's API and Anthropic's."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+")
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
-SAMPLE = 4096  # tokens of a sequence by which models share memory
-SHORT = 256  # tokens of a sequence that has to fit
+SAMPLE = 4096  # tokens of a sequence by whose size models divide memory
+SHORT = 256  # tokens of a sequence that must fit
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 
 
@@ -52,7 +52,7 @@ def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> N
 
 
 def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
-    """What clients call each file. Raises UsageError for doubles, NotFound for missing files."""
+    """Return one name a file. Raises UsageError for duplicates, NotFound for missing files."""
     for file in files:
         if not file.exists():
             raise NotFound(f"{file}: no such file")
@@ -95,7 +95,7 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
 
 
 def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
-    """The sites, which are compared letter by letter with what browsers say."""
+    """Return the origins after a check of their form: they are compared exactly with browsers'."""
     for origin in given:
         if not ORIGIN.fullmatch(origin):
             raise UsageError(
@@ -136,7 +136,7 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
     logs.configure(served.log_format)
     check_tls(served)
     with ExitStack() as stack:
-        with _signals_held():  # or a socket file would stay that nobody knows of yet
+        with _signals_held():  # otherwise a socket file could stay behind
             listener = stack.enter_context(bound(served))
         models = _load(files, options, stack)
         engines = _engines(models, options, stack)
@@ -151,9 +151,9 @@ def _serve(files: Mapping[str, Path], options: Mapping[str, Any], served: Server
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """What asks the process to end is heard at the end of this, not within.
+    """Hold SIGTERM and SIGINT until the end of this context.
 
-    Not by blocking signals: those may come to another thread, and are then heard in this one.
+    Blocking the signals would not do: another thread may get them, and this one then handles them.
     """
     heard: list[int] = []
     before = {
@@ -188,7 +188,7 @@ def _load(
 def _engines(
     models: Mapping[str, Model], options: Mapping[str, Any], stack: ExitStack
 ) -> dict[str, Engine]:
-    """An engine a model; memory is shared by what equally long sequences of each need."""
+    """Start one engine a model; memory is divided by the need of equally long sequences of each."""
     from apr_serve.engine.engine import Engine
     from apr_serve.engine.warming import warm_up
 
@@ -214,7 +214,7 @@ def _engines(
 
 
 def _memory(models: Sequence[Model]) -> int:
-    """Bytes for sequences and prefixes of all models, which are on the same backend."""
+    """Return the bytes for sequences and prefixes of all models, which are on the same backend."""
     from apr_serve.engine.memory import default_limit
 
     weights = sum(model.file.path.stat().st_size for model in models)
@@ -222,7 +222,7 @@ def _memory(models: Sequence[Model]) -> int:
 
 
 def _check_room(name: str, model: Model, memory: int) -> None:
-    """Raise UsageError where not even a short sequence could ever run."""
+    """Raise UsageError if not even a short sequence could ever run."""
     length = min(SHORT, model.max_len)
     needed = model.sequence_bytes(length)
     if memory < needed:
@@ -234,7 +234,7 @@ def _check_room(name: str, model: Model, memory: int) -> None:
 
 
 def _try(service: ChatService) -> None:
-    """Render a prompt, and say what is wrong if that fails; build in time what grammars need."""
+    """Render a prompt and warn if that fails; prepare what grammars need."""
     from apr_serve.grammar import grammar
     from apr_serve.http.errors import ApiError
     from apr_serve.openai.chat_request import ChatCompletionRequest
@@ -247,7 +247,7 @@ def _try(service: ChatService) -> None:
 
 
 def _warn_of_strangers(listener: socket, served: ServerOptions) -> None:
-    """Say so where other machines may ask without a key."""
+    """Warn if other machines may send requests without a key."""
     if served.api_keys or served.unix_socket:
         return
     host = listener.getsockname()[0]

@@ -17,16 +17,16 @@ from apr_serve.http.options import KEY_VARIABLE
 Function = Callable[..., Any]
 CONFIG = "apr.serve.config"  # in the context: the file whose [serve] section was read
 SECRET = ("api_key",)
-LARGEST = 1e9  # of seconds, GiB, MiB or KiB: more is a typing error
+LARGEST = 1e9  # seconds, GiB, MiB or KiB: more is a typing error
 
 
 class Number(click.FloatRange):
-    """A number of a range that nobody can overstep by nan, inf or thirty digits."""
+    """A number in a range; nan, inf and absurdly large numbers are refused."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """As click does; refused is what is no number or above LARGEST."""
+        """Convert as click does; refuse nan and values above LARGEST."""
         number: float = super().convert(value, param, ctx)
         if not number <= LARGEST:
             self.fail(f"{value} is not a number up to {LARGEST:.0f}.", param, ctx)
@@ -112,7 +112,7 @@ def serve_options(function: Function) -> Function:
 
 
 def show_config(ctx: click.Context) -> None:
-    """A table of all values and where each comes from."""
+    """Print a table of all values and where each comes from."""
     sources = {
         ParameterSource.COMMANDLINE: "command line",
         ParameterSource.DEFAULT_MAP: str(ctx.meta[CONFIG]),

@@ -1,0 +1,1 @@
+"""The engine: continuous batching of many requests on one model."""

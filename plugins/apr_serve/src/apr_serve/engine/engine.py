@@ -1,9 +1,9 @@
 """The engine: many requests on one model, a step at a time.
 
-A thread of its own turns: it takes what was asked and cancelled, admits what fits, runs one step
-over all answers under way, and gives what is left of the time to prompts (`scheduler.py`). Greedy
-answers have the same bits as the same request alone: rows do not depend on their batch, prompts are
-cut where `boundaries.py` says whatever else runs, and only state that a prefill made is reused.
+Its own thread loops: it takes new requests and cancellations, admits what fits, runs one step for
+all running answers, and spends the rest of the time on prompts (`scheduler.py`). Greedy answers
+have the same bits as the same request alone: rows do not depend on their batch, prompts are cut
+only where `boundaries.py` says, and only state that a prefill produced is reused.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("apr.engine")
 Deliver = Callable[[Sequence[Delta]], None]
-LEAST_ROOM = 1024  # tokens of an answer that does not say how many, where memory is small
-PREFIXES = 4  # that part of the memory is theirs when answers do not say how long they get
+LEAST_ROOM = 1024  # tokens of an answer without a limit, where memory is small
+PREFIXES = 4  # one part in this many of the memory is for prefixes when answers have no limit
 
 
 def _nothing() -> None:
@@ -57,14 +57,14 @@ def _nothing() -> None:
 class Engine:
     """Runs requests on a model, `slots` answers at once. Implements `GenerationEngine`.
 
-    `memory_bytes` is for the state of sequences and the cache of prefixes together, by default a
-    share of what the machine or the device has left; `cache_bytes` limits the cache within it, 0
-    means none. At most `queue_limit` requests wait, and one more of each owner who has none
-    waiting. States of prompts are kept every `snapshot_every` tokens, and where messages begin.
-    Nothing else may use the model meanwhile. Raises UsageError for sizes that make no sense.
+    `memory_bytes` is for the state of sequences and the prefix cache together, by default a share
+    of what the machine or the device has left; `cache_bytes` limits the cache within it, 0 means
+    none. At most `queue_limit` requests wait, and one more of each owner who has none waiting.
+    States of prompts are kept every `snapshot_every` tokens, and where messages begin. Nothing else
+    may use the model meanwhile. Raises UsageError for sizes that make no sense.
 
-    All time is taken from `clock`, in seconds. Without `background` there is no thread: whoever
-    made the engine calls `turn` until nothing is left, then `close`.
+    All time is taken from `clock`, in seconds. Without `background` there is no thread: the caller
+    calls `turn` until nothing is left, then `close`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Engine:
         )
         self._lock = threading.Lock()  # guards what follows
         self._inbox: list[Job] = []
-        self._waiting = self._live = 0  # requests that have no slot, and all that have not ended
+        self._waiting = self._live = 0  # requests without a slot, and all that have not ended
         self._owners_waiting: set[str] = set()
         self._accepts, self._closing = True, False
         self._all_over = threading.Condition(self._lock)
@@ -118,7 +118,7 @@ class Engine:
         self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
         owner: str = "",
     ) -> Ticket:  # fmt: skip
-        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
+        """Queue a prompt whose mean last hidden state [hidden] is wanted."""
         check_prompt(self.model, ids)
         job = EmbeddingJob(ids, deliver, self._woken, owner)
         job.boundaries = self._boundaries(ids)
@@ -128,7 +128,7 @@ class Engine:
         self, ids: Sequence[int], top: int,
         deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
     ) -> Ticket:  # fmt: skip
-        """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
+        """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
         check_prompt(self.model, ids)
         valid = self.model.tokenizer.valid_size
         job = ScoringJob(ids, top, self.model.logits_of, valid, deliver, self._woken, owner)
@@ -136,10 +136,10 @@ class Engine:
         return self._enqueue(job)
 
     def _limit(self, request: GenerationRequest) -> tuple[int, EndedBy]:
-        """How many tokens an answer may have, and by what it ends when it has them.
+        """Return the most tokens an answer may have, and the end reason when it has them.
 
-        A request that does not say how many gets what its share of the memory holds: of what is
-        left beside some prefixes, which would else be forgotten whenever all slots are taken.
+        A request without a limit gets what its share of the memory holds, less a part for prefixes:
+        otherwise all prefixes would be dropped whenever all slots are taken.
         """
         limit, reason = limit_of(self.model, request)
         if request.max_tokens is not None:
@@ -153,7 +153,7 @@ class Engine:
         return max(fitting, 1), reason
 
     def _reserve(self, job: Job, length: int) -> None:
-        """Note what each answer of a job reserves. Raises UsageError if it can never run."""
+        """Set the bytes that each answer reserves. Raises UsageError if it can never run."""
         count, each = job.answers_wanted, self.model.sequence_bytes(length)
         if each * count > self._budget.limit:
             raise UsageError(
@@ -179,8 +179,8 @@ class Engine:
     def _check_queue(self, owner: str) -> None:
         """Raise Busy if the queue is full.
 
-        Whoever has nothing waiting may still come, up to twice the limit: nobody's crowd keeps
-        everybody else out.
+        An owner with nothing waiting may still queue one request, up to twice the limit: no owner
+        can keep all others out.
         """
         limit = self.queue_limit * (1 if owner in self._owners_waiting else 2)
         if self._waiting >= limit:
@@ -191,11 +191,11 @@ class Engine:
         self._wake.set()
 
     def stats(self) -> EngineStats:
-        """How it stands."""
+        """Return current counts of requests, slots, memory and tokens."""
         return replace(self._stats, queued=self._waiting)
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
+        """Take no more requests, let running ones finish; return False if any is cancelled."""
         with self._lock:
             self._accepts = False
             finished = self._all_over.wait_for(lambda: not self._live, timeout_s)
@@ -230,7 +230,7 @@ class Engine:
             cancelled=totals.cancelled, failed=totals.failed, steps=totals.steps,
         )  # fmt: skip
 
-    # the engine's thread
+    # The engine's thread
 
     def _run(self) -> None:
         while True:
@@ -249,10 +249,10 @@ class Engine:
         self._tell()
 
     def turn(self, interrupted: Callable[[], bool] | None = None) -> bool:
-        """Take one step and read some of the prompts; whether anything is left to do.
+        """Take one step and prefill for a while; return whether anything is left to do.
 
-        `interrupted` is asked between parts of a prompt whether to return early, by default
-        whether a request was cancelled.
+        `interrupted` is asked between parts of a prompt whether to return early, by default whether
+        a request was cancelled.
         """
         try:
             self._take_inbox()
@@ -263,7 +263,7 @@ class Engine:
                 self._tell()
                 self._scheduler.prefill(interrupted or (lambda: self._interrupted))
             self._tell()
-        except BaseException as error:  # our mistake: all requests are lost, the engine is not
+        except BaseException as error:  # a bug of ours: all requests are lost, the engine is not
             log.exception("the engine failed: all requests end with this error")
             self._scheduler.fail(as_exception(error))
         return not self._scheduler.idle or bool(self._inbox)
@@ -280,13 +280,13 @@ class Engine:
             self._scheduler.cancel()
 
     def _tell(self) -> None:
-        """Deliver, after the books are in order: who hears of an end finds its memory free."""
+        """Deliver results once memory is released, so that it is free when callers see an end."""
         with self._lock:
             self._waiting = len(self._scheduler.queue) + len(self._inbox)
             self._owners_waiting = self._scheduler.queue.owners | {job.owner for job in self._inbox}
         self._publish()
         if self._scheduler.deliver():
-            with suppress(BaseException):  # a listener's own trouble
+            with suppress(BaseException):  # an error in a listener is its own affair
                 self.flushed()
 
     def _job_over(self, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""What the server needs of an engine: the seam between them. Nothing here knows chats or HTTP."""
+"""The interface between server and engine. Nothing here knows chats or HTTP."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Busy(AprError):
-    """The queue is full, or the server is about to stop: the same may work a little later."""
+    """The queue is full, or the server is about to stop: the request may work a little later."""
 
 
 class Ticket(Protocol):
-    """A request that the engine has taken."""
+    """A request that the engine has accepted."""
 
     def cancel(self) -> None:
         """Stop within one step. Every answer still ends with a delta (`cancelled`)."""
@@ -27,14 +27,14 @@ class Ticket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A look at the engine, cheap enough to take every second."""
+    """Counts of the engine, cheap enough to read every second."""
 
     slots: int = 0
     running: int = 0
     prefilling: int = 0
     queued: int = 0
     memory_bytes: int = 0  # state of running sequences, held now
-    reserved_bytes: int = 0  # what they may grow to
+    reserved_bytes: int = 0  # the most they may grow to
     memory_limit: int = 0  # for sequences and cache together
     cache_bytes: int = 0
     cache_entries: int = 0
@@ -50,8 +50,8 @@ class EngineStats:
 class GenerationEngine(Protocol):
     """An engine, as the server sees it. `apr_serve.engine.engine.Engine` is one.
 
-    It has a thread of its own. `deliver` of a request is called from that thread with what a step
-    added to its answers, in order, the last call holding the last delta of the last answer; it must
+    It has its own thread. `deliver` of a request is called from that thread with what a step added
+    to its answers, in order, the last call holding the last delta of the last answer; it must
     return at once. `flushed` (an attribute, called after every step's last delivery) lets a server
     wake its event loop once a step.
     """
@@ -67,19 +67,19 @@ class GenerationEngine(Protocol):
         self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
         owner: str = "",
     ) -> Ticket:  # fmt: skip
-        """The mean [hidden] of the last hidden states over the ids' rows, in its turn."""
+        """Queue a prompt whose mean last hidden state [hidden] is wanted."""
 
     def score(
         self, ids: Sequence[int], top: int,
         deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
     ) -> Ticket:  # fmt: skip
-        """The log probabilities of ids[1:], each with its `top` likeliest rivals, in its turn."""
+        """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
 
     def stats(self) -> EngineStats:
-        """How it stands."""
+        """Return current counts of requests, slots, memory and tokens."""
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no more, let what runs finish; whether all did. The rest is cancelled."""
+        """Take no more requests, let running ones finish; return False if any is cancelled."""
 
     def close(self) -> None:
         """Cancel everything and end the thread."""

@@ -1,4 +1,4 @@
-"""What the engine has taken: prompts on their way through queue and prefill."""
+"""Jobs: prompts that the engine has accepted, from the queue through prefill."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from apr_serve.engine.prefix_cache import Node
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCORED_AT_ONCE = 64  # rows of logits that are in memory
+SCORED_AT_ONCE = 64  # rows of logits in memory at a time
 
 
 class Job(Prefill):
     """A prompt, how much of it is in a slot, and what memory is reserved for it.
 
     Jobs are the tickets that callers get: `cancel` may be called from any thread, everything else
-    belongs to the engine's.
+    only from the engine's.
     """
 
     answers_wanted = 1
@@ -41,19 +41,19 @@ class Job(Prefill):
     def __init__(self, ids: Sequence[int], owner: str, wake: Callable[[], None]) -> None:
         super().__init__(ids)
         self.owner, self._wake = owner, wake
-        self.cancelled = False  # somebody asked for it
-        self.broken = False  # nobody can be told anything any more
+        self.cancelled = False  # the caller asked for it
+        self.broken = False  # the caller can no longer be reached
         self.slot: int | None = None
-        self.passed_over = False  # the last forward of prompts went without it
-        self.number = 0  # in the order in which slots were given
-        self.waits = False  # for another that reads the same
-        self.snapshots_at: Sequence[int] = ()  # those of them where state is worth keeping
+        self.passed_over = False  # it was left out of the last prefill forward
+        self.number = 0  # order in which slots were given
+        self.waits = False  # for another job that reads the same tokens
+        self.snapshots_at: Sequence[int] = ()  # the cuts where state is worth keeping
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
         self.slots_held = 0
-        self.node: Node | None = None  # of the prefix cache, where its prompt stands
+        self.node: Node | None = None  # where its prompt stands in the prefix cache
         self.cached = 0
-        self.restoring: Iterator[None] | None = None  # puts the cached part into the slot
+        self.restoring: Iterator[None] | None = None  # copies the cached part into the slot
 
     def cancel(self) -> None:
         """Stop within one step."""
@@ -62,7 +62,7 @@ class Job(Prefill):
 
     @property
     def shares(self) -> bool:
-        """Whether it takes from the cache, and its prompt may be one that others have."""
+        """Whether it reads from the cache, and other requests may have the same prompt."""
         return self.use_cache and bool(self.boundaries)
 
     @cached_property
@@ -76,12 +76,12 @@ class Job(Prefill):
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the slot's state is."""
+        """Whether the slot's state is worth keeping in the cache."""
         i = bisect_left(self.snapshots_at, self.position)
         return i < len(self.snapshots_at) and self.snapshots_at[i] == self.position
 
     def deliver_pending(self) -> None:
-        """Tell the caller what there is to tell."""
+        """Deliver what is pending to the caller."""
         raise NotImplementedError
 
     def end(self, reason: Exception | None) -> None:
@@ -107,7 +107,7 @@ class GenerationJob(Job):
         self._told: list[Delta] = []
 
     def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> GenerationSequence:
-        """Answer `index`, in a slot that holds the prompt."""
+        """Return answer `index` as a sequence, in a slot that holds the prompt."""
         return GenerationSequence(
             vocabulary, self.request, index, slot=slot, limit=self._limit,
             limit_reason=self._limit_reason, constraint=self._constraints[index],
@@ -115,7 +115,7 @@ class GenerationJob(Job):
         )  # fmt: skip
 
     def deliver_pending(self) -> None:
-        """Tell the caller what its answers have to tell."""
+        """Deliver the pending deltas of its answers to the caller."""
         deltas, self._told = self._told, []
         for sequence in self.sequences:
             deltas += sequence.deltas
@@ -124,7 +124,7 @@ class GenerationJob(Job):
             self._deliver(deltas)
 
     def end(self, reason: Exception | None) -> None:
-        """A last delta for each of the answers, none of which has begun."""
+        """Queue a last delta for each of the answers, none of which has begun."""
         usage = Usage(len(self.ids), self.cached)
         for index in range(self.request.n):
             kind: Literal["error", "cancelled"] = "error" if reason else "cancelled"
@@ -133,7 +133,7 @@ class GenerationJob(Job):
 
 
 class RowsJob(Job):
-    """A prompt of which something is wanted that hidden states tell, and no answer."""
+    """A prompt whose hidden states are wanted, not an answer."""
 
     def __init__(
         self, ids: Sequence[int], deliver: Callable[[Any], None], wake: Callable[[], None],
@@ -159,7 +159,7 @@ class RowsJob(Job):
 
 
 class ScoringJob(RowsJob):
-    """A prompt whose tokens' log probabilities are wanted: of all but the first."""
+    """A prompt whose tokens' log probabilities are wanted: all but the first token's."""
 
     def __init__(
         self, ids: Sequence[int], top: int,
@@ -167,7 +167,7 @@ class ScoringJob(RowsJob):
         deliver: Callable[[list[TokenLogprob] | Exception], None], wake: Callable[[], None],
         owner: str = "",
     ) -> None:  # fmt: skip
-        """`logits_of` turns hidden states into logits, of which the first `valid` are tokens."""
+        """Score `ids`; of the logits that `logits_of` returns, the first `valid` are tokens."""
         super().__init__(ids, deliver, wake, owner)
         self._top, self._logits_of, self._valid = top, logits_of, valid
         self._scores: list[TokenLogprob] = []
@@ -197,7 +197,7 @@ class EmbeddingJob(RowsJob):
         self._sum: NDArray[np.float64] | None = None  # [hidden]
 
     def add(self, rows: NDArray[np.float32]) -> None:
-        """The hidden states [rows, hidden] of the next tokens.
+        """Add the hidden states [rows, hidden] of the next tokens.
 
         Rows are added one by one, so that the sum does not depend on where the prompt was cut.
         """

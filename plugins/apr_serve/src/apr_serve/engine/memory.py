@@ -1,4 +1,4 @@
-"""How much memory sequences and cached prefixes may take, and who holds how much."""
+"""Memory for sequences and cached prefixes: the limit, and what each of the two holds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from apr_core.plugin import BackendPlugin
 
-SHARE = 0.5  # of what is available, unless somebody says otherwise
+SHARE = 0.5  # of the available memory, by default
 DEVICE_SHARE = 0.9  # of what a device has left, if the rest is enough for a step
 LEAST = 256 << 20
 
 
 def default_limit(backend: BackendPlugin, weights: int, step: int) -> int:
-    """Bytes for state, over all models that are loaded onto the backend.
+    """Return the bytes for state, over all models that are loaded onto the backend.
 
-    Of a device with memory of its own, a share of what is left now, and never the `step` bytes that
-    forwards take: prefixes would fill these too, in time. Elsewhere a share of what is available
-    beside `weights` bytes of weights, which are mapped: pages of a file count as available, and are
-    not.
+    Of a device with its own memory, a share of what is left now, and never the `step` bytes that
+    forwards need: prefixes would fill these too, in time. Elsewhere a share of what is available
+    beside `weights` bytes of mapped weights: the system counts pages of a file as available, but
+    they are needed.
     """
     free = backend.capacity()
     if free is not None:
@@ -29,7 +29,7 @@ def default_limit(backend: BackendPlugin, weights: int, step: int) -> int:
 
 
 def available() -> int:
-    """Bytes this process may still take, by the machine and by its control groups."""
+    """Return the bytes this process may still take, by the machine and by its control groups."""
     return max(0, min(_machine(), *_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
 
 
@@ -44,9 +44,9 @@ def _machine() -> int:
 
 
 def _groups(own: Path, root: Path) -> Iterator[int]:
-    """What is left to each group around this process, such as a container's or a unit's.
+    """Yield the bytes left to each control group of this process, such as a container's.
 
-    `own` says in which groups it is (of version 2 and 1), `root` is where groups are folders.
+    The file `own` lists its groups (version 1 and 2), `root` is the folder of all groups.
     """
     yield sys.maxsize
     try:
@@ -66,7 +66,7 @@ def _groups(own: Path, root: Path) -> Iterator[int]:
 
 
 def _left(group: Path, limit: str, used: str) -> list[int]:
-    """What is left to a group, if it has a limit. Files that were read are given up when needed."""
+    """Return [the bytes left to a group], or [] without a limit. File cache counts as free."""
     try:
         left = int((group / limit).read_text()) - int((group / used).read_text())
         lines = (group / "memory.stat").read_text().splitlines()
@@ -78,7 +78,7 @@ def _left(group: Path, limit: str, used: str) -> list[int]:
 
 
 class MemoryBudget:
-    """What sequences reserved and what the cache holds, within one limit. The cache gives way."""
+    """Memory that sequences reserved and the cache holds, within one limit. The cache gives way."""
 
     def __init__(self, limit: int, cache_limit: int | None = None) -> None:
         self.limit = limit
@@ -86,7 +86,7 @@ class MemoryBudget:
         self.reserved = 0
 
     def fits(self, needed: int) -> bool:
-        """Whether so many bytes could be reserved, were the cache empty."""
+        """Return True if `needed` bytes could be reserved with an empty cache."""
         return self.reserved + needed <= self.limit
 
     @property

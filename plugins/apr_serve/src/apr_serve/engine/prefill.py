@@ -1,4 +1,4 @@
-"""Reading prompts without keeping answers waiting: forwards of several prompts, run in slices.
+"""Prefill that does not stall running answers: forwards of several prompts, run in slices.
 
 A forward of 512 tokens takes many times as long as a step of all running answers. Smaller forwards
 would cost more in all; so forwards are paused between layers, and steps run in the pauses. That
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from apr_core.runtime import Model
 
-SHARE = 0.6  # of a step's time that goes to prefill between two steps
-RECENT = 15  # steps, and slices, that count
-LEAST_S = 1e-9  # a token: a clock may not have moved
+SHARE = 0.6  # of a step's time, given to prefill between two steps
+RECENT = 15  # steps, and slices, that are measured
+LEAST_S = 1e-9  # a token: the clock may not have moved
 
 
 class PrefillController:
-    """What steps and slices have taken of late by a clock, and the sizes that follow."""
+    """Measures recent steps and slices, and sizes the next ones by them."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -35,11 +35,11 @@ class PrefillController:
         self._slices: deque[float] = deque(maxlen=RECENT)  # seconds a token
 
     def stepped(self, seconds: float) -> None:
-        """A step of all running answers took so long."""
+        """Record that a step of all running answers took `seconds`."""
         self._steps.append(seconds)
 
     def sliced(self, seconds: float, tokens: int) -> None:
-        """A slice of a forward of so many tokens took so long."""
+        """Record that a slice of a forward of `tokens` tokens took `seconds`."""
         self._slices.append(seconds / tokens)
 
     @property
@@ -58,7 +58,7 @@ class PrefillController:
 
 
 class Forward:
-    """One forward over the next tokens of some prompts, all of a kind, under way."""
+    """One running forward over the next tokens of several prompts of one kind."""
 
     def __init__(self, model: Model, chosen: Sequence[tuple[Job, int]]) -> None:
         self.jobs = [job for job, _ in chosen]
@@ -74,7 +74,7 @@ class Forward:
     def run(
         self, controller: PrefillController, seconds: float | None, interrupted: Callable[[], bool]
     ) -> bool:
-        """Run slices, for about so many seconds or to the end; whether it ended.
+        """Run slices for about `seconds`, or to the end if None; return True if the forward ended.
 
         At least one slice runs. Between slices `interrupted` is asked whether to return.
         """
@@ -93,7 +93,7 @@ class Forward:
                 return False
 
     def results(self) -> Iterator[tuple[Job, int, LastLogits | NDArray[np.float32]]]:
-        """Each job, where its prompt stands now, and logits for its answers or hidden states."""
+        """Yield each job, its new position, and logits for its answers or hidden states."""
         assert self._result is not None
         start = 0
         for i, (job, stop) in enumerate(zip(self.jobs, self._stops, strict=True)):
@@ -105,19 +105,19 @@ class Forward:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether nobody waits for its results any more."""
         return all(job.cancelled for job in self.jobs)
 
     def close(self) -> None:
-        """Drop it. What its slots hold is of no use."""
+        """Abandon it. The state in its slots is unusable."""
         self._slices.close()
 
 
 def take_turns(jobs: list[Job], room: int, readers: Mapping[Job, Job]) -> list[tuple[Job, int]]:
-    """Whose prompts come next and up to where: about `room` tokens, shared by the owners.
+    """Return the jobs to prefill next and up to which token: about `room` tokens, fair to owners.
 
-    `jobs` are in the order of their turns; whose turn it was goes to the end. What an owner does
-    not need, others get. `readers` says who reads for whom (`sharing.py`).
+    `jobs` are in the order of their turns; a job that had its turn goes to the end. What an owner
+    does not need, others get. `readers` maps each job to the one that reads for it (`sharing.py`).
     """
     kind = isinstance(jobs[0], RowsJob)
     turns = {job: readers[job] for job in jobs if isinstance(job, RowsJob) == kind}
@@ -130,7 +130,7 @@ def take_turns(jobs: list[Job], room: int, readers: Mapping[Job, Job]) -> list[t
 
 
 def _shares(order: Sequence[Job], owners: int, room: int) -> list[tuple[Job, int]]:
-    """Jobs and up to where each is read; the first so many have equal shares."""
+    """Return jobs and up to where each is read; the first `owners` jobs have equal shares."""
     chosen: list[tuple[Job, int]] = []
     for job in order:
         share = max(room // max(owners, 1), GRID)
@@ -144,10 +144,10 @@ def _shares(order: Sequence[Job], owners: int, room: int) -> list[tuple[Job, int
 
 
 def _order(turns: Mapping[Job, Job]) -> tuple[list[Job], int]:
-    """The first job of each owner, what is soon done first; then all others. And how many owners.
+    """Return the first job of each owner, shortest first, then all others; and the count of owners.
 
-    But before those come who were passed over, as they wait: or one short prompt after the other
-    would keep a long one waiting for ever. A job's turn is that of whom it lets read for it.
+    Jobs that were passed over come before those, in the order they wait: otherwise short prompts
+    could keep a long one waiting for ever. A job gives its turn to the job that reads for it.
     """
     first: dict[str, Job] = {}
     for job in turns:

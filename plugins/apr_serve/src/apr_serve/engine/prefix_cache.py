@@ -1,9 +1,9 @@
-"""Kept states of prompts that begin alike.
+"""Prefix cache: kept states of prompts that begin alike.
 
 A radix tree over token ids whose nodes lie at chunk boundaries (`boundaries.py`). A node holds the
-rows that keys and values gained since the node above, and a whole copy of what cannot be rewound
-(recurrent state). Nodes below need the rows only; so memory is taken back by forgetting copies that
-were not used for long, and a node goes when it has no copy and nothing below.
+rows that keys and values gained since its parent, and a full copy of what cannot be rewound
+(recurrent state). Nodes below need only the rows; so memory is freed by dropping the least recently
+used copies, and a node goes when it has no copy and no children.
 
 Where a prompt and a node's prefix agree, so do the boundaries before it: restored and computed
 state have the same bits.
@@ -28,7 +28,7 @@ class Node:
     """A prefix of `position` tokens; `edge` are those since its parent.
 
     `rows` and `copies` have an entry a layer, None where the layer's state is in the other one.
-    `copies` as a whole is None once it was forgotten.
+    `copies` as a whole is None once it was dropped.
     """
 
     __slots__ = (
@@ -45,7 +45,7 @@ class Node:
         self.pins = 0  # prompts that are being read below it
 
     def path(self) -> list[Node]:
-        """The nodes from below the root to this one."""
+        """Return the nodes from below the root to this one."""
         nodes, node = [], self
         while node.parent is not None:  # as deep as a chat has turns: no recursion
             nodes.append(node)
@@ -54,7 +54,7 @@ class Node:
 
 
 class PrefixCache:
-    """The tree of one model. `room` says how many bytes it may hold now."""
+    """The tree of one model. `room` returns the bytes that it may hold now."""
 
     def __init__(self, model: Model, room: Callable[[], int]) -> None:
         self._model, self._room = model, room
@@ -62,17 +62,17 @@ class PrefixCache:
         self._recent: OrderedDict[Node, None] = OrderedDict()  # least recently used first
         self._by_rows = model.states_in_rows  # of each layer
         self._all_rows = all(self._by_rows)
-        # a prefix may end anywhere if state is rows only, and rows do not depend on their batch
+        # a prefix may end anywhere if all state is rows, and rows do not depend on their batch
         self._anywhere = self._all_rows and model.backend.bitwise_rows
         self.nbytes = 0
 
     @property
     def entries(self) -> int:
-        """Prefixes that are kept."""
+        """The number of prefixes that are kept."""
         return len(self._recent)
 
     def restore(self, ids: Sequence[int], slot: int) -> Node:
-        """Put the longest kept prefix of a prompt into a slot; at least one id is left over.
+        """Put the longest kept prefix of a prompt into a slot, short of its last id.
 
         Returns the node to continue from, which stays until `unpin`.
         """
@@ -82,7 +82,7 @@ class PrefixCache:
         return node
 
     def restoring(self, ids: Sequence[int], slot: int) -> tuple[Node, int, Iterator[None]]:
-        """As `restore`, but nothing is in the slot before the slices have been run.
+        """Prepare to restore as `restore` does, in slices that the caller runs.
 
         Returns the node, the prefix's length, and the slices. Copying a long chat takes long.
         """
@@ -101,7 +101,7 @@ class PrefixCache:
         return deepest, chain[-1][0] if chain else 0, slices
 
     def _child(self, node: Node, ids: Sequence[int], last: int) -> Node | None:
-        """The longest way on from a node that the ids take."""
+        """Return the child with the longest edge that matches the ids; None if there is none."""
         for size in sorted({len(edge) for edge in node.children}, reverse=True):
             stop = node.position + size
             if stop <= last:
@@ -111,13 +111,13 @@ class PrefixCache:
         return None
 
     def _within_edge(self, node: Node, ids: Sequence[int], last: int) -> list[Snapshot]:
-        """The part of an edge that the ids share, where a prefix may end anywhere."""
+        """Return the part of an edge that the ids share, if a prefix may end anywhere."""
         if not self._anywhere or not node.children:
             return []
         rest, best, shared = tuple(ids[node.position : last]), None, 0
         for edge, child in node.children.items():
             if shared < len(rest) and edge[shared : shared + 1] == rest[shared : shared + 1]:
-                common = _common(rest, edge)  # only of who may share more than the best so far
+                common = _common(rest, edge)  # only if more than the best so far
                 best, shared = (child, common) if common > shared else (best, shared)
         if best is None:
             return []
@@ -134,7 +134,7 @@ class PrefixCache:
     def keep(self, node: Node, ids: Sequence[int], slot: int) -> Node:
         """Keep a slot's state, which is that of a prefix of `ids`, below a pinned node.
 
-        Returns the node to continue from, pinned in its place; the same if there is no room.
+        Returns the node to continue from, pinned in its place; the same node if there is no room.
         """
         stop = self._model.length(slot)
         edge = tuple(ids[node.position : stop])
@@ -163,7 +163,7 @@ class PrefixCache:
         return new
 
     def _make_room(self, needed: int, node: Node) -> bool:
-        """Count so many bytes more, for a node that making room for them must not remove."""
+        """Reserve `needed` bytes without dropping `node`; return False if they do not fit."""
         room = self._room() - needed
         node.pins += 1
         fits = room >= 0 and self.shrink(room)
@@ -173,20 +173,20 @@ class PrefixCache:
         return fits
 
     def _touch(self, node: Node) -> None:
-        """Note that a node was used: it, and what it cannot do without."""
+        """Mark a node, and those above that it needs, as most recently used."""
         for used in node.path() if self._all_rows else [node]:
             if used.copies is not None:
                 self._recent[used] = None
                 self._recent.move_to_end(used)
 
     def unpin(self, node: Node | None) -> None:
-        """Nothing is read below a node any more."""
+        """Note that no prompt is read below this node any more."""
         if node is not None:
             node.pins -= 1
             self._prune(node)
 
     def shrink(self, room: int) -> bool:
-        """Forget what was not used for longest until `room` bytes hold the rest; whether they do.
+        """Drop the least recently used until `room` bytes hold the rest; return whether they do.
 
         Rows that prompts are being read below stay.
         """
@@ -214,12 +214,12 @@ class PrefixCache:
             node = node.parent
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self.shrink(0)
 
 
 def _common(ids: Edge, edge: Edge) -> int:
-    """How many ids at the beginning are equal, by halving."""
+    """Return how many ids at the beginning are equal, by bisection."""
     equal, size = 0, min(len(ids), len(edge))
     while equal < size:
         middle = (equal + size + 1) // 2
@@ -231,7 +231,7 @@ def _common(ids: Edge, edge: Edge) -> int:
 
 
 def _nbytes(part: Any) -> int:
-    """Bytes of all arrays in what states made."""
+    """Return the bytes of all arrays in a snapshot."""
     if isinstance(part, Mapping):
         part = list(part.values())
     if isinstance(part, list | tuple):
@@ -240,10 +240,10 @@ def _nbytes(part: Any) -> int:
 
 
 def snapshot_positions(boundaries: Sequence[int], every: int) -> list[int]:
-    """At which of a prompt's boundaries state is kept: the first, the last, and some between.
+    """Return the boundaries of a prompt where state is kept: the first, the last, some between.
 
-    A long chat that is new here has a boundary after every answer's header, but will go on after
-    the last: copies at all of them would only drive out other chats'.
+    A long chat that is new here has a boundary after every answer's header, but will continue only
+    after the last: copies at all of them would only evict other chats'.
     """
     positions, last = [], 0
     for position in boundaries:

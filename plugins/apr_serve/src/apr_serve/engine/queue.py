@@ -1,4 +1,4 @@
-"""Requests that wait: owners take turns, however many requests each of them has."""
+"""Waiting requests: owners take turns, however many requests each of them has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """First come, first served within an owner; between owners, who has least running goes first.
+    """First come, first served within an owner; the owner with the fewest running goes first.
 
-    Of those with as little running, the one whose last turn is longest ago.
+    Of owners with equally few, the one whose last turn is longest ago.
     """
 
     def __init__(self, owner_of: Callable[[T], str]) -> None:
@@ -24,7 +24,7 @@ class FairQueue(Generic[T]):
 
     @property
     def owners(self) -> set[str]:
-        """Who has something waiting."""
+        """The owners who have something waiting."""
         return set(self._waiting)
 
     def push(self, item: T) -> None:
@@ -32,7 +32,7 @@ class FairQueue(Generic[T]):
         self._waiting.setdefault(self._owner_of(item), deque()).append(item)
 
     def next(self, running: Mapping[str, int]) -> T | None:
-        """Whose turn it is, left in the queue. `running` counts by owner."""
+        """Return the item whose turn it is, left in the queue. `running` counts by owner."""
         if not self._waiting:
             return None
         owner = min(self._waiting, key=lambda name: running.get(name, 0))  # the first of equals

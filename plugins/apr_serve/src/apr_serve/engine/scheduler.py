@@ -1,4 +1,4 @@
-"""What the engine's thread does in a turn. Nothing here is called from another thread."""
+"""The scheduler: what the engine's thread does in a turn. Nothing here is thread-safe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the start. A request is one of finished, cancelled and failed."""
+    """Counts since the start. A request ends as one of finished, cancelled and failed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -44,7 +44,7 @@ class Totals:
 
 
 class Scheduler:
-    """Jobs on their way: queued, prefilling, decoding, gone. `slots` answers run at once.
+    """Moves jobs through queue, prefill and decoding. `slots` answers run at once.
 
     `gone` is called with every job that has ended, after its last delivery.
     """
@@ -60,9 +60,9 @@ class Scheduler:
         self.decoding: dict[GenerationSequence, GenerationJob] = {}
         self.totals = Totals()
         self._forward: Forward | None = None
-        self._left: list[Job] = []  # ended, while a forward under way still writes to their slots
+        self._left: list[Job] = []  # ended, while a running forward still writes to their slots
         self._held: Counter[str] = Counter()  # slots by owner
-        self._untold: dict[Job, bool] = {}  # who has something to deliver: whether it is the last
+        self._untold: dict[Job, bool] = {}  # jobs with something to deliver: whether it is the last
         self._controller, self._begun = PrefillController(clock), 0
 
     @property
@@ -71,7 +71,7 @@ class Scheduler:
         return not (self.queue or self.prefilling or self.decoding or self._left or self._untold)
 
     def cancel(self, everything: bool = False) -> None:
-        """End what callers gave up, or everything."""
+        """End the jobs that callers cancelled, or everything."""
         for job in [*self.prefilling, *self.decoding.values()]:
             job.cancelled |= everything
         for job in self.queue.remove(lambda job: job.cancelled or everything):
@@ -87,7 +87,7 @@ class Scheduler:
             self._forward_over()
 
     def fail(self, error: Exception) -> None:
-        """End everything with an error: what has begun, and what waits, as it would fail again."""
+        """End everything with an error: waiting jobs too, as they would fail again."""
         if self._forward:
             self._forward.close()
         self._forward_over()
@@ -116,7 +116,7 @@ class Scheduler:
         self._untold[job] = True
 
     def _release_prompt(self, job: Job) -> None:
-        """Give back all that a job holds which has no answers."""
+        """Release the slot, memory and cache node of a job without answers."""
         self.cache.unpin(job.node)
         job.node = job.restoring = None
         if job.slot is not None:
@@ -132,7 +132,7 @@ class Scheduler:
             del self._held[job.owner]
 
     def admit(self) -> None:
-        """Give slots to those whose turn it is, as long as slots and memory last."""
+        """Give slots to the jobs whose turn it is, as long as slots and memory last."""
         while (job := self.queue.next(self._held)) is not None:
             wanted, needed = job.answers_wanted, job.answers_wanted * job.bytes_each
             if self._held.total() + wanted > self.slots or not self.budget.fits(needed):
@@ -146,7 +146,7 @@ class Scheduler:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
-        """Open a slot, with what the cache has of the prompt."""
+        """Open a slot, with the cached part of the prompt."""
         try:
             self._begun += 1
             job.number, job.slot = self._begun, self.model.new_slot()
@@ -159,7 +159,7 @@ class Scheduler:
         self.prefilling.append(job)
 
     def decode(self) -> None:
-        """One step over all answers under way."""
+        """Run one step over all running answers."""
         sequences = list(self.decoding)
         if not sequences:
             return
@@ -187,7 +187,7 @@ class Scheduler:
                 self._over(job, any(each.ended == "error" for each in job.sequences))
 
     def prefill(self, interrupted: Callable[[], bool]) -> None:
-        """Read prompts: between steps as long as the controller allows, else a whole forward."""
+        """Run prefill: between steps as long as the controller allows, else a whole forward."""
         seconds = self._controller.between_steps_s if self.decoding else None
         if self._forward is None and not (
             self._restore(seconds, interrupted) and self._start_forward()
@@ -211,7 +211,7 @@ class Scheduler:
         self._forward_over()
 
     def _restore(self, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
-        """Put what was cached into its slots, for about so many seconds; whether all of it is."""
+        """Copy cached prefixes into slots, for about `seconds`; return True if all are done."""
         started = self._clock()
         for job in [job for job in self.prefilling if job.restoring is not None]:
             try:
@@ -233,7 +233,7 @@ class Scheduler:
         return True
 
     def _catch_up(self) -> dict[Job, Job]:
-        """Let those who waited for another's prompt take over what was kept; who reads for whom."""
+        """Let waiting jobs take over the state of others; return who reads for whom."""
         while True:
             reader_of = readers(self.prefilling)
             late = [job for job, reader in reader_of.items() if job.waits and reader is job]
@@ -248,7 +248,7 @@ class Scheduler:
                     self._end(job, as_exception(error))
 
     def _take_over(self, job: Job) -> None:
-        """Go on from the longest kept prefix of a prompt, if it is longer than what was read."""
+        """Continue from the longest kept prefix of a prompt, if it is longer than what was read."""
         assert job.slot is not None
         node, length, restoring = self.cache.restoring(job.ids, job.slot)
         if job.node is not None and length <= job.position:
@@ -260,14 +260,14 @@ class Scheduler:
         job.position = length
 
     def _forward_over(self) -> None:
-        """Nothing writes to the slots of jobs that ended meanwhile any more."""
+        """Release the slots of ended jobs, which the forward no longer writes to."""
         self._forward = None
         for job in self._left:
             self._release_prompt(job)
         self._left = []
 
     def _read(self, job: Job, stop: int, rows: LastLogits | NDArray[np.float32]) -> None:
-        """Some more of a prompt is in its slot; rows are its last logits, or hidden states."""
+        """Take a forward's results for a job, now at `stop`: last logits, or hidden states."""
         job.position = stop
         try:
             if job.node is not None and job.worth_keeping and job.slot is not None:
@@ -315,12 +315,12 @@ class Scheduler:
         self._retire()
 
     def deliver(self) -> bool:
-        """Tell callers what there is to tell; whether there was anything."""
+        """Deliver pending results to callers; return True if there were any."""
         untold, self._untold = self._untold, {}
         for job, last in untold.items():
             try:
                 job.deliver_pending()
-            except BaseException:  # the caller's own trouble: nobody else's
+            except BaseException:  # an error in the caller must not hurt others
                 job.broken = True
                 job.cancel()
             if last:

@@ -1,7 +1,7 @@
-"""Prompts that begin alike and come together: one is read, the others take over what is kept of it.
+"""Prompts that begin alike and arrive together: one is read, the others take over its state.
 
-Who waits gives its turns to the prompt it waits for, and depends on nothing: whatever becomes of
-the other, it goes on from what is kept. As soon as something is not, it reads itself.
+A waiting job gives its turns to the job it waits for, but does not depend on it: whatever happens
+to the other, it continues from the state that was kept. If state is not kept, it reads for itself.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from apr_core.runtime import GRID
 from apr_serve.engine.jobs import Job
 
-LONG = 2 * GRID  # tokens; less is rather read twice
+LONG = 2 * GRID  # tokens; fewer are read twice rather than waited for
 
 
 def readers(jobs: Sequence[Job]) -> dict[Job, Job]:
-    """Of each job, who reads what it needs next: another that is ahead of it, or the job itself."""
+    """Return, for each job, the job that reads what it needs next: one ahead of it, or itself."""
     alike: dict[int, list[Job]] = {}
     sharing = [job for job in jobs if job.shares]
     for job in sharing if len(sharing) > 1 else ():
@@ -33,11 +33,11 @@ def _reader(job: Job, group: Sequence[Job]) -> Job:
         worth, _, ahead = max((_worth(job, other), -other.number, other) for other in group)
         if not worth:
             return job
-        job = ahead  # which may wait itself
+        job = ahead  # which may itself wait
 
 
 def _worth(job: Job, other: Job) -> int:
-    """Tokens that the other will have kept for a job to take over."""
+    """Return the tokens that `other` will have kept for `job` to take over."""
     if _rank(other) <= _rank(job) or not _keeps(other):
         return 0
     stop = _shared(job, other)
@@ -46,19 +46,19 @@ def _worth(job: Job, other: Job) -> int:
 
 
 def _rank(job: Job) -> tuple[int, int]:
-    """Who is further, and of those who came first. Nobody waits for a lower rank: no circles."""
+    """Return a rank: further, then earlier. Jobs wait for higher ranks only: no cycles."""
     return job.position, -job.number
 
 
 def _keeps(job: Job) -> bool:
-    """Whether what was read of a prompt was kept: there may be no room."""
+    """Return True if the part of the prompt that was read was kept: there may be no room."""
     passed = bisect_right(job.snapshots_at, job.position)
     position = job.node.position if job.node else 0
     return not passed or position >= job.snapshots_at[passed - 1]
 
 
 def _shared(job: Job, other: Job) -> int:
-    """How far two prompts are equal, as the other is kept, with a token of the first left."""
+    """Return how many tokens of `job`, short of its last, it can share with `other`."""
     last = min(bisect_right(job.boundaries, len(job.ids) - 1), len(other.boundaries))
     equal = 0
     while equal < last:  # marks are equal as far as the prompts are

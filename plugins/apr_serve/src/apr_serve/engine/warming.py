@@ -1,4 +1,4 @@
-"""What a first request would wait for, done before there is one."""
+"""Does before the first request what it would otherwise wait for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from apr_core.runtime import Model
 
 STEPS = (1, 2)  # sequences in a step: kernels may differ for one and for several
-KINDS: tuple[dict[str, Any], ...] = ({}, {"min_p": 0.1}, {"top_k": 20}, {"top_p": 0.9})  # of draws
+KINDS: tuple[dict[str, Any], ...] = ({}, {"min_p": 0.1}, {"top_k": 20}, {"top_p": 0.9})  # sampling
 
 
 def warm_up(model: Model) -> None:
-    """Read a prompt and take a step: kernels that are compiled at first use are compiled now."""
+    """Read a prompt and take a step, so that kernels compiled at first use are compiled now."""
     valid = model.tokenizer.valid_size
     length = min(GRID + 6, model.max_len - len(STEPS))
     slots = [model.new_slot() for _ in range(max(STEPS))]

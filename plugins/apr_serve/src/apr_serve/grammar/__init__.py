@@ -1,0 +1,1 @@
+"""Grammars that constrain answers to JSON, a schema or tool calls."""

@@ -1,8 +1,8 @@
 """The grammar of tool calls, in the two forms that templates teach. Text in, text out.
 
-A call in tags names its arguments in any order, each at most once, those the schema requires
-always. Arguments that are strings are free text up to the closing tag, within length, pattern and
-format; all others are JSON by their schema. A schema that cannot be kept this way is refused.
+A call in tags names its arguments in any order, each at most once, required ones always. Arguments
+that are strings are free text up to the closing tag, within length, pattern and format; all others
+are JSON by their schema. A schema that cannot be enforced this way is refused.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from apr_serve.tools.tool_calls import CLOSE, END_FUNCTION, FUNCTION, OPEN, PARA
 if TYPE_CHECKING:
     from apr_core.runtime import Tokenizer
 
-ORDERED = 64  # arguments of a tool from which on they come in the schema's order
+ORDERED = 64  # from this many arguments of a tool on, they come in the schema's order
 CLOSING = "\n</parameter>\n"
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-# What would end a value early, on the way from its first line break to its closing tag.
+# Text that would end a value early, between its first line break and its closing tag.
 GUARD = r"GUARD: ~/(?s:.*)(<\/parameter>|\n(<parameter=|<\/function>|<\/tool_call>))(?s:.*)/"
 ROOT_WORDS = {"type", "properties", "required", "additionalProperties", "$ref"}
 MONTH = ("((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
@@ -76,7 +76,7 @@ def calls_grammar(
     lead: str,
     other: str,
 ) -> str:
-    """The grammar of calls. `other` is what may come instead of them: "text", a rule, nothing."""
+    """Return the grammar of calls. `other`: "text", a rule, or "" for no alternative."""
     opening, closing = (_token(tokenizer, tag) for tag in (OPEN, CLOSE))
     functions = " | ".join(f"tool_{i}" for i in range(len(tools)))
     more = '("\\n" call)*' if parallel else ""
@@ -99,7 +99,7 @@ def calls_grammar(
 
 
 def _text_or_calls(rules: list[str], opening: str, more: str) -> str:
-    """Free text, then calls or none: text that a reader would take for a call is none."""
+    """Return a rule for free text, then calls or none; the text never looks like a call."""
     marks = r"(.*\n)?<function=" if opening.startswith("<") else r"(.*\n)?<function=|.*<tool_call>"
     rules.append(f"TEXT: /(?s:.*)/ & ~/(?s:{marks}.*)/")
     if opening.startswith("<"):
@@ -109,7 +109,7 @@ def _text_or_calls(rules: list[str], opening: str, more: str) -> str:
 
 
 def _token(tokenizer: Tokenizer, tag: str) -> str:
-    """A tag as the token it is, if it is one."""
+    """Return a tag as its token, if it is one; else as quoted text."""
     added = tokenizer.added.get(tag)
     return f"<[{added.id}]>" if added else _quoted(tag)
 
@@ -132,7 +132,7 @@ def _as_json(tool: CalledTool) -> str:
 
 
 def _object_schema(tool: CalledTool) -> dict[str, Any]:
-    """The schema of a tool's arguments; one that says nothing means that there are none."""
+    """Return the schema of a tool's arguments; a tool without a schema takes none."""
     if not tool.parameters:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     return {"type": "object", **tool.parameters}
@@ -178,7 +178,7 @@ class _TagRules:
         return self._any_order(arguments, needed) if arguments else '""'
 
     def _any_order(self, arguments: Sequence[str], needed: Sequence[bool]) -> str:
-        """Each argument at most once: a bit of the rule's parameter tells which came."""
+        """Return a rule with each argument at most once: bits of its parameter tell which came."""
         rule = self._name("some")
         bits = [f"bit_set({i})" for i, is_needed in enumerate(needed) if is_needed]
         condition = bits[0] if bits else "true"
@@ -200,7 +200,7 @@ class _TagRules:
         return rule
 
     def _free(self, schema: Any) -> str:
-        """An argument of any name."""
+        """Return a rule for an argument of any name."""
         value = self._name("value")
         self.rules.append(f"{value}: {self._value(schema, 'of any name', 0)}")
         return f'"{PARAMETER}" /[A-Za-z_][A-Za-z0-9_.-]{{0,63}}/ ">" {value}'
@@ -258,7 +258,7 @@ class _TagRules:
         return f'"\\n" ({" | ".join([*words, "%json " + json.dumps(value)])}) {_quoted(CLOSING)}'
 
     def _text(self, schema: Mapping[str, Any], key: str = "") -> str:
-        """Free text within what the schema says of strings."""
+        """Return a rule for free text within the schema's limits on strings."""
         unknown = sorted(schema.keys() - {"type", "minLength", "maxLength", "pattern", "format"})
         parts = []
         if "minLength" in schema or "maxLength" in schema:
@@ -299,7 +299,7 @@ class _TagRules:
 
 
 def _alternates(bare: str) -> bool:
-    """Whether a pattern without escapes and classes is one of alternatives at its top."""
+    """Return True if a pattern without escapes and classes has alternatives at its top level."""
     depth = 0
     for sign in bare:
         depth += (sign == "(") - (sign == ")")
@@ -309,7 +309,7 @@ def _alternates(bare: str) -> bool:
 
 
 def _spellings(value: Any) -> list[str]:
-    """How a model may write a value: as templates do, or as JSON."""
+    """Return the spellings a model may use for a value: as templates write it, or as JSON."""
     if isinstance(value, str):
         return [value]
     if value is None or isinstance(value, bool):

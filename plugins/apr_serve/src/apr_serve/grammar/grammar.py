@@ -1,8 +1,8 @@
-"""What limits an answer to JSON, to a schema, or to calls of tools. Knows no protocol.
+"""Constraints of answers to JSON, to a schema, or to tool calls. Knows no protocol.
 
-Built on llguidance, an optional part: its grammars are compiled and tried once, when the request
-comes, so that a schema it cannot keep is refused before anything is generated. Nothing of a schema
-is passed over in silence.
+Built on llguidance, an optional dependency: its grammars are compiled and tried once, when the
+request comes, so that a schema it cannot enforce is refused before anything is generated. No part
+of a schema is silently ignored.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STACK = 64 << 20  # bytes; the compiler recurses, `schemas` bounds how deep
-# Line breaks a template sets after a thought. Space inside JSON is bounded: a model that may go on
-# with white space forever sometimes does.
+# Line breaks a template sets after thinking. Space inside JSON is bounded: without a bound, models
+# sometimes write white space forever.
 LEAD_LINES = 2
 LEAD = rf"/\n{{0,{LEAD_LINES}}}/"
 SPACED = {"whitespace_pattern": r"[ \n\r\t]{1,80}"}
@@ -48,7 +48,7 @@ SHOWN_GRAMMAR = re.compile(r"\n *\d+ \|")
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A tool by the schema that its arguments are held to."""
+    """A tool with the schema that its arguments must satisfy."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -59,14 +59,14 @@ _lock = threading.Lock()
 
 
 def json_object(tokenizer: Tokenizer) -> Callable[[], Constraint]:
-    """Any JSON object."""
+    """Return a constraint to any JSON object."""
     return json_schema(tokenizer, {"type": "object"})
 
 
 def json_schema(
     tokenizer: Tokenizer, schema: Mapping[str, Any], where: str = FORMAT
 ) -> Callable[[], Constraint]:
-    """JSON that the schema describes, properties in the schema's order.
+    """Return a constraint to JSON that the schema describes, properties in the schema's order.
 
     Raises UsageError, beginning with `where`, for a schema that is wrong, too large, or uses what
     the library does not support.
@@ -83,11 +83,11 @@ def tool_calls(
     form: Form | None = "tags",
     answer: Mapping[str, Any] | None = None,
 ) -> Callable[[], Constraint]:
-    """Calls of `tools` with arguments by their schemas, in the form the model's template teaches.
+    """Return a constraint to calls of `tools`, in the form that the model's template teaches.
 
-    `form` comes from `text.tool_calls.form_of`. `required`: nothing but calls; otherwise an
-    answer, which is free text or JSON of the schema `answer`, may come instead. Without `parallel`
-    there is one call. Raises UsageError naming the tool.
+    Arguments satisfy the tools' schemas. `form` comes from `tools.tool_calls.form_of`. `required`:
+    nothing but calls; otherwise an answer, which is free text or JSON of the schema `answer`, may
+    come instead. Without `parallel` there is one call. Raises UsageError naming the tool.
     """
     if form is None:
         raise UsageError("tools: the chat template of this model teaches no calls of tools")
@@ -117,7 +117,7 @@ def tool_calls(
 
 
 def prepare(tokenizer: Tokenizer) -> None:
-    """Build now what grammars need of the tokenizer: about a second for a large vocabulary."""
+    """Build what grammars need of the tokenizer: about a second for a large vocabulary."""
     _library_tokenizer(tokenizer)
 
 
@@ -152,7 +152,7 @@ class _Vocabulary:
 
 
 def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
-    """The library's own tokenizer, built once."""
+    """Return the library's own tokenizer, built once."""
     library = _library()
     with _lock:
         if tokenizer not in _built:
@@ -193,7 +193,7 @@ def _compiled(
 
 
 def _with_deep_stack(work: Callable[[], T]) -> T:
-    """Run it in a thread of its own whose stack is large."""
+    """Run `work` in a thread with a large stack."""
     result: Future[T] = Future()
 
     def run() -> None:
@@ -214,7 +214,7 @@ def _with_deep_stack(work: Callable[[], T]) -> T:
 
 
 def _plainly(problem: str | list[str]) -> str:
-    """The library's message without its view of our grammar."""
+    """Return the library's message without the grammar it quotes."""
     problem = problem if isinstance(problem, str) else problem[0]
     if problem.startswith("NoExtension"):
         return "nothing can satisfy the schema"
@@ -222,7 +222,7 @@ def _plainly(problem: str | list[str]) -> str:
     lines = [line for line in text.splitlines() if not set(line) <= set(" ^")]
     text = " ".join(line.strip() for line in lines)
     text = text.partition("failed to compile JSON schema: ")[2] or text
-    if "invalid regex" in text:  # it shows what we made of the pattern
+    if "invalid regex" in text:  # it shows our version of the pattern
         text = "a pattern or length in the schema: " + text.rpartition("error: ")[2]
     text = text.replace("Unimplemented keys", "unsupported keywords in the schema")
     return text.replace(
@@ -231,14 +231,14 @@ def _plainly(problem: str | list[str]) -> str:
 
 
 class _Matching:
-    """One answer's way through a compiled grammar."""
+    """The state of one answer in a compiled grammar."""
 
     def __init__(self, matcher: LLMatcher, stops: NDArray[np.int64], where: str) -> None:
         self._matcher, self._stops, self._where = matcher, stops, where
         self._ended = False
 
     def mask(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [vocab], those of forbidden tokens at -inf; in place where that is possible.
+        """Return the logits [vocab] with forbidden tokens at -inf; in place where possible.
 
         Tokens that end answers are allowed exactly where the grammar is satisfied. Raises
         UsageError if the grammar becomes too complex to go on.
@@ -255,7 +255,7 @@ class _Matching:
         return scores
 
     def accept(self, token: int) -> None:
-        """Go on with a token. Raises UsageError for one that `mask` forbids."""
+        """Advance by a token. Raises UsageError for one that `mask` forbids."""
         if token in self._stops:
             self._ended = True
         elif not self._matcher.consume_token(token):
@@ -263,7 +263,7 @@ class _Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow but the end."""
+        """Whether nothing but the end may follow."""
         return self._ended or bool(self._matcher.is_stopped())
 
     def _check(self) -> None:

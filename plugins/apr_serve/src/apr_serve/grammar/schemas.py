@@ -1,10 +1,10 @@
-"""JSON schemas of clients, looked at before a grammar is made of them.
+"""Checks of clients' JSON schemas before grammars are made of them.
 
 The grammar library recurses over a schema and follows its references, in native code that cannot
-report a full stack; and it passes over a few old keywords in silence. Both are refused here.
+report a full stack; and it silently ignores a few old keywords. Both are refused here.
 
-What JSON schema calls annotations is none of a grammar: words that are no keywords, and formats
-that only some programs know, such as a path or a password.
+Annotations in the sense of JSON schema do not constrain answers: unknown words, and formats that
+only some programs know, such as a path or a password.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from apr_core.plugin import UsageError
 
 MAX_DEPTH = 64
 MAX_SIZE = 1 << 18  # characters of JSON
-MAX_REFERRED = 6000  # references times depth: the longest way the library may go down
+MAX_REFERRED = 6000  # references times depth: bounds how deep the library may recurse
 MAX_PROPERTIES = 1000  # in all; time grows with their square, also that of an answer's first step
 PASSED_OVER = {
     "divisibleBy": "use multipleOf",
@@ -38,7 +38,7 @@ RESTRICTING = {
     "dependentRequired", "dependentSchemas", "dependencies", "allOf", "anyOf", "oneOf", "not",
     "if", "then", "else", "$ref", "$dynamicRef", "$recursiveRef", *PASSED_OVER,
 }  # fmt: skip
-# The only ones that the library knows by heart; it looks up no others.
+# The only schemas that the library knows by heart; it looks up no others.
 DRAFT = re.compile(r"http://json-schema\.org/draft-0[467]/schema#?"
                    r"|https://json-schema\.org/draft/20(19-09|20-12)/schema#?")  # fmt: skip
 FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri",
@@ -46,7 +46,7 @@ FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4",
 
 
 def checked(schema: Any, where: str) -> Mapping[str, Any]:
-    """The schema, if it can be handed on, without what restricts nothing.
+    """Return the schema without parts that restrict nothing, once it is safe to compile.
 
     Raises UsageError that begins with `where`.
     """
@@ -80,12 +80,12 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
 
 
 def restricting(schema: Mapping[str, Any]) -> set[str]:
-    """The words of a schema that say which values there are."""
+    """Return the keywords of a schema that restrict its values."""
     return schema.keys() & RESTRICTING
 
 
 def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema's own words but for those that only look as if they restricted something."""
+    """Return a schema's own keywords without those that only seem to restrict something."""
     kept = dict(schema)
     if not DRAFT.fullmatch(str(schema.get("$schema"))):
         kept.pop("$schema", None)
@@ -114,14 +114,14 @@ def _count(schema: Mapping[str, Any], word: str) -> int:
 
 
 def property_count(schema: Any) -> int:
-    """How many properties a schema and those within it list."""
+    """Return how many properties a schema and those within it list."""
     return sum(_count(part, "properties") for part in _schemas(schema))
 
 
 def multiplies(schema: Any) -> bool:
-    """Whether schemas in it are to hold together, which the library works out case by case.
+    """Return True if schemas in it must hold together: the library expands them case by case.
 
-    Ten choices of two that meet are a thousand cases, and there is no end to that.
+    Ten combined choices of two are a thousand cases, and so on without limit.
     """
     for part in _schemas(schema):
         meeting = [word for word in MEETING if word in part]
@@ -132,7 +132,7 @@ def multiplies(schema: Any) -> bool:
 
 
 def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """The schema and all within it. Names of properties are no keywords, values no schemas."""
+    """Yield the schema and all schemas within it, not names of properties or values."""
     left = [schema]
     while left:
         part = left.pop()
@@ -149,7 +149,7 @@ def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _depth(value: Any) -> int:
-    """How deep a value is nested, counted without recursion and not far over MAX_DEPTH."""
+    """Return how deep a value is nested, counted without recursion and not far over MAX_DEPTH."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:
         depth += 1
@@ -164,7 +164,7 @@ def _depth(value: Any) -> int:
 
 
 def rooted(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema found inside `root`, as one of its own: its references lead where they led."""
+    """Return a schema found inside `root` as a whole schema: its references still resolve."""
     if "$ref" not in json.dumps(schema):
         return dict(schema)
     return {"$ref": "#/$defs/value", "$defs": {"value": _moved(schema), "root": _moved(root)}}
@@ -183,7 +183,7 @@ def _with_moved_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapped(schema: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-    """A schema with it and all within it changed. Values are no schemas."""
+    """Return a schema with `change` applied to it and all within it. Values are no schemas."""
     if isinstance(schema, list):
         return [_mapped(part, change) for part in schema]
     if not isinstance(schema, Mapping):

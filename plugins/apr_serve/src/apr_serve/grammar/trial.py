@@ -1,4 +1,4 @@
-"""A first try of a grammar in a process of its own, which may be ended when it takes too long."""
+"""A trial compilation of a grammar in a separate process, which is ended when it takes too long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from functools import lru_cache
 
 SECONDS = 3  # of processor time
-WAIT = 60  # seconds on a clock, where processor time cannot be limited or there is hardly any
+WAIT = 60  # seconds of wall time, where processor time cannot be limited or hardly passes
 MEMORY = 2 << 30
 TRIAL = f"""
 import sys
@@ -24,7 +24,7 @@ LLMatcher.validate_grammar(sys.stdin.buffer.read().decode())
 
 @lru_cache(maxsize=256)
 def compiles_in_time(grammar: str) -> bool:
-    """Whether the library comes to an end with a grammar, be it that it refuses it."""
+    """Return True if the library finishes with a grammar in time, even if it refuses it."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", TRIAL],

@@ -1,0 +1,1 @@
+"""The web pages: chat, status and API documentation."""

@@ -1,0 +1,1 @@
+"""Tool calls: reading them from model output, and messages for chat templates."""

@@ -1,0 +1,1 @@
+"""Middleware: request logs, proxies, API keys and request bodies."""
