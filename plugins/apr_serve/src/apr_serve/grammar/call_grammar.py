@@ -62,10 +62,12 @@ class CalledTool(Protocol):
     """A tool, as far as its calls can be written."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The tool's name."""
 
     @property
-    def parameters(self) -> Mapping[str, Any]: ...
+    def parameters(self) -> Mapping[str, Any]:
+        """The JSON schema of the arguments."""
 
 
 def calls_grammar(

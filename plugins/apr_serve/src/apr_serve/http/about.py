@@ -1,4 +1,4 @@
-"""What a server says about itself: models and what they were bound to, health, metrics."""
+"""What a server reports about itself: models and the kernels they use, health, metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apr_serve.openai.parts import ERRORS, Open
 
 
 class ModelCard(Open):
-    """A served model. `bound` says what runs on what, `fallbacks` what of it is slow.
+    """A served model. `bound` lists what each op runs on, `fallbacks` the slow ones.
 
     `object`, `created` and `owned_by` are for OpenAI's clients, `type`, `display_name` and
     `created_at` for Anthropic's.
@@ -47,18 +47,18 @@ class ModelList(Open):
 
 
 class Health(Open):
-    """ok, or why not."""
+    """Either `ok` or the reason why not."""
 
     status: str
 
 
 def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRouter:
-    """Models, health and metrics."""
+    """Return the routes of models, health and metrics."""
     routes = APIRouter()
 
     @routes.get("/v1/models", tags=["models"])
     async def list_models() -> ModelList:
-        """The models served here, what runs them, and what of it is slow."""
+        """List the models served here, what runs them, and what of it is slow."""
         cards = [_card(models, name, service) for name, service in models.items()]
         ids = [card["id"] for card in cards] or [None]
         return ModelList.model_validate(
@@ -70,26 +70,26 @@ def router(models: ServedModels, metrics: Metrics, state: ServerState) -> APIRou
 
     @routes.get("/v1/models/{name:path}", tags=["models"], responses={404: ERRORS[404]})
     async def one_model(name: str) -> ModelCard:
-        """One model, by its name or an alias."""
+        """Describe one model, by its name or an alias."""
         service = models.pick(name)
         return ModelCard.model_validate(_card(models, service.model_id, service))
 
     @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", tags=["health"])
     async def live() -> Health:
-        """Whether the process answers."""
+        """Tell whether the process answers."""
         return Health(status="ok")
 
     @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready", tags=["health"], responses={503: {"model": Health}})
     async def ready() -> Response:
-        """Whether requests are taken: not while the server is stopping."""
+        """Tell whether requests are accepted: not while the server is stopping."""
         word = "draining" if state.draining else "ok"
         return JSONResponse({"status": word}, 503 if state.draining else 200)
 
     @routes.get("/metrics", tags=["health"], response_class=Response)
     async def prometheus() -> Response:
-        """Counters and histograms for Prometheus."""
+        """Return counters and histograms for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -38,7 +38,7 @@ EXPOSED = ["x-request-id", "retry-after", HEADER]
 
 
 class Application(FastAPI):
-    """FastAPI whose schema has no 422: what does not fit is a 400 here, in OpenAI's form.
+    """FastAPI whose schema has no 422: invalid requests get a 400 here, in OpenAI's form.
 
     The schema asks for a key if `needs_key`.
     """
@@ -46,7 +46,7 @@ class Application(FastAPI):
     needs_key = False
 
     def openapi(self) -> dict[str, Any]:
-        """The schema that is published."""
+        """Return the published schema."""
         if self.openapi_schema is None:
             schema = super().openapi()
             for operation in (o for path in schema["paths"].values() for o in path.values()):
@@ -67,7 +67,7 @@ def _require_key(schema: dict[str, Any]) -> None:
 
 
 def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> FastAPI:
-    """The application that serves the models. `app.state` has `models`, `metrics`, `server`."""
+    """Return the application for these models; its `state` has `models`, `metrics`, `server`."""
     served = ServedModels(models, options.aliases)
     metrics, state = Metrics(served), ServerState()
     for service in served.values():
@@ -103,7 +103,7 @@ def _add_routes(
 def _add_layers(
     app: FastAPI, options: ServerOptions, metrics: Metrics, state: ServerState
 ) -> None:  # fmt: skip
-    """Innermost first."""
+    """Add the middleware, innermost first."""
     app.add_middleware(
         BodyGate, max_body=options.max_body, timeout=options.body_timeout,
         log_prompts=options.log_prompts,

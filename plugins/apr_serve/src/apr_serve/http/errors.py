@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be answered, in the shape its protocol expects."""
+"""Errors that end a request, as JSON in the form its protocol expects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = Callable[["ApiError"], dict[str, Any]]
 
 
 class ApiError(Exception):
-    """A request that ends with `status`. `param` names the field, `code` is for programs."""
+    """Ends a request with HTTP `status`. `param` names the field, `code` is for programs."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 
 def openai_shape(error: ApiError) -> dict[str, Any]:
-    """The error as OpenAI's clients read it."""
+    """Return the JSON body of an error as OpenAI's clients read it."""
     return {
         "error": {
             "message": error.message, "type": error.kind, "param": error.param, "code": error.code,
@@ -47,22 +47,22 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SHAPES: dict[str, Shape] = {}  # by the path's beginning; every other path has OpenAI's
+SHAPES: dict[str, Shape] = {}  # by the path's beginning; all other paths have OpenAI's
 
 
 def register_shape(prefix: str, shape: Shape) -> None:
-    """Errors of paths that begin with `prefix` look like this, also those before any route."""
+    """Use this form for errors of paths that begin with `prefix`, also before any route runs."""
     SHAPES[prefix] = shape
 
 
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
-    """The JSON body of an error on that path."""
+    """Return the JSON body of an error on a path."""
     shape = next((s for prefix, s in SHAPES.items() if path.startswith(prefix)), openai_shape)
     return shape(error)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told about any error; nothing of what only the operator should see."""
+    """Return any error as one for a client, without details that only the operator should see."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Busy):
@@ -80,4 +80,4 @@ def _with_hint(error: AprError) -> str:
     return f"{error.message}. {error.hint}" if error.hint else error.message
 
 
-EXPECTED = (ApiError, AprError)  # anything else is a fault of the server, for its log
+EXPECTED = (ApiError, AprError)  # anything else is a bug of the server, for its log

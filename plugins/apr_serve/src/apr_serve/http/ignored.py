@@ -1,11 +1,11 @@
-"""Fields of a request that nobody here knows: ignored, and named in a header and in the log."""
+"""Unknown fields of a request: ignored, and named in a header and in the log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-MOST, LONGEST = 16, 64  # names that are told, and characters of one
+MOST, LONGEST = 16, 64  # names that are listed, and characters of one
 HEADER = "x-apr-ignored"
 
 
@@ -17,21 +17,21 @@ class Ignored:
         self._names: dict[str, None] = {}
 
     def add(self, names: Iterable[str]) -> None:
-        """Note more of them."""
+        """Note more unknown fields."""
         for name in names:
             if len(self._names) > MOST:
                 return
             self._names[_printable(name)] = None
 
     def __str__(self) -> str:
-        """The names with commas between; the last one is `...` if there are more."""
+        """Return the names, separated by commas; the last one is `...` if there are more."""
         names = list(self._names)
         return ", ".join([*names[:MOST], *(["..."] if len(names) > MOST else [])])
 
 
 def _printable(name: str) -> str:
-    """The name as a header may hold it."""
+    """Return the name in a form that a header may hold."""
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in name[:LONGEST])
 
 
-IGNORED: ContextVar[Ignored] = ContextVar("ignored")  # of the request that is being read
+IGNORED: ContextVar[Ignored] = ContextVar("ignored")  # of the current request

@@ -1,4 +1,4 @@
-"""Log lines of the server: one a request, as JSON or for people, without what was said."""
+"""Log lines of the server: one a request, as JSON or for people, without prompts or answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON; a traceback is the text of `error`."""
+        """Return the record as JSON; a traceback is the text of `error`."""
         content = {
             "time": _time(record.created), "level": record.levelname.lower(),
             "message": record.getMessage(), **_fields(record),
@@ -39,7 +39,7 @@ class ForPeople(logging.Formatter):
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line; control characters in it cannot reach a terminal."""
+        """Return the record as a line; control characters in it cannot reach a terminal."""
         pairs = " ".join(f"{k}={_quoted(v)}" for k, v in _fields(record).items())
         line = f"{time.strftime('%H:%M:%S')} {_shown(record.getMessage())} {pairs}".rstrip()
         colour = COLOURS.get(record.levelname) if self._colours else None
@@ -52,7 +52,7 @@ class ForPeople(logging.Formatter):
 
 
 def configure(form: Literal["pretty", "json"]) -> None:
-    """Send the server's log to stderr. Warnings and errors of the HTTP library come along."""
+    """Send the server's log to stderr, with warnings and errors of the HTTP library."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else ForPeople(sys.stderr.isatty()))
     for name, level in (
@@ -76,7 +76,7 @@ def _time(seconds: float) -> str:
 
 
 def _quoted(value: object) -> str:
-    """A value as one word: what a client wrote must not look like another field."""
+    """Return a value as one word: text from a client must not look like another field."""
     text = f"{value}"
     return text if PLAIN.fullmatch(text) and text.isprintable() else repr(text)
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads: the engines' own counts at the time of asking, and latencies."""
+"""Metrics for Prometheus: the engines' counts at the time of a scrape, and latencies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of its own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self, services: Mapping[str, ChatService]) -> None:
         self.registry = CollectorRegistry()
@@ -60,26 +60,26 @@ class Metrics:
         self._nexts = {name: self._next.labels(name) for name in services}
 
     def first_token(self, model: str, seconds: float) -> None:
-        """A request's first token came."""
+        """Record the seconds to a request's first token."""
         self._firsts[model].observe(seconds)
 
     def next_token(self, model: str, seconds: float) -> None:
-        """A later one came."""
+        """Record the seconds to a later token."""
         self._nexts[model].observe(seconds)
 
     def answered(self, path: str, status: int) -> None:
-        """A request ended; `path` is the route, not what the client wrote."""
+        """Count a finished request; `path` is the route's, not the client's."""
         self._requests.labels(path, str(status)).inc()
 
 
 class EngineCollector(Collector):
-    """Reads every engine's stats when asked."""
+    """Reads every engine's stats at each scrape."""
 
     def __init__(self, services: Mapping[str, ChatService]) -> None:
         self._services = services
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """All gauges and counters, labelled by model."""
+        """Yield all gauges and counters, labelled by model."""
         stats = {name: service.engine.stats() for name, service in self._services.items()}
         for attribute, (name, help_) in GAUGES.items():
             yield _filled(GaugeMetricFamily(name, help_, labels=["model"]), stats, attribute)

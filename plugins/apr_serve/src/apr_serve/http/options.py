@@ -1,4 +1,4 @@
-"""How a server behaves, whatever set it: command line, configuration file or a test."""
+"""Options of a server, from the command line, a configuration file or a test."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-KEY_VARIABLE = "APR_API_KEY"  # of the environment: API keys, with commas between
+KEY_VARIABLE = "APR_API_KEY"  # environment variable: API keys, separated by commas
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Times in seconds, sizes in bytes. Without `api_keys` everybody may ask."""
+    """Times in seconds, sizes in bytes. Without `api_keys` anybody may send requests."""
 
     host: str = "127.0.0.1"
-    port: int = 8080  # 0: any that is free
+    port: int = 8080  # 0: any free port
     unix_socket: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -32,4 +32,4 @@ class ServerOptions:
     drain_timeout: float = 30.0
     log_format: Literal["pretty", "json"] = "pretty"
     log_prompts: bool = False
-    strict_parameters: bool = False  # refuse fields that are unknown
+    strict_parameters: bool = False  # refuse unknown fields

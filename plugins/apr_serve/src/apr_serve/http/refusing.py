@@ -17,7 +17,7 @@ PLAIN = {404: "there is nothing at this path", 405: "this path does not take tha
 
 
 def error_response(path: str, error: ApiError) -> Response:
-    """The error as the path's protocol shows it."""
+    """Return a response with the error in the form of the path's protocol."""
     return JSONResponse(error_body(path, error), error.status, headers=error.headers)
 
 
@@ -27,12 +27,12 @@ async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
-    """Handler of ApiError and of apr's own errors."""
+    """Handle ApiError and apr's own errors."""
     return error_response(request.url.path, as_api_error(error))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handler of what routing raises: no such path, no such method."""
+    """Handle errors of routing: no such path, no such method."""
     assert isinstance(error, HTTPException)
     message = PLAIN.get(error.status_code, str(error.detail))
     refused = ApiError(error.status_code, message, code=None, headers=error.headers)
@@ -40,13 +40,13 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:
-    """Handler of requests that do not fit their model: 400, naming the fields."""
+    """Handle requests that do not fit their model: 400, naming the fields."""
     problems: Sequence[Any] = error.errors()  # type: ignore[attr-defined]
     return error_response(request.url.path, invalid(problems))
 
 
 def invalid(problems: Sequence[Any]) -> ApiError:
-    """One error for all that pydantic found; unknown parameters are named together."""
+    """Return one error for all that pydantic found; unknown parameters are named together."""
     unknown = [_field(p) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
         names = ", ".join(unknown[:MAX_SHOWN])
@@ -59,12 +59,12 @@ def invalid(problems: Sequence[Any]) -> ApiError:
 
 
 def _field(problem: Any) -> str:
-    """`messages.0.role` of ("body", "messages", 0, "role"), without names of union members."""
+    """Return `messages.0.role` for ("body", "messages", 0, "role"), without union members."""
     parts = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
     return ".".join(part for part in parts if not _member(part))
 
 
 def _member(part: str) -> bool:
-    """Whether it names a type that was tried, not a field."""
+    """Return True if it names a type that was tried, not a field."""
     kinds = ("str", "int", "float", "bool")
     return part in kinds or "[" in part or part[:1].isupper() or part.startswith("constrained-")

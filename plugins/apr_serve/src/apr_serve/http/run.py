@@ -26,10 +26,10 @@ from apr_serve.engine.interface import GenerationEngine
 from apr_serve.http.options import ServerOptions
 
 BACKLOG = 1024
-CONNECTIONS = 16_384  # open at once; further ones wait
-OTHER_FILES = 256  # models, logs, what libraries open
-LAST_WORDS = 5.0  # seconds for responses to end once the engines have
-AFTERWARDS = 0.5  # seconds for those that did not: a body that never comes, a client that reads not
+CONNECTIONS = 16_384  # open at once; more of them wait
+OTHER_FILES = 256  # models, logs, files that libraries open
+LAST_WORDS = 5.0  # seconds for responses to end after the engines
+AFTERWARDS = 0.5  # seconds for the rest: a body that never comes, a client that does not read
 AT_ONCE = 130  # exit code after a second signal
 
 
@@ -55,7 +55,7 @@ def serve(
 
 
 def _most_connections() -> int:
-    """How many may be open at once, as far as the system lets this process have files open."""
+    """Return how many connections may be open at once, after raising the limit on open files."""
     wanted = CONNECTIONS + OTHER_FILES
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (wanted if limit == resource.RLIM_INFINITY else limit for limit in limits)
@@ -66,7 +66,7 @@ def _most_connections() -> int:
 
 
 def check_tls(options: ServerOptions) -> None:
-    """Raise UsageError unless certificate and key fit, if there are any."""
+    """Raise UsageError unless certificate and key match, if there are any."""
     if options.tls_cert is None:
         return
     try:
@@ -80,7 +80,7 @@ def check_tls(options: ServerOptions) -> None:
 
 
 def _no_password() -> NoReturn:
-    """Called for a key that is encrypted: at a terminal it would be asked for in midstart."""
+    """Raise UsageError for an encrypted key, instead of asking for its password."""
     raise UsageError(
         "the TLS key is encrypted",
         "Decrypt it (openssl pkey -in KEY -out PLAIN) into a file that only the server may read.",
@@ -88,9 +88,9 @@ def _no_password() -> NoReturn:
 
 
 def bound(options: ServerOptions) -> socket.socket:
-    """A socket at the address the options say, which answers nobody yet.
+    """Return a socket bound to the address in the options, not yet listening.
 
-    Taken before models are loaded, so that an address in use is known at once: InputOutputError.
+    Bound before models are loaded, so that an address in use is known at once: InputOutputError.
     """
     with _telling(options):
         if options.unix_socket:
@@ -105,7 +105,7 @@ def bound(options: ServerOptions) -> socket.socket:
 
 @contextmanager
 def _telling(options: ServerOptions) -> Iterator[None]:
-    """Says which address it is that cannot be used."""
+    """Name the address in errors about it."""
     try:
         yield
     except OSError as error:
@@ -136,7 +136,7 @@ def _bound(listener: socket.socket, address: Any) -> socket.socket:
 
 
 def _unix(path: Path) -> socket.socket:
-    """A socket file for its owner and group only; one that nobody listens on is replaced."""
+    """Bind a socket file for its owner and group only; replace one that nobody listens on."""
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, "there is a file with this name")
     listener = _SocketFile(path)
@@ -159,7 +159,7 @@ def _unix(path: Path) -> socket.socket:
 
 
 class _SocketFile(socket.socket):
-    """A unix socket that removes its file when it is closed, if that is still its own."""
+    """A unix socket that removes its file when it is closed, if the file is still its own."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -167,7 +167,7 @@ class _SocketFile(socket.socket):
         self.made: os.stat_result | None = None
 
     def is_there(self) -> bool:
-        """Whether the file is the one it made: until it listens, another server may replace it."""
+        """Return True if the file is still its own: another server may have replaced it."""
         try:
             return self.made is not None and os.path.samestat(self.made, self._path.stat())
         except OSError:
@@ -181,7 +181,7 @@ class _SocketFile(socket.socket):
 
 
 class _Embedded(Server):
-    """Granian on a socket that is bound already: its own would share the port with others."""
+    """Granian on a socket that is already bound: its own would share the port with others."""
 
     def __init__(self, listener: socket.socket, **settings: Any) -> None:
         super().__init__(**settings)
@@ -189,11 +189,11 @@ class _Embedded(Server):
 
     def _init_shared_socket(self) -> None:
         is_unix = self._listener.family == socket.AF_UNIX
-        make: Any = SocketHolder  # its stub knows no arguments
+        make: Any = SocketHolder  # its stub declares no arguments
         self._shd = make(os.dup(self._listener.fileno()), is_unix, BACKLOG)
 
     def end(self) -> None:
-        """Stop accepting, and let what is being answered end."""
+        """Stop accepting, and let running responses end."""
         self.interrupt_signal = True
         self.main_loop_interrupt.set()
 
@@ -203,7 +203,7 @@ def _server(app: FastAPI, listener: socket.socket, options: ServerOptions) -> _E
         listener,
         target=app,
         interface=Interfaces.ASGI,
-        # to find out the version would be waited for without end, whatever the timeout
+        # detecting the version would wait without end, whatever the timeout
         http=HTTPModes.http1,
         websockets=False,
         backlog=BACKLOG,
@@ -250,12 +250,12 @@ async def _run(
     signalled.cancel()
     if serving.done():
         serving.result()
-    else:  # the server will tell a future that is cancelled by then
+    else:  # the server sets a result on a future that is cancelled by then
         loop.set_exception_handler(lambda loop, context: None)
 
 
 async def _drain(app: FastAPI, engines: Sequence[GenerationEngine], timeout: float) -> None:
-    """Take no more, let what runs end, then wait until its last bytes are sent."""
+    """Take no more, let running requests end, then wait until their last bytes are sent."""
     state = app.state.server
     state.draining = True
     await asyncio.gather(*(asyncio.to_thread(engine.drain, timeout) for engine in engines))

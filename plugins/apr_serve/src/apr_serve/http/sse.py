@@ -1,5 +1,7 @@
-"""Server-sent events: a response that streams, notices a client that leaves, and keeps proxies
-awake while a long prompt is read."""
+"""Server-sent events: a streamed response with heartbeats, which ends when the client leaves.
+
+Heartbeats keep proxies from closing the connection while a long prompt is read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 
 def event(data: object, name: str | None = None) -> bytes:
-    """One event with a JSON body, named if the protocol names events."""
+    """Return one event with a JSON body, named if the protocol names events."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {_encode(data)}\n\n".encode("utf-8", "replace")
 
@@ -32,9 +34,9 @@ def event(data: object, name: str | None = None) -> bytes:
 class EventStream(Response):
     """Sends `events`, each bytes of one or more whole events, as they come.
 
-    The iterator is closed when it is used up and as soon as the client has gone: that is what
-    cancels the work behind it. After `heartbeat_s` seconds without an event a comment is sent.
-    Whatever goes wrong is the last event, which `failure` makes of it.
+    The iterator is closed when it ends and as soon as the client disconnects: that cancels the work
+    behind it. After `heartbeat_s` seconds without an event a comment is sent. An error becomes the
+    last event, which `failure` returns for it.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class EventStream(Response):
         self._failure, self._sent_at = failure, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the events or the client end."""
+        """Stream until the events end or the client disconnects."""
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
@@ -101,6 +103,6 @@ def _body(chunk: bytes, more: bool) -> Message:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return once the client has gone."""
+    """Return once the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
 """`/v1/chat/completions`: OpenAI's chat, streamed or whole.
 
 Beyond OpenAI: `reasoning_content` in messages and deltas, and `apr_ended_by` beside
-`finish_reason`, which says more finely why an answer ended.
+`finish_reason`, which says more precisely why an answer ended.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ChatCompletion(Open):
 
 
 def router(models: ServedModels, options: ServerOptions) -> APIRouter:
-    """The route of chats."""
+    """Return the route of chats."""
     routes = APIRouter(tags=["chat"])
 
     @routes.post(
@@ -72,7 +72,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         responses=streamed(ChatCompletion, "The answers, or a stream of chunks.") | ERRORS,
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        """An answer to a chat, or `n` of them, whole or as a stream of chunks."""
+        """Answer a chat, once or `n` times, whole or as a stream of chunks."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
         since, tools = time.perf_counter(), body.tool_use()
@@ -92,7 +92,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
 def whole(
     service: ChatService, answers: Sequence[CollectedAnswer], logprobs: bool
 ) -> dict[str, Any]:
-    """The body of an answer that is not streamed."""
+    """Return the body of an answer that is not streamed."""
     names = TokenNames(service.model.tokenizer)
     return {
         **new_head("chatcmpl", "chat.completion", service.model_id),
@@ -134,7 +134,7 @@ class ChatChunks:
         self._usages: list[Usage] = []
 
     async def streamed(self, steps: AsyncGenerator[list[ChatEvent], None]) -> AsyncIterator[bytes]:
-        """Server-sent events, a step's together."""
+        """Yield server-sent events, one piece a step."""
         async with aclosing(steps):
             first = {"role": "assistant", "content": ""}
             yield b"".join(self._chunk(index, first) for index in range(self._n))

@@ -24,14 +24,14 @@ MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
 MAX_ANSWERS = 16  # n
 MAX_TOKENS = 2**31 - 1
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-# reasoning tokens before the thought is closed; None: as many as the model likes
+# thinking tokens before thinking is ended; None: no limit
 BUDGETS: dict[str, int | None] = {
     "low": 1024, "medium": 4096, "high": 16384, "xhigh": None, "max": None,
 }  # fmt: skip
 TOKEN_ID = re.compile("[0-9]{1,18}")
-OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # of the template, set by the server
+OWN_NAMES = ("messages", "tools", "add_generation_prompt")  # variables that the server sets
 TEXT = {"anyOf": [{"type": "string"}, {"type": "array"}]}
-# For the published schema; what a message may be in all is checked where it is read.
+# For the published schema; messages are fully checked where they are read.
 MESSAGE: dict[str, Any] = {
     "anyOf": [
         {
@@ -94,34 +94,34 @@ class Sampled(MoreSampling):
     ] = None  # fmt: skip
 
     def bias(self) -> dict[int, float]:
-        """`logit_bias` by token id. Raises ApiError for what is no id."""
+        """Return `logit_bias` by token id. Raises ApiError for invalid ids."""
         given = self.logit_bias or {}
         if not all(TOKEN_ID.fullmatch(token) for token in given):
             raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias")
         return {int(token): bias for token, bias in given.items()}
 
     def limit(self, *given: int | None) -> int | None:
-        """The smallest number of tokens that is asked for; None if there is no limit."""
+        """Return the smallest number of tokens that is asked for; None if there is no limit."""
         wanted = (*given, None if self.n_predict == -1 else self.n_predict)
         return min((n for n in wanted if n is not None), default=None)
 
     def asked_sampling(self) -> dict[str, float | int]:
-        """The sampling that is asked for, by the names of `SamplingParams`."""
+        """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         sampling = sampling_of(self)
         if self.repeat_penalty is not None:
             sampling.setdefault("repetition_penalty", self.repeat_penalty)
         return sampling
 
     def wanted_tokens(self) -> int | None:
-        """How many tokens at most; None if the client sets no limit."""
+        """Return the most tokens an answer may have; None if the client sets no limit."""
         raise NotImplementedError
 
     def wanted_logprobs(self) -> int | None:
-        """How many rivals of each token are told; None if log probabilities are not."""
+        """Return how many alternatives of each token to report; None for no log probabilities."""
         raise NotImplementedError
 
     def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
-        """How to answer a prompt, but for sampling and what constrains the answer."""
+        """Return the request for the engine, without sampling and constraint."""
         return GenerationRequest(
             prompt_ids,
             max_tokens=self.wanted_tokens(),
@@ -134,7 +134,7 @@ class Sampled(MoreSampling):
         )
 
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Return the stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
@@ -146,7 +146,7 @@ class Thinking(Exact):
 
 
 class Reasoning(Exact):
-    """How much to think, as routers of several providers have it."""
+    """How much to think, as routers of several providers write it."""
 
     effort: Effort | None = None
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
@@ -163,7 +163,7 @@ class Function(Exact):
 
 
 class FunctionTool(Exact):
-    """A tool: only functions are known."""
+    """A tool: only functions are supported."""
 
     type: Literal["function"]
     function: Function
@@ -269,31 +269,31 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
     prediction: dict[str, Any] | None = None
 
     def chat_messages(self) -> Sequence[Mapping[str, Any]]:
-        """The messages as they came."""
+        """Return the messages as they came."""
         return self.messages
 
     def wanted_tokens(self) -> int | None:
-        """How many tokens at most; None if the client sets no limit."""
+        """Return the most tokens an answer may have; None if the client sets no limit."""
         return self.limit(self.max_tokens, self.max_completion_tokens)
 
     def wanted_logprobs(self) -> int | None:
-        """How many rivals of each token are told; None if log probabilities are not."""
+        """Return how many alternatives of each token to report; None for no log probabilities."""
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def template_variables(self) -> dict[str, Any]:
-        """What the template is told, but for what has a place of its own."""
+        """Return the variables for the template, without `enable_thinking`."""
         variables = dict(self.chat_template_kwargs or {})
         variables.pop("enable_thinking", None)
         return variables
 
     def begins_answer(self) -> bool:
-        """Whether the prompt ends with the header of an answer."""
+        """Return True if the prompt ends with the header of an answer."""
         return self.add_generation_prompt is not False
 
     def thinking_limits(self) -> tuple[bool | None, int | None]:
-        """(whether to think, how many tokens); what the template is told wins over the effort."""
+        """Return (whether to think, maximum tokens); template variables override the effort."""
         variables = self.chat_template_kwargs or {}
         for name in OWN_NAMES:
             if name in variables:
@@ -325,7 +325,7 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
         )
 
     def tool_use(self) -> ToolUse:
-        """The tools that may be called, and which must be."""
+        """Return the tools that may be called, and which must be."""
         tools, choice = tuple(_tool(tool.function) for tool in self.tools or ()), self.tool_choice
         parallel = self.parallel_tool_calls is not False
         if isinstance(choice, NamedChoice):
@@ -339,7 +339,7 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
         return ToolUse(tools, choice or "auto", parallel)
 
     def answer_format(self) -> ResponseFormat | None:
-        """What the answer's text must be."""
+        """Return the format that the answer's text must have; None for free text."""
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None

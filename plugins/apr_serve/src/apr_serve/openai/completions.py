@@ -1,5 +1,7 @@
-"""`/v1/completions`: text goes on as it is, without a template. Control tokens in a prompt stay
-text unless `allow_special`; reasoning, should there be any, is part of the text, with its tags.
+"""`/v1/completions`: continues text as it is, without a template.
+
+Control tokens in a prompt stay text unless `allow_special`; reasoning, if there is any, is part of
+the text, with its tags.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ Prompt = (
 
 
 class CompletionRequest(Body, Sampled):
-    """Text, or token ids, to go on from."""
+    """Text, or token ids, to continue."""
 
     prompt: Prompt
     max_tokens: int | None = Field(
@@ -62,17 +64,17 @@ class CompletionRequest(Body, Sampled):
     allow_special: bool | None = Field(None, description="Read control tokens in the prompt.")
 
     def wanted_tokens(self) -> int | None:
-        """How many tokens at most; None if the client wants no limit."""
+        """Return the most tokens an answer may have; None if the client wants no limit."""
         if self.max_tokens is None and self.n_predict is None:
             return DEFAULT_MAX_TOKENS
         return self.limit(self.max_tokens)
 
     def wanted_logprobs(self) -> int | None:
-        """How many rivals of each token are told; None if log probabilities are not."""
+        """Return how many alternatives of each token to report; None for no log probabilities."""
         return self.logprobs
 
     def prompts(self) -> list[str] | list[list[int]]:
-        """Every prompt, as text or as ids."""
+        """Return every prompt, as text or as ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -81,7 +83,7 @@ class CompletionRequest(Body, Sampled):
 
 
 class CompletionChoice(Open):
-    """One way to go on."""
+    """One continuation."""
 
     index: int
     text: str
@@ -90,7 +92,7 @@ class CompletionChoice(Open):
 
 
 class Completion(Open):
-    """All ways to go on from all prompts."""
+    """All continuations of all prompts."""
 
     id: str
     object: str
@@ -101,7 +103,7 @@ class Completion(Open):
 
 
 def router(models: ServedModels, options: ServerOptions) -> APIRouter:
-    """The route of plain completions."""
+    """Return the route of plain completions."""
     routes = APIRouter(tags=["completions"])
 
     @routes.post(
@@ -109,7 +111,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         responses=streamed(Completion, "The answers, or a stream of chunks.") | ERRORS,
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """How prompts go on, whole or as a stream of chunks. No chat template is applied."""
+        """Continue prompts, whole or as a stream of chunks. No chat template is applied."""
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
         if body.max_tokens == 0 and not body.echo:
@@ -124,20 +126,20 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
 
 @dataclass(slots=True)
 class Written:
-    """What was generated of one choice so far."""
+    """The text generated so far for one choice."""
 
     text: str
     logprobs: dict[str, list[Any]] = field(default_factory=dict)
     last: Delta | None = None
 
     def add(self, logprobs: Mapping[str, list[Any]]) -> None:
-        """Log probabilities of what came now."""
+        """Add the log probabilities of new tokens."""
         for name, values in logprobs.items():
             self.logprobs.setdefault(name, []).extend(values)
 
 
 class Completions:
-    """The prompts of one request, generating side by side. Choice i*n+j is answer j to prompt i."""
+    """The prompts of one request, generated in parallel. Choice i*n+j is answer j to prompt i."""
 
     def __init__(
         self, service: ChatService, body: CompletionRequest, request: Request,
@@ -184,7 +186,7 @@ class Completions:
                 self.written[index].add(self._names.prompt(ids[0], scores))
 
     def _end_without_answer(self, number: int, prompt_tokens: int) -> None:
-        """A prompt is all that is wanted."""
+        """End the choices of a prompt for which no tokens are to be generated."""
         usage = Usage(prompt_tokens)
         for index in range(number * self._n, (number + 1) * self._n):
             self.written[index].last = Delta(
@@ -204,7 +206,7 @@ class Completions:
             await stream.aclose()
 
     async def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         try:
             async for _ in self._steps():
                 pass
@@ -225,7 +227,7 @@ class Completions:
         }  # fmt: skip
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events, a step's together. Whatever goes wrong is the last event."""
+        """Yield server-sent events, one piece a step. An error becomes the last event."""
         options = self._body.stream_options
         include_usage = bool(options and options.include_usage)
         tail: dict[str, Any] = {"usage": None} if include_usage else {}
@@ -256,7 +258,7 @@ class Completions:
         return event({**self._head, "choices": [choice], **tail})
 
     async def _steps(self) -> AsyncIterator[tuple[int, Delta, Mapping[str, list[Any]] | None]]:
-        """(choice, delta, its log probabilities) of all prompts as they come."""
+        """Yield (choice, delta, its log probabilities) of all prompts as they come."""
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
         tasks = [
             asyncio.ensure_future(self._forward(number, stream, arrived))
@@ -297,7 +299,7 @@ class Completions:
         arrived.put_nowait(None)
 
     def _usage(self) -> Usage:
-        """Of all choices; each prompt counts once."""
+        """Return the usage of all choices; each prompt counts once."""
         ends = [written.last for written in self.written if written.last]
         firsts = [ends[i].usage or Usage() for i in range(0, len(ends), self._n)]
         usage = total(end.usage or Usage() for end in ends)
@@ -316,7 +318,7 @@ async def _gathered(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]
 async def _encoded(
     service: ChatService, prompt: str | list[int], body: CompletionRequest
 ) -> tuple[str, Sequence[int]]:
-    """(text, ids) of a prompt. Raises ApiError if it is empty or no token has such an id."""
+    """Return (text, ids) of a prompt. Raises ApiError if it is empty or has unknown ids."""
     if isinstance(prompt, str):
         ids: Sequence[int] = await service.encode(prompt, body.allow_special is True, "prompt")
         return prompt, ids

@@ -1,7 +1,7 @@
 """`/v1/embeddings`: the mean over all tokens of the model's last hidden states, at length 1.
 
-A model that was trained to answer, not to embed, is no match for an embedding model; it is enough
-to cluster and to search roughly.
+A model trained to answer is no match for an embedding model; its vectors are good enough for
+clustering and rough search.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class EmbeddingRequest(Body, Exact):
     user: str | None = None
 
     def inputs(self) -> list[str] | list[list[int]]:
-        """Every input, as text or as ids."""
+        """Return every input, as text or as ids."""
         if isinstance(self.input, str):
             return [self.input]
         if isinstance(self.input[0], int):
@@ -80,7 +80,7 @@ class EmbeddingList(Open):
 
 
 def router(models: ServedModels) -> APIRouter:
-    """The route of embeddings."""
+    """Return the route of embeddings."""
     routes = APIRouter(tags=["embeddings"])
 
     @routes.post(
@@ -89,7 +89,7 @@ def router(models: ServedModels) -> APIRouter:
         responses={200: {"model": EmbeddingList}, **ERRORS},
     )
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        """The mean of the last hidden states over the tokens of each text."""
+        """Return the mean of the last hidden states over the tokens of each text."""
         service = models.pick(body.model)
         size = service.model.config.hidden_size
         if body.dimensions not in (None, size):
@@ -117,9 +117,9 @@ async def _ids(service: ChatService, text: str | list[int]) -> list[int]:
 async def _all(
     service: ChatService, prompts: list[list[int]], owner: str
 ) -> list[NDArray[np.float32]]:
-    """One vector a prompt; when one fails the rest is cancelled.
+    """Return one vector a prompt; when one fails the rest is cancelled.
 
-    As many are asked for at once as the engine runs: all of them would fill its queue.
+    Only as many are queued at once as the engine runs: all of them would fill its queue.
     """
     turn = asyncio.Semaphore(service.engine.stats().slots)
 
@@ -138,7 +138,7 @@ async def _all(
 def _written(
     vectors: Sequence[NDArray[np.float32]], as_text: bool, rest: dict[str, Any]
 ) -> bytes:  # fmt: skip
-    """The body, a vector at a time, so that other threads go on: it may be large."""
+    """Write the body one vector at a time, so that other threads can run: it may be large."""
     data = ",".join(json.dumps(_item(i, vector, as_text)) for i, vector in enumerate(vectors))
     return f'{{"object": "list", "data": [{data}], {json.dumps(rest)[1:]}'.encode()
 

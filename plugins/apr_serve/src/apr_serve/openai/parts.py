@@ -28,7 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class Open(BaseModel):
-    """A part of an answer; there may be more in it than is written here."""
+    """A part of an answer; it may have more fields than are declared here."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -55,7 +55,7 @@ for _response in ERRORS.values():
 def streamed(
     whole: type[BaseModel], description: str, named: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """What a route documents that answers with `whole`, or with events if `stream` is set.
+    """Return the documentation of a route that answers with `whole`, or streams events.
 
     Events are `named` after their data's `type`, or the last one's data is `[DONE]`, not JSON.
     """
@@ -70,13 +70,13 @@ def streamed(
 
 
 class PromptDetails(Open):
-    """Of the prompt's tokens."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int
 
 
 class CompletionDetails(Open):
-    """Of the answer's tokens."""
+    """Details of the answer's tokens."""
 
     reasoning_tokens: int
 
@@ -92,7 +92,7 @@ class UsageBody(Open):
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """Usage as OpenAI has it."""
+    """Return usage in OpenAI's fields."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -103,7 +103,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def new_head(kind: str, object_: str, model: str) -> dict[str, Any]:
-    """The fields that every answer and chunk begins with."""
+    """Return the fields that every answer and chunk begins with."""
     return {
         "id": f"{kind}-{uuid.uuid4().hex}", "object": object_, "created": int(time.time()),
         "model": model,
@@ -111,27 +111,27 @@ def new_head(kind: str, object_: str, model: str) -> dict[str, Any]:
 
 
 def failure_events(error: BaseException) -> bytes:
-    """How a stream ends that cannot go on: an error event, then [DONE]."""
+    """Return the last events of a stream that fails: an error event, then [DONE]."""
     return event(openai_shape(as_api_error(error))) + DONE
 
 
 class TokenNames:
-    """Tokens as text and bytes, for log probabilities. `ends`: some end answers, without words."""
+    """Tokens as text and bytes, for log probabilities. `ends`: omit tokens that end answers."""
 
     def __init__(self, tokenizer: Tokenizer, ends: bool = True) -> None:
         self._tokenizer = tokenizer
         self._silent = frozenset(tokenizer.stop_ids if ends else ())
 
     def spoken(self, logprobs: Iterable[TokenLogprob]) -> list[TokenLogprob]:
-        """Those of tokens that are text: joined they are the answer, which ends without words."""
+        """Return the tokens that are text: joined they are the answer."""
         return [token for token in logprobs if token.id not in self._silent]
 
     def text(self, id_: int) -> str:
-        """The token by itself; bytes that are no whole character as U+FFFD."""
+        """Return the text of one token; incomplete characters become U+FFFD."""
         return self._tokenizer.decode([id_])
 
     def bytes_(self, id_: int) -> list[int]:
-        """Its bytes, which joined over tokens are the text."""
+        """Return the bytes of one token; joined over tokens they are the text."""
         added = self._tokenizer.added_token(id_)
         if added:
             return list(added.content.encode())
@@ -140,7 +140,7 @@ class TokenNames:
         return list(self.text(id_).encode())
 
     def chat(self, logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-        """`logprobs.content` of a chat choice."""
+        """Return `logprobs.content` of a chat choice."""
         return [
             {
                 **self._one(token.id, token.logprob),
@@ -153,7 +153,7 @@ class TokenNames:
         return {"token": self.text(id_), "logprob": number(logprob), "bytes": self.bytes_(id_)}
 
     def prompt(self, first: int, scores: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        """`logprobs` of a prompt; of its first token nothing is known."""
+        """Return `logprobs` of a prompt; those of its first token are None."""
         texts = [self.text(id_) for id_ in (first, *(token.id for token in scores))]
         return {
             "tokens": texts,
@@ -168,10 +168,10 @@ class TokenNames:
     def completion(
         self, logprobs: Sequence[TokenLogprob], begin: int, end: int
     ) -> dict[str, list[Any]]:
-        """`logprobs` of what came of a plain completion at once: its characters `begin` to `end`.
+        """Return `logprobs` of one piece of a plain completion: its characters `begin` to `end`.
 
-        The bytes of one character may be several tokens, each as U+FFFD: the text has one. What is
-        text of tokens that came before stands first.
+        Several tokens may share the bytes of one character: each is U+FFFD, but the text has only
+        one. Text that belongs to earlier tokens comes first in the piece.
         """
         logprobs = self.spoken(logprobs)
         texts = [self.text(token.id) for token in logprobs]
@@ -186,11 +186,11 @@ class TokenNames:
 
 
 def number(logprob: float) -> float:
-    """A log probability that JSON can hold: OpenAI, too, writes -9999 for what cannot be."""
+    """Return the log probability as a JSON number: -9999 for -inf, as OpenAI writes it."""
     return max(logprob, -9999.0)
 
 
 def one_stream_option(options: object, stream: bool | None) -> None:
-    """Raise ApiError for stream_options of what is not streamed."""
+    """Raise ApiError for stream_options without streaming."""
     if options is not None and not stream:
         raise ApiError(400, "stream_options needs stream: true", "stream_options")

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`: what the model sees, of text or of a whole chat."""
+"""`/tokenize` and `/detokenize`: the token ids of a text or of a whole chat."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TokenizeRequest(Body, Exact):
 
 
 class Tokenized(Open):
-    """The ids; `context` is how many the model holds."""
+    """The ids; `context` is the most that the model holds."""
 
     tokens: list[int]
     count: int
@@ -42,7 +42,7 @@ class Tokenized(Open):
 
 
 class DetokenizeRequest(Body, Exact):
-    """Ids to be text."""
+    """Ids to be decoded."""
 
     model: str | None = None
     tokens: Annotated[list[int], Field(max_length=MAX_IDS)]
@@ -55,12 +55,12 @@ class Detokenized(Open):
 
 
 def router(models: ServedModels) -> APIRouter:
-    """Both routes."""
+    """Return both routes."""
     routes = APIRouter(tags=["tokens"])
 
     @routes.post("/tokenize", responses={200: {"model": Tokenized}, **ERRORS})
     async def tokenize(body: TokenizeRequest) -> Response:
-        """The token ids of a text, or of the prompt that messages become."""
+        """Return the token ids of a text, or of the prompt that messages become."""
         service = models.pick(body.model)
         if (body.text is None) == (body.messages is None):
             raise ApiError(400, "give either text or messages", "text")
@@ -75,7 +75,7 @@ def router(models: ServedModels) -> APIRouter:
 
     @routes.post("/detokenize", responses={200: {"model": Detokenized}, **ERRORS})
     async def detokenize(body: DetokenizeRequest) -> Response:
-        """The text of token ids."""
+        """Return the text of token ids."""
         service = models.pick(body.model)
         if body.tokens:
             service.check_ids(body.tokens, "tokens")
@@ -100,5 +100,5 @@ def _pieces(service: ChatService, ids: list[int]) -> list[str]:
 
 
 def _written(answer: BaseModel) -> Response:
-    """The answer, written once and at once: it may have millions of numbers."""
+    """Return the answer as JSON, serialized only once: it may have millions of numbers."""
     return Response(answer.model_dump_json(), media_type="application/json")

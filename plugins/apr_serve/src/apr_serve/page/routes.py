@@ -1,8 +1,8 @@
 """The web pages: chat at `/`, live charts at `/status`, the API at `/docs`, and `/status.json`.
 
-All they load is in `page/`, served as it lies there, or in the package that brings Swagger UI: no
-build step, nothing from elsewhere. Pages use
-relative addresses, so they work behind a proxy that serves them under a path of its own.
+All their files are in `page/`, or in the package that brings Swagger UI: no build step, nothing
+from other sites. Pages use relative addresses, so they work behind a proxy that serves them under
+another path.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # kept, but asked about: a new version is seen at once
+    "Cache-Control": "no-cache",  # cached, but revalidated: a new version is seen at once
 }
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -69,23 +69,23 @@ METRICS = {
 
 
 class Served(Protocol):
-    """What the status page needs of a service."""
+    """The part of a service that the status page needs."""
 
     @property
     def engine(self) -> GenerationEngine:
-        """The engine that answers for it."""
+        """The engine that runs the service's model."""
 
 
 class Collector(Protocol):
     """A prometheus registry, or what looks like one."""
 
     def collect(self) -> Iterable[Any]:
-        """Families of metrics with their samples."""
+        """Return families of metrics with their samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file of the pages, as it is sent. `etag` is of its bytes, `policy` what it may load."""
+    """A file of the pages. `etag` identifies its bytes, `policy` says what it may load."""
 
     body: bytes
     media_type: str
@@ -93,7 +93,7 @@ class Asset:
     policy: str = POLICY
 
     def response(self, request: Request) -> Response:
-        """The file, or 304 when the browser already has it."""
+        """Return the file, or 304 when the browser already has it."""
         headers = {**HEADERS, "Content-Security-Policy": self.policy, "ETag": self.etag}
         known = request.headers.get("if-none-match", "")
         if known.strip() == "*" or self.etag in {
@@ -104,12 +104,12 @@ class Asset:
 
 
 def is_public(path: str) -> bool:
-    """Whether a path needs no API key: the pages themselves, which ask for one, and their files."""
+    """Return True for paths without API key: the pages, which ask for a key, and their files."""
     return path in PAGES or path.startswith("/page/")
 
 
 def assets() -> dict[str, Asset]:
-    """All files of the pages by name."""
+    """Return all files of the pages by name."""
     own = resources.files("apr_serve.page").joinpath("static").iterdir()
     swagger = resources.files("fastapi_offline").joinpath("static")
     files = [*own, *(swagger.joinpath(name) for name in SWAGGER)]
@@ -121,7 +121,7 @@ def assets() -> dict[str, Asset]:
 
 
 def router(services: Mapping[str, Served], metrics: Collector | None = None) -> APIRouter:
-    """The pages, their files under `/page/` and `/status.json`, of the models served.
+    """Return the routes of the pages, their files under `/page/`, and `/status.json`.
 
     `metrics` is the prometheus registry that holds the histograms named in METRICS; without it the
     latencies are empty.
@@ -156,7 +156,7 @@ def router(services: Mapping[str, Served], metrics: Collector | None = None) -> 
 
 
 def latency(metrics: Collector) -> dict[str, list[tuple[float | None, float]]]:
-    """The histograms named in METRICS: (upper bound in seconds, how many so far were below it).
+    """Return the histograms named in METRICS: (upper bound in seconds, count below it).
 
     Counts are cumulative and joined over all labels; the last bound, infinity, is None.
     """

@@ -18,12 +18,12 @@ Logprobs = Callable[[Sequence[TokenLogprob]], list[dict[str, Any]]]
 
 
 def new_id(prefix: str) -> str:
-    """An id that nothing else has."""
+    """Return a new unique id."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
-    """The response before anything is generated: what was asked for, told back."""
+    """Return the response before anything is generated, with the request's settings."""
     asked = request.model_dump(
         mode="json", by_alias=True, exclude_none=True, include={"tool_choice", "text", "reasoning"}
     )
@@ -50,7 +50,7 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
 
 
 def _told_back(request: ResponsesRequest) -> list[dict[str, Any]]:
-    """The tools the model is told of, as they were given."""
+    """Return the tools shown to the model, as they were given."""
     given = [tool for tool in request.tools or () if not isinstance(tool, OtherTool)]
     tools = [tool.model_dump(mode="json", exclude_none=True) for tool in given]
     usual = {"strict": False, "description": None, "parameters": None}
@@ -58,7 +58,7 @@ def _told_back(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 
 class _Written:
-    """An output item while it is written: its place in the output and what it has so far."""
+    """An output item that is being written: its place in the output and its text so far."""
 
     def __init__(self, place: int, item: dict[str, Any]) -> None:
         self.place, self.item = place, item
@@ -75,12 +75,11 @@ class _Written:
 
 
 class ResponseEvents:
-    """Translates one answer. `response` is the response so far, whole after the last delta.
+    """Translates one answer. `response` is the response so far, complete after the last delta.
 
-    The last delta is a good end, or one by length; `fail` is any other.
-    Calls come one after the other: an item ends where the next begins. `logprobs` makes the JSON
-    of tokens' log probabilities; None if they are not asked for. `tools` are those that may be
-    called.
+    The last delta ends it as complete or incomplete (a limit); `fail` ends it otherwise. Calls come
+    one after the other: an item ends where the next begins. `logprobs` makes the JSON of tokens'
+    log probabilities; None if they are not asked for. `tools` are those that may be called.
     """
 
     def __init__(
@@ -94,13 +93,13 @@ class ResponseEvents:
         self._events: list[Event] = []
 
     def begin(self) -> list[Event]:
-        """The events before anything is generated."""
+        """Return the events before anything is generated."""
         for name in ("created", "in_progress"):
             self._emit(f"response.{name}", response={**self.response, "output": []})
         return self._taken()
 
     def push(self, events: Sequence[ChatEvent]) -> list[Event]:
-        """What the chat events of one step are here."""
+        """Return this protocol's events for the chat events of one step."""
         for event in events:
             if isinstance(event, Delta):
                 self._text(event)
@@ -113,7 +112,7 @@ class ResponseEvents:
         return self._taken()
 
     def fail(self, message: str) -> list[Event]:
-        """The end of a stream that cannot go on."""
+        """Return the last events of a stream that fails."""
         self._close("incomplete")
         self._end("failed", error={"code": "server_error", "message": message})
         return self._taken()
@@ -198,7 +197,7 @@ class ResponseEvents:
         self._emit("response.output_item.done", output_index=written.place, item=item)
 
     def _close_input(self, written: _Written, item: dict[str, Any]) -> None:
-        """The text of a custom tool comes out of the arguments when they are whole."""
+        """Add the text of a custom tool, read from its complete arguments."""
         item["input"] = text = input_of(written.text)
         kind = "response.custom_tool_call_input"
         self._emit(f"{kind}.delta", **written.where, delta=text)
@@ -237,7 +236,7 @@ class ResponseEvents:
 
 
 def _part(written: _Written) -> dict[str, Any]:
-    """The only content part of a text item."""
+    """Return the only content part of a text item."""
     if written.item["type"] == "reasoning":
         return {"type": "reasoning_text", "text": written.text}
     return {
@@ -247,7 +246,7 @@ def _part(written: _Written) -> dict[str, Any]:
 
 
 def usage(counts: Usage) -> dict[str, Any]:
-    """Tokens as this protocol counts them."""
+    """Return token counts in this protocol's fields."""
     return {
         "input_tokens": counts.prompt_tokens,
         "input_tokens_details": {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0},

@@ -1,4 +1,4 @@
-"""What was said to get a response that is kept, as `/v1/responses/{id}/input_items` lists it."""
+"""The input of a stored response, as `/v1/responses/{id}/input_items` lists it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class InputItems(Open):
 
 
 def input_items(stored: Stored, limit: int, order: Order, after: str | None) -> dict[str, Any]:
-    """A page of at most `limit` items, after the one with an id. Raises ApiError if there is none.
+    """Return a page of at most `limit` items, after item `after`. Raises ApiError if it is missing.
 
-    Of its own request only: what came before it, `previous_response_id` leads to.
+    Only items of the response's own request: `previous_response_id` leads to earlier ones.
     """
     name = stored.response["id"]
     items = [_shown(item, f"{name}_in_{i}") for i, item in enumerate(stored.input)]
@@ -46,7 +46,7 @@ def input_items(stored: Stored, limit: int, order: Order, after: str | None) -> 
 
 
 def _shown(item: Item, id_: str) -> dict[str, Any]:
-    """An item as OpenAI shows it: with an id, and text as a part."""
+    """Return an item as OpenAI shows it: with an id, and text as a part."""
     shown: dict[str, Any] = _ITEM.dump_python(item, mode="json", exclude_none=True)
     if shown["type"] == "message" and isinstance(shown["content"], str):
         kind = "output_text" if shown["role"] == "assistant" else "input_text"

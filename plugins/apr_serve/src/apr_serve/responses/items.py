@@ -1,4 +1,4 @@
-"""Items of a conversation in `/v1/responses`, and the messages they are."""
+"""Items of a conversation in `/v1/responses`, and their conversion to messages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ITEMS = ("message", "function_call", "function_call_output", "custom_tool_call",
 
 
 class TextPart(History):
-    """Text that somebody wrote, whichever of the names of text it has."""
+    """Text of any author, by any of its type names."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
 class RefusalPart(History):
-    """An earlier answer's refusal, which is its text."""
+    """The text of an earlier refusal."""
 
     type: Literal["refusal"]
     refusal: str
@@ -45,7 +45,7 @@ Content = Annotated[Annotated[str, Tag(TEXT_FORM)] | Annotated[list[Part], Tag(L
 
 
 class MessageItem(History):
-    """What one side said."""
+    """A message of one side."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -89,7 +89,7 @@ class ReasoningItem(History):
 
 
 class ItemReference(History):
-    """An item of a response that is kept, by its id."""
+    """The id of an item in a stored response."""
 
     type: Literal["item_reference"]
     id: str
@@ -116,7 +116,7 @@ Item = Annotated[
 
 
 def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """The items as messages: reasoning, text and calls of one turn become one message."""
+    """Return the items as messages: reasoning, text and calls of one turn become one message."""
     messages: list[dict[str, Any]] = []
     for item in items:
         if isinstance(item, CallOutputItem):
@@ -140,7 +140,7 @@ def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _answer(messages: list[dict[str, Any]], *without: str) -> dict[str, Any]:
-    """The assistant's message to go on with: the last one if it has none of these fields yet."""
+    """Return the assistant's message to extend: the last one, unless it has any of these fields."""
     last = messages[-1] if messages else {}
     if last.get("role") != "assistant" or any(name in last for name in without):
         messages.append({"role": "assistant"})

@@ -3,7 +3,7 @@
 Accepted without effect, because no answer depends on them: `user`, `safety_identifier`,
 `prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`, `service_tier`,
 `client_metadata`, `access_programs`, `max_tool_calls` (of built-in tools, which there are none of),
-`stream_options.include_obfuscation`, `reasoning.summary` (the whole reasoning is in the item's
+`client_metadata`, `access_programs`, `max_tool_calls` (only for built-in tools, and none exist),
 `content`), and `include` of what only built-in tools and encrypted reasoning have.
 """
 
@@ -117,7 +117,7 @@ Includable = Literal[
 
 
 class ResponsesRequest(Body, MoreSampling, ChatBody):
-    """What a client asks for; `continuing` puts the items of earlier responses before its own."""
+    """The request of a client; `continuing` adds the items of earlier responses."""
 
     _earlier: Sequence[Item] = PrivateAttr(())
 
@@ -181,46 +181,46 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
 
     @property
     def left_out_tools(self) -> list[str]:
-        """The types of those it is not told of."""
+        """The tools shown to the model."""
         return left_out(self.tools or ())
 
     @property
     def items(self) -> list[Item]:
-        """The input as items."""
+        """The types of the tools not shown to the model."""
         if isinstance(self.input, str):
             return [MessageItem(role="user", content=self.input)]
         return self.input
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many rivals of each token are told; None if log probabilities are not."""
+        """How many alternatives of each token to report; None for no log probabilities."""
         if self.top_logprobs is None and LOGPROBS in (self.include or ()):
             return 0
         return self.top_logprobs
 
     def continuing(self, items: Sequence[Item], earlier: Sequence[Item]) -> ResponsesRequest:
-        """The same request with these items as its input, after earlier ones."""
+        """Return the same request with these items as its input, after earlier ones."""
         body = self.model_copy(update={"input": list(items)})
         body._earlier = earlier
         return body
 
     def chat_messages(self) -> list[dict[str, Any]]:
-        """The conversation as plain messages."""
+        """Return the conversation as plain messages."""
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         return system + messages_of([*self._earlier, *self.items])
 
     def asked_sampling(self) -> dict[str, float | int]:
-        """The sampling that is asked for, by the names of `SamplingParams`."""
+        """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         return sampling_of(self)
 
     def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
-        """How to answer a prompt, but for sampling and what constrains the answer."""
+        """Return the request for the engine, without sampling and constraint."""
         return GenerationRequest(
             prompt_ids, max_tokens=self.max_output_tokens, top_logprobs=self.wanted_logprobs
         )
 
     def tool_use(self) -> ToolUse:
-        """The tools that may be called, and which must be."""
+        """Return the tools that may be called, and which must be."""
         known, choice = self.known_tools, self.tool_choice
         tools, parallel = [tool.shown for tool in known], self.parallel_tool_calls is not False
         if isinstance(choice, NamedTool):
@@ -233,20 +233,20 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
         return ToolUse(tools, choice or "auto", parallel)
 
     def answer_format(self) -> ResponseFormat | None:
-        """What the answer's text must be."""
+        """Return the format that the answer's text must have; None for free text."""
         form = self.text.format if self.text else None
         if isinstance(form, JsonSchema):
             return ResponseFormat("json_schema", form.schema_)
         return ResponseFormat("json_object") if isinstance(form, AnyJson) else None
 
     def thinking_limits(self) -> tuple[bool | None, int | None]:
-        """Whether to think, and how many tokens at most; None leaves it to the template."""
+        """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
         thinks, budget = by_effort(self.reasoning.effort if self.reasoning else None)
         told, _ = template_variables(self.chat_template_kwargs)
         return (thinks if told is None else told), budget
 
     def template_variables(self) -> dict[str, Any]:
-        """Further names for the template."""
+        """Return further variables for the template."""
         return template_variables(self.chat_template_kwargs)[1]
 
 

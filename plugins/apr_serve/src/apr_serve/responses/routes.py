@@ -1,7 +1,8 @@
 """OpenAI's `/v1/responses`, for its clients as they are.
 
-Responses are kept in memory, up to a size, to be continued by `previous_response_id`, fetched and
-deleted by who asked for them. `apr_ended_by` says more finely than `status` why an answer ended.
+Responses are stored in memory, up to a size. Their owner may continue them by
+`previous_response_id`, fetch and delete them. `apr_ended_by` says more precisely than `status` why
+an answer ended.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from apr_serve.responses.store import ResponseStore, Stored
 
 
 class ResponseBody(Open):
-    """A response: its output are messages, reasoning and calls."""
+    """A response: its output is messages, reasoning and calls."""
 
     id: str
     object: str
@@ -44,13 +45,13 @@ PARAMS = {"messages": "input", "response_format": "text.format"}  # as this prot
 
 
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
-    """The routes, and a store of their own. Silent streams get a comment every `heartbeat_s`."""
+    """Return the routes, with their own store. Silent streams get a comment every `heartbeat_s`."""
     routes = APIRouter(prefix="/v1/responses", tags=["responses"])
     kept = ResponseStore()
 
     @routes.post("", responses=STREAMED | ERRORS)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
-        """An answer to items, whole or as server-sent events. Kept unless `store` is false."""
+        """Answer items, whole or as server-sent events. Stored unless `store` is false."""
         service, owner = models.pick(body.model), owner_of(request)
         earlier = _earlier(kept, body.previous_response_id, owner)
         body = body.continuing(kept.found(body.items, owner), earlier)
@@ -81,7 +82,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     async def get_response(
         response_id: str, request: Request, stream: Annotated[bool, Query()] = False
     ) -> Response:
-        """A response that was kept."""
+        """Return a stored response."""
         if stream:
             raise ApiError(400, "a response that is kept is not streamed again", "stream")
         return JSONResponse(_known(kept, response_id, owner_of(request)).response)
@@ -94,13 +95,13 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: Annotated[str | None, Query()] = None,
     ) -> Response:
-        """What was said to get a response that was kept."""
+        """List the input items of a stored response."""
         stored = _known(kept, response_id, owner_of(request))
         return JSONResponse(input_items(stored, limit, order, after))
 
     @routes.delete("/{response_id}", responses=ERRORS)
     async def delete_response(response_id: str, request: Request) -> Response:
-        """Forget a response; what continued it cannot be continued any more."""
+        """Delete a response; responses that continue it cannot be continued any more."""
         _known(kept, response_id, owner_of(request))
         kept.delete(response_id, owner_of(request))
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
@@ -112,7 +113,7 @@ async def _streamed(
     steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents,
     keep: Callable[[], None],
 ) -> AsyncIterator[bytes]:  # fmt: skip
-    """The events as they are sent, with what arrived together in one piece."""
+    """Yield the events as bytes, one piece for all that arrived together."""
     async with aclosing(steps):
         yield _sent(events.begin())
         async for step in steps:
@@ -121,7 +122,7 @@ async def _streamed(
 
 
 def _failed(events: ResponseEvents, keep: Callable[[], None]) -> Callable[[Exception], bytes]:
-    """What sends the end of a response that fails, which is kept all the same."""
+    """Return a function that ends a failed response, which is stored all the same."""
 
     def failed(error: Exception) -> bytes:
         sent = _sent(events.fail(as_api_error(error).message))
@@ -133,7 +134,7 @@ def _failed(events: ResponseEvents, keep: Callable[[], None]) -> Callable[[Excep
 
 
 def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:
-    """The conversation that a request continues. Raises ApiError if it is not kept."""
+    """Return the conversation that a request continues. Raises ApiError if it is not stored."""
     if previous is None:
         return []
     try:

@@ -1,4 +1,4 @@
-"""Responses that clients may continue, fetch or delete: in memory, the oldest go first."""
+"""Responses that clients may continue, fetch or delete: in memory, the oldest are dropped first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pydantic import TypeAdapter
 
 from apr_serve.responses.items import Item, ItemReference
 
-MAX_BYTES = 64 << 20  # JSON of all that is stored
+MAX_BYTES = 64 << 20  # JSON of all stored responses
 _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response, what was said to get it, and whose it is."""
+    """A response, its input, and its owner."""
 
     response: dict[str, Any]
     input: Sequence[Item]
@@ -28,23 +28,23 @@ class Stored:
 
     @property
     def items(self) -> list[Item]:
-        """What it adds to a conversation."""
+        """The items it adds to a conversation."""
         return [*self.input, *_ITEMS.validate_python(self.response["output"])]
 
 
 class ResponseStore:
-    """Holds up to `max_bytes` of responses. Nobody sees what belongs to another owner."""
+    """Holds up to `max_bytes` of responses. No owner sees another's."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
         self._stored: OrderedDict[str, Stored] = OrderedDict()
-        self._made_by: dict[str, str] = {}  # the response that each item is of
+        self._made_by: dict[str, str] = {}  # item id to id of its response
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def put(self, response: dict[str, Any], input_: Sequence[Item], owner: str) -> None:
-        """Keep a response, if it is not larger than everything together may be."""
+        """Store a response, unless it alone is larger than `max_bytes`."""
         size = len(_ITEMS.dump_json(list(input_))) + len(json.dumps(response))
         if size > self._max_bytes:
             return
@@ -61,7 +61,7 @@ class ResponseStore:
             del self._made_by[item["id"]]
 
     def get(self, id_: str, owner: str) -> Stored | None:
-        """The response, which is now the one used last."""
+        """Return the response and mark it as used last; None if the owner has none of this id."""
         found = self._stored.get(id_)
         if found is None or found.owner != owner:
             return None
@@ -69,14 +69,14 @@ class ResponseStore:
         return found
 
     def delete(self, id_: str, owner: str) -> bool:
-        """Forget a response; whether there was one."""
+        """Delete a response; return True if there was one."""
         if self.get(id_, owner) is None:
             return False
         self._forget(id_)
         return True
 
     def found(self, items: Sequence[Item], owner: str) -> list[Item]:
-        """The items, with what is kept in place of references to it."""
+        """Return the items with references replaced by the stored items."""
         return [self._item(i.id, owner) or i if isinstance(i, ItemReference) else i for i in items]
 
     def _item(self, id_: str, owner: str) -> Item | None:
@@ -85,12 +85,12 @@ class ResponseStore:
         return next((_ITEM.validate_python(item) for item in output if item["id"] == id_), None)
 
     def conversation(self, id_: str, owner: str) -> list[Item]:
-        """All that was said up to and with this response. Raises KeyError with a missing id."""
+        """Return all items up to and with this response. Raises KeyError with a missing id."""
         turns = list(self._turns(id_, owner))
         return [item for turn in reversed(turns) for item in turn.items]
 
     def _turns(self, id_: str | None, owner: str) -> Iterator[Stored]:
-        """The responses from this one back to the first."""
+        """Yield the responses from this one back to the first."""
         while id_ is not None:
             turn = self.get(id_, owner)
             if turn is None:

@@ -1,9 +1,9 @@
-"""Tools of `/v1/responses`: what the model is told of each, and what its calls are called here.
+"""Tools of `/v1/responses`: how each is shown to the model, and how clients name its calls.
 
-Functions are shown as they are. A custom tool, whose input is free text, is shown as a function of
-one text; its grammar is shown too, but not enforced. Functions of a namespace are shown with its
-name before theirs. Tools of any other type are run by servers of OpenAI or its clients and not
-known here: beside others they are left out, and the response says so.
+Functions are shown as they are. A custom tool, whose input is free text, is shown as a function
+with one text argument; its grammar is shown too, but not enforced. Functions of a namespace are
+shown with its name as a prefix. Tools of any other type run on OpenAI's servers or in its clients
+and are unknown here: they are left out, and the response says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from apr_serve.chat.protocol_fields import MAX_NAME, Exact, History, JsonObject
 from apr_serve.chat.request import Tool
 
-INPUT = "input"  # the argument that a custom tool's text is
+INPUT = "input"  # the argument that holds a custom tool's text
 OTHER = "other"
 
 
@@ -35,7 +35,7 @@ class FunctionTool(Exact):
 
 
 class TextFormat(Exact):
-    """What the input of a custom tool looks like."""
+    """The form of a custom tool's input."""
 
     type: Literal["text", "grammar"]
     syntax: Literal["lark", "regex"] | None = None
@@ -83,7 +83,7 @@ AnyTool = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class KnownTool:
-    """A tool as the model is told of it, and what clients call it."""
+    """A tool as shown to the model, and its names for clients."""
 
     shown: Tool
     name: str
@@ -92,18 +92,18 @@ class KnownTool:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What every call's item says of its tool."""
+        """The fields that every call's item has from its tool."""
         inside = {"namespace": self.namespace} if self.namespace else {}
         return {"name": self.name, **inside}
 
 
 def known_tools(tools: Sequence[Any]) -> list[KnownTool]:
-    """All that the model is told of."""
+    """Return all tools that are shown to the model."""
     return [known for tool in tools for known in _known(tool)]
 
 
 def left_out(tools: Sequence[Any]) -> list[str]:
-    """The types of those it is not told of."""
+    """Return the types of the tools that are not shown to the model."""
     return list(dict.fromkeys(tool.type for tool in tools if isinstance(tool, OtherTool)))
 
 
@@ -121,7 +121,7 @@ def _known(tool: Any, namespace: str | None = None) -> Iterator[KnownTool]:
 
 
 def shown_name(name: str, namespace: str | None) -> str:
-    """What the model calls a tool."""
+    """Return the name by which the model calls a tool."""
     return name if namespace is None else f"{namespace.removesuffix('__')}__{name}"
 
 
@@ -136,10 +136,10 @@ def _one_text(tool: CustomTool) -> dict[str, Any]:
 
 
 def input_of(arguments: str) -> str:
-    """The text that a custom tool was called with; of a call that was cut off, what came of it."""
+    """Return the text that a custom tool was called with, or its beginning if it was cut off."""
     try:
         given = from_json(arguments, allow_partial="trailing-strings").get(INPUT, "")
     except (ValueError, AttributeError):
         return arguments
     text = given if isinstance(given, str) else json.dumps(given)
-    return text.encode("utf-8", "replace").decode()  # half a character could not be sent
+    return text.encode("utf-8", "replace").decode()  # an unpaired surrogate could not be sent

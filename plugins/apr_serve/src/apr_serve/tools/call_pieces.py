@@ -1,4 +1,4 @@
-"""What calls of tools are taken apart into, and how their arguments become JSON on the way."""
+"""Pieces of tool calls, and the conversion of their arguments to JSON as they stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apr_serve.tools.coercion import ArgumentTypes, as_json, coerced, quoted
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that is no part of a call: characters `begin` to `end` of all that was pushed."""
+    """Text outside of calls: characters `begin` to `end` of all that was pushed."""
 
     text: str
     begin: int
@@ -19,7 +19,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call of a tool begins; its first character is number `begin`."""
+    """A tool call begins; its first character is number `begin`."""
 
     name: str
     begin: int
@@ -27,7 +27,7 @@ class CallStart:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A fragment of JSON; those of a call joined are one object, or its beginning if it was cut."""
+    """A fragment of JSON; all fragments of a call are one object, or its beginning if cut off."""
 
     fragment: str
 
@@ -49,14 +49,14 @@ class ArgumentWriter:
         self._types, self._out = types, out
         self._given: set[str] = set()
         self._key, self._held, self._ignored = "", "", False
-        self.streams = False  # the value that is open is written as it comes
+        self.streams = False  # the open value is written as it comes
 
     def lacks(self, key: str) -> bool:
-        """Whether the tool has such an argument, and it was not given yet."""
+        """Return True if the tool has such an argument, and it was not given yet."""
         return self._types.declares(key) and key not in self._given
 
     def key(self, key: str) -> None:
-        """A parameter begins. One that was given already is read and dropped: the first counts."""
+        """Begin an argument. One that was given already is read and dropped: the first counts."""
         self._ignored = key in self._given
         self.streams = self._ignored or self._types.of(key) == {"string"}
         self._key, self._held = key, ""
@@ -67,20 +67,20 @@ class ArgumentWriter:
                 self._write('"')
 
     def value(self, text: str) -> None:
-        """Text of the value."""
+        """Add text of the value."""
         if self.streams:
             self._write("" if self._ignored else quoted(text))
         else:
             self._held += text
 
     def end_value(self) -> None:
-        """The value is whole."""
+        """End the value."""
         if self._ignored:
             return
         self._write('"' if self.streams else coerced(self._held, self._types.of(self._key)))
 
     def end(self) -> None:
-        """No parameter follows."""
+        """End the arguments."""
         self._write("}" if self._given else "{}")
 
     def _write(self, fragment: str) -> None:
@@ -89,7 +89,7 @@ class ArgumentWriter:
 
 
 class Brackets:
-    """Finds where a JSON object ends, a piece at a time: also where it was not closed."""
+    """Finds where a JSON object ends, a piece at a time, also where it was not closed."""
 
     MARKS = re.compile(r'["\\{}\[\]<]')
 
@@ -99,7 +99,7 @@ class Brackets:
         self._skip = -1  # the character after a backslash, even if it has not come yet
 
     def scan(self, text: str, at: int) -> int | None:
-        """Look at the text from `at`; where the object ends, if it does."""
+        """Scan the text from `at`; return where the object ends, None if it does not yet."""
         for mark in self.MARKS.finditer(text, at):
             sign = mark.group()
             if mark.start() == self._skip:
@@ -109,7 +109,7 @@ class Brackets:
             elif sign == '"':
                 self._quoted = not self._quoted
             elif not self._quoted and sign == "<":
-                return mark.start()  # no JSON goes on like this: a tag closes the call
+                return mark.start()  # no JSON continues like this: a tag closes the call
             elif not self._quoted and self._bracket(sign):
                 return mark.end()
         return None
@@ -123,5 +123,5 @@ class Brackets:
         return not self._open
 
     def missing(self) -> str:
-        """What would close whatever is open; nothing that helps inside a string."""
+        """Return what closes the open brackets; "" inside a string, where nothing helps."""
         return "" if self._quoted else "".join(reversed(self._open))

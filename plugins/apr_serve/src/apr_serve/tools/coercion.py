@@ -1,4 +1,4 @@
-"""Argument values that a model wrote as bare text, made what the tool's JSON schema says they are.
+"""Argument values that a model wrote as bare text, converted to the types in the tool's schema.
 
 Templates write a string as it is, `True`, `None` and numbers bare, and only lists and objects as
 JSON, so the text alone does not tell 5 from "5": the schema does.
@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-MAX_HOPS = 32  # references followed, one to the next, before anything is allowed
+MAX_HOPS = 32  # references followed in a row before any type is allowed
 MAX_DEPTH, MAX_SCHEMAS = 12, 2000  # of combinations, for one argument; the same beyond them
-MAX_LITERAL = 1 << 16  # characters of a Python literal that are looked at
+MAX_LITERAL = 1 << 16  # characters of a Python literal that is parsed
 TYPES = ("null", "boolean", "integer", "number", "object", "array", "string")  # tried in this order
 ALIASES = {"int": "integer", "float": "number", "bool": "boolean", "dict": "object",
            "list": "array"}  # fmt: skip
@@ -27,7 +27,7 @@ WORDS = {"null": None, "None": None, "true": True, "True": True, "false": False,
 
 
 class Unfit(ValueError):
-    """The text is no value of the type that was tried."""
+    """The text is not a value of the type that was tried."""
 
 
 class ArgumentTypes:
@@ -40,17 +40,17 @@ class ArgumentTypes:
         self._kept: dict[str, frozenset[str]] = {}
 
     def declares(self, key: str) -> bool:
-        """Whether the schema lists this argument."""
+        """Return True if the schema lists this argument."""
         return key in self._properties
 
     def of(self, key: str) -> frozenset[str]:
-        """The types argument `key` may have; all of them where the schema does not say."""
+        """Return the JSON types that argument `key` may have; all where the schema is silent."""
         if key not in self._kept:
             self._kept[key] = self.of_schema(self._schema(key))
         return self._kept[key]
 
     def of_schema(self, schema: Any) -> frozenset[str]:
-        """The types that a schema of an argument, or a part of one, allows."""
+        """Return the JSON types that a schema of an argument, or a part of one, allows."""
         return _Types(self._root).of(schema)
 
     def _schema(self, key: str) -> Any:
@@ -59,9 +59,9 @@ class ArgumentTypes:
 
 
 def coerced(text: str, types: frozenset[str]) -> str:
-    """JSON of the value `text` stands for; of the text itself where it is of none of the types.
+    """Return the value of `text` as JSON, or `text` as a JSON string if it fits none of the types.
 
-    What is JSON already stays as it was written, digits and all.
+    Text that is already JSON stays as it was written, digits and all.
     """
     for name in TYPES[:-1]:
         if name in types:
@@ -73,18 +73,18 @@ def coerced(text: str, types: frozenset[str]) -> str:
 
 
 def as_json(value: Any) -> str:
-    """JSON of a value; what is no Unicode is escaped, so that the result can always be encoded."""
+    """Return a value as JSON; invalid Unicode is escaped, so that the result can be encoded."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isascii() or _encodes(text) else json.dumps(value)
 
 
 def quoted(piece: str) -> str:
-    """A piece of a string as it stands between the quotes of JSON."""
+    """Return a piece of a string as it stands between the quotes of JSON."""
     return as_json(piece)[1:-1]
 
 
 def strict_json(text: str) -> Any:
-    """The JSON value of a text. ValueError or RecursionError for what is none, NaN included."""
+    """Return the JSON value of a text. Raises ValueError, also for NaN, or RecursionError."""
     return json.loads(text, parse_constant=_refuse, parse_float=_finite)
 
 
@@ -101,7 +101,7 @@ def _refuse(name: str) -> Any:
 
 
 def _finite(text: str) -> float:
-    """The number nearest to what is written: JSON has no infinity to write back."""
+    """Return the nearest finite number: JSON has no infinity to write back."""
     return min(max(float(text), -LARGEST), LARGEST)
 
 
@@ -132,7 +132,7 @@ def _number(text: str) -> str:
 
 
 def _container(text: str, kind: type) -> str:
-    """A list or object, also spelled as Python spells it."""
+    """Return a list or object as JSON, also from Python's spelling of it."""
     try:
         value, written = strict_json(text), text
     except (ValueError, RecursionError):
@@ -164,12 +164,12 @@ _READERS: dict[str, Callable[[str], str]] = {
 
 
 def resolved(schema: Any, root: Any) -> Mapping[str, Any]:
-    """The schema behind local references into `root`; an empty one where there is none."""
+    """Return the schema behind local references into `root`; {} where there is none."""
     return followed(schema, root) or {}
 
 
 def followed(schema: Any, root: Any) -> Mapping[str, Any] | None:
-    """The same, but None where the references lead nowhere, or in a circle."""
+    """Return the schema behind local references; None if they lead nowhere or in a circle."""
     for _ in range(MAX_HOPS):
         if not isinstance(schema, Mapping):
             return None if schema is None else {}
@@ -181,7 +181,7 @@ def followed(schema: Any, root: Any) -> Mapping[str, Any] | None:
 
 
 def _pointed(reference: str, root: Any) -> Any:
-    """What is there, None for nothing."""
+    """Return what a local reference points to; None if there is nothing."""
     if not reference.startswith("#"):
         return None
     at = root
@@ -197,7 +197,7 @@ def _pointed(reference: str, root: Any) -> Any:
 
 
 class _Types:
-    """The types a schema allows; all of them where it is too tangled to tell."""
+    """The types a schema allows; all of them where it is too complex to tell."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root, self._left = root, MAX_SCHEMAS
@@ -221,14 +221,14 @@ class _Types:
 
 
 def _both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
-    """What both allow: a whole number is a number."""
+    """Return the types that both allow: a whole number is a number."""
     whole = {"integer"} if {"integer", "number"} <= one | other else set()
     narrowed = whole and (("number" in one) != ("number" in other) or "integer" in one & other)
     return one & other | (whole if narrowed else set())
 
 
 def _own_types(schema: Mapping[str, Any]) -> Iterator[str]:
-    """What the schema's own words say, combinations apart."""
+    """Yield the types in the schema's own keywords, combinations apart."""
     named = schema.get("type")
     names = named if isinstance(named, list) else [named]
     if named is not None:

@@ -1,8 +1,8 @@
-"""Messages as clients send them, made what chat templates take. Every refusal names the place.
+"""Messages as clients send them, converted for chat templates. Every refusal names the place.
 
 Templates are strict: one system message and that first, content they can trim, arguments of calls
 as mappings. Clients are not: agents send system and developer messages anywhere, arguments as JSON
-in a string, null for no content. Whatever has one clear meaning is taken.
+in a string, null for no content. Whatever has one clear meaning is accepted.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 MAX_DEPTH = 64  # of arguments and schemas: templates and guards walk them recursively
 TOOL_NAME = re.compile(r"[^\s<>\"'\x00-\x1f\x7f]{1,128}")
-UNPARSED = "arguments"  # the name under which arguments that are no JSON object are kept
+UNPARSED = "arguments"  # the name under which arguments that are not a JSON object are kept
 
 
 class Function(Protocol):
     """A tool, as far as templates show it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The tool's name."""
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """What the tool does, for the model."""
 
     @property
-    def parameters(self) -> Mapping[str, Any]: ...
+    def parameters(self) -> Mapping[str, Any]:
+        """The JSON schema of the arguments."""
 
 
 def normalized(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as templates take them: system and developer ones folded into one, the first.
+    """Return the messages as templates take them, with all system messages joined into the first.
 
-    Content is one string, a call's arguments are a mapping, `reasoning` goes by the name of
-    `reasoning_content`, and fields no template knows are left out. Arguments that are no JSON
-    object, as another model may have written them, are kept under the name "arguments": the
-    conversation can go on. Raises UsageError naming `messages[i]` and what was expected there.
+    Developer messages count as system messages. Content becomes one string, a call's arguments a
+    mapping, `reasoning` is renamed to `reasoning_content`, and fields no template knows are
+    dropped. Arguments that are not a JSON object, as another model may have written them, are kept
+    under the name "arguments", so that the conversation can continue. Raises UsageError naming
+    `messages[i]` and what was expected there.
     """
     if not _is_list(messages) or not messages:
         raise UsageError("messages: expected a list with at least one message")
@@ -53,7 +57,7 @@ def normalized(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def template_tools(tools: Sequence[Function]) -> list[dict[str, Any]] | None:
-    """The tools as templates show them, None for none. Raises UsageError naming `tools[i]`."""
+    """Return the tools as templates show them; None for no tools. Raises UsageError."""
     listed: dict[str, dict[str, Any]] = {}
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
@@ -98,7 +102,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _content(content: Any, where: str, optional: bool) -> str:
-    """The text of a message. `optional`: null is no text."""
+    """Return the text of a message. `optional`: null is no text."""
     if content is None and optional:
         return ""
     if isinstance(content, str):
@@ -134,7 +138,7 @@ def _reasoning(message: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _calls(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The calls of an assistant's message, the old single `function_call` among them."""
+    """Return the calls of an assistant's message, also from the old single `function_call`."""
     calls, where_calls = message.get("tool_calls"), f"{where}.tool_calls"
     if calls is None and message.get("function_call") is not None:
         made = _function(message["function_call"], f"{where}.function_call")
@@ -179,7 +183,7 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON in a string, unwrapped twice where it was wrapped twice; else the string itself."""
+    """Return the JSON in a string, unwrapped up to twice; the string itself if there is none."""
     if not text.strip():
         return {}
     try:
@@ -208,7 +212,7 @@ def _shallow(value: Any, where: str) -> Any:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether a value is nested at most MAX_DEPTH levels, found without recursion."""
+    """Return True if a value is nested at most MAX_DEPTH levels, found without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
@@ -228,13 +232,13 @@ def _is_list(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls the kind of a value."""
+    """Return JSON's name for the kind of a value."""
     kinds = {type(None): "null", bool: "a boolean", int: "a number", float: "a number",
              str: "a string", dict: "an object", list: "a list"}  # fmt: skip
     return kinds.get(type(value), type(value).__name__)
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """Return a value for a message, shortened if it is long."""
     text = repr(value) if isinstance(value, str | int | float) else _kind(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

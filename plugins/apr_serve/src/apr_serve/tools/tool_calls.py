@@ -1,12 +1,12 @@
-"""Calls of tools in what a model writes, found while it comes. Knows no protocol, no tokens.
+r"""Finds tool calls in model output while it streams. Knows no protocol and no tokens.
 
 Two forms, whichever the model's template taught it:
 
-    <tool_call>\\n<function=NAME>\\n<parameter=KEY>\\nVALUE\\n</parameter>\\n</function>\\n</tool_call>
-    <tool_call>\\n{"name": NAME, "arguments": {...}}\\n</tool_call>
+    <tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>
+    <tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call>
 
-What only looks like a call, or calls what is no tool, is text and stays it. A decision is made only
-on text that decides it, so how the text was cut into pieces never matters.
+Text that only looks like a call, or calls an unknown tool, stays text. Nothing is decided before
+the text decides it, so how the text was cut into pieces never matters.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ class ToolLike(Protocol):
     """A tool, as far as its calls can be read."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The tool's name."""
 
     @property
-    def parameters(self) -> Mapping[str, Any]: ...
+    def parameters(self) -> Mapping[str, Any]:
+        """The JSON schema of the arguments."""
 
 
 def form_of(template: str) -> Form | None:
-    """The form of calls that a chat template teaches; None if it knows no tools."""
+    """Return the form of calls that a chat template teaches; None if it knows no tools."""
     if FUNCTION in template:
         return "tags"
     return "json" if OPEN in template and "arguments" in template else None
 
 
 class _More(Exception):
-    """What has come so far does not decide it."""
+    """The text so far does not decide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,14 @@ ENDS = (END_PARAMETER, END_FUNCTION, CLOSE)
 VALUE_ENDS = ((END_PARAMETER,), SPACE, BORDER)
 FUNCTION_ENDS = ((END_FUNCTION,), SPACE, (CLOSE, AT_END))  # a parameter was left open before it
 CALL_ENDS = ((CLOSE,), SPACE, (OPEN, AT_END))  # and the function too
-MAX_KEY = 256  # characters; what goes on longer without an end is no name
+MAX_KEY = 256  # characters; a longer one is not a name
 KEY = re.compile(re.escape(PARAMETER) + rf"([^<>\n]{{0,{MAX_KEY}}})>")
 NO_KEY = re.compile(r"[<>\n]")
 BLANK = re.compile(r"\s*")
 
 
 def _match(text: str, at: int, steps: Sequence[tuple[str, ...]], final: bool) -> _Match | None:
-    """Each step's options at `at`, one after another. Raises _More if later text may decide."""
+    """Match each step's options from `at` on. Raises _More if later text may decide."""
     found = []
     for options in steps:
         if options is SPACE:
@@ -98,37 +100,37 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _may_become(text: str, at: int, options: Sequence[str]) -> bool:
-    """Whether the text from `at` to its end is the beginning of an option."""
+    """Return True if the text from `at` to its end is the beginning of an option."""
     longest = max(map(len, options))
     return len(text) - at < longest and any(o.startswith(text[at:]) for o in options)
 
 
 class CallScanner:
-    """Turns text as it comes into pieces: text, and calls of `tools`."""
+    """Turns streamed text into pieces: text, and calls of `tools`."""
 
     def __init__(self, tools: Sequence[ToolLike]) -> None:
         self._types = {tool.name: ArgumentTypes(tool.parameters) for tool in tools}
         functions = tuple(f"{FUNCTION}{name}>" for name in self._types)
         self._bare = (functions, SPACE, BORDER)
         self._tagged = ((OPEN,), SPACE, *self._bare)
-        self._buffer, self._begin = "", 0  # text not yet decided; its place in all text
+        self._buffer, self._begin = "", 0  # text not yet decided; its position in all text
         self._line_start = True  # whether the buffer begins a line
-        self._seen = 0  # characters of the buffer that were looked at
+        self._seen = 0  # characters of the buffer that were scanned
         self._state: Callable[[bool], bool] = self._text
         self._out: list[Piece] = []
         self._call: ArgumentWriter | None = None
         self._cut = False
 
     def push(self, text: str) -> list[Piece]:
-        """The pieces that are certain now."""
+        """Return the pieces that are certain now."""
         self._buffer += text
         return self._run(final=False)
 
     def finish(self, cut: bool = False) -> list[Piece]:
-        """The rest. A call that is still open is closed, `closed` false.
+        """Return the remaining pieces. A call that is still open is closed, `closed` false.
 
-        `cut`: the model did not end here. Then the arguments of an open call stay open, so that
-        nobody takes half a value for a whole one, and what was to be JSON is text.
+        `cut`: the model did not end here. Then the arguments of an open call stay incomplete, so
+        that half a value is not taken for a whole one, and an incomplete JSON call is text.
         """
         self._cut = cut
         return self._run(final=True)
@@ -148,7 +150,7 @@ class CallScanner:
         return taken
 
     def _say(self, count: int) -> None:
-        """The first characters of the buffer are text."""
+        """Output the first `count` characters of the buffer as text."""
         if count:
             begin = self._begin
             self._out.append(Text(self._consume(count), begin, begin + count))
@@ -159,7 +161,7 @@ class CallScanner:
     # Outside of calls
 
     def _text(self, final: bool) -> bool:
-        """Text up to where a call may begin; whether a call began."""
+        """Read text up to where a call may begin; return True if a call began."""
         while (at := self._buffer.find("<", self._seen)) >= 0:
             try:
                 if begun := self._begun(at, final):
@@ -174,7 +176,7 @@ class CallScanner:
         return False
 
     def _begun(self, at: int, final: bool) -> Callable[[], None] | None:
-        """What enters the call that begins at `at`, if one does."""
+        """Return the function that enters the call at `at`; None if no call begins there."""
         if OPEN.startswith(self._buffer[at : at + len(OPEN)]):
             if _match(self._buffer, at, ((OPEN,), SPACE, ("{",)), final):
                 return self._enter_json
@@ -184,7 +186,7 @@ class CallScanner:
         return (lambda: self._enter(*head)) if head else None
 
     def _head(self, at: int, steps: Sequence[tuple[str, ...]], final: bool) -> _Head | None:
-        """The name of the function that is called, and where its arguments begin."""
+        """Return the name of the called function, and the length before its arguments."""
         try:
             if not _match(self._buffer, at, steps, final=False):
                 return None
@@ -203,7 +205,7 @@ class CallScanner:
         self._state = self._parameters
 
     def _parameters(self, final: bool) -> bool:
-        """Between parameters."""
+        """Read what stands between parameters."""
         blank = _after_space(self._buffer, 0)
         try:
             if key := KEY.match(self._buffer, blank):
@@ -225,7 +227,7 @@ class CallScanner:
         return self._leave(closed=True, tagged=tag == END_FUNCTION)
 
     def _cut_tag(self, at: int) -> bool:
-        """Whether nothing but the beginning of a tag is left."""
+        """Return True if only the beginning of a tag is left."""
         if self._buffer.startswith(PARAMETER, at):
             return self._incomplete_key(at)
         return _may_become(self._buffer, at, (PARAMETER, *ENDS))
@@ -241,7 +243,7 @@ class CallScanner:
         return self._call
 
     def _leave(self, closed: bool, tagged: bool = False) -> bool:
-        """The call is over; `tagged` if the tag around it is still to come."""
+        """End the call; `tagged` if the tag around it is still to come."""
         if closed or not self._cut:
             self._open_call.end()
         self._out.append(CallEnd(closed))
@@ -251,7 +253,7 @@ class CallScanner:
         return True
 
     def _closing(self, final: bool) -> bool:
-        """The tag that closes a call, unless the model left it out."""
+        """Read the tag that closes a call, unless the model left it out."""
         try:
             close = _match(self._buffer, 0, (SPACE, (CLOSE,)), final)
         except _More:
@@ -271,7 +273,7 @@ class CallScanner:
         return True
 
     def _value(self, final: bool) -> bool:
-        """A value, up to what ends it; whether it ended."""
+        """Read a value up to what ends it; return True if it ended."""
         while (at := self._buffer.find("<", self._seen)) >= 0:
             try:
                 tag = self._value_end(at, final)
@@ -293,14 +295,14 @@ class CallScanner:
         return False
 
     def _flow(self, count: int) -> None:
-        """Stream a value's text, but for a last line break, which may belong to the closing tag."""
+        """Stream a value's text, but hold back a last line break: it may end the value."""
         if self._open_call.streams:
             count -= self._buffer[:count].endswith("\n")
             if count:
                 self._open_call.value(self._consume(count))
 
     def _value_end(self, at: int, final: bool) -> int | None:
-        """How many characters at `at` close the value; None if it goes on."""
+        """Return how many characters at `at` close the value; None if it continues."""
         size = self._closer(at, final)
         return self._cut_short(at) if size is None and final else size
 
@@ -324,7 +326,7 @@ class CallScanner:
         return _may_become(self._buffer, at, (PARAMETER,))
 
     def _cut_short(self, at: int) -> int | None:
-        """What would have become closing tags, had the text not ended, is none of the value."""
+        """Return the length of a closing tag cut off at the end of the text; None if it is text."""
         try:
             self._closer(at, final=False)
         except _More:
@@ -347,7 +349,7 @@ class CallScanner:
         self._state = self._json
 
     def _json(self, final: bool) -> bool:
-        """A call as JSON is read once it is whole: only then is it known to be one."""
+        """Read a call as JSON once it is complete: only then is it known to be one."""
         end = self._object.scan(self._buffer, self._seen)
         self._seen = len(self._buffer) if end is None else end
         if end is None and not final:
@@ -368,7 +370,7 @@ class CallScanner:
         return True
 
     def _parsed(self, text: str) -> tuple[str, str] | None:
-        """(name, arguments as JSON) of a call of a known tool."""
+        """Return (name, arguments as JSON) of a call of a known tool."""
         try:
             call = strict_json(text)
             name, arguments = call["name"], call.get("arguments", call.get("parameters"))

@@ -1,4 +1,4 @@
-"""Request bodies: read whole within limits, and only JSON that every reader understands alike."""
+"""Request bodies: read whole within limits, and accepted only as unambiguous JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import respond
 
-LOGGED = 20_000  # characters of a prompt in the log, if it is wanted there
+LOGGED = 20_000  # characters of a prompt in the log, if prompts are logged
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # in pairs they are one character
 log = logging.getLogger("apr.server")
 
 
 class BodyGate:
-    """Hands on requests whose body is small enough, came in time and is JSON."""
+    """Passes on requests whose body is small enough, arrived in time and is JSON."""
 
     def __init__(
         self, app: ASGIApp, max_body: int, timeout: float, log_prompts: bool = False
@@ -28,7 +28,7 @@ class BodyGate:
         self._app, self._max, self._timeout, self._log = app, max_body, timeout, log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse with 400, 408, 413 or 415, or hand on the body that was read."""
+        """Refuse with 400, 408, 413 or 415, or pass on the body that was read."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -49,7 +49,7 @@ class BodyGate:
         await self._app(scope, _replayed(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The body; None if the client went away. Raises ApiError 408 or 413."""
+        """Return the body; None if the client disconnected. Raises ApiError 408 or 413."""
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > self._max:
             raise self._too_large()
@@ -80,16 +80,16 @@ class BodyGate:
 
 
 def check_json(body: bytes, headers: Headers) -> None:
-    """Raise ApiError unless the body is JSON. No body at all is left to the route.
+    """Raise ApiError unless the body is JSON. An empty body is left to the route.
 
-    A browser must say that it is JSON as well: it asks before it sends that to another site. Of
-    other clients, such as curl with `-d`, the content type is not looked at.
+    A browser must also declare it as JSON: then it asks before it sends that to another site. For
+    other clients, such as curl with `-d`, the content type is not checked.
     """
     if not body:
         return
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and "+json" in kind)
-    if not is_json and "origin" in headers:  # a form of another site, which a browser just sends
+    if not is_json and "origin" in headers:  # a form of another site
         raise ApiError(415, f"the content type must be application/json, found {kind or 'none'!r}")
     try:
         content = json.loads(
@@ -108,7 +108,7 @@ def check_json(body: bytes, headers: Headers) -> None:
 
 
 def _whole_characters(content: Any) -> None:
-    """Raise ValueError if a string holds half of a pair of escapes: it could not be sent back."""
+    """Raise ValueError if a string holds an unpaired surrogate: it could not be sent back."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -128,7 +128,7 @@ def _finite(text: str) -> float:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """`receive` that gives the body first and then what comes, such as a disconnect."""
+    """Return a `receive` that gives the body first and then later messages."""
     waiting: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and where the keys come from. A key is never logged."""
+"""API keys: where they come from, and the check of each request. A key is never logged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from apr_serve.page.routes import is_public
 
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})
 NEEDED = "this server needs an API key: send `Authorization: Bearer KEY`"
-SHORTEST = 8  # characters; less is a typing error, or guessed at once
+SHORTEST = 8  # characters; a shorter key is a typing error, or easily guessed
 
 
 def gather_keys(
     given: Sequence[str], file: Path | None, environment: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """All keys: of the command line, of a file (one a line, # comments) and of the environment.
+    """Return all keys: of the command line, of a file (one a line, # comments), of the environment.
 
     Raises UsageError for keys that cannot be sent or are too short, InputOutputError for the file.
     """
@@ -54,10 +54,10 @@ def gather_keys(
 
 
 class KeyGate:
-    """Lets requests with a known key through, and everybody to health and the static pages.
+    """Passes requests with a known key, and all requests for health and the static pages.
 
-    The key comes as `Authorization: Bearer KEY` or `x-api-key: KEY`. Compared are digests, against
-    every key and in constant time: how long it takes says nothing about them.
+    The key comes as `Authorization: Bearer KEY` or `x-api-key: KEY`. Digests are compared, against
+    every key and in constant time, so that timing tells nothing about the keys.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class KeyGate:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse with 401, or hand on with `owner` in the request's state."""
+        """Refuse with 401, or pass on with `owner` in the request's state."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

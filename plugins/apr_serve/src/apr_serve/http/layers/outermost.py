@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, the log line, counting, and what happens when a route fails."""
+"""The outermost layer: request ids, the log line, counting, and uncaught errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from apr_serve.http.metrics import Metrics
 from apr_serve.http.refusing import respond
 
 ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-QUIET = ("/health/", "/metrics", "/page/", "/status.json")  # asked every few seconds
+QUIET = ("/health/", "/metrics", "/page/", "/status.json")  # requested every few seconds
 log = logging.getLogger("apr.server")
 
 
 class ServerState:
-    """What the process is doing: `draining` once it takes no more."""
+    """The state of the process: `draining` once it takes no more requests."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -43,7 +43,7 @@ class Outermost:
         self._strict = strict_parameters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever happens."""
+        """Answer one request, even if the application fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -82,7 +82,7 @@ class Exchange:
         scope.setdefault("state", {}).update(request_id=self.id, details=self.details)
 
     async def send(self, message: Message) -> None:
-        """Send on; the response's start gets the id."""
+        """Send a message on, with the id in the response's headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(raw=message["headers"])
@@ -92,7 +92,7 @@ class Exchange:
         await self._send(message)
 
     def fields(self) -> dict[str, Any]:
-        """What the log says about it."""
+        """Return the fields of the request's log line."""
         return {
             "request_id": self.id, "method": self.scope["method"], "path": self.scope["path"],
             "status": self.status or None, "ms": round(self._ms(), 1),
@@ -103,12 +103,12 @@ class Exchange:
         return (time.perf_counter() - self._started) * 1000
 
     def report(self) -> None:
-        """The log line; requests that come every few seconds have one only when they fail."""
+        """Write the log line; requests that come every few seconds have one only when they fail."""
         if self.status >= 400 or not self.scope["path"].startswith(QUIET):
             level = logging.WARNING if self.status >= 500 else logging.INFO
             log.log(level, "request" if self.status else "client left", extra=self.fields())
 
 
 def _route(scope: Scope) -> str:
-    """The route's own path: what clients invent must not become labels."""
+    """Return the route's own path: labels must not come from clients."""
     return getattr(scope.get("route"), "path", None) or "unknown"

@@ -1,4 +1,4 @@
-"""Whose request it is when proxies stand between: X-Forwarded-For, from those that are trusted."""
+"""The client's address behind proxies: X-Forwarded-For, from trusted proxies only."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from starlette.types import Scope
 
 from apr_core.plugin import UsageError
 
-LOCAL = "local"  # who asks through a unix socket and says no more
+LOCAL = "local"  # a client of the unix socket without X-Forwarded-For
 
 
 class Proxies:
-    """Addresses or networks whose word on clients counts.
+    """Addresses or networks of proxies whose X-Forwarded-For is trusted.
 
-    Whoever may open the unix socket is trusted, too. Raises UsageError for what is no address.
+    Clients of the unix socket are trusted, too. Raises UsageError for invalid addresses.
     """
 
     def __init__(self, trusted: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class Proxies:
             ) from error
 
     def client(self, scope: Scope) -> str:
-        """The address that is nearest to the server and no trusted proxy's."""
+        """Return the address nearest to the server that is not a trusted proxy's."""
         found = (scope.get("client") or ("",))[0]
         for hop in _hops(scope):
             if not self._trusts(found):
@@ -46,7 +46,7 @@ class Proxies:
 
 
 def _hops(scope: Scope) -> Iterator[str]:
-    """What X-Forwarded-For says, last first, as far as it is addresses."""
+    """Yield the addresses in X-Forwarded-For, last first, up to the first invalid one."""
     said = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
     for text in reversed(said.split(",")):
         text = text.strip()
