@@ -1,1 +1,1 @@
-"""For authors of plugins: conformance kits, templates, and what examines an installation."""
+"""For authors of plugins: conformance kits, templates, and diagnosis of an installation."""

@@ -1,0 +1,1 @@
+"""The commands `apr doctor` and `apr plugins check`, `freeze` and `new`."""

@@ -60,7 +60,7 @@ def check(name: str, as_json: bool) -> None:
 
 
 def _checks(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
-    """One result after the other. What a plugin prints meanwhile goes to stderr."""
+    """Yield one result after the other. What plugins print meanwhile goes to stderr."""
     running = _run(rows)
     while True:
         with diverted():
@@ -71,7 +71,7 @@ def _checks(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
 
 
 def _run(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
-    """Each distribution's own checks, then those of the kind of everything it declares."""
+    """Run each distribution's own checks, then those of the kind of everything it declares."""
     for distribution in dict.fromkeys(row.distribution for row in rows):
         of_it = [row for row in rows if row.distribution == distribution]
         unusable = [row for row in of_it if row.status not in ("ok", "unavailable")]
@@ -82,7 +82,7 @@ def _run(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
 
 
 def _plugin_checks(distribution: str, unusable: Sequence[PluginRow]) -> Iterator[CheckResult]:
-    """What every plugin passes; of one that cannot be used, only why not: its code may do harm."""
+    """Run the checks of every plugin; for an unusable one report only why: its code may do harm."""
     from apr_devkit import kits as testing
     from apr_devkit.kits.checks import checks_of, sentence_of
 
@@ -99,7 +99,7 @@ def _plugin_checks(distribution: str, unusable: Sequence[PluginRow]) -> Iterator
 
 
 def _kind_checks(distribution: str, declaration: Declaration) -> Iterator[CheckResult]:
-    """The checks of the declaration's kind, without those that every plugin passes."""
+    """Run the checks of the declaration's kind, without those that every plugin passes."""
     from apr_devkit import kits as testing
     from apr_devkit.kits.checks import checks_of
 
@@ -112,7 +112,7 @@ def _kind_checks(distribution: str, declaration: Declaration) -> Iterator[CheckR
 
 
 def _unambiguous(kind: str, name: str, qualified: str) -> str:
-    """The bare name where it means this declaration, else with its distribution."""
+    """Return the bare name if it can mean only this declaration, else `qualified`."""
     from apr_core.runtime import get_registry
 
     owners = [o for o in get_registry().declarations(kind) if o.declaration.name == name]
@@ -131,7 +131,7 @@ def _print(result: CheckResult, first: bool) -> None:
 
 
 def summary(results: Sequence[CheckResult]) -> str:
-    """`12 checks, 3 skipped: no such device`: what passed is what is left."""
+    """Return a summary such as `12 checks, 3 skipped: no such device`."""
     counts = Counter(result.outcome for result in results)
     words = [f"{len(results)} checks"]
     if counts["failed"]:

@@ -1,4 +1,4 @@
-"""`apr doctor`: this machine, what is installed, what is configured, and what will not work."""
+"""`apr doctor`: this machine, what is installed and configured, and what will not work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`apr plugins freeze`: what to give to pip to have the same plugins elsewhere."""
+"""`apr plugins freeze`: requirement lines for pip that install the same plugins elsewhere."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _frozen(name: str) -> dict[str, Any]:
 
 
 def _requirement(name: str, found: Distribution) -> dict[str, Any]:
-    """The line, and whether the package is used in place. Raises ValueError, KeyError."""
+    """Return the line, and whether the package is editable. Raises ValueError, KeyError."""
     text = found.read_text("direct_url.json")
     if text is None:
         return {"requirement": f"{name}=={found.version}", "editable": False}
@@ -56,7 +56,7 @@ def _requirement(name: str, found: Distribution) -> dict[str, Any]:
 
 
 def direct_reference(origin: dict[str, Any]) -> str:
-    """The URL that a requirement names, from the content of a direct_url.json (PEP 610)."""
+    """Return the URL for a requirement, from the content of a direct_url.json (PEP 610)."""
     url: str = origin["url"]
     fragments = []
     if "vcs_info" in origin:

@@ -1,4 +1,4 @@
-"""`apr plugins new`: a package of one's own that works from the first minute."""
+"""`apr plugins new`: creates a plugin package that works as it is."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def new(kind: str, name: str, directory: Path | None, backend: str | None, as_js
 
 
 def _names(kind: str, name: str, backend: str | None) -> PluginNames:
-    """What the package is called. Raises UsageError, or PluginError for a backend of nobody."""
+    """Return the names of a package. Raises UsageError, or PluginError for an unknown backend."""
     if backend and kind != "kernel":
         raise UsageError("--for goes with kernel only", "It names the backend a kernel is for.")
     if kind == "kernel":
@@ -86,7 +86,7 @@ def _names(kind: str, name: str, backend: str | None) -> PluginNames:
 
 
 def _otherwise_meant(names: PluginNames) -> str:
-    """What the class's name means already where the class is written; empty if nothing."""
+    """Return what the class's name already means where it is used; "" if nothing."""
     for path, data in files_of(names).items():
         if not re.search(rf"^class {names.class_name}[(:]".encode(), data, re.MULTILINE):
             continue
@@ -100,7 +100,7 @@ def _otherwise_meant(names: PluginNames) -> str:
 
 
 def _bound(module: ast.Module) -> Iterator[str]:
-    """The names a module binds at its top, each as often as it does."""
+    """Yield the names a module binds at its top level, once for each binding."""
     for node in module.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (each.asname or each.name for each in node.names)
@@ -119,7 +119,7 @@ def _next(names: PluginNames, directory: Path) -> list[str]:
 
 
 def _numpy_backend(registry: Registry) -> str:
-    """The best backend that works on NumPy arrays, as the written kernel does."""
+    """Return the best backend that works on NumPy arrays, as the template's kernel does."""
     import numpy as np
 
     for name in registry.backends_by_score():
@@ -135,7 +135,7 @@ def _numpy_backend(registry: Registry) -> str:
 
 
 def _notes(names: PluginNames) -> Iterator[str]:
-    """What will stand in the way of the new plugin here, if it is installed beside the others."""
+    """Yield what will conflict with the new plugin if it is installed beside the others."""
     try:
         registry = get_registry()
     except AprError as error:  # writing a package needs no plugin

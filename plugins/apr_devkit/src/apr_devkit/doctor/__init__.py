@@ -1,4 +1,4 @@
-"""Looks at everything apr depends on. Changes nothing, and no part of it stops another one."""
+"""Examines everything apr depends on. Changes nothing; a failing part does not stop the others."""
 
 from apr_devkit.doctor.examination import examine
 from apr_devkit.doctor.finding import Finding, Part

@@ -1,4 +1,4 @@
-"""Every setting: its value, and whether the file, the environment or nobody set it."""
+"""Every setting: its value, and whether it comes from the file, the environment or a default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apr_devkit.doctor.finding import Finding
 
 DEFAULT = "default"
 SECRET = ("HF_TOKEN",)
-# environment variables that core reads, and what holds where they are not set
+# environment variables that core reads, and what applies where they are not set
 VARIABLES: dict[str, str] = {
     "APR_NO_PLUGINS": "plugins are used",
     "APR_PLUGINS": "all installed plugins",
@@ -32,7 +32,7 @@ FOLDERS = ("APR_CONFIG", "APR_CACHE")  # shown as the settings they set
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting as it is in force. `origin`: default, a file's path, or a variable's name."""
+    """A setting in force. `origin`: default, a file's path, or a variable's name."""
 
     name: str
     value: Any
@@ -40,7 +40,7 @@ class Setting:
 
 
 def configuration(env: Mapping[str, str] = os.environ) -> Finding:
-    """What the file and the environment set, and what is in the file that should not be."""
+    """Report the settings of file and environment, and what is wrong in the file."""
     path = config_path(env)
     settings = [*_of_file(path, env), *_of_environment(env)]
     unknown = sorted(n for n in env if n.startswith("APR_") and n not in {*VARIABLES, *FOLDERS})
@@ -58,18 +58,18 @@ def _shown(value: Any) -> str:
 
 
 def _problems(path: Path) -> Iterator[str]:
-    """What stops every command that reads the file."""
+    """Yield the errors that stop every command that reads the file."""
     try:
         read_settings(path)
         get_registry()
     except ConfigError as error:
-        found = list(problems(_content(path)))  # none if it is no TOML at all
+        found = list(problems(_content(path)))  # none if it is not TOML
         texts = [f"{path}: {text}. {hint}".strip() for text, hint in found] or [error.message]
         yield from (f"{text} Commands that use plugins stop at that." for text in texts)
 
 
 def _of_file(path: Path, env: Mapping[str, str]) -> Iterator[Setting]:
-    """The file itself, the cache folder, and everything the file sets."""
+    """Yield the file itself, the cache folder, and everything the file sets."""
     named = (name for name in ("APR_CONFIG", "XDG_CONFIG_HOME") if env.get(name))
     origin = next(named, DEFAULT) + ("" if path.exists() else ", not there")
     yield Setting("configuration file", str(path), origin)
@@ -95,7 +95,7 @@ def _cache(content: Mapping[str, Any], path: Path, env: Mapping[str, str]) -> Se
 
 
 def _content(path: Path) -> Mapping[str, Any]:
-    """What the file holds, also where some of it is not allowed; nothing if it is not TOML."""
+    """Return the content of the file, even where it is invalid; {} if it is not TOML."""
     try:
         return config_content(path)
     except ConfigError:

@@ -26,7 +26,7 @@ def _parts() -> dict[str, Callable[[], Finding]]:
 
 
 def examine(parts: dict[str, Callable[[], Finding]] | None = None) -> Iterator[Part]:
-    """Each part as it is done; one that cannot be examined says so itself."""
+    """Yield each part as it is done; a part that cannot be examined reports that."""
     for name, look in (parts or _parts()).items():
         yield Part(name, _careful(name, look))
 

@@ -1,4 +1,4 @@
-"""What a part of the examination found out."""
+"""The result of one part of the examination."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(slots=True)
 class Finding:
-    """What one part found out.
+    """The result of one part.
 
     `rows` are (label, text) for people, `facts` the same for programs. A problem makes commands
-    fail; a warning does not, or only for who uses the thing it is about.
+    fail; a warning does not, or only for users of the thing it is about.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the examination, once it was made."""
+    """A finished part of the examination."""
 
     name: str
     finding: Finding

@@ -1,4 +1,4 @@
-"""Interpreter, processor and memory. Knows no device: backends tell of theirs themselves."""
+"""Interpreter, processor and memory. Knows no device: backends describe theirs themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apr_core.runtime import human_bytes
 from apr_devkit.doctor.finding import Finding
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-# of the instruction sets of x86 and ARM, those that matrix products of numbers and bytes use
+# instruction sets of x86 and ARM that matrix products of floats and bytes use
 FEATURES = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni",
     "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "fphp", "asimdhp", "i8mm", "bf16",
@@ -22,7 +22,7 @@ FEATURES = (
 
 
 def system() -> Finding:
-    """Python, platform, this core and the plugin API it speaks."""
+    """Report Python, platform, core version and its plugin API."""
     facts = {
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -41,7 +41,7 @@ def system() -> Finding:
 
 
 def processor() -> Finding:
-    """Model, how many cores this process may use, and the features that kernels care about."""
+    """Report the model, the cores this process may use, and the features that kernels use."""
     info = _fields(CPUINFO)
     flags = set(info.get("flags", info.get("Features", "")).split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -63,7 +63,7 @@ def processor() -> Finding:
 
 
 def memory() -> Finding:
-    """How much there is, and how much of it is free to use now."""
+    """Report the total memory, and how much of it is available now."""
     info = _fields(MEMINFO)
     if "MemTotal" in info:
         total = 1024 * int(info["MemTotal"].split()[0])
@@ -77,7 +77,7 @@ def memory() -> Finding:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """`key : value` lines, of several with one key the first; nothing where there is no file."""
+    """Return the file's `key : value` lines, the first of each key; {} where there is no file."""
     found: dict[str, str] = {}
     try:
         lines = path.read_text("utf-8", "replace").splitlines()

@@ -18,7 +18,7 @@ CORE = "apr-core"
 
 
 def devices() -> Finding:
-    """Every declared backend: whether it can run here, and what it says about its device."""
+    """Report every declared backend: whether it can run here, and how it describes its device."""
     found = tolerant_registry()
     facts = [_device(found, owned) for owned in found.declarations("backend")]
     finding = Finding([(d["name"], _device_line(d)) for d in facts] or [("", "none")], facts)
@@ -37,7 +37,7 @@ def _device_line(device: dict[str, Any]) -> str:
 
 
 def _device(found: Registry, owned: Owned) -> dict[str, Any]:
-    """Name, distribution, status (ok, unavailable, broken), reason, score, description."""
+    """Return name, distribution, status (ok, unavailable, broken), reason, score, description."""
     declaration = owned.declaration
     facts: dict[str, Any] = {
         "name": declaration.name, "distribution": owned.distribution, "status": "unavailable",
@@ -55,12 +55,12 @@ def _device(found: Registry, owned: Owned) -> dict[str, Any]:
 
 
 def explained(error: BaseException) -> str:
-    """An error in a line: ours have a message, others a type as well."""
+    """Return an error as one line: apr's own by message, others with their type."""
     return error.message if isinstance(error, AprError) else f"{type(error).__name__}: {error}"
 
 
 def plugins() -> Finding:
-    """Every plugin, its status and why; names that are claimed twice."""
+    """Report every plugin with its status and reason, and names that are claimed twice."""
     found = tolerant_registry()
     here = found.rows_here()
     facts = [
@@ -88,10 +88,10 @@ def plugins() -> Finding:
 
 
 def _without_effect(found: Registry) -> Iterator[str]:
-    """Entries of the configuration file that match nothing, where plugins are used at all."""
+    """Yield entries of the configuration file that match nothing, if plugins are in use."""
     try:
         settings = read_settings()
-    except ConfigError:  # the part about configuration says so
+    except ConfigError:  # reported by the part about configuration
         return
     if os.environ.get("APR_NO_PLUGINS") != "1":
         yield from unmatched(settings, installed(), found)
@@ -109,7 +109,7 @@ def _claimed_twice(found: Registry) -> Iterator[str]:
 
 
 def libraries(version_of: Callable[[str], str] = version) -> Finding:
-    """Versions of what the core and the plugins require, from packaging metadata alone."""
+    """Report versions of what core and plugins require, from packaging metadata alone."""
     wanted: dict[str, list[str]] = {}
     for owner in [CORE, *dict.fromkeys(f.distribution for f in installed() if f.status == "ok")]:
         for name in requirements(owner):
@@ -133,7 +133,7 @@ def _version(name: str, version_of: Callable[[str], str]) -> str | None:
 
 
 def requirements(owner: str) -> Sequence[str]:
-    """The distributions that one requires here; those for extras or other systems are left out."""
+    """Return the distributions that `owner` requires here, without extras and markers."""
     try:
         lines = distribution(owner).requires or []
     except PackageNotFoundError:

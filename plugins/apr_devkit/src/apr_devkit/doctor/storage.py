@@ -1,4 +1,4 @@
-"""Cache folders: where they are, how much they hold, how much room is left. Deletes nothing."""
+"""Cache folders: where they are, their size, and the free disk space. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from apr_core.plugin import cache_dir
 from apr_core.runtime import human_bytes, tolerant_registry
 from apr_devkit.doctor.finding import Finding
 
-LITTLE = 1 << 30  # bytes left, under which a pull or an import is likely to fail
+LITTLE = 1 << 30  # bytes left, below which a pull or an import is likely to fail
 
 
 def storage() -> Finding:
-    """Every cache with its size, and the free space of the disks they are on."""
+    """Report every cache with its size, and the free space of their disks."""
     finding = Finding(facts={"caches": [], "free": []})
     for label, folder in _caches(finding):
         used = _size(folder)
@@ -36,7 +36,7 @@ def storage() -> Finding:
 
 
 def hub_caches() -> list[Path]:
-    """Where pulled models are kept: the hub client's own folder, if it is installed."""
+    """Return the folder of pulled models: the hub client's own, if it is installed."""
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
@@ -45,14 +45,14 @@ def hub_caches() -> list[Path]:
 
 
 def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
-    """(label, folder): the hub client's, our own, and what backends tell of theirs."""
+    """Yield (label, folder): the hub client's, apr's own, and those of backends."""
     yield from (("pulled models", folder) for folder in hub_caches())
     yield "apr", cache_dir()
     found = tolerant_registry()
     for owned in found.declarations("backend"):
         name = owned.declaration.name
         try:
-            if found.probe(owned)[0] <= 0:  # it keeps nothing here, and may be slow to import
+            if found.probe(owned)[0] <= 0:  # it caches nothing here, and may be slow to import
                 continue
             for label, folder in _told(found.load(owned)):
                 yield f"{name}: {label}", Path(folder)
@@ -61,7 +61,7 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
 
 
 def _told(factory: Any) -> list[tuple[str, str]]:
-    """What a backend says it keeps on disk. One that says nothing is not made: that may be slow."""
+    """Return a backend's cache folders. One without `caches` is not made: that may be slow."""
     from apr_core.plugin import BackendPlugin
 
     says = isinstance(factory, type) and issubclass(factory, BackendPlugin)
@@ -72,7 +72,7 @@ def _told(factory: Any) -> list[tuple[str, str]]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below, links not followed; what cannot be read counts nothing."""
+    """Return the bytes of all files below, links not followed; unreadable files count as 0."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -85,7 +85,7 @@ def _size(folder: Path) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 

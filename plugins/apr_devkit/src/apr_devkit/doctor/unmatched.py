@@ -9,7 +9,7 @@ from apr_core.runtime import PluginRow, Registry, Settings, allowed, normalized,
 
 
 def unmatched(settings: Settings, founds: Sequence[PluginRow], registry: Registry) -> Iterator[str]:
-    """A line for each entry of `disable` and `prefer` that has no effect, and why it has none."""
+    """Yield a line for each entry of `disable` and `prefer` without effect, and the reason."""
     for entry in settings.disable:
         if not any(_disables(entry, found) for found in founds):
             yield (
@@ -25,7 +25,7 @@ def unmatched(settings: Settings, founds: Sequence[PluginRow], registry: Registr
 
 
 def _disables(entry: str, found: PluginRow) -> bool:
-    """Whether the entry alone would leave the plugin out; half an installation is named, too."""
+    """Return True if the entry alone would disable the plugin, even a broken installation of it."""
     row = allowed(replace(found, status="ok"), Settings(disable=(entry,)), {})
     return row.status == "disabled"
 

@@ -5,7 +5,7 @@
     class TestMine4(QuantizerConformance):
         quantizer = "mine4"
 
-Shipped and third-party plugins pass the very same checks. New checks arrive with the core.
+Shipped and third-party plugins pass the same checks. New checks arrive with the core.
 """
 
 from __future__ import annotations

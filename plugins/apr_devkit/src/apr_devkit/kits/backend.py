@@ -1,4 +1,4 @@
-"""The kit for backends: arrays, choices, every op and format, and models of every family."""
+"""The kit for backends: arrays, sampling, every op and format, and models of every family."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from apr_devkit.kits.rig import Floats, tiny_apr, with_reference
 SHAPES = ((1,), (0,), (7,), (3, 37), (2, 0, 4), (2, 257, 16))
 DTYPES = {"f32": "float32", "f16": "float16"}
 NO_DEVICE = 999983  # more than there will be
-LARGE = 1 << 20  # values of an array whose memory has to come back
+LARGE = 1 << 20  # values of an array whose memory must be freed
 
 
 class ArrayChecks(DeviceKit):
-    """Zeros, uploads, downloads, and memory that comes back."""
+    """Zeros, uploads, downloads, and memory that is freed."""
 
     def test_it_is_made_with_any_number_of_threads(self) -> None:
         """It takes `threads=`, says what it is, and is called what it is declared as."""
@@ -83,7 +83,7 @@ class ArrayChecks(DeviceKit):
             equal(f"{label}: dtype", back.dtype.name, before.dtype.name)
             assert back.tobytes() == before.tobytes(), f"{label}: other values came back"
             if array.ndim == 2 and array.size:
-                self.device.upload_matrix(array)  # which may lay it out as it likes
+                self.device.upload_matrix(array)  # which may change its layout
             assert array.tobytes() == before.tobytes(), f"{label}: an upload changed its argument"
 
     def test_slices_are_written_in_place(self) -> None:
@@ -106,11 +106,11 @@ class ArrayChecks(DeviceKit):
             "zeros": lambda: self.device.zeros((LARGE,)),
         }
         for name, make in makers.items():
-            make()  # after the first time, what stays may stay
+            make()  # warm-up: what is allocated once may stay
             gc.collect()
             before, array = self.device.memory(), make()
             reference: Any = lambda: None  # noqa: E731
-            with suppress(TypeError):  # of a kind that weak references do not know
+            with suppress(TypeError):  # weak references do not support this kind
                 reference = weakref.ref(array)
             del array
             gc.collect()
@@ -134,7 +134,7 @@ def _samples() -> Iterator[tuple[str, NDArray[Any]]]:
     yield "no int64", np.zeros(0, np.int64)
 
 
-NEAR = 1e-6  # of a share: exponentials round otherwise on a device
+NEAR = 1e-6  # relative to a probability: devices round exponentials differently
 TEMPERATURES = (0.0, 1e-9, 0.4, 1.0, 30.0)
 STEPS: tuple[tuple[int, float, float], ...] = (  # top-k, top-p, min-p
     (0, 1.0, 0.0), (0, 1.0, 0.05), (1, 1.0, 0.0), (5, 1.0, 0.0), (40, 0.9, 0.0), (20, 0.7, 0.02),
@@ -144,10 +144,10 @@ KINDS = tuple(product(TEMPERATURES, STEPS))
 
 
 class ChoiceChecks(DeviceKit):
-    """A backend that chooses tokens itself takes, draw by draw, what the host takes."""
+    """A backend that samples tokens itself chooses the same tokens as the host, draw by draw."""
 
     def choose(self, rows: Floats, draws: Sequence[Draw | None]) -> list[int | None]:
-        """What the backend chooses from logits [rows, vocab]. Skips where it has no `choose`."""
+        """Return the tokens that the backend chooses from logits [rows, vocab]."""
         if not self.device.has("choose"):
             skip("it has no choose()")
         tokens = self.device.choose(self.device.upload(rows), draws)
@@ -188,7 +188,7 @@ class ChoiceChecks(DeviceKit):
 
 
 def _rows() -> Iterator[tuple[str, Floats, int]]:
-    """What it is, logits [rows, vocab] with a row for each kind of draw, how many ids are valid."""
+    """Yield (name, logits [rows, vocab] with a row for each kind of draw, number of valid ids)."""
     rng, count = np.random.default_rng(0), len(KINDS)
     plain = (rng.standard_normal((count, 97)) * 3).astype(np.float32)
     yield "97 scores", plain, 97
@@ -216,16 +216,16 @@ def _complaints(
 
 
 EXACT, ROUNDED = 1e-7, 3e-2  # NMSE of logits, with dense and with packed weights
-DEEP = 0.1  # what a gain may differ from 1: rounding in many layers is no longer mere noise
+DEEP = 0.1  # how much a gain may differ from 1: rounding in many layers is no longer mere noise
 PROMPT, LENGTH = 70, 250  # tokens; the second is just below where a cache grows
 
 
 class ModelChecks(OpChecks):
-    """Whole models: every installed family's tiny one, and what steps do."""
+    """Whole models: every installed family's tiny one, in all kinds of steps."""
 
     def families(self, recipe: str = "f32") -> Iterator[tuple[str, Path]]:
-        """(name, tiny model) of every family that has one. Skips at the end if some have none."""
-        missing, count, _ = [], 0, self.device  # no family matters if there is no device
+        """Yield (name, tiny model) of every family. Skips at the end if some have none."""
+        missing, count, _ = [], 0, self.device  # no device, no check of families
         for owned in self.registry.declarations("family"):
             name = owned.declaration.name
             folder = self.folder() / f"{name}-{recipe}"
@@ -241,7 +241,7 @@ class ModelChecks(OpChecks):
             skip("; ".join(missing) or "no family is installed")
 
     def open(self, path: Path, backend: str = "", **options: Any) -> Model:
-        """A model on this backend, or on the references."""
+        """Load a model on this backend, or on the references."""
         registry = with_reference(self.registry)
         return load(path, backend or self.name, registry=registry, **options)
 
@@ -261,7 +261,7 @@ class ModelChecks(OpChecks):
             no([f"{family}, {recipes[0]}: {c}" for c in self._compared(path, ROUNDED)])
 
     def ran(self, path: Path) -> tuple[list[Floats], int]:
-        """Logits of a tiny model, run once for all checks, and the bytes of state it leaves."""
+        """Return a tiny model's logits, computed once, and the bytes of state it leaves."""
 
         def run() -> tuple[list[Floats], int]:
             with self.open(path) as model:
@@ -294,7 +294,7 @@ class ModelChecks(OpChecks):
             skip(f"steps are not recorded: {'; '.join(obstacles)}")
 
     def kv_types(self) -> tuple[KVType, ...]:
-        """What it claims, f32 and f16 where it says nothing."""
+        """Return the `kv_types` that the backend claims, after a check of their names."""
         claimed: tuple[KVType, ...] = self.device.kv_types
         unknown = sorted(set(claimed) - set(KV_TYPES))
         assert not unknown, f"kv_types has {unknown}, known are {', '.join(KV_TYPES)}"
@@ -313,7 +313,7 @@ class ModelChecks(OpChecks):
 
 
 def run_model(model: Model) -> list[Floats]:
-    """Logits of a prompt, of decoding over a growing cache, and of two sequences together."""
+    """Return logits of a prompt, of decoding while the cache grows, and of two sequences."""
     rng = np.random.default_rng(5)
     ids = [int(i) for i in rng.integers(0, model.config.vocab_size, LENGTH + 20)]
     logits: list[Floats] = [model.logits(ids[:PROMPT], chunk=64)]
@@ -333,7 +333,7 @@ def run_model(model: Model) -> list[Floats]:
 def _steps_that_differ(
     logits: Sequence[Floats], expected: Sequence[Floats], tolerance: float
 ) -> list[tuple[int, str]]:
-    """(number, how it differs)."""
+    """Return (number of a step, how it differs) for steps outside of the tolerance."""
     pairs = enumerate(zip(logits, expected, strict=True), 1)
     found = ((i, difference(a, b, tolerance, DEEP)) for i, (a, b) in pairs)
     return [(i, problem) for i, problem in found if problem]
@@ -350,9 +350,9 @@ class BackendConformance(ModelChecks, ChoiceChecks, ArrayChecks):
         class TestMine(BackendConformance):
             backend = "mine"
 
-    An error is a normalised mean square error; what is allowed stands with the cases of each op
+    Errors are normalised mean square errors; tolerances are listed with the cases of each op
     (`cases`, `ops`, and what mixers bring). Other distributions' kernels for the backend are left
-    out: `KernelConformance` checks those. A backend may have, beyond what `BackendPlugin` says,
-    `bitwise_rows = True` if a row's result has the same bits alone and in any batch, and
-    `memory() -> int`, the bytes its arrays take.
+    out: `KernelConformance` checks those. A backend may have, beyond `BackendPlugin`, `bitwise_rows
+    = True` if a row's result has the same bits alone and in any batch, and `memory() -> int`, the
+    bytes its arrays take.
     """

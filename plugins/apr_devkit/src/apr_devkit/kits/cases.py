@@ -1,4 +1,4 @@
-"""What an op is checked with: arguments made from a seed, and the error a kernel may have.
+"""Cases of an op: arguments made from a seed, and the error that a kernel may have.
 
     def cases() -> list[OpCase]:
         return [OpCase("window_attention", "a prompt of 70", partial(prompt, 70))]
@@ -8,17 +8,17 @@
         return [(q, k, v, KV(kv_heads=2, head_dim=64), Parts((0, tokens, 0)), 0.125)]
 
 A call is the op's arguments without the leading `xp` or `o`. Arrays are activations: rows first,
-uploaded, and handed over as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and
-`Recurrent` are states, `Parts` is a step; anything else is handed over as it is. Calls of a case
-come one after the other; a state that several of them name is one state. Knows no backend.
+uploaded, and passed as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and `Recurrent`
+are states, `Parts` is a step; anything else is passed as it is. Calls of a case run one after the
+other; a state that several of them name is one state. Knows no backend.
 
 Cases of the core's ops follow. Shapes are 1, odd and large; values are what models have. Tolerances
 are squared errors, chosen between two precisions. Float32 passes on any device, summed in any
-order, with exponentials that are a few of the last bits off: 4096 products added one after the
-other have an NMSE of 1e-12, and 1e-9 are allowed (a relative error of 3e-5). Less than float32
-fails: factors rounded to the 8 bits of bf16 have an NMSE of 5e-6 or more, to the 11 bits of f16,
-or of a matrix unit's shortened float32, 8e-8. So no backend needs a factor of its own, and a gain
-needs no check beside these: one that is 0.004% off is too much.
+order, with exponentials that are wrong in a few of the last bits: 4096 products added one after the
+other have an NMSE of 1e-12, and 1e-9 is allowed (a relative error of 3e-5). Less than float32
+fails: factors rounded to the 8 bits of bf16 have an NMSE of 5e-6 or more, to the 11 bits of f16, or
+of a matrix unit's shortened float32, 8e-8. So no backend needs its own factor, and no separate
+check of gains is needed: one that is 0.004% off fails.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OpCase:
     tolerance: float = 1e-10
 
     def calls(self) -> list[Call]:
-        """Its calls, made anew: the arrays are the caller's to change."""
+        """Return its calls, made anew: the caller may change the arrays."""
         return self.make(np.random.default_rng(zlib.crc32(f"{self.op}/{self.name}".encode())))
 
     def __str__(self) -> str:
@@ -88,11 +88,11 @@ class Parts:
 
     @property
     def ends(self) -> dict[int, int]:
-        """Where each slot stands after the step."""
+        """The position of each slot after the step."""
         return {slot: position + count for slot, count, position in self.parts}
 
     def rows(self, slot: int) -> slice | None:
-        """The rows of a slot; None if it has none."""
+        """Return the rows of a slot; None if it has none."""
         start = 0
         for number, count, _ in self.parts:
             if number == slot:
@@ -105,8 +105,8 @@ class Parts:
 class KV:
     """Keys and values of full attention.
 
-    A state of another kind is made by an object with these three methods: `new` makes it, no slot
-    open, `spoil` writes NaN wherever an open slot has no value yet, and `read` gives the slot's
+    For a state of another kind, define an object with these three methods: `new` makes it, no slot
+    open, `spoil` writes NaN wherever an open slot has no value yet, and `read` returns the slot's
     arrays, as far as `length` tokens have filled them.
     """
 
@@ -115,11 +115,11 @@ class KV:
     dtype: KVType = "f32"
 
     def new(self, states: StateMakers) -> Any:
-        """As the backend keeps them: a `KVState` if it says nothing."""
+        """Return the state of the backend's choice: a `KVState` by default."""
         return states.kv(self.kv_heads, self.head_dim)
 
     def spoil(self, state: Any, slot: int) -> None:
-        """NaN at many positions: an empty sequence has none."""
+        """Write NaN at many positions: an empty sequence has no values."""
         if state.dtype == "q8":  # bytes: every value is one
             return
         state.reserve(slot, KVState.growth)
@@ -129,7 +129,7 @@ class KV:
         state.append(slot, 0, keys.swapaxes(0, 1), values.swapaxes(0, 1))
 
     def read(self, state: Any, slot: int, length: int) -> dict[str, Any]:
-        """Keys and values [Hkv, length, D]; as bytes they are the backend's own affair."""
+        """Return keys and values [Hkv, length, D]; {} where the backend stores them as bytes."""
         if state.dtype == "q8":
             return {}
         state.reserve(slot, length)
@@ -147,16 +147,16 @@ class Window:
     dtype: KVType = "f32"
 
     def new(self, states: StateMakers) -> WindowState:
-        """A `WindowState`."""
+        """Return a `WindowState`."""
         return states.window(self.kv_heads, self.head_dim, self.window)
 
     def spoil(self, state: WindowState, slot: int) -> None:
-        """NaN at every position: an empty sequence has none."""
+        """Write NaN at every position: an empty sequence has no values."""
         state.keys[slot][...] = np.nan
         state.values[slot][...] = np.nan
 
     def read(self, state: WindowState, slot: int, length: int) -> dict[str, Any]:
-        """Keys and values [Hkv, up to window - 1, D] that the next token may look at."""
+        """Return keys and values [Hkv, up to window - 1, D] that the next token may attend to."""
         _, keys, values = state.snapshot(slot, length)
         return {"keys": keys, "values": values}
 
@@ -168,42 +168,43 @@ class Recurrent:
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def new(self, states: StateMakers) -> RecurrentState:
-        """A `RecurrentState`."""
+        """Return a `RecurrentState`."""
         return states.recurrent(**self.shapes)
 
     def spoil(self, state: RecurrentState, slot: int) -> None:
-        """Nothing: the zeros of an empty sequence count."""
+        """Do nothing: an empty sequence starts from zeros."""
 
     def read(self, state: RecurrentState, slot: int, length: int) -> dict[str, Any]:
-        """All arrays of the slot."""
+        """Return all arrays of the slot."""
         return {name: state.get(name, slot) for name in self.shapes}
 
 
 def is_state(argument: Any) -> bool:
-    """Whether an argument of a call becomes a state."""
+    """Return True if an argument of a call becomes a state."""
     return all(hasattr(argument, name) for name in ("new", "spoil", "read"))
 
 
 def flat(calls: Sequence[Any]) -> Iterator[Any]:
-    """All arguments of calls, those in tuples one by one."""
+    """Yield all arguments of calls, those in tuples one by one."""
     for each in calls:
         yield from flat(each) if isinstance(each, tuple | list) else [each]
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:
-    """Normally distributed float32."""
+    """Return normally distributed float32."""
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
-    """Evenly distributed float32."""
+    """Return uniformly distributed float32."""
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
 def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Normalised mean square error: mean((a - e)^2) / mean(e^2); infinite if a is not finite.
+    """Return the normalised mean square error: mean((a - e)^2) / mean(e^2).
 
-    Where `expected` is all zeros it is mean(a^2). 0.0 for empty arrays.
+    Where `expected` is all zeros it is mean(a^2). 0.0 for empty arrays, infinite if a is not
+    finite.
     """
     if expected.size == 0:
         return 0.0
@@ -214,7 +215,7 @@ def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The factor that `expected` appears with in `actual`: 1.0 if errors are mere rounding.
+    """Return the factor of `expected` in `actual`: 1.0 if errors are mere rounding.
 
     A systematic error of a percent shows here where 8-bit rounding would hide it from `nmse`.
     """
@@ -224,14 +225,14 @@ def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def weight(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
-    """A matrix whose products have the size of their inputs."""
+    """Return a matrix whose products have the size of their inputs."""
     return Matrix(normal(rng, rows, cols, scale=cols**-0.5))
 
 
 # cases of the core's ops
 
 KV_TYPES: tuple[KVType, ...] = ("f32", "f16", "q8")
-EXACT = 0.0  # values that are only moved
+EXACT = 0.0  # values that are only copied
 ELEMENTWISE = 1e-10
 PRODUCT = 1e-9
 KV_TOLERANCE: dict[KVType, float] = {"f32": PRODUCT, "f16": 1e-6, "q8": 5e-4}
@@ -246,7 +247,7 @@ def each(
     op: str, tolerance: float, table: Iterable[tuple[Any, ...]], name: str,
     make: Callable[..., list[Call]],
 ) -> list[OpCase]:  # fmt: skip
-    """A case for each row of a table: `make` gets its values, and the generator."""
+    """Return a case for each row of a table: `make` gets its values, and the generator."""
     return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
 
 
@@ -304,8 +305,8 @@ def _rope(rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...
 PRODUCTS = ("embed", "linear", "linears", "mlp")
 SHAPES = ((1, 1), (3, 37), (130, 2048))
 POSITIONS = ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))  # early and late ones
-GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # where exponentials overflow
-# (op, tolerance, arguments of what makes the calls, their name, what makes them)
+GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # 200 overflows exponentials
+# (op, tolerance, rows of arguments, name of a case, function that makes the calls)
 CORE: tuple[tuple[Any, ...], ...] = (
     ("embed", EXACT, ((1, 1, 1), (7, 33, 37), (300, 500, 256)), "{} of {} rows of {}", _embed),
     ("linear", PRODUCT, ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16)),
@@ -331,12 +332,12 @@ CORE: tuple[tuple[Any, ...], ...] = (
 
 
 def core_cases() -> list[OpCase]:
-    """Cases of all ops of the core."""
+    """Return the cases of all ops of the core."""
     return [case for row in CORE for case in each(*row)] + attention_cases()
 
 
 def product_cases() -> list[OpCase]:
-    """Those of products of dense weights."""
+    """Return the cases of products with dense weights."""
     return [case for row in CORE if row[0] in PRODUCTS for case in each(*row)]
 
 
@@ -355,7 +356,7 @@ HEADS = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 
 
 
 def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
-    """`attention` with grouped heads over a cache of this precision."""
+    """Return the cases of `attention` with grouped heads over a cache of this precision."""
     table = [
         (name, *shape, kv_type, parts) for shape, steps in HEADS for name, parts in steps.items()
         if kv_type != "q8" or shape[2] % 32 == 0

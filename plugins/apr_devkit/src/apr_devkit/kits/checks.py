@@ -1,7 +1,7 @@
-"""What a conformance kit is: a class whose `test_` methods are checks, run by pytest or without it.
+"""Conformance kits: classes whose `test_` methods are checks, run by pytest or without it.
 
-A check passes, fails with an AssertionError that says what was found and expected, or is skipped
-by `skip("why")`. Its docstring is the sentence that `apr plugins check` prints.
+A check passes, fails with an AssertionError that says what was found and expected, or is skipped by
+`skip("why")`. Its docstring is the sentence that `apr plugins check` prints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apr_core.runtime import Owned, PluginRow, Registry, get_registry, installed
 
 Outcome = Literal["passed", "failed", "skipped"]
 T = TypeVar("T")
-SHOWN = 4  # problems of one check
+SHOWN = 4  # problems shown of one check
 LONGEST = 300  # seconds of a fresh process; a first run may compile
 CALL = """
 import json, sys
@@ -37,7 +37,7 @@ print(json.dumps(attribute(sys.argv[1])(*json.loads(sys.argv[2]))))
 
 
 def skip(reason: str) -> NoReturn:
-    """Leave the running check out. The reason is shown: a skipped check did not pass."""
+    """Skip the running check. The reason is shown: a skipped check did not pass."""
     raise SkipTest(reason)
 
 
@@ -48,13 +48,13 @@ def no(problems: Sequence[str]) -> None:
 
 
 def equal(what: str, found: object, expected: object) -> None:
-    """Fail unless both are the same, and say what they are."""
+    """Fail unless both are equal, and say what they are."""
     assert found == expected, f"{what} is {found!r}, expected {expected!r}"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What became of one check. `subject` is `kind name`; `reason` says why it did not pass."""
+    """The result of one check. `subject` is `kind name`; `reason` says why it did not pass."""
 
     subject: str
     check: str
@@ -63,20 +63,22 @@ class CheckResult:
     reason: str = ""
 
     def as_dict(self) -> dict[str, str]:
+        """Return the fields as a dict."""
         return asdict(self)
 
 
 class Kit:
-    """Root of all kits. Every check runs on an instance of its own; `once` shares between them."""
+    """Root of all kits. Every check runs on a new instance; `once` shares between them."""
 
     _shared: ClassVar[dict[str, Any]] = {}
 
     def subject(self) -> str:
+        """Return what is checked, as `kind name`."""
         return type(self).__name__
 
     @classmethod
     def once(cls, key: str, make: Callable[[], T]) -> T:
-        """`make()`, called once for this class and key."""
+        """Return `make()`, called once for this class and key."""
         if "_shared" not in cls.__dict__:
             cls._shared = {}
         if key not in cls._shared:
@@ -86,13 +88,13 @@ class Kit:
 
     @classmethod
     def folder(cls) -> Path:
-        """A temporary folder of this class, removed when the process ends."""
+        """Return a temporary folder of this class, removed when the process ends."""
         make = partial(tempfile.TemporaryDirectory, prefix="apr-kit-")
         return Path(cls.once("folder", make).name)
 
 
 class shared(Generic[T]):
-    """A property that is made once for each class of kits."""
+    """A property that is computed once for each class of kits."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self.make, self.__doc__ = make, make.__doc__
@@ -102,7 +104,7 @@ class shared(Generic[T]):
 
 
 def checks_of(kit: type[Kit]) -> list[str]:
-    """Names of its checks: base classes' first, each class's in the order they are written."""
+    """Return the names of a kit's checks: base classes' first, in the order they are written."""
     names = dict.fromkeys(name for cls in reversed(kit.__mro__) for name in vars(cls))
     return [n for n in names if n.startswith("test_") and callable(getattr(kit, n, None))]
 
@@ -114,7 +116,7 @@ def run_checks(kit: type[Kit], names: Iterable[str] | None = None) -> Iterator[C
 
 
 def run_check(kit: type[Kit], name: str) -> CheckResult:
-    """Run one check. Whatever it raises, but an interrupt, is its result."""
+    """Run one check. Any exception but an interrupt becomes its result."""
     subject, outcome, reason = kit.__name__, "passed", ""
     try:
         instance = kit()
@@ -128,7 +130,7 @@ def run_check(kit: type[Kit], name: str) -> CheckResult:
 
 
 def _said(error: BaseException) -> str:
-    """What an error says. One that no check means to raise is shown with its place."""
+    """Return an error's message; an error that no check raises on purpose gets its place added."""
     if isinstance(error, AssertionError) and str(error):
         return str(error)
     if os.environ.get("APR_DEBUG") == "1":
@@ -139,13 +141,13 @@ def _said(error: BaseException) -> str:
 
 
 def sentence_of(kit: type[Kit], name: str) -> str:
-    """The first line of the check's docstring, or its name as words."""
+    """Return the first line of the check's docstring, or its name as words."""
     doc = inspect.getdoc(getattr(kit, name)) or ""
     return doc.splitlines()[0] if doc else name.removeprefix("test_").replace("_", " ")
 
 
 def attribute(target: str) -> Any:
-    """What a "module:Attr" names."""
+    """Return the object that a "module:Attr" names."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
@@ -153,7 +155,7 @@ def attribute(target: str) -> Any:
 def run_fresh(
     program: str, *arguments: str, hash_seed: int | None = None, longest: float = LONGEST
 ) -> str:
-    """Run a program in a process of its own, which has imported nothing: the last line it prints.
+    """Run a program in a new process, which has imported nothing; return the last line it prints.
 
     `arguments` are its `sys.argv[1:]`; it finds the modules that this process finds. Strings hash
     by `hash_seed`, by default not as they do here. Raises AssertionError with the last line of its
@@ -176,7 +178,7 @@ def run_fresh(
 
 
 def call_fresh(function: str, *arguments: Any, hash_seed: int | None = None) -> Any:
-    """What "module:function" returns in a process of its own. Arguments and result are JSON."""
+    """Return what "module:function" returns in a new process. Arguments and result are JSON."""
     return json.loads(run_fresh(CALL, function, json.dumps(arguments), hash_seed=hash_seed))
 
 
@@ -204,7 +206,7 @@ strange = new - own - set(sys.stdlib_module_names) - {"apr_core"}
 os.write(answer, json.dumps({"modules": sorted(strange), "printed": text}).encode())
 os._exit(0)
 """
-PROBE_LONGEST = 60  # seconds; what imports nothing takes a tenth of one
+PROBE_LONGEST = 60  # seconds; without heavy imports it takes a tenth of one
 
 
 class PluginConformance(Kit):
@@ -220,44 +222,49 @@ class PluginConformance(Kit):
     plugin: str = ""
 
     def subject(self) -> str:
+        """Return what is checked, as `kind name` or `plugin distribution`."""
         return f"{self.kind} {self.name}" if self.kind else f"plugin {self.plugin}"
 
     @property
     def name(self) -> str:
-        """The checked declaration's name: the class attribute called like the kind."""
+        """The checked declaration's name: the class attribute named like the kind."""
         name: str = getattr(self, self.kind)
         assert name, f'{type(self).__name__} must say which: {self.kind} = "..."'
         return name
 
     @property
     def registry(self) -> Registry:
+        """The registry of this process."""
         return get_registry()
 
     @property
     def owned(self) -> Owned:
+        """The checked declaration with its owner."""
         return self.registry.get(self.kind, self.name)
 
     @property
     def declaration(self) -> Any:
+        """The checked declaration."""
         return self.owned.declaration
 
     def load(self) -> Any:
+        """Return the declaration's target, imported."""
         return self.registry.load(self.owned)
 
     def rows(self) -> list[PluginRow]:
-        """All entry points of the distribution."""
+        """Return all entry points of the distribution."""
         wanted = normalized(self.plugin) if self.plugin else self.owned.distribution
         rows = [row for row in self.registry.plugins if row.distribution == wanted]
         assert rows, f"no distribution called {wanted!r} with an entry point in group 'apr'"
         return rows
 
     def entry_points(self) -> list[PluginRow]:
-        """The same entry points, as the packaging metadata has them."""
+        """Return the same entry points, as the packaging metadata has them."""
         names = {(row.distribution, row.entry_point) for row in self.rows()}
         return [p for p in installed() if (p.distribution, p.entry_point) in names]
 
     def probed(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(hooks module, what importing it does: imported `modules`, `printed` text)."""
+        """Yield (hooks module, what importing it does: imported `modules`, `printed` text)."""
         for point in self.entry_points():
             arguments = PROBE, point.distribution, point.entry_point
             probe = partial(run_fresh, *arguments, longest=PROBE_LONGEST)

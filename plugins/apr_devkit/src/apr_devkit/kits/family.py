@@ -1,4 +1,4 @@
-"""The kit for model families: what they say of a configuration, and how their tiny model runs."""
+"""The kit for model families: how they read a configuration, and how their tiny model runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from apr_devkit.kits.layer import LENGTHS, Piece, SequenceChecks
 from apr_devkit.kits.rig import Floats, difference, leaves, text_layout
 from apr_devkit.kits.widths import check_fit
 
-NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # nobody can guess these
+NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # they have no default
 STRANGERS = {"ArchitectureOfNobodyForCausalLM", "model_type_of_nobody", "*", ""}
 TEMPERATURE = 0.7
 DECODED = 8  # tokens after a prompt
-OTHER: dict[str, Callable[[float], float]] = {  # numbers that change logits, and no shape
+OTHER: dict[str, Callable[[float], float]] = {  # numbers that change logits but no shape
     "rms_norm_eps": lambda eps: eps + 0.1,
     "rope_theta": lambda base: base / 100,
 }
@@ -35,20 +35,22 @@ REMOVED: Any = object()
 
 
 class ModelSession:
-    """Slots of a model. A step of single tokens is one that a backend may have captured."""
+    """Slots of a model. A step of single tokens may be one that the backend has captured."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.slots = model, dict[int, int]()
         self.nbytes = model.state_bytes
 
     def open(self, slot: int) -> None:
+        """Open a slot."""
         self.slots[slot] = self.model.new_slot()
 
     def close(self, slot: int) -> None:
+        """Close a slot."""
         self.model.free_slot(self.slots.pop(slot))
 
     def run(self, *pieces: Piece) -> list[Floats]:
-        """One step: each piece's logits [n, vocab]."""
+        """Run one step; return each piece's logits [n, vocab]."""
         for slot, position, _ in pieces:
             self.model._lengths[self.slots[slot]] = position
         parts = [(self.slots[slot], ids.tolist()) for slot, _, ids in pieces]
@@ -56,9 +58,11 @@ class ModelSession:
         return np.split(rows, np.cumsum([len(ids) for _, ids in parts])[:-1])
 
     def snapshot(self, slot: int, length: int) -> Any:
+        """Return a snapshot of the slot's state."""
         return self.model.snapshot(self.slots[slot])
 
     def restore(self, slot: int, snapshot: Any) -> None:
+        """Restore the slot's state from a snapshot."""
         self.model.restore(self.slots[slot], snapshot)
 
 
@@ -80,31 +84,37 @@ class FamilyKit(SequenceChecks):
 
     @property
     def hf(self) -> dict[str, Any]:
+        """A copy of the tiny model's config.json."""
         return deepcopy(dict(self.tiny_config or rig.tiny_config(self.plugin_object, self.name)))
 
     def numbers(self) -> list[Path]:
+        """Return the key paths of all numbers in the config.json."""
         return [path for path in leaves(self.hf) if _is_number(_value_at(self.hf, path))]
 
     @property
     def config(self) -> ModelConfig:
+        """The family's reading of the config.json."""
         return self.plugin_object.config(self.hf)
 
     @property
     def contract(self) -> Contract:
+        """The family's contract."""
         return self.plugin_object.contract()
 
     @shared
     def weights(self) -> dict[str, Floats]:
+        """Return random weights of the tiny model, {name: float32}."""
         return rig.random_weights(self.contract, self.config)
 
     @shared
     def model(self) -> Model:
+        """Return the tiny model on the backend of this kit."""
         return self.tiny_model(self.backend)
 
     def tiny_model(
         self, backend: str = "", hf: Mapping[str, Any] | None = None, of: str = "tiny"
     ) -> Model:
-        """The same on another backend, or with another config.json, whose file is called `of`."""
+        """Return the tiny model on another backend, or with another config.json, in folder `of`."""
         options: dict[str, Any] = {"config": hf or self.hf, "registry": self.registry}
         make = partial(rig.tiny_apr, self.owned.qualified, self.folder() / of, **options)
         registry, path = rig.with_reference(self.registry), self.once(f"file {of}", make)
@@ -113,26 +123,30 @@ class FamilyKit(SequenceChecks):
 
     @property
     def where(self) -> str:
+        """The backend, as the end of a message."""
         return f", on backend {self.model.backend.name}"
 
     def session(self) -> ModelSession:
+        """Return slots of the tiny model."""
         return ModelSession(self.model)
 
     def inputs(self, count: int, seed: int = 0) -> NDArray[np.int64]:
-        """Random token ids."""
+        """Return random token ids."""
         rng = np.random.default_rng([seed, count])
         return rng.integers(0, self.config.vocab_size, count)
 
     def rewindable(self) -> bool:
+        """Return True if all states of the model are rewindable."""
         return self.model.rewindable
 
     def assert_parity(self, actual: Floats, expected: Floats, what: str) -> None:
+        """Fail if logits differ by more than `parity`, relative to their standard deviation."""
         off = difference(actual, expected)
         said = f"logits {what}: they differ by {off:.1e} of their standard deviation"
         assert off < self.parity, f"{said}, expected less than {self.parity:.0e}"
 
     def oracle(self, hf: Mapping[str, Any] | None = None, filled: bool = True) -> rig.Oracle:
-        """The transformers model, `filled` with the tiny model's weights. Skips without it."""
+        """Return the transformers model, `filled` with the tiny model's weights."""
         hf = hf or self.hf
         name = self.transformers or str(next(iter(hf.get("architectures") or ()), ""))
         oracle = rig.Oracle(name, hf)
@@ -141,7 +155,7 @@ class FamilyKit(SequenceChecks):
         return oracle
 
     def other_constants(self) -> dict[str, dict[str, Any]]:
-        """{key: the tiny model's config.json with another value of it}; skips if it has none."""
+        """Return {key: config.json with another value of it}; skips if there are no such keys."""
         others = {}
         for key, change in OTHER.items():
             hf = self.hf
@@ -153,13 +167,13 @@ class FamilyKit(SequenceChecks):
         return others or skip(f"its tiny config.json has none of {', '.join(OTHER)}")
 
     def logits_with(self, key: str, hf: Mapping[str, Any], ids: NDArray[np.int64]) -> Floats:
-        """Logits [T, vocab] of the tiny model's weights with that config.json."""
+        """Return logits [T, vocab] of the tiny model's weights with that config.json."""
         with self.tiny_model(self.backend, hf, f"another {key}") as model:
             return model.logits(ids.tolist())
 
 
 class FamilyConfigs(FamilyKit):
-    """What a family says of a configuration: its reader, its plan and its contract."""
+    """How a family reads a configuration: its reader, its plan and its contract."""
 
     def test_its_own_config_leads_to_it(self) -> None:
         """Its architectures lead to it, and none is a stranger's."""
@@ -190,7 +204,7 @@ class FamilyConfigs(FamilyKit):
                 assert refused or path[-1] not in NEEDED, f"{what}: config() takes it"
 
     def _refusal(self, hf: Mapping[str, Any], path: Path, what: str) -> bool:
-        """Whether a config.json is refused. Fails where the error does not name the key."""
+        """Return True if a config.json is refused. Fails where the error does not name the key."""
         try:
             self.plugin_object.config(hf)
         except ContractError as error:
@@ -208,7 +222,7 @@ class FamilyConfigs(FamilyKit):
             "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
             "vocab_size": c.vocab_size, "num_attention_heads": c.num_heads,
         }  # fmt: skip
-        if any(path[-1] == "head_dim" for path in leaves(self.hf)):  # else it follows
+        if any(path[-1] == "head_dim" for path in leaves(self.hf)):  # else it is derived
             across = c.num_heads * c.head_dim
             sizes |= {"head_dim": c.head_dim, "num_attention_heads * head_dim": across}
         pairs = combinations(sizes.items(), 2)
@@ -294,11 +308,11 @@ class FamilyConformance(FamilyConfigs):
         class TestMine(FamilyConformance):
             family = "mine"
 
-    `tiny_config` replaces what the family's own method says. `transformers` is the class to compare
-    with, by default the first of the config's architectures. `backend` is one of the installed, by
-    default the best that runs here, else references alone; failures name it. Equal results may
-    differ by `tolerance` and agree with transformers within `parity`, both relative to the logits'
-    standard deviation.
+    `tiny_config` replaces the family's own method. `transformers` is the class to compare with, by
+    default the first of the config's architectures. `backend` is an installed one, by default the
+    best that runs here, else references alone; failures name it. Equal results may differ by
+    `tolerance` and agree with transformers within `parity`, both relative to the logits' standard
+    deviation.
     """
 
     def test_logits_are_sane(self) -> None:
@@ -317,7 +331,7 @@ class FamilyConformance(FamilyConfigs):
     def test_chunked_prefill_is_prefill(self) -> None:
         """Chunks on the 64 grid give the same: the same bits where the backend says so."""
         ids, model = self.inputs(3 * GRID + 5), self.model
-        # the promise is about a backend's kernels: it says nothing of references
+        # the claim is about a backend's kernels, not about references
         kernels = all(bound.via != "reference" for bound in model.report.bound.values())
         whole = self.fresh(ids)
         for size in (GRID, 2 * GRID):
@@ -380,7 +394,7 @@ def _value_at(hf: Mapping[str, Any], path: Path) -> Any:
 
 
 def _replaced(hf: Mapping[str, Any], path: Path, value: Any = REMOVED) -> dict[str, Any]:
-    """A copy with another value at the path, or without it."""
+    """Return a copy with another value at the path, or without it."""
     changed = deepcopy(dict(hf))
     inner = _value_at(changed, path[:-1])
     inner[path[-1]] = value

@@ -1,4 +1,4 @@
-"""Kits of what fetches, writes and runs: sources, exporters and commands."""
+"""Kits for sources, exporters and commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BEFORE = b"what was there before"
 
 @contextmanager
 def sandbox() -> Iterator[Path]:
-    """An empty folder that is the working directory, the home and the place of temporary files."""
+    """Make an empty folder the working directory, the home and the place of temporary files."""
     with tempfile.TemporaryDirectory(prefix="apr-kit-") as name:
         folder = Path(name).resolve()
         homes = dict.fromkeys(HOMES, name) | {"HF_HOME": str(folder / "hub")}
@@ -45,7 +45,7 @@ def sandbox() -> Iterator[Path]:
 
 
 def contents(path: Path) -> dict[str, str]:
-    """SHA-256 of every file of a directory, or of the one file, by relative name."""
+    """Return the SHA-256 of every file of a directory, or of the one file, by relative name."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(p.relative_to(path)): _digest(p) for p in files}
 
@@ -56,7 +56,7 @@ def _digest(path: Path) -> str:
 
 
 def assert_same_files(path: Path, expected: Mapping[str, str], how: str) -> None:
-    """Fail if a file, or one of a directory, has other bytes than expected."""
+    """Fail if a file, or one in a directory, has other bytes than expected."""
     now = contents(path)
     changed = [n for n in sorted({*now, *expected}) if now.get(n) != expected.get(n)]
     assert not changed, f"{how}, other bytes come out: {', '.join(changed)}"
@@ -77,7 +77,7 @@ class SourceConformance(PluginConformance):
     url: str = ""
 
     def example(self) -> str:
-        """A URL that can be fetched. Skips the check if nobody names one."""
+        """Return a URL that can be fetched. Skips the check if there is none."""
         url = self.url or getattr(self.load(), "example_url", "")
         return str(url) or skip(
             "no URL to fetch: set `url`, or give the target an attribute `example_url`"
@@ -109,7 +109,7 @@ class SourceConformance(PluginConformance):
             assert message, f"the error for {self.name}://{name} says nothing"
 
     def _refusal(self, name: str) -> AprError:
-        """The error for a URL, which leaves no file here, in caches or in temporary folders."""
+        """Return the error for a URL. Fails if a file is left, even in a cache."""
         url, result = f"{self.name}://{name}", None
         with sandbox() as folder:
             try:
@@ -157,7 +157,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Reports:
-    """A Progress that remembers what it is told, and raises `error` at its `at`-th report."""
+    """A Progress that records its calls, and raises `error` at its `at`-th report."""
 
     at: int = 0
     error: BaseException | None = None
@@ -165,11 +165,13 @@ class Reports:
     texts: list[Any] = field(default_factory=list)
 
     def advance(self, amount: float) -> None:
+        """Record the amount; raise `error` if it is time."""
         self.amounts.append(amount)
         if self.error and len(self.amounts) == self.at:
             raise self.error
 
     def describe(self, text: str) -> None:
+        """Record the text."""
         self.texts.append(text)
 
 
@@ -202,8 +204,8 @@ class ExporterConformance(PluginConformance):
 
     @shared
     def exported(self) -> Exported:
-        """The first export. Skips the check if no installed family can be exported."""
-        self.load()  # a target that is broken is no refusal
+        """Return the first export. Skips the check if no installed family can be exported."""
+        self.load()  # a broken target is an error, not a refusal
         names = [o.qualified for o in self.registry.declarations("family")]
         refusals = []
         for name in [self.family] if self.family else names:
@@ -216,17 +218,17 @@ class ExporterConformance(PluginConformance):
         return skip(reason)
 
     def tiny(self, family: str, recipe: str) -> Path:
-        """A tiny model."""
+        """Return the path of a tiny model."""
         folder = self.folder() / f"{family}-{recipe}".replace(":", "-")
         return tiny_apr(family, folder, recipe, registry=self.registry)
 
     def place(self, name: str) -> Path:
-        """A path to write to, in an empty folder."""
+        """Return a path to write to, in an empty folder."""
         folder = Path(tempfile.mkdtemp(prefix=name.replace(":", "-"), dir=self.folder()))
         return folder / f"model.{self.declaration.name}"
 
     def export(self, source: Path, out: Path, progress: Any = None) -> Any:
-        """What the target returns."""
+        """Export a file; return what the target returns."""
         with AprFile.open(source) as file:
             return self.load()(file, out, progress=progress)
 
@@ -323,7 +325,7 @@ class ExporterConformance(PluginConformance):
             assert out.exists(), f"there is nothing at {out}"
 
     def _recipe(self) -> str:
-        """A recipe with formats of blocks, all installed. Skips the check if there is none."""
+        """Return a recipe with installed block formats. Skips the check if there is none."""
         for owned in self.registry.declarations("recipe"):
             try:
                 for name in owned.declaration.formats:
@@ -350,7 +352,7 @@ def _listed(folder: Path, *without: Path) -> str:
 
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-# what takes long to import; compilers and device libraries come with one of these
+# slow imports; compilers and device libraries come with one of these
 HEAVY = (
     "numpy", "torch", "transformers", "tokenizers", "safetensors", "jax", "tensorflow", "scipy",
     "pandas",
@@ -380,14 +382,14 @@ class CommandConformance(PluginConformance):
         class TestMine(CommandConformance):
             command = "mine"
 
-    The command is run in processes of its own, with `--help` and with a wrong option.
+    The command is run in separate processes, with `--help` and with a wrong option.
     """
 
     kind = "command"
     command: str = ""
 
     def run(self, option: str) -> dict[str, Any]:
-        """What becomes of `apr NAME OPTION`: code, out, err, and the modules it imported."""
+        """Return the outcome of `apr NAME OPTION`: code, out, err, and the modules it imported."""
         d = self.declaration
         return self.once(option, lambda: json.loads(run_fresh(RUN, d.target, d.name, option)))
 

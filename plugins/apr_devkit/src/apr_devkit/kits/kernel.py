@@ -27,7 +27,7 @@ NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others
 
 @contextmanager
 def nan_memory(device: BackendPlugin) -> Iterator[None]:
-    """Within, what `empty` and `empty_like` of the array libraries make is NaN, as memory may be.
+    """Fill what `empty` and `empty_like` of the array libraries return with NaN, in this context.
 
     A kernel that leaves part of its result unwritten then returns NaN where a reference does not.
     """
@@ -47,7 +47,7 @@ def nan_memory(device: BackendPlugin) -> Iterator[None]:
 def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
     def filled(*args: Any, **options: Any) -> Any:
         array = make(*args, **options)
-        with suppress(TypeError, ValueError, RuntimeError):  # of booleans, or on no device
+        with suppress(TypeError, ValueError, RuntimeError):  # booleans, or no device
             array[...] = np.nan if "float" in str(array.dtype) else 99
         return array
 
@@ -62,10 +62,11 @@ class DeviceKit(PluginConformance):
 
     @shared
     def device(self) -> BackendPlugin:
+        """Return the checked backend."""
         return self.make_device(self.name)
 
     def make_device(self, name: str, threads: int | None = None) -> BackendPlugin:
-        """A backend, made anew. Skips where it cannot run."""
+        """Return a new backend. Skips where it cannot run."""
         try:
             return make_backend(self.registry, name, threads)
         except BackendUnavailable as error:
@@ -73,34 +74,41 @@ class DeviceKit(PluginConformance):
 
 
 class OpComparison(DeviceKit):
-    """Cases are run on the checked backend, and compared with the reference bodies."""
+    """Runs cases on the checked backend, and compares with the reference bodies."""
 
     @shared
     def runner(self) -> Runner:
+        """Return a runner of ops on the checked backend."""
         return Runner(self.device, self.installed.ops)
 
     @shared
     def installed(self) -> Installed:
+        """Return the installed ops, cases and formats."""
         return Installed.of(self.registry)
 
     @shared
     def references(self) -> Runner:
+        """Return a runner of the reference bodies on NumPy."""
         return Runner(ReferenceBackend(), self.installed.ops)
 
     def every_case(self) -> Sequence[OpCase]:
+        """Return the cases of all checks."""
         raise NotImplementedError
 
     def viewed_cases(self) -> Sequence[OpCase]:
+        """Return the cases whose activations may be views."""
         return self.every_case()
 
     def expected(self, case: OpCase) -> Outcome:
+        """Return the references' outcome of a case."""
         return self.once(f"expected {id(case)}", lambda: self.references.run(case))
 
     def outcome(self, case: OpCase) -> Outcome:
+        """Return the checked backend's outcome of a case."""
         return self.once(f"outcome {id(case)}", lambda: self.runner.run(case))
 
     def complaints(self, case: OpCase, run: Callable[[], Outcome]) -> list[str]:
-        """How the outcome of `run` differs from what is expected of the case."""
+        """Return how the outcome of `run` differs from the references' outcome of the case."""
         expected = self.expected(case)
         try:
             return ops.differences(run(), expected, case.tolerance)
@@ -110,7 +118,7 @@ class OpComparison(DeviceKit):
             return [f"raises {type(error).__name__}: {error}"]
 
     def compare(self, cases: Iterable[OpCase], **how: Any) -> None:
-        """Fail unless all cases, run `how` (see `Runner.run`), agree with the references."""
+        """Fail unless all cases, run with `how` (see `Runner.run`), match the references."""
         runner, problems = self.runner, []
         for case in cases:
             run = partial(runner.run, case, **how) if how else partial(self.outcome, case)
@@ -150,7 +158,7 @@ class OpComparison(DeviceKit):
                 alone = self.runner.run(case, part)
                 if self.device.bitwise_rows:
                     wrong = [f"{array} differs" for array in ops.different(alone, expected)]
-                else:  # both may be off, to either side
+                else:  # both may be off, in either direction
                     wrong = ops.differences(alone, expected, 4 * case.tolerance)
                 problems += [f"{case}, {name} alone: {problem}" for problem in wrong]
         no(problems)
@@ -170,7 +178,7 @@ class KernelConformance(OpComparison):
 
     @shared
     def device(self) -> BackendPlugin:
-        """The backend that the kernel is for. Skips where it is not installed or cannot run."""
+        """Return the backend that the kernel is for. Skips where it is missing or cannot run."""
         name = self.declaration.backend
         try:
             return make_backend(self.registry, name, None)
@@ -179,15 +187,17 @@ class KernelConformance(OpComparison):
 
     @property
     def key(self) -> tuple[str, str]:
+        """The kernel's op and weight format."""
         return self.declaration.op, self.declaration.weight
 
     @shared
     def runner(self) -> Runner:
-        """The backend with this kernel and no other foreign one."""
+        """Return a runner on the backend with this kernel and no other distribution's."""
         foreign = ForeignKernel(self.declaration.target, self.owned.distribution)
         return Runner(self.device, self.installed.ops, {self.key: foreign})
 
     def every_case(self) -> list[OpCase]:
+        """Return the cases of the kernel's op, with weights of its format."""
         return self.once("cases", self._cases)
 
     def _cases(self) -> list[OpCase]:
@@ -241,7 +251,7 @@ class OpChecks(OpComparison):
 
     @shared
     def packed(self) -> list[OpCase]:
-        """Cases of every packed format that the kernel table claims and that can be made here."""
+        """Return cases of every packed format in the kernel table that can be made here."""
         cases, several, installed = [], [], self.installed
         for name, pack in installed.formats.items():
             wanted = {name, "*", *([GENERIC] if name in installed.generic else [])}
@@ -253,7 +263,7 @@ class OpChecks(OpComparison):
 
     @shared
     def generic(self) -> list[OpCase]:
-        """Cases of declared layouts; none without a kernel for them."""
+        """Return cases of declared layouts; none without a kernel for them."""
         kernels = self.device.kernels
         uses = [op for op, reader in READERS.items() if (reader, GENERIC) in kernels]
         return [
@@ -261,9 +271,11 @@ class OpChecks(OpComparison):
         ]
 
     def viewed_cases(self) -> list[OpCase]:
+        """Return the installed cases, without packed weights."""
         return self.installed.cases
 
     def every_case(self) -> list[OpCase]:
+        """Return the installed cases, also with packed weights."""
         return [*self.installed.cases, *self.packed, *self.generic]
 
     def test_ops_agree_with_their_references(self) -> None:

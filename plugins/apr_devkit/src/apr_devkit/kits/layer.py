@@ -1,4 +1,4 @@
-"""Kits of what a layer is made of: such a part is run alone, on references and random weights.
+"""Kits for parts of a layer: each is run alone, on references and random weights.
 
 `SequenceChecks` are for all that runs sequences, a mixer or a whole model; `PartConformance` is for
 all parts of a layer. `AttentionConformance` is both, `MlpConformance` the second.
@@ -33,26 +33,30 @@ Piece = tuple[int, int, NDArray[Any]]  # (slot, first position, token ids or row
 
 
 class SequenceChecks(PluginConformance):
-    """What a sequence gives depends neither on how it is cut nor on what else is or was there."""
+    """The output of a sequence depends neither on how it is cut nor on other sequences."""
 
     tolerance: float = 5e-5
 
     @property
     def where(self) -> str:
+        """Where it runs, as the end of a message."""
         return ""
 
     def session(self) -> Any:
+        """Return a new session: slots that can be opened, run, copied and closed."""
         raise NotImplementedError
 
     def inputs(self, count: int, seed: int = 0) -> NDArray[Any]:
+        """Return `count` random inputs: token ids or rows."""
         raise NotImplementedError
 
     def rewindable(self) -> bool:
+        """Return True if all states are rewindable."""
         raise NotImplementedError
 
     @contextmanager
     def opened(self, *slots: int) -> Iterator[Any]:
-        """A session with these slots, closed again at the end."""
+        """Open slots of a session, and close them at the end."""
         session = self.session()
         for slot in slots:
             session.open(slot)
@@ -63,7 +67,7 @@ class SequenceChecks(PluginConformance):
                 session.close(slot)
 
     def fresh(self, *pieces: NDArray[Any]) -> Floats:
-        """The output of a sequence in a slot of its own, run piece by piece: [T, features]."""
+        """Return the output [T, features] of a sequence in a new slot, run piece by piece."""
         with self.opened(0) as session:
             return resume(session, 0, 0, *pieces)
 
@@ -140,11 +144,11 @@ class SequenceChecks(PluginConformance):
                 session.close(slot)
 
     def before_closing(self, session: Any) -> None:
-        """What else is to be seen of slots that hold something."""
+        """Check open slots that hold something; by default nothing."""
 
 
 def resume(session: Any, slot: int, position: int, *pieces: NDArray[Any]) -> Floats:
-    """The output of the pieces, one step each, from `position` on."""
+    """Return the output [T, features] of the pieces, one step each, from `position` on."""
     outputs = []
     for piece in pieces:
         outputs += session.run((slot, position, piece))
@@ -153,7 +157,7 @@ def resume(session: Any, slot: int, position: int, *pieces: NDArray[Any]) -> Flo
 
 
 class PartRig:
-    """A part of a layer, made of an example's options, with random weights."""
+    """A part of a layer with random weights, made with an example's options."""
 
     def __init__(self, owned: Owned, registry: Registry, example: MixerExample) -> None:
         self.hidden_size = example.hidden_size
@@ -179,28 +183,30 @@ class PartRig:
             yield name, upload(array)
 
     def run(self, rows: Floats, *state: Any) -> Floats:
-        """Rows [T, hidden] in, rows out; a mixer takes a step and a state, too."""
+        """Return the output rows for rows [T, hidden]; a mixer takes a step and a state, too."""
         output: Floats = self.part(self.binder.ops, self.weights, rows, *state)
         return output
 
 
 class PartConformance(PluginConformance):
-    """Checks of a part of a layer, whatever it is: the kit of a kind derives from this."""
+    """Checks of any part of a layer: the kits of its kinds derive from this."""
 
     example: MixerExample | None = None
     taken: Iterable[str] = NORM_ROLES  # roles of the layer's other parts
 
     @shared
     def rig(self) -> PartRig:
+        """Return the checked part with random weights, made once."""
         return self.make_rig()
 
     def make_rig(self) -> PartRig:
+        """Return the checked part with new random weights."""
         return PartRig(self.owned, self.registry, self.made_with())
 
     def made_with(self) -> MixerExample:
-        """`example`, else what the part's own says, else as an installed family has it.
+        """Return `example`, else the part's own, else that of an installed family.
 
-        Raises AssertionError.
+        Raises AssertionError if there is none.
         """
         example: MixerExample | None = self.example or self.load().example()
         example = example or next(self._in_families(), None)
@@ -211,7 +217,7 @@ class PartConformance(PluginConformance):
         return example
 
     def _in_families(self) -> Iterator[MixerExample]:
-        """The first layer that has it, in the tiny model of each installed family."""
+        """Yield the first layer that has it, in the tiny model of each installed family."""
         for owned in self.registry.declarations("family"):
             try:
                 family = self.registry.make("family", owned.qualified)
@@ -219,7 +225,7 @@ class PartConformance(PluginConformance):
                 blocks, contract = family.plan(config).blocks, family.contract()
                 rules = contract.rules(config, next(iter(contract.content["layouts"])))
             except (AprError, AttributeError, NotImplementedError):
-                continue  # its own kit says what is wrong with it
+                continue  # its own kit reports what is wrong
             for layer, block in enumerate(blocks):
                 if self.name_in(block) == self.declaration.name:
                     shapes = {rule.role: rule.shape for rule in rules if rule.layer == layer}
@@ -227,22 +233,24 @@ class PartConformance(PluginConformance):
                     break
 
     def name_in(self, block: Block) -> str:
-        """The name of the block's part of this kind."""
+        """Return the name of the block's part of this kind."""
         return block.mixer
 
     def options_in(self, block: Block) -> Mapping[str, Any]:
-        """What the block's part of this kind is made with."""
+        """Return the options of the block's part of this kind."""
         return block.options
 
     def inputs(self, count: int, seed: int = 0) -> Floats:
-        """Random rows [count, hidden], of the size that norms leave."""
+        """Return random rows [count, hidden], of the size that norms leave."""
         rng = np.random.default_rng([seed, count])
         return rng.standard_normal((count, self.rig.hidden_size), np.float32)
 
     def run(self, part: PartRig, rows: Floats) -> Floats:
+        """Return the output rows [T, hidden] of a part for input rows."""
         return part.run(rows)
 
     def watch(self, part: PartRig, trial: Trial) -> None:
+        """Run the part on arrays that report who reads their values."""
         ops = TrialOps(trial, part.binder)
         part.part(ops, part.weights, trial.watched(self.inputs(2)))
 
@@ -313,7 +321,7 @@ class MixerSession:
         self.nbytes = self.state.nbytes
 
     def run(self, *pieces: Piece) -> list[Floats]:
-        """One step: each piece's output [n, hidden]."""
+        """Run one step; return each piece's output [n, hidden]."""
         step = make_step([(slot, len(rows), position) for slot, position, rows in pieces])
         x = pieces[0][2] if len(pieces) == 1 else np.concatenate([rows for _, _, rows in pieces])
         out = self.part.run(x, step, self.state)
@@ -326,8 +334,8 @@ class AttentionConformance(PartConformance, SequenceChecks):
         class TestMine(AttentionConformance):
             attention = "mine"
 
-    It is made with `example`, else with what its own `example()` says, else as the first installed
-    family uses it. `tolerance` is the largest difference of equal results, over their spread.
+    It is made with `example`, else with its own `example()`, else as the first installed family
+    uses it. `tolerance` is the largest difference of equal results, relative to their spread.
     """
 
     kind = "attention"
@@ -335,19 +343,21 @@ class AttentionConformance(PartConformance, SequenceChecks):
     taken = NORM_ROLES | {"gate_proj", "up_proj", "down_proj"}
 
     def session(self, zeros: Any = None) -> MixerSession:
+        """Return a mixer with a new state."""
         return MixerSession(self.rig, zeros)
 
     def rewindable(self) -> bool:
+        """Return True if the mixer's state is rewindable."""
         return bool(self.session().state.rewindable)
 
     def run(self, part: PartRig, rows: Floats) -> Floats:
-        """The output [T, hidden] of a prompt."""
+        """Return the output [T, hidden] of a prompt."""
         session = MixerSession(part)
         session.open(0)
         return session.run((0, 0, rows))[0]
 
     def watch(self, part: PartRig, trial: Trial) -> None:
-        """Run a decode step of two sequences, on arrays that tell who looks at their values."""
+        """Run a decode step of two sequences, on arrays that report who reads their values."""
         session, ops = MixerSession(part), TrialOps(trial, part.binder)
         for slot in (0, 1):
             session.open(slot)
@@ -364,7 +374,7 @@ class AttentionConformance(PartConformance, SequenceChecks):
         assert isinstance(state.rewindable, bool), f"rewindable is {state.rewindable!r}"
 
     def before_closing(self, session: Any) -> None:
-        """Whether all memory is counted; then it is NaN, as a next sequence may find it."""
+        """Fail unless all memory is counted; then fill it with NaN for the next sequence."""
         arrays = list(rig.arrays_in(session.state))
         held, seen = session.nbytes(), sum(array.nbytes for array in arrays)
         if self.declaration.state != "none":
@@ -401,8 +411,8 @@ class MlpConformance(PartConformance):
         class TestMine(MlpConformance):
             mlp = "mine"
 
-    It is made with `example`, else with what its own `example()` says, else as the first installed
-    family uses it.
+    It is made with `example`, else with its own `example()`, else as the first installed family
+    uses it.
     """
 
     kind = "mlp"
@@ -411,9 +421,11 @@ class MlpConformance(PartConformance):
     tolerance: float = 5e-5
 
     def name_in(self, block: Block) -> str:
+        """Return the name of the block's mlp."""
         return block.mlp
 
     def options_in(self, block: Block) -> Mapping[str, Any]:
+        """Return the options of the block's mlp."""
         return block.mlp_options
 
     def test_it_says_what_it_is(self) -> None:

@@ -1,4 +1,4 @@
-"""What ops are compared by: what is installed, weights in every format, and runs of cases.
+"""Comparison of ops: what is installed, weights in every format, and runs of cases.
 
 A backend is compared with the product of the decoded weights, so the error of a format itself does
 not count. It may round activations to 8 bits where weights have few, which is an NMSE of about
@@ -62,7 +62,7 @@ def in_format(
     decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]],
     layout: BlockLayout | None = None,
 ) -> Pack:  # fmt: skip
-    """Weights encoded by a quantizer."""
+    """Return a function that packs weights by a quantizer."""
 
     def pack(matrix: Matrix, rng: np.random.Generator, name: str) -> Matrix:
         raw = encode(matrix.values)
@@ -73,7 +73,7 @@ def in_format(
 
 
 def in_floats(format: str) -> Pack:
-    """Weights in f32, f16 or bf16."""
+    """Return a function that packs weights in f32, f16 or bf16."""
 
     def encode(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         raw = rows if format == DENSE else from_float32(rows, format)
@@ -86,7 +86,7 @@ def in_floats(format: str) -> Pack:
 
 
 def in_layout(name: str) -> Pack:
-    """Random blocks of one of `LAYOUTS`, with numbers of about 0.01: there is no codec for it."""
+    """Return a function that makes random blocks of a layout, without codec; values about 0.01."""
     layout, block, nbytes = LAYOUTS[name]
 
     def pack(matrix: Matrix, rng: np.random.Generator, label: str) -> Matrix:
@@ -94,7 +94,7 @@ def in_layout(name: str) -> Pack:
         raw = rng.integers(0, 256, (rows, -(-cols // block), nbytes), dtype=np.uint8)
         for part in (*layout.scale, *layout.minimum):
             shape = (*raw.shape[:2], 1 if part.per_block else block // layout.group)
-            # either sign: rows with a common part would all have the rounding of that part
+            # either sign: otherwise a common part of all rows would dominate the rounding
             signs = rng.choice(np.array([-1, 1], np.float32), shape)
             numbers = signs * cases.uniform(rng, 0.005, 0.02, *shape)
             if part.dtype in ("f32", "f16", "bf16"):
@@ -109,7 +109,7 @@ def in_layout(name: str) -> Pack:
 
 
 def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
-    """The core's product cases and wider ones, with weights packed."""
+    """Return the core's product cases and wider ones, with packed weights."""
     wide = [
         OpCase("linear", f"[{n}, {cols}] by {rows} rows", partial(_wide, n, cols, rows))
         for n, cols, rows in ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))
@@ -121,12 +121,12 @@ def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -
 
 
 def layout_cases(ops: Sequence[str]) -> list[OpCase]:
-    """The same in every one of `LAYOUTS`."""
+    """Return the same cases in every one of `LAYOUTS`."""
     return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
 
 
 def tolerance(op: str, format: str) -> float:
-    """The NMSE allowed for this op with weights of this format."""
+    """Return the NMSE allowed for this op with weights of this format."""
     if op == "embed":
         return MOVED
     if format in FLOAT_FORMATS:
@@ -148,7 +148,7 @@ def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
 
 
 def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
-    """`linears` whose weights are of different formats, every neighbouring three of them."""
+    """Return cases of `linears` with weights of three different formats, neighbours in `packs`."""
 
     def mixed(n: int, first: int, rng: np.random.Generator) -> list[Call]:
         three = [(packs[(first + i) % len(packs)], f"weight {i}") for i in range(3)]
@@ -161,7 +161,7 @@ def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
 
 @dataclass(slots=True)
 class Installed:
-    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is not.
+    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is unusable.
 
     `generic` are the formats that declare a layout.
     """
@@ -174,7 +174,7 @@ class Installed:
 
     @classmethod
     def of(cls, registry: Registry) -> Installed:
-        """Everything usable; a plugin that is not is somebody else's problem, and named."""
+        """Collect everything usable; unusable plugins are named in `missing`."""
         installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
         for kind, take in (("attention", cls._bringer), ("quantizer", cls._quantizer)):
             for owned in registry.declarations(kind):
@@ -197,9 +197,11 @@ class Installed:
         self.generic |= {d.name} if layout else set()
 
     def op(self, name: str) -> Op | None:
+        """Return an op by name, of a plugin or of the core."""
         return self.ops.get(name) or CORE_OPS.get(name)
 
     def cases_of(self, *ops: str) -> list[OpCase]:
+        """Return the installed cases of these ops."""
         return [case for name in ops for case in self.cases if case.op == name]
 
 
@@ -207,19 +209,19 @@ class Installed:
 
 
 def whole(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
-    """An array of its own."""
+    """Return an uploaded array and the same as its view."""
     array = upload(values)
     return array, array
 
 
 def half_of_heads(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
-    """The second half of the last axis of an array that is NaN elsewhere."""
+    """Return an upload that is half NaN, and the half of its last axis with the values."""
     wide = upload(np.concatenate([np.full_like(values, np.nan), values], axis=-1))
     return wide, wide[..., values.shape[-1] :]
 
 
 def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
-    """Columns from the middle of wider rows [T, 3n], reshaped, that are NaN elsewhere."""
+    """Return an upload [T, 3n] with NaN at both sides, and its middle columns, reshaped."""
     rows = values.reshape(values.shape[0], -1)
     n, beside = rows.shape[1], np.full_like(rows, np.nan)
     wide = upload(np.concatenate([beside, rows, beside], axis=1))
@@ -228,10 +230,10 @@ def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run left: one tuple of `results` a call, and the states' arrays.
+    """The outcome of a run: one tuple of `results` a call, and the states' arrays.
 
-    `changed` names arguments that no longer hold what they held, `overwritten` results that a
-    later call of the run has changed.
+    `changed` names arguments whose values were changed, `overwritten` results that a later call of
+    the run has changed.
     """
 
     results: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
@@ -240,14 +242,14 @@ class Outcome:
     overwritten: list[str] = field(default_factory=list)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of them, by what they are."""
+        """Return all arrays by name."""
         results = {f"result {i} of call {n}": array for n, call in enumerate(self.results, 1)
                    for i, array in enumerate(call, 1)}  # fmt: skip
         return results | {f"state {name}": array for name, array in self.states.items()}
 
 
 class Runner:
-    """Ops of one backend. `ops` are those that plugins bring, `foreign` others' kernels."""
+    """Runs ops of one backend. `ops` are those that plugins bring, `foreign` others' kernels."""
 
     def __init__(
         self, backend: BackendPlugin, ops: Mapping[str, Op],
@@ -256,12 +258,15 @@ class Runner:
         self.backend, self.binder = backend, Binder(backend, ops, foreign)
 
     def run(self, case: OpCase, calls: Sequence[Call] | None = None, **how: Any) -> Outcome:
-        """Run the case's calls, or the given ones. With `view`, activations are views of wider
-        arrays; with `spoiled=True`, states are NaN where they may be."""
+        """Run the case's calls, or the given ones.
+
+        With `view`, activations are views of wider arrays; with `spoiled=True`, states are NaN
+        wherever that is allowed.
+        """
         return _Run(self, case.calls() if calls is None else calls, **how)(case.op)
 
     def weight(self, matrix: Matrix, name: str) -> Any:
-        """The matrix on the backend, bound for its uses: dense, if it is not packed."""
+        """Return the matrix on the backend, bound for its uses; dense if it is not packed."""
         if matrix.host is None:
             matrix = in_floats(DENSE)(matrix, np.random.default_rng(), name)
         assert matrix.host
@@ -269,7 +274,7 @@ class Runner:
 
 
 class _Run:
-    """One run: what its arguments became, by identity, so that calls share them."""
+    """One run. Converted arguments are stored by identity, so that calls share them."""
 
     def __init__(
         self, runner: Runner, calls: Sequence[Call], view: View = whole, spoiled: bool = False
@@ -294,7 +299,7 @@ class _Run:
             arrays = function(*call)
             returned.append(arrays if isinstance(arrays, tuple) else (arrays,))
             outcome.results.append(tuple(map(self._copy, returned[-1])))
-        # what was returned is still referred to: nobody else may have its memory
+        # results are still referenced: their memory must not be reused
         after = Outcome([tuple(map(self._copy, arrays)) for arrays in returned])
         outcome.overwritten = different(after, outcome)
         outcome.changed = [
@@ -313,7 +318,7 @@ class _Run:
         return np.array(self.backend.download(array))
 
     def _read(self, slot: int, length: int) -> dict[str, NDArray[Any]]:
-        """A slot's arrays in all states, as far as `length` tokens have filled them."""
+        """Return a slot's arrays in all states, as far as `length` tokens have filled them."""
         return {f"{name} of slot {slot}": self._copy(array) for maker, state in self.states
                 for name, array in maker.read(state, slot, length).items()}  # fmt: skip
 
@@ -353,13 +358,13 @@ class _Run:
 
 # how results differ
 
-ENOUGH = 256  # values; a gain is measured over as many
-GAIN = 6e-3  # what a gain may differ from 1: a codebook's levels may be rounded to 8 bits
+ENOUGH = 256  # values; a gain needs as many
+GAIN = 6e-3  # how much a gain may differ from 1: a codebook's levels may be rounded to 8 bits
 FEW, LENIENCE = 16, 10  # values that may all happen to be small, so that errors look large
 
 
 def differences(actual: Outcome, expected: Outcome, tolerance: float) -> list[str]:
-    """What is wrong with an outcome, in words. Empty if all is within the tolerance."""
+    """Return what is wrong with an outcome, in words; [] if all is within the tolerance."""
     counts = [[len(call) for call in each.results] for each in (actual, expected)]
     assert counts[0] == counts[1], f"returns {counts[0]} arrays, the reference {counts[1]}"
     wanted = expected.arrays()
@@ -368,7 +373,7 @@ def differences(actual: Outcome, expected: Outcome, tolerance: float) -> list[st
 
 
 def different(actual: Outcome, expected: Outcome) -> list[str]:
-    """Names of the arrays that differ in any bit."""
+    """Return the names of the arrays that differ in any bit."""
     wanted = expected.arrays()
     return [n for n, array in actual.arrays().items() if array.tobytes() != wanted[n].tobytes()]
 
@@ -376,9 +381,9 @@ def different(actual: Outcome, expected: Outcome) -> list[str]:
 def difference(
     actual: NDArray[Any], expected: NDArray[Any], tolerance: float, off: float = GAIN
 ) -> str:
-    """How an array differs from the expected one, or an empty string.
+    """Return how an array differs from the expected one, or an empty string.
 
-    `tolerance` is for its NMSE, `off` is what its gain may differ from 1.
+    `tolerance` limits its NMSE, `off` how much its gain may differ from 1.
     """
     if actual.shape != expected.shape:
         return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
@@ -396,9 +401,9 @@ def difference(
 
 
 def with_others(calls: Sequence[Call]) -> list[Call]:
-    """The calls, then the same with other activations and new states, but the same weights.
+    """Return the calls, then the same with other activations and new states, but the same weights.
 
-    Activations are back to front: still values that the op is meant for.
+    Activations are reversed: still values that the op is meant for.
     """
     states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
 
@@ -413,10 +418,10 @@ def with_others(calls: Sequence[Call]) -> list[Call]:
 
 
 def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list[Call], Outcome]]:
-    """Parts of calls that a backend may be given by themselves, and what they left in a whole run.
+    """Yield parts of calls that can run alone, and their outcome in a whole run.
 
-    Those of one slot where a step is among the arguments, else single rows: the first, one from the
-    middle and the last.
+    Parts are those of one slot where a step is among the arguments, else single rows: the first,
+    one from the middle and the last.
     """
     for name, slot, spans in _spans(calls):
         parts = [(call, results, span) for call, results, span
@@ -428,7 +433,7 @@ def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list
 
 
 def _spans(calls: Sequence[Call]) -> Iterator[tuple[str, int | None, list[slice | None]]]:
-    """(what it is, its slot, the rows of it in each call)."""
+    """Yield (name, slot, rows in each call) of parts of calls."""
     steps = [next((a for a in call if isinstance(a, Parts)), None) for call in calls]
     slots = dict.fromkeys(part[0] for step in steps if step for part in step.parts)
     for slot in slots if len(slots) > 1 else ():

@@ -1,14 +1,14 @@
-"""Kits of number formats: quantizers, by their sizes, errors and bytes, and recipes of them.
+"""Kits for number formats: quantizers, by their sizes, errors and bytes, and recipes of them.
 
 Errors are relative RMSE. The yardstick is the plainest codec that fits into the same bytes: of
-`bits` a value, it spends ceil(bits) - 1 on a code, and what is left pays for a 16-bit scale for
-every so many values. The scale is a group's largest magnitude over the largest code; codes are
-rounded to nearest. (4.5 bits are codes of 4 bits and a scale for 32 values, 8.5 bits the same with
-codes of 8: the simplest formats in use.) A format may be `MARGIN` times as wrong as that, on a
-distribution or on the bell-shaped one, for which formats choose their levels. Half a step of wrong
-rounding doubles the error, and a scale that is wrong by a step or nibbles that are swapped do
-worse: all are caught. Never may it be worse than to write zeros. A format that spends its bits
-otherwise, such as floats of 8 bits, states its own `max_error`.
+`bits` a value, it spends ceil(bits) - 1 on a code, and the rest on a 16-bit scale for each group of
+values. The scale is a group's largest magnitude over the largest code; codes are rounded to
+nearest. (4.5 bits are codes of 4 bits and a scale for 32 values, 8.5 bits the same with codes of 8:
+the simplest formats in use.) A format may have `MARGIN` times that error, on a distribution or on
+the bell-shaped one, for which formats choose their levels. Rounding that is wrong by half a step
+doubles the error, and a scale that is wrong by a step or swapped nibbles do worse: all are caught.
+No error may exceed that of writing zeros. A format that spends its bits otherwise, such as floats
+of 8 bits, states its own `max_error`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCALE_BITS, LEAST_GROUP = 16, 8
 
 
 def sample(kind: str, rows: int, cols: int, seed: int = 0, scale: float = 0.02) -> Rows:
-    """Seeded values of one of KINDS, by default of the size of weights: float32 [rows, cols]."""
+    """Return seeded values of one of KINDS, as large as weights by default: f32 [rows, cols]."""
     rng, shape = np.random.default_rng([KINDS.index(kind), seed]), (rows, cols)
     bell = rng.standard_normal(shape)
     kinds: dict[str, Callable[[], Any]] = {
@@ -62,25 +62,25 @@ def sample(kind: str, rows: int, cols: int, seed: int = 0, scale: float = 0.02) 
 
 
 def block_sample(kind: str, block: int, scale: float = 0.02) -> Rows:
-    """A sample of about VALUES values, in rows of whole blocks: float32 [R, C]."""
+    """Return a sample of about VALUES values, in rows of whole blocks: float32 [R, C]."""
     cols = block * ceil(1024 / block)
     return sample(kind, max(2, VALUES // cols), cols, scale=scale)
 
 
 def relative_rmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """sqrt(sum of squared errors / sum of squared values)."""
+    """Return sqrt(sum of squared errors / sum of squared values)."""
     return float(nmse(actual, expected) ** 0.5)
 
 
 def plain_codec(bits: float, block: int) -> tuple[int, int]:
-    """The yardstick's code bits and group, for a format of `bits` a value in blocks of `block`."""
+    """Return the yardstick's code bits and group, for `bits` a value in blocks of `block`."""
     code = max(2, ceil(bits) - 1)
     group = round(SCALE_BITS / (bits - code)) if bits > code else block
     return code, min(max(group, LEAST_GROUP), max(block, LEAST_GROUP))
 
 
 def plain_error(x: Rows, bits: float, block: int) -> float:
-    """Relative RMSE of the yardstick on float32 [R, C], without the rest that fills no group."""
+    """Return the relative RMSE of the yardstick on float32 [R, C], incomplete groups left out."""
     code, group = plain_codec(bits, block)
     whole = x[:, : x.shape[1] // group * group].astype(np.float64)
     values = whole.reshape(-1, group)  # [groups, group]
@@ -90,14 +90,14 @@ def plain_error(x: Rows, bits: float, block: int) -> float:
 
 
 def default_bounds(block: int, nbytes: float) -> dict[str, float]:
-    """The largest relative RMSE allowed on each of KINDS, for `block` values in `nbytes` bytes."""
+    """Return the largest relative RMSE by kind of sample, for `block` values in `nbytes` bytes."""
     bits = 8 * nbytes / block
     errors = {kind: plain_error(block_sample(kind, block), bits, block) for kind in KINDS}
     return {kind: min(1.0, MARGIN * max(e, errors[BELL])) for kind, e in errors.items()}
 
 
 def golden_digest(codec: Any, block: int, seed: int = 0) -> str:
-    """SHA-256 of the bytes that a codec, or a "module:Attr", makes of four rows of three blocks.
+    """Return the SHA-256 of four rows of three blocks encoded by a codec, or a "module:Attr".
 
     Their values are made by integer sums alone, so they have the same bits everywhere.
     """
@@ -110,12 +110,12 @@ def golden_digest(codec: Any, block: int, seed: int = 0) -> str:
     return hashlib.sha256(np.ascontiguousarray(encoded).tobytes()).hexdigest()
 
 
-ROWS = 9  # of most inputs: a few chunks, and odd
+ROWS = 9  # of most inputs: a few chunks, and an odd number
 TINY = (1e-4, 1e-6, 1e-8, 1e-20, 1e-38, 1e-45)
 HUGE = (1e5, 1e10, 1e20, 1e37, float(np.finfo(np.float32).max))
 NO_WORSE_THAN_ZEROS = 1.25  # as relative RMSE, where a scale has hardly any bits left
 GAIN = 0.01  # what is lost or won on the whole
-SHRINKING, STRETCHING = 1.1, 0.1  # of the squared error, where that is more: see the check
+SHRINKING, STRETCHING = 1.1, 0.1  # times the squared error, where that is more
 LAYOUT_TOLERANCE = 2.0**-20  # of a row's largest value: a few roundings of float32
 # what `decode_tensor` turns into a sentence about the file
 REFUSALS = (FormatError, ValueError, IndexError, TypeError)
@@ -147,14 +147,16 @@ class QuantizerConformance(PluginConformance):
 
     @property
     def codec(self) -> Any:
+        """The codec object."""
         return self.registry.make("quantizer", self.name)
 
     @property
     def block(self) -> int:
+        """Values in a block."""
         return int(self.declaration.block)
 
     def encoded(self, x: Rows, where: str = "a sample") -> Raw:
-        """`encode`, and what it returns has the right type and size: u8 [R, row bytes]."""
+        """Encode, and check type and size of the result: u8 [R, row bytes]."""
         d, raw = self.declaration, self.codec.encode(x)
         equal(f"what encode of {where} returns", _kind(raw), "array of uint8")
         row = ceil(x.shape[1] / d.block) * d.bytes_per_block
@@ -163,7 +165,7 @@ class QuantizerConformance(PluginConformance):
         return cast("Raw", raw)
 
     def decoded(self, raw: Raw, cols: int, where: str = "a sample") -> Rows:
-        """`decode`, and what it returns has the right type and size and is finite: f32 [R, C]."""
+        """Decode, and check type and size of the result and that it is finite: f32 [R, C]."""
         values = self.codec.decode(raw, cols)
         equal(f"what decode of {where} returns", _kind(values), "array of float32")
         equal(f"shape of what decode of {where} returns", list(values.shape), [len(raw), cols])
@@ -172,13 +174,15 @@ class QuantizerConformance(PluginConformance):
         return cast("Rows", values)
 
     def round_trip(self, x: Rows, where: str = "a sample") -> Rows:
+        """Encode and decode."""
         return self.decoded(self.encoded(x, where), x.shape[1], where)
 
     def bell(self, cols: int, scale: float = 1.0, rows: int = ROWS) -> Rows:
+        """Return bell-shaped values, float32 [rows, cols]."""
         return sample(BELL, rows, cols, cols, scale)
 
     def stated(self) -> dict[str, float]:
-        """The bounds this class or the codec states, by kind of sample; none where it does not."""
+        """Return the bounds stated by this class or the codec, by kind of sample."""
         bound = self.max_error
         bound = getattr(self.codec, "max_error", None) if bound is None else bound
         if bound is None:
@@ -188,7 +192,7 @@ class QuantizerConformance(PluginConformance):
         return bounds
 
     def bounds(self) -> dict[str, float]:
-        """The largest error allowed, by kind of sample."""
+        """Return the largest error allowed, by kind of sample."""
         derive = partial(default_bounds, self.block, self.declaration.bytes_per_block)
         return self.once("bounds", derive) | self.stated()
 
@@ -199,7 +203,7 @@ class QuantizerConformance(PluginConformance):
         assert error <= bound, f"{where}: relative RMSE {error:.4g}, allowed is {bound:.4g}"
 
     def same(self, array: NDArray[Any], expected: NDArray[Any], what: str) -> None:
-        """Fail if `what` gives anything else than expected."""
+        """Fail if `what` returns anything else than expected."""
         equal(f"shape of {what}", array.shape, expected.shape)
         different = int((array != expected).sum())
         assert not different, f"{what} changes {different} of {expected.size} numbers"
@@ -241,7 +245,7 @@ class QuantizerConformance(PluginConformance):
                     self.within(worst, x, where)
 
     def _refuses(self, x: Rows, where: str) -> bool:
-        """Whether encode raises QuantizationError; anything else that it raises is wrong."""
+        """Return True if encode raises QuantizationError; any other error is a failure."""
         try:
             with np.errstate(all="ignore"):
                 self.codec.encode(x)
@@ -260,7 +264,7 @@ class QuantizerConformance(PluginConformance):
         which shows with 3 bits and less.
         """
         tolerance = self.gain_tolerance
-        if tolerance == GAIN:  # this class says nothing
+        if tolerance == GAIN:  # this class states none
             tolerance = getattr(self.codec, "gain_tolerance", GAIN)
         if tolerance is None:
             skip("gain_tolerance is None: it is said to change the size of values")
@@ -458,13 +462,13 @@ class RecipeConformance(PluginConformance):
 
 
 def quant_classes() -> list[str]:
-    """The classes of tensors a recipe is asked about, as the contract schema lists them."""
+    """Return the classes of tensors a recipe is asked about, as the contract schema lists them."""
     listed = schema()["quantization_policy.*"].removeprefix("enum[").removesuffix("]")
     return [name for name in (part.strip() for part in listed.split(",")) if name != KEEP]
 
 
 def questions() -> Iterator[TensorClass]:
-    """Every class, shape and place in a model, in a role that no family has."""
+    """Yield every class, shape and place in a model, in a role that no family has."""
     for name in quant_classes():
         for shape in SHAPES:
             for layer, layers in LAYERS:
@@ -472,7 +476,7 @@ def questions() -> Iterator[TensorClass]:
 
 
 def answers(target: str, step: int = 1) -> list[str]:
-    """What a new object of a recipe's "module:Attr" answers, forwards or backwards."""
+    """Return what a new object of a recipe's "module:Attr" answers, forwards or backwards."""
     recipe = attribute(target)()
     return [recipe.format_for(tensor) for tensor in list(questions())[::step]]
 

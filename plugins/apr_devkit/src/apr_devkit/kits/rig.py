@@ -1,7 +1,7 @@
-"""What kits run: a backend of references alone, random weights, and tiny models of any family.
+"""Fixtures of kits: a backend of references alone, random weights, tiny models of any family.
 
-Names and shapes of a tiny model come from its family's contract. What that cannot say is not
-guessed: a family without `tiny_config()` needs a `config`.
+Names and shapes of a tiny model come from its family's contract. Nothing else is guessed: a family
+without `tiny_config()` needs a `config`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from apr_devkit.kits.checks import skip
 
 Floats = NDArray[np.float32]
 
-# a backend with an empty kernel table: what fails on it is the plugin and not somebody's kernel
+# a backend with an empty kernel table: what fails on it is the plugin, not a kernel
 
 NAME, RECORDING = "reference", "recording"
 
 
 class ReferenceBackend(Nowhere):
-    """NumPy and the references. It copies what it is given: nobody's arrays change through it."""
+    """NumPy and the references. It copies its inputs: no caller's arrays change through it."""
 
     name = NAME
 
@@ -40,25 +40,28 @@ class ReferenceBackend(Nowhere):
         self.threads = threads
 
     def describe(self) -> str:
+        """Return a line about the backend."""
         return "reference: NumPy, no kernels"
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return a copy."""
         return np.array(array)
 
     upload_matrix = upload
 
 
 class RecordingBackend(ReferenceBackend):
-    """Says that it records steps, so that a load reports what keeps it from that."""
+    """Claims to record steps, so that a load reports what prevents that."""
 
     name = RECORDING
 
     def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
+        """Return the step as it is."""
         return step
 
 
 def with_reference(registry: Registry) -> Registry:
-    """A registry that has these backends, too, under the names `reference` and `recording`."""
+    """Return a registry that also has the backends `reference` and `recording`."""
     own = [
         Backend(NAME, f"{__name__}:ReferenceBackend", summary="NumPy and the references"),
         Backend(RECORDING, f"{__name__}:RecordingBackend", summary="as if it could record"),
@@ -67,12 +70,12 @@ def with_reference(registry: Registry) -> Registry:
 
 
 def usable_backend(registry: Registry) -> str:
-    """The best backend that can be made on this machine, as a load chooses it, else `reference`."""
+    """Return the best backend that can be made on this machine, else `reference`."""
     for name in registry.backends_by_score():
         try:
             make_backend(registry, name, None)
         except AprError:
-            continue  # its own kit says why
+            continue  # its own kit reports why
         return name
     return NAME
 
@@ -86,7 +89,7 @@ LAYER_GAIN = 0.5  # at 1 a random model amplifies rounding tens of times, which 
 def random_values(
     name: str, shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0, norm: float = 1
 ) -> Floats:
-    """Matrices keep the scale of what they multiply, norms are near `norm`, biases are not zero."""
+    """Return random values: matrices keep scale, norms are near `norm`, biases are not zero."""
     values: Floats = rng.standard_normal(shape, np.float32)
     if len(shape) > 1:
         return values * np.float32(gain * prod(shape[1:]) ** -0.5)
@@ -96,28 +99,28 @@ def random_values(
 
 
 def random_tensor(rule: TensorRule, contract: Contract, rng: np.random.Generator) -> Floats:
-    """A value for a tensor of a model, exact in bfloat16."""
+    """Return random values for a tensor of a model, exact in bfloat16."""
     gain = 1.0 if rule.layer is None else LAYER_GAIN
     norm = 1.0 if rule.role in contract.plain_norms else 1 - contract.norm_offset
     return as_bfloat16(random_values(f"{rule.role} {rule.name}", rule.shape, rng, gain, norm))
 
 
 def random_weights(contract: Contract, config: ModelConfig) -> dict[str, Floats]:
-    """A value for every tensor of the contract, carried ones included: {name: float32}."""
+    """Return a value for every tensor of the contract, carried ones included: {name: float32}."""
     rng = np.random.default_rng(0)
     rules = [*contract.rules(config, text_layout(contract)), *contract.carried(config)]
     return {rule.name: random_tensor(rule, contract, rng) for rule in rules}
 
 
 def as_bfloat16(values: Floats) -> Floats:
-    """Values with all that bfloat16 cannot hold cut off."""
+    """Return the values, truncated to bfloat16."""
     bits = np.ascontiguousarray(values, "<f4").view("<u4") & np.uint32(0xFFFF0000)
     cut: Floats = bits.view("<f4").reshape(values.shape)
     return cut
 
 
 def text_layout(contract: Contract) -> str:
-    """The layout with the shortest prefix: that of checkpoints with text only."""
+    """Return the layout with the shortest prefix: that of checkpoints with text only."""
     layouts = contract.content["layouts"]
     return str(min(layouts, key=lambda name: len(layouts[name]["prefix"])))
 
@@ -143,7 +146,7 @@ GENERATION = {
 
 
 def tiny_config(family: Any, name: str) -> dict[str, Any]:
-    """The config.json that the family object offers. Raises UsageError if it offers nothing."""
+    """Return the family object's tiny config.json. Raises UsageError if it has none."""
     offered = getattr(family, "tiny_config", None)
     if offered is None:
         raise UsageError(
@@ -158,12 +161,12 @@ def tiny_apr(
     family: str, directory: Path, recipe: str = "f32", *, config: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint of an installed family and import it: the path of `directory/model.apr`.
+    """Write a checkpoint of an installed family and import it; return `directory/model.apr`.
 
     `config` is the config.json, by default the family's `tiny_config()`. Weights are random and
     exact in bfloat16, and such that logits have a standard deviation of about 1. `recipe` is that
     of an installed plugin; `f32` and `source` (bfloat16) need none. Raises PluginError,
-    ContractError, UsageError, and what the import raises.
+    ContractError, UsageError, and the import's errors.
     """
     registry, target = registry or get_registry(), directory / "model.apr"
     plugin, checkpoint = registry.make("family", family), directory / "checkpoint"
@@ -188,7 +191,7 @@ def tiny_apr(
 
 
 def safetensors_bytes(tensors: Mapping[str, Floats], dtype: str = "BF16") -> bytes:
-    """A safetensors file, in F32 or BF16; for BF16 the values must be exact in it."""
+    """Return a safetensors file, in F32 or BF16; for BF16 the values must be exact in it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts, at = [], 0
     for name, values in tensors.items():
@@ -203,7 +206,7 @@ def safetensors_bytes(tensors: Mapping[str, Floats], dtype: str = "BF16") -> byt
 
 
 def _write_tokenizer(directory: Path) -> None:
-    """Byte-level BPE: ids 0 to 255 are bytes, then the special tokens, then a few merges."""
+    """Write a byte-level BPE: ids 0 to 255 are bytes, then special tokens, then a few merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -223,21 +226,21 @@ def _write_tokenizer(directory: Path) -> None:
 
 
 def difference(actual: Floats, expected: Floats) -> float:
-    """max |actual - expected| over the standard deviation of expected; infinite if not finite."""
+    """Return max |actual - expected| over the standard deviation of expected; inf if not finite."""
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(actual - expected).max() / (expected.std() or 1.0))
 
 
 def leaves(hf: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The key paths of everything in a config.json that is no object."""
+    """Yield the key paths of everything in a config.json that is not an object."""
     for key, value in hf.items():
         below = leaves(value, (*path, key)) if isinstance(value, Mapping) else [(*path, key)]
         yield from below
 
 
 def arrays_in(thing: Any) -> Iterator[NDArray[Any]]:
-    """Every array that a state holds, also in dicts, lists and tuples."""
+    """Yield every array that a state holds, also in dicts, lists and tuples."""
     inner: Iterable[Any] = ()
     if isinstance(thing, np.ndarray):
         yield thing
@@ -250,7 +253,7 @@ def arrays_in(thing: Any) -> Iterator[NDArray[Any]]:
 
 
 class Oracle:
-    """What transformers computes, in float32, for a config.json. `shapes` are its tensors'."""
+    """The transformers model of a config.json, in float32. `shapes` are its tensors'."""
 
     def __init__(self, class_name: str, hf: Mapping[str, Any]) -> None:
         try:
@@ -267,7 +270,7 @@ class Oracle:
         self.shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
 
     def take(self, weights: Mapping[str, Floats], contract: Contract, config: ModelConfig) -> None:
-        """Take the weights of a tiny checkpoint, under the names of its own."""
+        """Copy the weights of a tiny checkpoint, under transformers' names."""
         own = contract.rules(config, contract.detect_layout(self.shapes))
         theirs = contract.rules(config, text_layout(contract))
         tensors = {
@@ -279,7 +282,7 @@ class Oracle:
         self._model.tie_weights()
 
     def logits(self, ids: NDArray[np.int64]) -> Floats:
-        """ids [T] -> float32 [T, vocab]."""
+        """Return the logits, float32 [T, vocab], of ids [T]."""
         with self._torch.inference_mode():
             rows: Floats = self._model(self._torch.tensor(ids[None])).logits[0].float().numpy()
         return rows

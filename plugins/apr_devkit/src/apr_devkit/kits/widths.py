@@ -1,8 +1,7 @@
-"""Whether the matrices of a contract fit together: each takes in what the one before it gives.
+"""Checks that the matrices of a contract fit together: each takes the output of the one before.
 
-A contract that says a shape wrongly is met by a file that was imported with it, so only the plan
-can tell. Its parts are run here on three rows of zeros, with matrices that have a shape and no
-values.
+A file that was imported with a contract has the contract's wrong shapes, so only the plan can tell.
+Its parts are run here on three rows of zeros, with matrices that have a shape and no values.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Tensors:
         self.name, self._shapes = resolution.name_of, shapes
 
     def shape(self, role: str, layer: int | None = None) -> Shape:
-        """The tensor's shape. Raises ContractError if the contract has none in that role."""
+        """Return the tensor's shape. Raises ContractError if the contract has none in that role."""
         return self._shapes[self.name(role, layer)]
 
     def expect(self, expected: Shape, role: str, layer: int | None = None) -> None:
@@ -90,14 +89,14 @@ def check_outside(tensors: Tensors, config: ModelConfig, parts: Parts) -> None:
 
 
 class _Trial:
-    """One part of a layer, run on zeros. `last` is the matrix that was multiplied with last."""
+    """One part of a layer, run on zeros. `last` is the matrix used in the last product."""
 
     def __init__(self, tensors: Tensors, layer: int, hidden: int, part: Any) -> None:
         self.tensors, self.layer, self.hidden, self.part = tensors, layer, hidden, part
         self.last: Weight | None = None
 
     def run(self, ops: BoundOps) -> None:
-        """Raise ContractError if something does not fit. Other failures are the model's to show."""
+        """Raise ContractError if something does not fit. Other failures are left to the model."""
         part, shape = self.part, self.tensors.shape
         weights = Weights(**{role: self._matrix(role) for role in part.matrices})
         for role in part.vectors:
@@ -131,7 +130,7 @@ class _Trial:
         refuse(w.name, (w.rows, w.cols), expected, why)
 
     def _linear(self, x: Any, w: Weight) -> Floats:
-        """x [T, in] -> zeros [T, out], that remember whose they are."""
+        """Return zeros [T, out] for x [T, in], marked with their matrix."""
         self.last = w
         if x.shape[-1] != w.cols:
             why = f"it is multiplied with rows of {x.shape[-1]} values"
@@ -141,7 +140,7 @@ class _Trial:
         return product
 
     def _explained(self, error: object) -> str:
-        """For what NumPy refuses, which does not say whose shape it is: all of them."""
+        """Return NumPy's error with all shapes: it does not say whose shape is wrong."""
         roles, t = (*self.part.matrices, *self.part.vectors), self.tensors
         shapes = (f"\n    {t.name(r, self.layer)} {list(t.shape(r, self.layer))}" for r in roles)
         name = type(self.part).__name__
@@ -149,7 +148,7 @@ class _Trial:
 
 
 class _Product(np.ndarray[Any, np.dtype[np.float32]]):
-    """What a matrix gave. To take it apart into heads says how many rows that matrix should have.
+    """The product of a matrix. Splitting it into heads shows how many rows the matrix should have.
 
     Without this, reshape(-1, heads, size) would make more or fewer rows of the batch.
     """
@@ -160,7 +159,7 @@ class _Product(np.ndarray[Any, np.dtype[np.float32]]):
         self.weight = getattr(obj, "weight", None)
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
-        """Into [T, ...]. Raises ContractError where that is impossible for the matrix's rows."""
+        """Reshape to [T, ...]. Raises ContractError if the matrix's rows do not allow it."""
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         w, rest = self.weight, [int(size) for size in sizes[1:]]
         if w and self.shape == (ROWS, w.rows) and sizes[0] in (-1, ROWS):

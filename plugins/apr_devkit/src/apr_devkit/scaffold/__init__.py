@@ -23,10 +23,10 @@ ABOUT = "about.md.tmpl"  # the part of the README that only this kind has
 
 
 def write_plugin(names: PluginNames, directory: Path) -> list[Path]:
-    """Write the package into a directory that is empty or not there; returns its files.
+    """Write the package into an empty or new directory; return its files.
 
-    Raises UsageError if there is something already, InputOutputError if it cannot be written. It
-    is there as a whole or not at all.
+    Raises UsageError if there is something already, InputOutputError if it cannot be written. It is
+    written as a whole or not at all.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(
@@ -51,7 +51,7 @@ def write_plugin(names: PluginNames, directory: Path) -> list[Path]:
 
 
 def _put(beside: Path, target: Path) -> None:
-    """Rename; into an empty directory that is there already, which may be where its user is."""
+    """Rename; into an empty directory that exists already, which may be the working directory."""
     if not target.exists():
         beside.rename(target)
         return
@@ -67,7 +67,7 @@ def _put(beside: Path, target: Path) -> None:
 
 
 def files_of(names: PluginNames) -> dict[str, bytes]:
-    """{relative path: content} of the package, sorted by path."""
+    """Return {relative path: content} of the package, sorted by path."""
     about = (HERE / names.kind / ABOUT).read_text("utf-8")
     values = names.values() | {"about": filled(about, names.values())}
     found: dict[str, bytes] = {}
@@ -94,5 +94,5 @@ def _target_name(path: Path, names: PluginNames) -> str:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """The template's text. Raises KeyError for a placeholder without a value."""
+    """Return the template's text, filled in. Raises KeyError for a placeholder without a value."""
     return PLACEHOLDER.sub(lambda match: values[match[1]], text)

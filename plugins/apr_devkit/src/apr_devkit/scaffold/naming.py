@@ -1,4 +1,4 @@
-"""From the name somebody chose to the names a package needs: distribution, modules, classes."""
+"""From a chosen name to the names a package needs: distribution, modules, classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from apr_core import __version__
 from apr_core.plugin import UsageError
 
-LONGEST = 30  # characters: what is derived still fits into lines
+LONGEST = 30  # characters: derived names still fit into lines
 PEP508 = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 COMMAND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
@@ -17,12 +17,12 @@ SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
 
 @dataclass(frozen=True, slots=True)
 class KindOfPlugin:
-    """How packages of a kind are called, and what they need besides the core."""
+    """How packages of a kind are named, and what they need besides the core."""
 
     prefix: str  # of the distribution: apr-PREFIX-NAME
     summary: str
     needs: tuple[str, ...] = ()
-    taken: tuple[str, ...] = ()  # names that mean something of the core's own
+    taken: tuple[str, ...] = ()  # names that have a meaning in the core
     pattern: re.Pattern[str] = PEP508
     rule: str = "letters, digits, and . _ - between them"
 
@@ -49,7 +49,7 @@ KINDS: dict[str, KindOfPlugin] = {
 
 @dataclass(frozen=True, slots=True)
 class PluginNames:
-    """Everything a new package is called."""
+    """All names in a new package."""
 
     kind: str
     name: str  # of the declaration, as it was given
@@ -60,7 +60,7 @@ class PluginNames:
     backend: str = ""  # a kernel's
 
     def values(self) -> dict[str, str]:
-        """What the templates' placeholders stand for."""
+        """Return the values of the templates' placeholders."""
         about = KINDS[self.kind]
         major, minor = (int(part) for part in __version__.split(".")[:2])
         core = f"apr-core>={major}.{minor},<{major}.{minor + 1}"
@@ -77,7 +77,7 @@ class PluginNames:
 
 
 def names_for(kind: str, name: str, backend: str = "") -> PluginNames:
-    """Names of a new plugin. `apr-PREFIX-NAME` as a name means NAME. Raises UsageError."""
+    """Return the names of a new plugin; `apr-PREFIX-NAME` means NAME. Raises UsageError."""
     about = KINDS[kind]
     for start in (f"apr-{about.prefix}-", f"apr_{about.prefix}_"):
         name = name.removeprefix(start)
