@@ -82,7 +82,7 @@ def _run(rows: Sequence[PluginRow]) -> Iterator[CheckResult]:
 
 
 def _plugin_checks(distribution: str, unusable: Sequence[PluginRow]) -> Iterator[CheckResult]:
-    """Run the checks of every plugin; for an unusable one report only why: its code may do harm."""
+    """Run the checks common to all plugins; only the first if one is unusable: it may do harm."""
     from apr_devkit import kits as testing
     from apr_devkit.kits.checks import checks_of, sentence_of
 

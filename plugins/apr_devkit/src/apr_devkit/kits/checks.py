@@ -182,7 +182,7 @@ def call_fresh(function: str, *arguments: Any, hash_seed: int | None = None) -> 
     return json.loads(run_fresh(CALL, function, json.dumps(arguments), hash_seed=hash_seed))
 
 
-# runs in a process of its own: what does importing the hooks module and calling the hooks import?
+# run in a separate process: reports what importing the hooks module and calling the hooks imports
 PROBE = """
 import json, os, sys, tempfile
 import pluggy

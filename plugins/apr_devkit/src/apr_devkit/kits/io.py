@@ -165,7 +165,7 @@ class Reports:
     texts: list[Any] = field(default_factory=list)
 
     def advance(self, amount: float) -> None:
-        """Record the amount; raise `error` if it is time."""
+        """Record the amount; raise `error` at the `at`-th call."""
         self.amounts.append(amount)
         if self.error and len(self.amounts) == self.at:
             raise self.error

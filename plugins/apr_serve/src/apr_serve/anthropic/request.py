@@ -83,7 +83,7 @@ class ToolReference(History):
 
     @property
     def text(self) -> str:
-        """What the model is told."""
+        """The text that the model reads."""
         return self.tool_name
 
 

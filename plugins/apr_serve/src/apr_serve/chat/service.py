@@ -80,7 +80,7 @@ class ChatService:
         return ChatTemplate(source)
 
     def prompt_ids(self, body: ChatBody) -> list[int]:
-        """Return the prompt ids of a chat. Raises ApiError if the template refuses it."""
+        """Return the prompt ids of a chat. Raises ApiError if that fails."""
         try:
             messages = normalized(body.chat_messages())
             tools = self._template_tools(body.tool_use().shown)

@@ -286,7 +286,7 @@ class Engine:
             self._owners_waiting = self._scheduler.queue.owners | {job.owner for job in self._inbox}
         self._publish()
         if self._scheduler.deliver():
-            with suppress(BaseException):  # an error in a listener is its own affair
+            with suppress(BaseException):  # a listener's error must not stop the engine
                 self.flushed()
 
     def _job_over(self, job: Job) -> None:

@@ -72,7 +72,7 @@ class PrefixCache:
         return len(self._recent)
 
     def restore(self, ids: Sequence[int], slot: int) -> Node:
-        """Put the longest kept prefix of a prompt into a slot, short of its last id.
+        """Put the longest kept prefix of a prompt into a slot, leaving at least one id.
 
         Returns the node to continue from, which stays until `unpin`.
         """

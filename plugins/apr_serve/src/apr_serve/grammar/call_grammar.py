@@ -161,7 +161,7 @@ class _TagRules:
         return name.upper() if kind.isupper() else name
 
     def _body(self, schema: Mapping[str, Any]) -> str:
-        """All arguments."""
+        """Return a rule for all arguments."""
         unknown = sorted(restricting(schema) - ROOT_WORDS)
         if unknown:
             words = ", ".join(unknown)

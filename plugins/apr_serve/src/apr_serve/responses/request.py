@@ -176,17 +176,17 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
 
     @property
     def known_tools(self) -> list[KnownTool]:
-        """The tools the model is told of."""
+        """The tools shown to the model."""
         return known_tools(self.tools or ())
 
     @property
     def left_out_tools(self) -> list[str]:
-        """The tools shown to the model."""
+        """The types of the tools that are not shown to the model."""
         return left_out(self.tools or ())
 
     @property
     def items(self) -> list[Item]:
-        """The types of the tools not shown to the model."""
+        """The input as items."""
         if isinstance(self.input, str):
             return [MessageItem(role="user", content=self.input)]
         return self.input

@@ -89,7 +89,7 @@ def check_json(body: bytes, headers: Headers) -> None:
         return
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and "+json" in kind)
-    if not is_json and "origin" in headers:  # a form of another site
+    if not is_json and "origin" in headers:  # a form, maybe of another site
         raise ApiError(415, f"the content type must be application/json, found {kind or 'none'!r}")
     try:
         content = json.loads(
