@@ -1,9 +1,9 @@
-"""What happens when the package is built: its kernels become machine code.
+"""The build hook of the package: it compiles the kernels to machine code.
 
 An editable install gets the library of this processor, beside the sources. A wheel gets those of
-all levels of a platform: this one, or the one that $APR_CPU_PLATFORM names, for which zig links
-(`make wheels`). Where nothing links a wheel holds none and runs everywhere: its kernels are then
-compiled at first use.
+all levels of a platform: this one, or the one $APR_CPU_PLATFORM names, for which zig links
+(`make wheels`). Where there is no linker, a wheel holds none and runs everywhere: its kernels are
+then compiled at first use.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SOURCES = Path(__file__).parent / "src"
 
 
 class Kernels(BuildHookInterface):  # type: ignore[type-arg]
-    """Builds the libraries, and names the platform that a wheel with them is for."""
+    """Builds the libraries, and sets the platform tag of a wheel that holds them."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called before the package is put together; `version` is standard or editable."""
+        """Build before the package is put together; `version` is standard or editable."""
         if version == "editable":
             build()
             return
@@ -39,7 +39,7 @@ class Kernels(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def build(*arguments: str) -> None:
-    """Run `python -m apr_backend_cpu.build` of these sources; it says what it does."""
+    """Run `python -m apr_backend_cpu.build` of these sources, with its output shown."""
     path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "apr_backend_cpu.build", *arguments]
     if subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode:
@@ -47,7 +47,7 @@ def build(*arguments: str) -> None:
 
 
 def contents(name: str) -> tuple[str, list[Path]]:
-    """A platform's tag and its libraries; "" is this system, as new as it is."""
+    """Return a platform's tag and libraries; "" means this system at its own OS version."""
     sys.path.insert(0, str(SOURCES))
     from apr_backend_cpu.build.platforms import PLATFORMS, here
     from apr_backend_cpu.shipped import LIBRARIES, library_path

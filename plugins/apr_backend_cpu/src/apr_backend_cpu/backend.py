@@ -1,4 +1,4 @@
-"""The CPU as a backend: NumPy arrays, packed weights used where the file is mapped."""
+"""The CPU backend: NumPy arrays, with packed weights used in place in the mapped file."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ KERNELS: dict[tuple[str, str], str] = {
 
 
 def _padded(array: NDArray[Any], width: int) -> NDArray[Any]:
-    """Rows lengthened with zeros to a multiple of `width`; the array itself if they fit."""
+    """Return rows padded with zeros to a multiple of `width`; the array itself if they fit."""
     missing = -array.shape[1] % width
     return np.pad(array, ((0, 0), (0, missing))) if missing else array
 
 
 class Cpu(BackendPlugin):
-    """The CPU. `threads` None means one a physical core."""
+    """The CPU. `threads` None means one per physical core."""
 
     name = "cpu"
     xp = np
@@ -61,39 +61,39 @@ class Cpu(BackendPlugin):
 
     @property
     def threads(self) -> int:
-        """How many threads its kernels run on."""
+        """How many threads the kernels run on."""
         return self._resources.threads
 
     def bind(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        """The kernel, on the threads of this object."""
+        """Return the kernel bound to this object's threads."""
         return self._resources.bound(kernel)
 
     def describe(self) -> str:
-        """Device line of the report."""
+        """Return the device line of the report."""
         level = chosen()
         built = "" if library_path(level).exists() else ", compiled at first use"
         return f"cpu: {self.threads} threads, kernels for {level.name}{built}"
 
     def caches(self) -> list[tuple[str, str]]:
-        """What is kept on disk, for `apr doctor`: (label, folder)."""
+        """List the caches on disk, for `apr doctor`: (label, folder)."""
         return cache_folders()
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
-        """Zeros in f32 or f16; in q8, bytes of codes and scales (`q8_rows`)."""
+        """Return zeros in f32 or f16; for q8, bytes of codes and scales (`q8_rows`)."""
         if dtype == "q8":
             return np.zeros((*shape[:-1], shape[-1] + shape[-1] // 16), np.uint8)
         return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself, contiguous."""
+        """Return the array itself, made contiguous."""
         return np.ascontiguousarray(array)
 
     def upload_matrix(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A dense matrix with rows of whole vectors."""
+        """Return a dense matrix with rows padded to whole vectors."""
         return np.ascontiguousarray(_padded(array, LANES))
 
     def upload_packed(self, matrix: HostMatrix) -> NDArray[np.uint8]:
-        """The mapped bytes in place; a copy only where a declared layout's rows are cut short."""
+        """Return the mapped bytes; copy only if a declared layout has truncated rows."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
         if matrix.format in PACKED_BLOCKS:
@@ -105,11 +105,11 @@ class Cpu(BackendPlugin):
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
     def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
-        """The step function, recorded at its first use and then run without Python in between."""
+        """Return the step function, recorded at its first call and then run without Python."""
         return self._resources.bound(Captured(function, note))
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array itself."""
+        """Return the array itself."""
         settle()
         found: NDArray[Any] = plain(array)
         return found

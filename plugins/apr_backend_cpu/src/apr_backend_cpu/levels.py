@@ -1,4 +1,4 @@
-"""Instruction-set levels: what machine code is built for, and which of it this processor runs."""
+"""Instruction-set levels: what machine code is built for, and which this processor runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ X86, ARM = "x86_64", "aarch64"
 class Level:
     """A set of instructions. `cpu` and `features` are LLVM's names for it.
 
-    `dot` names the instructions of 8-bit products, `vector` the bytes of a register. `needs` are
-    flags as Linux spells them in /proc/cpuinfo.
+    `dot` names the instructions for 8-bit products; `vector` is the register size in bytes. `needs`
+    are flags as Linux spells them in /proc/cpuinfo.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Level:
 
     @property
     def sums_pairs(self) -> bool:
-        """Whether byte products are summed in pairs, in 16 bits: too few for codes of 8 bits."""
+        """Whether byte products are summed in pairs in 16 bits, too few for 8-bit codes."""
         return self.dot not in ("vnni", "sdot")
 
 
@@ -37,13 +37,13 @@ V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 V8_2 = frozenset({"asimd", "asimddp", "asimdhp", "asimdrdm", "atomics", "fphp"})
 LEVELS = {
     level.name: level
-    for level in (  # of one architecture the best comes first
+    for level in (  # best first within an architecture
         Level("x86-64-v4-vnni", X86, "x86-64-v4", "+avx512vnni,-prefer-256-bit", "vnni", 64,
               V4 | {"avx512_vnni"}),
         Level("x86-64-v4", X86, "x86-64-v4", "-prefer-256-bit", "maddubs", 64, V4),
         Level("x86-64-v3", X86, "x86-64-v3", "", "maddubs", 32, V3),
         Level("x86-64-v2", X86, "x86-64-v2", "", "maddubs", 16, V2),
-        # without loads of weaker order, which not all processors of ARM v8.2 have
+        # without weaker-ordered loads (rcpc), which not all ARM v8.2 processors have
         Level("aarch64-dotprod", ARM, "neoverse-n1", "-rcpc", "sdot", 16, V8_2),
     )
 }  # fmt: skip
@@ -51,15 +51,15 @@ GENERIC = Level("generic", "", "", "", "", 16, frozenset())  # any processor, LL
 
 
 def architecture() -> str:
-    """This machine's, as levels name it."""
+    """Return this machine's architecture, as levels name it."""
     machine = platform.machine()
     return {"AMD64": X86, "arm64": ARM}.get(machine, machine)
 
 
 def processor_flags() -> frozenset[str]:
-    """The processor's features; empty where the system does not tell."""
+    """Return the processor's features; empty where the system does not report them."""
     if platform.system() == "Darwin":
-        return V8_2 if architecture() == ARM else frozenset()  # every Mac with an ARM has these
+        return V8_2 if architecture() == ARM else frozenset()  # every ARM Mac has these
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -72,6 +72,6 @@ def processor_flags() -> frozenset[str]:
 
 
 def possible() -> list[Level]:
-    """The levels that this processor runs, the best one first; GENERIC runs anywhere."""
+    """List the levels that this processor runs, best first; GENERIC runs anywhere."""
     arch, flags = architecture(), processor_flags()
     return [v for v in LEVELS.values() if v.arch == arch and v.needs <= flags] + [GENERIC]

@@ -1,8 +1,8 @@
-"""The compiled kernels of this processor's level: a shared library, and its functions by name.
+"""The compiled kernels of this processor's level: a shared library and its functions by name.
 
 The library comes with the package, or was built beside the sources by `python -m
-apr_backend_cpu.build`. Where neither is so - an unknown processor, sources that changed - the same
-sources are compiled now, by Numba, and the machine code is kept in the cache folder.
+apr_backend_cpu.build`. If there is none - an unknown processor, sources that changed - Numba
+compiles the same sources now, and the machine code is kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from apr_backend_cpu.levels import GENERIC, Level, possible
 from apr_backend_cpu.shipped import library_path, source_hash
 from apr_core.plugin import BackendError, cache_dir, usable_folder, working
 
-CACHE = "cpu"  # folder in the cache, for code that was compiled in place of a library
-VARIABLE = "APR_CPU_LEVEL"  # forces a lesser level
+CACHE = "cpu"  # folder in the cache, for code compiled at first use
+VARIABLE = "APR_CPU_LEVEL"  # forces a lower level
 Function = Callable[..., Any]
 
 
 def chosen() -> Level:
-    """The best possible level, or the one that $APR_CPU_LEVEL names. Raises BackendError."""
+    """Return the best possible level, or the one $APR_CPU_LEVEL names. Raises BackendError."""
     levels = possible()
     forced = os.environ.get(VARIABLE, "")
     for level in levels:
@@ -35,7 +35,7 @@ def chosen() -> Level:
 
 
 class Library:
-    """Addresses of functions. `origin` is the file they are from, or what became of it."""
+    """Addresses of functions. `origin` is the file they come from, or says how they were made."""
 
     def __init__(self, level: Level, find: Callable[[str], int], origin: str, owner: Any) -> None:
         self.level, self.origin = level, origin
@@ -43,7 +43,7 @@ class Library:
         self._known: dict[str, int] = {}
 
     def address(self, name: str) -> int:
-        """Where a function of that name begins. Raises AttributeError if there is none."""
+        """Return a function's address. Raises AttributeError if there is none of that name."""
         found = self._known.get(name)
         if found is None:
             found = self._known[name] = self._find(name)
@@ -52,7 +52,7 @@ class Library:
         return found
 
     def function(self, name: str, arguments: int) -> Function:
-        """A function of so many words, which returns one. Python goes on while it runs."""
+        """Return a function of `arguments` words that returns one; it releases the GIL."""
         kind = ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * arguments)
         return kind(self.address(name))
 
@@ -68,11 +68,11 @@ def _opened(level: Level, path: Path) -> Library:
 
 
 def _compiled(level: Level) -> Library:
-    """Compiled by Numba and LLVM in this process, or read from the cache folder."""
+    """Compile the kernels with Numba and LLVM in this process, or read the cached code."""
     from apr_backend_cpu.build.loading import loaded, processor
 
     name = f"{level.name}-{source_hash()}"
-    if level is GENERIC:  # LLVM's own choices: not for another processor that shares the folder
+    if level is GENERIC:  # LLVM picks the instructions: not for other processors sharing the folder
         name += f"-{processor()}"
     folder = usable_folder(cache_dir() / CACHE, name, "compiled code", "APR_CACHE")
     kept = folder / "kernels.o" if folder else None
@@ -94,23 +94,23 @@ def _compiled(level: Level) -> Library:
 
 @cache
 def library() -> Library:
-    """The kernels of this process, opened on first use. Raises BackendError."""
+    """Return the kernels of this process, opened on first use. Raises BackendError."""
     level = chosen()
     path = library_path(level)
     return _opened(level, path) if path.exists() else _compiled(level)
 
 
 def cache_folders() -> list[tuple[str, str]]:
-    """What is kept on disk, for `apr doctor`: (label, folder)."""
+    """List the caches on disk, for `apr doctor`: (label, folder)."""
     folder = cache_dir() / CACHE
     return [("compiled kernels", str(folder))] if folder.exists() else []
 
 
 def address(name: str) -> int:
-    """Where a kernel begins."""
+    """Return the address of a kernel."""
     return library().address(name)
 
 
 def function(name: str, arguments: int) -> Function:
-    """A kernel that Python calls, see `Library.function`."""
+    """Return a kernel that Python calls; see `Library.function`."""
     return library().function(name, arguments)

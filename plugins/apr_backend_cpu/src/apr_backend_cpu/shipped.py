@@ -1,4 +1,4 @@
-"""Where the library of a level lies, and its name, which ties it to the sources it was made from.
+"""Where the library of a level is, and its name, which ties it to its sources.
 
 Nothing here or in what it imports needs `apr_core`: packages are built where that is not installed.
 """
@@ -18,7 +18,7 @@ SOURCES = ("*constants.py", "levels.py", "build/emit.py", "kernels/**/*.py")
 
 @cache
 def source_hash() -> str:
-    """Of all that machine code is made from: a library that was made from other sources is old."""
+    """Return a hash of all sources of the machine code; others mean a library is out of date."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in SOURCES for path in HERE.glob(pattern)):
         digest.update(path.read_bytes())
@@ -26,5 +26,5 @@ def source_hash() -> str:
 
 
 def library_path(level: Level, folder: Path = LIBRARIES) -> Path:
-    """Where a level's library lies."""
+    """Return the path of a level's library."""
     return folder / f"{level.name}-{source_hash()}.so"

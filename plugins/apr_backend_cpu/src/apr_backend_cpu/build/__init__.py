@@ -1,0 +1,1 @@
+"""Compiling the kernels ahead of time."""

@@ -29,7 +29,7 @@ LATER = "the kernels are compiled at first use, which takes half a minute, once"
 
 
 def build(level: Level, platform: Platform | None, folder: Path) -> str:
-    """Build one library; returns a line that says what came of it."""
+    """Build one library; return a line that says how it went."""
     from apr_backend_cpu.build.emit import object_code
 
     out, started = library_path(level, folder), time.perf_counter()
@@ -39,7 +39,7 @@ def build(level: Level, platform: Platform | None, folder: Path) -> str:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else builds into a folder: what they build is then there."""
+    """Hold a folder's lock, after waiting for any other build in it to finish."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -52,7 +52,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def build_missing(levels: list[Level], platform: Platform | None, folder: Path) -> Iterator[str]:
-    """Build what is not there, and remove what was made from older sources; a line for each."""
+    """Build missing libraries and remove outdated ones; yield a line for each."""
     with alone(folder):
         missing = [level for level in levels if not library_path(level, folder).exists()]
         if missing:
@@ -66,7 +66,7 @@ def build_missing(levels: list[Level], platform: Platform | None, folder: Path) 
 
 
 def remove_old(levels: Iterable[Level], folder: Path) -> None:
-    """Remove libraries of these levels that were made from other sources."""
+    """Remove libraries of these levels that were built from other sources."""
     for level in levels:
         for path in folder.glob(f"{level.name}-{'[0-9a-f]' * 16}.so"):
             if path != library_path(level, folder):
@@ -74,7 +74,7 @@ def remove_old(levels: Iterable[Level], folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse arguments and build; the exit code."""
+    """Parse arguments and build; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

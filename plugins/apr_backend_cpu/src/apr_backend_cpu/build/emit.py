@@ -1,4 +1,4 @@
-"""From the kernels' sources to machine code for a level: LLVM modules, optimized, emitted."""
+"""Machine code of the kernels for a level: LLVM modules, optimized and emitted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apr_backend_cpu.kernels.source import (
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.levels import GENERIC, Level
 
-# Arrays in kernels own nothing, so that there is nothing to count.
+# Arrays in kernels own no memory, so there are no references to count.
 REFERENCE_COUNTS = """
 define weak_odr void @NRT_incref(ptr %0) alwaysinline { ret void }
 define weak_odr void @NRT_decref(ptr %0) alwaysinline { ret void }
@@ -26,7 +26,7 @@ define weak_odr void @NRT_decref(ptr %0) alwaysinline { ret void }
 
 
 def vector_functions(level: Level) -> str:
-    """All functions in vector IR, written for a level, as one module."""
+    """Return one LLVM module with all vector-IR functions, written for a level."""
     module = ir.Module("vector")
     module.triple = binding.get_process_triple()
     for declared in VECTOR_FUNCTIONS.values():
@@ -46,11 +46,14 @@ def vector_functions(level: Level) -> str:
 
 @cache
 def translated() -> tuple[str, ...]:
-    """All functions that Numba translates, a module each. They are the same for every level."""
+    """Return an LLVM module for each function that Numba translates.
+
+    They are the same for every level.
+    """
     from numba.core import config
     from numba.core.compiler_lock import global_compiler_lock
 
-    before, config.OPT = config.OPT, type(config.OPT)(0)  # optimized later, for a level
+    before, config.OPT = config.OPT, type(config.OPT)(0)  # optimized later, for each level
     try:
         with global_compiler_lock:
             return tuple(_translate(kernel) for kernel in KERNELS.values())
@@ -67,7 +70,7 @@ def _translate(kernel: Kernel) -> str:
 
 
 def _entry(kernel: Kernel, inner: str) -> str:
-    """A function of the C ABI around Numba's, which takes room for a result and for an error."""
+    """Return a C-ABI function around Numba's, with stack space for its result and error."""
     types = [str(IR_TYPES[letter]) for letter in kernel.arguments]
     given = ", ".join(f"{t} %a{i}" for i, t in enumerate(types))
     passed = "".join(f", {t} %a{i}" for i, t in enumerate(types))
@@ -85,7 +88,7 @@ define {result} @{kernel.name}({given}) {{
 
 
 def optimized(level: Level, machine: Any, triple: str) -> Any:
-    """The module of all kernels."""
+    """Return the optimized module of all kernels."""
     module = _parsed(vector_functions(level), triple, machine)
     for text in (REFERENCE_COUNTS, *translated()):
         module.link_in(_parsed(text, triple, machine))
@@ -108,7 +111,7 @@ def _parsed(text: str, triple: str, machine: Any) -> Any:
 
 
 def object_code(level: Level, triple: str = "") -> bytes:
-    """An object file with all kernels, for a system as LLVM names it, or for the one that runs."""
+    """Return an object file with all kernels, for an LLVM `triple` or this system."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     triple = triple or binding.get_process_triple()

@@ -1,4 +1,4 @@
-"""Object files to shared libraries: by the C compiler of this system, or by zig for another."""
+"""Linking object files into shared libraries: by this system's C compiler, or zig for others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LinkError(Exception):
 
 
 def linker(platform: Platform | None = None) -> list[str]:
-    """The command that links for a platform, None being this system. Raises LinkError."""
+    """Return the linker command for a platform, None being this system. Raises LinkError."""
     compiler = None if platform else shutil.which(os.environ.get("CC", "cc"))
     if compiler:
         return [compiler]
@@ -30,7 +30,7 @@ def linker(platform: Platform | None = None) -> list[str]:
 
 
 def link(code: bytes, out: Path, platform: Platform | None = None) -> None:
-    """Write the shared library of an object file. Raises LinkError."""
+    """Link an object file's bytes into a shared library at `out`. Raises LinkError."""
     command = linker(platform)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:

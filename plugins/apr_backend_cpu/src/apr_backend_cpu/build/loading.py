@@ -1,4 +1,4 @@
-"""An object file in memory, made ready to run by LLVM. Needs no Numba."""
+"""Loading an object file into memory and making it executable with LLVM. Needs no Numba."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llvmlite import binding
 
 
 def loaded(code: bytes) -> Any:
-    """The execution engine that holds it: `get_function_address(name)`, 0 for what is not there."""
+    """Return an engine that holds the code: `get_function_address(name)`, 0 if unknown."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(
@@ -22,6 +22,6 @@ def loaded(code: bytes) -> Any:
 
 
 def processor() -> str:
-    """A name for this processor: what LLVM calls it, and a digest of its features."""
+    """Return a name for this processor: LLVM's name and a digest of its features."""
     name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     return f"{name}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"

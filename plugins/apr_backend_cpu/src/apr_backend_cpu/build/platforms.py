@@ -1,4 +1,4 @@
-"""The systems that wheels are made for."""
+"""The platforms that wheels are built for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apr_backend_cpu.levels import ARM, LEVELS, X86, Level, architecture
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """A system and an architecture: what LLVM calls it, what zig does, and a wheel's tag."""
+    """A system and an architecture: LLVM's triple, zig's target, and the wheel tag."""
 
     name: str
     arch: str
@@ -19,7 +19,7 @@ class Platform:
     tag: str
 
     def levels(self) -> list[Level]:
-        """All levels that processors of this platform may have."""
+        """Return all levels that this platform's processors may have."""
         return [level for level in LEVELS.values() if level.arch == self.arch]
 
 
@@ -37,7 +37,7 @@ PLATFORMS = {
 
 
 def here() -> Platform | None:
-    """The one that runs this; None if no wheels are made for it."""
+    """Return the platform running this; None if no wheels are built for it."""
     system = {"Linux": "linux", "Darwin": "macos"}.get(platform.system(), "")
     machine = "arm64" if system == "macos" and architecture() == ARM else architecture()
     return PLATFORMS.get(f"{system}-{machine}")

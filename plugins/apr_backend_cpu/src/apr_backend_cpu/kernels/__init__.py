@@ -1,0 +1,1 @@
+"""Kernels of the CPU backend, in vector IR and in Numba's Python."""

@@ -1,8 +1,8 @@
 """Norms, gates and rotary positions. Each row is computed by itself, in a fixed order.
 
-A function that ends in `_task` does one task of an instruction: `a` are the instruction's arguments
-(int64: addresses, strides in bytes, counts, bits of float32), `i` is the number of the task. Where
-a result is wanted in int8 for a product, the same task rounds it (`records`, 0: not wanted).
+A function whose name ends in `_task` does one task of an instruction: `a` are the instruction's
+arguments (int64: addresses, strides in bytes, counts, bits of float32), `i` is the number of the
+task. Where a product needs the result in int8, the same task rounds it (`records`; 0: not needed).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from apr_backend_cpu.kernels.vector.memory import as_float, floats_at, ints_at
 from apr_backend_cpu.kernels.vector.reductions import dot
 
 f32 = np.float32
-MOST = 32  # arguments of an instruction
+MOST = 32  # arguments of an instruction, at most
 
 
 @helper
 def _blocks(size):
-    """Superblocks of a row."""
+    """Return the number of superblocks in a row."""
     return (size + SUPERBLOCK - 1) // SUPERBLOCK
 
 
 @helper
 def _round(x, size, records, number, scratch):
-    """The records of the number-th row, at an address, if they are wanted."""
+    """Write the int8 records of row `number` if they are needed."""
     if records != 0:
         blocks = _blocks(size)
         for block in range(blocks):
@@ -44,7 +44,10 @@ def _norm(x, w, eps, offset, out):
 
 @kernel()
 def norm_task(arguments, i, scratch):
-    """A row: records, x, its outer stride, inner count and stride, size, w, eps, offset, out."""
+    """Normalize a row.
+
+    Arguments: records, x, its outer stride, inner count and stride, size, w, eps, offset, out.
+    """
     a = ints_at(arguments, MOST)
     size = a[5]
     x = a[1] + i // a[3] * a[2] + i % a[3] * a[4]
@@ -56,7 +59,10 @@ def norm_task(arguments, i, scratch):
 
 @kernel()
 def add_norm_task(arguments, i, scratch):
-    """A row: records, h, y, size, w, eps, offset, sum, out."""
+    """Add two rows and normalize the sum.
+
+    Arguments: records, h, y, size, w, eps, offset, sum, out.
+    """
     a = ints_at(arguments, MOST)
     size = a[3]
     skip = 4 * size * i
@@ -72,7 +78,7 @@ def add_norm_task(arguments, i, scratch):
 
 @kernel()
 def add_task(arguments, i, scratch):
-    """A row: x, y, bytes between rows of y (0: one for all), size, out."""
+    """Add two rows. Arguments: x, y, bytes between rows of y (0: one for all), size, out."""
     a = ints_at(arguments, MOST)
     size, skip = a[3], 4 * a[3] * i
     x, y = floats_at(a[0] + skip, size), floats_at(a[1] + i * a[2], size)
@@ -83,7 +89,7 @@ def add_task(arguments, i, scratch):
 
 @kernel()
 def scale_task(arguments, i, scratch):
-    """A row: x, size, factor, out."""
+    """Scale a row. Arguments: x, size, factor, out."""
     a = ints_at(arguments, MOST)
     x, out = floats_at(a[0] + 4 * a[1] * i, a[1]), floats_at(a[3] + 4 * a[1] * i, a[1])
     factor = as_float(a[2])
@@ -93,7 +99,10 @@ def scale_task(arguments, i, scratch):
 
 @kernel()
 def softcap_task(arguments, i, scratch):
-    """Values of a row, 256: x, size, cap, out; tanh(y) is 2 sigmoid(2 y) - 1."""
+    """Softcap 256 values of a row. Arguments: x, size, cap, out.
+
+    tanh(y) is 2 sigmoid(2 y) - 1.
+    """
     a = ints_at(arguments, MOST)
     blocks = _blocks(a[1])
     first = i % blocks * SUPERBLOCK
@@ -109,7 +118,7 @@ def softcap_task(arguments, i, scratch):
 
 @kernel()
 def pad_task(arguments, i, scratch):
-    """A row of x, and zeros after it: x, its size, size of a row of out, out."""
+    """Copy a row and pad it with zeros. Arguments: x, its size, size of a row of out, out."""
     a = ints_at(arguments, MOST)
     x, out = floats_at(a[0] + 4 * a[1] * i, a[1]), floats_at(a[3] + 4 * a[2] * i, a[2])
     for c in range(out.size):
@@ -118,7 +127,7 @@ def pad_task(arguments, i, scratch):
 
 @kernel()
 def swiglu_task(arguments, i, scratch):
-    """256 values of a row: records, gate, up, size, out."""
+    """Compute silu(gate) * up for 256 values. Arguments: records, gate, up, size, out."""
     a = ints_at(arguments, MOST)
     size, blocks = a[3], _blocks(a[3])
     t, block = i // blocks, i % blocks
@@ -135,7 +144,10 @@ def swiglu_task(arguments, i, scratch):
 
 @kernel()
 def geglu_task(arguments, i, scratch):
-    """As swiglu_task, gated by the tanh form of gelu, which is x sigmoid(2 u)."""
+    """Compute gelu(gate) * up; arguments as for `swiglu_task`.
+
+    The tanh form of gelu is x sigmoid(2 u).
+    """
     a = ints_at(arguments, MOST)
     size, blocks = a[3], _blocks(a[3])
     t, block = i // blocks, i % blocks
@@ -155,7 +167,10 @@ def geglu_task(arguments, i, scratch):
 
 @kernel()
 def sigmoid_gate_task(arguments, i, scratch):
-    """256 values of a token: records, x, gate, its strides a token and a head, H, D, out."""
+    """Gate 256 values of a token by a sigmoid.
+
+    Arguments: records, x, gate, its strides per token and per head, H, D, out.
+    """
     a = ints_at(arguments, MOST)
     dim, size = a[6], a[5] * a[6]
     blocks = _blocks(size)
@@ -175,9 +190,10 @@ def sigmoid_gate_task(arguments, i, scratch):
 
 @kernel()
 def rope_task(arguments, i, scratch):
-    """A token: x, its strides, H, D, positions, inverse frequencies, their number, out.
+    """Rotate the heads of a token.
 
-    Angles are float32, as in the models' own code.
+    Arguments: x, its strides, H, D, positions, inverse frequencies, their number, out. Angles are
+    float32, as in the models' own code.
     """
     a = ints_at(arguments, MOST)
     heads, dim, n = a[3], a[4], a[7]
@@ -202,7 +218,10 @@ def rope_task(arguments, i, scratch):
 
 @kernel()
 def gated_norm_task(arguments, i, scratch):
-    """Heads of a token: records, x, w, z, its strides, H, D, eps, out, heads a task."""
+    """Normalize some heads of a token and gate them by silu(z).
+
+    Arguments: records, x, w, z, its strides, H, D, eps, out, heads per task.
+    """
     a = ints_at(arguments, MOST)
     heads, dim, some = a[6], a[7], a[10]
     tasks = (heads + some - 1) // some
@@ -225,7 +244,10 @@ def gated_norm_task(arguments, i, scratch):
 
 @kernel()
 def delta_gates_task(arguments, i, scratch):
-    """A token: a, b, their strides, H, decay rates, dt bias, log decay, beta."""
+    """Compute the decays and betas of a token.
+
+    Arguments: a, b, their strides, H, decay rates, dt bias, log decay, beta.
+    """
     a = ints_at(arguments, MOST)
     n = a[4]
     given, b = floats_at(a[0] + i * a[1], n), floats_at(a[2] + i * a[3], n)

@@ -1,4 +1,4 @@
-"""Rows of an embedding, decoded to float32. The steps are those of the formats' own decoders."""
+"""Embedding rows, decoded to float32 in the same steps as the formats' own decoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apr_backend_cpu.kernels.vector.memory import U, call, ints_at, pointer
 from apr_backend_cpu.kernels.vector.rows import Values
 
 V32F = vector_of(F32, 32)
-MOST_BYTES = 256  # of a block, in the room for a row's last one
+MOST_BYTES = 256  # bytes of a block, in the buffer for a row's last one
 
 
 def _half(b: Builder, p: Value) -> Value:
@@ -22,7 +22,7 @@ def _half(b: Builder, p: Value) -> Value:
 
 
 def _affine(b: Builder, p: Value) -> list[tuple[Values, Value]]:
-    """Of each run of q4_k and q5_k the step of its code, and what is subtracted."""
+    """Return, for each run of q4_k or q5_k, the step of its codes and the amount to subtract."""
     d, dmin = _half(b, p), _half(b, b.at(p, 2))
     scales, mins = six_bit(b, *(b.read(b.at(p, 4 + 4 * k), I32) for k in range(3)))
 
@@ -33,14 +33,14 @@ def _affine(b: Builder, p: Value) -> list[tuple[Values, Value]]:
 
 
 def _centred(b: Builder, p: Value) -> list[tuple[Values, Value]]:
-    """Of each run of q6_k the steps of both halves."""
+    """Return, for each run of q6_k, the steps of both halves."""
     d = _half(b, b.at(p, 208))
     steps = [b.fmul(d, b.sitofp(b.read(b.at(p, 192 + g), I8), F32)) for g in range(16)]
     return [(steps[2 * r : 2 * r + 2], const(F32, 0.0)) for r in range(8)]
 
 
 def make_decode(name: str, format: Format) -> None:
-    """A function: addresses of a block and of its values, float32."""
+    """Declare a function that decodes a block. Arguments: addresses of the block and its values."""
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         p, out = args
@@ -59,7 +59,7 @@ def make_decode(name: str, format: Format) -> None:
 
 
 def make_widen(name: str, loader: Loader) -> None:
-    """A function: addresses of 16 values and of these as float32."""
+    """Declare a function: convert 16 values to float32. Arguments: both addresses."""
     vector(name, "pp", lambda b, args: b.write(loader(b, args[0]), args[1]))
 
 
@@ -80,8 +80,11 @@ def _copy(source, target, nbytes):
 
 @kernel()
 def embed_task(arguments, i, scratch):
-    """A row: ids, data, bytes a row, columns, out; its format's function, values and bytes of a
-    block."""
+    """Decode one row of an embedding.
+
+    Arguments: ids, data, bytes per row, columns, out, the format's function, values and bytes of a
+    block.
+    """
     a = ints_at(arguments, 8)
     cols, block, nbytes = a[3], a[6], a[7]
     at, out = a[1] + ints_at(a[0], i + 1)[i] * a[2], a[4] + 4 * cols * i

@@ -1,4 +1,4 @@
-"""All modules with kernels: importing this lists their functions in `source`."""
+"""All modules with kernels: importing this registers their functions in `source`."""
 
 from __future__ import annotations
 

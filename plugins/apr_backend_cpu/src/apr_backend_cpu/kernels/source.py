@@ -1,9 +1,9 @@
-"""What kernels are written in, and the list of all of them.
+"""How kernels are declared, and the list of all of them.
 
-`vector` declares a function by the LLVM IR that a builder writes for a level; `kernel` one that is
-exported, and `helper` one that kernels call, in the part of Python that Numba compiles. Nothing is
-compiled here: `build` does that, when a package is built. Code that calls another kernel by name
-gets a call of that symbol, so that each kernel is compiled once.
+`vector` declares a function by the LLVM IR that a builder writes for a level; `kernel` an exported
+function, and `helper` one that kernels call, in the part of Python that Numba compiles. Nothing is
+compiled here: `build` does that when a package is built. A call of another kernel by name becomes
+a call of its symbol, so that each kernel is compiled once.
 
 Types are letters: `p` an address or another unsigned word, `i` a signed one, `f` a float32.
 """
@@ -25,7 +25,7 @@ from apr_backend_cpu.kernels.vector.builder import Builder
 
 NUMBA_TYPES = {"p": types.uintp, "i": types.int64, "f": types.float32, "": types.void}
 IR_TYPES = {"p": ir.IntType(64), "i": ir.IntType(64), "f": ir.FloatType(), "": ir.VoidType()}
-TASK = "iii"  # of a task: address of its arguments, its number, address of scratch memory
+TASK = "iii"  # arguments of a task: address of its arguments, its number, address of scratch memory
 
 
 Emit = Callable[[Builder, tuple[Any, ...]], Any]
@@ -33,7 +33,7 @@ Emit = Callable[[Builder, tuple[Any, ...]], Any]
 
 @dataclass(frozen=True, slots=True)
 class VectorFunction:
-    """A function in vector IR. `inline`: it is small, and part of what calls it."""
+    """A function in vector IR. `inline` ones are small and inlined into their callers."""
 
     name: str
     arguments: str
@@ -59,26 +59,26 @@ KERNELS: dict[str, Kernel] = {}
 def vector(
     name: str, arguments: str, emit: Emit, result: str = "", inline: bool = False
 ) -> types.ExternalFunction:
-    """Declare a vector function; returns what kernels call it by."""
+    """Declare a vector function; return what kernels call it by."""
     VECTOR_FUNCTIONS[name] = VectorFunction(name, arguments, result, emit, inline)
     return external(name, arguments, result)
 
 
 def external(name: str, arguments: str, result: str = "") -> types.ExternalFunction:
-    """A function of the library, for kernels to call."""
+    """Return a reference to a library function, for kernels to call."""
     signature = NUMBA_TYPES[result](*(NUMBA_TYPES[letter] for letter in arguments))
     return types.ExternalFunction(name, signature)
 
 
 class _Target(TargetDescriptor):
-    """Numba's CPU, ahead of time: functions become LLVM modules and nothing is run."""
+    """Numba's CPU target, ahead of time: functions become LLVM modules and nothing is run."""
 
     options = cpu_target.options
 
     @cached_property
     def target_context(self) -> Any:
         context = cpu_target.target_context.with_aot_codegen("apr")
-        context.get_executable = lambda library, fndesc, env: object()  # a name, never entered
+        context.get_executable = lambda library, fndesc, env: object()  # a name, never called
         return context
 
     @property
@@ -87,7 +87,7 @@ class _Target(TargetDescriptor):
 
 
 class _Function(dispatcher.Dispatcher):
-    """A function in translation."""
+    """A function being translated."""
 
     targetdescr = _Target("cpu")
 
@@ -97,9 +97,9 @@ class _Function(dispatcher.Dispatcher):
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """A function that kernels call and that becomes part of them.
+    """Declare a function that kernels call and that is compiled into them.
 
-    No fastmath: a result may not depend on how a loop was unrolled.
+    No fastmath: a result must not depend on how a loop was unrolled.
     """
     options = {"nopython": True, "error_model": "numpy", "no_cpython_wrapper": True,
                "no_cfunc_wrapper": True}  # fmt: skip
@@ -107,7 +107,7 @@ def helper(function: Callable[..., Any]) -> Any:
 
 
 def kernel(arguments: str = TASK, result: str = "") -> Callable[[Callable[..., Any]], Any]:
-    """An exported function under its own name; by default a task of a program."""
+    """Declare an exported function under its own name; by default a task of a program."""
 
     def declare(function: Callable[..., Any]) -> Any:
         name: str = function.__name__

@@ -1,8 +1,8 @@
-"""How threads share a program: a table of instructions, each a number of independent tasks.
+"""How threads share a program: a table of instructions, each with independent tasks.
 
-Each thread begins with its own stretch of an instruction's tasks, so that it streams memory in
-order, and then helps the others with theirs; at the end of an instruction all meet. Which thread
-does a task never changes its result.
+Each thread begins with its own contiguous share of an instruction's tasks, so that it streams
+memory in order, then helps the others with theirs; at the end of an instruction all threads meet.
+A task gives the same result on any thread.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from apr_backend_cpu.kernels.vector.atomics import exchange, fetch_add, give_way
 from apr_backend_cpu.kernels.vector.memory import call, words_at
 
 U = np.uint64
-# MET counts arrivals and PHASE meetings, both since ever: a thread may still be about to leave the
+# MET counts arrivals and PHASE meetings, and neither is reset: a thread may not have left the
 # last meeting of one program when the next begins. BEFORE_PHASE is PHASE when the program began.
-SPINS = 2000  # looks at a word before the core is offered to others
-PATIENCE = 20_000  # looks before a thread without work sleeps: about 0.3 ms
+SPINS = 2000  # polls of a word before yielding the core
+PATIENCE = 20_000  # polls before an idle thread sleeps: about 0.3 ms
 
 
 @helper
@@ -55,7 +55,7 @@ def _meet(control, phase):
 
 @helper
 def _work(function, tasks, arguments, counters, me, threads, scratch):
-    """My stretch of an instruction's tasks, then what is left of the others'."""
+    """Run this thread's share of an instruction's tasks, then what is left of the others'."""
     for turn in range(threads):
         whose = (me + U(turn)) % threads
         first, last = tasks * whose // threads, tasks * (whose + U(1)) // threads
@@ -93,7 +93,7 @@ def publish(control, program, size):
 
 @kernel("ppp", "p")
 def await_programs(control, me, seen):
-    """Run programs as they come; returns the last one's number when none came for a while."""
+    """Run programs as they come; return the last one's number after a while without one."""
     parked = control + U(8) * (U(PARKED) + U(LINE) * me)
     looks = 0
     while True:
@@ -107,11 +107,11 @@ def await_programs(control, me, seen):
         else:
             exchange(parked, U(1))
             if read_word(control + U(8 * GENERATION)) == seen or exchange(parked, U(0)) == U(0):
-                return seen  # asleep, or woken at this very moment
+                return seen  # asleep, or just being woken
             looks = 0
 
 
 @kernel("pp", "p")
 def wake(control, me):
-    """Whether thread `me` sleeps and has to be woken; it counts as awake from now on."""
+    """Return whether thread `me` sleeps and has to be woken; from now on it counts as awake."""
     return exchange(control + U(8) * (U(PARKED) + U(LINE) * me), U(0))

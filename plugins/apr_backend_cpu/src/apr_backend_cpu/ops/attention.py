@@ -1,7 +1,7 @@
 """Causal attention over the cache, without a [T, T] array.
 
-Positions are cut into parts of 256 on a fixed grid. For a part and some queries of one key head:
-scores, their largest, exponentials, sums and weighted values; parts are then merged in order. So
+Positions are cut into parts of 256 on a fixed grid. A part and some queries of one key head give
+scores, their maximum, exponentials, sums and weighted values; parts are then merged in order. So
 memory does not grow with the context, and a query's result does not depend on its batch, on the
 cut of the prompt or on threads. A task is some queries, or, where there are few, a part for one.
 """
@@ -39,14 +39,14 @@ from apr_backend_cpu.run.recording import settle
 from apr_core.plugin import CORE_OPS, plain
 
 Floats = NDArray[np.float32]
-KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # and bytes of a value
-FEW = 4  # rows of a segment; below this parts are tasks, not queries
-MOST_QUERIES = 240  # of a task, all of one key head
+KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # kind, bytes of a value
+FEW = 4  # segments with fewer rows are split into parts, not queries
+MOST_QUERIES = 240  # queries in a task, all of one key head
 
 
 @cache
 def _methods() -> NDArray[np.uint64]:
-    """A row for each kind of cache, as `constants` says."""
+    """Return a row of methods for each kind of cache, as `constants` describes."""
     rows = np.zeros((len(KINDS), CACHE_COLUMNS), np.uint64)
     for name, (kind, item) in KINDS.items():
         some = [f"append_{name}", *(f"scores_{name}_{n}" for n in (1, 4)),
@@ -61,7 +61,7 @@ def _methods() -> NDArray[np.uint64]:
 
 
 def _scratch(queries: int, dim: int) -> int:
-    """Bytes that a task with so many queries keeps: the queries and results, scores, roundings."""
+    """Return the scratch bytes of a task: queries, results, scores and roundings."""
     return queries * (3 * 4 * dim + 4 * PART + 2 * dim + 128) + 256 * dim
 
 
@@ -74,7 +74,7 @@ class _Layout:
             [(seg.start, seg.stop, seg.position) for seg in step.segments], np.int64
         ).reshape(-1, 3)
         sizes = self.segments[:, 1] - self.segments[:, 0]
-        # of segments below FEW, each token: number of the segment, and of the token in it
+        # for each token in segments below FEW: numbers of the segment and of the token in it
         single = [(i, t) for i in np.flatnonzero(sizes < FEW) for t in range(sizes[i])]
         self.single = np.array(single, np.int64).reshape(-1, 2)
         self.positions = self.segments[self.single[:, 0], 2] + self.single[:, 1]
@@ -86,7 +86,7 @@ _latest: _Layout | None = None
 
 
 def _layout(step: Any) -> _Layout:
-    """Made by the first layer of a step that asks."""
+    """Return the step's layout, made when the first layer asks."""
     global _latest
     found = _latest
     if found is None or found.step is not step:
@@ -95,16 +95,16 @@ def _layout(step: Any) -> _Layout:
 
 
 class _Segments:
-    """A row a segment: where its tokens stand, and the caches of a layer."""
+    """A table with a row per segment: where its tokens are, and the caches of a layer."""
 
     def __init__(self, layout: _Layout, state: Any) -> None:
         self._state = state
         self.table = np.zeros((len(layout.segments), SEGMENT), np.int64)
         self.table[:, [START, STOP]] = layout.segments[:, :2]
-        self._seen: list[Any] = [lambda: None] * len(self.table)  # weakly: slots are freed
+        self._seen: list[Any] = [lambda: None] * len(self.table)  # weak: slots are freed
 
     def refresh(self, layout: _Layout) -> bool:
-        """Make room in the caches; whether any of them is another than before."""
+        """Make room in the caches; return whether any cache array changed."""
         state, moved = self._state, False
         self.table[:, POSITION] = layout.segments[:, 2]
         for i, seg in enumerate(layout.step.segments):
@@ -139,7 +139,7 @@ class _Few:
         p.keep(self)
 
     def refresh(self, layout: _Layout, table: NDArray[np.int64], moved: bool) -> None:
-        """The parts of every token, where segments and their caches are as `table` says."""
+        """Rebuild the parts of every token from the table of segments and caches."""
         self._table[:, POSITION] = layout.positions
         self._table[:, FIRST_PART] = layout.first_parts
         if moved:
@@ -160,14 +160,14 @@ class _Few:
 
 
 def _queries(count: int, kv_heads: int, threads: int) -> int:
-    """Queries of a task: many, as keys are unpacked for each task; but several tasks a thread."""
+    """Return the queries per task: many, as each task unpacks keys; but several tasks a thread."""
     most = min(MOST_QUERIES, kv_heads * count // (4 * threads))
     return max(TOKENS, most // TOKENS * TOKENS)
 
 
 def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers: tuple[int, ...],
                  q: Floats, out: Floats) -> None:  # fmt: skip
-    """Instructions for segments whose queries are tasks."""
+    """Add instructions for segments whose queries are tasks."""
     heads, kv_heads, dim, *_ = numbers
     for i, (start, stop, _) in enumerate(layout.segments.tolist()):
         if stop - start < FEW:
@@ -180,9 +180,9 @@ def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers:
 
 
 def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: float) -> Floats:
-    """q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]; appends k and v to the cache first.
+    """Attend q [T, H, D] to the cache after appending k and v [T, Hkv, D] -> [T, H, D].
 
-    Head sizes that are no multiple of 16 run on the reference.
+    Head sizes that are not a multiple of 16 run on the reference.
     """
     tokens, heads, dim = q.shape
     if dim % (2 * LANES if state.dtype == "q8" else LANES):

@@ -1,6 +1,6 @@
-"""The causal convolution and the gated delta rule: what they add to a program.
+"""The causal convolution and the gated delta rule: the instructions they add to a program.
 
-The rule runs token by token for prefill as for decode: state that stays in the first-level cache
+The rule runs token by token in prefill as in decode: state that stays in the first-level cache
 makes the recurrence cheaper than the chunked form's extra products (benchmarks/gated_delta.py), and
 its result does not depend on where a prompt was cut. A task is one value head of one sequence and
 32 columns of its state, copied together for the whole segment; a single token goes over the whole
@@ -22,12 +22,12 @@ Floats = NDArray[np.float32]
 
 
 def _segments(step: Any) -> NDArray[np.int64]:
-    """[segments, 3]: first row, row after the last, and room for the address of a state."""
+    """Return [segments, 3]: first row, end row, and a column for the address of a state."""
     return np.array([(seg.start, seg.stop, 0) for seg in step.segments], np.int64)
 
 
 def _find_states(table: NDArray[np.int64], state: Any, name: str) -> Any:
-    """What looks up, before a step, where each sequence's array of that name is."""
+    """Return a refresh that looks up each sequence's array of that name before a step."""
 
     def refresh(ids: Any, step: Any) -> None:
         for i, seg in enumerate(step.segments):
@@ -37,12 +37,15 @@ def _find_states(table: NDArray[np.int64], state: Any, name: str) -> Any:
 
 
 def _taps(w: Floats) -> Floats:
-    """w [C, 1, K] as [K, C]."""
+    """Transpose w [C, 1, K] to [K, C]."""
     return np.ascontiguousarray(w[:, 0, :].T)
 
 
 def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
-    """silu of the depthwise causal convolution: x [T, C], w [C, 1, K], state [K - 1, C]."""
+    """Return silu of the depthwise causal convolution: x [T, C], w [C, 1, K].
+
+    The state is [K - 1, C].
+    """
     x, taps, table = strided(x, whole=True).array, constant(w, _taps), _segments(step)
     out = new(x.shape)
     blocks = -(-x.shape[1] // CHANNELS)
@@ -56,7 +59,7 @@ def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
 def gated_delta(
     q: Floats, k: Floats, v: Floats, log_decay: Floats, beta: Floats, state: Any, step: Any
 ) -> Floats:
-    """Gated delta rule: q, k [T, Hk, Dk]; v [T, Hv, Dv]; state `delta` [Hv, Dk, Dv] a slot."""
+    """Run the gated delta rule: q, k [T, Hk, Dk]; v [T, Hv, Dv]; `delta` [Hv, Dk, Dv] a slot."""
     x, y, z, table = strided(q), strided(k), strided(v), _segments(step)
     log_decay, beta = strided(log_decay, whole=True).array, strided(beta, whole=True).array
     tokens, heads, width = v.shape

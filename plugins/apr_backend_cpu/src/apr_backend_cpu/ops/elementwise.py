@@ -1,4 +1,4 @@
-"""Norms, gates and rotary positions: what they add to a program (kernels/elementwise.py)."""
+"""Norms, gates and rotary positions: their instructions (see kernels/elementwise.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 
 def rms_norm(x: Floats, w: Floats, eps: float, offset: float) -> Floats:
-    """x / sqrt(mean(x^2) + eps) * (offset + w) over the last axis."""
+    """Return x / sqrt(mean(x^2) + eps) * (offset + w) over the last axis."""
     s = strided(x)
     out = new(x.shape)
     with instructions(s.array, w, out) as p:
@@ -28,7 +28,7 @@ def rms_norm(x: Floats, w: Floats, eps: float, offset: float) -> Floats:
 def add_rms_norm(
     h: Floats, y: Floats, w: Floats, eps: float, offset: float
 ) -> tuple[Floats, Floats]:
-    """(h + y, rms_norm(h + y)) of contiguous [T, D] rows."""
+    """Return (h + y, rms_norm(h + y)) of contiguous [T, D] rows."""
     h, y = strided(h, whole=True).array, strided(y, whole=True).array
     total, out = new(h.shape), new(h.shape)
     with instructions(h, y, w, total, out) as p:
@@ -39,7 +39,7 @@ def add_rms_norm(
 
 
 def add(x: Floats, y: Floats) -> Floats:
-    """x + y of contiguous rows [T, N]; y may be one row [N] for all."""
+    """Return x + y of contiguous rows [T, N]; y may be one row [N] for all."""
     x, y = strided(x, whole=True).array, y if y.ndim == 1 else strided(y, whole=True).array
     size, out = x.shape[-1], new(x.shape)
     with instructions(x, y, out) as p:
@@ -49,7 +49,7 @@ def add(x: Floats, y: Floats) -> Floats:
 
 
 def scale(x: Floats, factor: float) -> Floats:
-    """x * factor of rows [T, N]."""
+    """Return x * factor of rows [T, N]."""
     x = strided(x, whole=True).array
     out = new(x.shape)
     with instructions(x, out) as p:
@@ -59,7 +59,7 @@ def scale(x: Floats, factor: float) -> Floats:
 
 
 def softcap(x: Floats, cap: float) -> Floats:
-    """cap * tanh(x / cap) of rows [T, N]."""
+    """Return cap * tanh(x / cap) of rows [T, N]."""
     x = strided(x, whole=True).array
     size, out = x.shape[-1], new(x.shape)
     with instructions(x, out) as p:
@@ -69,7 +69,7 @@ def softcap(x: Floats, cap: float) -> Floats:
 
 
 def padded(x: Floats, size: int) -> Floats:
-    """Contiguous rows [T, N], lengthened to `size` with zeros."""
+    """Return contiguous rows [T, N], padded to `size` with zeros."""
     x = strided(x, whole=True).array
     out = new((x.shape[0], size))
     with instructions(x, out) as p:
@@ -78,12 +78,12 @@ def padded(x: Floats, size: int) -> Floats:
 
 
 def swiglu(gate: Floats, up: Floats) -> Floats:
-    """silu(gate) * up of [T, F] rows."""
+    """Return silu(gate) * up of [T, F] rows."""
     return _gated("swiglu_task", gate, up)
 
 
 def geglu(gate: Floats, up: Floats) -> Floats:
-    """gelu(gate) * up of [T, F] rows, gelu in its tanh form."""
+    """Return gelu(gate) * up of [T, F] rows, gelu in its tanh form."""
     return _gated("geglu_task", gate, up)
 
 
@@ -99,7 +99,7 @@ def _gated(task: str, gate: Floats, up: Floats) -> Floats:
 
 
 def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
-    """x * sigmoid(gate), [T, H, D]."""
+    """Return x * sigmoid(gate), [T, H, D]."""
     x, g = strided(x, whole=True).array, strided(gate)
     tokens, heads, dim = x.shape
     out = new(x.shape)
@@ -111,7 +111,7 @@ def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
 
 
 def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
-    """NeoX rotary embedding of the first 2 * len(inv_freq) dims; x [T, H, D]."""
+    """Apply NeoX rotary embedding to the first 2 * len(inv_freq) dims of x [T, H, D]."""
     s = strided(x)
     out = new(x.shape)
     with instructions(s.array, inv_freq, positions, out) as p:
@@ -122,10 +122,10 @@ def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
 
 
 def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:
-    """w * x / sqrt(mean(x^2) + eps) * silu(z) over the last axis of [T, H, D]."""
+    """Return w * x / sqrt(mean(x^2) + eps) * silu(z) over the last axis of [T, H, D]."""
     x, gate = strided(x, whole=True).array, strided(z)
     tokens, heads, dim = x.shape
-    some = max(1, SUPERBLOCK // dim)  # heads a superblock
+    some = max(1, SUPERBLOCK // dim)  # heads per superblock
     out = new(x.shape)
     with instructions(x, w, gate.array, out) as p:
         p.add("gated_norm_task", tokens * -(-heads // some), 0, address(x), address(w),
@@ -137,7 +137,7 @@ def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:
 
 
 def delta_gates(a: Floats, b: Floats, A_log: Floats, dt_bias: Floats) -> Any:
-    """log decay -exp(A_log) * softplus(a + dt_bias) and beta sigmoid(b), [T, Hv] each."""
+    """Return log decay -exp(A_log) * softplus(a + dt_bias), and sigmoid(b), [T, Hv] each."""
     x, y = strided(a), strided(b)
     rates = constant(A_log, np.exp)
     log_decay, beta = new(a.shape), new(b.shape)

@@ -1,4 +1,4 @@
-"""The formats that have kernels: sizes, and the functions of each by name."""
+"""The formats that have kernels: block sizes, and each format's functions by name."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PACKED_BLOCKS = {
 }  # fmt: skip
 FLOATS = {"f32": (LANES, 4 * LANES), "f16": (LANES, 2 * LANES), "bf16": (LANES, 2 * LANES)}
 BLOCKS = PACKED_BLOCKS | FLOATS
-NO_DIGITS = str.maketrans("", "", "48")  # an unpacked tile does not tell how wide codes were
+NO_DIGITS = str.maketrans("", "", "48")  # functions on unpacked tiles do not depend on code width
 
 
 @cache
 def methods(name: str, arranged: bool = False) -> NDArray[np.uint64]:
-    """A format's methods, a row as `constants` says: its kind, its blocks, addresses of functions.
+    """Return a format's methods: its kind, its blocks, addresses of functions (`constants`).
 
     Those of declared layouts are named after their codes: `levels4`, `levels8_minima`, ...;
-    `arranged` says that activations are wanted in another order.
+    `arranged` means that activations are taken in another order.
     """
     group = TILE_GROUP_WIDE if library().level.sums_pairs else TILE_GROUP
     few = tuple(f"few_{size}_{name}" for size in (2, 4, 6, 8))

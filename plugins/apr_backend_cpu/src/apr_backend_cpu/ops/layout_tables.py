@@ -1,8 +1,8 @@
-"""What the kernels for declared layouts have to know of one weight, and where they find it.
+"""Tables of one weight for the kernels of declared layouts.
 
-Codes stay where the file is mapped. Numbers are copied once, at first use, into the order in which
-16 rows want them: those of the groups as narrow as they are exact (a byte, float16 or float32),
-those of whole blocks multiplied in float32. Per 64 weights and a byte that is a bit in eight.
+Codes stay in the mapped file. Numbers are copied once, at first use, into the order that tiles of
+16 rows need: those of groups in the narrowest exact type (a byte, float16 or float32), those of
+whole blocks multiplied in float32. A byte for each 64 weights is an eighth of a bit per weight.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MINIMUM_UNIT = -1 / 128  # the kernels have sums of activations times -128
 
 
 class LayoutTables:
-    """The parameters of one weight, uint64 [PARAMETERS], and the tables they are addresses of."""
+    """The parameters of one weight, uint64 [PARAMETERS], and the tables they point to."""
 
     def __init__(self, w: Any) -> None:
         spec = w.layout
         layout, block, nbytes = spec.layout, spec.block, spec.nbytes
         raw = w.data.reshape(w.rows, -1, nbytes)
         blocks, per_block = raw.shape[1], block // layout.group
-        self.runs: int = blocks * block // layouts.RUN  # of a row
+        self.runs: int = blocks * block // layouts.RUN  # in a row
         superblocks = -(-w.cols // SUPERBLOCK)
         self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // layouts.RUN)
         self._levels, unit, added = _levels(layout)
@@ -57,12 +57,12 @@ class LayoutTables:
 
     @property
     def room(self) -> int:
-        """Bytes a thread needs for the numbers of a tile: scales and minima of every run."""
+        """Bytes that a thread needs for a tile's numbers: scales and minima of every run."""
         return 2 * VECTOR * self.runs
 
 
 class TileNumbers:
-    """A product of numbers, a group: [tiles, groups, 16 rows], times factors [tiles, .., 16]."""
+    """A product of numbers per group: [tiles, groups, 16 rows], times factors [tiles, .., 16]."""
 
     def __init__(
         self, parts: tuple[Numbers, ...], layout: Layout, raw: NDArray[np.uint8], block: int,
@@ -82,7 +82,7 @@ class TileNumbers:
 
     @classmethod
     def of(cls, numbers: NDArray[np.float32], unit: float) -> TileNumbers:
-        """From float32 [rows, groups] and one factor for all."""
+        """Make numbers from float32 [rows, groups] and one factor for all."""
         made = cls.__new__(cls)
         made._fill(numbers, SINGLE, _ones(numbers.shape[0], 1) * np.float32(unit))
         return made
@@ -98,7 +98,7 @@ class TileNumbers:
 
 
 def _minima(layout: Layout, raw: NDArray[np.uint8], block: int, added: np.float32) -> TileNumbers:
-    """What is added to each value; `added` steps of the scale among it."""
+    """Return what is added to each value, including `added` steps of the scale."""
     if not added:
         return TileNumbers(layout.minimum, layout, raw, block, MINIMUM_UNIT)
     lows = layouts.products(layout.scale, layout, raw, block) * added
@@ -112,20 +112,20 @@ def _ones(rows: int, columns: int) -> NDArray[np.float32]:
 
 
 def _offsets(layout: Layout, block: int, nbytes: int, runs: int) -> NDArray[np.int64]:
-    """Bytes from a row's start to the codes of each 32 values."""
+    """Return the bytes from a row's start to the codes of each 32 values."""
     number, inside = np.divmod(layouts.RUN * np.arange(runs, dtype=np.int64), block)
     offsets: NDArray[np.int64] = number * nbytes + layout.codes + inside * layout.bits // 8
     return offsets
 
 
 def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
-    """Levels as bytes, 128 too large; what a byte's step is worth; steps to add to each value.
+    """Return levels as bytes, offset by 128; the value of a byte's step; steps to add to values.
 
-    Of 8-bit codes it is the number that makes a code such a byte, 16 times.
+    For 8-bit codes the levels are the offset that makes a code such a byte, 16 times.
     """
     one = np.float32(1)
     if layout.bits == 8:
-        added = 0 if layout.signed else 128  # codes that are not signed need not be moved
+        added = 0 if layout.signed else 128  # unsigned codes need no offset
         return np.full(16, 128 - added, np.uint8), one, added - layout.zero
     values = layouts.levels(layout).astype(np.float64)
     if not layout.codebook:
@@ -140,7 +140,7 @@ def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
 
 
 def _by_tile(numbers: NDArray[Any]) -> NDArray[Any]:
-    """[rows, groups] -> [tiles, groups, 16], zeros where rows end."""
+    """Rearrange [rows, groups] to [tiles, groups, 16], with zeros after the last row."""
     rows, groups = numbers.shape
     padded = np.zeros((-(-rows // LANES) * LANES, groups), numbers.dtype)
     padded[:rows] = numbers

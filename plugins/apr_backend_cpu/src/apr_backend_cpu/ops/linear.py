@@ -1,4 +1,4 @@
-"""`linear`, `linears`, `mlp` and `embed` of the CPU backend, in terms of the compiled products."""
+"""`linear`, `linears`, `mlp` and `embed` of the CPU backend, built on the compiled products."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from apr_backend_cpu.run.recording import settle
 from apr_core.plugin import plain
 
 Floats = NDArray[np.float32]
-TASK_BYTES = 64 << 10  # weights of a task where memory is the limit
-WIDTH = 16  # values; rows of dense activations are whole vectors where a weight is not packed
+TASK_BYTES = 64 << 10  # weights in a task where memory is the limit
+WIDTH = 16  # values; rows are padded to whole vectors for weights that are not packed
 
 
 class Group:
-    """Weights that are multiplied with one input: what the compiled code has to know of them."""
+    """Weights multiplied with one input, and the tables that the compiled code needs for them."""
 
     def __init__(self, weights: tuple[Any, ...], biases: tuple[Floats | None, ...]) -> None:
         self.rows = [w.rows for w in weights]
         self.total = sum(self.rows)
-        self.weights, self.biases = weights, biases  # so that nothing else takes their identity
+        self.weights, self.biases = weights, biases  # kept, so that their ids are not reused
         self._tails: list[NDArray[Any]] = []
         self._layouts: dict[str, LayoutTables] = {}
         parts: list[list[int]] = []
@@ -60,14 +60,14 @@ class Group:
         self._bounds: dict[tuple[bool, int], NDArray[np.int64]] = {}
 
     def _methods(self, w: Any) -> int:
-        """Where the compiled code finds the functions of a weight's format."""
+        """Return the address of the methods of a weight's format."""
         if _is_known(w):
             return address(methods(w.format))
         layout = self._layout(w)
         return address(methods(layout.codes, layout.arranged))
 
     def _parameters(self, w: Any) -> int:
-        """Where the compiled code finds a declared layout; 0 for a format it knows."""
+        """Return the address of a declared layout's parameters; 0 for a known format."""
         return 0 if _is_known(w) else address(self._layout(w).params)
 
     def _layout(self, w: Any) -> LayoutTables:
@@ -76,7 +76,7 @@ class Group:
         return self._layouts[w.name]
 
     def _parts(self, w: Any) -> list[tuple[NDArray[Any], int, int]]:
-        """(bytes, first row, rows) of a weight: whole tiles in place, the rest in a copy."""
+        """Return (bytes, first row, rows) of a weight: whole tiles in place, the rest copied."""
         left = w.rows % ROWS if w.format not in FLOATS else 0
         whole = w.rows - left
         parts = [(w.data, 0, whole)] if whole else []
@@ -88,8 +88,10 @@ class Group:
         return parts
 
     def bounds(self, few: bool, threads: int) -> NDArray[np.int64]:
-        """Where each task's tiles begin: about equal bytes for few rows, equal tiles for many; as
-        many tasks for each thread."""
+        """Return where each task's tiles begin, with the same number of tasks per thread.
+
+        Tasks have about equal bytes for few rows, equal tiles for many.
+        """
         found = self._bounds.get((few, threads))
         if found is None:
             rows, row_bytes = self.table[:, PART_ROWS], self.table[:, ROW_BYTES]
@@ -104,7 +106,7 @@ class Group:
         return found
 
     def __call__(self, x: Floats) -> list[Floats]:
-        """x [T, in] -> one [T, rows] a weight."""
+        """Return a product [T, rows] for each weight, from x [T, in]."""
         x = self.input(x)
         tokens = x.shape[0]
         out = new((tokens * self.total,))
@@ -117,7 +119,7 @@ class Group:
         return results
 
     def add(self, p: Program, x: Floats, out: Floats) -> None:
-        """The product's instructions: x [T, in], out [T * all rows]."""
+        """Add the product's instructions: x [T, in], out [T * all rows]."""
         tokens, cols = x.shape
         bounds = self.bounds(tokens < FEW, p.threads)
         records, n = (p.records(x), -(-cols // SUPERBLOCK)) if self.packed else (None, 0)
@@ -130,7 +132,7 @@ class Group:
               scratch=self._scratch(tokens, cols, n))  # fmt: skip
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
-        """Bytes of a task: unpacked tiles, or what rows leave; results of a last, smaller tile."""
+        """Return the bytes of a task: unpacked tiles, or partial sums; results of a last tile."""
         room = n * (SIDE_BY_SIDE * 8 * TILE_GROUP_WIDE if tokens >= FEW else ROW_ROOM)
         if self.dense:
             room = max(room, 4 * ROWS * (cols + WIDTH))
@@ -139,33 +141,33 @@ class Group:
         return room + 4 * ROWS * tokens
 
     def _arranged_records(self, p: Program, records: Any, n: int) -> NDArray[np.uint8]:
-        """Records as codes of declared layouts want them whose bytes hold neighbours."""
+        """Return records reordered for declared layouts with nibbles of neighbours."""
         arranged = new(records.shape, np.uint8)
         p.keep(arranged)
         p.add("arrange_records_task", len(records), address(records), n, address(arranged))
         return arranged
 
     def _arranged(self, p: Program, x: Floats) -> Floats:
-        """x as many rows of floating-point weights want it."""
+        """Return x arranged for products of many rows with floating-point weights."""
         arranged = new((x.shape[0], x.shape[1] + ROW_GAP // x.itemsize))
         p.keep(arranged)
         p.add("arrange_task", x.shape[0], address(x), x.strides[0], x.shape[1], address(arranged))
         return arranged
 
     def input(self, x: Floats) -> Floats:
-        """Contiguous rows, padded with zeros if a weight's rows are."""
+        """Return contiguous rows, padded with zeros if a weight's rows are."""
         if self.padded:
             return padded(x, -(-x.shape[1] // WIDTH) * WIDTH)
         return strided(x, whole=True).array
 
 
 def _is_known(w: Any) -> bool:
-    """Whether the weight's format has kernels of its own, and needs no declared layout."""
+    """Return whether the weight's format has its own kernels and needs no declared layout."""
     return w.format in BLOCKS
 
 
 def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:
-    """The group of these weights, made on first use and kept with the first of them."""
+    """Return the group of these weights, made on first use and kept with the first of them."""
     kept = weights[0].prepared
     if kept is None:
         kept = weights[0].prepared = {}
@@ -177,19 +179,19 @@ def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> G
 
 
 def linear(x: Floats, w: Any) -> Floats:
-    """x [T, in] -> [T, out]."""
+    """Return x [T, in] times a weight [out, in] -> [T, out]."""
     return group((w,))(x)[0]
 
 
 def _ours(*ws: Any) -> bool:
-    """Whether all products are this module's; another distribution may bring a kernel."""
+    """Return whether this module does all products; another distribution may bring kernels."""
     return all(unwrap(w.linear) is linear for w in ws)
 
 
 def linears(
     x: Floats, ws: tuple[Any, ...], biases: tuple[Floats | None, ...] | None = None
 ) -> tuple[Floats, ...]:
-    """Products with one input, which is quantized once; plus a bias each, where there are any."""
+    """Return products with one input, which is quantized once, plus any biases."""
     if _ours(*ws):
         return tuple(group(ws, biases or ())(x))
     pairs = zip((w.linear(x, w) for w in ws), biases or (None,) * len(ws), strict=True)
@@ -197,7 +199,7 @@ def linears(
 
 
 def mlp(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
-    """down(silu(gate(x)) * up(x))."""
+    """Return down(silu(gate(x)) * up(x))."""
     if not _ours(gate, up, down):
         return _mlp_in_steps(x, gate, up, down)
     first, second = group((gate, up)), group((down,))
@@ -218,7 +220,7 @@ def _mlp_in_steps(x: Floats, gate: Any, up: Any, down: Any) -> Floats:
 
 
 def embed(ids: NDArray[np.int64], w: Any) -> Floats:
-    """Rows of the embedding [T, columns]: the few rows asked for are decoded."""
+    """Return rows of the embedding [T, columns]; only the rows asked for are decoded."""
     if not _is_known(w):
         return _decoded(ids, w)
     recording = recorder()
@@ -235,7 +237,7 @@ def embed(ids: NDArray[np.int64], w: Any) -> Floats:
 
 
 def _decoded(ids: NDArray[np.int64], w: Any) -> Floats:
-    """Rows of a format without kernels of its own, by its own decoder."""
+    """Return rows of a format without kernels, decoded by the format's own decoder."""
     recording = recorder()
     if recording is None or ids is not recording.ids:
         settle()

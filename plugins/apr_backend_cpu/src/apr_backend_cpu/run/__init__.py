@@ -1,0 +1,1 @@
+"""Running programs of kernels on threads."""

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where an array's values begin."""
-    buffer: Any = array  # which NumPy's types do not say of arrays
+    """Return the address of an array's first value."""
+    buffer: Any = array  # NumPy's types do not declare the buffer protocol
     try:
-        return addressof(c_char.from_buffer(buffer))  # a fifth of the time of what always works
+        return addressof(c_char.from_buffer(buffer))  # five times as fast as the way below
     except (TypeError, ValueError):  # read-only, empty, or not contiguous
         found: int = array.__array_interface__["data"][0]
         return found
 
 
 def bits(value: float) -> int:
-    """A float32 as an argument of an instruction."""
+    """Return a float32 as an argument of an instruction: its bits."""
     return int(np.float32(value).view(np.uint32))

@@ -1,9 +1,9 @@
 """Programs: what the ops of this backend turn into.
 
 An op does not compute. It adds instructions to a program: a kernel, a number of tasks, and
-addresses. Called by itself it runs that program at once. While a step is recorded (`recording.py`),
-all ops of the step add to one program, which is then run again for every further token without any
-Python in between.
+addresses. Outside of a recording, the program runs at once. While a step is recorded
+(`recording.py`), all ops of the step add to one program, which is then run again for every
+further token without any Python in between.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from apr_backend_cpu.run.resources import resources
 from apr_backend_cpu.run.team import program_words, team
 
 Floats = NDArray[np.float32]
-Refresh = Callable[[Any, Any], None]  # (ids, step): what has to be looked up anew for every step
+Refresh = Callable[[Any, Any], None]  # called with (ids, step) to update arguments before a step
 
 
-LEAST_SCRATCH = 4 * SUPERBLOCK  # a superblock of float32, which any task may round
+LEAST_SCRATCH = 4 * SUPERBLOCK  # a superblock of float32, for any task that rounds
 
 
 class Program:
     """Instructions, in order, and everything that has to live as long as they may run.
 
-    `threads` are those it runs on.
+    `threads` is how many it runs on.
     """
 
     def __init__(self) -> None:
@@ -47,9 +47,9 @@ class Program:
         self._scratch = LEAST_SCRATCH
 
     def add(self, task: str, tasks: int, *arguments: int, scratch: int = 0) -> NDArray[np.int64]:
-        """One more instruction; returns its arguments, which may still change.
+        """Add an instruction; return its arguments, which may still change.
 
-        `task` is a kernel's name, `scratch` the bytes that a task of it keeps meanwhile.
+        `task` is a kernel's name; `scratch` is the bytes of scratch memory per task.
         """
         given = np.array(arguments, np.int64)
         self._kept.append(given)
@@ -63,30 +63,31 @@ class Program:
         return len(self._rows) - 1
 
     def set_tasks(self, number: int, tasks: int) -> None:
-        """Change how many tasks an instruction has."""
+        """Change the number of tasks of an instruction."""
         self._rows[number][1] = tasks
         if self._words is not None:
             self._words[COLUMNS * number + 1] = tasks
 
     def keep(self, *things: Any) -> None:
-        """Hold what the instructions have addresses of."""
+        """Keep objects alive whose addresses the instructions use."""
         self._kept += things
 
     def each_time(self, refresh: Refresh) -> None:
-        """Call this before every run."""
+        """Call `refresh` before every run."""
         self._refreshers.append(refresh)
 
     def rounds(self, out: Floats, size: int) -> None:
-        """The newest instruction can also round its result, rows of `size` values, to int8.
+        """Declare that the newest instruction can round its result rows to int8.
 
-        Its first argument says where to; it is 0 until somebody asks for `records`. The room is
-        taken now: later it might be one that something else still uses when the instruction runs.
+        Rows have `size` values. The instruction's first argument says where to; it is 0 until
+        `records` is asked for. The buffer is allocated now: one allocated later might still be in
+        use by something else when the instruction runs.
         """
         rows = out.size // size
         self._rounding[address(out)] = (self._kept[-1], self._room(rows, size), size)
 
     def records(self, x: Floats) -> NDArray[np.uint8]:
-        """x [T, K] rounded to int8: by what makes x if that can, else by an instruction; once."""
+        """Return x [T, K] rounded to int8, once: by its instruction if that can, else a new one."""
         found = self._rounding.get(address(x))
         if found is None or found[2] != x.shape[1]:
             records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
@@ -106,7 +107,7 @@ class Program:
         return room
 
     def forget(self, where: int) -> None:
-        """The memory at an address holds something else from now on."""
+        """Forget records of the memory at an address, which is about to be overwritten."""
         self._rounding.pop(where, None)
 
     def run(self, ids: Any = None, step: Any = None) -> None:
@@ -121,7 +122,7 @@ class Program:
 
 
 class _Local(threading.local):
-    """What a thread is building. `recorder` is a `recording.Recorder`."""
+    """The program a thread is building. `recorder` is a `recording.Recorder`."""
 
     program: Program | None = None
     recorder: Any = None
@@ -131,7 +132,7 @@ _local = _Local()
 
 
 def recorder() -> Any:
-    """The recorder of the step that this thread is recording, or None."""
+    """Return the recorder of the step that this thread is recording, or None."""
     return _local.recorder
 
 
@@ -142,7 +143,7 @@ def set_recorder(found: Any) -> None:
 
 @contextmanager
 def instructions(*arrays: Any) -> Iterator[Program]:
-    """The program to add to. Outside of a recording it runs at the end of the outermost block.
+    """Yield the program to add to; unless recorded, it runs after the outermost block.
 
     `arrays` are those that the instructions use.
     """
@@ -164,7 +165,7 @@ def instructions(*arrays: Any) -> Iterator[Program]:
 
 
 def each_time(program: Program, refresh: Refresh, ids: Any = None, step: Any = None) -> None:
-    """Call `refresh` now, with what is there, or before every run of what is recorded."""
+    """Call `refresh` now, with the current step, or before every run of a recorded one."""
     if _local.recorder is not None:
         program.each_time(refresh)
     else:
@@ -172,7 +173,7 @@ def each_time(program: Program, refresh: Refresh, ids: Any = None, step: Any = N
 
 
 def new(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-    """Room for a result, not filled."""
+    """Return an uninitialized array for a result."""
     if _local.recorder is None:
         return resources().memory.new(shape, dtype)
     room: NDArray[Any] = _local.recorder.new(shape, dtype)
@@ -196,7 +197,7 @@ class Strided:
 
 
 def strided(x: Floats, whole: bool = False) -> Strided:
-    """How to find the rows of x; a copy only where rows are not contiguous (`whole`: x is not)."""
+    """Describe the rows of x, copying it only if rows are not contiguous (`whole`: or x is not)."""
     fits = x.dtype == np.float32 and x.ndim in (2, 3)
     fits = fits and (x.flags.c_contiguous if whole else x.strides[-1] == 4 or x.shape[-1] == 1)
     if not fits:
@@ -212,11 +213,11 @@ _constants: dict[tuple[int, Any], tuple[weakref.ref[Any], NDArray[Any]]] = {}
 
 
 def constant(source: NDArray[Any], make: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
-    """make(source) of a weight, kept as long as the weight lives."""
+    """Return make(source) of a weight, kept as long as the weight lives."""
     key = (id(source), make)
     found = _constants.get(key)
     if found is None or found[0]() is not source:
-        forget = _constants.pop  # bound here: at the end of the process the global is None
+        forget = _constants.pop  # bound now: at interpreter exit the global is None
         gone = weakref.ref(source, lambda _: forget(key, None))
         found = _constants[key] = gone, make(source)
     return found[1]

@@ -1,10 +1,10 @@
 """Recording a step once and running it again: no Python between the ops of a token.
 
 While a step is recorded, results are `Pending`: arrays whose values do not exist yet. Ops add their
-instructions; reshaping and slicing only say where things are. Whatever else looks at values makes
-the recorder `settle`: what was recorded runs at once, values are there, and the rest of the step
-runs op by op. Such a step gives the same result, but is not run again by itself. A load foresees
-what does that outside of this package; where else it happens is told to `note`.
+instructions; reshaping and slicing only make views. Any other access to values makes the recorder
+`settle`: what was recorded runs at once, and the rest of the step runs op by op. Such a step gives
+the same result, but is not replayed later. A load predicts which ops from other packages do that;
+other cases are reported to `note`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, new, recorder, set_recorder
 from apr_core.plugin import Unread, plain, toucher
 
-MOST = 64  # sequences of a step that is recorded; larger ones are bound by arithmetic
+MOST = 64  # sequences in a recorded step; larger steps are bound by arithmetic
 KEPT = 8  # recorded steps, one for each number of sequences
 ALIGNED = 64
 StepFunction = Callable[[NDArray[np.int64], Any], NDArray[np.float32]]
 
 
 class Pending(Unread):
-    """A result of a recorded op. Looking at its values ends the recording."""
+    """A result of a recorded op. Reading its values ends the recording."""
 
     def touched(self, reads: bool = False) -> None:
-        """Values are needed now."""
+        """Note an access that needs values now."""
         settle()
 
 
@@ -44,7 +44,7 @@ def settle() -> None:
 
 
 class Recorder:
-    """A step while it is recorded. Memory of results that nobody refers to any more is reused."""
+    """A step while it is recorded. Memory of results that are no longer referenced is reused."""
 
     def __init__(self, ids: NDArray[np.int64], step: Any) -> None:
         self.program, self.ids, self.step = Program(), ids, step
@@ -52,7 +52,7 @@ class Recorder:
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Pending:
-        """Room for a result."""
+        """Return a pending array for a result."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         spare = self._free.setdefault(nbytes, [])
         if spare:
@@ -71,7 +71,7 @@ class Recorder:
         self._free[room.nbytes].append(room)
 
     def settle(self) -> None:
-        """Run what there is; the rest of the step runs op by op."""
+        """Run what was recorded; the rest of the step runs op by op."""
         if recorder() is self:
             set_recorder(None)
             name, _, place = toucher(__name__)
@@ -85,10 +85,10 @@ class Replay:
     def __init__(self, recorded: Recorder, result: Pending) -> None:
         self._program, self._ids = recorded.program, recorded.ids
         self._positions, self._result = recorded.step.positions, result.view(np.ndarray)
-        self._kept = result  # or its memory would be free
+        self._kept = result  # or its memory would be freed
 
     def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
-        """The step's result [rows, ...], a copy."""
+        """Return a copy of the step's result [rows, ...]."""
         self._ids[:], self._positions[:] = ids, step.host_positions
         self._program.run(ids, step)
         result = new(self._result.shape)
@@ -107,7 +107,7 @@ class Captured:
         self._given_up: set[int] = set()
 
     def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
-        """As the function itself."""
+        """Return what the function returns."""
         count = len(step.segments)
         if count != step.n_rows or count > MOST or count in self._given_up:
             return self._function(ids, step)

@@ -20,13 +20,13 @@ from apr_backend_cpu.run.arrays import address
 from apr_core.plugin import UsageError
 
 MOST_THREADS = 64  # or as many as there are processors
-LEAST = 64 << 10  # bytes of a result whose memory is kept here: the allocator keeps smaller ones
-MOST = 256 << 20  # bytes that are kept
-GAP = 5 * CACHE_LINE  # results a multiple of 4096 bytes apart would meet in few lines of the cache
+LEAST = 64 << 10  # bytes; for smaller results the allocator keeps memory itself
+MOST = 256 << 20  # bytes kept at most
+GAP = 5 * CACHE_LINE  # results a multiple of 4096 bytes apart would share few cache lines
 
 
 def physical_cores() -> int:
-    """Cores this process may use, not counting hyper-threads."""
+    """Return the number of cores this process may use, not counting hyper-threads."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     cores = set()
     for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
@@ -37,11 +37,11 @@ def physical_cores() -> int:
 
 
 class Memory:
-    """Memory of large results, used again once nobody refers to them.
+    """Memory of large results, reused once nothing refers to them.
 
     A forward needs the same activations again and again. Mapping them anew, page by page, takes a
-    sixth of a prefill's time. The lowest addresses that are free are used first, so that caches
-    hold more of them and no more pages are touched than needed at a time.
+    sixth of a prefill's time. The lowest free addresses are used first, so that caches hold more of
+    them and no more pages are touched than needed at a time.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Memory:
         self._lock = threading.Lock()
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An array that is not filled."""
+        """Return an uninitialized array."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         part = self._take(-(-nbytes // CACHE_LINE) * CACHE_LINE + GAP) if nbytes >= LEAST else None
         return np.asarray(_Lent(self, part, shape, dtype)) if part else np.empty(shape, dtype)
@@ -59,7 +59,7 @@ class Memory:
     def _take(self, nbytes: int) -> tuple[int, int] | None:
         with self._lock:
             if not self._block.size:
-                self._block = np.empty(MOST, np.uint8)  # pages come when they are first used
+                self._block = np.empty(MOST, np.uint8)  # pages are mapped when first used
                 self._free = [(-address(self._block) % CACHE_LINE, MOST)]
             while self._returned:
                 self._put_back(*self._returned.popleft())
@@ -70,7 +70,7 @@ class Memory:
         return None
 
     def _put_back(self, start: int, stop: int) -> None:
-        """Join a part with the free ones before and after it."""
+        """Free a part, merging it with free parts before and after it."""
         i = bisect(self._free, (start, stop))
         if i < len(self._free) and self._free[i][0] == stop:
             stop = self._free.pop(i)[1]
@@ -81,7 +81,7 @@ class Memory:
 
 
 class _Lent:
-    """What an array and its views hold on to: the memory is free again with the last of them."""
+    """What an array and its views refer to: when the last is gone, the memory is free again."""
 
     def __init__(
         self, memory: Memory, part: tuple[int, int], shape: tuple[int, ...], dtype: Any
@@ -93,11 +93,14 @@ class _Lent:
         }  # fmt: skip
 
     def __del__(self) -> None:
-        self._returned.append(self._part)  # no more: any thread may be here, at any time
+        self._returned.append(self._part)  # nothing else: any thread may run this, at any time
 
 
 class Resources:
-    """Those of a backend object. `threads` None means one a physical core. Raises UsageError."""
+    """Threads and memory of a backend object. `threads` None: one per physical core.
+
+    Raises UsageError.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         most = max(MOST_THREADS, os.cpu_count() or 1)
@@ -106,7 +109,7 @@ class Resources:
         self.threads, self.memory = threads or physical_cores(), Memory()
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, all of whose ops run on these."""
+        """Return the function, with all its ops running on these resources."""
 
         @wraps(function, updated=())
         def on_these(*args: Any, **options: Any) -> Any:
@@ -128,5 +131,5 @@ _usual = cache(Resources)
 
 
 def resources() -> Resources:
-    """Those of the backend whose kernel this thread runs; outside of any, the usual ones."""
+    """Return those of the backend whose kernel this thread runs; else the default ones."""
     return _local.resources or _usual()

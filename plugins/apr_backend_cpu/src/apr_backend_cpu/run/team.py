@@ -1,7 +1,8 @@
 """The threads that run programs; `kernels/team.py` is how they share one.
 
-Numba's own parallel loops start and end with every operation, some four hundred times a token, and
-each start costs tens of microseconds; here threads start once a program and meet in less than one.
+Numba's own parallel loops start and end with every operation, some four hundred times per token,
+and each start costs tens of microseconds; here threads start once per program and meet in less
+than one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ALIGNED = 64
 
 
 class Team:
-    """`threads` threads, the calling one among them. One program at a time."""
+    """A team of `threads` threads, including the calling one. One program at a time."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -49,7 +50,7 @@ class Team:
     def run(self, program: NDArray[np.uint64], size: int, scratch: int) -> None:
         """Run a program: a table of `size` rows, then its counters, which are zeroed here.
 
-        Each thread has `scratch` bytes, aligned to a cache line, for what a task keeps meanwhile.
+        Each thread has `scratch` bytes, aligned to a cache line, for the scratch memory of a task.
         """
         with self._running:
             if scratch > self._scratch_bytes:
@@ -72,7 +73,7 @@ _starting = threading.Lock()
 
 
 def team(threads: int) -> Team:
-    """The team of that size, which all models of as many threads share. Idle ones sleep."""
+    """Return the team of that size, shared by all models with as many threads. Idle ones sleep."""
     ready = _teams.get(threads)
     if ready is None:
         with _starting:
@@ -86,5 +87,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def program_words(size: int, threads: int) -> NDArray[np.uint64]:
-    """Room for a program of `size` instructions."""
+    """Return an array for a program of `size` instructions."""
     return np.zeros(size * (COLUMNS + threads), np.uint64)

@@ -1,7 +1,7 @@
-"""One part of attention: up to 256 positions of a cache, for some queries of one key head.
+"""One part of attention: up to 256 cached positions, for some queries of one key head.
 
-Scores, their largest, exponentials, their sum and weighted values; and how parts are put together.
-`methods` are those of a kind of cache, as `constants` describes.
+A part gives scores, their maximum, exponentials, the sum of these, and weighted values; parts are
+then merged. `methods` are those of a kind of cache, as `constants` describes.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from apr_backend_cpu.kernels.vector.exponential import exp32, softmax_weights
 from apr_backend_cpu.kernels.vector.memory import U, call
 from apr_backend_cpu.kernels.vector.rows import fetch
 
-WIDE, SIX = 4 * LANES, 6  # dims, and queries, that are mixed together
-BLOCK = 32  # positions whose values stay in the first-level cache, of all dims
-SQUARE = 64  # positions, and dims, of unpacked values that stay there beside what they meet
+WIDE, SIX = 4 * LANES, 6  # dims and queries that are mixed together
+BLOCK = 32  # positions whose values, in all dims, fit the first-level cache
+SQUARE = 64  # positions and dims of unpacked values that fit it beside the weights and sums
 f32 = np.float32
 
 
 @helper
 def row_bytes(methods, dim):
-    """Of one position of one head in a cache."""
+    """Return the bytes of one position of one head in a cache."""
     size = np.int64(methods[ITEM]) * dim
     return size + dim // 16 if methods[CACHE_KIND] == U(Q8) else size
 
 
 @helper
 def _scores(methods, q, keys, values, stride, count, scores, stream, room):
-    """q [n, D] times `count` keys at an address -> scores [n, 256].
+    """Write q [n, D] times `count` keys at an address to scores [n, 256].
 
-    With `stream`, the values that are needed next are fetched meanwhile.
+    With `stream`, prefetch the values that are needed next.
     """
     n, op, os_ = U(q.shape[1] // LANES), U(scores.ctypes.data), U(4 * PART)
     qp, qs = U(q.ctypes.data), U(4 * q.shape[1])
@@ -67,10 +67,10 @@ def _scores(methods, q, keys, values, stride, count, scores, stream, room):
 
 @helper
 def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
-    """out [queries, dims] += weights times `count` values; addresses and strides in bytes.
+    """Add weights times `count` values to out [queries, dims]; addresses and strides in bytes.
 
-    `room` is for weights of 8-bit values, which include their scales: 16 float32 a position and
-    block, for four queries.
+    `room` holds weights times the scales of 8-bit values: 16 float32 per position and block, for
+    four queries.
     """
     eight, size, i = methods[CACHE_KIND] == U(Q8), methods[ITEM], U(0)
     block = U(32) * U(np.gcd(np.int64(dims) // 32, 8)) if eight else dims
@@ -96,14 +96,14 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
 
 @helper
 def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room):
-    """As `_scores`, for many queries: arranged as `dense_many` wants them; keys are unpacked.
+    """Write scores as `_scores` does, for many queries; keys are unpacked.
 
-    Meanwhile the keys that come next are fetched, and the values.
+    Queries are arranged for `dense_many`. The next keys and values are prefetched meanwhile.
     """
     n, out = U(dim // LANES), U(scores.ctypes.data)
     nbytes = U(LANES) * stride
     lines = nbytes // U(CACHE_LINE * ((queries + TOKENS - 1) // TOKENS)) + U(1)
-    for first in range(0, count, LANES):  # a cache has room for whole parts
+    for first in range(0, count, LANES):  # capacities are whole parts
         kp, skip = keys + U(first) * stride, U(first) * stride
         call(methods[UNPACK_KEYS], (kp, stride, U(LANES), U(room), n))
         for t in range(0, queries, TOKENS):
@@ -117,7 +117,7 @@ def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, 
 
 @helper
 def _mix_square(p, v, vs, op, os_, queries, dims, count):
-    """As `_mix` of float32, for some positions and dims and many queries."""
+    """Add weights times values as `_mix` does, in float32, for one square and many queries."""
     for i in range(0, queries, SIX):
         some, d = U(min(SIX, queries - i)), U(0)
         weights, out = p + U(4 * PART * i), op + U(i) * os_
@@ -133,7 +133,7 @@ def _mix_square(p, v, vs, op, os_, queries, dims, count):
 
 @helper
 def _mix_tiled(methods, scores, values, stride, count, out, room):
-    """As `_mix`, for many queries: values are unpacked, some positions and dims at a time."""
+    """Add weights times values as `_mix` does, for many queries, unpacking square by square."""
     op, wide = U(out.ctypes.data), U(4 * out.shape[1])
     for first in range(0, count, SQUARE):
         some, weights = U(min(SQUARE, count - first)), U(scores.ctypes.data) + U(4 * first)
@@ -148,9 +148,9 @@ def _mix_tiled(methods, scores, values, stride, count, out, room):
 
 @helper
 def _exponentials(scores, seen, scale, count, tops, sums):
-    """Weights in place of scores [n, 256]; query i sees the first seen[i] of them.
+    """Replace scores [n, 256] by weights; query i sees the first seen[i] positions.
 
-    Of each row only `count` are used, rounded up to vectors.
+    Only `count` of each row are used, rounded up to whole vectors.
     """
     n = (count + LANES - 1) // LANES
     for i in range(scores.shape[0]):
@@ -159,7 +159,7 @@ def _exponentials(scores, seen, scale, count, tops, sums):
         for p in range(rest.size):
             rest[p] = f32(-np.inf)
         tops[i] = largest(U(line.ctypes.data), U(n)) * scale
-        if tops[i] == f32(-np.inf):  # sees nothing of this part
+        if tops[i] == f32(-np.inf):  # this query sees no position of this part
             for p in range(line.size):
                 line[p] = f32(0.0)
             sums[i] = f32(0.0)
@@ -169,7 +169,7 @@ def _exponentials(scores, seen, scale, count, tops, sums):
 
 @helper
 def _most(seen):
-    """Positions of a part that some query sees."""
+    """Return how many positions of a part any query sees."""
     count = 1
     for i in range(seen.size):
         count = min(PART, max(count, seen[i]))
@@ -185,9 +185,9 @@ def _clear(out):
 
 @helper
 def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out, stream, room):
-    """One part for some queries: q, out [n, D]; addresses of its first key and value.
+    """Compute one part for some queries: q, out [n, D]; addresses of its first key and value.
 
-    `room` is for queries rounded to int16, then for weights times scales.
+    `room` holds queries rounded to int16, then weights times scales.
     """
     count = _most(seen)
     _scores(methods, q, keys, values, stride, count, scores, stream, room)
@@ -204,7 +204,7 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
 
 @helper
 def tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, room):
-    """As `part`, for many queries of float caches: keys and values are unpacked for all of them."""
+    """Compute a part as `part` does, for many queries of a float cache, unpacking it once."""
     count, (queries, dim) = _most(seen), out.shape
     _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room)
     _exponentials(scores, seen, scale, count, tops, sums)
@@ -214,7 +214,7 @@ def tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, top
 
 @helper
 def merge(tops, sums, out, part_tops, part_sums, part_out):
-    """Add a part to what the parts before it gave."""
+    """Merge a part into the result of the parts before it."""
     for i in range(tops.size):
         top = max(tops[i], part_tops[i])
         if top == f32(-np.inf):
@@ -228,6 +228,7 @@ def merge(tops, sums, out, part_tops, part_sums, part_out):
 
 @helper
 def finish(total, result, out):
+    """Divide a query's result by the sum of its weights, into `out`."""
     inverse = f32(1.0) / total
     for d in range(result.size):
         out[d] = result[d] * inverse

@@ -1,10 +1,9 @@
-"""The inner products of attention over 8-bit keys and values, whose rows are `q8_rows`.
+"""Inner products of attention over 8-bit keys and values, whose rows are `q8_rows`.
 
-Queries are rounded to int16, 200 times finer than the keys are, so that two products a lane are
-summed in one instruction and exactly; that costs a fifth less time than float32 queries.
-A dot product takes the scales of a key once a block of dims, and the product of a weight and the
-scales of a value serves all its dims. As in `tiles`, the order of a sum does not depend
-on how many queries a tile has.
+Queries are rounded to int16, 200 times finer than keys, so that one instruction sums two products
+per lane exactly; this takes a fifth less time than float32 queries. A dot product applies the
+scales of a key once per block of dims; the product of a weight and the scales of a value serves
+all its dims. As in `tiles`, the order of a sum does not depend on how many queries a tile has.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ V32B, V32S = ir.VectorType(I8, 2 * LANES), ir.VectorType(I16, 2 * LANES)
 
 
 def _join(b: Builder, x: Value, y: Value, width: int) -> Value:
-    """Lanes of y where the lane's number has the bit `width`, else of x."""
+    """Return lanes of y where the lane number has the bit `width`, else lanes of x."""
     upper = [LANES if lane & width else 0 for lane in range(LANES)]
     return b.shuffle(x, [lane + other for lane, other in enumerate(upper)], y)
 
 
 def _fold(b: Builder, vectors: list[Value], width: int) -> list[Value]:
-    """Sums of lanes `width` apart, those of x, y in one vector as `_join` has them."""
+    """Add lanes `width` apart; sums of each pair of vectors share one, as in `_join`."""
     swapped = [lane ^ width for lane in range(LANES)]
     add = b.add if vectors[0].type == V16I else b.fadd
     return [
@@ -46,7 +45,7 @@ def _codes(b: Builder, p: Value) -> Value:
 
 
 def _pairs(b: Builder, p: Value) -> Value:
-    """32 codes as int16, two a lane."""
+    """Return 32 codes as int16, two per lane."""
     return b.bitcast(b.sext(b.read(p, V32B), V32S), V16I)
 
 
@@ -55,18 +54,18 @@ def _rows(b: Builder, p: Value, stride: Value, count: int) -> list[Value]:
 
 
 def make_scores(name: str, queries: int) -> Any:
-    """A function: dots of up to `queries` queries with 4 keys.
+    """Declare a function: dot products of up to `queries` queries with 4 keys.
 
-    Arguments as of `tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
-    16 products of 127 * 32767 at most a block, exactly, in int32.
+    Arguments are those of `tiles.make_scores`, but queries are rows of `round_q8`. A lane sums
+    at most 16 products of 127 * 32767 per block, exactly, in int32.
     """
-    size = KEYS * (2 * LANES + 2)  # bytes of 32 codes and their scale, of four keys
+    size = KEYS * (2 * LANES + 2)  # bytes of 32 codes and their scale, for four keys
     order = [i % 2 * 8 + i // 2 for i in range(LANES)]
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         qp, q_stride, kp, k_stride, op, o_stride, count, n, ahead = args
         qs, ks = addresses(b, qp, q_stride, queries, count), _rows(b, kp, k_stride, KEYS)
-        groups = groups_of(b, n)  # as many steps of 32 codes has a block
+        groups = groups_of(b, n)  # also the steps of 32 codes in a block
         wide = tile_of(b, queries)
 
         def block(k: Value, totals: list[Value]) -> list[Value]:
@@ -77,7 +76,7 @@ def make_scores(name: str, queries: int) -> Any:
 
                 def body(i: Value, sums: list[Value]) -> list[Value]:
                     i = b.add(first, i)
-                    if not query and not key:  # two lines: nearly all
+                    if not query and not key:  # two cache lines: nearly all of it
                         b.prefetch(b.advance(ahead, i, size), 8 * LANES)
                     keys = [_pairs(b, b.advance(p, i, 2 * LANES)) for p in some_ks]
                     rounded = [b.read(b.advance(q, i, 4 * LANES), V16I) for q in some_qs]
@@ -92,7 +91,7 @@ def make_scores(name: str, queries: int) -> Any:
             dots = by_tiles(queries, wide, some)
             here = b.add(b.mul(n, number(LANES)), b.mul(k, b.shl(groups, number(1))))
             scales = lane_scales(b, [b.add(p, here) for p in ks], groups, 2)
-            # lanes with one scale are added first, before it is needed
+            # lanes that share a scale are added first, before it is needed
             pairs = [_join(b, scales[j], scales[j + 1], 8) for j in range(0, KEYS, 2)]
             dots = [b.sitofp(dot, V16F) for dot in _fold(b, dots, 8)]
             dots = [b.fmul(dot, pairs[i % 2]) for i, dot in enumerate(dots)]
@@ -112,11 +111,12 @@ def make_scores(name: str, queries: int) -> Any:
 
 
 def make_weigh(name: str, queries: int) -> Any:
-    """A function: weights times the scales of values, which is what `make_mix` wants.
+    """Declare a function: weights times the scales of values, as `make_mix` takes them.
 
-    Arguments: addresses of the weights and bytes between two queries', of the first row's scales
-    and bytes between two rows, of the results and bytes between two queries', queries, positions,
-    vectors of 16 a row. A query's results are 16 float32 for each position, block after block.
+    Arguments: address of the weights and bytes between two queries; address of the first row's
+    scales and bytes between two rows; address of the results and bytes between two queries;
+    queries; positions; vectors of 16 per row. A query's results are 16 float32 for each position,
+    block after block.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -144,7 +144,7 @@ def make_weigh(name: str, queries: int) -> Any:
 
 
 def _lane_weights(b: Builder, weights: Value, k: Value) -> Value:
-    """What `make_weigh` left of position k."""
+    """Load what `make_weigh` wrote for position k."""
     return b.read(b.advance(weights, k, 4 * LANES), V16F)
 
 

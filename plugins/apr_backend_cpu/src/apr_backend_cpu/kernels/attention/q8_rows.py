@@ -1,10 +1,10 @@
 """Rows of an 8-bit cache of keys and values: their layout, and writing them.
 
-A row is D int8 codes, then D / 32 float16 scales, each of 32 values. Which values share a scale is
-chosen so that vectors of 16 codes are summed without one. A row is cut into blocks of 256 dims
-(128, 64 or 32 where D is no multiple of more), a block has 8 scales (4, 2, 1), and each goes with
-as many lanes of all the block's vectors: of 256 dims lanes 0 and 1 are a group, 2 and 3 the next.
-So value d of a block belongs to scale d % 16 * scales // 16.
+A row is D int8 codes, then D / 32 float16 scales, one for 32 values each. Values share a scale so
+that vectors of 16 codes can be added before scaling. A row is cut into blocks of 256 dims (128, 64
+or 32 where D is not a multiple of more). A block has 8 scales (4, 2, 1), each for the same lanes in
+all vectors of the block: with 256 dims lanes 0 and 1 are a group, 2 and 3 the next. So value d of a
+block belongs to scale d % 16 * scales // 16.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from apr_backend_cpu.kernels.vector.ir import (
 )
 from apr_backend_cpu.kernels.vector.rows import number
 
-GROUPS = (1, 2, 4, 8)  # of a block
+GROUPS = (1, 2, 4, 8)  # in a block
 V16B, V16S = (ir.VectorType(t, LANES) for t in (I8, I16))
 
 
 def groups_of(b: Builder, n: Value) -> Value:
-    """Groups of a block, where a row has n vectors: the largest power of 2 in n / 2, up to 8."""
+    """Return the groups in a block: the largest power of 2 in n / 2, up to 8.
+
+    A row has n vectors.
+    """
     pairs = b.or_(b.lshr(n, number(1)), number(GROUPS[-1]))
     return b.and_(pairs, b.neg(pairs))
 
 
 def lane_scales(b: Builder, addresses: list[Value], groups: Value, codes: int) -> list[Value]:
-    """The scales of a block at each address, as 16 lanes of so many codes each."""
+    """Load the scales of a block at each address, as 16 lanes of `codes` codes each."""
     done = b.append_basic_block("scales")
     cases = [b.append_basic_block(f"groups.{count}") for count in GROUPS]
     switch = b.switch(groups, cases[-1])
@@ -62,7 +65,7 @@ def lane_scales(b: Builder, addresses: list[Value], groups: Value, codes: int) -
 
 
 def _magnitude(b: Builder, source: Value, n: Value, lanes: Value) -> Value:
-    """The largest |x| of n vectors in every so many lanes side by side; NaN if there is one."""
+    """Return the largest |x| of n vectors in each run of `lanes` lanes; NaN if there is one."""
 
     def body(i: Value, tops: list[Value]) -> list[Value]:
         bits = b.and_(b.read(b.advance(source, i, 4 * LANES), V16I), const(V16I, 0x7FFFFFFF))
@@ -77,7 +80,7 @@ def _magnitude(b: Builder, source: Value, n: Value, lanes: Value) -> Value:
 
 
 def _round(b: Builder, x: Value, unit: Value, limit: int) -> Value:
-    """x / unit as integers within +-limit; where unit is 0, any."""
+    """Return x / unit as integers within +-limit; arbitrary where unit is 0."""
     x = b.fdiv(x, unit)
     for bound, beyond in ((const(V16F, limit), ">"), (const(V16F, -limit), "<")):
         x = b.select(b.fcmp_ordered(beyond, x, bound), bound, x)
@@ -85,10 +88,10 @@ def _round(b: Builder, x: Value, unit: Value, limit: int) -> Value:
 
 
 def _append_q8(b: Builder, args: tuple[Value, ...]) -> None:
-    """The row at an address from n times 16 float32 at another. A NaN makes its scale NaN.
+    """Write a row from n times 16 float32. A NaN makes its scale NaN.
 
     A scale is rounded up where the largest value would otherwise be more than half a step off,
-    which happens among subnormals. Values beyond 127 * 65504 become that.
+    which happens among subnormals. Values beyond 127 * 65504 are clipped to that.
     """
     source, target, n = args
     groups = groups_of(b, n)
@@ -103,7 +106,7 @@ def _append_q8(b: Builder, args: tuple[Value, ...]) -> None:
         short = b.fmul(b.from_half(scale), const(V16F, 127.5))
         up = b.zext(b.fcmp_ordered("<", short, top), V16S)
         scale = b.add(scale, up)
-        here = b.add(b.add(target, b.mul(n, number(LANES))), first)  # 2 bytes a group
+        here = b.add(b.add(target, b.mul(n, number(LANES))), first)  # 2 bytes per group
         for lane in range(LANES):
             group = b.udiv(number(lane), lanes)
             one = b.extract_element(scale, ir.Constant(I32, lane))
@@ -126,7 +129,7 @@ append_q8 = vector("append_q8", "ppp", _append_q8)
 
 
 def _round_q8(b: Builder, args: tuple[Value, ...]) -> None:
-    """A query of n times 16 float32 as int16, then a float32 factor: 32 * n + 4 bytes."""
+    """Write a query of n times 16 float32 as int16, then a float32 factor: 32 * n + 4 bytes."""
     source, target, n = args
     unit = b.fdiv(_magnitude(b, source, n, number(LANES)), const(V16F, 32767.0))
     factor = b.extract_element(unit, ir.Constant(I32, 0))

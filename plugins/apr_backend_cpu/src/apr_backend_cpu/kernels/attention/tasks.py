@@ -1,4 +1,4 @@
-"""Tasks of attention: appending to a cache, parts of 256 positions, and what they add up to."""
+"""Tasks of attention: appending to a cache, parts of 256 positions, and merging parts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ from apr_backend_cpu.kernels.vector.memory import (
     words_at,
 )
 
-MOST = 32  # arguments of an instruction
+MOST = 32  # arguments of an instruction, at most
 f32 = np.float32
 U = np.uint64
 
 
 @kernel()
 def append_task(arguments, i, scratch):
-    """A token's keys and values: k, v, segments, their number, Hkv, D, methods of the cache."""
+    """Append a token's keys and values to the cache.
+
+    Arguments: k, v, segments, their number, Hkv, D, methods of the cache.
+    """
     a = ints_at(arguments, MOST)
     heads, dim, methods = a[4], a[5], words_at(a[6], CACHE_COLUMNS)
     stride, n = row_bytes(methods, dim), U(dim // LANES)
@@ -56,10 +59,10 @@ def append_task(arguments, i, scratch):
 
 @kernel()
 def attend_many_task(arguments, i, scratch):
-    """Some queries of a key head of a segment: q, out, segment, H, Hkv, D, scale, methods, tiles,
-    queries a task.
+    """Attend with some queries of one key head of a segment.
 
-    Queries of a key head count token by token: number n is token n // G, head n % G of its group.
+    Arguments: q, out, segment, H, Hkv, D, scale, methods, tiles, queries per task. Queries of a key
+    head count token by token: number n is token n // G, head n % G of its group.
     """
     a = ints_at(arguments, MOST)
     heads, kv_heads, dim, tiles, most = a[3], a[4], a[5], a[8], a[9]
@@ -73,9 +76,9 @@ def attend_many_task(arguments, i, scratch):
     q, result, found = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
     )  # fmt: skip
-    arranged = at  # the queries, in one form or the other
+    arranged = at  # float caches: the arranged queries, in the place of q
     at += 3 * size
-    place, seen = ints_at(at, n), ints_at(at + 8 * most, n)  # place: of a query, in q and in out
+    place, seen = ints_at(at, n), ints_at(at + 8 * most, n)  # place: offset of a query in q and out
     tops, sums = floats_at(at + 16 * most, n), floats_at(at + 20 * most, n)
     part_tops, part_sums = floats_at(at + 24 * most, n), floats_at(at + 28 * most, n)
     scores, room = matrix_at(at + 32 * most, n, PART), at + 32 * most + 4 * most * PART
@@ -109,8 +112,10 @@ def attend_many_task(arguments, i, scratch):
 
 @kernel()
 def attend_few_task(arguments, i, scratch):
-    """A part for a token and a key head: q, tokens, their number, H, Hkv, D, scale, methods, parts,
-    tops, sums, results."""
+    """Compute one part for a token and a key head.
+
+    Arguments: q, tokens, their number, H, Hkv, D, scale, methods, parts, tops, sums, results.
+    """
     a = ints_at(arguments, MOST)
     heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
     methods = words_at(a[7], CACHE_COLUMNS)
@@ -135,7 +140,10 @@ def attend_few_task(arguments, i, scratch):
 
 @kernel()
 def merge_task(arguments, i, scratch):
-    """A token's parts for a key head: as `attend_few_task`, and out."""
+    """Merge a token's parts for a key head.
+
+    Arguments: those of `attend_few_task`, then out.
+    """
     a = ints_at(arguments, MOST)
     heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
     group, h, t = heads // kv_heads, i // a[2], i % a[2]

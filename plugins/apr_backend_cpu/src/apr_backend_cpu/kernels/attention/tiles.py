@@ -1,9 +1,9 @@
-"""The inner products of attention as vector IR: queries times keys, and weights times values.
+"""Inner products of attention as vector IR: queries times keys, and weights times values.
 
 Caches hold float16 or float32; everything is summed in float32. The order of a sum does not depend
 on how many queries a tile has, so a query gives the same bits alone and in any batch. Each tile
-also fetches, a little with every step, what another will read: asking for much at once would make
-it wait.
+also prefetches, a little with every step, what another will read: asking for much at once would
+stall it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, V16F, Value, const
 from apr_backend_cpu.kernels.vector.rows import addresses, number
 
-KEYS = 4  # of a tile
+KEYS = 4  # keys in a tile
 LARGEST_HALF = 65504.0
 WeightOf = Callable[[Builder, Value, Value], Value]
 
 
 def _sums(b: Builder, vectors: list[Value]) -> Value:
-    """Each vector's sum, by halves as in `horizontal_sum`, side by side in one vector."""
+    """Return the sum of each vector, by halves as in `horizontal_sum`, as lanes of one vector."""
     width = LANES
     while width > 1:
         half, several = width // 2, LANES // width
@@ -41,14 +41,14 @@ def _sums(b: Builder, vectors: list[Value]) -> Value:
 
 
 def tile_of(b: Builder, queries: int) -> tuple[int, int]:
-    """Queries and keys that meet at a time: as many as there are registers for sums."""
+    """Return the queries and keys in a tile: as many as there are registers for sums."""
     return (queries, KEYS) if b.lanes == LANES or queries == 1 else (2, 2)
 
 
 def by_tiles(
     queries: int, wide: tuple[int, int], block: Callable[[int, int], list[Value]]
 ) -> list[Value]:
-    """Sums [queries][keys] from block(first query, first key), whose sums are those of a tile."""
+    """Return sums [queries][keys] from block(first query, first key), which gives one tile."""
     found = {}
     for first in range(0, queries, wide[0]):
         for key in range(0, KEYS, wide[1]):
@@ -58,11 +58,11 @@ def by_tiles(
 
 
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
-    """A function: dots of up to `queries` float32 queries with 4 keys.
+    """Declare a function: dot products of up to `queries` float32 queries with 4 keys.
 
-    Arguments: addresses of the first query and key, bytes between them, address of the scores and
-    bytes between the scores of two queries, queries, vectors of 16 a key; an address from which as
-    many bytes as four keys have are fetched meanwhile.
+    Arguments: addresses of the first query and key, bytes between two of each, address of the
+    scores and bytes between the scores of two queries, queries, vectors of 16 per key; an address
+    from which as many bytes as four keys have are prefetched.
     """
     size = KEYS * LANES * itemsize
 
@@ -97,25 +97,26 @@ def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:
 
 
 def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
-    """The k-th of float32 weights, in all lanes."""
+    """Return the k-th float32 weight, in all lanes."""
     return b.splat(b.read(b.advance(weights, k, 4), F32))
 
 
 def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int,
              weight_of: WeightOf = splat_weight, fetches: bool = True) -> Any:  # fmt: skip
-    """A function: out += weights times values, up to `queries` rows of `vectors` times 16 dims.
+    """Declare a function: add weights times values, up to `queries` rows of 16 * `vectors` dims.
 
-    Arguments: addresses of the weights and bytes between two queries', of the values and bytes
-    between two positions', of the results and bytes between two queries', queries, positions; where
-    it `fetches`, an address from which as many bytes of as many rows are. `weight_of(b, p, k)`
-    reads the weights of position k, a lane a dim, of a query's weights at p.
+    Arguments: address of the weights and bytes between two queries; address of the values and bytes
+    between two positions; address of the results and bytes between two queries; queries; positions;
+    if it `fetches`, an address from which as many bytes in as many rows are prefetched.
+    `weight_of(b, p, k)` reads the weights of position k, one lane per dim, from a query's weights
+    at p.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         pp, p_stride, vp, v_stride, op, o_stride, count, n, *ahead = args
         weights = addresses(b, pp, p_stride, queries, count)
         results_at = addresses(b, op, o_stride, queries, count)
-        wide = vectors if b.lanes == LANES else 1  # as many sums as there are registers for
+        wide = vectors if b.lanes == LANES else 1  # as many sums as fit the registers
 
         def some(first: int) -> None:
             outs = [b.at(p, VECTOR * (first + c)) for p in results_at for c in range(wide)]
@@ -143,8 +144,10 @@ def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: in
 
 
 def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
-    """A function: rows of a cache as float32. Address and bytes a row; address of n times 16 a row;
-    n, rows."""
+    """Declare a function: convert rows of a cache to float32.
+
+    Arguments: address and bytes per row; address of the result; vectors of 16 per row; rows.
+    """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         source, stride, target, n, rows = args
@@ -166,9 +169,9 @@ def make_widen(name: str, loader: Loader, itemsize: int) -> Any:
 
 
 def make_append(name: str, half: bool) -> Any:
-    """A function: copy n times 16 float32 from an address into a cache at another.
+    """Declare a function: copy n times 16 float32 from an address into a cache at another.
 
-    float16 holds nothing beyond 65504: larger values become that, NaN stays NaN.
+    float16 holds nothing beyond 65504: larger values become that; NaN stays NaN.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -190,7 +193,7 @@ def make_append(name: str, half: bool) -> Any:
 
 
 def _largest(b: Builder, args: tuple[Value, ...]) -> Value:
-    """The largest of n times 16 float32 at an address; NaN counts as nothing."""
+    """Return the largest of n times 16 float32 at an address, ignoring NaN."""
     p, n = args
 
     def body(i: Value, values: list[Value]) -> list[Value]:

@@ -1,15 +1,15 @@
-"""Activations as packed products want them: int8 with integer sub-scales, quantized once.
+"""Activations for packed products: int8 with integer sub-scales, quantized once.
 
-A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d a
-superblock and one integer s_j from 1 to S for each 32 values. All that a product sums over a
-superblock is then an integer, and integers can be summed in any order.
+A row is cut into superblocks of 256 values, x = d * s_j * q with q int8, one float32 d per
+superblock and one integer s_j from 1 to S for each 32 values. So everything a product sums over a
+superblock is an integer, and integers can be summed in any order.
 
 S is 32 where the integers of every format then stay below 2^31 and sums of 16 and 32 below 2^15,
-which is nearly always; else 8, where they do whatever the values are. The largest are those of
-q6_k: a scale of 128, times codes 32 from zero at most, times s_j * q.
+which is nearly always; else 8, where they do for any values. The largest are those of q6_k: a
+scale of 128, times codes at most 32 from zero, times s_j * q.
 
-A superblock is a record of 1024 bytes, offsets as below; sums are over q. Rows of records are
-`row_of_records` bytes apart.
+A superblock is a record of 1024 bytes, with offsets as in `constants`; sums are over q. Rows of
+records are `row_of_records` bytes apart.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from apr_backend_cpu.kernels.vector.memory import U, floats_at, ints_at
 
 STEPS, SAFE_STEPS = 32, 8  # S above
 LARGEST_SUM = 2**15 - 1
-SUM_LIMIT = 2**31 // (128 * 32)  # of all s_j * |q|
+SUM_LIMIT = 2**31 // (128 * 32)  # for the sum of s_j * |q|
 INFINITY_BITS = 0x7F800000
 GROUPS = SUPERBLOCK // GROUP
 V8I, V8F = ir.VectorType(I32, GROUPS), ir.VectorType(F32, GROUPS)
@@ -67,26 +67,26 @@ def _umax(b: Builder, x: Value, y: Value) -> Value:
 
 
 def _halves(b: Builder, x: Value, y: Value, width: int) -> tuple[Value, Value]:
-    """x and y hold runs of `width` lanes: the first halves of all runs, and the second halves."""
+    """Return the first halves of all runs of `width` lanes in x and y, and the second halves."""
     starts = range(0, x.type.count + y.type.count, width)
     low = [start + lane for start in starts for lane in range(width // 2)]
     return b.shuffle(x, low, y), b.shuffle(x, [lane + width // 2 for lane in low], y)
 
 
 def _tops(b: Builder, values: list[Value]) -> Value:
-    """16 vectors -> the largest magnitude of each two, as bits: NaN is larger than infinity."""
+    """Return the largest magnitude in each two of 16 vectors, as bits: NaN exceeds infinity."""
     magnitude = const(V16I, 0x7FFFFFFF)
     bits = [b.and_(b.bitcast(v, V16I), magnitude) for v in values]
     tops, width = [_umax(b, *bits[2 * j : 2 * j + 2]) for j in range(GROUPS)], LANES
     while len(tops) > 1:
         tops = [_umax(b, *_halves(b, tops[i], tops[i + 1], width)) for i in range(0, len(tops), 2)]
         width //= 2
-    even = [2 * j for j in range(GROUPS)]  # two lanes a group are left
+    even = [2 * j for j in range(GROUPS)]  # two lanes per group remain
     return _umax(b, b.shuffle(tops[0], even), b.shuffle(tops[0], [lane + 1 for lane in even]))
 
 
 def _largest(b: Builder, tops: Value) -> Value:
-    """The largest of 8 lanes, in all of them."""
+    """Return the largest of 8 lanes, in all of them."""
     for distance in (4, 2, 1):
         turned = b.shuffle(tops, [(lane + distance) % GROUPS for lane in range(GROUPS)])
         tops = _umax(b, tops, turned)
@@ -94,17 +94,20 @@ def _largest(b: Builder, tops: Value) -> Value:
 
 
 def _scales(b: Builder, tops: Value, steps: int) -> tuple[Value, Value, Value, Value]:
-    """Of 8 groups: whether all values are finite, s_j, 1 / (d * s_j), and d (the same in all)."""
+    """Return, for 8 groups: whether all values are finite, s_j, 1 / (d * s_j), and d.
+
+    d is the same in all lanes.
+    """
     top, one, zero = _largest(b, tops), const(V8F, 1.0), const(V8F, 0.0)
     finite = b.icmp_unsigned("<", top, const(V8I, INFINITY_BITS))
     unit = b.fdiv(b.bitcast(top, V8F), const(V8F, 127.0 * steps))
-    inverse_bits = b.bitcast(b.fdiv(one, unit), V8I)  # of zero or a subnormal: infinite
+    inverse_bits = b.bitcast(b.fdiv(one, unit), V8I)  # infinite for zero or a subnormal
     usable = b.and_(finite, b.icmp_unsigned("<", inverse_bits, const(V8I, INFINITY_BITS)))
     unit = b.select(usable, unit, zero)
     wanted = b.fdiv(b.bitcast(tops, V8F), b.fmul(unit, const(V8F, 127.0)))
     wanted = b.intrinsic("llvm.ceil.v8f32", V8F, wanted)
     most = const(V8F, float(steps))
-    wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # also where it is NaN
+    wanted = b.select(b.fcmp_ordered(">", wanted, one), wanted, one)  # 1 also where it is NaN
     wanted = b.select(b.fcmp_ordered("<", wanted, most), wanted, most)
     wanted = b.select(usable, wanted, one)
     inverse = b.select(usable, b.fdiv(one, b.fmul(unit, wanted)), zero)
@@ -112,7 +115,7 @@ def _scales(b: Builder, tops: Value, steps: int) -> tuple[Value, Value, Value, V
 
 
 def _codes(b: Builder, x: Value, inverse: Value) -> Value:
-    """16 values to integers from -127 to 127."""
+    """Round 16 values to integers from -127 to 127."""
     top, bottom = const(V16F, 127.0), const(V16F, -127.0)
     scaled = b.fmul(x, inverse)
     scaled = b.select(b.fcmp_ordered(">", scaled, bottom), scaled, bottom)
@@ -122,7 +125,10 @@ def _codes(b: Builder, x: Value, inverse: Value) -> Value:
 
 
 def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
-    """One record from 256 values, d NaN if any of them is not finite; whether its sums fit."""
+    """Write one record from 256 values; return whether its sums fit.
+
+    d is NaN if any value is not finite.
+    """
     values = [b.read(b.at(x, 4 * LANES * v), V16F) for v in range(SUPERBLOCK // LANES)]
     finite, wanted, inverse, unit = _scales(b, _tops(b, values), steps)
     all_finite, scales = b.shuffle(finite, [0] * LANES), b.fptosi(wanted, V8I)
@@ -151,9 +157,9 @@ def _absolute(b: Builder, x: Value) -> Value:
 
 
 def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Value:
-    """Scales, and sums [16] of 16 codes each, in the forms that products want.
+    """Store scales, and sums [16] of 16 codes each, in the forms that products read.
 
-    Returns the largest magnitude of what is stored in 16 bits.
+    Returns the largest magnitude stored in 16 bits.
     """
     even = [2 * j for j in range(GROUPS)]
     odd = [lane + 1 for lane in even]
@@ -172,7 +178,7 @@ def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Val
 
 
 def _quantize_superblock(b: Builder, args: tuple[Value, ...]) -> None:
-    """The record at an address from 256 values at another."""
+    """Write the record at an address from 256 values at another."""
     source, record = args
     with b.if_then(b.not_(_quantize(b, source, record, STEPS)), likely=False):
         _quantize(b, source, record, SAFE_STEPS)
@@ -183,15 +189,15 @@ quantize_superblock = vector("quantize_superblock", "pp", _quantize_superblock)
 
 @helper
 def row_of_records(blocks):
-    """Bytes from one row's records to the next one's."""
+    """Return the bytes from one row's records to the next row's."""
     return blocks * RECORD + ROW_GAP
 
 
 @helper
 def quantize_block(x, size, block, records, scratch):
-    """The block-th record of a row: addresses of its `size` values and of its first record.
+    """Write the record of a row's block: addresses of its `size` values and first record.
 
-    What a last block lacks is zeros, for which `scratch` has room.
+    A short last block is padded with zeros in `scratch`.
     """
     first = block * SUPERBLOCK
     count, source = min(size - first, SUPERBLOCK), x + 4 * first
@@ -208,7 +214,10 @@ def quantize_block(x, size, block, records, scratch):
 
 @kernel()
 def quantize_task(arguments, i, scratch):
-    """One superblock of one row: x, row stride, columns, records, superblocks."""
+    """Quantize one superblock of a row.
+
+    Arguments: x, row stride, columns, records, superblocks.
+    """
     a = ints_at(arguments, 5)
     t, block = i // a[4], i % a[4]
     quantize_block(a[0] + t * a[1], a[2], block, a[3] + t * row_of_records(a[4]), scratch)

@@ -1,17 +1,17 @@
 """Dot products of int16 with half as many multiplications (Winograd, 1968).
 
-Four products of codes a and activations x are two products of sums, less what only the codes and
-only the activations give:
+Four products of codes a and activations x are two products of sums, less terms of only the codes
+and only the activations:
 
     a0 x0 + a1 x1 + a2 x2 + a3 x3
         = (a0 + x2) (a2 + x0) + (a1 + x3) (a3 + x1) - (a0 a2 + a1 a3) - (x0 x2 + x1 x3).
 
-Of integers this is exact. Processors add on more pipes than they multiply on, so it is faster where
-no instruction adds products up. What is subtracted is called a cross sum here.
+For integers this is exact. Processors can add on more ports than they can multiply on, so it is
+faster where no instruction adds up products. The subtracted terms are called cross sums here.
 
-Sums begin at the bits of the float32 ROUND, less the codes' cross sum. So they end as the bits of a
-float32, ROUND and the rest of the sum, from which one subtraction takes ROUND and the activations'
-cross sum: exactly, as all these integers are below 2^22.
+Sums start at the bits of the float32 ROUND, less the codes' cross sum. So they end as the bits of a
+float32: ROUND plus the rest of the sum. One subtraction removes ROUND and the activations' cross
+sum, exactly, as all these integers are below 2^22.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from apr_backend_cpu.kernels.vector.rows import Rows, Values
 
 
 def start_of(b: Builder, columns: Values) -> Value:
-    """What sums with 32 codes of each row begin at: 16 vectors of two codes a lane -> int32."""
+    """Return the start of sums with 32 codes of each row: 16 vectors of int16 pairs -> int32."""
     total = const(vector_of(I32, b.lanes), ROUND_BITS)
     for first, second in zip(columns[::2], columns[1::2], strict=True):
         total = b.sub(total, b.add_pairs(first, second))
@@ -33,7 +33,7 @@ def start_of(b: Builder, columns: Values) -> Value:
 
 
 def write_cross_sums(b: Builder, record: Value) -> None:
-    """Of the 8 runs of activations of a record, plus ROUND, into it: float32."""
+    """Write the cross sums of a record's 8 runs, plus ROUND, into it as float32."""
     dots, kind = [], vector_of(I16, GROUP)
     swapped = [lane ^ 2 for lane in range(GROUP)]
     for run in range(SUPERBLOCK // GROUP):
@@ -47,8 +47,10 @@ def write_cross_sums(b: Builder, record: Value) -> None:
 def crossed_dots(
     b: Builder, codes: list[Codes], starts: Values | None, xs: Rows, g: Value
 ) -> list[Values]:
-    """Dots of wide codes, of one or two registers of rows, with the g-th run of each row of
-    activations, as float32; `starts` is what sums begin at, where that is known."""
+    """Return dot products of wide codes with run g of each row of activations, as float32.
+
+    Codes are one or two registers of rows; `starts` are the starting values of sums, if known.
+    """
     at_x, at_cross = xs.advance(b, g, 64)(b), xs.advance(b, g, 4)(b)
     starts = starts or [start_of(b, [make() for make in c]) for c in codes]
     totals = [list(starts) for _ in at_x]

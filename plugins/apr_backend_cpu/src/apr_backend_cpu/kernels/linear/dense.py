@@ -1,10 +1,10 @@
 """Matrix products with f32, f16 and bf16 weights, in float32.
 
-Own code instead of BLAS because BLAS picks another kernel, and so another rounding, for every
-shape. Here a result is the sum of 16 sums, of every 16th product each, in order, added by halves:
-the same in any batch. A few rows of activations read the weights in place, lanes being positions.
-Many meet an unpacked tile, whose lanes are weight rows: it holds, for each of the 16 sums, what
-that sum takes, and activations are arranged alike.
+Own code instead of BLAS, because BLAS picks another kernel, and so another rounding, for each
+shape. Here a result is 16 partial sums, each of every 16th product in order, added by halves: the
+same in any batch. A few rows of activations read the weights in place, with positions as lanes.
+Many meet an unpacked tile with weight rows as lanes: it holds the weights of each of the 16 sums
+together, and activations are arranged alike.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from apr_backend_cpu.kernels.vector.rows import Values, addresses, number, opaqu
 Loader = Callable[[Builder, Value], Value]
 V16S = vector_of(I16, LANES)
 FEW_SIZES = (1, 2, 4, 8)  # rows of activations
-COLUMNS = 32  # times 16, that several of them meet at a time
-NEAR = 16  # times 16 columns, of a tile that the first-level cache holds beside what meets it
+COLUMNS = 32  # times 16, that several rows of activations meet at a time
+NEAR = 16  # times 16 columns: a tile that fits the first-level cache beside its inputs
 
 
 def _load_f32(b: Builder, p: Value) -> Value:
@@ -51,8 +51,10 @@ def _load_bf16(b: Builder, p: Value) -> Value:
 
 
 def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
-    """A function: address of weights, bytes a row, how many rows; of activations, bytes a row, how
-    many, 1 to `size`; address of results, bytes a row; n times 16 columns.
+    """Declare a function: weight rows times up to `size` rows of activations.
+
+    Arguments: address of weights, bytes per row, rows; address of activations, bytes per row, rows,
+    1 to `size`; address of results, bytes per row; n times 16 columns.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -60,7 +62,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         xs = addresses(b, xp, x_stride, size, tokens)
         outs = addresses(b, op, out_stride, size, tokens)
 
-        wide = size if b.lanes == LANES else min(size, 4)  # as many sums as registers hold
+        wide = size if b.lanes == LANES else min(size, 4)  # as many sums as fit the registers
         room, near = b.room(ROWS * size * VECTOR), b.room(COLUMNS * size * VECTOR)
 
         def dots(p: Value, reads: Sequence[Callable[[Value], Value]], steps: Value, fetch: bool,
@@ -76,7 +78,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
             return b.count_loop(steps, start, step)
 
         def chunk(c: Value, values: Values) -> Values:
-            """Some columns of all rows, whose activations then are in the first-level cache."""
+            """Multiply some columns of all rows; their activations fit the first-level cache."""
             begin = b.mul(c, number(COLUMNS))
             steps = b.least(b.sub(n, begin), number(COLUMNS))
 
@@ -117,7 +119,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
                 b.write(b.horizontal_sum(total), b.advance(out, r, 4))
             return values
 
-        if size < FEW_SIZES[2]:  # activations of two rows stay in the cache
+        if size < FEW_SIZES[2]:  # activations of up to two rows stay in the cache
             b.count_loop(rows, [], whole)
             return
         for place in range(0, ROWS * size * VECTOR, VECTOR):
@@ -129,19 +131,23 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
 
 
 def _sum_bytes(b: Builder, n: Value) -> Value:
-    """What one of the 16 sums takes of a tile: an odd number of cache lines, as 16 of them that lie
-    a multiple of 4096 bytes apart would drive each other out of the cache."""
+    """Return the bytes that one of the 16 sums has in a tile: an odd number of cache lines.
+
+    Sums a multiple of 4096 bytes apart would evict each other from the cache.
+    """
     return b.mul(b.or_(n, number(1)), number(VECTOR))
 
 
 def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
-    """A function: address of weights, bytes a row, how many rows, up to 16; of the tile; n times
-    16 columns. The tile is float32 [16 sums][n | 1][16 rows].
+    """Declare a function: unpack a tile to float32 [16 sums][n | 1][16 rows].
+
+    Arguments: address of weights, bytes per row, rows, up to 16; address of the tile; n times 16
+    columns.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, rows, tile, n = args
-        starts = addresses(b, wp, row_bytes, ROWS, rows)  # beyond the last, it is the last again
+        starts = addresses(b, wp, row_bytes, ROWS, rows)  # the last row repeats
         a_sum = _sum_bytes(b, n)
 
         def step(i: Value, values: Values) -> Values:
@@ -157,7 +163,7 @@ def make_unpack(name: str, loader: Loader, itemsize: int) -> None:
 
 
 def _tree(b: Builder, values: Values) -> Value:
-    """The sum of 8 values by halves, as in `horizontal_sum`."""
+    """Return the sum of 8 values by halves, as in `horizontal_sum`."""
     while len(values) > 1:
         half = len(values) // 2
         values = [b.fadd(x, y) for x, y in zip(values[:half], values[half:], strict=True)]
@@ -165,14 +171,16 @@ def _tree(b: Builder, values: Values) -> Value:
 
 
 def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
-    """An unpacked tile times arranged activations: address of the tile; of activations, bytes a
-    row, how many, 1 to TOKENS; of results, 16 float32 a row, bytes between rows; n.
+    """Multiply an unpacked tile by arranged activations.
+
+    Arguments: address of the tile; address of activations, bytes per row, rows, 1 to TOKENS;
+    address of results, 16 float32 per row, bytes between rows; n.
     """
     tile, xp, x_stride, tokens, op, out_stride, n = args
     kind = vector_of(F32, b.lanes)
     wide = min(2, ROWS // b.lanes)  # registers of weights
-    # a sum and the one that it is added to first are taken together, of so many rows of activations
-    # that there are registers for both
+    # A sum and the one it is added to first are computed together, for as many rows of activations
+    # as fit the registers with both.
     size, parts = 8 if b.lanes == LANES else 3, ROWS // (wide * b.lanes)
     count = LANES // 2
     room = b.room(count * TOKENS * VECTOR)  # [sums][tokens][16 rows]
@@ -222,8 +230,8 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
         b.count_loop(blocks, [], block)
 
-    # a tile that stays in the first-level cache meets a few rows in full, then the next; a larger
-    # one all rows, a sum at a time
+    # A tile that fits the first-level cache meets a few rows in full, then the next few; a larger
+    # one meets all rows, one sum at a time.
     few = b.select(b.icmp_unsigned("<=", n, number(NEAR)), number(size), number(TOKENS))
 
     def some(i: Value, values: Values) -> Values:
@@ -248,7 +256,7 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
 
 
 def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
-    """A row of n times 16 float32 as [16][n]: address of the row, of the result, n."""
+    """Rearrange a row of n times 16 float32 as [16][n]: address of the row, of the result, n."""
     source, target, n = args
     whole, rest = b.lshr(n, number(4)), b.and_(n, number(15))
 
@@ -279,13 +287,16 @@ arrange = vector("arrange_floats", "ppp", _arrange)
 
 @helper
 def row_of_floats(columns):
-    """Bytes from one arranged row to the next one's."""
+    """Return the bytes from one arranged row to the next."""
     return 4 * columns + ROW_GAP
 
 
 @kernel()
 def arrange_task(arguments, i, scratch):
-    """A row of activations as `dense_many` wants it: x, bytes a row, columns, result."""
+    """Arrange a row of activations for `dense_many`.
+
+    Arguments: x, bytes per row, columns, result.
+    """
     a = ints_at(arguments, 4)
     size = a[2]
     arrange(a[0] + i * a[1], a[3] + i * row_of_floats(size), size // LANES)

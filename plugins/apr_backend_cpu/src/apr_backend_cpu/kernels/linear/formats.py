@@ -1,15 +1,15 @@
-"""How the weights of each packed format read, as vector IR.
+"""How the weights of each packed format are read, as vector IR.
 
 Block layouts are GGML's (ggml-common.h: block_q4_K, block_q5_K, block_q6_K, block_q8_0). A code is
-an unsigned number. What it is worth:
+an unsigned number. Its value:
 
     q4_k, q5_k   d * scale[g] * code - dmin * min[g]   g: 32 values, both 6-bit integers
     q6_k         d * scale[g] * (code - 32)            g: 16 values, int8
     q8_0         d * (code - 128)                      a block: 32 values, d float16
 
-Superblocks are 256 values with integer scales, blocks are 32 values with a scale of their own.
-Codes are read in two ways: along a row, where a vector is 32 neighbours (`row`), and across rows,
-where a lane is a weight row and has four neighbours of it (`chunk`).
+Superblocks are 256 values with integer scales; blocks are 32 values with one scale. Codes are read
+in two ways: along a row, where a vector is 32 neighbours (`row`), and across rows, where a lane is
+a weight row and has four neighbours of it (`chunk`).
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from apr_backend_cpu.kernels.vector.rows import Rows, Values, number
 from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
 
 V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
-# shuffles of bytes within 16, by the bytes of a register
+# shuffles of bytes within 16, by register size in bytes
 SHUFFLES = {
     16: "llvm.x86.ssse3.pshuf.b.128",
     32: "llvm.x86.avx2.pshuf.b",
     64: "llvm.x86.avx512.pshuf.b.512",
 }
-# The room that reading superblocks across rows needs: a vector for each group's scale, for pairs of
-# minima or of scales, for d and dmin; then, while a superblock is read, its codes' upper bits.
+# The buffer for reading superblocks across rows: a vector for each group's scale, for pairs of
+# minima or of scales, for d and dmin; then, while a superblock is read, the upper bits of codes.
 SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
 HEAD_AND_TOPS = TOPS + 16 * VECTOR
 
 
-# What makes a vector when it is wanted: registers are few. Of a run of 32 values: 8 of its codes.
+# Functions that make a vector on demand, as registers are few: 8 for the codes of 32 values.
 Codes = list[Callable[[], Value]]
 Chunk = list[tuple[Value, Codes]]  # number of a run, and its codes
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A packed format. `nbytes` is of a block: of 256 values, or of 32 where it has no `group`.
+    """A packed format. A block has `nbytes` bytes: 256 values, or 32 where there is no `group`.
 
-    `bits` of a code; `group` values share an integer scale. `row(b, p, r)` are the codes of run r
-    of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the one) of a
-    block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or only what
-    finishes sums: pairs, d and dmin. In formats without a group `zero` is the code of 0, and
-    `minimum` says that blocks have one. Of `declared` layouts, blocks are where a table says, and
-    so are their numbers.
+    A code has `bits`; `group` values share an integer scale. `row(b, p, r)` returns the codes of
+    run r of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the only
+    one) of a block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or
+    only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the code of 0,
+    and `minimum` says that blocks have one. In `declared` layouts, a table says where blocks and
+    their numbers are.
     """
 
     name: str
@@ -75,20 +75,20 @@ class Format:
 
 
 def superblocks(b: Builder, runs: Value) -> Value:
-    """How many there are in so many runs of 32 values; the last one may have fewer than 8."""
+    """Return the superblocks in `runs` runs of 32 values; the last may have fewer than 8."""
     return b.lshr(b.add(runs, number(7)), number(3))
 
 
 def blocks_in(b: Builder, format: Format, runs: Value) -> Value:
-    """How many of the format's blocks, of 256 values or of 32, there are in so many runs."""
+    """Return how many of the format's blocks, of 256 values or of 32, `runs` runs have."""
     return superblocks(b, runs) if format.group else runs
 
 
 class Blocks:
-    """Where the blocks of 32 values of a weight are, and the numbers of each.
+    """Where a weight's blocks of 32 values are, with their scales and minima.
 
-    `args` are, for a declared layout, addresses of its parameters and of a tile's scales and
-    minima, float32 [blocks][16 rows].
+    For a declared layout, `args` are addresses of its parameters and of a tile's scales and minima,
+    float32 [blocks][16 rows].
     """
 
     def __init__(self, b: Builder, format: Format, args: tuple[Value, ...]) -> None:
@@ -100,15 +100,17 @@ class Blocks:
             b.levels = b.shuffle(levels, list(range(16)) * 4)
 
     def offset(self, g: Value) -> Value:
-        """Bytes from a row's start to its g-th block."""
+        """Return the bytes from a row's start to its g-th block."""
         b = self._b
         if self._format.declared:
             return b.read(b.advance(self._offsets, g, 8), I64)
         return b.mul(g, number(self._format.nbytes))
 
     def numbers(self, g: Value, rows: Values, first: Value) -> tuple[Value, Value | None]:
-        """Scales, and minima or None, of the g-th block of rows at these addresses; `first` is the
-        first row's number in its tile."""
+        """Return scales, and minima or None, of the g-th block of rows at these addresses.
+
+        `first` is the first row's number in its tile.
+        """
         b, found = self._b, []
         if not self._format.declared:
             return halves(b, rows), None
@@ -119,12 +121,12 @@ class Blocks:
 
 
 def nibble(b: Builder, packed: Value, high: int) -> Value:
-    """The low or the high four bits of each byte."""
+    """Return the low or the high four bits of each byte."""
     return b.lshr(packed, const(packed.type, 4)) if high else b.and_(packed, const(packed.type, 15))
 
 
 def _moved(b: Builder, packed: Value, first: int, mask: int) -> Value:
-    """Bits of every byte from `first` on, moved to bit 4; `mask` says which stay."""
+    """Return the bits of every byte from `first` on, moved to bit 4 and masked by `mask`."""
     halves = vector_of(I16, packed.type.count // 2)  # bytes cannot be shifted
     wide, distance = b.bitcast(packed, halves), const(halves, abs(first - 4))
     wide = b.shl(wide, distance) if first < 4 else b.lshr(wide, distance)
@@ -132,9 +134,9 @@ def _moved(b: Builder, packed: Value, first: int, mask: int) -> Value:
 
 
 def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[Values, Values]:
-    """8 scales and 8 mins from the 12 bytes of q4_k and q5_k, as two words of 4 bytes each.
+    """Unpack 8 scales and 8 mins of q4_k and q5_k from 12 bytes, as two words of 4 bytes each.
 
-    The three words may be vectors: one lane a weight row.
+    The three words may be vectors, one lane per weight row.
     """
     c = lambda v: const(s0.type, v)
     low = c(0x3F3F3F3F)
@@ -153,25 +155,25 @@ def six_bit(b: Builder, s0: Value, s1: Value, s2: Value) -> tuple[Values, Values
 
 
 def _q4_k(b: Builder, p: Value, r: int) -> Value:
-    """144 bytes: d, dmin, 12 bytes of scales, 4 chunks of 32 low then 32 high nibbles."""
+    """Read 144 bytes: d, dmin, 12 bytes of scales, 4 chunks of 32 low then 32 high nibbles."""
     return nibble(b, b.read(b.at(p, 16 + r // 2 * 32), V32B), r % 2)
 
 
 def _q5_k(b: Builder, p: Value, r: int) -> Value:
-    """176 bytes: as q4_k, with 32 bytes of fifth bits before the nibbles: bit r of each."""
+    """Read 176 bytes: q4_k with 32 bytes of fifth bits before the nibbles, bit r of each."""
     low = nibble(b, b.read(b.at(p, 48 + r // 2 * 32), V32B), r % 2)
     return b.or_(low, _moved(b, b.read(b.at(p, 16), V32B), r, 0x10))
 
 
 def _q6_k(b: Builder, p: Value, r: int) -> Value:
-    """210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d."""
+    """Read 210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d."""
     half, k = r // 4, r % 4
     low = nibble(b, b.read(b.at(p, 64 * half + k % 2 * 32), V32B), k // 2)
     return b.or_(low, _moved(b, b.read(b.at(p, 128 + 32 * half), V32B), 2 * k, 0x30))
 
 
 def _q8_0(b: Builder, p: Value, r: int) -> Value:
-    """34 bytes: d and 32 int8, which are made unsigned by adding 128."""
+    """Read 34 bytes: d and 32 int8, made unsigned by adding 128."""
     return b.xor(b.read(b.at(p, 2), V32B), const(V32B, 0x80))
 
 
@@ -179,12 +181,12 @@ def _q8_0(b: Builder, p: Value, r: int) -> Value:
 
 
 def packed_columns(b: Builder, rows: Values, offset: int) -> Values:
-    """16 bytes of every row, transposed: 4 vectors of 4 bytes a row."""
+    """Return 16 bytes of every row, transposed: 4 vectors of 4 bytes per row."""
     return columns4(b, [b.read(b.at(p, offset), V4I) for p in rows])
 
 
 def _columns(b: Builder, rows: Rows, j: Value, offset: int) -> Values:
-    """32 bytes of every row, from j * 32 + offset on."""
+    """Return 32 bytes of every row, from j * 32 + offset on."""
     here = rows.advance(b, j, 32)(b)
     return packed_columns(b, here, offset) + packed_columns(b, here, offset + 16)
 
@@ -205,7 +207,7 @@ def _lazy(function: Callable[[Value], Value], columns: Values) -> Codes:
 def _with_tops(
     b: Builder, columns: Values, tops: Callable[[int], Value], high: int, left: int, mask: int
 ) -> Codes:
-    """Codes of four bits, and above them bits of `tops`: of each byte `mask`, once moved left."""
+    """Return codes of four bits with bits of `tops` above: byte & `mask`, after a left shift."""
 
     def code(c: int) -> Value:
         top = tops(c)
@@ -217,7 +219,7 @@ def _with_tops(
 
 
 def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Callable[[int], Value]:
-    """Of vectors of upper bits that `head` left, from the first-th on, the c-th, moved right."""
+    """Return a function of c: the (first + c)-th upper-bit vector from `head`, shifted right."""
     kind = vector_of(I32, b.lanes)
     here, right = b.advance(room, first, VECTOR), b.splat(b.trunc(shift, I32), b.lanes)
     return lambda c: b.lshr(b.read(b.at(here, TOPS + VECTOR * c), kind), right)
@@ -242,7 +244,7 @@ def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     columns, half = _columns(b, rows, j, 0), b.lshr(j, number(1))
     odd = b.and_(j, number(1))
     tops = _tops(b, room, b.shl(half, number(3)), b.shl(odd, number(1)))
-    first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles are 2 further on
+    first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles: 2 further
     return [(b.or_(first, number(2 * h)), _with_tops(b, columns, tops, h, 4 - 4 * h, 0x30))
             for h in (0, 1)]  # fmt: skip
 
@@ -261,13 +263,13 @@ def _put(b: Builder, values: Values, room: Value, offset: int) -> None:
 
 
 def byte(b: Builder, words: Values, index: int) -> Value:
-    """The index-th unsigned byte of words, which may be vectors, as int32."""
+    """Return the index-th unsigned byte of words, which may be vectors, as int32."""
     kind = words[0].type
     return b.and_(b.lshr(words[index // 4], const(kind, index % 4 * 8)), const(kind, 0xFF))
 
 
 def _byte_pairs(b: Builder, words: Values) -> Values:
-    """The unsigned bytes of vectors of words, two by two: int16 [..][2] in each lane."""
+    """Return the unsigned bytes of vectors of words in pairs: int16 [..][2] in each lane."""
     kind, pairs = words[0].type, []
     low, high = const(kind, 0x00FF), const(kind, 0xFF00)
     for word in words:
@@ -315,18 +317,18 @@ def _head_q6_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
 
 
 def halves(b: Builder, addresses: Values) -> Value:
-    """float16 at so many addresses -> float32, a lane each."""
+    """Load a float16 at each address as float32, one per lane."""
     bits = ir.Constant(vector_of(I16, len(addresses)), ir.Undefined)
     for r, address in enumerate(addresses):
         bits = b.insert_element(bits, b.read(address, I16), ir.Constant(I32, r))
     return b.from_half(bits)
 
 
-# Codes of declared layouts: `b.levels` are theirs, 64 bytes
+# Codes of declared layouts: `b.levels` is their table of levels, 64 bytes
 
 
 def look_up(b: Builder, codes: Value) -> Value:
-    """The levels of codes below 16."""
+    """Return the levels of codes below 16."""
     if b.level.dot == "sdot":
         name = "llvm.aarch64.neon.tbl1.v16i8"
     elif b.level.dot:
@@ -343,7 +345,7 @@ def look_up(b: Builder, codes: Value) -> Value:
 
 
 def _levels4(b: Builder, p: Value, r: int) -> Value:
-    """16 bytes: low nibbles, then high ones."""
+    """Read 16 bytes: low nibbles, then high ones."""
     packed = b.read(p, vector_of(I8, 16))
     return look_up(b, b.join(nibble(b, packed, 0), nibble(b, packed, 1)))
 

@@ -1,9 +1,9 @@
 """Declared layouts: `scale * level + minimum` over groups (apr_core.ops.layouts).
 
-Levels are unsigned bytes, 128 too large: exact for integers, rounded for a codebook (by at most
+Levels are unsigned bytes, offset by 128: exact for integers, rounded for a codebook (by at most
 1 / 254 of its largest level). Products are then those of q8_0, with a float32 scale for each 32
-values. Here is what they want besides: the numbers of a tile as a scale for each 32 values of a
-row, and activations in the order in which codes lie.
+values. This module adds what they need: the numbers of a tile expanded to a scale for each 32
+values of a row, and activations in the order of the codes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from apr_backend_cpu.layout_constants import (
 
 V16B = ir.VectorType(I8, 16)
 STORED = {UNSIGNED: V16B, SIGNED: V16B, HALF: ir.VectorType(I16, LANES), SINGLE: V16F}
-WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # bytes of 16
+WIDTH = {UNSIGNED: LANES, SIGNED: LANES, HALF: 2 * LANES, SINGLE: 4 * LANES}  # bytes of 16 numbers
 
 
 def _number(b: Builder, kind: int, address: Value) -> Value:
-    """16 numbers as float32."""
+    """Load 16 numbers as float32."""
     value = b.read(address, STORED[kind])
     if kind == UNSIGNED:
         return b.uitofp(value, V16F)
@@ -58,7 +58,7 @@ def _expand_block(
     b: Builder, kind: int, runs: int | Value, groups: Value, factor: Value, source: Value,
     ahead: Value, out: Value,
 ) -> None:  # fmt: skip
-    """The numbers of a block, each as often as a group has runs. Runs that are known: no loop."""
+    """Repeat each number of a block for every run of its group. No loop for constant runs."""
     width = WIDTH[kind]
     count = ir.Constant(I64, runs) if isinstance(runs, int) else runs
     a_group = b.mul(count, ir.Constant(I64, VECTOR))
@@ -82,9 +82,10 @@ def _expand_block(
 
 
 def _expand(b: Builder, args: tuple[Value, ...]) -> None:
-    """The numbers of a tile, times their block's: float32 [runs of 32][16 rows] at `out`.
+    """Write the numbers of a tile times their block's: float32 [runs of 32][16 rows] at `out`.
 
-    Columns of NUMBERS (an address), which tile, blocks a row, groups a block, runs a group.
+    Arguments: address of the columns of NUMBERS, tile, blocks per row, groups per block, runs per
+    group.
     """
     columns, tile, blocks, groups, runs, out = args
     get = lambda i: b.read(b.at(columns, 8 * i), I64)
@@ -118,7 +119,7 @@ expand = vector("expand_numbers", "pppppp", _expand)
 def _by_count(
     b: Builder, count: Value, known: tuple[int, ...], body: Callable[[int], None]
 ) -> None:
-    """body(count) where the count is one of those known, else body(0)."""
+    """Build body(count) where the count is a known one, else body(0)."""
     if not known:
         body(0)
         return
@@ -132,9 +133,9 @@ def _by_count(
 
 @helper
 def expand_numbers(given, tile, room):
-    """Scales, and minima where there are any, of a tile of a weight: float32 [runs][16] each.
+    """Expand the scales and any minima of a tile: float32 [runs][16] each.
 
-    `given` is the address of the weight's parameters. Returns where the minima are, or 0.
+    `given` is the address of the weight's parameters. Returns the address of the minima, or 0.
     """
     params = words_at(given, PARAMETERS)
     blocks, groups, runs = params[BLOCKS], params[GROUPS], params[RUNS]
@@ -149,8 +150,10 @@ def expand_numbers(given, tile, room):
 
 
 def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
-    """n records whose runs of 32 values have even ones first, then odd ones: as nibbles lie that
-    hold neighbours. Only what formats with a scale for 32 values read is copied besides.
+    """Copy n records, with the even values of each run of 32 before the odd ones.
+
+    That is the order of nibbles that hold neighbours. Only the other fields that formats with a
+    scale per 32 values read are copied too.
     """
     records, n, out = args
     lanes = [32 * run + 2 * i + odd for run in (0, 1) for odd in (0, 1) for i in range(16)]
@@ -174,7 +177,7 @@ arrange = vector("arrange_records", "ppp", _arrange)
 
 @kernel()
 def arrange_records_task(arguments, i, scratch):
-    """A row of records: records, superblocks, out."""
+    """Arrange a row of records. Arguments: records, superblocks, out."""
     a = ints_at(arguments, 3)
     skip = i * row_of_records(a[1])
     arrange(U(a[0] + skip), U(a[1]), U(a[2] + skip))

@@ -1,9 +1,9 @@
 """16 weight rows times one row of activations: lanes are positions along the row.
 
-Every weight is read once and used at once, row by row, so that memory is read in order: that is
-what processors foresee. A row leaves integers for each superblock in a small room; when all 16 rows
-have been read, these are summed across and meet their float scales, one lane a weight row. What a
-superblock sums is an integer, so it does not matter that `tiles` sums it in another order; the
+Every weight is read once and used at once, row by row, so that memory is read in order and hardware
+prefetching works. A row leaves integers for each superblock in a small buffer; after all 16 rows
+these are summed across and multiplied by their float scales, one lane per weight row. The sum of a
+superblock is an integer, so it does not matter that `tiles` adds it up in another order; the
 float32 sum over superblocks runs in order there as here. So a row gives the same bits alone and in
 any batch.
 """
@@ -43,7 +43,7 @@ from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, con
 from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
 from apr_backend_cpu.kernels.vector.rows import Values, number
 
-AHEAD = 16 << 10  # bytes; memory answers late, and the processor foresees only up to the next page
+AHEAD = 16 << 10  # bytes to prefetch ahead; hardware prefetching ends at a page boundary
 V8S, V16S, V32B, V8I = (
     vector_of(I16, 8), vector_of(I16, 16), vector_of(I8, 32), vector_of(I32, 8),
 )  # fmt: skip
@@ -51,9 +51,9 @@ RUNS = 8  # of 32 values, in a superblock
 
 
 def runs_of(b: Builder, format: Format) -> list[tuple[int, ...]]:
-    """The runs of 32 values that are read together: two where registers hold 64 bytes.
+    """Return the runs of 32 values that are read together: two where registers hold 64 bytes.
 
-    Those that are low (or high) nibbles of neighbouring bytes go together.
+    Those in the low (or high) nibbles of neighbouring bytes go together.
     """
     if b.level.vector < 64:
         return [(r,) for r in range(RUNS)]
@@ -63,7 +63,7 @@ def runs_of(b: Builder, format: Format) -> list[tuple[int, ...]]:
 
 
 def _factors(b: Builder, format: Format, p: Value, x: Value) -> Value:
-    """The integer scale of each group, times the step of its activations: int16 [groups]."""
+    """Return the integer scale of each group times its activations' step: int16 [groups]."""
     steps = b.read(b.at(x, AT_STEP), V8S)
     if format.group == 16:
         scales = b.sext(b.read(b.at(p, 192), vector_of(I8, 16)), V16S)
@@ -76,14 +76,14 @@ def _factors(b: Builder, format: Format, p: Value, x: Value) -> Value:
 def _weigh(
     b: Builder, total: Value, codes: Value, x: Value, factors: Value, groups: list[int]
 ) -> Value:
-    """total + the dots of four bytes, each times the factor of its lane's group."""
+    """Return total + the dot products of four bytes, each times the factor of its group."""
     if b.level.dot == "sdot":
         factor = b.sext(b.shuffle(factors, groups), vector_of(I32, len(groups)))
         chain = Chain(b, 7)
         chain.add(codes, x)
         return chain.scaled(total, factor)
     pairs = vector_of(I16, 2 * len(groups))
-    if b.level.dot == "vnni":  # dots fit 16 bits; their upper halves, signs, must not count
+    if b.level.dot == "vnni":  # dots fit 16 bits; their upper halves, the signs, must not count
         name = f"llvm.x86.avx512.vpdpbusd.{8 * codes.type.count}"
         dots = b.intrinsic(name, total.type, const(total.type, 0), codes, x)
         wide = b.zext(factors, vector_of(I32, factors.type.count))
@@ -95,7 +95,7 @@ def _weigh(
 
 
 def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
-    """Lanes whose sum is that of scale * step * dot over a superblock."""
+    """Return lanes whose sum is the sum of scale * step * dot over a superblock."""
     factors, total = _factors(b, format, p, x), None
     for runs in runs_of(b, format):
         codes = b.joined([format.row(b, p, r) for r in runs])
@@ -109,9 +109,9 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
 
 
 def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]) -> Value:
-    """The dots of blocks, in 8 sums each; a run is the address of a record and a number in it.
+    """Return the dot products of blocks, in 8 sums each; a run is (address of a record, number).
 
-    Where activations are int16, codes are taken with their signs: there is no `shift_of`.
+    Where activations are int16, codes are signed, and there is no `shift_of`.
     """
     if not b.sums_pairs:
         chain = Chain(b, 8)
@@ -126,7 +126,7 @@ def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]
 
 
 def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
-    """The dots of 8 blocks at these addresses with 256 values: int32 x 8."""
+    """Return the dot products of 8 blocks at these addresses with 256 values: int32 x 8."""
     dots = []
     for runs in runs_of(b, format):
         codes = b.joined([format.row(b, blocks[r], 0) for r in runs])
@@ -137,9 +137,9 @@ def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
 def finish_superblock(
     b: Builder, format: Format, head: Value, total: Value, low: Value, dx: Value, y: Value
 ) -> Value:
-    """One superblock: y + dx * (d * I - dmin * M), or y + dx * d * (I - 32 * S).
+    """Add a superblock: y + dx * (d * I - dmin * M), or y + dx * d * (I - 32 * S).
 
-    I is `total`; M sums minima, S scales, each times its sum of activations: `low`.
+    I is `total`. M sums minima, S scales, each times its sum of activations: `low`.
     """
     kind = y.type
     d = b.read(b.at(head, D), kind)
@@ -152,7 +152,7 @@ def finish_superblock(
 
 
 def low_sums(b: Builder, format: Format, head: Value, x: Value) -> Value:
-    """What `finish_superblock` calls `low`."""
+    """Return M or S of `finish_superblock`, its argument `low`."""
     kind = vector_of(I32, b.lanes)
     offset, count = (AT_SUM32, 4) if format.has_minima else (AT_SUM16, 8)
     low = const(kind, 0)
@@ -164,7 +164,10 @@ def low_sums(b: Builder, format: Format, head: Value, x: Value) -> Value:
 
 
 def shift_of(b: Builder, format: Format, x: Value) -> Value:
-    """What a block's dot is too large by, negated: int32. `x` is an address, of 8 of them."""
+    """Return the correction for the codes' offset in a block's dot product: int32.
+
+    `x` is the address of 8 of them.
+    """
     shift = b.read(x, I32)  # -128 times the sum
     return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
 
@@ -172,9 +175,9 @@ def shift_of(b: Builder, format: Format, x: Value) -> Value:
 def add_block(
     b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
 ) -> Value:
-    """One block: y + d * dx * `total`, and then its minimum's part. x is the address of dx.
+    """Add a block: y + d * dx * `total`, then its minimum's part. x is the address of dx.
 
-    Minima are for the sum of activations times -128.
+    Minima multiply the sum of activations times -128.
     """
     (d, minimum), count = numbers, y.type.count
     dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
@@ -188,7 +191,7 @@ def add_block(
 def _finish_superblocks(
     b: Builder, format: Format, rows: Values, xp: Value, room: Value, size: int, n: Value
 ) -> Value:
-    """float32 [rows] from what rows left in the room."""
+    """Return float32 [rows] from the integers that rows left in the buffer."""
     head = b.room(HEAD_AND_TOPS)
     kind = vector_of(F32, b.lanes)
     sums = vector_of(I32, size // 4)
@@ -207,7 +210,7 @@ def _finish_superblocks(
 
 def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, first_row: int,
                    xp: Value, room: Value, n: Value) -> Value:  # fmt: skip
-    """float32 [rows] from the blocks' dots, int32 [superblocks][16 rows][8]."""
+    """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8]."""
     count, kind = len(rows), vector_of(F32, b.lanes)
     sums = vector_of(I32, count)
     turned = b.room(8 * 4 * count)
@@ -241,7 +244,7 @@ def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, fir
 def _leave_blocks(
     b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value, n: Value
 ) -> None:
-    """The dots of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
+    """Write the dot products of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
     whole = b.lshr(n, number(3))
 
     def superblock(i: Value, values: Values) -> Values:
@@ -269,16 +272,17 @@ def _leave_blocks(
 
 
 def make_one_row(name: str, format: Format) -> None:
-    """A function: addresses of 16 rows, bytes a row, address of records, of 16 results; n, room.
+    """Declare a function: 16 weight rows times one row of activations.
 
-    n is the number of runs of 32 values, room an address of ROW_ROOM bytes for each 256 values.
-    Of declared layouts there are three more: see `Blocks`.
+    Arguments: address of 16 rows, bytes per row, address of records, of 16 results, n, room. n
+    is the number of runs of 32 values, room the address of ROW_ROOM bytes for each 256 values.
+    Declared layouts have three more: see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, xp, op, n, room, *more = args
         blocks = Blocks(b, format, tuple(more))
-        size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves of a superblock
+        size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves for each superblock
 
         def superblock_row(r: Value, values: Values) -> Values:
             first, out = b.advance(wp, r, row_bytes), b.advance(room, r, size)

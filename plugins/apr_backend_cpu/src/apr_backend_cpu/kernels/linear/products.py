@@ -1,8 +1,8 @@
-"""Matrix products with any mix of formats that share one input, in one instruction.
+"""Matrix products of one input with weights in any mix of formats, in one instruction.
 
 Work is cut into tiles of 16 weight rows. One row of activations streams the weights (`one_row`), a
 few meet a tile's packed bytes in registers, more unpack each tile once (`tiles`); all give the
-same bits. Which functions these are for a format, its methods say.
+same bits. A format's methods say which functions these are.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _is_declared(methods):
 
 @helper
 def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, given, scales, minima):
-    """A tile of a packed format times fewer than FEW rows of activations.
+    """Multiply a tile of a packed format by fewer than FEW rows of activations.
 
     `given`, `scales` and `minima` are for declared layouts.
     """
@@ -84,7 +84,7 @@ def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, given, scal
 
 @helper
 def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
-    """`count` tiles in a row, unpacked side by side, so that activations are fetched once."""
+    """Multiply `count` consecutive tiles, unpacked side by side to fetch activations once."""
     row_bytes, block = part[ROW_BYTES], methods[BLOCK]
     size = (runs * U(GROUP) + block - U(1)) // block * methods[TILE_BYTES]
     numbers, given = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
@@ -104,7 +104,7 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
         following = xp + (t + some) * xs if t + some < tokens else xp
         for i in range(count):
             tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
-            fetch(ahead, lines)  # of the tiles that come next
+            fetch(ahead, lines)  # prefetch the next tiles
             ahead += lines * U(CACHE_LINE)
             coming = following + U(i * (TOKENS // SIDE_BY_SIDE)) * xs
             call(methods[MANY], (tile, xp + t * xs, xs, some, out, os_, runs, coming))
@@ -113,7 +113,7 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
 
 @helper
 def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
-    """`count` tiles times all rows: weights of so many runs of 32 values a row."""
+    """Multiply `count` tiles of `runs` runs of 32 values by all rows of activations."""
     if tokens >= U(FEW):
         done = U(0)
         while done < count:
@@ -133,7 +133,7 @@ def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, ro
 
 @helper
 def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
-    """Up to 16 rows of floating-point weights times all tokens.
+    """Multiply up to 16 rows of floating-point weights by all tokens.
 
     Activations are rows, or, from FEW on, arranged; `room` is for an unpacked tile and results.
     """
@@ -165,7 +165,7 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
 
 @helper
 def _copy(source, target, stride, tokens, rows):
-    """The first `rows` of 16 results of each token to where they belong."""
+    """Copy the first `rows` of each token's 16 results to their destination."""
     for t in range(tokens):
         given, out = (
             floats_at(source + U(VECTOR * t), rows),
@@ -177,7 +177,7 @@ def _copy(source, target, stride, tokens, rows):
 
 @helper
 def _add_bias(bias, op, os_, rows, tokens):
-    """Results [tokens, rows] at op, plus a bias of each row."""
+    """Add a bias for each row to results [tokens, rows] at op."""
     added = floats_at(bias, rows)
     for t in range(tokens):
         line = floats_at(op + U(t) * os_, rows)
@@ -187,7 +187,7 @@ def _add_bias(bias, op, os_, rows, tokens):
 
 @helper
 def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
-    """Tiles of a part, times all rows; returns how many. `room` is for unpacked tiles."""
+    """Multiply tiles of a part by all rows; return how many. `room` is for unpacked tiles."""
     row_bytes, methods = part[ROW_BYTES], words_at(part[METHODS], METHOD_COLUMNS)
     first = part[FIRST_ROW] + index * U(ROWS)
     op, os_ = out + U(4) * (tokens * part[BEFORE] + first), U(4) * part[ALL_ROWS]
@@ -214,8 +214,11 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
 
 @kernel()
 def product_task(arguments, number, scratch):
-    """Some tiles: table of parts, their number, bounds of tasks, records, records
-    arranged for declared layouts, superblocks, x for floating-point weights, T, K, out."""
+    """Multiply some tiles.
+
+    Arguments: table of parts, their number, bounds of tasks, records, records arranged for declared
+    layouts, superblocks, x for floating-point weights, T, K, out.
+    """
     a = ints_at(arguments, 10)
     parts, n = a[1], U(a[5])
     i, last = ints_at(a[2] + 8 * number, 2)

@@ -1,12 +1,12 @@
 """16 weight rows times several rows of activations: lanes are weight rows.
 
 A few rows of activations, as when eight sequences are decoded at once, meet codes that are
-transposed while they are still packed, and never stored. For many, a tile is unpacked once and its
-codes are loaded for each 8 of them. Both sum the same integers over a superblock as `one_row`, and
-add superblocks in its order.
+transposed while still packed, and never stored. For many, a tile is unpacked once and its codes are
+loaded for each 8 of them. Both sum the same integers over a superblock as `one_row`, and add
+superblocks in its order.
 
 An unpacked superblock is its head (see `formats`), then its codes: 8 vectors of 16 rows times 4
-values for each run of 32. An unpacked block, of formats without integer scales, is its codes and
+values for each run of 32. An unpacked block, of formats without integer scales, is its codes,
 then its scale and minimum.
 """
 
@@ -57,18 +57,17 @@ from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, V16F, Valu
 from apr_backend_cpu.kernels.vector.rows import Rows, Values, addresses, number, opaque
 
 CHUNKS = 4
-Addition = Callable[[Value], Value]  # y -> y plus what a block adds to it
+Addition = Callable[[Value], Value]  # y -> y plus a block's contribution
 RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
 
 
 def _is_wide(b: Builder, format: Format) -> bool:
-    """Whether codes of 8 bits meet activations as int16."""
+    """Return whether codes of 8 bits are multiplied with activations as int16."""
     return format.bits == 8 and b.sums_pairs
 
 
 def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
-    """The codes of a run in the form in which they meet activations: 8 vectors, or 16 of int16,
-    which hold them with their signs."""
+    """Return a run's codes in the form for products: 8 vectors, or 16 of signed int16."""
     if not _is_wide(b, format):
         return columns
     zero = const(vector_of(I16, b.level.vector // 2), format.zero)
@@ -77,8 +76,10 @@ def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
 
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
-    """Bytes of an unpacked block, and of its codes: then come its scale, its minimum and, of wide
-    codes, what sums begin at."""
+    """Return the bytes of an unpacked block, and of its codes.
+
+    After these come its scale, its minimum and, for wide codes, the starting values of sums.
+    """
     if _is_wide(b, format):
         return TILE_GROUP_WIDE, TILE_GROUP_WIDE - 3 * VECTOR
     return TILE_GROUP, TILE_GROUP - 2 * VECTOR
@@ -87,9 +88,9 @@ def _sizes(b: Builder, format: Format) -> tuple[int, int]:
 def _meet(
     b: Builder, chains: list[list[Chain]], codes: list[Codes], xs: Values, offset: int
 ) -> None:
-    """Add 4 values of each weight row times as many of each row of activations, and so on.
+    """Add products of 4 values of each weight row with those of each row of activations.
 
-    `codes` are of one or two registers of weight rows, `chains` for them a row of activations.
+    `codes` has one or two registers of weight rows; `chains` one of each per row of activations.
     """
     for c, wanted in enumerate(zip(*codes, strict=True)):
         columns = [make() for make in wanted]
@@ -101,7 +102,7 @@ def _meet(
 
 
 def _steps(b: Builder, xs: Values) -> Values:
-    """The step of a run of each row of activations, as `pair_of` would make it."""
+    """Return the step of a run for each row of activations, in the form of `pair_of`."""
     if b.sums_pairs:
         kind = vector_of(I16, 2 * b.lanes)
         return [b.bitcast(b.word(x, AT_STEP_PAIR), kind) for x in xs]
@@ -111,9 +112,10 @@ def _steps(b: Builder, xs: Values) -> Values:
 def _superblock(
     b: Builder, format: Format, heads: Values, xs: Rows, read: Callable[[Values, RunStep], Values]
 ) -> list[Addition]:
-    """One superblock; `read` gives its runs of codes to a step.
+    """Return the additions of one superblock; `read` gives its runs of codes to a step.
 
-    `heads` are of one or two registers of weight rows; results are theirs a row of activations.
+    `heads` has one or two registers of weight rows; results are by row of activations, then
+    register.
     """
     per_run, wide = 32 // format.group, len(heads)
     zero = const(vector_of(I32, b.lanes), 0)
@@ -123,7 +125,7 @@ def _superblock(
         here, at_steps = xs.advance(b, r, 32)(b), xs.advance(b, r, 4)
         scales, size = [b.advance(head, r, VECTOR * per_run) for head in heads], 8 // per_run
         totals = list(totals)
-        weighed = [zero] * len(totals)  # without the step: it is the same for all groups of a run
+        weighed = [zero] * len(totals)  # without the step, the same for all groups of a run
         for g in range(per_run):
             chains = [[Chain(b, format.bits) for _ in heads] for _ in here]
             _meet(b, chains, [c[size * g : size * g + size] for c in codes], here, 4 * size * g)
@@ -155,7 +157,7 @@ def _superblock(
 def _block(b: Builder, format: Format, codes: list[Codes],
            numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value,
            starts: Values | None = None) -> list[Addition]:  # fmt: skip
-    """One block. `xs` are the records that have the g-th run; registers as in `_superblock`."""
+    """Return the additions of a block. `xs` are the records with run g; see `_superblock`."""
     here, kind = xs.advance(b, g, 4)(b), vector_of(F32, b.lanes)
     if _is_wide(b, format):
         totals = crossed_dots(b, codes, starts, xs, g)
@@ -174,19 +176,21 @@ def _added(sums: list[Addition], ys: Values) -> Values:
 
 
 def _of_run(b: Builder, i: Value) -> tuple[Value, Value]:
-    """The superblock of a run, and its number there."""
+    """Return the superblock of a run, and the run's number in it."""
     return b.lshr(i, number(3)), b.and_(i, number(7))
 
 
 def _share(b: Builder, row_bytes: Value, n: Value) -> Value:
-    """Bytes of `lanes` rows for each block."""
+    """Return the bytes of `lanes` rows for each block."""
     return b.udiv(b.mul(row_bytes, number(b.lanes)), n)
 
 
 def make_few(name: str, format: Format, size: int) -> None:
-    """A function: addresses of 16 rows, bytes a row; address of records, their stride; how many
-    rows of activations, 1 to `size`, in the time of `size`; address of results, 16 float32 a row
-    of activations, their stride; runs of 32 values; of declared layouts three more: `Blocks`.
+    """Declare a function: 16 weight rows times 1 to `size` rows of activations.
+
+    It takes the time of `size` rows. Arguments: address of 16 rows, bytes per row; address of
+    records, their stride; rows of activations; address of results, 16 float32 per row of
+    activations, their stride; runs of 32 values. Declared layouts have three more: see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -216,7 +220,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                             totals = step(r, [codes], totals)
                         return totals
 
-                    left = b.sub(n, b.shl(i, number(3)))  # the first two chunks have runs 0 to 3
+                    left = b.sub(n, b.shl(i, number(3)))  # the first two chunks hold runs 0 to 3
                     most = b.icmp_unsigned(">", left, number(4))
                     chunks = b.select(most, number(CHUNKS), number(CHUNKS // 2))
                     return b.count_loop(chunks, totals, chunk)
@@ -245,8 +249,10 @@ def make_few(name: str, format: Format, size: int) -> None:
 
 
 def make_unpack(name: str, format: Format) -> None:
-    """A function: address of 16 rows, bytes a row, address of the tile, runs of 32 values; of
-    declared layouts three more, see `Blocks`.
+    """Declare a function: unpack a tile.
+
+    Arguments: address of 16 rows, bytes per row, address of the tile, runs of 32 values. Declared
+    layouts have three more: see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
@@ -316,20 +322,22 @@ def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
 
 
 def make_many(name: str, format: Format) -> None:
-    """A function: address of a tile; of records, their stride; how many rows of activations, 1 to
-    TOKENS; address of results, 16 float32 a row of activations, their stride; runs of 32 values;
-    address of records that are fetched meanwhile, of TOKENS / SIDE_BY_SIDE rows.
+    """Declare a function: an unpacked tile times 1 to TOKENS rows of activations.
+
+    Arguments: address of the tile; address of records, their stride; rows of activations; address
+    of results, 16 float32 per row of activations, their stride; runs of 32 values; address of
+    records to prefetch, TOKENS / SIDE_BY_SIDE rows.
 
     One or two registers of weights meet 8 or 4 rows of activations, then the next 8 or 4.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n, ahead = args
-        first, last = (AT_CROSS, RECORD) if _is_wide(b, format) else (0, AT_Q16)  # of a record
+        first, last = (AT_CROSS, RECORD) if _is_wide(b, format) else (0, AT_Q16)  # bytes read
         nbytes = last - first if format.group else (last - first) // 8
         count, kind = min(2, ROWS // b.lanes), vector_of(F32, b.lanes)
         some, part_bytes = 8 // count, b.level.vector * count
-        rows = some // SIDE_BY_SIDE  # that are fetched with so many
+        rows = some // SIDE_BY_SIDE  # rows prefetched with each group
         parts, rounds = (
             number(ROWS // (count * b.lanes)),
             b.udiv(b.add(tokens, number(some - 1)), number(some)),

@@ -1,4 +1,4 @@
-"""The causal convolution with its gate, whose state are the last inputs."""
+"""The causal convolution with its gate; its state is the last inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ U = np.uint64
 
 
 def _conv_vectors(b: Builder, args: tuple[Value, ...]) -> None:
-    """silu(sum of w[j] * row j) of n times 16 channels; `rows` is where `taps` addresses stand."""
+    """Write silu(sum of w[j] * row j) of n times 16 channels; `rows` holds `taps` addresses."""
     rows, taps, w, w_bytes, out, n = args
 
     def vector(i: Value, values: list[Value]) -> list[Value]:
@@ -39,7 +39,7 @@ conv_vectors = vector("conv_vectors", "pppppp", _conv_vectors)
 
 @helper
 def _conv_block(x, past, w, first, last, out, scratch):
-    """Channels [first, last): x [T, C] after past [K - 1, C], w [K, C] -> out [T, C]."""
+    """Convolve channels [first, last): x [T, C] after past [K - 1, C], w [K, C] -> out [T, C]."""
     (tokens, channels), taps = x.shape, w.shape[0]
     kept, size = taps - 1, last - first
     whole, skip = size // LANES, 4 * first
@@ -67,7 +67,10 @@ def _conv_block(x, past, w, first, last, out, scratch):
 
 @kernel()
 def conv_task(arguments, i, scratch):
-    """256 channels of a segment: x, w [K, C], segments, C, K, blocks, out."""
+    """Convolve 256 channels of a segment.
+
+    Arguments: x, w [K, C], segments, C, K, blocks, out.
+    """
     a = ints_at(arguments, 7)
     channels, taps, blocks = a[3], a[4], a[5]
     seg = ints_at(a[2] + 24 * (i // blocks), 3)

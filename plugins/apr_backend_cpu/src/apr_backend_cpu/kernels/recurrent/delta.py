@@ -1,4 +1,4 @@
-"""The gated delta rule: a task is one value head of one sequence and some columns of its state."""
+"""The gated delta rule: a task is a value head of a sequence and some columns of its state."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from apr_backend_cpu.kernels.vector.memory import floats_at, ints_at, matrix_at,
 from apr_backend_cpu.kernels.vector.reductions import dot
 
 NORM_EPS = np.float32(1e-6)
-MOST = 32  # arguments of an instruction
+MOST = 32  # arguments of an instruction, at most
 f32 = np.float32
 U = np.uint64
 
 
 @helper
 def _unit_row(x, stride, heads, size, scale, out):
-    """Heads of a token over their lengths: addresses, bytes between the heads of x."""
+    """Scale a token's heads to unit length: addresses, bytes between the heads of x."""
     for h in range(heads):
         source, target = floats_at(x + h * stride, size), floats_at(out + 4 * h * size, size)
         inverse = scale / np.sqrt(dot(source, source) + NORM_EPS)
@@ -29,8 +29,11 @@ def _unit_row(x, stride, heads, size, scale, out):
 
 @helper
 def _in_place(q, k, v, decay, beta, S, out):
-    """One token, one head: addresses of q and k [Dk], v and out [Dv], decay, beta; S [Dk, Dv], Dv a
-    multiple of 32."""
+    """Update the state for one token and one head, in place.
+
+    Arguments: addresses of q and k [Dk], v and out [Dv], decay, beta; S [Dk, Dv], Dv a multiple of
+    32.
+    """
     keys, width = S.shape
     for c in range(0, width, NARROW):
         skip = U(4 * c)
@@ -40,7 +43,7 @@ def _in_place(q, k, v, decay, beta, S, out):
 
 @helper
 def _copy_columns(source, target, columns):
-    """The first columns of a matrix into another's; what the other has beyond them becomes 0."""
+    """Copy a matrix's first columns to another; zero the rest of that one."""
     for i in range(source.shape[0]):
         given, taken = row(source[i]), row(target[i])
         for c in range(columns):
@@ -51,10 +54,10 @@ def _copy_columns(source, target, columns):
 
 @helper
 def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
-    """All tokens of a segment for one head and up to 32 columns.
+    """Run all tokens of a segment for one head and up to 32 columns.
 
-    Addresses of q, k [T, Dk], decay and beta [T], with bytes between tokens; v, out [T, n]; S
-    [Dk, n], updated in place.
+    Arguments: addresses of q, k [T, Dk], decay and beta [T], with bytes between tokens; v, out
+    [T, n]; S [Dk, n], updated in place.
     """
     tokens, (keys, columns) = v.shape[0], S.shape
     block = matrix_at(scratch, keys, NARROW)
@@ -73,9 +76,9 @@ def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
 
 @kernel()
 def units_task(arguments, i, scratch):
-    """A token: q, its strides, k, its strides, Hk, Dk, log decay, Hv, unit q, unit k, decay.
+    """Scale a token's q and k to unit length, and q by 1 / sqrt(Dk); exponentiate its decays.
 
-    q and k over their lengths, q also over sqrt(Dk).
+    Arguments: q, its strides, k, its strides, Hk, Dk, log decay, Hv, unit q, unit k, decay.
     """
     a = ints_at(arguments, MOST)
     heads, size, n = a[6], a[7], a[9]
@@ -90,14 +93,17 @@ def units_task(arguments, i, scratch):
 
 @helper
 def _heads(x, stride, first, rows, cols):
-    """[rows, cols] at an address, bytes between rows, from row `first` on."""
+    """Return a view [rows, cols] of an address, from row `first` on; `stride` in bytes."""
     return matrix_at(x + first * stride, rows, stride // 4)[:, :cols]
 
 
 @kernel()
 def delta_task(arguments, i, scratch):
-    """Some columns of a head of a segment: unit q, unit k, v, its strides, decay, beta, segments,
-    Hk, Hv, Dk, Dv, blocks a head, out, whether segments are single tokens."""
+    """Update some columns of the state of a segment's head.
+
+    Arguments: unit q, unit k, v, its strides, decay, beta, segments, Hk, Hv, Dk, Dv, blocks per
+    head, out, whether segments are single tokens.
+    """
     a = ints_at(arguments, MOST)
     k_heads, heads, keys, width, blocks = a[8], a[9], a[10], a[11], a[12]
     seg = ints_at(a[7] + 24 * (i // (heads * blocks)), 3)

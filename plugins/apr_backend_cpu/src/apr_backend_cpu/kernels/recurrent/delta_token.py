@@ -1,7 +1,7 @@
 """The gated delta rule on some columns of one head's state, as vector IR.
 
-A run of tokens goes over the state once a token: while a key's row is written it is also read for
-the next token. The sums over keys run in two, even and odd keys.
+The state is read and written once per token: while a key's row is written it is also read for the
+next token. The sums over keys are split in two: even and odd keys.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I64, V16F, Value, const
 
-VECTORS = NARROW // LANES  # of columns
+VECTORS = NARROW // LANES  # vectors per 32 columns
 
 
 def _delta_run(b: Builder, args: tuple[Value, ...]) -> None:
-    """All tokens of a segment on 32 columns.
+    """Update 32 columns of the state for all tokens of a segment.
 
-    Arguments: addresses of S [keys, columns], of q and k and bytes between two tokens', of v and
-    bytes, of out and bytes, of decays and of betas and bytes; tokens; keys, an even number; bytes
+    Arguments: address of S [keys, columns]; of q and k, and bytes between two tokens; of v, and
+    bytes; of out, and bytes; of decays and betas, and bytes; tokens; keys, an even number; bytes
     between the rows of S.
     """
-    wide = VECTORS if b.lanes == LANES else 1  # as many sums as there are registers for
+    wide = VECTORS if b.lanes == LANES else 1  # as many sums as fit the registers
     for first in range(0, VECTORS, wide):
         _some(b, args, range(first, first + wide))
 

@@ -16,17 +16,17 @@ ORDER = "seq_cst"
 
 
 def _fetch_add(b: Builder, args: tuple[Value, ...]) -> Value:
-    """Add to the word at an address; returns what stood there before."""
+    """Add to the word at an address; return its old value."""
     return b.atomic_rmw("add", b.inttoptr(args[0], WORD), args[1], ORDER)
 
 
 def _exchange(b: Builder, args: tuple[Value, ...]) -> Value:
-    """Put a value into the word at an address; returns what stood there before."""
+    """Store a value in the word at an address; return its old value."""
     return b.atomic_rmw("xchg", b.inttoptr(args[0], WORD), args[1], ORDER)
 
 
 def _read_word(b: Builder, args: tuple[Value, ...]) -> Value:
-    """The word at an address, now."""
+    """Read the word at an address atomically."""
     return b.load_atomic(b.inttoptr(args[0], WORD), ORDER, 8)
 
 
@@ -36,7 +36,7 @@ def _function(b: Builder, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _pause(b: Builder, args: tuple[Value, ...]) -> None:
-    """Tell the processor that this thread only waits."""
+    """Tell the processor that this thread is spinning."""
     if b.level.arch == X86:
         b.call(_function(b, "llvm.x86.sse2.pause", ir.VoidType()), [])
     elif b.level.arch == ARM:
@@ -45,7 +45,7 @@ def _pause(b: Builder, args: tuple[Value, ...]) -> None:
 
 
 def _give_way(b: Builder, args: tuple[Value, ...]) -> None:
-    """Let another thread have the core, if one wants it (sched_yield of POSIX)."""
+    """Yield the core to another thread if one is waiting (sched_yield of POSIX)."""
     b.call(_function(b, "sched_yield", I32), [])
 
 

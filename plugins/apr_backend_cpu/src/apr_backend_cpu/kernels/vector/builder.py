@@ -1,7 +1,7 @@
-"""What vector IR is written with. Plain Numba loops over packed integers do not vectorize.
+"""The builder of vector IR. Plain Numba loops over packed integers do not vectorize.
 
 Vectors may be longer than registers: LLVM splits them, so that the same IR runs everywhere. What
-differs between levels is here: products of bytes, products that are added, float16.
+differs between levels is here: products of bytes, sums of products, float16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from apr_backend_cpu.constants import CACHE_LINE, LANES
 from apr_backend_cpu.kernels.vector.ir import F16, F32, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.levels import ARM, X86, Level
 
-# maddubs and madd of x86 by the bytes of a register
+# maddubs and madd of x86, by register size in bytes
 PAIRS = {16: "ssse3.pmadd.ub.sw.128", 32: "avx2.pmadd.ub.sw", 64: "avx512.pmaddubs.w.512"}
 FOURS = {16: "sse2.pmadd.wd", 32: "avx2.pmadd.wd", 64: "avx512.pmaddw.d.512"}
 
@@ -23,7 +23,7 @@ FOURS = {16: "sse2.pmadd.wd", 32: "avx2.pmadd.wd", 64: "avx512.pmaddw.d.512"}
 class Builder(ir.IRBuilder):
     """An IRBuilder that knows the level it writes for. Addresses are integers."""
 
-    levels: Any = None  # of a declared layout, what its codes mean
+    levels: Any = None  # the levels that a declared layout's codes stand for
 
     def __init__(self, block: ir.Block, level: Level) -> None:
         super().__init__(block)
@@ -31,32 +31,32 @@ class Builder(ir.IRBuilder):
 
     @property
     def lanes(self) -> int:
-        """32-bit numbers of a register."""
+        """How many 32-bit numbers a register holds."""
         return self.level.vector // 4
 
     @property
     def sums_pairs(self) -> bool:
-        """Whether sums of 16 bits meet their scales, which are then wanted twice in a lane."""
+        """Whether sums of 16 bits are scaled, so that scales are needed twice per lane."""
         return self.level.sums_pairs
 
     def room(self, nbytes: int) -> Any:
-        """The address of so many bytes on the stack, for as long as the function runs."""
+        """Allocate `nbytes` on the stack, until the function returns; return the address."""
         lines = ir.ArrayType(ir.VectorType(ir.IntType(8), CACHE_LINE), -(-nbytes // CACHE_LINE))
         with self.goto_entry_block():
             return self.ptrtoint(self.alloca(lines), I64)
 
     def at(self, address: Value, offset: int) -> Value:
-        """address + a constant number of bytes."""
+        """Return address + a constant number of bytes."""
         return self.add(address, ir.Constant(I64, offset)) if offset else address
 
     def read(self, address: Value, type_: Any) -> Value:
-        """Unaligned load from an integer address."""
+        """Load a value from an integer address, unaligned."""
         value = self.load(self.inttoptr(address, type_.as_pointer()))
         value.align = 1
         return value
 
     def word(self, address: Value, offset: int) -> Value:
-        """Four bytes at an address, in every lane of a register."""
+        """Load four bytes at an address into every lane of a register."""
         return self.splat(self.read(self.at(address, offset), I32), self.lanes)
 
     def intrinsic(self, name: str, result: Any, *args: Value) -> Value:
@@ -67,24 +67,24 @@ class Builder(ir.IRBuilder):
         return self.call(function, args)
 
     def splat(self, scalar: Value, count: int = LANES) -> Value:
-        """The scalar in every lane."""
+        """Return the scalar in every lane."""
         vector = ir.VectorType(scalar.type, count)
         one = self.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.shuffle(one, [0] * count)
 
     def shuffle(self, vector: Value, lanes: list[int], other: Value = None) -> Value:
-        """Lanes picked by constant indices, from `vector` and then `other`."""
+        """Return lanes picked by constant indices, from `vector` and then `other`."""
         second = other if other is not None else ir.Constant(vector.type, ir.Undefined)
         return self.shuffle_vector(
             vector, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
         )
 
     def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """x * y + z, rounded once: spelled out, so that tile shapes cannot change a result."""
+        """Return x * y + z, rounded once, so that tile shapes cannot change a result."""
         if self.level.name != "x86-64-v2":
             return self.intrinsic(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
-        # In float64 the product is exact. If the sum is not, its last bit is set: rounded to odd,
-        # it can be rounded again to float32 as if that were the first time (Boldo and Melquiond,
+        # In float64 the product is exact. If the sum is not, its last bit is set. Rounded to odd,
+        # it can be rounded again to float32 as if for the first time (Boldo and Melquiond,
         # 2008).
         wide, words = vector_of(ir.DoubleType(), x.type.count), vector_of(I64, x.type.count)
         x, y, addend = (self.fpext(v, wide) for v in (x, y, z))
@@ -102,17 +102,17 @@ class Builder(ir.IRBuilder):
         return self.fptrunc(total, z.type)
 
     def join(self, low: Value, high: Value) -> Value:
-        """Two vectors, one after the other."""
+        """Concatenate two vectors."""
         return self.shuffle(low, list(range(2 * low.type.count)), high)
 
     def joined(self, parts: list[Value]) -> Value:
-        """Vectors, one after the other."""
+        """Concatenate vectors."""
         while len(parts) > 1:
             parts = [self.join(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
         return parts[0]
 
     def in_registers(self, function: Callable[..., Value], *vectors: Value) -> Value:
-        """function(*vectors) in pieces of the level's registers, put together again."""
+        """Return function(*vectors), computed in pieces of the level's register size."""
         bits = vectors[0].type.count * vectors[0].type.element.width
         pieces = max(1, bits // 8 // self.level.vector)
         results = []
@@ -127,7 +127,7 @@ class Builder(ir.IRBuilder):
         return self.joined(results)
 
     def multiply_pairs(self, w: Value, x: Value) -> Value:
-        """Unsigned bytes times signed bytes, neighbours summed: int16, which has to hold them."""
+        """Multiply unsigned by signed bytes and add neighbours; sums must fit int16."""
         if self.level.dot in ("vnni", "maddubs"):
 
             def pairs(w: Value, x: Value) -> Value:
@@ -139,7 +139,7 @@ class Builder(ir.IRBuilder):
         return self.fold(self.mul(self.zext(w, wide), self.sext(x, wide)))
 
     def add_pairs(self, x: Value, y: Value) -> Value:
-        """int16 times int16, neighbours summed in int32."""
+        """Multiply int16 by int16 and add neighbours in int32."""
         if self.level.dot in ("vnni", "maddubs"):
 
             def fours(x: Value, y: Value) -> Value:
@@ -151,12 +151,12 @@ class Builder(ir.IRBuilder):
         return self.fold(self.mul(self.sext(x, wide), self.sext(y, wide)))
 
     def fold(self, v: Value) -> Value:
-        """Sums of neighbours."""
+        """Return the sums of neighbouring lanes."""
         even = list(range(0, v.type.count, 2))
         return self.add(self.shuffle(v, even), self.shuffle(v, [lane + 1 for lane in even]))
 
     def in_order(self, value: Value) -> Value:
-        """The value, which LLVM has to have computed before what follows it here."""
+        """Return the value; LLVM has to compute it before what follows."""
         register = {ARM: "w", X86: "v" if self.level.vector == 64 else "x"}.get(self.level.arch)
         if register is None:
             return value
@@ -164,18 +164,19 @@ class Builder(ir.IRBuilder):
         return self.asm(kind, "", f"={register},0", [value], True)
 
     def wide(self, codes: Value, first: int) -> Value:
-        """Two bytes of each lane as int16, from its `first` on."""
+        """Return two bytes of each lane as int16, from its byte `first` on."""
         none, count = const(codes.type, 0), codes.type.count
         picks = [lane for k in range(first, count, 4) for lane in (k, count, k + 1, count)]
         return self.bitcast(self.shuffle(codes, picks, none), vector_of(I16, count // 2))
 
     def sdot(self, codes: Value, x: Value, start: Value) -> Value:
+        """Add products of signed bytes, four per lane, to `start`."""
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         sums = lambda w, x, s: self.intrinsic(name, s.type, s, w, x)
         return self.in_registers(sums, codes, x, start)
 
     def pair_of(self, scale: Value) -> Value:
-        """Scales of 32 bits in the form that `Chain.scaled` wants: as they are, or int16 twice."""
+        """Return 32-bit scales as `Chain.scaled` takes them: unchanged, or int16 twice."""
         if not self.sums_pairs:
             return scale
         low = self.and_(scale, const(scale.type, 0xFFFF))
@@ -183,7 +184,7 @@ class Builder(ir.IRBuilder):
         return self.bitcast(twice, vector_of(I16, 2 * scale.type.count))
 
     def pair_dot(self, total: Value, x: Value, y: Value) -> Value:
-        """total + both int16 of each lane of x times those of y, all of them int32 vectors."""
+        """Return total + both int16 of each lane of x times those of y, in int32 vectors."""
         halves = vector_of(I16, 2 * x.type.count)
         pair = [self.bitcast(v, halves) for v in (x, y)]
         if self.level.dot == "vnni" and x.type.count == self.lanes:
@@ -192,7 +193,7 @@ class Builder(ir.IRBuilder):
         return self.add(total, self.add_pairs(*pair))
 
     def horizontal_sum(self, v: Value) -> Value:
-        """The sum of 16 lanes, by halves: a fixed order."""
+        """Return the sum of 16 lanes, by halves: a fixed order."""
         width = LANES
         while width > 1:
             width //= 2
@@ -202,7 +203,10 @@ class Builder(ir.IRBuilder):
         return self.extract_element(v, ir.Constant(I32, 0))
 
     def from_half(self, bits: Value) -> Value:
-        """float16 as int16 bits, a vector or one -> float32. In whole numbers without F16C."""
+        """Convert float16, as int16 bits, to float32; in integer arithmetic without F16C.
+
+        The value may be a vector or a scalar.
+        """
         vector = isinstance(bits.type, ir.VectorType)
         like = (lambda t: ir.VectorType(t, bits.type.count)) if vector else (lambda t: t)
         if self.level.name != "x86-64-v2":
@@ -219,13 +223,16 @@ class Builder(ir.IRBuilder):
         return self.bitcast(self.or_(self.bitcast(value, like(I32)), sign), like(F32))
 
     def to_half(self, x: Value) -> Value:
-        """float32 -> float16 as int16 bits, ties to even. |x| is at most 65504, or x is NaN."""
+        """Convert float32 to float16 as int16 bits, ties to even.
+
+        |x| is at most 65504, or x is NaN.
+        """
         like = lambda t: ir.VectorType(t, x.type.count)
         if self.level.name != "x86-64-v2":
             return self.bitcast(self.fptrunc(x, like(F16)), like(I16))
         bits = self.bitcast(x, like(I32))
         magnitude = self.and_(bits, const(like(I32), 0x7FFFFFFF))
-        # a subnormal: adding 0.5 moves its bits, rounded, to the lower end
+        # a subnormal: adding 0.5 moves its bits, rounded, to the low end
         small = self.fadd(self.bitcast(magnitude, like(F32)), const(like(F32), 0.5))
         small = self.sub(self.bitcast(small, like(I32)), const(like(I32), 0x3F000000))
         odd = self.and_(self.lshr(magnitude, const(like(I32), 13)), const(like(I32), 1))
@@ -240,11 +247,11 @@ class Builder(ir.IRBuilder):
         return self.trunc(self.or_(value, sign), like(I16))
 
     def write(self, value: Value, address: Value) -> None:
-        """Unaligned store to an integer address."""
+        """Store a value at an integer address, unaligned."""
         self.store(value, self.inttoptr(address, value.type.as_pointer())).align = 1
 
     def prefetch(self, address: Value, nbytes: int) -> None:
-        """Ask for the cache lines of a range that is read soon. Any address may be asked for."""
+        """Prefetch the cache lines of a range; any address is allowed."""
         pointer = ir.IntType(8).as_pointer()
         function = self.module.globals.get("llvm.prefetch.p0") or ir.Function(
             self.module,
@@ -258,18 +265,18 @@ class Builder(ir.IRBuilder):
             )
 
     def least(self, x: Value, y: Value) -> Value:
-        """The smaller of two counts."""
+        """Return the smaller of two counts."""
         return self.select(self.icmp_unsigned("<", x, y), x, y)
 
     def advance(self, base: Value, index: Value, stride: int | Value) -> Value:
-        """base + index * stride, in bytes."""
+        """Return base + index * stride, in bytes."""
         step = ir.Constant(I64, stride) if isinstance(stride, int) else stride
         return self.add(base, self.mul(index, step))
 
     def count_loop(
         self, n: Value, start: list[Value], body: Callable[[Value, list[Value]], list[Value]]
     ) -> list[Value]:
-        """Run `body(i, values) -> values` for i from 0 below n, n at least 1; returns the last."""
+        """Run `body(i, values) -> values` for i from 0 below n >= 1; return the last values."""
         before = self.block
         loop, done = self.append_basic_block("loop"), self.append_basic_block("loop.done")
         self.branch(loop)

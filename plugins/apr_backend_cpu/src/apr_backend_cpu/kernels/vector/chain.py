@@ -1,4 +1,4 @@
-"""Sums of byte products, in whatever steps a level's instructions take them."""
+"""Sums of byte products, in the steps that a level's instructions allow."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ LARGEST_ACTIVATION = 127
 
 
 class Chain:
-    """Sums of codes times activations, four bytes a lane, until they are scaled. Exact.
+    """Sums of codes times activations, four bytes per lane, kept until they are scaled. Exact.
 
-    Codes are unsigned, of `bits` bits, activations signed. Where an instruction sums two products
-    in 16 bits, several of its results are added before they are widened: as many as surely fit.
+    Codes are unsigned, of `bits` bits; activations are signed. Where an instruction sums two
+    products in 16 bits, as many of its results are added before widening as are sure to fit.
     """
 
     def __init__(self, b: Builder, bits: int, start: Value | None = None) -> None:
         self._b, self._sum = b, start
         self._limit = LARGEST_SUM // (2 * LARGEST_ACTIVATION * (2**bits - 1))
-        self._split = bits == 8 and b.level.dot == "sdot"  # which has no unsigned bytes
+        self._split = bits == 8 and b.level.dot == "sdot"  # sdot takes no unsigned bytes
         self._narrow: list[Value] = []  # sums in 16 bits
         self._count = 0
 
     def add(self, codes: Value, x: Value) -> None:
-        """Another vector of bytes each."""
+        """Add the products of a vector of codes and a vector of activations."""
         b, level = self._b, self._b.level
         lanes_ = codes.type.count // 4
         start = self._sum or const(vector_of(I32, lanes_), 0)
@@ -48,14 +48,14 @@ class Chain:
         self._count += 1
 
     def pin(self) -> None:
-        """Let LLVM not take later sums before those so far: it would run out of registers."""
+        """Keep LLVM from moving later sums before those so far and running out of registers."""
         if self._sum is not None:
             self._sum = self._b.in_order(self._sum)
         if self._narrow:
             self._narrow[-1] = self._b.in_order(self._narrow[-1])
 
     def total(self) -> Value:
-        """The sums: int32."""
+        """Return the sums as int32."""
         b, found = self._b, self._sum
         for part in self._narrow:
             fours = b.add_pairs(part, const(part.type, 1))
@@ -63,7 +63,7 @@ class Chain:
         return found
 
     def scaled(self, total: Value, factor: Value) -> Value:
-        """total + the sums times a factor of each lane, which is as `pair_of` makes it."""
+        """Return total + the sums times a factor for each lane, in the form of `pair_of`."""
         b = self._b
         if self._sum is not None:
             return b.add(total, b.mul(self._sum, factor))

@@ -1,6 +1,6 @@
 """exp and sigmoid in float32 as vector IR, for any number of values side by side.
 
-libm's would be one call a value, and its bits differ between systems.
+libm would need one call per value, and its bits differ between systems.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Function = Callable[[Builder, Value], Value]
 
 
 def exponential(b: Builder, x: Value) -> Value:
-    """exp(x) to 1 ulp, x at most 88; 0 below -87.34, NaN for NaN."""
+    """Return exp(x) to 1 ulp, x at most 88; 0 below -87.34, NaN for NaN."""
     words = vector_of(I32, x.type.count)
     c = lambda v: const(x.type, float(np.float32(v)))
     clamped = b.select(b.fcmp_ordered("<", x, c(LOWEST)), c(LOWEST), x)
@@ -43,7 +43,7 @@ def exponential(b: Builder, x: Value) -> Value:
 
 
 def sigmoid(b: Builder, x: Value) -> Value:
-    """1 / (1 + exp(-x))."""
+    """Return 1 / (1 + exp(-x))."""
     ones = const(x.type, 1.0)
     magnitude = b.intrinsic(f"llvm.fabs.v{x.type.count}f32", x.type, x)
     e = exponential(b, b.fneg(magnitude))
@@ -52,7 +52,7 @@ def sigmoid(b: Builder, x: Value) -> Value:
 
 
 def _one(name: str, function: Function) -> Any:
-    """A function: of a float32."""
+    """Declare a function of one float32."""
 
     def emit(b: Builder, args: tuple[Value, ...]) -> Value:
         result = function(b, b.splat(args[0], 1))
@@ -62,7 +62,7 @@ def _one(name: str, function: Function) -> Any:
 
 
 def _each16(name: str, function: Function) -> Any:
-    """A function: addresses of float32 values and of results, n times 16 of them, n above 0."""
+    """Declare a function of n times 16 float32, n above 0: addresses of values and of results."""
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         source, target, n = args
@@ -83,7 +83,7 @@ _sigmoids16 = _each16("sigmoids16", sigmoid)
 
 @helper
 def sigmoids(source, target):
-    """Sigmoids of a contiguous vector into another, or into itself."""
+    """Write the sigmoids of a contiguous vector into another, or into itself."""
     whole = source.size // LANES
     if whole > 0:
         _sigmoids16(U(source.ctypes.data), U(target.ctypes.data), U(whole))
@@ -92,8 +92,10 @@ def sigmoids(source, target):
 
 
 def _weights(b: Builder, args: tuple[Value, ...]) -> Value:
-    """exp(x * scale - top) in place of n times 16 float32 at an address; returns their sum, which
-    is made of 16 sums by halves."""
+    """Replace n times 16 float32 at an address by exp(x * scale - top); return their sum.
+
+    It is made of 16 sums, added by halves.
+    """
     p, n, scale, top = args
     factor, low = b.splat(scale), b.splat(b.fneg(top))
 

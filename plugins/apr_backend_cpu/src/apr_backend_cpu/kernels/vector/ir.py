@@ -1,4 +1,4 @@
-"""Types of LLVM's vector IR, and constants of them."""
+"""Types of LLVM's vector IR, and constants of these types."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROUND, ROUND_BITS = 12582912.0, 0x4B400000
 
 
 def const(type_: Any, value: float) -> Value:
-    """A scalar, or a vector with the value in every lane."""
+    """Return a scalar, or a vector with the value in every lane."""
     if isinstance(type_, ir.VectorType):
         return ir.Constant(type_, [value] * type_.count)
     return ir.Constant(type_, value)
 
 
 def vector_of(type_: Any, count: int) -> ir.VectorType:
-    """A vector type."""
+    """Return a vector type."""
     return ir.VectorType(type_, count)

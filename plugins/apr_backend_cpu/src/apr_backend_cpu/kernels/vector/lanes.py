@@ -1,7 +1,7 @@
 """Vectors side by side: transposing them, and summing each into one lane of a result.
 
-A vector has `lanes` numbers of 32 bits, a quarter is four of them: what the cheap shuffles of
-processors stay within. Integer sums are exact, so their order is free.
+A vector has `lanes` numbers of 32 bits; a quarter is four of them, within which the cheap shuffles
+of processors stay. Integer sums are exact, so their order is free.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from apr_backend_cpu.kernels.vector.ir import Value
 
 
 def _within(picks: list[int], count: int) -> list[int]:
-    """Four picks of one quarter, for all quarters of `count` lanes; 4.. means the second vector."""
+    """Repeat four picks in every quarter of `count` lanes; 4.. means the second vector."""
     return [q + p % 4 + (count if p >= 4 else 0) for q in range(0, count, 4) for p in picks]
 
 
 def mix(b: Builder, x: Value, y: Value, picks: list[int]) -> Value:
+    """Return four lanes picked from each pair of quarters of x and y; 4.. means y."""
     return b.shuffle(x, _within(picks, x.type.count), y)
 
 
@@ -26,7 +27,7 @@ LOW_PAIRS, HIGH_PAIRS = [0, 1, 4, 5], [2, 3, 6, 7]
 
 
 def _quarters(picks: list[int]) -> list[int]:
-    """Lanes of whole quarters of two vectors of 16; 4.. means the second vector."""
+    """Return the lanes of whole quarters of two vectors of 16; 4.. means the second vector."""
     return [4 * p + lane for p in picks for lane in range(4)]
 
 
@@ -35,7 +36,7 @@ EVEN_QUARTERS, ODD_QUARTERS = _quarters([0, 2, 4, 6]), _quarters([1, 3, 5, 7])
 
 
 def columns4(b: Builder, rows: list[Value]) -> list[Value]:
-    """Vectors of 4 lanes -> 4 vectors of a lane for each row; of the c-th it is the row's c-th."""
+    """Return 4 vectors from rows of 4 lanes: the c-th has the c-th lane of every row."""
     quarters, words = len(rows) // 4, []
     quads = [b.joined([rows[i + 4 * q] for q in range(quarters)]) for i in range(4)]
     for picks in (LOW_WORDS, HIGH_WORDS):
@@ -44,7 +45,7 @@ def columns4(b: Builder, rows: list[Value]) -> list[Value]:
 
 
 def transpose(b: Builder, rows: list[Value]) -> list[Value]:
-    """16 vectors of 16 lanes -> 16 vectors; lane r of the c-th is lane c of the r-th."""
+    """Transpose 16 vectors of 16 lanes: lane r of the c-th result is lane c of the r-th vector."""
     quarters = [
         [b.shuffle(row, [4 * q + lane for lane in range(4)]) for row in rows] for q in range(4)
     ]
@@ -52,7 +53,7 @@ def transpose(b: Builder, rows: list[Value]) -> list[Value]:
 
 
 def quarter_sums(b: Builder, vectors: list[Value]) -> list[Value]:
-    """Each four vectors -> one whose quarters hold the sums of the quarters of these four."""
+    """Return a vector for each four, whose quarters hold the sums of their quarters."""
     for low, high in ((LOW_WORDS, HIGH_WORDS), (LOW_PAIRS, HIGH_PAIRS)):
         vectors = [
             b.add(mix(b, x, y, low), mix(b, x, y, high))
@@ -62,13 +63,13 @@ def quarter_sums(b: Builder, vectors: list[Value]) -> list[Value]:
 
 
 def _halves_added(b: Builder, v: Value) -> Value:
-    """The sum of the two halves of a vector."""
+    """Return the sum of the two halves of a vector."""
     half = v.type.count // 2
     return b.add(b.shuffle(v, list(range(half))), b.shuffle(v, list(range(half, 2 * half))))
 
 
 def across(b: Builder, vectors: list[Value]) -> Value:
-    """4, 8 or 16 vectors of integers -> one: lane r is the sum of all lanes of the r-th."""
+    """Reduce 4, 8 or 16 vectors of integers to one: lane r is the sum of the r-th vector."""
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES and len(fours) == 4:
         pairs = [b.add(b.shuffle(x, FIRST_HALVES, y), b.shuffle(x, SECOND_HALVES, y))
@@ -82,9 +83,9 @@ def across(b: Builder, vectors: list[Value]) -> Value:
 
 
 def group_sums(b: Builder, vectors: list[Value]) -> Value:
-    """Vectors whose runs of 8 lanes are groups, 8 in all -> the groups' sums, 8 lanes."""
+    """Return the sums of 8 groups in 8 lanes; a group is a run of 8 lanes."""
     fours = quarter_sums(b, vectors)
-    if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 is of group 2k, then 2k + 1
+    if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 belongs to group 2k, then 2k + 1
         parts = [b.shuffle(fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
                  for first in (0, 4)]  # fmt: skip
         return b.add(*parts)

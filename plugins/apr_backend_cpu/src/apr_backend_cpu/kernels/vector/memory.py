@@ -1,7 +1,7 @@
 """Memory at addresses, as arrays that compiled code may vectorize over.
 
-What is known to be contiguous is typed so. Addresses and sizes are int64 in compiled code; numbers
-mixed of int64 and uint64 would become floating point.
+What is known to be contiguous is typed so. Addresses and sizes are int64 in compiled code: mixing
+int64 and uint64 would give floating point.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ U = np.uint64
 
 @intrinsic
 def pointer(typing: Any, address: Any) -> Any:
-    """An address as what `carray` takes."""
+    """Convert an address to the pointer that `carray` takes."""
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, args: Any) -> Any:
         return b.inttoptr(args[0], ir.IntType(8).as_pointer())
@@ -30,7 +30,7 @@ def pointer(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def call(typing: Any, function: Any, arguments: Any) -> Any:
-    """Call the function at an address, which returns nothing, with a tuple of words."""
+    """Call the function at an address with a tuple of words; it returns nothing."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
         values = [b.extract_value(args[1], i) for i in range(len(signature.args[1]))]
@@ -43,35 +43,35 @@ def call(typing: Any, function: Any, arguments: Any) -> Any:
 
 @helper
 def row(x):
-    """A float32 vector whose elements stand side by side, as a contiguous array."""
+    """Return a contiguous float32 vector as an array typed contiguous."""
     return carray(pointer(U(x.ctypes.data)), (x.size,), np.float32)
 
 
 @helper
 def as_float(word):
-    """The float32 whose bits are an argument of an instruction."""
+    """Return the float32 whose bits are an argument of an instruction."""
     return np.uint32(word).view(np.float32)
 
 
 @helper
 def words_at(address, size):
-    """`size` uint64 at an address."""
+    """Return `size` uint64 at an address."""
     return carray(pointer(U(address)), (size,), np.uint64)
 
 
 @helper
 def ints_at(address, size):
-    """`size` int64 at an address."""
+    """Return `size` int64 at an address."""
     return carray(pointer(U(address)), (size,), np.int64)
 
 
 @helper
 def floats_at(address, size):
-    """`size` contiguous float32 at an address."""
+    """Return `size` contiguous float32 at an address."""
     return carray(pointer(U(address)), (size,), np.float32)
 
 
 @helper
 def matrix_at(address, rows, cols):
-    """Contiguous float32 [rows, cols] at an address."""
+    """Return contiguous float32 [rows, cols] at an address."""
     return carray(pointer(U(address)), (rows, cols), np.float32)

@@ -1,8 +1,7 @@
-"""Dot products in a fixed order: 16 lanes, then by halves, then what is left over.
+"""Dot products in a fixed order: 16 lanes, added by halves, then the remaining elements.
 
 Written as vector IR because the compiler's own vectorization of a sum may depend on where the
-function was inlined and on an array's layout, and then a row alone would not equal the row in a
-batch.
+function was inlined and on an array's layout; then a row alone would not equal the row in a batch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ U = np.uint64
 
 
 def _dot_lanes(b: Builder, args: tuple[Value, ...]) -> Value:
-    """Sum of x * y over `groups` times 16 contiguous float32 at two addresses."""
+    """Return the sum of x * y over `groups` times 16 contiguous float32 at two addresses."""
     x, y, groups = args
     start, done = b.block, b.append_basic_block("sum")
     some = b.append_basic_block("some")
@@ -46,7 +45,7 @@ dot_lanes = vector("dot_lanes", "ppp", _dot_lanes, "f")
 
 @helper
 def dot(x, y):
-    """x . y of two vectors whose elements are contiguous."""
+    """Return the dot product of two contiguous vectors."""
     groups = x.size // LANES
     total = dot_lanes(U(x.ctypes.data), U(y.ctypes.data), U(groups))
     for i in range(LANES * groups, x.size):

@@ -1,4 +1,4 @@
-"""Rows in memory: where each begins, and what all of them advance by together."""
+"""Rows in memory: where each begins, and a shared offset that advances all of them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Values = list[Value]
 
 
 def number(value: int) -> Value:
-    """A constant for counts and addresses."""
+    """Return an int64 constant, for counts and addresses."""
     return ir.Constant(I64, value)
 
 
 def opaque(b: Builder, value: Value) -> Value:
-    """The value, about which LLVM is told nothing.
+    """Return the value, hidden from LLVM's optimizer.
 
-    Else it would derive each row's address from the one before, or count 24 addresses up in memory
-    instead of one offset in a register; products would wait, up to twice as long.
+    Otherwise LLVM would derive each row's address from the one before, or increment 24 addresses in
+    memory instead of one offset in a register; products would wait, up to twice as long.
     """
     return b.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
@@ -36,17 +36,17 @@ class Rows:
     offset: Value
 
     def advance(self, b: Builder, index: Value, stride: int) -> Rows:
-        """index * stride bytes further on."""
+        """Return these rows index * stride bytes further on."""
         return Rows(self.starts, b.advance(self.offset, index, stride))
 
     def __call__(self, b: Builder) -> Values:
-        """The address in each row."""
+        """Return the current address in each row."""
         offset = opaque(b, self.offset)
         return [b.add(start, offset) for start in self.starts]
 
 
 def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
-    """Of `size` rows of activations or results; from the count-th on, it is the last again."""
+    """Return the addresses of `size` rows; from the count-th on, the last one again."""
     last, found = b.sub(count, number(1)), []
     for t in range(size):
         found.append(opaque(b, b.advance(start, b.least(number(t), last), stride)))
@@ -54,7 +54,7 @@ def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) 
 
 
 def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
-    """Ask for so many cache lines, at least one, from an address on."""
+    """Prefetch one or more cache lines from an address on."""
 
     def line(i: Value, values: Values) -> Values:
         b.prefetch(b.advance(args[0], i, CACHE_LINE), 1)
