@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a backend: torch tensors, weights in planes, Triton kernels."""
+"""The backend for an NVIDIA GPU: torch tensors, weights in planes, Triton kernels."""
 
 from __future__ import annotations
 
@@ -56,43 +56,43 @@ KERNELS: dict[tuple[str, str], str] = {
 
 
 class Cuda(BackendPlugin):
-    """A GPU, by its number: the first that can be used if none is given. `threads` mean nothing.
+    """A GPU, by its number; by default the first usable one. `threads` is ignored.
 
-    Raises BackendUnavailable where there is no such GPU, or torch cannot use it.
+    Raises BackendUnavailable if there is no such GPU, or torch cannot use it.
     """
 
     name = "cuda"
     kernels = KERNELS
     kv_types = tuple(TYPES)
-    captures_arithmetic = True  # a graph has whatever torch launches
+    captures_arithmetic = True  # a graph records whatever torch launches
 
     def __init__(self, threads: int | None = None, device: str | None = None) -> None:
         self.device = chosen(device)
         enter(self.device)
         self.xp = Namespace(self.device)
-        self._uploader: Uploader | None = None  # while a model is loaded
+        self._uploader: Uploader | None = None  # set while a model is being loaded
 
     def describe(self) -> str:
-        """Device line of the report."""
+        """Return the device line of the report."""
         if self.device.type == "cpu":
             return "cuda: interpreted on the processor, for tests"
         found = torch.cuda.get_device_properties(self.device)
         return f"{self.device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
-        """Zeros in f32 or f16."""
+        """Return zeros in f32 or f16."""
         kind = torch.float16 if dtype == "f16" else torch.float32
         return torch.zeros(shape, dtype=kind, device=self.device)
 
     def states(self, kv_type: KVType, max_len: int | None = None) -> DeviceStates:
-        """Makers of states that kernels find by slot. Raises BackendError on another `kv_type`."""
+        """Return makers of states that kernels find by slot. Raises BackendError on other types."""
         return DeviceStates(self.zeros, kv_type, self.device, max_len)
 
     def capacity(self) -> int | None:
-        """Bytes that are free on the device: the driver's, and those that torch holds unused."""
+        """Return the bytes free on the device: the driver's, and those torch holds unused."""
         if self.device.type == "cpu":
             return None
-        gc.collect()  # models that are gone: they and their recorded steps hold each other
+        gc.collect()  # deleted models: they and their recorded steps refer to each other
         free, _ = torch.cuda.mem_get_info(self.device)
         held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(free + held)
@@ -100,24 +100,24 @@ class Cuda(BackendPlugin):
     def matrix_bytes(
         self, format: str, shape: tuple[int, int], layout: BlockLayout | None = None
     ) -> int:
-        """Bytes on the device of a matrix of that format, by what its planes take."""
+        """Return the device bytes of a matrix of that format, as its planes take them."""
         rows, cols = shape
         return matrices.form_of(format, cols, layout).nbytes(rows)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Within, uploads share their buffers; in the end everything is on the device."""
+        """Share buffers among uploads within; on exit everything is on the device."""
         with uploader(self.device) as self._uploader:
             try:
                 yield
             finally:
                 self._uploader = None
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what repacking took is free for states, and counts as free
+            torch.cuda.empty_cache()  # frees what repacking took, for states and `capacity`
 
     @contextmanager
     def _sending(self) -> Iterator[Uploader]:
-        """The uploader of the model that is being loaded, or one for this array alone."""
+        """Yield the uploader of the model being loaded, or one for this array alone."""
         if self._uploader is not None:
             yield self._uploader
             return
@@ -125,7 +125,7 @@ class Cuda(BackendPlugin):
             yield alone
 
     def upload(self, array: NDArray[Any]) -> torch.Tensor:
-        """A copy on the device."""
+        """Return a copy on the device."""
         enter(self.device)
         if array.nbytes < PIECE:
             return torch.from_numpy(np.array(array, order="C")).to(self.device)
@@ -133,30 +133,30 @@ class Cuda(BackendPlugin):
             return matrices.uploaded_array(array, sent_by)
 
     def upload_matrix(self, array: NDArray[np.float32]) -> torch.Tensor:
-        """A dense matrix, as any other array."""
+        """Return a copy of a dense matrix on the device."""
         return self.upload(array)
 
     def upload_packed(self, matrix: HostMatrix) -> matrices.Matrix:
-        """The matrix in planes, repacked on the device."""
+        """Return the matrix in planes, repacked on the device."""
         enter(self.device)
         with self._sending() as sent_by:
             return matrices.uploaded(matrix, self.device, sent_by)
 
     def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
-        """The step function, as graphs where every sequence gets one token."""
+        """Return the step function, run as CUDA graphs when every sequence gets one token."""
         return Captured(function)
 
     def choose(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
-        """The tokens of draws from logits [rows, vocab]; only these leave the device."""
+        """Return the tokens drawn from logits [rows, vocab]; only these leave the device."""
         enter(self.device)
         return choose(logits, draws)
 
     def caches(self) -> list[tuple[str, str]]:
-        """What is kept on disk: the tiles that kernels were found to run fastest with."""
+        """List the caches on disk: the tile sizes found fastest for each kernel."""
         folder = tuning_folder()
         return [("tuning of cuda kernels", str(folder))] if folder else []
 
     def download(self, array: torch.Tensor) -> NDArray[Any]:
-        """Back to the host."""
+        """Return a copy on the host."""
         found = array.detach().cpu().numpy()
-        return found.copy() if self.device.type == "cpu" else found  # never the array itself
+        return found.copy() if self.device.type == "cpu" else found  # always a copy

@@ -1,4 +1,4 @@
-"""The GPU that a backend is for, or why it cannot be: never another device in its place."""
+"""The GPU that a backend is for, or why it cannot be used; never another device instead."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from apr_core.plugin import BackendUnavailable
 
 
 def chosen(number: str | None) -> torch.device:
-    """The device of that number, by default the first that kernels run on.
+    """Return the device of that number; by default the first that kernels run on.
 
-    The processor where kernels are interpreted. Raises BackendUnavailable.
+    Returns the CPU if kernels are interpreted. Raises BackendUnavailable.
     """
     if interpreted():
         return _interpreted(number)
@@ -42,9 +42,9 @@ def chosen(number: str | None) -> torch.device:
 
 
 def enter(device: torch.device) -> None:
-    """Launch kernels of this thread on the device, from now on: Triton asks which one is current.
+    """Make the device current for this thread, as Triton launches kernels on the current one.
 
-    Threads begin with device 0, so this is for every upload, with which each step begins.
+    Threads begin with device 0, so call this at every upload; each step begins with one.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -72,7 +72,7 @@ def _numbered(found: list[Device], number: str | None) -> Device:
 
 
 def _others(found: list[Device]) -> str:
-    """What to write instead."""
+    """Return what to write instead."""
     names = [f"cuda:{device.number}" for device in found if device.usable]
     return f"Choose {' or '.join(names)}." if names else "Choose another backend with --backend."
 
@@ -86,7 +86,7 @@ def _check_torch(device: Device) -> None:
             "Install a torch that is built for CUDA.",
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say is in the reason
+        warnings.simplefilter("ignore")  # the reason includes their text
         usable, count = torch.cuda.is_available(), torch.cuda.device_count()
     if not usable:
         raise BackendUnavailable(
@@ -101,7 +101,7 @@ def _check_torch(device: Device) -> None:
 
 
 def _why_not() -> str:
-    """What torch says when it is made to use a GPU: the first line."""
+    """Return the first line of torch's error when it is made to use a GPU."""
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:

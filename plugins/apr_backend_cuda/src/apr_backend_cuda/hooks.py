@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""What this distribution provides. Imports only apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apr_core.plugin import Backend, hookimpl
 
 @hookimpl
 def apr_backends() -> list[Backend]:
-    """An NVIDIA GPU."""
+    """Declare the backend for NVIDIA GPUs."""
     return [
         Backend(
             "cuda",

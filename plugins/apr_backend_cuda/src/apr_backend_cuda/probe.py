@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-SCORE, INTERPRETED = 100, 1  # above processors; below them where kernels are only interpreted
+SCORE, INTERPRETED = 100, 1  # above CPUs; below them where kernels are only interpreted
 DRIVER = "libcuda.so.1"
-NEEDED = (8, 0)  # compute capability from which on tensor cores take bf16
+NEEDED = (8, 0)  # least compute capability whose tensor cores take bf16
 MAJOR, MINOR = 75, 76  # the driver's numbers for the two parts of a compute capability
-NO_DEVICE = 100  # the driver's error for that
+NO_DEVICE = 100  # the driver's error code
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU as the driver has it. `number` is what follows `cuda:`."""
+    """A GPU as the driver reports it. `number` is what follows `cuda:`."""
 
     number: int
     name: str
@@ -34,16 +34,16 @@ class Device:
 
 
 class NoDevices(Exception):
-    """There is none, and why."""
+    """There is no GPU; the message says why."""
 
 
 def interpreted() -> bool:
-    """Whether Triton is told to run kernels in Python, on the processor."""
+    """Return whether Triton is told to run kernels in Python, on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def probe() -> tuple[int, str]:
-    """(score, reason); 0 where it cannot run."""
+    """Return (score, reason); the score is 0 if the backend cannot run."""
     if interpreted():
         return INTERPRETED, "TRITON_INTERPRET is set: kernels are interpreted, which is for tests"
     try:
@@ -59,19 +59,19 @@ def probe() -> tuple[int, str]:
 
 
 def listed(found: list[Device]) -> str:
-    """`2 CUDA devices: 0 NVIDIA L4, 1 NVIDIA L4`."""
+    """Return a line such as `2 CUDA devices: 0 NVIDIA L4, 1 NVIDIA L4`."""
     names = ", ".join(map(str, found))
     return f"{len(found)} CUDA device{'s' * (len(found) > 1)}: {names}"
 
 
 def unusable(device: Device) -> str:
-    """Why kernels do not run on a device."""
+    """Return why kernels do not run on a device."""
     has, needs = (".".join(map(str, pair)) for pair in (device.capability, NEEDED))
     return f"{device.name} has compute capability {has}, and {needs} is needed"
 
 
 def torch_without_cuda() -> str:
-    """`torch 2.9.0+cpu` if the name of the installed version says that, else nothing."""
+    """Return `torch 2.9.0+cpu` if the installed version's name says so, else ""."""
     try:
         found = version("torch")
     except PackageNotFoundError:
@@ -80,7 +80,7 @@ def torch_without_cuda() -> str:
 
 
 def devices() -> list[Device]:
-    """All GPUs that the driver lets this process see. Raises NoDevices."""
+    """List all GPUs that the driver shows to this process. Raises NoDevices."""
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
@@ -119,7 +119,7 @@ def _attribute(driver: Any, handle: ctypes.c_int, which: int) -> int:
 
 
 def _explained(driver: Any, error: int) -> str:
-    """The driver's own words for an error, with its number."""
+    """Return the driver's text for an error, with its number."""
     text = ctypes.c_char_p()
     driver.cuGetErrorString(error, ctypes.byref(text))
     return f"{(text.value or b'unknown error').decode(errors='replace')} (error {error})"

@@ -2,9 +2,9 @@
 
 A program has the rows of one kv head: tokens of a tile times the query heads that share it. It goes
 through the context in ranges of RANGE positions, with an online softmax in each, and joins ranges
-in order. One token of a long context is not enough work for the device: then every range has a
-program of its own, and a second kernel joins them by the same arithmetic. So what a row gives does
-not depend on how the work was shared out (Dao et al., "Flash-Decoding", 2023).
+in order. One token of a long context is not enough work for the device: then every range has its
+own program, and a second kernel joins them by the same arithmetic. So a row's result does not
+depend on how the work was divided (Dao et al., "Flash-Decoding", 2023).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from apr_backend_cuda.states.device import pages_of
 from apr_backend_cuda.states.pages import PAGE
 from apr_core.plugin import Step
 
-RANGE = 1024  # positions with an online softmax of their own
-SPLIT_BYTES = 1 << 28  # of what ranges give before they are joined, at most
+RANGE = 1024  # positions per online softmax
+SPLIT_BYTES = 1 << 28  # of partial results before ranges are joined, at most
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _append(
 
 @triton.jit
 def _times(a, b, acc, F16: tl.constexpr):
-    """acc + a b; in half precision where keys and values have no more."""
+    """Return acc + a b; in half precision if keys and values are f16."""
     if F16:
         found = tl.dot(a.to(tl.float16), b, acc)
     else:
@@ -67,7 +67,7 @@ def _times(a, b, acc, F16: tl.constexpr):
 
 @triton.jit
 def _join(total, total_m, total_l, acc, m, l):
-    """Two softmaxes over different positions, unnormalised, as one over both."""
+    """Merge two unnormalised softmaxes over different positions into one."""
     new = tl.maximum(total_m, m)
     safe = tl.where(new == float("-inf"), 0.0, new)
     a, b = tl.exp(total_m - safe), tl.exp(m - safe)
@@ -76,7 +76,7 @@ def _join(total, total_m, total_l, acc, m, l):
 
 @triton.jit
 def _rows_at(page, at, row, dim, KEYS: tl.constexpr, DIM: tl.constexpr, F16: tl.constexpr):
-    """Where some keys or values are in a page, from a row of it on: [KEYS, DIM]."""
+    """Return addresses of keys or values in a page, from a row of it on: [KEYS, DIM]."""
     offset = (row + tl.arange(0, KEYS))[:, None] * dim + tl.arange(0, DIM)[None, :]
     if F16:
         found = pointer(page + at, tl.float16) + offset
@@ -91,7 +91,10 @@ def _range(
     ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr,
     F16: tl.constexpr,
 ):  # fmt: skip
-    """Softmax of rows over positions [begin, end): (acc, m, l). `seen` is each row's own place."""
+    """Return the softmax of rows over positions [begin, end): (acc, m, l).
+
+    `seen` is each row's own position.
+    """
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, DIM), tl.float32)
@@ -186,7 +189,7 @@ def _join_ranges(
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: Any, step: Step, scale: float
 ) -> torch.Tensor:
-    """q [T, H, D], k and v [T, Hkv, D] -> f32 [T, H, D]; k and v go into the state first."""
+    """Attend q [T, H, D] after storing k and v [T, Hkv, D] in the state -> f32 [T, H, D]."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tables, state = tables_of(step, q.device), pages_of(state)
     rows, heads, dim = q.shape

@@ -1,9 +1,9 @@
-"""The gated delta net's own ops: causal convolution, decays, and the delta rule.
+"""Ops of the gated delta net: causal convolution, decays, and the delta rule.
 
-One token a sequence runs the recurrence, state in registers, read and written once. Prompts run the
-chunked form (Yang et al., "Gated Delta Networks", 2024): chunks of 64 on the grid of absolute
-positions, first all chunks beside each other (`_prepare`), then one after the other (`_scan`).
-State, decays and all sums are float32.
+With one token per sequence the recurrence runs with its state in registers, read and written once.
+Prompts run the chunked form (Yang et al., "Gated Delta Networks", 2024): chunks of 64 on the grid
+of absolute positions, first all chunks in parallel (`_prepare`), then one after the other
+(`_scan`). State, decays and all sums are float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _keep(x, past, first, count, c, channels, x_row, KEPT: tl.constexpr, ROOM: t
         mask=inside & (back < 0)[:, None],
         other=0.0,
     )
-    tl.debug_barrier()  # all are read before any is written
+    tl.debug_barrier()  # all are read before any are written
     tl.store(past + i[:, None] * channels + c[None, :], new + old, mask=inside)
 
 
@@ -49,20 +49,20 @@ def _conv(
     x, w, table, tiles, out, channels, x_row, TAPS: tl.constexpr, ROWS: tl.constexpr,
     N: tl.constexpr, ROOM: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Some rows of a segment, some channels: inputs of this step, before them the state's.
+    """Convolve some rows and channels of a segment: inputs of this step after the state's.
 
-    Where a tile is a `WHOLE` segment, nobody else reads its state, which is brought up to date.
+    If a tile is a `WHOLE` segment, no other program reads its state, and this one updates it.
     """
     tiles += tl.program_id(0) * 8
     first, count = tl.load(tiles), tl.load(tiles + 1)
-    before = tl.load(tiles + 4)  # rows of the segment before the tile
+    before = tl.load(tiles + 4)  # rows of the segment that precede the tile
     c = tl.program_id(1) * N + tl.arange(0, N)
     r = tl.arange(0, ROWS)
     inside = (r < count)[:, None] & (c < channels)[None, :]
     past = pointer(tl.load(table + tl.load(tiles + 5)), tl.float32)
     total = tl.zeros((ROWS, N), tl.float32)
     for j in tl.static_range(TAPS):
-        back = before + r - (TAPS - 1) + j  # of this step's rows; below zero of the state's
+        back = before + r - (TAPS - 1) + j  # index into this step's rows; below zero, the state's
         new = inside & (back >= 0)[:, None]
         row = (first - before + back).to(tl.int64)
         value = tl.load(x + row[:, None] * x_row + c[None, :], mask=new, other=0.0)
@@ -80,7 +80,7 @@ def _conv(
 def _conv_state(
     x, table, segments, channels, x_row, KEPT: tl.constexpr, ROOM: tl.constexpr, N: tl.constexpr
 ):
-    """The last inputs of each segment, for its next step."""
+    """Store the last inputs of each segment, for its next step."""
     segments += tl.program_id(0) * 4
     c = tl.program_id(1) * N + tl.arange(0, N)
     past = pointer(tl.load(table + tl.load(segments + 3)), tl.float32)
@@ -88,7 +88,7 @@ def _conv_state(
 
 
 def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> torch.Tensor:
-    """Depthwise causal convolution, then silu: x [T, C], w [C, 1, K] -> f32 [T, C]."""
+    """Return the depthwise causal convolution, then silu: x [T, C], w [C, 1, K] -> f32 [T, C]."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     tables = tables_of(step, x.device)
     rows, channels = x.shape
@@ -133,7 +133,7 @@ def _gates(
 def delta_gates(
     a: torch.Tensor, b: torch.Tensor, A_log: torch.Tensor, dt_bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log decay and beta of a, b [T, Hv]."""
+    """Return log decay and beta of a, b [T, Hv]."""
     a, b = (x if x.stride(-1) == 1 else x.contiguous() for x in (a, b))
     decay, beta = torch.empty((2, *a.shape), dtype=torch.float32, device=a.device)
     shape = tile_shape(*a.shape)
@@ -149,7 +149,7 @@ def _token(
     q_row, q_head, k_row, k_head, v_row, v_head, decay_row, beta_row, eps, scale,
     K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """The recurrence over a segment's rows: a head, some columns of its state [Dk, V]."""
+    """Run the recurrence over a segment's rows: a head, some columns of its state [Dk, V]."""
     segment, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, count = tl.load(segments + segment * 4), tl.load(segments + segment * 4 + 1)
     i, j = tl.arange(0, K), part * V + tl.arange(0, V)
@@ -176,7 +176,7 @@ def gated_delta(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor,
     state: Any, step: Step,
 ) -> torch.Tensor:  # fmt: skip
-    """Gated delta rule: q, k [T, Hk, Dk], v [T, Hv, Dv], gates [T, Hv] -> f32 [T, Hv, Dv]."""
+    """Run the gated delta rule: q, k [T, Hk, Dk], v, gates [T, Hv] -> f32 [T, Hv, Dv]."""
     q, k, v, log_decay, beta = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, log_decay, beta)
     )
@@ -209,7 +209,7 @@ def _dot(a, b):
 
 @triton.jit
 def _normed_rows(x, r, inside, row_stride, eps, K: tl.constexpr):
-    """Unit rows [C, K] of x."""
+    """Return rows [C, K] of x, scaled to unit length."""
     at = (r * row_stride)[:, None] + tl.arange(0, K)[None, :]
     value = tl.load(x + at, mask=inside, other=0.0)
     return value / tl.sqrt(tl.sum(value * value, axis=1) + eps)[:, None]
@@ -221,9 +221,10 @@ def _prepare(
     group, q_row, q_head, k_row, k_head, v_row, v_head, decay_row, beta_row, eps, scale,
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """What of a chunk does not depend on the state: rows of a head, in the order of heads.
+    """Compute the parts of a chunk that do not depend on the state, for one head.
 
-    Barriers part it into stretches that load what they need, so that registers suffice.
+    Rows are stored in the order of heads. Barriers split the kernel into sections that load what
+    they need, so that registers suffice.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(chunks + chunk * 8), tl.load(chunks + chunk * 8 + 1)
@@ -240,7 +241,7 @@ def _prepare(
     g = tl.load(decay + start * decay_row + r * decay_row + head, mask=valid, other=0.0)
     c = tl.cumsum(g, axis=0)  # [C]
     tl.store(sums + place + r * heads, c, mask=valid)
-    # the exponent is masked, not the result: exp of a masked positive exponent may overflow
+    # mask the exponent, not the result: exp of a positive exponent outside may overflow
     lower = r[:, None] >= r[None, :]
     D = tl.exp(tl.where(lower, c[:, None] - c[None, :], float("-inf")))
     key = _normed_rows(k, r, in_keys, k_row, eps, K)
@@ -273,7 +274,7 @@ def _scan(
     queries, keys, W, U, within, sums, chunks, starts, segments, table, out, heads, key_dim,
     value_dim, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """A segment's chunks one after the other: a head, some columns of its state [Dk, V]."""
+    """Run a segment's chunks one after the other: a head, some columns of its state [Dk, V]."""
     segment, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, j, r = tl.arange(0, K), part * V + tl.arange(0, V), tl.arange(0, C)
     inside = (i < key_dim)[:, None] & (j < value_dim)[None, :]
@@ -289,7 +290,7 @@ def _scan(
         in_values = valid[:, None] & (j < value_dim)[None, :]
         at_keys = (r * (heads * key_dim))[:, None] + i[None, :]
         at_values = (r * (heads * value_dim))[:, None] + j[None, :]
-        # barriers keep what is loaded for one product from waiting in registers for another
+        # barriers keep operands of one product from being held in registers during another
         w = tl.load(W + place * key_dim + at_keys, mask=in_keys, other=0.0)
         value = tl.load(U + place * value_dim + at_values, mask=in_values, other=0.0)
         value -= _dot(w, S)  # [C, V]

@@ -1,7 +1,7 @@
-"""Products of many tokens: a weight is decoded to f16 once, then a plain matrix product.
+"""Products of many tokens: decode a weight to f16 once, then a plain matrix product.
 
 The factors are those that `linear.py` multiplies, in the same order of columns and the same parts.
-Weights are decoded a slab of rows at a time, so that what is decoded stays in the cache.
+Weights are decoded a slab of rows at a time, so that the decoded values stay in the cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _decode(
 
 @triton.jit
 def _sum(w_rows, x_rows, start, stop, ROWS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr):
-    """Products of columns [start, stop), added up."""
+    """Return the sum of products over columns [start, stop)."""
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
     for first in range(start, stop, K):
         k = first + tl.arange(0, K)
@@ -67,7 +67,7 @@ def _matmul(
     ROWS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr, TOGETHER: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, :count] = x w^T; programs that run together share tiles of both."""
+    """Write out [tokens, :count] = x w^T; programs that run together share tiles of both."""
     tall, wide = tl.cdiv(count, ROWS), tl.cdiv(tokens, TOKENS)
     group = tl.program_id(0) // (TOGETHER * wide)
     size = tl.minimum(tall - group * TOGETHER, TOGETHER)
@@ -88,7 +88,10 @@ def _matmul(
 
 
 def multiply_many(x: torch.Tensor, m: Matrix, parts: int, per_part: int) -> torch.Tensor:
-    """x [T, in] times a packed matrix [out, in] in parts of `per_part` superblocks -> [T, out]."""
+    """Return x [T, in] times a packed matrix [out, in] -> [T, out].
+
+    Sums are split into parts of `per_part` superblocks.
+    """
     tokens, width = x.shape[0], m.blocks * SUPERBLOCK
     shrunken = _shrunken(x, width)
     out = torch.empty((tokens, m.rows), dtype=torch.float32, device=x.device)
@@ -111,12 +114,12 @@ def multiply_many(x: torch.Tensor, m: Matrix, parts: int, per_part: int) -> torc
 
 
 def _grid(rows: int, tokens: int, size: Candidate) -> tuple[int, ...]:
-    """Programs of `_matmul`."""
+    """Return the grid of programs of `_matmul`."""
     return (triton.cdiv(rows, size["ROWS"]) * triton.cdiv(tokens, size["TOKENS"]),)
 
 
 def _shrunken(x: torch.Tensor, width: int) -> torch.Tensor:
-    """x in f16, smaller, with zeros up to a width: [T, width]."""
+    """Return x in f16, scaled down, padded with zeros to a width: [T, width]."""
     tokens, cols = x.shape
     out = torch.empty((tokens, width), dtype=torch.float16, device=x.device)
     shape = {"TOKENS": SHAPES.shrunk[0], "N": min(SHAPES.shrunk[1], triton.next_power_of_2(width))}
@@ -126,5 +129,5 @@ def _shrunken(x: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _size(count: int) -> str:
-    """A word for sizes that have the same choice."""
+    """Return a key for token counts that share one tuning choice."""
     return "large" if count >= 2048 else "small"

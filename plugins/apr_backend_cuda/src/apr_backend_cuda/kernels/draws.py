@@ -1,8 +1,8 @@
-"""Kernels that take tokens from logits: what `sampling.py` launches.
+"""Kernels that draw tokens from logits, launched by `sampling.py`.
 
-`params` are f64 [n, 8], one line for each token to take, in the order of PARAMS; `tokens` i32 [n]
-are ids, or -1 for what the host has to do. Every sum is in f64 and in a fixed order, so the same
-draw takes the same token in any batch. A weight is that of the softmax without its denominator:
+`params` are f64 [n, 8], one line for each token to draw, in the order of PARAMS; `tokens` i32 [n]
+are ids, or -1 for what is left to the host. Every sum is in f64 and in a fixed order, so the same
+draw gives the same token in any batch. A weight is that of the softmax without its denominator:
 1 for the likeliest token.
 """
 
@@ -16,13 +16,13 @@ FIELDS = tl.constexpr(len(PARAMS))
 ROW, VALID, TEMPERATURE, TOP_K = (tl.constexpr(i) for i in range(4))
 TOP_P, MIN_P, SHARE = (tl.constexpr(i) for i in range(4, 7))
 NO_ID = tl.constexpr(2**31 - 1)
-EMPTY = tl.constexpr(-(2**63))  # a place of a list where there is no score
-VARYING = ["rows", "first"]  # no kernel is compiled anew for another number of sequences
+EMPTY = tl.constexpr(-(2**63))  # an entry of a list without a score
+VARYING = ["rows", "first"]  # kernels are not recompiled for another number of sequences
 
 
 @triton.jit
 def rows_of(logits, params, g, inside, stride):
-    """Where rows begin, and how many of their ids count, outside none: both [rows, 1]."""
+    """Return where rows begin, and how many of their ids count, none if outside: [rows, 1]."""
     row = tl.load(params + g * FIELDS + ROW, mask=inside, other=0.0).to(tl.int64)
     valid = tl.load(params + g * FIELDS + VALID, mask=inside, other=0.0).to(tl.int32)
     return (logits + row * stride)[:, None], valid[:, None]
@@ -30,14 +30,14 @@ def rows_of(logits, params, g, inside, stride):
 
 @triton.jit
 def scores_of(row, valid, ids):
-    """Scores of some ids: f32 [rows, ids]; -inf where there are none, +inf for what is NaN."""
+    """Load scores of some ids: f32 [rows, ids]; -inf where there are none, +inf for NaN."""
     x = tl.load(row + ids, mask=ids < valid, other=float("-inf"))
     return tl.where(x != x, float("inf"), x)
 
 
 @triton.jit
 def weights_of(x, params, tops, g, inside, LEAST: tl.constexpr):
-    """Weights of scores [rows, ids], in f32 as the host has them; LEAST: min-p makes some 0."""
+    """Return weights of scores [rows, ids], in f32 as on the host; LEAST: min-p zeroes some."""
     top = tl.load(tops + g, mask=inside, other=0.0)
     temperature = tl.load(params + g * FIELDS + TEMPERATURE, mask=inside, other=1.0)
     weights = tl.exp(tl.div_rn(x - top[:, None], temperature.to(tl.float32)[:, None]))
@@ -49,9 +49,9 @@ def weights_of(x, params, tops, g, inside, LEAST: tl.constexpr):
 
 @triton.jit
 def passing(weights, amount, N: tl.constexpr):
-    """Where the running sum of weights [rows, N] passes the amounts, and what is left there.
+    """Return where the running sum of weights [rows, N] passes the amounts, and what is left.
 
-    By rounding an amount may be the whole sum or more: then the last that weighs anything.
+    By rounding an amount may be the whole sum or more: then it is the last entry with any weight.
     """
     k = tl.arange(0, N)[None, :]
     sums = tl.cumsum(weights, axis=1)
@@ -66,7 +66,7 @@ def passing(weights, amount, N: tl.constexpr):
 def best_of_blocks(
     logits, params, best, at, rows, stride, blocks, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The highest score of each block of ids and its lowest id: f32 and i32 [n, blocks]."""
+    """Find the highest score of each block and its lowest id: f32, i32 [n, blocks]."""
     block, g = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = g < rows
     ids = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -80,7 +80,7 @@ def best_of_blocks(
 
 @triton.jit(do_not_specialize=VARYING)
 def best_of_rows(best, at, tops, tokens, rows, blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """The highest score of each row and its lowest id; -1 where not all scores are numbers."""
+    """Find the highest score of each row and its lowest id; -1 if it is not finite."""
     g, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCKS)[None, :]
     inside = g < rows
     mask = inside[:, None] & (k < blocks)
@@ -98,7 +98,7 @@ def sums_of_blocks(
     logits, params, tops, sums, rows, first, stride, blocks, LEAST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights of each block of ids: f64 [rows, blocks]."""
+    """Sum the weights of each block of ids: f64 [rows, blocks]."""
     block, r = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = r < rows
     ids = (block * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -113,7 +113,7 @@ def draw_from_all(
     logits, params, tops, sums, tokens, rows, first, stride, blocks,
     ROWS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Tokens from whole rows: the block where the running sum passes the share, then the id."""
+    """Draw tokens from whole rows: the block where the running sum passes, then the id."""
     r, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCKS)[None, :]
     inside, g = r < rows, first + r
     mask = inside[:, None] & (k < blocks)
@@ -133,9 +133,9 @@ def best_of_columns(
     logits, params, best, rows, first, stride, columns, depth,
     ROWS: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """A row is folded into a table of `depth` lines; the highest of each column: [rows, columns].
+    """Fold a row into `depth` lines; store each column's highest: [rows, columns].
 
-    As many scores as columns are taken are at least as high as the lowest of these.
+    For any k columns, at least k scores of the row reach the lowest of their maxima.
     """
     r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = r < rows
@@ -151,10 +151,10 @@ def best_of_columns(
 def list_scores(
     logits, params, bounds, counts, keys, first, stride, ROOM: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Lists the scores of a row from its bound up, as keys: i64 [rows, ROOM], in any order.
+    """List the scores of a row from its bound up, as keys: i64 [rows, ROOM], in any order.
 
-    A key is the score, by its bits, then the id: the larger, the likelier, equal ones by id.
-    `counts` i32 [rows] says how many there are, also of those that found no room.
+    A key is the score's bits, then the id: the larger, the likelier; equal scores are ordered by
+    id. `counts` i32 [rows] says how many there are, including those that did not fit.
     """
     r, ids = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(params + (first + r) * FIELDS + ROW).to(tl.int64)
@@ -163,7 +163,7 @@ def list_scores(
     found = (x >= tl.load(bounds + r)) & (x < float("inf"))
     one = tl.where(found, 1, 0)
     place = tl.atomic_add(counts + r, tl.sum(one, axis=0), sem="relaxed") + tl.cumsum(one, 0) - 1
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # of -0, too
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # also for -0
     ordered = tl.where(bits < 0, bits ^ NO_ID, bits).to(tl.int64)
     key = (ordered << 32) | (ids ^ NO_ID).to(tl.int64)
     tl.store(keys + r * ROOM + place, key, mask=found & (place < ROOM))
@@ -174,10 +174,11 @@ def draw_from_list(
     params, tops, blocks_sums, counts, keys, tokens, rows, first, blocks, ROOM: tl.constexpr,
     NUCLEUS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Tokens from the K likeliest of each row, likeliest first: keys i64 [rows, K].
+    """Draw tokens from the K likeliest of each row, likeliest first: keys i64 [rows, K].
 
-    NUCLEUS: top-p is of the weight of a whole row, the sum of `blocks_sums` f64 [rows, blocks], and
-    -1 stands for a row whose part may go on after the list. Otherwise it is of the top-k.
+    NUCLEUS: top-p is a share of the whole row's weight, the sum of `blocks_sums` f64 [rows,
+    blocks], and -1 marks a row whose nucleus may extend past the list. Otherwise it is a share of
+    the top-k.
     """
     r, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, K)[None, :]
     inside, g = r < rows, first + r

@@ -1,10 +1,10 @@
 """Products with weights, and rows of embeddings.
 
 The weight's rows are the matrix units' rows, tokens their columns: W x^T. So one kernel serves one
-token and many, the weights are decoded in registers once for all tokens of a tile, and a token's
-sums are added up in the same order whatever stands beside it. Where a matrix has too few rows to
-fill the device, its columns are split among programs, as often as its shape says and never by how
-many tokens there are; parts are added in order.
+token and many, weights are decoded in registers once for all tokens of a tile, and a token's sums
+are added in the same order in any batch. Where a matrix has too few rows to fill the device, its
+columns are split among programs; the number of parts depends on its shape and never on the number
+of tokens. Parts are added in order.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def _embed(
 
 
 def linear(x: torch.Tensor, w: Any) -> torch.Tensor:
-    """x [T, in] times a weight [out, in] -> f32 [T, out]."""
+    """Return x [T, in] times a weight [out, in] -> f32 [T, out]."""
     return multiply(x, as_matrix(w.data))
 
 
 def linears(
     x: torch.Tensor, ws: tuple[Any, ...], biases: tuple[torch.Tensor | None, ...] | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """Several products with one input, and biases. Those of a kind are columns of one array."""
+    """Return products with one input, plus biases. Products of a kind share one array."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     matrices = [as_matrix(w.data) for w in ws]
     found: dict[int, torch.Tensor] = {}
@@ -94,12 +94,12 @@ def linears(
 
 
 def multiply(x: torch.Tensor, m: Matrix) -> torch.Tensor:
-    """x [T, in] times a matrix [out, in] -> f32 [T, out]."""
+    """Return x [T, in] times a matrix [out, in] -> f32 [T, out]."""
     return _alone(x if x.stride(-1) == 1 else x.contiguous(), m, *_parts(m.rows, m.blocks))
 
 
 def _of_a_kind(x: torch.Tensor, matrices: list[Matrix]) -> list[torch.Tensor]:
-    """Products of matrices that can go together; in how many parts follows from all of them."""
+    """Return products of matrices that share a launch; all of them set the number of parts."""
     rows = [m.rows for m in matrices]
     parts, per_part = _parts(sum(rows), matrices[0].blocks)
     if len(matrices) == 1 or _is_many(x, matrices[0]):
@@ -122,17 +122,17 @@ def _alone(x: torch.Tensor, m: Matrix, parts: int, per_part: int) -> torch.Tenso
 
 
 def _is_many(x: torch.Tensor, m: Matrix) -> bool:
-    """Whether there are so many tokens that the weight is decoded first."""
+    """Return whether there are so many tokens that the weight is decoded first."""
     return x.shape[0] >= SHAPES.many and m.kind in PACKED
 
 
 def _width(x: torch.Tensor) -> int:
-    """Tokens of a tile: the least that holds all."""
+    """Return the tokens per tile: the smallest size that holds all."""
     return next((t for t in SHAPES.tokens if t >= x.shape[0]), SHAPES.tokens[-1])
 
 
 def _parts(rows: int, blocks: int) -> tuple[int, int]:
-    """(parts, superblocks of each) of a row: enough programs for one token to fill the device."""
+    """Return (parts, superblocks per part) of a row: enough programs to fill the device."""
     programs = triton.cdiv(rows, SHAPES.weight_rows)
     wanted = min(SHAPES.parts, blocks, max(1, SHAPES.programs // programs))
     each = triton.cdiv(blocks, wanted)
@@ -146,7 +146,7 @@ def _added(parts: torch.Tensor) -> torch.Tensor:
 
 
 def embed(ids: torch.Tensor, w: Any) -> torch.Tensor:
-    """Rows of a weight: ids [T] -> f32 [T, D]."""
+    """Return rows of a weight: ids [T] -> f32 [T, D]."""
     m = as_matrix(w.data)
     tokens = ids.shape[0]
     out = torch.empty((tokens, m.cols), dtype=torch.float32, device=ids.device)

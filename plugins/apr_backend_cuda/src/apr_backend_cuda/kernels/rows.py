@@ -1,4 +1,4 @@
-"""Norms, gates and rotary embedding: a program a row, or a stretch of values."""
+"""Norms, gates and rotary embedding: a program per row, or per stretch of values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FULL = 512
 
 @triton.jit
 def sigmoid_of(x):
-    """1 / (1 + exp(-x)) without overflow."""
+    """Return 1 / (1 + exp(-x)) without overflow."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit
 def softplus_of(x):
-    """log(1 + exp(x)) without overflow; a series where the logarithm would lose small e."""
+    """Return log(1 + exp(x)) without overflow; a series where log would lose precision."""
     e = tl.exp(-tl.abs(x))
     log1p = tl.where(e < 1e-3, e * (1.0 - e * (0.5 - e * 0.33333333)), tl.log(1.0 + e))
     return tl.maximum(x, 0.0) + log1p
@@ -33,7 +33,7 @@ def _norm(
     x, more, w, z, total, out, rows, cols, inner, outer_stride, inner_stride, z_outer, z_inner, eps,
     offset, ADD: tl.constexpr, GATE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Rows of x, or of x + more, over their root mean square; `z` gates what comes out."""
+    """Normalize rows of x, or of x + more, by their root mean square; `z` gates the result."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     k = tl.arange(0, WIDTH)
     inside = (row < rows)[:, None] & (k < cols)[None, :]
@@ -58,7 +58,7 @@ def _gate(
     a, b, out, rows_size, inner, a_outer, a_inner, b_outer, b_inner, cols, size,
     OP: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """An elementwise op of one or two arrays [outer, inner, cols], whose last axis is whole."""
+    """Apply an op to one or two arrays [outer, inner, cols] with a contiguous last axis."""
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = i < size
     outer, rest = i // rows_size, i % rows_size
@@ -86,7 +86,7 @@ def _rope(
     x, positions, inv_freq, out, rows, heads, dim, n, outer_stride, inner_stride,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Heads of tokens: pairs (i, i + n) turned, the rest as it is."""
+    """Rotate pairs (i, i + n) in the heads of tokens; copy the rest."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     token, head = row // heads, row % heads
     at = x + (token * outer_stride + head * inner_stride)[:, None]
@@ -105,7 +105,7 @@ def _rope(
 
 
 def _strides(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int, int]:
-    """(array whose last axis is whole, inner, outer stride, inner stride, cols) of 2 or 3 axes."""
+    """Return (contiguous-row array, inner, outer stride, inner stride, cols) of 2 or 3 axes."""
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     if x.dim() == 2:
         return x, 1, x.stride(0), 0, x.shape[1]
@@ -115,19 +115,19 @@ def _strides(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int, int]:
 
 
 def tile_shape(rows: int, cols: int) -> dict[str, int]:
-    """Rows and columns of a program's tile: at least FULL values, whatever number of rows."""
+    """Return rows and columns of a program's tile: at least FULL values for any row count."""
     width = triton.next_power_of_2(cols)
     height = max(FULL // width, triton.next_power_of_2(rows))
     return {"ROWS": max(1, min(SHAPES.rows // width, height)), "WIDTH": width}
 
 
 def rms_norm(x: torch.Tensor, w: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-    """x [..., D] over its root mean square, times (w + offset)."""
+    """Return x [..., D] over its root mean square, times (w + offset)."""
     return _normed(x, w, eps, offset)
 
 
 def gated_rms_norm(x: torch.Tensor, w: torch.Tensor, z: torch.Tensor, eps: float) -> torch.Tensor:
-    """The norm of x [..., D] times w, gated by silu(z)."""
+    """Return the norm of x [..., D] times w, gated by silu(z)."""
     return _normed(x, w, eps, 0.0, z)
 
 
@@ -151,7 +151,7 @@ def _normed(
 def add_rms_norm(
     h: torch.Tensor, y: torch.Tensor, w: torch.Tensor, eps: float, offset: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(h + y, its norm), both [T, D]."""
+    """Return (h + y, its norm), both [T, D]."""
     h, inner, outer_stride, inner_stride, cols = _strides(h)
     total = torch.empty(h.shape, dtype=torch.float32, device=h.device)
     out = torch.empty_like(total)
@@ -165,17 +165,17 @@ def add_rms_norm(
 
 
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """x [T, N] + y [T, N] or [N]."""
+    """Return x [T, N] + y [T, N] or [N]."""
     return x + y
 
 
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """x * factor."""
+    """Return x * factor."""
     return x * factor
 
 
 def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
-    """cap * tanh(x / cap)."""
+    """Return cap * tanh(x / cap)."""
     return torch.tanh(x / cap).mul_(cap)
 
 
@@ -194,37 +194,37 @@ def _elementwise(op: str, a: torch.Tensor, b: torch.Tensor | None = None) -> tor
 
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
-    """1 / (1 + exp(-x))."""
+    """Return 1 / (1 + exp(-x))."""
     return _elementwise("sigmoid", x)
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """x * sigmoid(x)."""
+    """Return x * sigmoid(x)."""
     return _elementwise("silu", x)
 
 
 def softplus(x: torch.Tensor) -> torch.Tensor:
-    """log(1 + exp(x))."""
+    """Return log(1 + exp(x))."""
     return _elementwise("softplus", x)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up."""
+    """Return silu(gate) * up."""
     return _elementwise("swiglu", gate, up)
 
 
 def geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """gelu(gate) * up, gelu in its tanh form."""
+    """Return gelu(gate) * up, gelu in its tanh form."""
     return _elementwise("geglu", gate, up)
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x * sigmoid(gate)."""
+    """Return x * sigmoid(gate)."""
     return _elementwise("sigmoid_gate", x, gate)
 
 
 def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [T, H, D] by positions [T] and inv_freq [n]."""
+    """Apply rotary embedding to x [T, H, D] by positions [T] and inv_freq [n]."""
     x, heads, outer_stride, inner_stride, dim = _strides(x)
     out = torch.empty((x.shape[0], heads, dim), dtype=torch.float32, device=x.device)
     rows = x.shape[0] * heads

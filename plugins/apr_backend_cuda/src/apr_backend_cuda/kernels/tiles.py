@@ -1,6 +1,6 @@
 """Tiles of weights in registers, decoded from planes (`planes.py`), and products with them.
 
-A tile is half a superblock of some rows: [rows, 128]. What a code is worth:
+A tile is half a superblock of some rows: [rows, 128]. The value of a code:
 
     q4_k, q5_k         d * scale[g] * code - dmin * min[g]   u8 scales and minima, f16 d and dmin
     q6_k               d * scale[g] * (code - 32)            i8 scales, f16 d
@@ -17,18 +17,18 @@ import triton.language as tl
 from apr_backend_cuda.probe import interpreted
 
 HALF = tl.constexpr(128)
-# three products of shortened factors have nearly float32's precision, at the matrix units' speed
+# three products of bf16 parts have nearly float32's precision, at the matrix units' speed
 NEARLY_F32 = tl.constexpr("ieee" if interpreted() else "bf16x3")
-SHRINK = tl.constexpr(16.0)  # of what is multiplied in f16: room for inputs of up to a million
-LARGEST = tl.constexpr(65504.0)  # of f16
+SHRINK = tl.constexpr(16.0)  # divisor of inputs multiplied in f16: allows inputs of up to a million
+LARGEST = tl.constexpr(65504.0)  # in f16
 
 
 @triton.jit
 def product(w, x, acc, KIND: tl.constexpr):
-    """acc + w x in f32, but for `unshrunk`.
+    """Return acc + w x in f32; `unshrunk` undoes the scaling of inputs.
 
-    Codes and weights of f16 meet inputs in f16, eight times as exact as bf16 and as fast. bf16
-    needs its range: such weights are whole in tf32. float32 is nearly what it is.
+    Codes and weights of f16 are multiplied by inputs in f16, eight times as precise as bf16 and as
+    fast. bf16 needs its range: such weights are exact in tf32. float32 stays nearly exact.
     """
     if KIND == "f32":
         found = tl.dot(w, x, acc, input_precision=NEARLY_F32)
@@ -41,7 +41,7 @@ def product(w, x, acc, KIND: tl.constexpr):
 
 @triton.jit
 def shrunk(x):
-    """f32 as f16, made smaller; what is still too large is as large as f16 can be."""
+    """Return f32 as f16, scaled down; larger values are clipped to f16's largest."""
     small = x * (1.0 / SHRINK)
     small = tl.where(tl.abs(small) > LARGEST, tl.where(small > 0, LARGEST, -LARGEST), small)
     return small.to(tl.float16)
@@ -49,7 +49,7 @@ def shrunk(x):
 
 @triton.jit
 def unshrunk(acc, KIND: tl.constexpr):
-    """A sum of products with shrunk inputs as it should be."""
+    """Undo the scaling of a sum of products with shrunk inputs."""
     if KIND == "f32" or KIND == "bf16":
         found = acc
     else:
@@ -59,7 +59,7 @@ def unshrunk(acc, KIND: tl.constexpr):
 
 @triton.jit
 def codes_of(codes, rows, inside, stride, block, half: tl.constexpr, KIND: tl.constexpr):
-    """Codes of half a superblock without their upper bits: i32 [rows, 128]."""
+    """Load codes of half a superblock without their upper bits: i32 [rows, 128]."""
     k = tl.arange(0, HALF)
     if KIND == "bytes":
         at = codes + rows[:, None] * stride + block * 256 + half * HALF + k[None, :]
@@ -72,7 +72,7 @@ def codes_of(codes, rows, inside, stride, block, half: tl.constexpr, KIND: tl.co
 def upper_of(
     upper, rows, inside, stride, block, half: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr
 ):
-    """The bits above the lower four, in their place: i32 [rows, 128]."""
+    """Load the bits above the lower four, shifted into place: i32 [rows, 128]."""
     WIDTH: tl.constexpr = 1 if KIND == "q5_k" else 2
     BYTES: tl.constexpr = 32 * WIDTH
     j, part = tl.arange(0, BYTES), tl.arange(0, 4 // WIDTH)
@@ -87,7 +87,7 @@ def upper_of(
 def numbers_of(
     numbers, rows, inside, stride, block, half: tl.constexpr, GROUP: tl.constexpr, RUN: tl.constexpr
 ):
-    """A number for each run of values of half a superblock: [rows, 128 / RUN]."""
+    """Load a number for each run of values of half a superblock: [rows, 128 / RUN]."""
     run = block * (256 // RUN) + half * (HALF // RUN) + tl.arange(0, HALF // RUN)
     at = numbers + rows[:, None] * stride + (run * RUN // GROUP)[None, :]
     return tl.load(at, mask=inside[:, None], other=0)
@@ -99,7 +99,7 @@ def tile(
     half: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
     MINIMA: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Decoded weights of half a superblock: f32 [rows, 128]; zeros outside the matrix."""
+    """Decode weights of half a superblock: f32 [rows, 128]; zeros outside the matrix."""
     if KIND == "f32" or KIND == "f16" or KIND == "bf16":
         k = block * 256 + half * HALF + tl.arange(0, HALF)
         at = codes + rows[:, None] * cols + k[None, :]
@@ -140,7 +140,7 @@ def products(
     KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of weights times tokens of x, over superblocks [start, stop): f32 [ROWS, TOKENS]."""
+    """Multiply weights by tokens of x over superblocks [start, stop): f32 [ROWS, TOKENS]."""
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
     for block in range(start, stop):
         for half in tl.static_range(2):
@@ -157,5 +157,5 @@ def products(
 
 @triton.jit
 def pointer(address, TYPE: tl.constexpr):
-    """An address from a table, of something that begins at a multiple of 16 bytes."""
+    """Convert an address from a table to a pointer aligned to 16 bytes."""
     return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16)

@@ -1,8 +1,8 @@
-"""Several products with one input as one launch: matrices of a kind, tiles of all side by side.
+"""Several products with one input in one launch, over the tiles of matrices of one kind.
 
-A step of one token is some hundred launches, each of which costs about as long as the smaller
-matrices take to be read. So what is multiplied with the same input goes together. Where each tile's
-planes are is a table on the device, made once for some matrices.
+A step of one token is some hundred launches, each of which costs about as long as reading one of
+the smaller matrices. So products with the same input are launched together. A table on the device,
+made once for each group of matrices, says where each tile's planes are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from apr_backend_cuda.launching.tuning import launch
 from apr_backend_cuda.weights.matrices import Matrix
 
 PLANES = ("codes", "upper", "scales", "minima", "supers", "codebook")  # in the order of the table
-FIELDS = 16  # of a tile: addresses of its planes, rows of its matrix, its first row, its place
+FIELDS = 16  # of a tile: addresses of its planes, rows of its matrix, its first row, its output row
 
 
 @triton.jit
 def _scales_at(address, KIND: tl.constexpr):
-    """A plane of scales or minima, of the type that the kind has."""
+    """Return a pointer to scales or minima, of the kind's type."""
     if KIND == "q4_k" or KIND == "q5_k":
         found = pointer(address, tl.uint8)
     elif KIND == "q6_k":
@@ -36,7 +36,7 @@ def _scales_at(address, KIND: tl.constexpr):
 
 @triton.jit
 def _codes_at(address, KIND: tl.constexpr):
-    """A plane of codes, or of whole weights."""
+    """Return a pointer to codes, or to whole weights."""
     if KIND == "f32":
         found = pointer(address, tl.float32)
     elif KIND == "f16":
@@ -69,13 +69,13 @@ def _linears(
         codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
         KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
     )  # fmt: skip
-    place = tl.load(own + 8) + tl.arange(0, ROWS)  # among the rows of all
+    place = tl.load(own + 8) + tl.arange(0, ROWS)  # output row among the rows of all matrices
     to = out + (part * tokens + token).to(tl.int64)[None, :] * all_rows + place[:, None]
     tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
 
 
 def alike(matrices: Sequence[Matrix]) -> list[list[int]]:
-    """Which of some matrices can go together: places, in order, of each kind."""
+    """Group matrices that can go together: indices, in order, for each kind."""
     found: dict[tuple[object, ...], list[int]] = {}
     for place, m in enumerate(matrices):
         shape = m.arguments()
@@ -88,9 +88,9 @@ def alike(matrices: Sequence[Matrix]) -> list[list[int]]:
 def multiply_together(
     x: torch.Tensor, matrices: Sequence[Matrix], width: int, parts: int, per_part: int
 ) -> torch.Tensor:
-    """x [T, in] times matrices [out, in] of a kind -> f32 [parts, T, sum of out].
+    """Return x [T, in] times matrices [out, in] -> f32 [parts, T, sum of out].
 
-    Tiles are `width` tokens wide.
+    The matrices are of one kind; tiles are `width` tokens wide.
     """
     tokens, first = x.shape[0], matrices[0]
     candidates = SHAPES.linear_of(max(m.rows for m in matrices))
@@ -110,7 +110,7 @@ def multiply_together(
 
 
 def _table(matrices: tuple[Matrix, ...], height: int) -> torch.Tensor:
-    """Tiles of all matrices: i64 [tiles, FIELDS]; kept with the first."""
+    """Return the tiles of all matrices: i64 [tiles, FIELDS]; kept with the first matrix."""
     key = (height, *map(id, matrices[1:]))
     kept = matrices[0].together
     if key not in kept:
@@ -123,6 +123,6 @@ def _table(matrices: tuple[Matrix, ...], height: int) -> torch.Tensor:
                 lines.append([*line, *[0] * (FIELDS - len(line))])
             place += m.rows
         made = torch.tensor(lines, dtype=torch.int64)
-        # the matrices are kept with it: their addresses, and that no other gets their ids
+        # keeps the matrices alive, so that their addresses stay valid and their ids are not reused
         kept[key] = made.to(matrices[0].codes.device), matrices[1:]
     return kept[key][0]

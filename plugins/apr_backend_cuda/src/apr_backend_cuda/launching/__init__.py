@@ -1,0 +1,1 @@
+"""Launch parameters of kernels, and how they are chosen."""

@@ -1,7 +1,7 @@
-"""How much a program of each kernel takes on: no result depends on it, only speed.
+"""How much work a program of each kernel does. It affects only speed, never a result.
 
-The interpreter runs a program at a time, and an operation in it costs the same whatever its size:
-there, few large programs.
+The interpreter runs one program at a time, and an operation in it costs the same at any size, so
+there a few large programs are best.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 from apr_backend_cuda.probe import interpreted
 
 Candidate = Mapping[str, int]
-# Not below 64 rows: Hopper would take other instructions for these, which may round otherwise.
+# Not below 64 rows: there Hopper uses other instructions, which may round differently.
 LINEAR: tuple[Candidate, ...] = tuple(
     {"ROWS": rows, "num_warps": warps, "num_stages": stages}
     for rows, warps, stages in ((64, 4, 3), (64, 4, 2), (64, 4, 4), (128, 8, 2), (64, 4, 1))
@@ -37,33 +37,33 @@ ATTEND: tuple[Candidate, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Sizes of tiles; all are powers of two."""
+    """Sizes of tiles, all powers of two."""
 
-    weight_rows: int = 64  # of a product, as far as its parts go by them
+    weight_rows: int = 64  # of a product, in choosing its number of parts
     linear: tuple[Candidate, ...] = LINEAR
-    least_rows: int = 64  # of a tile of weights, where the matrix has fewer
+    least_rows: int = 64  # of a tile of weights, even if the matrix has fewer
     matmul: tuple[Candidate, ...] = MATMUL
-    many: int = 257  # tokens of a product for which the weight is decoded first
+    many: int = 257  # from this many tokens, the weight is decoded first
     slab: int = 1 << 26  # values of a weight that are decoded at a time
     shrunk: tuple[int, int] = (8, 1024)  # tokens and values
-    tokens: tuple[int, ...] = (16, 32, 64)  # of a product: the least that holds all
+    tokens: tuple[int, ...] = (16, 32, 64)  # of a product: the smallest that holds all
     attend: tuple[Candidate, ...] = ATTEND
     programs: int = 2 * 132  # that fill the device
-    parts: int = 16  # of a weight's columns at most, where its rows are too few for that
+    parts: int = 16  # of a weight's columns at most, where its rows are too few to fill it
     stretch: int = 1024  # values of elementwise ops
-    rows: int = 4096  # values of ops that go by rows
+    rows: int = 4096  # values of row-wise ops
     conv: tuple[int, int] = (16, 128)  # rows and channels
-    written: int = 16  # rows of keys and values that are put into a state
-    queries: Mapping[str, tuple[int, int]] = field(  # rows of attention: one token's, prompts'
+    written: int = 16  # rows of keys and values stored in a state
+    queries: Mapping[str, tuple[int, int]] = field(  # rows of attention: for one token, for prompts
         default_factory=lambda: {"f16": (16, 64), "f32": (16, 16)}
     )
     keys: Mapping[str, int] = field(default_factory=lambda: {"f16": 64, "f32": 16})  # at a time
-    columns: tuple[int, int] = (32, 32)  # of a delta state: of one token, of prompts
-    draws: int = 1  # rows of logits that tokens are taken from
-    folded: int = 256  # columns of the table that such a row is folded into
+    columns: tuple[int, int] = (32, 32)  # of a delta state: for one token, for prompts
+    draws: int = 1  # rows of logits per program
+    folded: int = 256  # columns of the table that a row of logits is folded into
 
     def linear_of(self, rows: int) -> tuple[Candidate, ...]:
-        """Candidates for a matrix of so many rows."""
+        """Return candidates for a matrix with `rows` rows."""
         enough = max(self.least_rows, triton.next_power_of_2(rows))
         return tuple({**each, "ROWS": min(each["ROWS"], enough)} for each in self.linear)
 

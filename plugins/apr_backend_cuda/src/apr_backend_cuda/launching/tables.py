@@ -1,9 +1,9 @@
-"""Choices that come with the package, by compute capability, so that a first start times nothing.
+"""Tuning choices shipped by compute capability, so that a first start times nothing.
 
-They follow from what the compiler says of each candidate - registers, spills, shared memory - and
-were not timed yet: `APR_CUDA_TUNE=again python -m benchmarks.gpu` times all candidates and keeps
-what it finds. A few tokens: the weights' bytes are what counts, so deep pipelines. Many tokens: the
-matrix units count, so tiles as large as registers allow.
+They follow from what the compiler reports for each candidate - registers, spills, shared memory -
+and have not been timed yet: `APR_CUDA_TUNE=again python -m benchmarks.gpu` times all candidates and
+keeps what it finds. With few tokens, reading the weights dominates, so pipelines are deep. With
+many, the matrix units do, so tiles are as large as registers allow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Launch = tuple[int, int]  # warps and stages
 
 
 def _linear(packed: Mapping[int, Launch], whole: Mapping[int, Launch]) -> dict[str, Choice]:
-    """Products of few tokens, by the tokens of a tile."""
+    """Return choices for products of few tokens, by the tokens per tile."""
     found: dict[str, Choice] = {}
     for kinds, launches in ((PACKED, packed), (WHOLE, whole)):
         for kind in kinds:
@@ -28,7 +28,10 @@ def _linear(packed: Mapping[int, Launch], whole: Mapping[int, Launch]) -> dict[s
 
 
 def _matmul(large: Choice, small: Choice) -> dict[str, Choice]:
-    """Products of many tokens; two sums at once leave registers for small tiles only."""
+    """Return choices for products of many tokens.
+
+    Two sums at once leave registers for small tiles only.
+    """
     return {
         "matmul large whole": large, "matmul small whole": small,
         "matmul large parts": small, "matmul small parts": small,
@@ -43,7 +46,7 @@ def _tiles(rows: int, tokens: int, k: int, warps: int, stages: int) -> Choice:
 
 
 def _attend(wide_stages: int) -> dict[str, Choice]:
-    """Attention, by the size of heads and the rows of a tile."""
+    """Return choices for attention, by head size and rows per tile."""
     found: dict[str, Choice] = {}
     for dim in (64, 128, 256):
         found[f"attend {dim} 16"] = {"num_warps": 4, "num_stages": 3}

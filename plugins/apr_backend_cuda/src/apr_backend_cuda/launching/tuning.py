@@ -1,9 +1,9 @@
-"""Which sizes of tiles a kernel runs fastest with on this device. No result depends on it.
+"""The tile sizes a kernel runs fastest with on this device. They never change a result.
 
-Where to look, in order: what this process found, what an earlier one found and kept in the cache,
-the table that comes with the package (`tables.py`). Where all are silent, the candidates are timed
-when they are first needed, and what is found is kept. $APR_CUDA_TUNE: `off` times nothing and takes
-the first candidate, `again` times everything anew.
+Sources, in order: what this process found, what an earlier one found and kept in the cache, the
+table shipped with the package (`tables.py`). If none has a choice, the candidates are timed when
+first needed, and the result is kept. $APR_CUDA_TUNE: `off` times nothing and takes the first
+candidate, `again` times everything anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Timer = Callable[[Callable[[], None]], float]
 
 
 class Tuning:
-    """Choices for one device. `timer` gives the milliseconds of a call."""
+    """Choices for one device. `timer` returns the milliseconds of a call."""
 
     def __init__(
         self, table: Mapping[str, Candidate], file: Path | None, timer: Timer, mode: str = ""
@@ -42,7 +42,7 @@ class Tuning:
     def choice(
         self, key: str, candidates: Sequence[Candidate], run: Callable[[Candidate], None]
     ) -> Candidate:
-        """The fastest candidate for a key; `run` launches the kernel with one."""
+        """Return the fastest candidate for a key; `run` launches the kernel with one."""
         if key not in self._known:
             if len(candidates) == 1 or self._mode == "off":
                 return candidates[0]
@@ -62,7 +62,7 @@ class Tuning:
         return candidates[min(times)[1]] if times else candidates[-1]
 
     def _keep(self) -> None:
-        """Write beside the file and rename. What cannot be kept is found again next time."""
+        """Save the choices by write and rename. What cannot be saved is found again next time."""
         if self._file is None:
             return
         beside = self._file.with_suffix(f".{os.getpid()}")
@@ -74,7 +74,7 @@ class Tuning:
 
 
 def _read(file: Path | None) -> dict[str, Candidate]:
-    """What was kept; nothing if it is damaged."""
+    """Return the saved choices; none if the file is damaged."""
     try:
         found = json.loads(file.read_text()) if file else {}
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def _is_candidate(found: Any) -> bool:
 
 @cache
 def tuning_of(device: int) -> Tuning:
-    """Choices for a CUDA device of this process, by its number."""
+    """Return the choices for a CUDA device of this process, by its number."""
     found = torch.cuda.get_device_properties(device)
     name = f"{found.name}-triton-{triton.__version__}.json".replace(" ", "-").replace("/", "-")
     folder = tuning_folder()
@@ -100,7 +100,7 @@ def tuning_of(device: int) -> Tuning:
 
 
 def tuning_folder() -> Path | None:
-    """Where choices are kept; None: nowhere."""
+    """Return the folder for saved choices; None if there is none."""
     return usable_folder(cache_dir(), "cuda-tuning", "what kernels run fastest with", "APR_CACHE")
 
 
@@ -108,7 +108,7 @@ def launch(
     kernel: Any, name: str, key: str, candidates: Sequence[Candidate],
     grid: Callable[[Candidate], tuple[int, ...]], *arguments: Any, **more: Any,
 ) -> None:  # fmt: skip
-    """Launch a kernel, which must change nothing but its output, with what it is fastest with."""
+    """Launch a kernel with its fastest candidate; the kernel must change only its output."""
 
     def run(candidate: Candidate) -> None:
         kernel[grid(candidate)](*arguments, **more, **candidate)
@@ -117,7 +117,7 @@ def launch(
         run(candidates[0])
         return
     device = torch.cuda.current_device()
-    if torch.cuda.is_current_stream_capturing():  # timing would end the recording
+    if torch.cuda.is_current_stream_capturing():  # timing would break the recording
         run(tuning_of(device).choice(f"{name} {key}", candidates[:1], run))
     else:
         run(tuning_of(device).choice(f"{name} {key}", candidates, run))

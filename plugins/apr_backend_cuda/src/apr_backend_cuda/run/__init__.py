@@ -1,0 +1,1 @@
+"""Running steps: their tables, CUDA graphs and sampling."""

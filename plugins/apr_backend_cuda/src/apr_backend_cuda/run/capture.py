@@ -1,8 +1,8 @@
-"""Decode steps as CUDA graphs: launched once as a whole, with no Python between kernels.
+"""Decode steps as CUDA graphs: launched as a whole, with no Python between kernels.
 
-A graph is of a number of sequences, each of which gets one token. What differs from step to step -
-ids, positions, slots - is data on the device that is fed before a replay. Batches are filled up to
-a few sizes with rows that are nobody's.
+A graph is for a number of sequences, each of which gets one token. What differs from step to step -
+ids, positions, slots - is data on the device, updated before a replay. Batches are padded to a few
+sizes with rows that belong to no sequence.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from apr_backend_cuda.states.slots import NOBODY
 from apr_core.plugin import Segment, Step
 
 StepFunction = Callable[[Any, Step], Any]
-FINE = 8  # to here batches are filled up to powers of two, then to multiples of this
-MOST = 256  # sequences of a graph
+FINE = 8  # up to here batches are padded to powers of two, beyond to multiples of this
+MOST = 256  # sequences of a graph, at most
 
 
 class Results:
-    """Where recorded steps leave their logits: a few arrays, whatever number of graphs there are.
+    """Where recorded steps leave their logits: a few arrays shared by all graphs.
 
-    A graph's own result would be kept as long as the graph, a megabyte for each sequence of it.
+    A graph's own result would live as long as the graph: a megabyte for each of its sequences.
     """
 
     def __init__(self) -> None:
         self._kept: dict[int, torch.Tensor] = {}
 
     def put(self, logits: torch.Tensor) -> torch.Tensor:
-        """A copy [sequences, vocab] in the array for so many, which is made if there is none."""
+        """Copy logits [sequences, vocab] to the array for that many, made if there is none."""
         rows = logits.shape[0]
         room = 1 << (rows - 1).bit_length()
         if room not in self._kept:
@@ -44,9 +44,9 @@ class Results:
 
 
 class Recorder:
-    """What all graphs of a model are recorded with: memory they share, and a stream.
+    """What all graphs of a model are recorded with: shared memory and a stream.
 
-    torch would record all on the device of the first, with a stream of its own.
+    torch would record all on the first graph's device, with a separate stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class Recorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """What a function launches, as a graph. Nothing of it is left if the function fails."""
+        """Record a function's launches as a graph. A function that fails leaves nothing."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         try:
@@ -64,16 +64,16 @@ class Recorder:
             ):
                 run()
         except BaseException:
-            torch.cuda.set_stream(current)  # torch leaves its own where a recording is broken off
+            torch.cuda.set_stream(current)  # a failed recording leaves torch's stream
             raise
         return graph
 
 
 class Graph:
-    """One recorded step: of `size` sequences with at most `end` tokens.
+    """One recorded step: `size` sequences of at most `end` tokens.
 
-    The first step is run kernel by kernel, which compiles them; the second is recorded. Where
-    kernels are interpreted there is nothing to record, and every step is run.
+    The first step runs kernel by kernel, which compiles them; the second is recorded. Where kernels
+    are interpreted nothing is recorded, and every step runs.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Graph:
         self._logits: torch.Tensor | None = None
 
     def _padded(self, step: Step) -> Step:
-        """The step with rows of nobody, and positions where kernels read them."""
+        """Return the step with padding rows, and with positions where kernels read them."""
         more = [Segment(NOBODY, i, i + 1, 0) for i in range(step.n_rows, self._size)]
         return Step((*step.segments, *more), self._positions, step.host_positions)
 
     def __call__(self, ids: torch.Tensor, step: Step) -> torch.Tensor:
-        """Logits [sequences, vocab] of a step."""
+        """Return logits [sequences, vocab] of a step."""
         rows = ids.shape[0]
         self._ids[:rows].copy_(ids)
         self._positions[:rows].copy_(step.positions)
@@ -120,19 +120,19 @@ class Graph:
 
 
 class Captured:
-    """A step function that replays graphs for steps of one token a sequence.
+    """A step function that replays graphs for steps of one token per sequence.
 
-    Graphs share their working memory: what one returns is there until another is replayed.
+    Graphs share their working memory: a result is valid until another graph is replayed.
     """
 
     def __init__(self, function: StepFunction) -> None:
         self._function = function
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._results = Results()
-        self._recorder: Recorder | None = None  # where kernels are not interpreted
+        self._recorder: Recorder | None = None  # None where kernels are interpreted
 
     def __call__(self, ids: torch.Tensor, step: Step) -> Any:
-        """Logits of every segment's last row."""
+        """Return logits of every segment's last row."""
         count = len(step.segments)
         if count != step.n_rows or count > MOST:
             return self._function(ids, step)
@@ -143,18 +143,18 @@ class Captured:
             self._function, ids, step, size, end, self._results, self._recorder
         )
         logits = graph(ids, step)
-        self._graphs[size, end] = graph  # not before: its tables are those of a step that was run
+        self._graphs[size, end] = graph  # only now: its tables must be those of a step that ran
         return logits
 
 
 def bucket(count: int) -> int:
-    """The size of the batch that so many sequences are filled up to."""
+    """Return the batch size that this many sequences are padded to."""
     if count <= FINE:
         return 1 << (count - 1).bit_length()
     return -(-count // FINE) * FINE
 
 
 def _end(step: Step) -> int:
-    """The most tokens of a graph for this step: a power of two of ranges of attention."""
+    """Return the most tokens of a graph for this step: a power of two of ranges of attention."""
     ranges = -(-(int(np.max(step.host_positions)) + 1) // RANGE)
     return RANGE << (ranges - 1).bit_length()

@@ -1,8 +1,8 @@
 """The next tokens, chosen on the device: only they are downloaded, not the logits.
 
-Rows are put in order of what their draws need, and each kind takes a few launches for all of its
-rows. Parameters go up in one small copy; the download of the tokens is the only wait. What is left
-to the host: rows that are not finite, top-k beyond LONGEST, and a nucleus of more than LONGEST.
+Rows are sorted by what their draws need, and each kind takes a few launches for all of its rows.
+Parameters go up in one small copy; the download of the tokens is the only wait. Left to the host:
+rows that are not finite, top-k beyond LONGEST, and a nucleus of more than LONGEST.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from apr_backend_cuda.launching.shapes import SHAPES
 if TYPE_CHECKING:
     from apr_core.plugin import Draw
 
-BLOCK = 1024  # ids of a program; a draw from all of them goes by the host's blocks
-LONGEST, SHORTEST = 1024, 64  # lists of the likeliest tokens are one of the powers of two
+BLOCK = 1024  # ids per program; a draw from all ids uses the same blocks as the host
+LONGEST, SHORTEST = 1024, 64  # lists of the likeliest tokens: a power of two in this range
 ROOM = 4 * LONGEST  # scores of a row that may have to be sorted for its list
-COLUMNS = 8 * LONGEST  # of the table that a row is folded into to find what these are
+COLUMNS = 8 * LONGEST  # of the table that a row is folded into to find these
 COLDEST = 1e-37  # the lowest temperature float32 divides by, as on the host
 LARGEST = float(torch.finfo(torch.float32).max)
 
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
-    """Tokens that draws take from logits f32 [rows, vocab], one a row; None as `BackendPlugin`."""
+    """Return a token drawn from each row of f32 [rows, vocab]; None as in `BackendPlugin`."""
     vocab = logits.shape[1]
     kinds = [Kind.HOST if draw is None else kind_of(draw, vocab) for draw in draws]
     order = [row for row, kind in enumerate(kinds) if kind is not Kind.HOST]
@@ -55,7 +55,7 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | Non
 
 
 def kind_of(draw: Draw, vocab: int) -> Kind:
-    """What a draw from a row of `vocab` scores needs."""
+    """Return what a draw needs of a row of `vocab` scores."""
     if draw.temperature <= 0:
         return Kind.LIKELIEST
     if 0 < draw.top_k < min(draw.valid, vocab):
@@ -64,7 +64,7 @@ def kind_of(draw: Draw, vocab: int) -> Kind:
 
 
 def _line(row: int, draw: Draw, vocab: int) -> tuple[float, ...]:
-    """The parameters of a row, in the order of `PARAMS`."""
+    """Return the parameters of a row, in the order of `PARAMS`."""
     valid, temperature = min(draw.valid, vocab), max(draw.temperature, COLDEST)
     return row, valid, temperature, draw.top_k, draw.top_p, draw.min_p, draw.share, 0.0
 
@@ -84,7 +84,7 @@ def _tokens(logits: torch.Tensor, lines: list[tuple[float, ...]], kinds: list[Ki
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Logits, and what is taken from them: n tokens, each from the row that its line names."""
+    """Logits and the n tokens drawn from them, each from the row that its line of params names."""
 
     logits: torch.Tensor  # f32 [rows, vocab]
     params: torch.Tensor  # f64 [n, 8]
@@ -93,7 +93,7 @@ class Rows:
 
     @classmethod
     def of(cls, logits: torch.Tensor, lines: list[tuple[float, ...]]) -> Rows:
-        """Nothing is taken yet."""
+        """Make the rows, with no tokens drawn yet."""
         logits = logits if logits.stride(1) == 1 else logits.contiguous()
         params = torch.tensor(lines, dtype=torch.float64).to(logits.device, non_blocking=True)
         tops = torch.empty(len(lines), dtype=torch.float32, device=logits.device)
@@ -101,7 +101,7 @@ class Rows:
 
     @property
     def blocks(self) -> int:
-        """Blocks of ids in a row."""
+        """How many blocks of ids a row has."""
         blocks: int = triton.cdiv(self.logits.shape[1], BLOCK)
         return blocks
 
@@ -109,7 +109,7 @@ class Rows:
         return torch.empty(shape, dtype=dtype, device=self.logits.device)
 
     def take_likeliest(self) -> None:
-        """The likeliest token of every row, and its score; -1 where it is no finite one."""
+        """Find the likeliest token of every row, and its score; -1 if it is not finite."""
         count, lines, blocks = len(self.tokens), SHAPES.draws, self.blocks
         best = self._new(count, blocks, dtype=torch.float32)
         at = self._new(count, blocks, dtype=torch.int32)
@@ -123,7 +123,7 @@ class Rows:
         )  # fmt: skip
 
     def _sums(self, first: int, count: int, least: bool) -> torch.Tensor:
-        """Weights of blocks of ids, f64 [count, blocks]; `least`: what min-p leaves of them."""
+        """Return weights of blocks of ids, f64 [count, blocks]; `least`: after min-p."""
         sums = self._new(count, self.blocks, dtype=torch.float64)
         kernels.sums_of_blocks[self.blocks, triton.cdiv(count, SHAPES.draws)](
             self.logits, self.params, self.tops, sums, count, first, self.logits.stride(0),
@@ -132,7 +132,7 @@ class Rows:
         return sums
 
     def draw_from_all(self, first: int, count: int) -> None:
-        """Tokens by the weights of all ids, in their order."""
+        """Draw tokens by the weights of all ids, in their order."""
         sums = self._sums(first, count, True)
         kernels.draw_from_all[(triton.cdiv(count, SHAPES.draws),)](
             self.logits, self.params, self.tops, sums, self.tokens, count, first,
@@ -141,11 +141,11 @@ class Rows:
         )  # fmt: skip
 
     def draw_from_nucleus(self, first: int, count: int) -> None:
-        """Tokens from the likeliest that have a share of the weight of all."""
+        """Draw tokens from the likeliest that hold a share of the total weight."""
         self._draw_from(first, count, LONGEST, self._sums(first, count, False))
 
     def draw_from_list(self, first: int, count: int, most: int) -> None:
-        """Tokens from the likeliest `most`, or fewer."""
+        """Draw tokens from the likeliest `most`, or fewer."""
         length = max(SHORTEST, triton.next_power_of_2(most))
         self._draw_from(first, count, min(length, LONGEST), None)
 
@@ -165,9 +165,9 @@ class Rows:
         )  # fmt: skip
 
     def _bounds(self, first: int, count: int, length: int) -> torch.Tensor:
-        """A score for each row, f32 [count], which at least `length` reach if so many are finite.
+        """Return a score per row, f32 [count], that at least `length` scores reach if finite.
 
-        The length-th highest of its columns' highest scores, or the lowest number there is.
+        It is the length-th highest of the columns' highest scores, or the lowest float.
         """
         vocab = self.logits.shape[1]
         if vocab <= ROOM:

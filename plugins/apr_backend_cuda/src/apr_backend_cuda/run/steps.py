@@ -1,7 +1,7 @@
-"""What kernels need to know of a step: whose rows are where, as arrays on the device.
+"""What kernels need to know of a step: which rows belong to which slot, as device arrays.
 
-Made once a step and used by every layer. They name slots, and the states' own tables say where a
-slot's memory is (`states.py`). A recorded step has tables that stay where they are and are fed anew
+Made once per step and used by every layer. They name slots, and the states' own tables say where a
+slot's memory is (`states/device.py`). A recorded step has tables that stay in place and are updated
 before each replay.
 """
 
@@ -24,14 +24,14 @@ Make = Callable[[Step], NDArray[np.int32]]
 
 
 class Spared(Protocol):
-    """Something with a table of slots."""
+    """A state with a table of slots and spare memory."""
 
     def provide_spare(self) -> None:
-        """Have memory for rows of nobody."""
+        """Allocate memory for padding rows."""
 
 
 class Tables:
-    """Of one step."""
+    """The tables of one step."""
 
     def __init__(self, step: Step, device: torch.device) -> None:
         self.step, self.device = step, device
@@ -60,16 +60,16 @@ class Tables:
         return self._once("owner", _owners)
 
     def tiles_of(self, rows: int) -> torch.Tensor:
-        """Segments cut into tiles of at most `rows`: i32 [n, 8].
+        """Cut segments into tiles of at most `rows`: i32 [n, 8].
 
-        First row, rows, position, segment, the segment's rows before the tile, and slot.
+        Columns: first row, rows, position, segment, the segment's rows before the tile, and slot.
         """
         return self._once(("tiles", rows), lambda step: _cut(step, rows, False)[0])
 
     def on_grid(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Segments cut at multiples of `size` of positions, and where each segment's tiles begin.
+        """Cut segments at positions that are multiples of `size`.
 
-        i32 [n, 8] as `tiles_of`, and i32 [S + 1].
+        Returns tiles i32 [n, 8] as `tiles_of`, and where each segment's tiles begin, i32 [S + 1].
         """
         return (
             self._once(("grid", size), lambda step: _cut(step, size, True)[0]),
@@ -77,7 +77,7 @@ class Tables:
         )
 
     def of_pages(self, state: PagedKV) -> torch.Tensor:
-        """The table of a state of pages, with pages for every row of the step."""
+        """Return the table of a paged state, with pages for every row of the step."""
         if state.pool not in self._pools:
             self._pools.append(state.pool)
             state.pool.reserve_for(self.step.segments)
@@ -85,7 +85,7 @@ class Tables:
         return state.pool.table
 
     def of_arrays(self, state: Any, name: str) -> torch.Tensor:
-        """The table of some arrays of a state."""
+        """Return the table of a state's arrays of that name."""
         self._spare(state)
         table: torch.Tensor = state.tables[name]
         return table
@@ -102,17 +102,17 @@ class Tables:
 
 
 class StaticTables(Tables):
-    """Tables that stay where they are. `end` are the most tokens of a sequence they are for."""
+    """Tables that stay in place. `end` is the most tokens of a sequence they are for."""
 
     def __init__(self, step: Step, device: torch.device, end: int) -> None:
         super().__init__(step, device)
-        self._padded = True  # the first step may be full, and a later one not
+        self._padded = True  # the first step may be full and a later one not
         self._end = end
         self._fed: dict[Any, Make] = {}
 
     @property
     def end(self) -> int:
-        """Tokens of the longest sequence that these are for."""
+        """The most tokens of a sequence that these are for."""
         return self._end
 
     def _once(self, key: Any, make: Make) -> torch.Tensor:
@@ -120,7 +120,7 @@ class StaticTables(Tables):
         return super()._once(key, make)
 
     def refresh(self, step: Step) -> None:
-        """Feed another step: its arrays are copied to where the first one's are."""
+        """Load another step: copy its arrays over the first one's."""
         self.step = step
         for pool in self._pools:
             pool.reserve_for(step.segments)
@@ -156,7 +156,7 @@ _current = threading.local()
 
 
 def tables_of(step: Step, device: torch.device) -> Tables:
-    """The tables of a step; those of the last one are kept."""
+    """Return the tables of a step; those of the last step are cached."""
     found: Tables | None = getattr(_current, "tables", None)
     if found is None or found.step is not step or found.device != device:
         found = _current.tables = Tables(step, device)
@@ -165,7 +165,7 @@ def tables_of(step: Step, device: torch.device) -> Tables:
 
 @contextmanager
 def using(tables: Tables) -> Iterator[None]:
-    """Within, these are the tables of their step."""
+    """Use these as the tables of their step within the block."""
     _current.tables = tables
     try:
         yield

@@ -1,0 +1,1 @@
+"""States of sequences on the device."""

@@ -1,9 +1,9 @@
-"""What sequences keep, on the device, where kernels find it by slot number alone.
+"""States of sequences on the device, where kernels find them by slot number alone.
 
-Every state has a table of addresses with a row a slot. A step tells kernels the slots of its rows;
-nothing else about a state changes from step to step, so a recorded step stays valid while sequences
-come, grow and go. The row after the last slot is for rows that are nobody's: memory that anybody
-may write to and nobody reads.
+Every state has a table of addresses with a row per slot. A step tells kernels the slots of its
+rows; nothing else about a state changes from step to step, so a recorded step stays valid while
+sequences come, grow and go. The row after the last slot is for padding rows: memory that any row
+may write and none reads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from apr_backend_cuda.states.pages import PagedKV, PagePool
 from apr_backend_cuda.states.slots import NOBODY, SLOTS, Spare, check_slot
 from apr_core.plugin import BackendError, KVType, RecurrentState, StateMakers, Zeros
 
-CONTEXT = 1 << 18  # tokens that tables of pages have room for where nobody says
+CONTEXT = 1 << 18  # tokens that tables of pages have room for by default
 
 
 class SlotArrays(RecurrentState):
-    """Named arrays a slot, and tables i64 [SLOTS + 1] of where they are."""
+    """Named arrays per slot, and tables i64 [SLOTS + 1] of their addresses."""
 
     def __init__(
         self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], device: torch.device,
@@ -40,13 +40,13 @@ class SlotArrays(RecurrentState):
             table[slot] = self.arrays[name][slot].data_ptr()
 
     def provide_spare(self) -> None:
-        """Have memory for rows of nobody."""
+        """Allocate memory for padding rows."""
         for name, table in self.tables.items():
             table[NOBODY] = self._spare.address(4 * torch.Size(self._shapes[name]).numel())
 
 
 class DeviceStates(StateMakers):
-    """Makes the states of one model. `max_len` are the tokens of its longest sequence."""
+    """Makes the states of one model. `max_len` is the tokens of its longest sequence."""
 
     def __init__(
         self, zeros: Zeros, kv_type: KVType, device: torch.device, max_len: int | None
@@ -56,16 +56,16 @@ class DeviceStates(StateMakers):
         self._pool = PagePool(device, kv_type, max_len or CONTEXT, self._spare)
 
     def kv(self, kv_heads: int, head_dim: int) -> PagedKV:
-        """Keys and values of everything so far, in pages that all layers share."""
+        """Return a state of all keys and values so far, in pages that all layers share."""
         return PagedKV(self._pool, kv_heads, head_dim)
 
     def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> SlotArrays:
-        """Named float32 arrays of fixed shapes, zeros at first."""
+        """Return a state of named float32 arrays of fixed shapes, zeros at first."""
         return SlotArrays(self.zeros, shapes, self._device, self._spare, grid)
 
 
 def arrays_of(state: object) -> SlotArrays:
-    """A state of recurrent arrays that kernels find. Raises BackendError if it is another."""
+    """Return a state as recurrent arrays that kernels find. Raises BackendError on others."""
     if isinstance(state, SlotArrays):
         return state
     raise BackendError(
@@ -75,7 +75,7 @@ def arrays_of(state: object) -> SlotArrays:
 
 
 def pages_of(state: object) -> PagedKV:
-    """A state of keys and values in pages. Raises BackendError if it is another."""
+    """Return a state as keys and values in pages. Raises BackendError on others."""
     if isinstance(state, PagedKV):
         return state
     raise BackendError(

@@ -1,9 +1,8 @@
 """Keys and values in pages of PAGE positions (Kwon et al., "PagedAttention", 2023).
 
 A page holds some positions of one sequence for all layers, so sequences of any length share memory
-without gaps. Snapshots and forks share pages with the sequence they were taken of; who writes to a
-page that others hold writes to a copy. Pages come from torch's allocator, which keeps what is given
-back for the next.
+without gaps. Snapshots and forks share pages with the sequence they come from; writing to a shared
+page writes to a copy. Pages come from torch's allocator, which caches freed memory.
 
     page     u8, for each layer keys then values, both [Hkv, PAGE, D] in f16 or f32
     table    i64 [SLOTS + 1, pages]: addresses of each slot's pages, in order
@@ -25,7 +24,7 @@ TYPES: dict[KVType, torch.dtype] = {"f32": torch.float32, "f16": torch.float16}
 
 
 class Page:
-    """Some positions of a sequence. `holders` are the slots and snapshots that have it."""
+    """Some positions of a sequence. `holders` counts the slots and snapshots that hold it."""
 
     __slots__ = ("data", "holders")
 
@@ -34,7 +33,7 @@ class Page:
 
 
 class PagePool:
-    """The pages of one model: of every open slot, over all layers."""
+    """The pages of one model: those of every open slot, for all layers."""
 
     def __init__(self, device: torch.device, kv_type: KVType, max_len: int, spare: Spare) -> None:
         if kv_type not in TYPES:
@@ -43,41 +42,41 @@ class PagePool:
                 "Choose another kv_type.",
             )
         self.kv_type, self.dtype, self._device, self._spare = kv_type, TYPES[kv_type], device, spare
-        self.page_bytes = 0  # over all layers
+        self.page_bytes = 0  # for all layers
         self.table = torch.zeros((SLOTS + 1, -(-max_len // PAGE)), dtype=torch.int64, device=device)
         self._pages: dict[int, list[Page]] = {}
-        self._open: Counter[int] = Counter()  # layers that have a slot open
+        self._open: Counter[int] = Counter()  # how many layers have each slot open
 
     def add_layer(self, kv_heads: int, head_dim: int) -> int:
-        """Where in a page the layer's keys begin, in bytes. All layers come before any page."""
+        """Add a layer; return its keys' byte offset in a page. Call before making pages."""
         assert not self._pages, "a layer more, though there are pages already"
         offset = self.page_bytes
         self.page_bytes += 2 * kv_heads * PAGE * head_dim * self.dtype.itemsize
         return offset
 
     def open(self, slot: int) -> None:
-        """A layer opens a slot."""
+        """Open a slot for a layer."""
         check_slot(slot)
         self._open[slot] += 1
         self._pages.setdefault(slot, [])
 
     def close(self, slot: int) -> None:
-        """A layer closes a slot; with the last one its pages go."""
+        """Close a slot for a layer; the last one frees its pages."""
         self._open[slot] -= 1
         if not self._open[slot]:
             del self._open[slot]
             drop(self._pages.pop(slot))
 
     def held(self) -> int:
-        """Pages of all slots; those of several count several times."""
+        """Return the pages of all slots; shared ones count for each slot."""
         return sum(map(len, self._pages.values()))
 
     def pages(self, slot: int, since: int, length: int) -> list[Page]:
-        """The slot's pages that have positions `since` to `length`."""
+        """Return the slot's pages that hold positions `since` to `length`."""
         return self._pages[slot][since // PAGE : -(-length // PAGE)]
 
     def reserve(self, slot: int, position: int, stop: int) -> None:
-        """Have pages up to `stop`, of which those from `position` on may be written to.
+        """Allocate pages up to `stop`; those from `position` on may be written to.
 
         Raises BackendError if the device has no memory left.
         """
@@ -94,11 +93,11 @@ class PagePool:
             while len(pages) < needed:
                 pages.append(self._new())
                 changed.append(len(pages) - 1)
-        finally:  # also of some pages only: the next step goes by the slot's list
+        finally:  # even after an error: the next step relies on the slot's list
             self._publish(slot, changed)
 
     def share(self, slot: int, first: int, pages: list[Page]) -> None:
-        """Put others' pages into a slot, from its page `first` on."""
+        """Put pages of another holder into a slot, from its page `first` on."""
         own = self._pages[slot]
         if own[first : first + len(pages)] == pages:  # another layer has done it
             return
@@ -108,13 +107,13 @@ class PagePool:
         self._publish(slot, list(range(first, first + len(pages))))
 
     def reserve_for(self, segments: tuple[Segment, ...]) -> None:
-        """Have pages for the rows of a step."""
+        """Reserve pages for the rows of a step."""
         for s in segments:
             if s.slot != NOBODY:
                 self.reserve(s.slot, s.position, s.position + s.stop - s.start)
 
     def provide_spare(self) -> None:
-        """Have memory for rows of nobody, which are at position 0."""
+        """Allocate memory for padding rows, which are at position 0."""
         self.table[NOBODY, 0] = self._spare.address(self.page_bytes)
 
     def _new(self) -> Page:
@@ -128,7 +127,7 @@ class PagePool:
             ) from error
 
     def _publish(self, slot: int, changed: list[int]) -> None:
-        """Tell kernels where pages are."""
+        """Write the addresses of changed pages to the kernels' table."""
         if changed:
             first, last = changed[0], changed[-1] + 1
             found = [page.data.data_ptr() for page in self._pages[slot][first:last]]
@@ -137,13 +136,13 @@ class PagePool:
 
 
 def hold(pages: list[Page]) -> None:
-    """One more has these pages."""
+    """Add a holder to these pages."""
     for page in pages:
         page.holders += 1
 
 
 def drop(pages: list[Page]) -> None:
-    """One less has these pages."""
+    """Remove a holder from these pages."""
     for page in pages:
         page.holders -= 1
 
@@ -158,7 +157,7 @@ class PagedRows:
         self._row_bytes = row_bytes
 
     def first(self, rows: int) -> PagedRows:
-        """The first rows of these."""
+        """Return the first rows of these."""
         count = -(-(self.since + rows) // PAGE) - self.since // PAGE
         return PagedRows(self.pages[:count], self.since, self.since + rows, self._row_bytes)
 
@@ -167,7 +166,7 @@ class PagedRows:
 
 
 class PagedKV(State):
-    """Keys and values of one layer, in the pages of all."""
+    """Keys and values of one layer, in the shared pages."""
 
     kind: ClassVar[StateKind] = "kv"
     rewindable = True
@@ -175,7 +174,7 @@ class PagedKV(State):
 
     def __init__(self, pool: PagePool, kv_heads: int, head_dim: int) -> None:
         self.pool, self._heads, self._dim, self.dtype = pool, kv_heads, head_dim, pool.kv_type
-        self.keys_at = pool.add_layer(kv_heads, head_dim)  # in a page, in bytes
+        self.keys_at = pool.add_layer(kv_heads, head_dim)  # byte offset in a page
         self.values_at = (self.keys_at + pool.page_bytes) // 2
         self._row_bytes = (pool.page_bytes - self.keys_at) // PAGE
 
@@ -192,22 +191,22 @@ class PagedKV(State):
         self.pool.reserve(slot, 0, length)
 
     def bytes_at(self, length: int) -> int:
-        """Bytes of a slot whose sequence has `length` tokens."""
+        """Return the bytes of a slot whose sequence has `length` tokens."""
         return -(-length // PAGE) * PAGE * self._row_bytes
 
     def nbytes(self) -> int:
-        """Bytes held now, over all slots."""
+        """Return the bytes held now by all slots."""
         return self.pool.held() * PAGE * self._row_bytes
 
     def _of(self, page: Page) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's keys and values in a page, both [Hkv, PAGE, D]."""
+        """Return the layer's keys and values in a page, both [Hkv, PAGE, D]."""
         end = self.keys_at + PAGE * self._row_bytes
         both = page.data[self.keys_at : end].view(self.pool.dtype)
         keys, values = both.view(2, self._heads, PAGE, self._dim)
         return keys, values
 
     def _stretches(self, since: int, length: int) -> Iterator[tuple[int, slice, slice]]:
-        """(page, its positions, those of the stretch) for positions `since` to `length`."""
+        """Yield (page, its positions, those of the stretch) for `since` to `length`."""
         at = since
         while at < length:
             page = at // PAGE
@@ -220,7 +219,7 @@ class PagedKV(State):
     def append(
         self, slot: int, position: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k, v [n, Hkv, D] at `position`; returns all keys and values so far [Hkv, L, D]."""
+        """Write k, v [n, Hkv, D] at `position`; return all keys and values so far [Hkv, L, D]."""
         length = position + k.shape[0]
         self.pool.reserve(slot, position, length)
         pages = self.pool.pages(slot, 0, length)
@@ -230,7 +229,7 @@ class PagedKV(State):
         return self.filled(slot, length)
 
     def filled(self, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the first `length` keys and values, both [Hkv, length, D]."""
+        """Return copies of the first `length` keys and values, both [Hkv, length, D]."""
         found = torch.empty(
             (2, self._heads, length, self._dim),
             dtype=self.pool.dtype,
@@ -243,11 +242,11 @@ class PagedKV(State):
         return found[0], found[1]
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> PagedRows:
-        """Keys and values of positions `since` to `length`, shared with the slot."""
+        """Return keys and values of positions `since` to `length`, shared with the slot."""
         return PagedRows(self.pool.pages(slot, since, length), since, length, self._row_bytes)
 
     def restore(self, slot: int, snapshot: PagedRows, since: int = 0) -> None:
-        """Put a snapshot back; what came before `since` is in its place."""
+        """Put back a snapshot; positions before `since` are already in place."""
         pages, first = snapshot.pages, since // PAGE
         if since % PAGE and pages:
             self.pool.reserve(slot, since, min((first + 1) * PAGE, snapshot.length))
@@ -259,5 +258,5 @@ class PagedKV(State):
         self.pool.share(slot, first, pages)
 
     def shortened(self, snapshot: PagedRows, rows: int) -> PagedRows:
-        """The first rows of a snapshot, not copied."""
+        """Return the first rows of a snapshot, not copied."""
         return snapshot.first(rows)

@@ -1,4 +1,4 @@
-"""Rows of tables: one a slot, one more for rows of nobody."""
+"""Rows of tables: one per slot, and one more for padding rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from apr_core.plugin import BackendError
 
 SLOTS = 1024  # sequences at once
-NOBODY = SLOTS  # the slot of rows that only fill a recorded batch
+NOBODY = SLOTS  # the slot of rows that only pad a recorded batch
 
 
 def check_slot(slot: int) -> None:
@@ -20,14 +20,14 @@ def check_slot(slot: int) -> None:
 
 
 class Spare:
-    """Memory that rows of nobody write to. All states of a model may share it."""
+    """Memory that padding rows write to. All states of a model may share it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._kept: list[torch.Tensor] = []  # older ones too: tables may have their addresses
+        self._kept: list[torch.Tensor] = []  # older ones too: tables may hold their addresses
 
     def address(self, nbytes: int) -> int:
-        """Where so many bytes are."""
+        """Return the address of at least `nbytes`."""
         if not self._kept or self._kept[-1].nbytes < nbytes:
             self._kept.append(torch.zeros(nbytes, dtype=torch.uint8, device=self._device))
         return self._kept[-1].data_ptr()

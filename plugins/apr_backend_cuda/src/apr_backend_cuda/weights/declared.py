@@ -1,6 +1,6 @@
-"""Declared layouts in planes: what `apr_core.ops.layouts` reads on the host, on the device.
+"""Declared layouts in planes: the layouts of `apr_core.ops.layouts`, read on the device.
 
-Scales are multiplied out, in float32, one for each group; so are minima.
+Scales are multiplied out in float32, one for each group; so are minima.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "u8": torch.uint8, "i8": t
 
 
 def declared_form(spec: BlockLayout, cols: int) -> Form:
-    """The planes of rows whose blocks are declared."""
+    """Return the planes of rows whose blocks have a declared layout."""
     layout = spec.layout
     padded = -(-cols // SUPERBLOCK) * SUPERBLOCK
     groups = -(-padded // layout.group)
@@ -32,7 +32,7 @@ def declared_form(spec: BlockLayout, cols: int) -> Form:
 
 
 def _signed(layout: Layout) -> bool:
-    """Whether codes are int8: those of 4 bits never are."""
+    """Return whether codes are int8; 4-bit codes never are."""
     return layout.signed and layout.bits == 8
 
 
@@ -41,7 +41,7 @@ def _numbers_of(layout: Layout) -> tuple[tuple[str, tuple[Numbers, ...]], ...]:
 
 
 def _fill(spec: BlockLayout, raw: torch.Tensor, into: Tensors) -> None:
-    """Planes of rows [R, row bytes]."""
+    """Fill planes from rows [R, row bytes]."""
     rows, layout = raw.shape[0], spec.layout
     count = raw.shape[1] // spec.nbytes
     blocks = raw[:, : count * spec.nbytes].view(rows, count, spec.nbytes)
@@ -52,7 +52,7 @@ def _fill(spec: BlockLayout, raw: torch.Tensor, into: Tensors) -> None:
 
 
 def _fill_codes(layout: Layout, blocks: torch.Tensor, block: int, plane: torch.Tensor) -> None:
-    """Codes of blocks [R, n, bytes], with which they begin."""
+    """Write the codes of blocks [R, n, bytes] to a plane."""
     packed = blocks[..., : block * layout.bits // 8]
     if layout.bits == 8:
         codes = packed ^ 128 if _signed(layout) else packed
@@ -65,14 +65,14 @@ def _fill_codes(layout: Layout, blocks: torch.Tensor, block: int, plane: torch.T
 
 
 def _unpacked(layout: Layout, packed: torch.Tensor) -> torch.Tensor:
-    """Codes of 4 bits of bytes [R, n, bytes], in order: u8 [R, 2 n bytes]."""
+    """Unpack 4-bit codes of bytes [R, n, bytes], in order: u8 [R, 2 n bytes]."""
     run = 1 if layout.order == "pairs" else layouts.RUN // 2
     low, high = (half.reshape(len(packed), -1, run) for half in (packed & 15, packed >> 4))
     return torch.stack([low, high], dim=2).view(len(packed), -1)
 
 
 def _products(parts: tuple[Numbers, ...], blocks: torch.Tensor, groups: int) -> torch.Tensor:
-    """The product of some numbers of blocks [R, n, bytes], a group: f32 [R, n groups]."""
+    """Return the product of some numbers of blocks [R, n, bytes]: f32 [R, n groups]."""
     shape = (*blocks.shape[:2], groups)
     found = [_numbers(each, blocks, 1 if each.per_block else groups) for each in parts]
     return reduce(torch.mul, [f.expand(shape) for f in found]).reshape(len(blocks), -1)
@@ -84,7 +84,7 @@ def _numbers(part: Numbers, blocks: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _fill_columns(columns: torch.Tensor, plane: torch.Tensor) -> None:
-    """Columns [R, n] into a plane of another width: those it lacks are zeros."""
+    """Write columns [R, n] to a plane of another width, padding with zeros."""
     width = min(columns.shape[1], plane.shape[1])
     plane[:, :width] = columns[:, :width]
     plane[:, width:] = 0

@@ -24,7 +24,7 @@ from apr_core.plugin import BackendError, BlockLayout, HostMatrix
 
 @dataclass(slots=True)
 class Matrix:
-    """[rows, cols] in planes, all on one device."""
+    """A matrix [rows, cols] in planes, all on one device."""
 
     kind: str
     rows: int
@@ -39,7 +39,7 @@ class Matrix:
 
     @property
     def blocks(self) -> int:
-        """Superblocks of a row."""
+        """Superblocks in a row."""
         return -(-self.cols // SUPERBLOCK)
 
     @property
@@ -48,7 +48,7 @@ class Matrix:
         return self.codes.nbytes + sum(t.nbytes for t in self.extra.values())
 
     def arguments(self) -> dict[str, Any]:
-        """What `tiles.tile` takes of it, by name; planes that there are none of are the codes."""
+        """Return arguments for `tiles.tile` by name, with the codes for absent planes."""
         extra = self.extra
         scales = extra.get("scales", self.codes)
         return {
@@ -61,7 +61,7 @@ class Matrix:
 
 
 def form_of(format: str, cols: int, layout: BlockLayout | None) -> Form:
-    """How rows of a format are kept: floats as they are, blocks in planes."""
+    """Return how rows of a format are stored: floats unchanged, blocks in planes."""
     if format in FLOATS:
         return float_form(format, cols)
     if format in FORMATS:
@@ -75,7 +75,7 @@ def form_of(format: str, cols: int, layout: BlockLayout | None) -> Form:
 
 
 def uploaded(matrix: HostMatrix, device: torch.device, sent_by: Uploader) -> Matrix:
-    """The matrix in planes on the device, repacked there piece by piece."""
+    """Return the matrix in planes on the device, repacked there piece by piece."""
     rows, cols = matrix.shape
     form = form_of(matrix.format, cols, matrix.layout)
     planes = form.empty(rows, device)
@@ -89,7 +89,7 @@ def uploaded(matrix: HostMatrix, device: torch.device, sent_by: Uploader) -> Mat
 
 
 def in_planes(form: Form, shape: tuple[int, int], planes: dict[str, torch.Tensor]) -> Matrix:
-    """A matrix whose planes are on a device, by name."""
+    """Return a matrix of planes, given by name, that are on a device."""
     codes = planes["codes"]
     extra = {name: plane for name, plane in planes.items() if name != "codes"}
     if form.codebook:
@@ -99,7 +99,7 @@ def in_planes(form: Form, shape: tuple[int, int], planes: dict[str, torch.Tensor
 
 
 def uploaded_array(array: NDArray[Any], sent_by: Uploader) -> torch.Tensor:
-    """A large array as it is, [R, ...]."""
+    """Upload a large array unchanged, [R, ...]."""
     dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
     made = torch.empty(array.shape, dtype=dtype, device=sent_by.device)
     flat = made.view(len(array), -1).view(torch.uint8)  # [R, row bytes]
@@ -112,7 +112,7 @@ def uploaded_array(array: NDArray[Any], sent_by: Uploader) -> torch.Tensor:
 
 
 def as_matrix(data: torch.Tensor | Matrix) -> Matrix:
-    """A weight's data as a matrix; dense ones are tensors, as references want them."""
+    """Return a weight's data as a matrix; dense data are tensors, as references need."""
     if isinstance(data, Matrix):
         return data
     rows, cols = data.shape

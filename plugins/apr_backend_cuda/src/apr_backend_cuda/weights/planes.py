@@ -1,16 +1,16 @@
-"""Packed weights as the kernels like them: codes apart from scales, each in a plane of its own.
+"""Packed weights laid out for kernels: codes apart from scales, each in its own plane.
 
 Blocks of a file interleave codes and scales, so that neighbouring threads read far apart. A plane
-has one kind of number, rows after rows. Nothing is rounded: bits move, and a few small integers are
-widened to bytes. 256 values are a superblock, of which half h has values 128 h to 128 h + 127:
+has one kind of number, row after row. Nothing is rounded: bits move, and a few small integers are
+widened to bytes. 256 values are a superblock; its half h has values 128 h to 128 h + 127:
 
     nibbles  u8 [rows, K/2]   byte j of a superblock: value j low, value 128 + j high
     bytes    u8 [rows, K]     codes of 8 bits, in order; signed ones less 128
     bits     u8 [rows, K/8]   bit b of byte j: the fifth bit of value 32 b + j
     pairs    u8 [rows, K/4]   bits 2 b and 2 b + 1 of byte j: the upper bits of value 64 b + j
 
-The bytes of a file are repacked where they are going to be read, some rows at a time, into planes
-that are there already.
+The bytes of a file are repacked on the device where they are used, some rows at a time, into
+existing planes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 import torch
 
 SUPERBLOCK = 256
-ALIGNMENT = 512  # of torch's allocator: what an array takes is a multiple of it
+ALIGNMENT = 512  # of torch's allocator: it allocates multiples of this
 Tensors = Mapping[str, torch.Tensor]
 Widths = Mapping[str, tuple[int, torch.dtype]]
 Fill = Callable[[torch.Tensor, Tensors], None]  # (some rows' bytes [R, row bytes], their planes)
@@ -32,8 +32,8 @@ Fill = Callable[[torch.Tensor, Tensors], None]  # (some rows' bytes [R, row byte
 class Form:
     """How rows of `cols` values lie in planes. `kind` names the arithmetic, see `tiles.py`.
 
-    `group` values share a scale. `zero` is taken from codes; `codebook` has what they stand for.
-    `widths` says of each plane how many numbers a row has in it, and of which type.
+    `group` values share a scale. `zero` is subtracted from codes; `codebook` has their levels.
+    `widths` says for each plane how many numbers a row has in it, and of which type.
     """
 
     kind: str
@@ -45,25 +45,25 @@ class Form:
     codebook: tuple[float, ...] = ()
 
     def empty(self, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """Planes of so many rows, to be filled."""
+        """Return uninitialized planes for `rows` rows."""
         return {
             name: torch.empty((rows, width), dtype=dtype, device=device)
             for name, (width, dtype) in self.widths.items()
         }
 
     def nbytes(self, rows: int) -> int:
-        """Bytes that so many rows take on a device."""
+        """Return the bytes that `rows` rows take on a device."""
         sizes = [rows * width * dtype.itemsize for width, dtype in self.widths.values()]
         return sum(map(allocated, [*sizes, 4 * len(self.codebook)]))
 
 
 def allocated(nbytes: int) -> int:
-    """What torch takes for an array of so many bytes."""
+    """Return the bytes torch allocates for an array of `nbytes`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def packed_form(format: str, cols: int) -> Form:
-    """The planes of rows in one of `FORMATS`."""
+    """Return the planes of rows in one of `FORMATS`."""
     known = FORMATS[format]
     count = -(-cols // SUPERBLOCK)
     widths = {name: (count * width, dtype) for name, (width, dtype) in known.widths.items()}
@@ -72,7 +72,7 @@ def packed_form(format: str, cols: int) -> Form:
 
 
 def float_form(format: str, cols: int) -> Form:
-    """Rows of floats as the file has them, in the one plane `codes`."""
+    """Return the form of rows of floats unchanged from the file, in the one plane `codes`."""
     return Form(format, cols, 32, {"codes": (cols, FLOATS[format])}, _fill_floats)
 
 
@@ -84,7 +84,7 @@ def _fill_floats(raw: torch.Tensor, into: Tensors) -> None:
 class Known:
     """A format whose blocks are read here: `block` values in `nbytes` bytes.
 
-    `widths` are those of a superblock; `fill` gets blocks [R, superblocks, blocks in each, bytes].
+    `widths` are those of a superblock; `fill` takes blocks [R, superblocks, blocks in each, bytes].
     """
 
     kind: str
@@ -97,7 +97,7 @@ class Known:
 
 
 def _fill_blocks(known: Known, count: int, raw: torch.Tensor, into: Tensors) -> None:
-    """Planes of rows [R, row bytes], after whose last block there are zeros."""
+    """Fill planes from rows [R, row bytes], padding the last superblock with zeros."""
     each = SUPERBLOCK // known.block
     missing = count * each * known.nbytes - raw.shape[1]
     padded = torch.nn.functional.pad(raw, (0, missing)) if missing else raw
@@ -105,9 +105,10 @@ def _fill_blocks(known: Known, count: int, raw: torch.Tensor, into: Tensors) -> 
 
 
 def fill_nibbles(packed: torch.Tensor, size: int, plane: torch.Tensor) -> None:
-    """Bytes [R, n, 128] of n superblocks, of which `size` hold 2 `size` values, the low ones first.
+    """Write bytes [R, n, 128] of n superblocks to a plane of nibbles.
 
-    A chunk of `size` bytes and that of the same place in the other half meet in 2 `size` bytes.
+    Each `size` bytes hold 2 `size` values, the low nibbles first. A chunk of `size` bytes and that
+    of the same place in the other half are combined in 2 `size` bytes.
     """
     rows, count = packed.shape[:2]
     first, second = packed.reshape(rows, count, 2, -1, size).unbind(2)  # [R, n, chunks / 2, size]
@@ -117,12 +118,12 @@ def fill_nibbles(packed: torch.Tensor, size: int, plane: torch.Tensor) -> None:
 
 
 def _fill_bytes(packed: torch.Tensor, plane: torch.Tensor) -> None:
-    """Bytes [R, n, m] into a plane of n m bytes a row, whatever its type."""
+    """Write bytes [R, n, m] to a plane of n m bytes per row, of any type."""
     plane.view(torch.uint8).view(packed.shape).copy_(packed)
 
 
 def _fill_k_scales(packed: torch.Tensor, into: Tensors) -> None:
-    """12 bytes of six-bit numbers [R, n, 12]: eight scales and eight minima."""
+    """Unpack 12 bytes of six-bit numbers [R, n, 12]: eight scales and eight minima."""
     a, b, c = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
     scales, minima = (into[name].view(*packed.shape[:2], 8) for name in ("scales", "minima"))
     scales[..., :4], scales[..., 4:] = a & 63, c & 15 | a >> 6 << 4
@@ -131,7 +132,7 @@ def _fill_k_scales(packed: torch.Tensor, into: Tensors) -> None:
 
 def _fill_q4_k(blocks: torch.Tensor, into: Tensors) -> None:
     block = blocks[:, :, 0]  # [R, n, 144]
-    _fill_bytes(block[..., 0:4], into["super"])  # d and dmin, in turns
+    _fill_bytes(block[..., 0:4], into["super"])  # d and dmin, alternating
     _fill_k_scales(block[..., 4:16], into)
     fill_nibbles(block[..., 16:144], 32, into["codes"])
 
@@ -140,7 +141,7 @@ def _fill_q5_k(blocks: torch.Tensor, into: Tensors) -> None:
     block = blocks[:, :, 0]  # [R, n, 176]
     _fill_bytes(block[..., 0:4], into["super"])
     _fill_k_scales(block[..., 4:16], into)
-    _fill_bytes(block[..., 16:48], into["upper"])  # the file has them as the plane does
+    _fill_bytes(block[..., 16:48], into["upper"])  # same layout in the file and the plane
     fill_nibbles(block[..., 48:176], 32, into["codes"])
 
 
@@ -153,9 +154,10 @@ def _fill_q6_k(blocks: torch.Tensor, into: Tensors) -> None:
 
 
 def _fill_pairs(packed: torch.Tensor, plane: torch.Tensor) -> None:
-    """Bytes [R, n, 64]: in each half of 32, pair b of byte j is of the half's value 32 b + j.
+    """Write bit pairs of bytes [R, n, 64] to a plane of pairs.
 
-    A plane's byte has a pair of every 64th value: every other pair of a byte of each half.
+    In each half of 32 bytes, pair b of byte j belongs to the half's value 32 b + j. A plane's byte
+    has the pairs of every 64th value: every other pair of a byte of each half.
     """
     first, second = packed[..., :32], packed[..., 32:]
     to = plane.view(*packed.shape[:2], 2, 32)

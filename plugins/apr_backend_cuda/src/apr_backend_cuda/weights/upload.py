@@ -1,9 +1,9 @@
-"""Bytes of the host on their way to the device: in pieces, through two staging buffers.
+"""Uploading bytes from the host to the device: in pieces, through two staging buffers.
 
-While one piece is sent, the next is read from the file. Pinned memory is sent without a detour, by
-a stream of its own; what is made of a piece is made on the stream that everything else runs on.
-Nothing of the file is kept, and no more of the device is taken than two pieces and what becomes of
-one while it is repacked. On the processor, where there are no streams, the same pieces are copied.
+While one piece is sent, the next is read from the file. Pinned memory is sent directly, on a
+separate stream; pieces are processed on the current stream. Nothing of the file is kept, and the
+device needs no more extra memory than two pieces and the repacking of one. On the CPU, which has
+no streams, the same pieces are copied.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-PIECE = 32 << 20  # bytes: sent in about a millisecond, so that launches cost little beside it
-READERS = 4  # threads that copy a piece out of the file: one alone is slower than the bus
-WORTHWHILE = 1 << 20  # bytes that are copied by several
+PIECE = 32 << 20  # bytes: sent in about a millisecond, so that launches cost little in comparison
+READERS = 4  # threads that copy a piece from the file: one alone is slower than the bus
+WORTHWHILE = 1 << 20  # bytes from which several threads copy
 Take = Callable[
     [torch.Tensor, int], None
 ]  # (rows [n, row bytes] on the device, the first's number)
@@ -29,7 +29,7 @@ Take = Callable[
 class Uploader:
     """Sends rows to a device. `piece` is how many bytes are staged at a time.
 
-    One row is sent whole, even if it is longer. Close it: what was sent is there afterwards.
+    A row is sent whole, even if it is longer. After `close`, everything sent is on the device.
     """
 
     def __init__(self, device: torch.device, piece: int = PIECE) -> None:
@@ -41,10 +41,10 @@ class Uploader:
         self._readers = ThreadPoolExecutor(READERS, "apr-upload")
 
     def rows(self, rows: NDArray[Any], take: Take) -> None:
-        """Send rows [R, anything], of any type, and hand them on as bytes, some at a time.
+        """Send rows [R, ...] of any type and pass them on as bytes, some at a time.
 
         `take` is called with u8 [n, row bytes] on the device and the number of the first row. It
-        has to be done with them on the current stream: the memory is used for other rows then.
+        must finish with them on the current stream, as the memory is then reused for other rows.
         """
         if not rows.size:
             return
@@ -71,7 +71,7 @@ class Uploader:
         list(self._readers.map(lambda part: np.copyto(into[part], rows[part]), parts))
 
     def close(self) -> None:
-        """Wait until everything is there, and give the buffers back."""
+        """Wait until everything is on the device, and free the buffers."""
         self._lane.finish()
         self._readers.shutdown()
         self._slots = (_Slot(), _Slot())
@@ -79,7 +79,7 @@ class Uploader:
 
 @contextmanager
 def uploader(device: torch.device, piece: int = PIECE) -> Iterator[Uploader]:
-    """An uploader that is closed in the end."""
+    """Yield an uploader, closed on exit."""
     made = Uploader(device, piece)
     try:
         yield made
@@ -88,69 +88,69 @@ def uploader(device: torch.device, piece: int = PIECE) -> Iterator[Uploader]:
 
 
 class _Slot:
-    """A buffer on each side, and what of it is still under way."""
+    """A buffer on each side, and the events of transfers still in progress."""
 
     def __init__(self) -> None:
         self.staged = self.there = torch.empty(0, dtype=torch.uint8)
-        self.sent: torch.cuda.Event | None = None  # the staged bytes were read by the device
-        self.taken: torch.cuda.Event | None = None  # the bytes there were made use of
+        self.sent: torch.cuda.Event | None = None  # the device has read the staged bytes
+        self.taken: torch.cuda.Event | None = None  # the bytes on the device were used
 
     def make_room(self, nbytes: int, lane: _Stream | _Straight) -> None:
-        """Buffers of at least so many bytes, which may be others than before."""
+        """Make buffers of at least `nbytes`, which may replace the old ones."""
         if len(self.staged) < nbytes:
             lane.wait_until_sent(self)
             self.staged, self.there = lane.buffers(nbytes)
-            lane.taken(self)  # memory that was somebody's: its stream may not be done with it
+            lane.taken(self)  # reused memory: its stream may not be done with it
 
 
 class _Straight:
-    """Copies at once, where the device is the processor."""
+    """Copies at once, for a device that is the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def buffers(self, nbytes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(on the host, on the device)."""
+        """Return a buffer on the host and one on the device."""
         return (
             torch.empty(nbytes, dtype=torch.uint8),
             torch.empty(nbytes, dtype=torch.uint8, device=self._device),
         )
 
     def wait_until_sent(self, slot: _Slot) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: copies are immediate."""
 
     def send(self, slot: _Slot, nbytes: int) -> None:
         """Copy the staged bytes."""
         slot.there[:nbytes].copy_(slot.staged[:nbytes])
 
     def taken(self, slot: _Slot) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: copies are immediate."""
 
     def finish(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: copies are immediate."""
 
 
 class _Stream:
-    """Copies on a stream of its own, ordered with the current one by events."""
+    """Copies on a separate stream, ordered with the current one by events."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffers(self, nbytes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(on the host, pinned; on the device)."""
+        """Return a pinned buffer on the host and one on the device."""
         return (
             torch.empty(nbytes, dtype=torch.uint8, pin_memory=True),
             torch.empty(nbytes, dtype=torch.uint8, device=self._device),
         )
 
     def wait_until_sent(self, slot: _Slot) -> None:
-        """Until then the staged bytes may not be overwritten."""
+        """Wait until the staged bytes may be overwritten."""
         if slot.sent is not None:
             slot.sent.synchronize()
 
     def send(self, slot: _Slot, nbytes: int) -> None:
-        """Once the bytes there are not needed any more, copy; the current stream waits for it."""
+        """Copy once the device buffer is free; the current stream waits for the copy."""
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._side):
             if slot.taken is not None:
@@ -160,7 +160,7 @@ class _Stream:
         current.wait_event(slot.sent)
 
     def taken(self, slot: _Slot) -> None:
-        """What the current stream was given to do with the bytes there comes before their end."""
+        """Mark the device buffer as used: the next copy waits for the current stream's work."""
         slot.taken = torch.cuda.current_stream(self._device).record_event()
 
     def finish(self) -> None:
