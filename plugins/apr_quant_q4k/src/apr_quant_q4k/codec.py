@@ -1,4 +1,4 @@
-"""What the four codecs share: checks, blocks at the end of rows, spreading over threads."""
+"""What the four codecs share: checks, partial blocks at row ends, work split over threads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from apr_core.plugin import FormatError, QuantizationError
 
-SHARE = 1 << 16  # values that are worth a thread
+SHARE = 1 << 16  # values worth a thread of their own
 
 
 def check_values(rows: NDArray[np.float32], smallest: float, largest: float, name: str) -> None:
     """Raise QuantizationError on NaN, Inf, or a value whose scale float16 cannot hold."""
     if not rows.size:
         return
-    low, high = float(rows.min()), float(rows.max())  # NaN if there is one
+    low, high = float(rows.min()), float(rows.max())  # NaN if any value is
     if smallest <= low and high <= largest:
         return
     bad = ~np.isfinite(rows)
@@ -41,10 +41,10 @@ def check_values(rows: NDArray[np.float32], smallest: float, largest: float, nam
 
 
 def thread_count(values: int) -> int:
-    """Threads worth using: Numba's setting, but one for a caller that has threads of its own.
+    """Return the threads worth using: Numba's setting, or one off the main thread.
 
-    Only the main thread spreads its work. A pool that encodes several tensors at once has split it
-    already, and Numba's own parallel loops end the process there under some threading layers.
+    A pool that encodes several tensors at once has split the work already, and Numba's own parallel
+    loops end the process there under some threading layers.
     """
     if values < 2 * SHARE or threading.current_thread() is not threading.main_thread():
         return 1
@@ -57,7 +57,7 @@ def thread_count(values: int) -> int:
 def spread(
     run: Callable[..., None], source: NDArray[np.generic], out: NDArray[np.generic], *rest: int
 ) -> None:
-    """run(source, out, start, stop, ...) over all blocks, in one piece for each thread."""
+    """Call run(source, out, start, stop, ...) over all blocks, in one piece for each thread."""
     blocks, threads = len(out), thread_count(max(source.size, out.size))
     if threads == 1:
         run(source, out, 0, blocks, *rest)
@@ -70,10 +70,10 @@ def spread(
 
 
 class BlockCodec:
-    """A quantizer over blocks. Its compiled loops are in the module that is called as the format.
+    """A quantizer over blocks. Its compiled loops are in the module named after the format.
 
-    It is imported at the first use, because Numba comes with it, and a model can be run without.
-    `smallest` and `largest` are the values that are always representable with float16 scales.
+    That module is imported at first use, because it imports Numba, and a model can be run without
+    it. `smallest` and `largest` are values that float16 scales can always represent.
     """
 
     name: ClassVar[str]
@@ -84,11 +84,11 @@ class BlockCodec:
 
     @property
     def _loops(self) -> Any:
-        """What has `encode_blocks` and `decode_blocks`."""
+        """The module with `encode_blocks` and `decode_blocks`."""
         return import_module(f"apr_quant_q4k.loops.{self.name}")
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """f32 [R, C] -> u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
+        """Encode f32 [R, C] to u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
         rows = np.ascontiguousarray(rows, np.float32)
         check_values(rows, self.smallest, self.largest, self.name)
         count, cols = rows.shape
@@ -101,7 +101,7 @@ class BlockCodec:
         return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-        """u8 [R, row bytes] -> f32 [R, cols]. Raises FormatError if the bytes do not fit."""
+        """Decode u8 [R, row bytes] to f32 [R, cols]. Raises FormatError on a size mismatch."""
         across = -(-cols // self.block)
         if raw.ndim != 2 or raw.shape[1] != across * self.nbytes:
             raise FormatError(

@@ -1,6 +1,6 @@
-"""The four codecs: what is known of a format before any of it is encoded or decoded.
+"""The four codecs: the facts of each format, available before encoding or decoding.
 
-Each format's compiled loops are in the module of its name, which is imported at the first use.
+Each format's compiled loops are in the module of its name, which is imported at first use.
 """
 
 from __future__ import annotations

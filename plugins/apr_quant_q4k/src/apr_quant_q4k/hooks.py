@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""What this distribution provides. Imports only apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HERE = "apr_quant_q4k"
 
 @hookimpl
 def apr_quantizers() -> list[Quantizer]:
-    """Four of GGML's block formats. Only two of them have an id of their own in APR v2."""
+    """Declare four of GGML's block formats. Only two of them have their own id in APR v2."""
     return [
         Quantizer(
             "q4_k", f"{HERE}.codecs:Q4K", summary="4.5 bits: 8 groups of 32 with scale and minimum",
@@ -32,7 +32,7 @@ def apr_quantizers() -> list[Quantizer]:
 
 @hookimpl
 def apr_recipes() -> list[Recipe]:
-    """Which format each class of tensor gets."""
+    """Declare the recipes: which format each class of tensor gets."""
     rows = (
         ("q4k", "q4_k, and q6_k where it matters most", ("q4_k", "q6_k")),
         ("q4_k_m", "llama.cpp's mix of that name", ("q4_k", "q5_k", "q6_k")),

@@ -1,7 +1,7 @@
 """Recipes: a format for each class of tensor.
 
 Measurements behind them (docs/explanation/quantization.md): `out_proj` of linear attention and the
-head suffer most from few bits; the small tensors that make decays are never asked about.
+head suffer most from few bits; the small tensors that make decays are never quantized.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Formats = tuple[tuple[str, str], ...]  # (class of tensors, format)
 
 
 def gets_more_bits(layer: int, layers: int) -> bool:
-    """llama.cpp's `use_more_bits`: the first and last eighth, and every third layer between."""
+    """Return llama.cpp's `use_more_bits`: first and last eighth, every third between."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 @dataclass(frozen=True, slots=True)
 class ByClass:
-    """The format of each class, `default` for classes not named.
+    """The format of each class; `default` for classes not named.
 
     `on_some_layers` applies to the layers that `gets_more_bits` picks.
     """
@@ -32,7 +32,7 @@ class ByClass:
     on_some_layers: Formats = ()
 
     def format_for(self, tensor: TensorClass) -> str:
-        """A format's name."""
+        """Return a format's name."""
         special = dict(self.on_some_layers).get(tensor.quant_class)
         if special and tensor.layer is not None and gets_more_bits(tensor.layer, tensor.num_layers):
             return special

@@ -1,4 +1,4 @@
-"""What the bytes mean, in NumPy: the decoders that the compiled ones must equal bit for bit.
+"""What the bytes mean, in NumPy: decoders that the compiled ones must equal bit for bit.
 
 Each takes u8 [N, bytes per block] and gives f32 [N, block]. Every product and difference is rounded
 to float32 in the order written here, which is the order of GGML and of the `gguf` package.
@@ -14,12 +14,12 @@ Floats = NDArray[np.float32]
 
 
 def _half(raw: Bytes) -> Floats:
-    """u8 [N, 2] -> f32 [N, 1]."""
+    """Convert float16 bytes u8 [N, 2] to f32 [N, 1]."""
     return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
 
 
 def _scales_and_minimums(packed: Bytes) -> tuple[Floats, Floats]:
-    """u8 [N, 12] -> two f32 [N, 8] of 6-bit numbers."""
+    """Unpack u8 [N, 12] to two f32 [N, 8] of 6-bit numbers."""
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=1)
     minimums = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=1)
@@ -27,7 +27,7 @@ def _scales_and_minimums(packed: Bytes) -> tuple[Floats, Floats]:
 
 
 def _affine(raw: Bytes, codes: Bytes) -> Floats:
-    """d * scale * code - dmin * minimum, codes u8 [N, 8, 32]."""
+    """Return d * scale * code - dmin * minimum, codes u8 [N, 8, 32]."""
     scales, minimums = _scales_and_minimums(raw[:, 4:16])
     steps, offsets = _half(raw[:, :2]) * scales, _half(raw[:, 2:4]) * minimums
     values = steps[:, :, None] * codes.astype(np.float32) - offsets[:, :, None]
@@ -35,24 +35,27 @@ def _affine(raw: Bytes, codes: Bytes) -> Floats:
 
 
 def _nibbles(packed: Bytes) -> Bytes:
-    """u8 [N, 128] -> u8 [N, 8, 32]: of every 32 bytes first the low nibbles, then the high ones."""
+    """Unpack u8 [N, 128] to u8 [N, 8, 32]: low, then high nibbles of each 32 bytes."""
     pairs = packed.reshape(len(packed), 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None]
     return (pairs & np.uint8(15)).reshape(len(packed), 8, 32)
 
 
 def q4_k(raw: Bytes) -> Floats:
-    """144 bytes: d, dmin, 12 of scales and minimums, 128 of nibbles."""
+    """Decode 144 bytes: d, dmin, 12 of scales and minimums, 128 of nibbles."""
     return _affine(raw, _nibbles(raw[:, 16:]))
 
 
 def q5_k(raw: Bytes) -> Floats:
-    """176 bytes: as q4_k, and bit g of 32 bytes between is the fifth bit of group g's codes."""
+    """Decode 176 bytes: q4_k with 32 bytes between; bit g is the fifth bit of group g's codes."""
     fifth = (raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
     return _affine(raw, _nibbles(raw[:, 48:]) | (fifth << np.uint8(4)))
 
 
 def q6_k(raw: Bytes) -> Floats:
-    """210 bytes: low nibbles 128, high pairs of bits 64, 16 int8 scales, d; in halves of 128."""
+    """Decode 210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 int8 scales, d.
+
+    Nibbles and pairs are in halves of 128 values.
+    """
     count = len(raw)
     low = raw[:, :128].reshape(count, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None]
     high = raw[:, 128:192].reshape(count, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None]
@@ -64,5 +67,5 @@ def q6_k(raw: Bytes) -> Floats:
 
 
 def q8_0(raw: Bytes) -> Floats:
-    """34 bytes: d, 32 int8 codes."""
+    """Decode 34 bytes: d, 32 int8 codes."""
     return _half(raw[:, :2]) * raw[:, 2:].view(np.int8).astype(np.float32)

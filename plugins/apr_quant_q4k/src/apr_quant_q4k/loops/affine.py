@@ -5,9 +5,10 @@
 2. d and dmin from the largest step and offset, rounded to float16: two guesses.
 3. With d and dmin fixed, every group tries the neighbours of its (sc, mn) and keeps the best codes;
    then d and dmin are fitted by least squares to those codes, and this repeats while it helps. The
-   better of the two searches stays.
+   better of the two searches is kept.
+
 The error is the plain sum of squares. Every comparison uses the rounded d and dmin. Only the first
-`count` values of a block are real: the others are padding, and nothing looks at them.
+`count` values of a block are real: the others are padding, and nothing reads them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from apr_quant_q4k.search.sums import code_sums_32, extent
 f32 = np.float32
 GROUPS, WIDTH = 8, 32
 ROUNDS = 2
-# The largest scale and minimum in two searches: different grids for all groups at once.
+# The largest scale and minimum in each of the two searches: different grids for all groups.
 STARTS = ((f32(63), f32(60)), (f32(58), f32(63)))
 
 
 @serial
 def _fit_group(x, start, count, levels):
-    """(step >= 0, offset >= 0) of one group."""
+    """Return (step >= 0, offset >= 0) of one group."""
     low, span, y, yy = extent(x, start, count)
     if span <= 0:
         return f32(0), -low
@@ -41,7 +42,7 @@ def _fit_group(x, start, count, levels):
 
 @serial
 def _choose(x, count, d, dmin, levels, sc, mn):
-    """Each group's best (sc, mn) among the neighbours of the present ones; the total error."""
+    """Choose each group's best (sc, mn) among neighbours of the present ones; return the error."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -53,7 +54,7 @@ def _choose(x, count, d, dmin, levels, sc, mn):
 
 @serial
 def _refit(x, count, d, dmin, levels, sc, mn):
-    """Least-squares d and dmin for the codes that the present ones give."""
+    """Return least-squares d and dmin for the codes given by the present d, dmin, sc and mn."""
     aa, ab, bb, ax, bx = 0.0, 0.0, 0.0, 0.0, 0.0
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -80,7 +81,7 @@ def _take(trial_sc, trial_mn, sc, mn):
 
 @serial
 def _refine(x, count, levels, d_bits, m_bits, sc, mn):
-    """(error, bits of d, bits of dmin) after step 3; sc and mn change with them."""
+    """Return (error, bits of d, bits of dmin) after step 3; sc and mn change with them."""
     d, dmin = half_value(d_bits), half_value(m_bits)
     error = _choose(x, count, d, dmin, levels, sc, mn)
     trial_sc, trial_mn = sc.copy(), mn.copy()
@@ -100,7 +101,7 @@ def _refine(x, count, levels, d_bits, m_bits, sc, mn):
 
 @serial
 def search(x, count, levels, sc, mn):
-    """Fill sc, mn (int64 [8]) for `count` values; returns the float16 bits of d and dmin."""
+    """Fill sc, mn (int64 [8]) for `count` values; return the float16 bits of d and dmin."""
     steps, offsets = np.zeros(GROUPS, np.float32), np.zeros(GROUPS, np.float32)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -122,7 +123,7 @@ def search(x, count, levels, sc, mn):
 
 @serial
 def codes(x, d, dmin, levels, sc, mn, out):
-    """The codes 0..levels of 256 values."""
+    """Write the codes 0..levels of 256 values."""
     for g in range(GROUPS):
         step, offset = d * f32(sc[g]), dmin * f32(mn[g])
         inverse = f32(1.0) / step if step > 0 else f32(0)
@@ -133,7 +134,7 @@ def codes(x, d, dmin, levels, sc, mn, out):
 
 @serial
 def pack_scales(sc, mn, block):
-    """Eight 6-bit scales and eight 6-bit minimums into bytes 4..15."""
+    """Pack eight 6-bit scales and eight 6-bit minimums into bytes 4..15."""
     for j in range(4):
         block[4 + j] = sc[j] | ((sc[j + 4] >> 4) << 6)
         block[8 + j] = mn[j] | ((mn[j + 4] >> 4) << 6)
@@ -142,7 +143,7 @@ def pack_scales(sc, mn, block):
 
 @serial
 def unpack_scales(block, sc, mn):
-    """The opposite of `pack_scales`."""
+    """Unpack what `pack_scales` packed."""
     for j in range(4):
         sc[j] = block[4 + j] & 63
         mn[j] = block[8 + j] & 63

@@ -16,7 +16,10 @@ from apr_core.plugin import cache_dir, usable_folder
 
 
 def _folder() -> Path | None:
-    """A folder named after this package's sources: Numba looks only at the file of a function."""
+    """Return a folder named after this package's sources.
+
+    Numba itself checks only the file of a function.
+    """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
@@ -27,20 +30,20 @@ def _folder() -> Path | None:
     )  # fmt: skip
 
 
-CACHE_DIR = str(_folder() or "")  # empty: nothing is kept
+CACHE_DIR = str(_folder() or "")  # empty: no code is kept
 
 
 class ByContent(UserProvidedCacheLocator):
-    """Where Numba keeps a function's code: named by the sources, wherever the package lies."""
+    """Where Numba keeps a function's code: named after the sources, wherever the package is."""
 
     @classmethod
     def get_suitable_cache_subpath(cls, py_file: str) -> str:
-        """One folder for all modules; their names are part of the files'."""
+        """Return one folder for all modules; file names tell them apart."""
         return "functions"
 
 
 def serial(function: Callable[..., Any]) -> Any:
-    """njit without the GIL, its disk cache in this package's folder whoever imported what first.
+    """Compile with njit, without the GIL, and with its disk cache in this package's folder.
 
     No fastmath: the same bytes must come out on every processor.
     """

@@ -1,4 +1,4 @@
-"""float16 by its bits, round to nearest even; Numba has no float16 on the CPU."""
+"""float16 by its bits, rounded to nearest even; Numba has no float16 on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apr_quant_q4k.loops.compiling import serial
 
 @serial
 def half_bits(x):
-    """Bits of the float16 nearest to a finite float32."""
+    """Return the bits of the float16 nearest to a finite float32."""
     bits = np.float32(x).view(np.uint32)
     sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
     magnitude = bits & np.uint32(0x7FFFFFFF)
@@ -25,7 +25,7 @@ def half_bits(x):
 
 @serial
 def half_value(bits):
-    """The float32 that float16 bits mean."""
+    """Return the float32 value of float16 bits."""
     sign = np.uint32(bits & np.uint16(0x8000)) << np.uint32(16)
     exponent = (np.uint32(bits) >> np.uint32(10)) & np.uint32(31)
     fraction = np.uint32(bits) & np.uint32(1023)
@@ -43,10 +43,10 @@ def half_value(bits):
 
 @serial
 def scale_bits(largest, top):
-    """Bits of the float16 nearest to largest / top, at most 65504.
+    """Return the bits of the float16 nearest to largest / top, at most 65504.
 
-    A subnormal that came out too small is rounded up: the largest scale would be clipped, while
-    integer scales can make up for a step that is too coarse. Only 0 gives 0.
+    A subnormal that came out too small is rounded up: otherwise the largest scale would be clipped,
+    while integer scales can make up for a step that is too coarse. Only 0 gives 0.
     """
     bits = min(half_bits(largest / top), np.uint16(0x7BFF))
     if bits < np.uint16(0x400) and half_value(bits) * top < largest:
@@ -56,12 +56,12 @@ def scale_bits(largest, top):
 
 @serial
 def store_half(block, at, bits):
-    """Two bytes, low one first."""
+    """Store two bytes, low one first."""
     block[at] = bits & np.uint16(255)
     block[at + 1] = bits >> np.uint16(8)
 
 
 @serial
 def load_half(block, at):
-    """The float16 at a byte offset, as float32."""
+    """Load the float16 at a byte offset, as float32."""
     return half_value(np.uint16(np.uint16(block[at]) | (np.uint16(block[at + 1]) << np.uint16(8))))

@@ -40,13 +40,13 @@ def _decode_block(block, x):
 
 @serial
 def encode_blocks(values, out, start, stop, across, last):
-    """values [N, 256] -> out [N, 144]; every `across`-th block holds only `last` values."""
+    """Encode values [N, 256] to out [N, 144]; each `across`-th block has only `last` values."""
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 
 
 @serial
 def decode_blocks(raw, out, start, stop):
-    """raw [N, 144] -> out [N, 256]."""
+    """Decode raw [N, 144] to out [N, 256]."""
     for n in range(start, stop):
         _decode_block(raw[n], out[n])

@@ -1,4 +1,4 @@
-"""q5_k: 256 values in 176 bytes: as q4_k, with 32 bytes of fifth bits before the nibbles (GGML)."""
+"""q5_k: 256 values in 176 bytes: q4_k with 32 bytes of fifth bits before the nibbles (GGML)."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ def _decode_block(block, x):
 
 @serial
 def encode_blocks(values, out, start, stop, across, last):
-    """values [N, 256] -> out [N, 176], zeroed; every `across`-th block holds only `last` values."""
+    """Encode values [N, 256] to out [N, 176], zeroed before.
+
+    Each `across`-th block has only `last` values.
+    """
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 
 
 @serial
 def decode_blocks(raw, out, start, stop):
-    """raw [N, 176] -> out [N, 256]."""
+    """Decode raw [N, 176] to out [N, 256]."""
     for n in range(start, stop):
         _decode_block(raw[n], out[n])

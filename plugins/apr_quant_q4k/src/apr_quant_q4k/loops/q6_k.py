@@ -1,11 +1,11 @@
-"""q6_k: 256 values in 210 bytes: 16 groups of 16, value = d * scale * (q - 32), int8 scales (GGML).
+"""q6_k: 256 values in 210 bytes: value = d * scale * (q - 32), 16 groups of 16 (GGML).
 
-Encoding: d from the group that needs the largest step, rounded to float16: two guesses. Each group
-tries the integer scales from max / 32 on, and those from max / 31 on with the other sign (the code
--32 has no partner 32), and keeps the one with the least squared error. Then d is fitted by least
-squares to those codes, each group tries the neighbours of its scale, and both repeat while the
-error falls. The better of the two searches stays. Only the first `count` values of a block are
-real: the others are padding, and nothing looks at them.
+Scales are int8. Encoding: d from the group that needs the largest step, rounded to float16: two
+guesses. Each group tries the integer scales from max / 32 on, and those from max / 31 on with the
+other sign (the code -32 has no partner 32), and keeps the one with the least squared error. Then d
+is fitted by least squares to those codes, each group tries the neighbours of its scale, and both
+repeat while the error falls. The better of the two searches is kept. Only the first `count` values
+of a block are real: the others are padding, and nothing reads them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STARTS = (f32(122), f32(112))  # the largest scale at first, with room for a lar
 
 @serial
 def _first_scales(x, count, tops, d, scales):
-    """Each group's best scale near those that map its largest value to -32 or 31."""
+    """Choose each group's best scale near those that map its largest value to -32 or 31."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -45,7 +45,7 @@ def _first_scales(x, count, tops, d, scales):
 
 @serial
 def _choose(x, count, d, scales):
-    """Each group's best scale around the present one; the total error."""
+    """Choose each group's best scale around the present one; return the total error."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -58,7 +58,7 @@ def _choose(x, count, d, scales):
 
 @serial
 def _refit(x, count, d, scales):
-    """The least-squares d for the codes that the present one gives."""
+    """Return the least-squares d for the codes given by the present d and scales."""
     aa, ax = 0.0, 0.0
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
@@ -78,7 +78,7 @@ def _take(trial, scales):
 
 @serial
 def _refine(x, count, tops, bits, scales):
-    """(error, bits of d) of the search that starts from d; fills scales."""
+    """Return (error, bits of d) of the search that starts from d; fill scales."""
     d = half_value(bits)
     error = _first_scales(x, count, tops, d, scales)
     trial = scales.copy()
@@ -97,7 +97,7 @@ def _refine(x, count, tops, bits, scales):
 
 @serial
 def _search(x, count, scales):
-    """Fill scales (int64 [16]); returns the float16 bits of d >= 0."""
+    """Fill scales (int64 [16]); return the float16 bits of d >= 0."""
     tops, top = np.zeros(GROUPS, np.float32), f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         tops[g] = peak(x, WIDTH * g, min(count - WIDTH * g, WIDTH))
@@ -113,7 +113,7 @@ def _search(x, count, scales):
 
 @serial
 def _codes(x, d, scales, q):
-    """The codes 0..63 of 256 values."""
+    """Write the codes 0..63 of 256 values."""
     for g in range(GROUPS):
         step = d * f32(scales[g])
         inverse = f32(1.0) / step if step != 0 else f32(0)
@@ -159,13 +159,13 @@ def _decode_block(block, x):
 
 @serial
 def encode_blocks(values, out, start, stop, across, last):
-    """values [N, 256] -> out [N, 210]; every `across`-th block holds only `last` values."""
+    """Encode values [N, 256] to out [N, 210]; each `across`-th block has only `last` values."""
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
 
 
 @serial
 def decode_blocks(raw, out, start, stop):
-    """raw [N, 210] -> out [N, 256]."""
+    """Decode raw [N, 210] to out [N, 256]."""
     for n in range(start, stop):
         _decode_block(raw[n], out[n])

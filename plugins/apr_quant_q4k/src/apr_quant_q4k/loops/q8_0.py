@@ -14,7 +14,7 @@ BLOCK = 32
 
 @serial
 def _step_bits(top):
-    """Bits of the float16 step. A subnormal under which the largest value clips is rounded up."""
+    """Return bits of the float16 step, rounded up if subnormal and the largest value would clip."""
     bits = half_bits(top / f32(127))
     d = half_value(bits)
     if bits < np.uint16(0x400) and top - f32(127) * d > f32(0.5) * d:
@@ -28,7 +28,7 @@ def _encode_block(x, block):
     for i in range(BLOCK):
         top = max(top, abs(x[i]))
     bits = _step_bits(top)
-    d = half_value(bits)  # codes are for the rounded step, which is the one that decodes
+    d = half_value(bits)  # codes are for the rounded step, which decoding uses
     inverse = f32(1.0) / d if d > 0 else f32(0)
     store_half(block, 0, bits)
     for i in range(BLOCK):
@@ -38,14 +38,14 @@ def _encode_block(x, block):
 
 @serial
 def encode_blocks(values, out, start, stop, across, last):
-    """values [N, 32] -> out [N, 34]. The zeros after a row's `last` values change nothing."""
+    """Encode values [N, 32] to out [N, 34]; zeros after a row's `last` values do no harm."""
     for n in range(start, stop):
         _encode_block(values[n], out[n])
 
 
 @serial
 def decode_blocks(raw, out, start, stop):
-    """raw [N, 34] -> out [N, 32]."""
+    """Decode raw [N, 34] to out [N, 32]."""
     for n in range(start, stop):
         d = load_half(raw[n], 0)
         for i in range(BLOCK):

@@ -1,0 +1,1 @@
+"""Searches for the best scales of a group, as vector IR."""

@@ -2,7 +2,7 @@
 
 A lane sums over a group's values one after the other, and nothing is reordered or fused: every
 processor finds the same scales, however wide its vectors are. LLVM splits the lanes as needed.
-Plain Numba loops would need reordered sums to vectorize, and bytes would depend on the machine.
+Plain Numba loops would need reordered sums to vectorize, so bytes would depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ f32, i64 = types.float32, types.int64
 
 
 def table(values: Sequence[float]) -> Value:
-    """A constant vector."""
+    """Return a constant vector."""
     return ir.Constant(VECTOR, [float(v) for v in values])
 
 
 def splat(b: ir.IRBuilder, scalar: Value) -> Value:
-    """The scalar in every lane."""
+    """Return the scalar in every lane."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
     one = b.insert_element(undefined, scalar, I32(0))
     return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
@@ -43,30 +43,30 @@ def _call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
 
 
 def smaller(b: ir.IRBuilder, x: Value, y: Value) -> Value:
-    """The smaller of each lane; there are no NaNs here."""
+    """Return the smaller of each lane; there are no NaNs here."""
     return b.select(b.fcmp_ordered("<", x, y), x, y)
 
 
 def larger(b: ir.IRBuilder, x: Value, y: Value) -> Value:
-    """The larger of each lane."""
+    """Return the larger of each lane."""
     return b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
 def rounded(b: ir.IRBuilder, x: Value, low: Value, high: Value) -> Value:
-    """The nearest integer (ties to even) within [low, high]."""
+    """Return the nearest integer (ties to even) within [low, high]."""
     name = "llvm.rint.v16f32" if isinstance(x.type, ir.VectorType) else "llvm.rint.f32"
     return smaller(b, larger(b, _call(b, name, x.type, x), low), high)
 
 
 def reciprocal(b: ir.IRBuilder, step: Value) -> Value:
-    """1 / step, and 0 where the step is 0."""
+    """Return 1 / step, and 0 where the step is 0."""
     zero, one = table([0] * LANES), table([1] * LANES)
     is_zero = b.fcmp_ordered("==", step, zero)
     return b.select(is_zero, zero, b.fdiv(one, b.select(is_zero, one, step)))
 
 
 def halves(b: ir.IRBuilder, v: Value, width: int) -> list[Value]:
-    """The first `width` lanes, and the `width` after them."""
+    """Return the first `width` lanes, and the `width` lanes after them."""
     kind = ir.VectorType(I32, width)
     return [
         b.shuffle_vector(v, v, ir.Constant(kind, list(range(at, at + width)))) for at in (0, width)
@@ -74,7 +74,7 @@ def halves(b: ir.IRBuilder, v: Value, width: int) -> list[Value]:
 
 
 def total(b: ir.IRBuilder, v: Value) -> Value:
-    """The sum of all lanes, by halves: a fixed order."""
+    """Return the sum of all lanes, by halves: a fixed order."""
     width = LANES
     while width > 1:
         width //= 2
@@ -83,7 +83,7 @@ def total(b: ir.IRBuilder, v: Value) -> Value:
 
 
 def extreme(b: ir.IRBuilder, v: Value, pick: Callable[..., Value]) -> Value:
-    """The smallest or largest lane; `pick` is `smaller` or `larger`."""
+    """Return the smallest or largest lane; `pick` is `smaller` or `larger`."""
     width = LANES
     while width > 1:
         width //= 2
@@ -99,12 +99,12 @@ class Group:
         self.b, self.pointer, self.count = b, b.gep(data, [args[1]]), args[2]
 
     def sums(self, lanes: int, terms: Callable[[Value], list[Value]]) -> list[Value]:
-        """`lanes` vectors: the sums over the values of what `terms(value in all lanes)` gives."""
+        """Return `lanes` vectors: `terms(value in all lanes)`, summed over the values."""
         b = self.b
         zero = table([0] * LANES)
         slots = [cgutils.alloca_once_value(b, zero) for _ in range(lanes)]
         for slot in slots:
-            b.store(zero, slot)  # the alloca stands at the function's start, this may be a loop
+            b.store(zero, slot)  # the alloca is at the function's start; this may be in a loop
         with cgutils.for_range(b, self.count, intp=I64) as loop:
             value = splat(b, b.load(b.gep(self.pointer, [loop.index])))
             for slot, term in zip(slots, terms(value), strict=True):
@@ -113,7 +113,7 @@ class Group:
 
 
 def best_lane(b: ir.IRBuilder, found: list[Value]) -> list[Value]:
-    """One lane of each vector: the one with the smallest value in the first vector."""
+    """Return one lane of each vector: the one with the smallest value in the first vector."""
     width = LANES
     while width > 1:
         width //= 2
@@ -124,13 +124,13 @@ def best_lane(b: ir.IRBuilder, found: list[Value]) -> list[Value]:
 
 
 def make_tuple(context: Any, b: ir.IRBuilder, sig: Any, values: list[Value]) -> Value:
-    """A tuple of scalars as an intrinsic returns it."""
+    """Return a tuple of scalars as an intrinsic returns it."""
     return context.make_tuple(b, sig.return_type, values)
 
 
 @intrinsic
 def nearest(typing: Any, x: Any) -> Any:
-    """The nearest integer, ties to even, as float32."""
+    """Return the nearest integer, ties to even, as float32."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         return _call(b, "llvm.rint.f32", F32, args[0])

@@ -1,4 +1,4 @@
-"""Sixteen-lane searches of one group of q4_k or q5_k: value = step * q - offset, q in 0..levels."""
+"""Sixteen-lane searches of a q4_k or q5_k group: value = step * q - offset, q in 0..levels."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from apr_quant_q4k.search.lanes import (
 )
 
 ZERO, ONE = table([0] * LANES), table([1] * LANES)
-# The first steps are span / (levels + these): fewer levels pay off where few values are far out.
+# The first steps are span / (levels + these): fewer levels pay off if few values are far out.
 FIRST = [-2.5 + 0.25 * k for k in range(LANES)]
-PASSES = 2  # of least squares, each from the codes of the line before
+PASSES = 2  # of least squares, each from the codes of the previous line
 # Neighbours (scale, minimum) that are tried. A larger step with a larger offset is the same line
-# turned about its middle, so the valley is the diagonal. The present pair is first: it wins ties.
+# turned about its middle, so low errors are on the diagonal. The present pair wins ties.
 WINDOW = [
     (0, 0), (1, 1), (-1, -1), (1, 0), (0, 1), (-1, 0), (0, -1), (2, 1), (1, 2), (-2, -1), (-1, -2),
     (2, 2), (-2, -2), (1, -1), (-1, 1), (2, 0),
@@ -40,7 +40,7 @@ WINDOW = [
 def _least_squares(
     b: ir.IRBuilder, low: Value, sums: list[Value], all_of: tuple[Value, Value, Value]
 ) -> tuple[Value, Value, Value]:
-    """(step, offset, error) per lane of y = step * q + offset, with low + offset never positive."""
+    """Return (step, offset, error) per lane of y = step * q + offset; low + offset <= 0."""
     q, qq, qy = sums
     count, y, yy = all_of
     det = b.fsub(b.fmul(count, qq), b.fmul(q, q))
@@ -48,7 +48,7 @@ def _least_squares(
     det = b.select(usable, det, ONE)
     step = b.fdiv(b.fsub(b.fmul(count, qy), b.fmul(q, y)), det)
     offset = b.fdiv(b.fsub(b.fmul(qq, y), b.fmul(q, qy)), det)
-    # where the offset came out positive it is 0, and the step the best one through 0
+    # a positive offset becomes 0, and the step the best one through 0
     positive = b.fcmp_ordered(">", b.fadd(low, offset), ZERO)
     through_zero = b.fdiv(b.fadd(qy, b.fmul(low, q)), larger(b, qq, ONE))
     step = b.select(positive, through_zero, step)
@@ -66,7 +66,7 @@ def _least_squares(
 def fit_line(
     typing: Any, x: Any, start: Any, count: Any, low: Any, span: Any, y: Any, yy: Any, levels: Any
 ) -> Any:
-    """(error, step, offset) of the best line through x[start : start + count].
+    """Return (error, step, offset) of the best line through x[start : start + count].
 
     low = min(0, smallest value), span = largest - low > 0; y and yy are the sums of x - low and of
     its square. The error is infinite where no candidate has two different codes.
@@ -96,7 +96,7 @@ def fit_line(
 def best_pair(
     typing: Any, x: Any, start: Any, count: Any, d: Any, dmin: Any, sc: Any, mn: Any, levels: Any
 ) -> Any:
-    """(error, sc, mn) of the best neighbour of (sc, mn) for x[start : start + count]."""
+    """Return (error, sc, mn) of the best neighbour of (sc, mn) for x[start : start + count]."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         group = Group(context, b, sig, args)

@@ -29,7 +29,7 @@ LOW, HIGH = table([-32] * LANES), table([31] * LANES)
 
 @intrinsic
 def best_scale(typing: Any, x: Any, start: Any, count: Any, d: Any, first: Any, other: Any) -> Any:
-    """(error, scale) of the best of 8 scales from `first` on and 8 from `other` on.
+    """Return (error, scale) of the best of 8 scales from `first` on and 8 from `other` on.
 
     For x[start : start + count]; all scales are whole numbers, kept within int8.
     """

@@ -37,7 +37,7 @@ INDEX = ir.VectorType(I64, LANES)
 def _vectors(
     context: Any, b: ir.IRBuilder, sig: Any, args: Any, width: int
 ) -> Iterator[tuple[Value, Value]]:
-    """Vectors of x[start : start + width], and which of their lanes are within `count`."""
+    """Yield vectors of x[start : start + width], and which lanes are within `count`."""
     array, start, count = args[:3]
     data = context.make_array(sig.args[0])(context, b, value=array).data
     limit = ir.Constant(INDEX, ir.Undefined)
@@ -53,7 +53,7 @@ def _vectors(
 
 @intrinsic
 def extent(typing: Any, x: Any, start: Any, count: Any) -> Any:
-    """(low, span, y, yy) of up to 32 values.
+    """Return (low, span, y, yy) of up to 32 values.
 
     low = min(0, smallest), span = largest - low; y and yy are the sums of x - low and its square.
     """
@@ -76,7 +76,7 @@ def extent(typing: Any, x: Any, start: Any, count: Any) -> Any:
 
 @intrinsic
 def peak(typing: Any, x: Any, start: Any, count: Any) -> Any:
-    """Of up to 16 values the one furthest from 0."""
+    """Return the value furthest from 0 of up to 16 values."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         ((x, inside),) = _vectors(context, b, sig, args, LANES)
@@ -87,13 +87,13 @@ def peak(typing: Any, x: Any, start: Any, count: Any) -> Any:
 
 
 def _code_sums(width: int) -> Any:
-    """An intrinsic for groups of `width` values."""
+    """Return an intrinsic for groups of `width` values."""
 
     @intrinsic
     def code_sums(
         typing: Any, x: Any, start: Any, count: Any, step: Any, offset: Any, low: Any, high: Any
     ) -> Any:
-        """(q, qq, qx, x): sums over the codes of step * q - offset, and over the values."""
+        """Return (q, qq, qx, x): sums over codes q of x = step * q - offset and values x."""
 
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
             step, offset, low, high = (splat(b, a) for a in args[3:])
