@@ -31,19 +31,19 @@ INTERRUPTED, TERMINATED, IO_ERROR = 130, 143, 7
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception, so that half-written files are removed on the way out."""
+    """SIGTERM as an exception, so that half-written files are removed on the way out."""
 
 
 class LazyGroup(click.Group):
     """Imports the module of the one subcommand that runs. Plugins may add commands."""
 
     def __init__(self, *args: Any, table: Table, group: str = "", **options: Any) -> None:
-        """`table` has the core's own subcommands; `group` is what plugins' declarations say."""
+        """Take the core's own subcommands (`table`) and the `group` of plugins' commands to add."""
         super().__init__(*args, **options)
         self.table, self.path = table, group
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The core's commands, then those of plugins."""
+        """List the core's commands, then those of plugins."""
         return [*self.table, *sorted(self._of_plugins())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -59,14 +59,14 @@ class LazyGroup(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One line a command, without importing any of them."""
+        """Write one help line per command, without importing any of them."""
         rows = [(name, help_) for name, (_, help_) in self.table.items()]
         rows += sorted(self._of_plugins().items())
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does, with the package of a command that is not installed, or a suggestion."""
+        """Resolve a command; an unknown one raises with its package, or names that come close."""
         name = args[0]
         known = name in self.table or ":" in name  # then no plugin is asked
         if not known and name not in self._of_plugins():
@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def _of_plugins(self) -> dict[str, str]:
-        """{name: summary} of what plugins add; commands of the core cannot be replaced."""
+        """Return {name: summary} of plugins' commands; they cannot replace the core's."""
         declared = [owned.declaration for owned in _registry().declarations("command")]
         ours = [d for d in declared if d.group == self.path and d.name not in self.table]
         return {d.name: d.summary for d in ours}
@@ -115,7 +115,7 @@ def apr() -> None:
 
 
 def main() -> None:
-    """Entry point of the `apr` script."""
+    """Run the `apr` script."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(run(sys.argv[1:]))
 
@@ -174,7 +174,7 @@ def _show(message: str, hint: str, code: int) -> int:
 
 
 def _silence_stdout() -> None:
-    """The reader has gone: let the interpreter's last flush go nowhere."""
+    """Let the interpreter's last flush go nowhere, as the reader of stdout has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

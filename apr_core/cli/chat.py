@@ -71,7 +71,7 @@ class Conversation:
             return ""
 
     def _command(self, line: str) -> bool:
-        """Obey a slash command; False ends the program."""
+        """Carry out a slash command; return False to end the program."""
         name, _, rest = line.partition(" ")
         if name in ("/quit", "/exit"):
             return False
@@ -86,7 +86,7 @@ class Conversation:
         return True
 
     def messages(self) -> list[dict[str, str]]:
-        """System message and history."""
+        """Return the system message and the history."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return head + self.history
 

@@ -1,4 +1,4 @@
-"""What commands share: JSON, tables, text of others made safe, progress (on stderr)."""
+"""Shared by commands: JSON, tables, safe printing of foreign text, progress on stderr."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import click
 
 from apr_core import messages
 
-OPTIONS = {  # of commands, for the arguments that messages of the library name
+OPTIONS = {  # library argument -> command-line option
     "arch": "--arch", "backend": "--backend", "dtype": "--dtype", "force": "--force",
     "max_len": "--context", "out": "-o", "source": "--source", "strict": "--strict",
 }  # fmt: skip
 ARGUMENT = re.compile(f"`({'|'.join(OPTIONS)})`")
-PATIENCE = 1.0  # seconds that somebody waits without being told what for
+PATIENCE = 1.0  # seconds of waiting before progress is shown
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Columns aligned by spaces; numbers are for the caller to format."""
+    """Print columns aligned by spaces; the caller formats numbers."""
     widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
     for number, row in enumerate([header, *rows]):
         cells = [str(c).ljust(w) for c, w in zip(row, widths, strict=True)]
@@ -38,12 +38,12 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
 
 
 def with_options(text: str) -> str:
-    """A message of the library, with options in place of the arguments it names in backticks."""
+    """Return a library message with arguments in backticks replaced by command-line options."""
     return ARGUMENT.sub(lambda match: OPTIONS[match[1]], text)
 
 
 def human_bytes(count: float) -> str:
-    """1536 -> 1.5 KiB."""
+    """Return a byte count for people: 1536 -> 1.5 KiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -52,29 +52,29 @@ def human_bytes(count: float) -> str:
 
 
 def printable(text: object) -> str:
-    """Text of a file, safe for a terminal: what would move the cursor is written as escapes."""
+    """Return text of a file made safe for a terminal: control characters become escapes."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def shortened(text: object, width: int = 60) -> str:
-    """Printable, and cut with an ellipsis if it is longer than `width`."""
+    """Return the text printable and cut to `width` characters, with an ellipsis if it is longer."""
     plain = printable(text)
     return plain if len(plain) <= width else plain[: width - 1] + "…"
 
 
 @contextmanager
 def diverted() -> Iterator[None]:
-    """Send to stderr what is printed inside, also by code that does not ask sys.stdout.
+    """Send everything printed inside the block to stderr, also what native code prints.
 
-    So stdout is kept for what a command prints: code of others may print, and so may their drivers.
-    A service may have closed stdout, and then there is nothing to keep.
+    This keeps stdout for the command's own output: plugins and their drivers may print.
+    A service may have closed stdout; then nothing is redirected.
     """
     if sys.stdout is not None:
-        with suppress(OSError, ValueError):  # full or closed: whoever prints learns of it
+        with suppress(OSError, ValueError):  # full or closed: the next print raises
             sys.stdout.flush()
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))
-        with suppress(OSError):  # one that is closed cannot be spoilt
+        with suppress(OSError):  # closed: nothing to protect
             saved = os.dup(1)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, 1)
@@ -83,25 +83,25 @@ def diverted() -> Iterator[None]:
 
 
 class Progress:
-    """What a long task reports to: a bar of rich, or nothing."""
+    """Progress of a long task: a rich bar, or nothing."""
 
     def __init__(self, bar: Any = None, task: Any = None) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, amount: float) -> None:
-        """So much more is done."""
+        """Add an amount to what is done."""
         if self._bar is not None:
             self._bar.advance(self._task, amount)
 
     def describe(self, text: str) -> None:
-        """What is being done now."""
+        """Show what is being done now."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 
 
 @contextmanager
 def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Progress]:
-    """A progress bar on a terminal's stderr; silent elsewhere."""
+    """Show a progress bar on a terminal's stderr; show nothing elsewhere."""
     if not sys.stderr.isatty():
         yield Progress()
         return
@@ -117,7 +117,7 @@ def progress(description: str, total: float, unit: str = "bytes") -> Iterator[Pr
 
 @contextmanager
 def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """What `load` reports to: a bar on a terminal's stderr, if it takes long; None elsewhere."""
+    """Yield a progress callback for `load`: a bar on a terminal if it takes long, else None."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -137,7 +137,7 @@ def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def show_notices() -> None:
-    """Show what takes long on stderr: a line that counts on a terminal, one line elsewhere."""
+    """Show notices of slow work on stderr: a line that counts on a terminal, else one line."""
     said: set[str] = set()
 
     def show(text: str, done: int, total: int) -> None:
@@ -153,9 +153,9 @@ def show_notices() -> None:
 
 @contextmanager
 def sparing_collections() -> Iterator[None]:
-    """No garbage collection while a model is loaded, and never one of what was loaded.
+    """Switch garbage collection off while a model loads, and exempt what was loaded for good.
 
-    Loading makes many objects and drops few: to go over them again and again took a tenth of its
+    Loading makes many objects and drops few: collecting again and again took a tenth of the
     time, and would pause generation later.
     """
     import gc

@@ -45,7 +45,7 @@ def command(
 def run_export(
     file: Path, format_: str, output: Path, force: bool = False, dtype: str | None = None
 ) -> Mapping[str, Any]:
-    """The command without its output: check, then write under a progress bar."""
+    """Check, then export under a progress bar; return the exporter's summary."""
     from apr_core.format import AprFile
 
     export = _exporter(format_, dtype)
@@ -61,7 +61,7 @@ def run_export(
 
 
 def _exporter(format_: str, dtype: str | None) -> Callable[..., Mapping[str, Any]]:
-    """Core's own, or a plugin's by its name."""
+    """Return the core's exporter, or a plugin's by its name."""
     if format_ == "safetensors":
         from apr_core.exporting import export as own
 

@@ -96,7 +96,7 @@ def command(file: str, prompt: str | None, as_json: bool, **options: Any) -> Non
 
 
 def prompt_ids(model: Model, text: str, options: dict[str, Any]) -> list[int]:
-    """The prompt as ids, through the chat template unless --raw."""
+    """Return the prompt's token ids, through the chat template unless --raw."""
     if options["raw"]:
         return model.tokenizer.encode(text, allow_special=options["special"])
     messages = [{"role": "user", "content": text}]
@@ -127,14 +127,14 @@ def answer(
     try:
         collect(pieces, result, printer.show)
     finally:
-        if result.timings.prompt_tokens:  # else nothing was begun: the prompt was refused
+        if result.timings.prompt_tokens:  # else nothing was printed: the prompt was refused
             printer.end()
             line = speed(result.timings, load_s, result.ended_by)
             click.echo(click.style(line, dim=True), err=True)
 
 
 def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the object that --json prints."""
     t = result.timings
     return {
         "text": result.text, "reasoning": result.reasoning, "ids": result.ids,
@@ -148,7 +148,7 @@ def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
 
 
 def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
-    """The model's defaults, replaced by what was given on the command line."""
+    """Return the model's defaults, replaced by options of the command line."""
     from apr_core.generate.sampling import SamplingParams
 
     given = {name: options[name] for name in SAMPLING}
@@ -157,7 +157,7 @@ def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
 
 @contextmanager
 def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
-    """The model, with its report on stderr if asked for or if something runs slowly."""
+    """Load the model; print its report to stderr if asked for or if something runs slowly."""
     show_notices()
     with diverted(), sparing_collections(), upload_progress() as uploaded:
         from apr_core.model.model import load
@@ -179,12 +179,12 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
                 err=True,
             )
         yield model
-        for line in model.report.fallbacks[said:]:  # found out as steps ran
+        for line in model.report.fallbacks[said:]:  # noted as steps ran
             click.echo(f"! {line}", err=True)
 
 
 def whole_prompt(prompt: str | None) -> str:
-    """What is piped in, then PROMPT. Raises UsageError if both are empty."""
+    """Return piped input followed by PROMPT. Raises UsageError if both are empty."""
     typed = "" if prompt in (None, "-") else prompt or ""
     piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
     text = "\n\n".join(part for part in (piped.rstrip("\n"), typed) if part.strip())
@@ -194,7 +194,7 @@ def whole_prompt(prompt: str | None) -> str:
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file: a socket or a device may never end."""
+    """Return True if standard input is a pipe or a file: a socket or device may never end."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (AttributeError, OSError, ValueError):  # closed, or no file
@@ -203,7 +203,7 @@ def _is_piped() -> bool:
 
 
 def thinking(options: Mapping[str, Any]) -> bool | None:
-    """--thinking as the template's `enable_thinking`; None leaves it to the template."""
+    """Return --thinking as the template's `enable_thinking`; None leaves it to the template."""
     chosen = options["thinking"]
     return None if chosen is None else chosen == "on"
 
@@ -232,7 +232,7 @@ class Printer:
         self._before = piece.channel
 
     def _safe(self, text: str) -> str:
-        """On a terminal, a model's text must not move the cursor or worse; a pipe gets it all."""
+        """Escape control characters on a terminal; a pipe gets the text unchanged."""
         return text.translate(CONTROL) if self._terminal else text
 
     def end(self) -> None:
@@ -241,7 +241,7 @@ class Printer:
 
 
 def collect(pieces: Iterator[Delta], result: Generation, show: Callable[[Delta], None]) -> None:
-    """Show pieces as they come and gather them; an interruption ends the generation."""
+    """Show and gather pieces as they come; an interruption ends the generation."""
     try:
         for piece in pieces:
             show(piece)
@@ -253,7 +253,7 @@ def collect(pieces: Iterator[Delta], result: Generation, show: Callable[[Delta],
 
 
 def speed(t: Timings, load_s: float, reason: str) -> str:
-    """The summary line."""
+    """Return the summary line: tokens, times and speeds."""
     return (
         f"{t.prompt_tokens} prompt tokens at {t.prefill_tok_s:.0f} tok/s, "
         f"{t.tokens} generated at {t.decode_tok_s:.1f} tok/s, load {load_s:.2f} s, "

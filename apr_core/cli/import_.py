@@ -20,7 +20,7 @@ SMALLEST_SHARD = 1 << 20
 
 
 def parse_size(text: str) -> int:
-    """ "4GiB", "500M" or bytes -> bytes; units are powers of 1024. Raises UsageError."""
+    """Return "4GiB" or "500M" as bytes; units are powers of 1024. Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())
     nbytes = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if nbytes < SMALLEST_SHARD:
@@ -59,7 +59,7 @@ def run_import(
     source: str, output: Path, quantize: str | None = None, arch: str | None = None,
     force: bool = False, shard_size: str | None = None, threads: int | None = None,
 ) -> ImportSummary:  # fmt: skip
-    """The command without its output: check all, then write under a progress bar."""
+    """Check everything, then import under a progress bar; return the summary."""
     from apr_core.format.writer import check_target
     from apr_core.importing import find_source, plan_import, write_import
     from apr_core.registry import get_registry
@@ -81,7 +81,7 @@ def run_import(
 
 
 def print_summary(s: ImportSummary) -> None:
-    """The summary for people."""
+    """Print the summary for people."""
     size = f" {s.variant}" if s.variant else ""
     click.echo(f"{s.source}: {s.family}{size}, {s.layout} layout, {s.parameters:,} parameters")
     rows = [

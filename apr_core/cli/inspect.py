@@ -42,7 +42,7 @@ def command(file: str, full: bool, as_json: bool) -> None:
 
 
 def describe(file: AprFile, full: bool) -> dict[str, Any]:
-    """All that is shown, as one object."""
+    """Return everything that is shown, as one object."""
     header = file.header
     return {
         "file": str(file.path),
@@ -65,7 +65,7 @@ def describe(file: AprFile, full: bool) -> dict[str, Any]:
 
 
 def summarised(value: Any, depth: int = 0) -> Any:
-    """The value, with everything long replaced by a line that says what it is."""
+    """Return the value with everything long replaced by a one-line description."""
     size = len(json.dumps(value, ensure_ascii=False))
     if size <= LARGE:
         return value
@@ -78,7 +78,7 @@ def summarised(value: Any, depth: int = 0) -> Any:
 
 
 def _formats(file: AprFile) -> list[dict[str, Any]]:
-    """Sizes by format. The file's own table says who decodes the block formats."""
+    """Return sizes by format, with the decoder that the file's own table names."""
     rows = []
     for name, entries in _grouped(file, lambda entry: entry.format):
         spec = entries[0].spec
@@ -92,7 +92,7 @@ def _formats(file: AprFile) -> list[dict[str, Any]]:
 
 
 def _roles(file: AprFile) -> list[dict[str, Any]]:
-    """Sizes by name without layer numbers, which needs no contract."""
+    """Return sizes by tensor name without layer numbers, which needs no contract."""
     return [
         {"role": role} | _sizes(entries) | {"formats": sorted({e.format for e in entries})}
         for role, entries in _grouped(file, lambda entry: _NUMBER.sub("*", entry.name))
@@ -102,7 +102,7 @@ def _roles(file: AprFile) -> list[dict[str, Any]]:
 def _grouped(
     file: AprFile, key: Callable[[TensorEntry], str]
 ) -> list[tuple[str, list[TensorEntry]]]:
-    """Tensors by what they have in common, the largest group first."""
+    """Group tensors by `key`, the group with most bytes first."""
     groups: dict[str, list[TensorEntry]] = defaultdict(list)
     for entry in file.tensors.values():
         groups[key(entry)].append(entry)
@@ -117,7 +117,7 @@ def _sizes(entries: list[TensorEntry]) -> dict[str, Any]:
 
 
 def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer's small facts, and the lengths of its lists; None if there is none."""
+    """Return the tokenizer's short facts and the lengths of its lists; None without one."""
     facts = {
         key.removeprefix("tokenizer."): value
         for key, value in metadata.items()

@@ -106,7 +106,7 @@ def _flat(values: tuple[Any, ...]) -> str:
 
 
 def installed_as(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
-    """The entry points of the distribution, or the entry point, of that name; empty if none.
+    """Return the rows of a distribution or an entry point of that name; empty if there is none.
 
     A disabled or broken plugin declares nothing, so it has no further names.
     """
@@ -117,7 +117,7 @@ def installed_as(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
 
 
 def providing(name: str, rows: Iterable[PluginRow]) -> list[PluginRow]:
-    """The entry points that declare something of that name, bare or as `distribution:name`."""
+    """Return the rows that declare the name, bare or as `distribution:name`."""
     wanted = {name, normalized_id(name)}
     return [
         row
@@ -127,7 +127,7 @@ def providing(name: str, rows: Iterable[PluginRow]) -> list[PluginRow]:
 
 
 def rows_called(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
-    """The entry points NAME means. Raises NotFound with names that are close."""
+    """Return the rows that NAME means. Raises NotFound with names that are close."""
     meant = installed_as(name, rows) or providing(name, rows)
     if not meant:
         provided = (d.name for row in rows for d in row.declarations)
@@ -138,10 +138,10 @@ def rows_called(name: str, rows: Sequence[PluginRow]) -> list[PluginRow]:
 def not_found(
     what: str, name: str, rows: Sequence[PluginRow], more: Iterable[str] = ()
 ) -> NotFound:
-    """The error for a name that nothing has, with the names that come close."""
+    """Return the error for an unknown name, with the names that come close."""
     known = {*(row.distribution for row in rows), *(row.entry_point for row in rows), *more}
     hints = [did_you_mean(name, known)]
-    hints += [  # these declare nothing, so nobody knows what they would provide
+    hints += [  # these declare nothing, so what they would provide is unknown
         f"{row.distribution} is {row.status} and may provide it: {row.reason}"
         for row in rows
         if row.status in ("broken", "incompatible", "disabled")

@@ -53,9 +53,9 @@ def enable(name: str, as_json: bool) -> None:
 
 
 def _installed_plugins(name: str) -> list[PluginRow]:
-    """The installed entry points of that name; a broken or disabled plugin has them as well.
+    """Return the installed rows of that name, broken or disabled ones included.
 
-    Raises NotFound, with the plugin to name instead if NAME is what one provides.
+    Raises NotFound; if NAME is something a plugin provides, it says which plugin to name.
     """
     if named := installed_as(name, installed()):
         return named
@@ -79,7 +79,7 @@ def _report(
     as_json: bool, done: str, plugins: Sequence[PluginRow], before: Sequence[str], path: Path,
     stale: Iterable[str] = (),
 ) -> None:  # fmt: skip
-    """Say what was changed, and where the environment says otherwise."""
+    """Report what was changed, and where environment variables override it."""
     after = read_settings(path).disable
     changed = [
         p.name for p in installed() if _switched_off(p, before) != _switched_off(p, after)
@@ -102,7 +102,7 @@ def _report(
 
 
 def _overrides(done: str, plugins: Sequence[PluginRow]) -> list[str]:
-    """What environment variables make of these plugins, whatever the file says."""
+    """Return how environment variables override the file for these plugins, one line each."""
     if os.environ.get("APR_NO_PLUGINS") == "1":
         return ["APR_NO_PLUGINS=1 leaves all plugins out"]
     still = "stays disabled" if done == "enabled" else "is disabled anyway"
@@ -113,11 +113,11 @@ def _overrides(done: str, plugins: Sequence[PluginRow]) -> list[str]:
 def change_disabled(
     add: Collection[str] = (), remove: Collection[str] = (), path: Path | None = None
 ) -> Path:
-    """Add strings to the list `[plugins] disable`, and remove some; returns the file's path.
+    """Add names to `[plugins] disable` and remove others; return the file's path.
 
-    Comments, order and spacing are somebody's own: the text is edited in place, read again to see
-    that it says what it should, and only then put where the file was. Raises ConfigError for a file
-    that is not valid as it is, and InputOutputError if it cannot be written; then it is untouched.
+    Comments, order and spacing stay: the text is edited in place, parsed again to check it, and
+    only then replaces the file. Raises ConfigError if the file is not valid, InputOutputError if it
+    cannot be written; in both cases it is untouched.
     """
     path = path or config_path()
     read_settings(path)  # refuses what is wrong before it is written back
@@ -148,7 +148,7 @@ def change_disabled(
 
 
 def _edited(text: str, add: Collection[str], remove: Collection[str]) -> str:
-    """The TOML text with the list changed; the rest, comments too, stays as it is written."""
+    """Return the TOML text with the list changed; everything else, comments too, is unchanged."""
     name = r"[\"']?disable[\"']?[ \t]*=[ \t]*\["
     head = re.search(r"(?m)^[ \t]*\[[ \t]*plugins[ \t]*\][^\r\n]*", text)
     after = re.compile(r"(?m)^[ \t]*\[").search(text, head.end()) if head else None

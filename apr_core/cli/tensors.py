@@ -46,7 +46,7 @@ def _row(entry: TensorEntry) -> dict[str, Any]:
 
 
 def _add_stats(file: AprFile, entries: list[TensorEntry], rows: list[dict[str, Any]]) -> None:
-    """Statistics, or a note where the format cannot be decoded."""
+    """Add statistics to the rows, or a note where the format cannot be decoded."""
     from apr_core.errors import AprError
     from apr_core.registry import get_registry
     from apr_core.validation import TensorReader, tensor_stats

@@ -1,4 +1,4 @@
-"""`apr validate`: runs the checks, prints what each found, ends with 5 if one failed."""
+"""`apr validate`: run the checks, print their results; exit code 5 if one failed."""
 
 from __future__ import annotations
 
