@@ -244,13 +244,13 @@ NESTED = {"layout": Layout, "scale": Numbers, "minimum": Numbers}  # fields that
 
 
 def record_of(declaration: Declaration) -> dict[str, Any]:
-    """A declaration and its kind, as JSON. Raises TypeError for fields that JSON does not have."""
+    """Return a declaration and its kind for JSON. Raises TypeError for other field types."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(declaration), allow_nan=False))
     return {"kind": declaration.kind, **plain}
 
 
 def from_record(record: dict[str, Any]) -> Declaration:
-    """The declaration of a record. Raises KeyError or TypeError for anything else."""
+    """Return a record's declaration. Raises KeyError or TypeError for anything else."""
     values = dict(record)
     cls = KINDS[values.pop("kind")]
     return cls(**{key: _value(key, v) for key, v in values.items()})

@@ -1,9 +1,9 @@
 """Which plugins are installed, what each one provides, and why one cannot be used.
 
 Hooks modules are imported in this process, once after something changed. Whatever one raises,
-SystemExit included, becomes the reason of its row. One that hangs is ended by Ctrl-C, which says
-whose it was and how to leave it out. What they declared is remembered in one JSON file for each
-Python environment, in the cache folder, as long as a plugin's version and files are what they were.
+SystemExit included, becomes the reason of its row. One that hangs is ended by Ctrl-C, which names
+it and says how to leave it out. Declarations are remembered in one JSON file per Python
+environment, in the cache folder, until a plugin's version or files change.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ class PluginRow:
 
     @property
     def name(self) -> str:
-        """`distribution:entry point`, unique."""
+        """`distribution:entry point`, which is unique."""
         return f"{self.distribution}:{self.entry_point}"
 
     @property
     def names(self) -> set[str]:
-        """Everything a user may call it."""
+        """Every name a user may call it by."""
         return {self.distribution, self.entry_point, self.name}
 
 
 def normalized(name: str) -> str:
-    """A distribution name as the packaging rules compare it."""
+    """Return a distribution name normalized as the packaging rules compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def normalized_id(name: str) -> str:
-    """`Dist_Name:entry` with the distribution part normalized; bare names are left alone."""
+    """Return `Dist_Name:entry` with the distribution normalized; bare names are unchanged."""
     dist, colon, entry = name.partition(":")
     return f"{normalized(dist)}:{entry}" if colon else name
 
 
 def installed() -> list[PluginRow]:
-    """All entry points of the group, sorted by (distribution, name); the first on the path wins.
+    """Return the group's entry points, sorted by (distribution, name); the first on the path wins.
 
-    From packaging metadata alone: they declare nothing yet, and what cannot be read is broken.
+    Reads packaging metadata alone: rows declare nothing yet; an unreadable one is `broken`.
     """
     from importlib.metadata import distributions
 
@@ -77,7 +77,7 @@ def installed() -> list[PluginRow]:
 
 
 def _of_distribution(dist: object) -> list[PluginRow]:
-    """A distribution's entry points of the group. Half an installation is one that says so."""
+    """Return a distribution's entry points of the group; a row says if its metadata is damaged."""
     folder = str(getattr(dist, "_path", "unknown")).rpartition(os.sep)[2]
     try:
         text = dist.read_text("entry_points.txt") or ""  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def _of_distribution(dist: object) -> list[PluginRow]:
 def discover(
     settings: Settings, env: Mapping[str, str] = os.environ, refresh: bool = False
 ) -> tuple[PluginRow, ...]:
-    """The rows of all installed plugins; with `refresh`, nothing that is remembered counts."""
+    """Return the rows of all installed plugins; `refresh` ignores the cache."""
     looking = env.get("APR_DEBUG") == "1" or env.get("APR_TRACE_PLUGINS") == "1"
     memory = Memory(env, refresh or looking)
     rows = [allowed(each, settings, env) for each in installed()]
@@ -110,7 +110,7 @@ def discover(
 
 
 def allowed(row: PluginRow, settings: Settings, env: Mapping[str, str]) -> PluginRow:
-    """The row, `disabled` if its user does not want the plugin to be imported."""
+    """Return the row, as `disabled` if the user's settings leave the plugin out."""
     only = env.get("APR_PLUGINS")
     reason = ""
     if only is not None and not row.names & listed(only):
@@ -124,13 +124,13 @@ def allowed(row: PluginRow, settings: Settings, env: Mapping[str, str]) -> Plugi
 
 
 def listed(value: str) -> set[str]:
-    """Entries of a list with commas, each in every form that a plugin's names may have."""
+    """Return the names of a comma-separated list, each in every form a plugin's name may have."""
     parts = {part.strip() for part in value.split(",") if part.strip()}
     return parts | {normalized(part) for part in parts} | {normalized_id(part) for part in parts}
 
 
 def _used(row: PluginRow, memory: Memory, env: Mapping[str, str]) -> PluginRow:
-    """The row of a plugin that may be imported: as it is remembered, or looked at here and now."""
+    """Return the row of a plugin that may be imported, from the cache or by importing it."""
     declarations = memory.recall(row)
     if declarations is None:
         from apr_core.discovery.collecting import Incompatible, Refused, collect
@@ -145,7 +145,7 @@ def _used(row: PluginRow, memory: Memory, env: Mapping[str, str]) -> PluginRow:
                 f"while plugin {row.name} was imported; to leave it out: "
                 f"APR_PLUGINS_BLOCK={row.distribution}, or APR_NO_PLUGINS=1"
             ) from None
-        except BaseException as error:  # a plugin may raise anything, also what nobody should catch
+        except BaseException as error:  # a plugin may raise anything, SystemExit too
             if env.get("APR_DEBUG") == "1":
                 import traceback
 
@@ -160,7 +160,7 @@ def _used(row: PluginRow, memory: Memory, env: Mapping[str, str]) -> PluginRow:
 
 
 def missing_requirements(declarations: Iterable[Declaration]) -> list[str]:
-    """Modules that declared backends need and that cannot be found. Imports nothing."""
+    """Return modules that declared backends need and that are not found. Imports nothing."""
     needed = [m for d in declarations if isinstance(d, Backend) for m in d.requires]
     return [name for name in dict.fromkeys(needed) if not _exists(name)]
 
@@ -173,7 +173,7 @@ def _exists(module: str) -> bool:
 
 
 class Memory:
-    """What is remembered of this environment; with `refresh`, nothing is."""
+    """The cache of this environment's declarations; empty with `refresh`."""
 
     def __init__(self, env: Mapping[str, str], refresh: bool = False) -> None:
         key = zlib.crc32(f"{API_VERSION} {sys.prefix} {sys.version}".encode())
@@ -189,7 +189,7 @@ class Memory:
         return {}
 
     def recall(self, plugin: PluginRow) -> tuple[Declaration, ...] | None:
-        """What the plugin declared, if it is the same plugin still."""
+        """Return what the plugin declared, or None if it changed since."""
         try:
             record = self._records[plugin.name]
             if [plugin.version, plugin.module] != record["plugin"]:
@@ -201,7 +201,7 @@ class Memory:
             return None
 
     def remember(self, plugin: PluginRow, declarations: tuple[Declaration, ...]) -> None:
-        """Note what a plugin declared that was just imported."""
+        """Remember what a plugin declared that was just imported."""
         self._changed = True
         self._records[plugin.name] = {
             "plugin": [plugin.version, plugin.module], "files": _files(plugin.module),
@@ -209,14 +209,14 @@ class Memory:
         }  # fmt: skip
 
     def save(self) -> None:
-        """Write what is new, if there is a place for it: without one, it costs time only."""
+        """Write new entries if the cache folder is writable; without one, only time is lost."""
         if self._changed:
             with contextlib.suppress(OSError):
                 write_whole(self._path, json.dumps(self._records).encode())
 
 
 def _files(module: str) -> list[list[Any]]:
-    """Stamps of the files of all modules of the plugin's package that are imported."""
+    """Return the stamps of the files of all imported modules of the plugin's package."""
     package = module.partition(":")[0].partition(".")[0]
     files = {
         getattr(loaded, "__file__", None)
@@ -227,7 +227,7 @@ def _files(module: str) -> list[list[Any]]:
 
 
 def _stamp(path: str) -> list[Any]:
-    """[path, time of the last change in ns, size]; zeros if the file is gone."""
+    """Return [path, time of the last change in ns, size]; zeros if the file is gone."""
     try:
         state = Path(path).stat()
         return [path, state.st_mtime_ns, state.st_size]

@@ -31,7 +31,7 @@ TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 class Refused(Exception):
-    """A plugin whose declarations make no sense."""
+    """A plugin whose declarations are not valid."""
 
 
 class Incompatible(Refused):
@@ -39,7 +39,7 @@ class Incompatible(Refused):
 
 
 def collect(module_name: str) -> Iterator[Declaration]:
-    """The declarations of a hooks module. Raises Refused, and whatever the module raises."""
+    """Yield the declarations of a hooks module. Raises Refused, and whatever the module raises."""
     import pluggy
 
     with contextlib.redirect_stdout(sys.stderr):  # a plugin that prints must not break --json
@@ -57,7 +57,7 @@ def collect(module_name: str) -> Iterator[Declaration]:
 
 
 def checked(declaration: Any, hook: str, kind: str) -> Declaration:
-    """One declaration, if it is of the hook's kind and makes sense. Raises Refused."""
+    """Return the declaration if it is valid and of the hook's kind. Raises Refused."""
     if not isinstance(declaration, KINDS[kind]):
         expected = f"{KINDS[kind].__name__} records"
         raise Refused(f"{hook} returned {declaration!r}, expected {expected}")
@@ -80,7 +80,7 @@ def checked(declaration: Any, hook: str, kind: str) -> Declaration:
 
 
 def _problem(declaration: Declaration) -> str:
-    """What is wrong with the fields of a declaration; nothing if all is well."""
+    """Return what is wrong with a declaration's fields; empty if nothing is."""
     if not isinstance(declaration.target, str) or not TARGET.fullmatch(declaration.target):
         return f"target must be 'module:Attr', found {declaration.target!r}"
     summary = declaration.summary
