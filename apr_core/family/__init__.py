@@ -1,0 +1,1 @@
+"""Families: reading config.json, contracts of tensors, layer plans."""

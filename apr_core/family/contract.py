@@ -1,4 +1,4 @@
-"""A family's contract, and what it says about one checkpoint. Looks at names and shapes only."""
+"""A family's contract, checked against one checkpoint by names and shapes only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apr_core.family.schema import YAML_LOADER
 from apr_core.family.schema import check as check_schema
 
 TIED = "the head is tied: it is the embedding, stored once"
-LISTED = 20  # names an error shows of each kind; the rest is counted
+LISTED = 20  # names an error lists per kind; the rest is counted
 MAX_LENGTH = 500
 OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -29,7 +29,7 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """One tensor a checkpoint should have. `group` is "model", or the contract's carry group."""
+    """A tensor a checkpoint should have. `group` is "model", or the contract's carry group."""
 
     name: str
     role: str
@@ -41,16 +41,16 @@ class TensorRule:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a contract says about the tensors that were found."""
+    """A contract's result for the tensors of one checkpoint."""
 
     layout: str
     rules: Mapping[str, TensorRule]
     left_out: Mapping[str, str] = field(default_factory=dict)  # name -> why
-    absent: tuple[str, ...] = ()  # carried tensors the config promises and the file lacks
+    absent: tuple[str, ...] = ()  # carried tensors that the config promises and the file lacks
     _names: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
 
     def name_of(self, role: str, layer: int | None = None) -> str:
-        """The tensor in that role. Raises ContractError if the contract has none."""
+        """Return the name of the tensor in a role. Raises ContractError if there is none."""
         try:
             return self._names[role, layer]
         except KeyError:
@@ -58,7 +58,7 @@ class Resolution:
             raise ContractError(f"the contract has no tensor for role {role!r}{where}") from None
 
     def optional(self, role: str, layer: int | None = None) -> str | None:
-        """The tensor in that role, or None if there is none."""
+        """Return the name of the tensor in a role, or None if there is none."""
         return self._names.get((role, layer))
 
 
@@ -91,7 +91,7 @@ class Contract:
         return _of_package(package)
 
     def layer_type(self, name: str) -> str:
-        """A layer type by its present spelling. Raises ContractError for an unknown one."""
+        """Return a layer type in its current spelling. Raises ContractError for an unknown one."""
         known = self.content["layer_types"]
         name = self.content.get("layer_type_aliases", {}).get(name, name)
         if name not in known:
@@ -99,7 +99,7 @@ class Contract:
         return name
 
     def variant_of(self, config: ModelConfig) -> str | None:
-        """The published size with this hidden size and layer count, if it is one."""
+        """Return the published variant with this hidden size and layer count, or None."""
         wanted = (config.hidden_size, config.num_layers)
         for name, v in self.variants.items():
             if (v["hidden_dim"], v["num_layers"]) == wanted:
@@ -107,7 +107,7 @@ class Contract:
         return None
 
     def detect_layout(self, names: Collection[str]) -> str:
-        """The layout whose embedding is among the names. Raises ContractError if none is."""
+        """Return the layout whose embedding is among the names. Raises ContractError if none is."""
         template = self.content["tensor_template"]["embedding"]
         expected = {k: template.format(**v) for k, v in self.content["layouts"].items()}
         for layout, name in expected.items():
@@ -119,7 +119,7 @@ class Contract:
         )
 
     def rules(self, config: ModelConfig, layout: str) -> list[TensorRule]:
-        """Every tensor a checkpoint of this configuration and layout has, without the carried."""
+        """Return the rules of all tensors for a configuration and layout, except carried ones."""
         return list(self._rules(config, self.content["layouts"][layout]))
 
     def _rules(self, config: ModelConfig, names: Mapping[str, str]) -> Iterator[TensorRule]:
@@ -146,7 +146,7 @@ class Contract:
         return TensorRule(name, role, layer, shape, policy)
 
     def carried(self, config: ModelConfig) -> list[TensorRule]:
-        """Tensors kept in the file beside the model, if the configuration has them."""
+        """Return the rules of tensors carried beside the model, if the configuration has them."""
         found = []
         for group, part in self.content.get("carry", {}).items():
             if not config.extra.get(part.get("when", ""), 0):
@@ -158,7 +158,7 @@ class Contract:
         return found
 
     def reason_to_leave_out(self, name: str) -> str | None:
-        """Why a tensor of that name is not imported, if the contract says so."""
+        """Return why a tensor of that name is not imported, or None if it is."""
         for pattern, reason in self.content.get("leave_out", {}).items():
             if fnmatchcase(name, pattern):
                 return str(reason)
@@ -189,7 +189,7 @@ class Contract:
         return Resolution(layout, rules, left_out, absent, names)
 
     def _is_tied_head(self, config: ModelConfig, layout: str, name: str) -> bool:
-        """Writers that materialise a tied head store the embedding twice; the copy is left out."""
+        """Return True for a tied head stored as a copy of the embedding; the copy is left out."""
         head = self.content["tensor_template"]["lm_head"].format(**self.content["layouts"][layout])
         return config.tied_embeddings and name == head
 
@@ -216,11 +216,11 @@ def _of_package(package: str) -> Contract:
 
 
 def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape an expression means. Raises ContractError naming what it cannot read."""
+    """Return the shape an expression means. Raises ContractError naming what it cannot read."""
     return tuple(_value(node, text, dims) for node in _parsed(text))
 
 
-@lru_cache(maxsize=256)  # the same few stand for every layer
+@lru_cache(maxsize=256)  # every layer has the same few
 def _parsed(text: str) -> list[ast.expr]:
     if len(text) > MAX_LENGTH:
         raise ContractError(f"shape expression of {len(text)} characters, at most {MAX_LENGTH}")

@@ -26,7 +26,7 @@ class ConfigReader:
     def integer(
         self, key: str, default: Any = MISSING, minimum: int = 1, maximum: int = 2**31
     ) -> int:
-        """A whole number from `minimum` to `maximum`."""
+        """Return a whole number from `minimum` to `maximum`. Raises ContractError."""
         value = self._get(key, default)
         if type(value) is not int or not minimum <= value <= maximum:
             raise ContractError(
@@ -36,16 +36,16 @@ class ConfigReader:
         return value
 
     def layers(self) -> int:
-        """num_hidden_layers, in a range that cannot exhaust memory."""
+        """Return num_hidden_layers, within a range that cannot exhaust memory."""
         return self.integer("num_hidden_layers", maximum=MAX_LAYERS)
 
     def architecture(self, default: str) -> str:
-        """The first of `architectures`."""
+        """Return the first of `architectures`."""
         listed = self.top.get("architectures")
         return str(listed[0]) if isinstance(listed, list) and listed else default
 
     def number(self, key: str, default: Any = MISSING) -> float:
-        """A positive number."""
+        """Return a positive number. Raises ContractError."""
         return _positive(key, self._get(key, default))
 
     def _get(self, key: str, default: Any) -> Any:
@@ -59,7 +59,7 @@ class ConfigReader:
         return value
 
     def rope(self, key: str, default: Any = MISSING) -> float:
-        """A value of rope_parameters, or of the same name beside it (the older spelling)."""
+        """Return a value of rope_parameters, or of the same name beside it (the older spelling)."""
         parameters = self.block.get("rope_parameters") or {}
         if not isinstance(parameters, Mapping):
             raise ContractError("config.json: rope_parameters must be an object")
@@ -73,7 +73,7 @@ class ConfigReader:
         return _positive(key, value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean: at the top level first, then in the block."""
+        """Return a boolean, from the top level first, then from the block."""
         found = (source.get(key) for source in (self.top, self.block))
         value = next((v for v in found if v is not None), default)
         if not isinstance(value, bool):
@@ -121,7 +121,7 @@ class ConfigReader:
                 raise ContractError(f"config.json: {key} = {shown!r} is not supported: {why}")
 
     def refuse_rope_scaling(self) -> None:
-        """Only the plain rotary embedding is supported."""
+        """Raise ContractError for rope scaling: only the plain rotary embedding is supported."""
         for key in ("rope_parameters", "rope_scaling"):
             part = self.block.get(key) or {}
             if not isinstance(part, Mapping):
@@ -135,7 +135,7 @@ class ConfigReader:
                 )
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
-        """The union of eos_token_id over config, its block and generation_config."""
+        """Return the union of eos_token_id over config, its block and generation_config."""
         found: list[int] = []
         for source in (generation or {}, self.block, self.top):
             value = source.get("eos_token_id")
@@ -155,7 +155,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repet
 
 
 def sampling_defaults(generation: Mapping[str, Any] | None) -> dict[str, float]:
-    """The model's own sampling values; do_sample false means temperature 0."""
+    """Return the model's own sampling values; do_sample false means temperature 0."""
     if not generation:
         return {}
     if generation.get("do_sample") is False:

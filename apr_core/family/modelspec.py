@@ -1,4 +1,4 @@
-"""What a family says about one model: its configuration and its layer plan. Plain data."""
+"""A model's configuration and layer plan, as its family reads them. Plain data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ModelConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def dims(self) -> dict[str, int]:
-        """The variables of shape expressions, by their names in the contract vocabulary."""
+        """Return the variables of shape expressions, by their names in the contract vocabulary."""
         dims = {
             "hidden_dim": self.hidden_size,
             "num_layers": self.num_layers,
@@ -117,7 +117,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class MixerExample:
-    """A small case of a mixer or an mlp: options, and its weights' shapes by role. For its kit."""
+    """A small case of a mixer or mlp for its kit: options, and weight shapes by role."""
 
     options: Mapping[str, Any]
     hidden_size: int
@@ -125,13 +125,13 @@ class MixerExample:
 
 
 class FamilyPlugin:
-    """Base of what the target of a `Family` declaration makes when it is called without arguments.
+    """Base class of a family: a `Family` declaration's target, called without arguments.
 
-    The first three methods have to be there.
+    The first three methods are required.
     """
 
     def contract(self) -> Contract:
-        """The family's contract, read from its package data."""
+        """Return the family's contract, read from its package data."""
         raise NotImplementedError
 
     def config(
@@ -141,15 +141,15 @@ class FamilyPlugin:
         raise NotImplementedError
 
     def plan(self, config: ModelConfig) -> Plan:
-        """The layer plan of a model with this configuration."""
+        """Return the layer plan of a model with this configuration."""
         raise NotImplementedError
 
     def metadata(self, config: ModelConfig) -> Mapping[str, Any]:
-        """Further keys of a file's metadata, which other readers of the format look for."""
+        """Return further metadata keys of a file, which other readers of the format look for."""
         return {}
 
     def tiny_config(self) -> dict[str, Any]:
-        """The config.json of a model of a few layers and 64 to 256 features.
+        """Return the config.json of a model of a few layers and 64 to 256 features.
 
         Conformance kits make random weights for it.
         """
@@ -157,7 +157,7 @@ class FamilyPlugin:
 
 
 class QuantizerPlugin(Protocol):
-    """What the target of a `Quantizer` declaration makes when it is called without arguments.
+    """A number format's codec: a `Quantizer` declaration's target, called without arguments.
 
     Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes. It
     may have an attribute `max_error`, the relative RMSE its conformance kit allows: a number, or
@@ -165,15 +165,15 @@ class QuantizerPlugin(Protocol):
     """
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """f32 [R, C] -> u8 [R, row bytes]. Raises QuantizationError on NaN or Inf."""
+        """Encode f32 [R, C] to u8 [R, row bytes]. Raises QuantizationError on NaN or Inf."""
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-        """u8 [R, row bytes] -> f32 [R, cols]."""
+        """Decode u8 [R, row bytes] to f32 [R, cols]."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorClass:
-    """What a recipe may look at when it picks a format.
+    """The tensor facts by which a recipe picks a format.
 
     `quant_class` is one of the contract's classes: keep, matrix, value, down, fused_input,
     sensitive, embedding, head. `shape` is [out, in]; `layer` is None outside the layers.
@@ -188,10 +188,10 @@ class TensorClass:
 
 
 class RecipePlugin(Protocol):
-    """What the target of a `Recipe` declaration makes when it is called without arguments."""
+    """A choice of formats: a `Recipe` declaration's target, called without arguments."""
 
     def format_for(self, tensor: TensorClass) -> str:
-        """A quantizer's name, `f32`, `f16`, `bf16`, or `source` to keep the stored precision.
+        """Return a quantizer's name, `f32`, `f16`, `bf16`, or `source` for the stored precision.
 
         Tensors of class `keep` are never asked about: they always keep their precision.
         """

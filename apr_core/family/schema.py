@@ -21,7 +21,7 @@ Rules = Mapping[int, Sequence[tuple[Sequence[str], str]]]
 
 @cache
 def schema() -> dict[str, str]:
-    """{key path: type}, as the schema file lists them."""
+    """Return {key path: type}, as the schema file lists them."""
     text = (Path(__file__).parent / "_schema.yaml").read_text("utf-8")
     fields: dict[str, str] = yaml.load(text, YAML_LOADER)["fields"]
     return fields
@@ -29,7 +29,7 @@ def schema() -> dict[str, str]:
 
 @cache
 def _rules() -> Rules:
-    """(keys, type) of the key paths, by the number of keys."""
+    """Return (keys, type) of the key paths, grouped by the number of keys."""
     by_length: dict[int, list[tuple[list[str], str]]] = {}
     for path, kind in schema().items():
         keys = path.removesuffix(MARK).split(".")
@@ -38,7 +38,7 @@ def _rules() -> Rules:
 
 
 def problems(content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a contract, in words; empty if nothing is."""
+    """Return what is wrong with a contract, in words; empty if nothing is."""
     required = [path for path in schema() if not path.endswith(MARK)]
     found = [
         f"missing required field: {path}"
@@ -55,7 +55,7 @@ def problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def check(content: Any, origin: str) -> Mapping[str, Any]:
-    """The content, if it is a valid contract. Raises ContractError listing all problems."""
+    """Return the content of a valid contract. Raises ContractError listing all problems."""
     if not isinstance(content, dict):
         raise ContractError(f"{origin}: a contract is a YAML mapping")
     found = problems(content) or list(_disagreements(content))
@@ -65,7 +65,7 @@ def check(content: Any, origin: str) -> Mapping[str, Any]:
 
 
 def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
-    """Roles that one part of the contract has and another lacks."""
+    """Yield a line for each role that one part of the contract has and another lacks."""
     per_layer = {role for role, name in content["tensor_template"]["per_layer"].items() if name}
     roles = per_layer | (set(content["tensor_template"]) - {"per_layer"})
     for part in ("shape_template", "quantization_policy"):
@@ -101,7 +101,7 @@ def _missing(content: Any, keys: list[str], path: str) -> Iterator[str]:
 def _walk(
     content: Mapping[str, Any], path: tuple[str, ...], rules: Rules
 ) -> Iterator[tuple[tuple[str, ...], str | None, Any]]:
-    """Every key path with its type and value; nothing below a key the schema leaves open."""
+    """Yield every key path with its type and value; nothing below a key the schema leaves open."""
     for key, value in content.items():
         here = (*path, str(key))
         kind = _rule(here, rules)
@@ -111,9 +111,9 @@ def _walk(
 
 
 def _rule(path: tuple[str, ...], rules: Rules) -> str | None:
-    """The type of a key path; `*` in a pattern matches any one key."""
+    """Return the type of a key path, or None; `*` in a pattern matches any one key."""
     for keys, kind in rules.get(len(path), ()):
-        if keys[-1] not in ("*", path[-1]):  # where most of them differ
+        if keys[-1] not in ("*", path[-1]):  # most paths differ there
             continue
         if all(k in ("*", p) for k, p in zip(keys, path, strict=True)):
             return kind
