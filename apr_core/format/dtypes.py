@@ -11,7 +11,7 @@ from typing import Any
 from apr_core.errors import FormatError
 from apr_core.messages import index
 
-FIRST_FILE_ID = 192  # ids from here up mean what the file's own `apr.formats` table says
+FIRST_FILE_ID = 192  # ids from here up are defined by the file's own `apr.formats` table
 TABLE = "apr.formats"
 NAME = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 DISTRIBUTION = re.compile(r"([A-Za-z0-9]([\w.-]{0,98}[A-Za-z0-9])?)?", re.ASCII)
@@ -28,14 +28,14 @@ class FormatSpec:
     dtype_id: int | None
     block: int
     bytes_per_block: int
-    distribution: str = ""  # who decodes it, "" for native types
+    distribution: str = ""  # the distribution that decodes it, "" for native types
 
     def row_bytes(self, cols: int) -> int:
-        """Bytes of a row, padded to whole blocks."""
+        """Return the bytes of a row, padded to whole blocks."""
         return -(-cols // self.block) * self.bytes_per_block
 
     def same_layout(self, other: FormatSpec) -> bool:
-        """Whether both mean the same bytes, whoever decodes them."""
+        """Return True if both give bytes the same meaning, whichever plugin decodes them."""
         return (self.name, self.block, self.bytes_per_block) == (
             other.name, other.block, other.bytes_per_block,
         )  # fmt: skip
@@ -63,14 +63,14 @@ LEGACY = frozenset(LEGACY_IDS.values())
 
 
 def legacy_spec(dtype_id: int, elements: int) -> FormatSpec:
-    """The spec of a legacy tensor with that many elements."""
+    """Return the spec of a legacy tensor with that many elements."""
     if dtype_id == 128:
         return FormatSpec("apr_q4", 128, 32, 18)
     return FormatSpec("apr_q8", 129, max(1, elements), 4 + elements)
 
 
 def tensor_nbytes(spec: FormatSpec, shape: Sequence[int]) -> int:
-    """Bytes of a tensor: 2-D tensors pad each row to whole blocks, others are encoded flat."""
+    """Return a tensor's bytes: 2-D tensors pad each row to whole blocks, others are flat."""
     if spec.name == "apr_q8":
         return 4 + prod(shape)
     if len(shape) == 2 and spec.name not in LEGACY:
@@ -79,7 +79,7 @@ def tensor_nbytes(spec: FormatSpec, shape: Sequence[int]) -> int:
 
 
 def number_formats(specs: Iterable[FormatSpec]) -> dict[str, FormatSpec]:
-    """The formats by name, all with an id: those without get 192, 193, .. in order of name.
+    """Return the formats by name, all with an id: missing ones get 192, 193, .. by name.
 
     Raises FormatError if two formats claim one name or one id, or an id APR v2 gives to another.
     """
@@ -115,7 +115,7 @@ _FIXED_NAMES = {spec.name: spec for spec in _FIXED.values()}
 
 
 def _check_meaning(spec: FormatSpec) -> None:
-    """Refuse a format that takes a name or an id which APR v2 gives another meaning."""
+    """Raise FormatError for a name or id that APR v2 gives another meaning."""
     fixed = _FIXED.get(_id(spec)) or _FIXED_NAMES.get(spec.name)
     if fixed and not (fixed.same_layout(spec) and fixed.dtype_id == spec.dtype_id):
         raise FormatError(
@@ -130,7 +130,7 @@ def _check_meaning(spec: FormatSpec) -> None:
 
 
 def file_formats(metadata: Mapping[str, Any]) -> dict[int, FormatSpec]:
-    """All ids that mean something in a file: native, fixed by APR v2, and its own table.
+    """Return {id: format} of a file: native formats, those fixed by APR v2, its own table.
 
     Raises FormatError if `apr.formats` is not a table of formats, or contradicts APR v2.
     """
@@ -162,7 +162,7 @@ def _spec(row: Any) -> FormatSpec:
 
 
 def format_table(specs: Iterable[FormatSpec]) -> list[dict[str, Any]]:
-    """The `apr.formats` rows for the block formats among `specs`, by id."""
+    """Return the `apr.formats` rows for the block formats among `specs`, by id."""
     blocks = {spec.name: spec for spec in specs if spec.name not in NATIVE}
     return [
         {"id": s.dtype_id, "name": s.name, "distribution": s.distribution, "block": s.block,

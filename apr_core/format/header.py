@@ -27,7 +27,7 @@ UNREADABLE = {0x0001: "LZ4-compressed", 0x0002: "zstd-compressed", 0x0004: "encr
 
 
 def align(offset: int) -> int:
-    """The next multiple of 64."""
+    """Return the offset rounded up to a multiple of 64."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
@@ -44,7 +44,7 @@ class Header:
     version: tuple[int, int] = (2, 0)
 
     def pack(self) -> bytes:
-        """64 bytes with their CRC."""
+        """Return the header as 64 bytes, with their CRC."""
         raw = bytearray(self._pack(0))
         struct.pack_into("<I", raw, 40, header_crc(raw))
         return bytes(raw)
@@ -56,17 +56,17 @@ class Header:
         )  # fmt: skip
 
     def flag_names(self) -> list[str]:
-        """The names of the flags that are set."""
+        """Return the names of the flags that are set."""
         return [name for bit, name in FLAGS.items() if self.flags & bit]
 
 
 def header_crc(raw: bytes | bytearray) -> int:
-    """CRC-32 over the header without its checksum field."""
+    """Return the CRC-32 of the header without its checksum field."""
     return zlib.crc32(raw[44:64], zlib.crc32(raw[:40]))
 
 
 def parse_header(raw: bytes, file_size: int) -> Header:
-    """Check the header of a file of that many bytes. Raises FormatError."""
+    """Parse and check the header of a file of `file_size` bytes. Raises FormatError."""
     if file_size < HEADER_SIZE + 4 or len(raw) < HEADER_SIZE:
         raise FormatError(f"file too small: {file_size} bytes, an APR v2 file has at least 68")
     (magic, major, minor, flags, count, meta_at, meta_size, index_at, data_at, crc, reserved) = (
@@ -127,7 +127,7 @@ class IndexEntry:
     nbytes: int
 
     def pack(self) -> bytes:
-        """The entry's bytes. Raises FormatError if the format cannot hold it."""
+        """Return the entry's bytes. Raises FormatError if the format cannot hold it."""
         try:
             name = self.name.encode()
         except UnicodeEncodeError:
@@ -145,7 +145,7 @@ class IndexEntry:
 
 
 def parse_index(raw: memoryview, count: int) -> tuple[list[IndexEntry], int]:
-    """The entries, and the bytes they take. Raises FormatError naming the entry."""
+    """Return the entries and the bytes they take. Raises FormatError naming the entry."""
     if count > len(raw) // MIN_ENTRY:
         raise FormatError(f"{count} tensors cannot fit into an index of {len(raw)} bytes")
     entries: list[IndexEntry] = []

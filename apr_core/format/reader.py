@@ -1,4 +1,4 @@
-"""Maps an .apr file and checks everything that is cheap to check. Decodes nothing."""
+"""Maps an .apr file and checks everything that is cheap to check. Decodes no tensor."""
 
 from __future__ import annotations
 
@@ -126,14 +126,14 @@ class _Mapped:
         return stored, crc
 
     def drop(self, start: int, nbytes: int) -> None:
-        """Let the system take back the memory of these pages; they are read again if needed."""
+        """Release the memory of these pages; they are read again when needed."""
         if hasattr(mmap, "MADV_DONTNEED"):
             first = start // mmap.PAGESIZE * mmap.PAGESIZE
             if nbytes:
                 self._map.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
 
     def gaps(self) -> list[tuple[int, int]]:
-        """The spans [start, end) that belong to no section or tensor."""
+        """Return the spans [start, end) that belong to no section or tensor."""
         header = self.header
         spans = [
             (0, HEADER_SIZE),
@@ -147,7 +147,7 @@ class _Mapped:
         return [(end, start) for (_, end), (start, _) in pairs if end < start]
 
     def close(self) -> None:
-        with suppress(BufferError):  # arrays still look at it: it ends with the last of them
+        with suppress(BufferError):  # arrays still view it: it is unmapped with the last
             self._map.close()
 
 
@@ -161,10 +161,10 @@ def _elements(e: IndexEntry) -> int:
 
 
 def parse_metadata(raw: bytes | memoryview) -> dict[str, Any]:
-    """The metadata object. Raises FormatError for anything that is not JSON of finite numbers."""
+    """Parse metadata. Raises FormatError for anything but a JSON object of finite numbers."""
     try:
         metadata = json.loads(str(raw, "utf-8"), parse_constant=_refuse, parse_float=_finite)
-        if _SURROGATE.search(raw):  # half a pair is a string that cannot be printed or stored
+        if _SURROGATE.search(raw):  # a lone surrogate cannot be printed or stored
             json.dumps(metadata, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise FormatError("metadata is nested too deeply") from None
@@ -265,30 +265,30 @@ class AprFile:
         return cls(parts)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes [nbytes], read-only, in place. Raises NotFound."""
+        """Return the tensor's bytes [nbytes], read-only and mapped. Raises NotFound."""
         entry = self.tensors.get(name)
         if entry is None:
             raise NotFound(f"{self.path}: no tensor named {name!r}")
         return self._parts[entry.path].view(entry.offset, entry.nbytes)
 
     def drop_pages(self, name: str) -> None:
-        """Let the system take back the memory of a tensor that was read; it can be read again."""
+        """Release the memory of a tensor's pages; they are read again when needed."""
         entry = self.tensors[name]
         self._parts[entry.path].drop(entry.offset, entry.nbytes)
 
     @property
     def paths(self) -> list[Path]:
-        """The files, one or one a shard."""
+        """The file, or all files of a set of shards."""
         return list(self._parts)
 
     def footer_crcs(
         self, progress: Callable[[int], None] | None = None
     ) -> dict[Path, tuple[int, int]]:
-        """(stored, computed) footer CRC of each file; reads all bytes, reporting each chunk's."""
+        """Return (stored, computed) footer CRCs by file; reads all bytes, reporting each chunk."""
         return {path: part.crc(progress) for path, part in self._parts.items()}
 
     def padding_errors(self) -> list[str]:
-        """Places between sections and tensors that should be zero and are not."""
+        """Return the places between sections and tensors that should be zero and are not."""
         return [
             f"{path.name}: bytes {start}..{end} are padding but not zero"
             for path, part in self._parts.items()
@@ -297,7 +297,7 @@ class AprFile:
         ]
 
     def close(self) -> None:
-        """Unmap the file as soon as no array looks at it."""
+        """Unmap the file once no array views it."""
         for part in self._parts.values():
             part.close()
 

@@ -14,12 +14,12 @@ SET_KEY = "apr.shard_set"  # the same text in all shards of one set, so that set
 
 
 def shard_path(path: Path, index: int, count: int) -> Path:
-    """model.apr -> model-00001-of-00003.apr for index 0 of 3."""
+    """Return a shard's path: model.apr -> model-00001-of-00003.apr for index 0 of 3."""
     return path.with_name(f"{path.stem}-{index + 1:05d}-of-{count:05d}{path.suffix}")
 
 
 def shard_metadata(path: Path, index: int, count: int, total: int, set_id: str) -> dict[str, Any]:
-    """The metadata keys that make a file one of a set. `total` are the bytes of all tensors."""
+    """Return the metadata keys of a shard. `total` is the bytes of all tensors of the set."""
     return {
         "sharding": {
             "shard_count": count,
@@ -32,7 +32,7 @@ def shard_metadata(path: Path, index: int, count: int, total: int, set_id: str) 
 
 
 def set_id(parts: Iterable[str]) -> str:
-    """A name for a set, computed from what it holds: the same model gives the same files."""
+    """Return an id computed from a set's content: the same model gives the same files."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
@@ -40,7 +40,7 @@ def set_id(parts: Iterable[str]) -> str:
 
 
 def sharding(path: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
-    """(index, count) of a shard. Raises FormatError if the metadata does not say."""
+    """Return (index, count) of a shard. Raises FormatError if the metadata does not say."""
     info = metadata.get("sharding")
     index = info.get("shard_index") if isinstance(info, dict) else None
     count = info.get("shard_count") if isinstance(info, dict) else None
@@ -52,7 +52,7 @@ def sharding(path: Path, metadata: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def sibling_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
-    """All files of the set that `path` belongs to. Raises NotFound naming a missing one."""
+    """Return all files of the set that `path` belongs to. Raises NotFound naming a missing one."""
     index, count = sharding(path, metadata)
     ending = f"-{index + 1:05d}-of-{count:05d}"
     if not path.stem.endswith(ending):
@@ -74,7 +74,7 @@ def sibling_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 def check_shard(
     path: Path, metadata: Mapping[str, Any], index: int, count: int, first: Mapping[str, Any]
 ) -> None:
-    """Whether a file is shard `index` of `count`, in the set whose first shard has that metadata.
+    """Check that a file is shard `index` of `count` in the set of the first shard's metadata.
 
     Raises FormatError.
     """

@@ -1,4 +1,4 @@
-"""Numbers of a tensor to and from float32, whatever their format. Quantizers are handed in."""
+"""Converts tensors between their formats and float32. Quantizers are passed in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOATS = ("f32", "f16", "bf16", "f64")
 
 
 def to_float32(raw: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Bytes of a native dtype as float32 of the given shape. f32 is a view, not a copy.
+    """Return bytes of a native dtype as float32 of the given shape. f32 is a view, not a copy.
 
     f64, i32 and i64 round to nearest even; f64 beyond float32 becomes infinite.
     """
@@ -36,7 +36,7 @@ def to_float32(raw: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> NDAr
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[np.uint8]:
-    """Float32 to the bytes of f32, f16, bf16 or f64, rounded to nearest even.
+    """Return float32 as the bytes of f32, f16, bf16 or f64, rounded to nearest even.
 
     NaN and Inf are kept. Raises QuantizationError where a finite value would become infinite,
     and for integer dtypes, which hold no float exactly.
@@ -73,7 +73,7 @@ def _check_overflow(flat: NDArray[np.float32], raw: NDArray[np.uint8], dtype: st
 def legacy_to_float32(
     raw: NDArray[np.uint8], format: str, start: int, stop: int
 ) -> NDArray[np.float32]:
-    """Elements [start, stop) of a tensor in the legacy formats of APR v2 (facts in the docs).
+    """Decode elements [start, stop) of a tensor in a legacy format of APR v2.
 
     apr_q8: one f32 scale, then int8 values. apr_q4: per 32 values an f16 scale and 16 bytes, value
     2j in the low nibble of byte j, 2j + 1 in the high one; value = (nibble - 8) * scale.
@@ -92,7 +92,7 @@ def legacy_to_float32(
 
 
 def quantizer_for(entry: TensorEntry, find: QuantizerFor) -> Any:
-    """The quantizer of a tensor's format; the error names the distribution the file names.
+    """Return the quantizer of a tensor's format; errors name the distribution the file names.
 
     `find` is format name -> quantizer, e.g. `partial(registry.make, "quantizer")`. Raises
     FormatError for an id the file does not explain, PluginNotFound without the plugin.
@@ -115,13 +115,13 @@ def quantizer_for(entry: TensorEntry, find: QuantizerFor) -> Any:
 
 
 def _in_the_way(distribution: str, error: PluginNotFound) -> str:
-    """Why an installed distribution does not provide what it should, as the registry says it."""
+    """Return the registry's reason why an installed distribution lacks what it should provide."""
     lines = error.hint.splitlines()
     return next((line for line in lines if line.startswith(f"{distribution}:")), "")
 
 
 def _whence(format: str, distribution: str) -> str:
-    """How to get what decodes a format. A file may claim anything, and plugins are code."""
+    """Return a hint on getting a format's decoder. A file may claim anything; plugins are code."""
     if published("quantizer").get(format) == distribution:
         return f"Install the package that provides it: pip install {distribution}"
     trust = "if you trust who publishes it"
@@ -131,8 +131,8 @@ def _whence(format: str, distribution: str) -> str:
 def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:
     """Raise FormatError if the file and the plugin disagree about the blocks of a format.
 
-    To be called before a kernel reads packed bytes by the format's name: a file may claim any
-    block size in its table, and a kernel would read past the tensor's end.
+    Call this before a kernel reads packed bytes by the format's name: a file may claim any block
+    size in its table, and a kernel would read past the tensor's end.
     """
     spec = entry.spec
     claimed = (spec.block, spec.bytes_per_block) if spec else None
@@ -148,7 +148,7 @@ def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:
 def decode_rows(
     entry: TensorEntry, raw: NDArray[np.uint8], start: int, stop: int, find: QuantizerFor
 ) -> NDArray[np.float32]:
-    """Rows [start, stop) along the first dimension, float32 [stop - start, *shape[1:]].
+    """Decode rows [start, stop) along the first dimension to f32 [stop - start, *shape[1:]].
 
     `raw` are the bytes of the whole tensor. A scalar counts as one row.
     """
@@ -200,6 +200,6 @@ def _decode(
 def decode_tensor(
     entry: TensorEntry, raw: NDArray[np.uint8], find: QuantizerFor
 ) -> NDArray[np.float32]:
-    """A whole tensor, float32 of its shape. Block formats of other than 2 dims are flat."""
+    """Decode a tensor to float32 of its shape. Block formats run flat unless it has 2 dims."""
     rows = entry.shape[0] if entry.shape else 1
     return decode_rows(entry, raw, 0, rows, find).reshape(entry.shape)

@@ -40,7 +40,7 @@ from apr_core.format.shards import MAX_SHARDS, set_id, shard_metadata, shard_pat
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written. A format without an id gets one of the file's own."""
+    """A tensor to be written. A format without an id gets one that the file defines."""
 
     name: str
     format: FormatSpec
@@ -48,13 +48,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes in the file, without padding."""
+        """The tensor's bytes in the file, without padding."""
         return tensor_nbytes(self.format, self.shape)
 
 
 def check_target(path: Path, force: bool) -> None:
-    """Whether `path` may be written. Raises NotFound or UsageError, before any work."""
-    with naming(path):  # one too long, a directory that may not be looked into
+    """Check that `path` may be written. Raises NotFound or UsageError, before any work."""
+    with naming(path):  # a name too long, a directory without permission
         folder, directory, exists = path.parent.is_dir(), path.is_dir(), path.exists()
     if not folder:
         raise NotFound(
@@ -67,7 +67,7 @@ def check_target(path: Path, force: bool) -> None:
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
-    """Compact UTF-8 JSON. Raises FormatError over 16 MiB or for values JSON does not have."""
+    """Encode compact UTF-8 JSON. Raises FormatError over 16 MiB or for values JSON lacks."""
     try:
         text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         raw = text.encode()
@@ -107,7 +107,7 @@ def check_space(path: Path, nbytes: int) -> None:
 
 
 def in_index_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Sorted as the index is, formats numbered. Raises FormatError for a name given twice."""
+    """Return specs in index order, formats numbered. Raises FormatError for a repeated name."""
     ordered = sorted(specs, key=lambda s: s.name.encode("utf-8", "surrogatepass"))
     for before, spec in pairwise(ordered):
         if before.name == spec.name:
@@ -122,7 +122,7 @@ def in_index_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
 def describe(
     metadata: Mapping[str, Any], specs: Iterable[TensorSpec]
 ) -> tuple[dict[str, Any], int]:
-    """The metadata with its format table, and the flags that follow from what is inside."""
+    """Return the metadata with its format table, and the flags the contents imply."""
     rows = format_table(spec.format for spec in specs)
     rest = {key: value for key, value in metadata.items() if key != TABLE}
     flags = (QUANTIZED if rows else 0) | (HAS_VOCAB if metadata.get("tokenizer.vocabulary") else 0)
@@ -172,7 +172,7 @@ class _Part:
         self._next += 1
 
     def seal(self) -> None:
-        """Footer, and everything on disk; still under the part's name."""
+        """Write the footer and flush to disk; the file keeps its part name."""
         assert self._file is not None
         with naming(self.path):
             self._file.write(self._crc.to_bytes(4, "little"))
@@ -193,7 +193,7 @@ class _Part:
 
 
 def _lay_out(metadata: bytes, specs: Sequence[TensorSpec], flags: int) -> tuple[bytes, int]:
-    """Header, metadata and index: everything before the data; and the bytes of the whole file."""
+    """Return everything before the data (header, metadata, index), and the file's size in bytes."""
     entries, offset = [], 0
     for s in specs:
         assert s.format.dtype_id is not None
@@ -208,7 +208,7 @@ def _lay_out(metadata: bytes, specs: Sequence[TensorSpec], flags: int) -> tuple[
 
 
 def _sync_directory(path: Path) -> None:
-    with suppress(OSError):  # not every filesystem can, and the file itself is safe
+    with suppress(OSError):  # not every filesystem can; the file itself is safe
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -220,8 +220,8 @@ class AprWriter:
     """Writes one file, or its shards. Tensors are added in the order of `names`.
 
     Leaving the context ends it; on any exception the part files are removed and the targets are
-    left as they were. With `shard_bytes`, `paths` are files of at most about so many bytes of data
-    each: `model-00001-of-00003.apr` beside the `model.apr` that was asked for. A larger tensor gets
+    left as they were. With `shard_bytes`, `paths` are files of about that many bytes of data at
+    most: `model-00001-of-00003.apr` beside the `model.apr` that was asked for. A larger tensor gets
     a shard of its own, and all shards keep their part names until the last is whole. `nbytes` is
     the size of all files. Flags that follow from the contents are set in addition to `flags`.
     """
@@ -286,7 +286,7 @@ class AprWriter:
             raise FormatError(f"tensor {self.names[self._next]!r} was never written")
         self._parts[self._current].seal()
         for part in self._parts:
-            check_target(part.path, self._force)  # again: somebody else may have been faster
+            check_target(part.path, self._force)  # again: another process may have been faster
         published: list[_Part] = []
         try:
             for part in self._parts:
@@ -294,7 +294,7 @@ class AprWriter:
                 published.append(part)
         except BaseException:
             for part in published:
-                part.path.unlink(missing_ok=True)  # part of a set is no set
+                part.path.unlink(missing_ok=True)  # an incomplete set is of no use
             raise
 
     def _discard(self) -> None:
@@ -305,7 +305,7 @@ class AprWriter:
 def _shards(
     path: Path, metadata: dict[str, Any], groups: Sequence[Sequence[TensorSpec]], flags: int
 ) -> Iterator[_Part]:
-    """The first shard describes the model, the others only themselves."""
+    """Yield the shards as part files; only the first has the model's metadata."""
     if len(groups) > MAX_SHARDS:
         raise UsageError(f"{len(groups)} shards, at most {MAX_SHARDS}", "Make the shards larger.")
     specs = [spec for group in groups for spec in group]
@@ -319,7 +319,7 @@ def _shards(
 
 
 def split(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    """Consecutive groups of at most `max_bytes` of data, at least one tensor each."""
+    """Split specs into consecutive groups of at most `max_bytes` of data, one tensor at least."""
     groups: list[list[TensorSpec]] = [[]]
     room = max_bytes
     for spec in specs:
