@@ -1,0 +1,1 @@
+"""Generation: chunked prefill, sampling, one sequence from a prompt to text."""

@@ -1,4 +1,4 @@
-"""Where a prompt is cut: a function of the prompt alone, so that every run of it has the same bits.
+"""Cuts prompts at positions given by the prompt alone, so that every run has the same bits.
 
 Recurrent mixers give other bits when a prompt is cut off their grid. Boundaries are the positions
 where state may be kept for other prompts, and a prompt is cut there whether it is kept or not.
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from apr_core.text.tokenizer import Tokenizer
 
-GRID = 64  # tokens; a multiple of every state's grid: boundaries at its multiples change no bits
-CHUNK = 512  # prompt tokens a forward
-EVERY = 1024  # tokens between boundaries where nothing else gives reason for one
+GRID = 64  # tokens; a multiple of every state's grid: cuts at its multiples change no bits
+CHUNK = 512  # prompt tokens per forward
+EVERY = 1024  # tokens between boundaries where there is no other reason
 FIRST = GRID  # no cut after the first question's header if less precedes: a system prompt
 CLOSEST = CHUNK  # nor after other questions' if less came since the last cut
 
 
 class ChunkBoundaries:
-    """After every header of an answer, after some of questions, and every so many tokens.
+    """Boundaries after headers of answers and some questions, and every `every` tokens.
 
     Chats diverge after the header of an answer, because templates drop its reasoning from history;
     after the first question's, because system prompts are shared; and after another question's only
@@ -44,7 +44,7 @@ class ChunkBoundaries:
         self.answer, self.question, self.every = tuple(answer), tuple(question), every
 
     def __call__(self, ids: Sequence[int]) -> list[int]:
-        """Positions in 1..len(ids), rising; the state after so many tokens is worth keeping."""
+        """Return rising positions in 1..len(ids) after which the state is worth keeping."""
         array = np.asarray(ids, np.int64)
         questions = _ends(array, self.question)
         distance = dict.fromkeys(questions, CLOSEST) | dict.fromkeys(questions[:1], FIRST)
@@ -59,7 +59,7 @@ class ChunkBoundaries:
 
 
 def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
-    """Positions right after every occurrence of some ids."""
+    """Return the positions right after every occurrence of `wanted`."""
     starts = len(ids) - len(wanted) + 1
     if not wanted or starts < 1:
         return []
@@ -71,7 +71,7 @@ def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
 
 
 def boundaries_of(model: Any) -> ChunkBoundaries:
-    """The boundaries of a model's prompts, made once."""
+    """Return the boundaries of a model's prompts, made once per model."""
     boundaries: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
     if boundaries is None:
         template = getattr(model, "metadata", {}).get("chat_template")
@@ -81,10 +81,10 @@ def boundaries_of(model: Any) -> ChunkBoundaries:
 
 
 def _headers(tokenizer: Tokenizer, template: Any) -> tuple[Sequence[int], Sequence[int]]:
-    """What opens an answer and a question, by rendering the template; empty without one.
+    """Return the ids that open an answer and a question, by rendering the template; empty without.
 
-    Of an answer: what a prompt for an answer and the same chat a turn later have in common after
-    the question. Of a question: what precedes where questions differ.
+    An answer's header is what a prompt for it and the same chat a turn later share after the
+    question. A question's header is what precedes the place where two questions differ.
     """
     from apr_core.text.chat import ChatTemplate, encode_chat
 
@@ -99,7 +99,7 @@ def _headers(tokenizer: Tokenizer, template: Any) -> tuple[Sequence[int], Sequen
 
 
 def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> list[int]:
-    """What two prompts share at last, from a control token on."""
+    """Return the end of the prompts' common start, from its last control token on."""
     pairs = zip(one, other, strict=False)
     shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
     controls = [i for i, id_ in enumerate(shared) if tokenizer.added_token(id_)]
@@ -107,7 +107,7 @@ def _header(tokenizer: Tokenizer, one: Sequence[int], other: Sequence[int]) -> l
 
 
 class Prefill:
-    """A prompt and how many of its tokens have been read.
+    """A prompt, and how many of its tokens have been read.
 
     Forwards end at its boundaries or on the grid, where it changes no bits.
     """
@@ -117,16 +117,16 @@ class Prefill:
 
     @property
     def done(self) -> bool:
-        """Whether all of the prompt has been read."""
+        """True if all of the prompt has been read."""
         return self.position == len(self.ids)
 
     def next_stop(self) -> int:
-        """How far the next forward may go at most."""
+        """Return the position that the next forward may reach at most."""
         i = bisect_right(self.boundaries, self.position)
         return self.boundaries[i] if i < len(self.boundaries) else len(self.ids)
 
     def stop_within(self, tokens: int) -> int:
-        """How far a forward of about so many tokens goes: to a stop, or to the grid."""
+        """Return where a forward of about that many tokens ends: at a stop, or on the grid."""
         stop = self.next_stop()
         if stop - self.position <= tokens:
             return stop

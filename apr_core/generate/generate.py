@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds of each phase, and the tokens they are for."""
+    """Seconds of each phase, and its tokens."""
 
     prompt_tokens: int = 0
     tokens: int = 0
@@ -28,24 +28,24 @@ class Timings:
 
     @property
     def prefill_tok_s(self) -> float:
-        """Prompt tokens a second."""
+        """Prompt tokens per second."""
         return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens a second after the first, which the prefill made."""
+        """Generated tokens per second, without the first, which belongs to the prefill."""
         return (self.tokens - 1) / self.decode_s if self.decode_s and self.tokens > 1 else 0.0
 
 
 @dataclass(slots=True)
 class Generation:
-    """All of an answer."""
+    """A whole answer: text, ids and how it ended."""
 
     text: str = ""
     reasoning: str = ""
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""  # stop or length
-    ended_by: str = ""  # the same more finely: see EndedBy
+    ended_by: str = ""  # in finer detail: see EndedBy
     timings: Timings = field(default_factory=Timings)
 
     def add(self, delta: Delta) -> None:
@@ -60,7 +60,7 @@ class Generation:
 
 
 class StreamOptions(TypedDict, total=False):
-    """The options of `stream`, for those that hand them on."""
+    """The options of `stream`, for callers that pass them on."""
 
     params: SamplingParams | None
     max_tokens: int | None
@@ -119,7 +119,7 @@ def stream(
 
 
 def limit_of(model: Model, request: GenerationRequest) -> tuple[int, EndedBy]:
-    """How many tokens an answer may have at most, and by what it ends when it has them.
+    """Return an answer's token limit, and the reason for ending when it is reached.
 
     Raises UsageError as `check_prompt` does, and for a limit below 1.
     """
@@ -131,7 +131,7 @@ def limit_of(model: Model, request: GenerationRequest) -> tuple[int, EndedBy]:
 
 
 def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
-    """Raise UsageError for a prompt that is empty or no ids, PromptTooLong for one too long."""
+    """Raise UsageError for an empty or invalid prompt, PromptTooLong for one too long."""
     if not len(prompt_ids):
         raise UsageError("the prompt is empty")
     model.check_ids(prompt_ids)
@@ -153,7 +153,7 @@ def _prefill(model: Model, sequence: GenerationSequence, chunk: int, timings: Ti
 def generate(
     model: Model, prompt_ids: Sequence[int], **options: Unpack[StreamOptions]
 ) -> Generation:
-    """All of an answer; options as in `stream`."""
+    """Generate a whole answer; options are as in `stream`."""
     result = Generation(timings=options.get("timings") or Timings())
     options["timings"] = result.timings
     for delta in stream(model, prompt_ids, **options):

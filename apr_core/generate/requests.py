@@ -1,6 +1,6 @@
-"""What is asked of a model, and what it answers, alone or in an engine.
+"""Requests to a model and their answers, alone or in an engine.
 
-Nothing here knows chats, tools or HTTP: a request is ids in, pieces of text with their ids out.
+Knows no chats, tools or HTTP: a request is ids in, pieces of text with their ids out.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ EndedBy = Literal[
 
 
 class Constraint(Protocol):
-    """Which tokens may come next; one object an answer."""
+    """A limit on which tokens may come next; one object per answer."""
 
     def mask(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [vocab], with those of forbidden tokens at -inf. May write in place."""
+        """Return the logits [vocab], with forbidden tokens at -inf. May write in place."""
 
     def accept(self, token: int) -> None:
-        """A token was chosen."""
+        """Take note of a chosen token."""
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow but the end of the answer."""
+        """True if nothing may follow but the end of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class GenerationRequest:
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What a delta can carry: native code that panics raises what is no Exception."""
+    """Return an error as an Exception: native code that panics may raise other classes."""
     if isinstance(error, Exception):
         return error
     return AprError(f"{type(error).__name__}: {error}")
@@ -78,7 +78,7 @@ def as_exception(error: BaseException) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token, its natural log probability before sampling parameters, and rivals."""
+    """A generated token, its natural log probability before sampling parameters, and rivals."""
 
     id: int
     logprob: float
@@ -97,7 +97,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added to answer `index`: whole characters, nothing of a stop string.
+    """One step's addition to answer `index`: whole characters, nothing of a stop string.
 
     The last delta of an answer has a `finish_reason`, what `ended_by` says more finely, its
     `usage`, and `error` or `stop_string` if that is the reason. `ids` may come later than their

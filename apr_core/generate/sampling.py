@@ -1,4 +1,4 @@
-"""Choosing the next token from logits. NumPy on the host; seeded, one generator a request.
+"""Chooses the next token from logits. NumPy on the host; seeded, one generator per request.
 
 Steps in order: mask, bias, penalties, temperature, top-k, top-p, min-p, draw. Presence and
 frequency penalties count generated tokens; the repetition penalty, prompt and generated ones
@@ -24,8 +24,8 @@ from apr_core.ops.binding import Draw
 
 LARGEST = float(np.finfo(np.float32).max)
 COLDEST = 1e-37  # the lowest temperature float32 divides by; no two logits are that close
-FIRST_LOOK = 64  # tokens that hold a top-p share, at a first guess
-BLOCK = 1024  # weights whose running sum is taken only if the draw falls among them
+FIRST_LOOK = 64  # first guess of how many tokens hold a top-p share
+BLOCK = 1024  # weights; a running sum is taken only of the block the draw falls in
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class SamplingParams:
         if self.seed is not None and not (type(self.seed) is int and self.seed >= 0):
             raise UsageError(f"seed must be a whole number from 0 up, found {self.seed!r}")
         for token, bias in self.logit_bias:
-            if not -100.0 <= bias <= 100.0:  # also what is no number
+            if not -100.0 <= bias <= 100.0:  # NaN fails too
                 raise UsageError(f"logit_bias of {token} must be from -100 to 100, found {bias!r}")
 
     @classmethod
     def from_defaults(
         cls, defaults: Mapping[str, float], **overrides: float | int | None
     ) -> SamplingParams:
-        """The model's own defaults, replaced by every override that is not None."""
+        """Make parameters from the model's defaults, replaced by overrides that are not None."""
         known = {f.name for f in fields(cls)} - {"logit_bias"}
         values: dict[str, Any] = {k: v for k, v in defaults.items() if k in known}
         values |= {k: v for k, v in overrides.items() if v is not None}
@@ -83,7 +83,7 @@ class Seen:
             self.add(token, count)
 
     def add(self, token: int, count: int = 1) -> None:
-        """It came so many times more."""
+        """Count a token `count` more times."""
         place = self._places.get(token)
         if place is None:
             place = self._places[token] = len(self._places)
@@ -95,12 +95,12 @@ class Seen:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """Each token once."""
+        """Each token once, [n]."""
         return self._ids[: len(self._places)]
 
     @property
     def counts(self) -> NDArray[np.float64]:
-        """How often each came."""
+        """How often each came, [n]."""
         return self._counts[: len(self._places)]
 
 
@@ -123,9 +123,9 @@ class Sampler:
         self._share: float | None = None  # of the next token, once it is known
 
     def draw(self) -> Draw | None:
-        """What the next token takes beside its logits; None if bias or penalties change these.
+        """Return the next token's draw; None if bias or penalties change the logits.
 
-        The same until a token was taken.
+        It stays the same until a token is taken.
         """
         return self._draw() if self._plain else None
 
@@ -136,12 +136,12 @@ class Sampler:
         return Draw(self._valid, p.temperature, p.top_k, p.top_p, p.min_p, self._share)
 
     def took(self, token: int) -> None:
-        """Somebody else has taken this token by the draw."""
+        """Record a token that was taken by the draw elsewhere."""
         self._share = None
         self._seen.add(token)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
-        """The next token for logits [vocab]. Raises AprError if none is finite.
+        """Return the next token for logits [vocab]. Raises AprError if none is finite.
 
         Bias and penalties are written into the row and taken back: a copy takes longer.
         """
@@ -161,7 +161,7 @@ class Sampler:
         return token
 
     def _changed(self) -> NDArray[np.int64]:
-        """Ids whose scores bias or penalties change; some may come twice."""
+        """Return ids whose scores bias or penalties change; some may be repeated."""
         p, ids = self.params, [self._biased]
         if p.repetition_penalty != 1.0:
             ids.append(self._prompt)
@@ -185,7 +185,7 @@ class Sampler:
 
 
 def chosen(logits: NDArray[np.float32], draw: Draw) -> int:
-    """The token that a draw takes from logits [vocab]. Raises AprError if none is finite."""
+    """Return the token a draw takes from logits [vocab]. Raises AprError if none is finite."""
     scores = logits[: draw.valid]
     if draw.temperature > 0 and 0 < draw.top_k < scores.size:
         ids = largest(scores, draw.top_k)
@@ -207,7 +207,7 @@ def _drawn(scores: NDArray[np.float32], top: np.float32, draw: Draw) -> int:
 def _among(
     ids: NDArray[np.intp], weights: NDArray[np.float64], draw: Draw, total: float | None = None
 ) -> int:
-    """A draw by top-p and min-p from ids, likeliest first; `total` weigh all that there are."""
+    """Draw by top-p and min-p from ids, likeliest first; `total` is the weight of all tokens."""
     sums = np.cumsum(weights)
     before = np.concatenate([[0.0], sums[:-1]])
     keep = before < draw.top_p * (sums[-1] if total is None else total)
@@ -217,7 +217,7 @@ def _among(
 
 
 def _weights(scores: NDArray[Any], top: np.float32, draw: Draw) -> NDArray[Any]:
-    """The softmax without its denominator: 1 for the likeliest token."""
+    """Return the softmax without its denominator: 1 for the likeliest token."""
     weights: NDArray[Any] = scores - top
     with np.errstate(over="ignore"):  # a low temperature: all but the best become exp(-inf)
         weights /= max(draw.temperature, COLDEST)
@@ -228,7 +228,7 @@ def _weights(scores: NDArray[Any], top: np.float32, draw: Draw) -> NDArray[Any]:
 def _nucleus(
     scores: NDArray[np.float32], top: np.float32, draw: Draw
 ) -> tuple[NDArray[np.intp], float]:
-    """At least the tokens that top-p and min-p keep, likeliest first; the weight of all.
+    """Return at least the tokens top-p and min-p keep, likeliest first, and the weight of all.
 
     Looks at ever more of the likeliest until they hold the share.
     """
@@ -244,7 +244,7 @@ def _nucleus(
 
 
 def finite(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """The row with what is not finite masked by -inf, and its best id.
+    """Return the row with values that are not finite at -inf, and its best id.
 
     One value tells whether there is anything to mask: argmax takes a NaN or +inf before any number.
     """
@@ -263,16 +263,16 @@ def finite(scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
 
 
 def _store(scores: NDArray[np.float32], ids: NDArray[np.intp], values: NDArray[np.float64]) -> None:
-    """Write penalized scores. What is masked stays masked, and nothing else becomes infinite."""
+    """Write penalized scores. Masked ones stay masked, and no others become infinite."""
     usable = np.isfinite(values)
     scores[ids[usable]] = np.clip(values[usable], -LARGEST, LARGEST)
 
 
 def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Ids of the `count` highest scores, highest first, equal ones by id; none that is not finite.
+    """Return ids of the `count` highest finite scores, highest first, equal ones by id.
 
-    Raises AprError if none is. A row is folded into a rectangle, whose columns' maxima take one
-    pass: what is as high as the count-th of these is in few columns.
+    Raises AprError if there is none. The row is folded into a rectangle whose column maxima take
+    one pass; scores as high as the count-th of these are in few columns.
     """
     width = max(1024, 8 * count)
     rows = scores.size // width if scores.size >= 4 * width else 0
@@ -291,13 +291,13 @@ def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def _bound(scores: NDArray[np.float32], count: int) -> np.float32:
-    """A score that at least `count` reach if there are as many that are not -inf."""
+    """Return a score reached by at least `count` tokens, if that many are not -inf."""
     count = min(count, scores.size)
     return max(np.float32(np.partition(scores, -count)[-count]), np.float32(-LARGEST))
 
 
 def pick(weights: NDArray[Any], share: float) -> int:
-    """Where the running sum of the weights passes that share of their sum, never at a weight 0."""
+    """Return where the running sum passes `share` of the whole sum, never at a weight of 0."""
     if weights.size <= BLOCK:
         return _passing(weights, share * float(weights.sum(dtype=np.float64)))[0]
     blocks = np.add.reduceat(weights, np.arange(0, weights.size, BLOCK), dtype=np.float64)
@@ -307,7 +307,7 @@ def pick(weights: NDArray[Any], share: float) -> int:
 
 
 def _passing(weights: NDArray[Any], amount: float) -> tuple[int, float]:
-    """The first index whose running sum is over the amount, and what of it was left there."""
+    """Return the first index whose running sum exceeds the amount, and the amount left there."""
     sums = np.cumsum(weights, dtype=np.float64)
     # by rounding the amount may be the whole sum or more: then the last that weighs anything
     at = int(np.searchsorted(sums, min(amount, np.nextafter(sums[-1], 0.0)), "right"))

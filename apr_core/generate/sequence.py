@@ -1,4 +1,4 @@
-"""One text while it is generated: from a step's logits to its next token and what is delivered.
+"""One sequence while it is generated: from a step's logits to its next token and deltas.
 
 `decode_step` and `choose_tokens` are the only way from logits to tokens, for one as for many.
 """
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from apr_core.ops.binding import Draw
     from apr_core.text.tokenizer import Tokenizer
 
-IMPOSSIBLE = -9999.0  # of a token whose logit is not finite, as clients expect it
-AFTER_THOUGHT = "\n\n"  # what templates have between reasoning and answer
-TIMES = 4  # repeated so often, nothing new comes
-LEAST = 2048  # tokens of repetition
+IMPOSSIBLE = -9999.0  # for a token whose logit is not finite, as clients expect
+AFTER_THOUGHT = "\n\n"  # between reasoning and answer in templates
+TIMES = 4  # repetitions after which nothing new comes
+LEAST = 2048  # repeated tokens needed
 LEAST_IN_THOUGHT = 1024
-LONGEST = 512  # tokens of what is repeated, where every period is watched
-FARTHEST = 8192  # and where the answer is searched for its own end
+LONGEST = 512  # tokens; every period up to this is watched
+FARTHEST = 8192  # tokens; up to this, the answer is searched for its own end
 LOOKS, FAR_LOOKS = 32, 256  # tokens between looks at the counts, and searches
-WORD = 32  # tokens that are searched for
-TRIED = 64  # places where they were found
+WORD = 32  # tokens of the end that is searched for
+TRIED = 64  # matches tried at most
 
 PERIODS = np.arange(1, LONGEST + 1)
-NEEDED = {  # tokens that equal those a period before, by whether it is a thought
+NEEDED = {  # tokens equal to those one period before, by whether in a thought
     thinking: np.maximum(least, TIMES * PERIODS) - PERIODS
     for thinking, least in ((False, LEAST), (True, LEAST_IN_THOUGHT))
 }
@@ -55,7 +55,7 @@ NEEDED = {  # tokens that equal those a period before, by whether it is a though
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What sequences need to know of a model's tokens."""
+    """A model's token facts that sequences need."""
 
     tokenizer: Tokenizer
     valid: int  # ids from here on are padding
@@ -65,7 +65,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, model: Model) -> Vocabulary:
-        """The vocabulary of a model."""
+        """Return the vocabulary of a model."""
         tokenizer = model.tokenizer
         end = tokenizer.added.get(tokenizer.reasoning[1]) if tokenizer.reasoning else None
         return cls(
@@ -80,8 +80,8 @@ class Vocabulary:
 class GenerationSequence:
     """Text `index` of a request, in a slot that its owner opens and frees.
 
-    `token` goes into the next step; `deltas` collects what is to be delivered. It may have `limit`
-    tokens, and ends by `limit_reason` when it has them.
+    `token` goes into the next step; `deltas` collects what is to be delivered. It ends by
+    `limit_reason` when it has `limit` tokens.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class GenerationSequence:
         self._close_thought()
 
     def draw(self) -> Draw | None:
-        """What the next token takes beside its logits; None if the logits are needed here."""
+        """Return the next token's draw; None if the logits are needed here."""
         needed = self._forced or self._constrained or self.request.top_logprobs is not None
         return None if needed or self._must_go_on else self._sampler.draw()
 
     def advance(self, choice: Choice) -> None:
-        """As `take`, but whatever goes wrong ends this sequence with the error."""
+        """Run `take`; any failure ends this sequence with the error."""
         try:
             self.take(choice)
         except KeyboardInterrupt:
@@ -119,7 +119,7 @@ class GenerationSequence:
             self.fail(as_exception(error))
 
     def take(self, choice: Choice) -> None:
-        """Take the next token: what `draw` gave, or one from logits [vocab], which are left so."""
+        """Take the next token: the draw's, or one chosen from logits [vocab], left unchanged."""
         forced = bool(self._forced)
         self.token = self._forced.popleft() if forced else self._chosen(choice)
         if not forced and self._gives_up_in_thought(self.token):
@@ -156,11 +156,11 @@ class GenerationSequence:
 
     @property
     def _must_go_on(self) -> bool:
-        """Whether a token that ends the text would come too early."""
+        """True if a token that ends the text would come too early."""
         return self._count < self.request.min_tokens
 
     def _without_ends(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [vocab]; with tokens that end the text at -inf where it must go on."""
+        """Return logits [vocab], with end tokens at -inf while the text must go on."""
         if not self._must_go_on:
             return logits
         scores = logits.copy()
@@ -172,7 +172,7 @@ class GenerationSequence:
         return self._constraint is not None and self._writer.channel == "text"
 
     def _gives_up_in_thought(self, token: int) -> bool:
-        """Whether the model would end before an answer that has to be of some form."""
+        """Return True if the model would end in thought, before an answer of a required form."""
         thinks = self._constraint is not None and self._writer.channel == "reasoning"
         return thinks and self._vocabulary.end_think is not None and self._stops(token)
 
@@ -189,7 +189,7 @@ class GenerationSequence:
         self._close_thought()
 
     def _close_thought(self) -> None:
-        """Have the thought closed if it has used up its budget, after a whole character."""
+        """Close the thought if it has used up its budget, after a whole character."""
         budget, end = self.request.thinking_budget, self._vocabulary.end_think
         if budget is None or end is None or self._forced or self._reasoning < budget:
             return
@@ -214,11 +214,11 @@ class GenerationSequence:
             self._finish("length", "repetition")
 
     def cancel(self) -> None:
-        """End it where it stands."""
+        """End the sequence where it stands."""
         self._finish("cancelled", "cancelled")
 
     def fail(self, error: Exception) -> None:
-        """End it with an error."""
+        """End the sequence with an error."""
         if self.ended is None:
             self._finish("error", "error", error=error)
 
@@ -243,7 +243,7 @@ class GenerationSequence:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
+        """Token counts so far."""
         prompt = len(self.request.prompt_ids)
         return Usage(prompt, self._cached, self._count, self._reasoning)
 
@@ -259,7 +259,7 @@ def _sampler(request: GenerationRequest, index: int, valid: int) -> Sampler:
 def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:
     """Run one step over sequences, after which each has its next token or has ended.
 
-    Raises what the forward raises; what goes wrong in one sequence ends that one.
+    Raises what the forward raises; an error in one sequence ends only that one.
     """
     choose_tokens(model.forward_last([(each.slot, [each.token]) for each in sequences]), sequences)
 
@@ -272,12 +272,12 @@ def choose_tokens(logits: LastLogits, sequences: Sequence[GenerationSequence]) -
 
 
 def token_logprob(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprob:
-    """Of a chosen token and the `top` likeliest, before any sampling parameter; to about 1e-7.
+    """Return the log probabilities of a token and the `top` likeliest, exact to about 1e-7.
 
-    Natural logarithms, for logits [valid tokens].
+    Natural logarithms before any sampling parameter, for logits [valid tokens].
 
-    Exponentials are in float32, as logits are: in float64 they would take ten times as long, for
-    which all other answers would wait.
+    Exponentials are in float32, as logits are: float64 would take ten times as long, while all
+    other answers wait.
     """
     scores, best = finite(logits)
     weights = scores - scores[best]
@@ -296,7 +296,7 @@ def _floor(value: float) -> float:
 
 
 class Repetition:
-    """Whether an answer repeats itself without end.
+    """Detects an answer that repeats itself without end.
 
     Counts, for every short period, how many tokens in a row equal those a period before. Only what
     is equal token by token counts. Tables, matrices of zeros, or a line that somebody wants a
@@ -310,7 +310,7 @@ class Repetition:
         self._counts = np.zeros(LONGEST, np.int64)
 
     def push(self, token: int, thinking: bool = False) -> bool:
-        """Take a token; whether the answer repeats itself endlessly.
+        """Take a token; return True if the answer repeats itself endlessly.
 
         Exact to LOOKS tokens, or to FAR_LOOKS for what is longer than LONGEST.
         """
@@ -327,7 +327,7 @@ class Repetition:
         return seen % FAR_LOOKS == 0 and self._repeats_from_afar()
 
     def _repeats_from_afar(self) -> bool:
-        """Whether the last tokens came before, and the same tokens since each time."""
+        """Return True if the last tokens came before, and the same tokens after each time."""
         tokens, last = self._tokens, self._stop - 1
         first = max(LONGEST + WORD, last - FARTHEST)
         places = first + np.flatnonzero(tokens[first : last - LONGEST] == tokens[last])

@@ -34,16 +34,16 @@ class Writer:
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended the text."""
+        """The stop string that ended the text, or None."""
         return self._scanner.stopped
 
     @property
     def mid_character(self) -> bool:
-        """Whether the tokens so far end within a character."""
+        """True if the tokens so far end within a character."""
         return self._detokenizer.mid_character
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> Iterator[Delta]:
-        """What can be shown after one more token."""
+        """Yield what can be shown after one more token."""
         self._add(token, logprob)
         added = self._tokenizer.added_token(token)
         switch = self._tags.get(added.content) if added else None
@@ -54,13 +54,13 @@ class Writer:
             return
         written = self._detokenizer.push(token)
         text = self._inner(written)
-        if written and self._border:  # nothing but the line breaks: their ids belong to the tag
+        if written and self._border:  # only line breaks: their ids belong to the tag
             yield self._delta("", "reasoning")
         if shown := self._scanner.push(text):
             yield self._delta(shown)
 
     def finish(self, token: int | None = None, logprob: TokenLogprob | None = None) -> Delta:
-        """The last delta, with all that was held back; `token` ended the text without words."""
+        """Return the last delta with all held text; `token` ended the text without adding to it."""
         if token is not None:
             self._add(token, logprob)
         shown = ""
@@ -75,7 +75,7 @@ class Writer:
             self._logprobs.append(logprob)
 
     def _inner(self, text: str) -> str:
-        """The text without the line breaks that follow a thinking tag."""
+        """Return the text without the line breaks that follow a thinking tag."""
         if not self._border:
             return text
         text = text.lstrip("\n")
@@ -92,7 +92,7 @@ class Writer:
     def _of_shown(
         self, text: str, logprobs: Sequence[TokenLogprob]
     ) -> tuple[TokenLogprob, ...]:  # fmt: skip
-        """Those of the tokens that the text is of, without those of the stop string after it."""
+        """Return the logprobs of tokens in the text, without those of a stop string after it."""
         shown, size = [], 0
         for each in logprobs:
             if size >= len(text):
