@@ -1,7 +1,7 @@
 """A checkpoint directory: its configuration files and the tensors of all its shards.
 
-Reads by ordinary file reads, not by mapping: memory stays bounded by what was asked for, and a
-file that shrinks meanwhile is an error instead of a crash. Headers of safetensors (u64 length, JSON
+Uses file reads, not mapping: memory stays bounded by what was asked for, and a file that shrinks
+meanwhile is an error instead of a crash. Headers of safetensors (u64 length, JSON
 {name: {dtype, shape, data_offsets}}, the data) are read by hand, because an error has to name the
 file and the tensor, and believed only where they agree with the file's size.
 """
@@ -64,7 +64,7 @@ def reading(path: Path, missing: str = "") -> Iterator[None]:
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """A JSON object. `missing` is the hint for a file that is not there.
+    """Read a JSON object. `missing` is the hint for a file that is not there.
 
     Raises NotFound, InputOutputError or FormatError.
     """
@@ -79,7 +79,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 
 
 def float_format(tensor: SourceTensor) -> str:
-    """The format name of a float tensor's dtype. Raises FormatError for any other dtype."""
+    """Return the format name of a float tensor's dtype. Raises FormatError for any other dtype."""
     if tensor.dtype not in FLOATS:
         raise FormatError(
             f"{tensor.file}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected one of "
@@ -92,7 +92,7 @@ def float_format(tensor: SourceTensor) -> str:
 class Checkpoint:
     """An open checkpoint directory. Make one with `open`.
 
-    `tensors` maps names to where they lie, `metadata` is the `__metadata__` of the shards.
+    `tensors` maps names to their places, `metadata` is the `__metadata__` of the shards.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class Checkpoint:
         return cls(directory, tensors, metadata)
 
     def rows(self, name: str) -> tuple[int, int]:
-        """(rows, values in a row) of a tensor: its first dimension, and the product of others."""
+        """Return (rows, values in a row): the first dimension, and the product of the others."""
         shape = self.tensors[name].shape
         return (shape[0] if shape else 1), prod(shape[1:])
 
     def read_raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """The bytes of rows [start, stop) along the first dimension, by default of all."""
+        """Return the bytes of rows [start, stop) along the first dimension, by default of all."""
         t = self.tensors[name]
         rows, _ = self.rows(name)
         row_bytes = t.nbytes // max(rows, 1)
@@ -144,7 +144,7 @@ class Checkpoint:
             with t.file.open("rb", buffering=0) as file:
                 file.seek(t.offset + start * row_bytes)
                 _read_into(file, raw.data)
-        except OSError as error:  # also where it is gone: it was there when it was opened
+        except OSError as error:  # also if it is gone: it was there when opened
             reason = error.strerror or error
             raise InputOutputError(f"{t.file}: cannot be read: {reason}") from error
         except EOFError:
@@ -152,7 +152,7 @@ class Checkpoint:
         return raw
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows [start, stop) along the first dimension as float32 [rows, values in a row].
+        """Return rows [start, stop) along the first dimension as float32 [rows, values in a row].
 
         Raises FormatError if the dtype is not a float.
         """
@@ -171,7 +171,7 @@ def _read_into(file: Any, view: memoryview) -> None:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """{tensor: file name} of the index; a name must stay inside the directory."""
+    """Read {tensor: file name} from the index; every file must lie inside the directory."""
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise FormatError(f"{path}: has no weight_map")
@@ -220,7 +220,7 @@ def _files_without_index(directory: Path) -> list[Path]:
 def _numbered_set(
     directory: Path, files: list[Path], numbered: list[tuple[Path, re.Match[str]]]
 ) -> list[Path]:
-    """All files of one set `NAME-00001-of-0000N`, which must be complete."""
+    """Return all files of one set `NAME-00001-of-0000N`, which must be complete."""
     sets = {(m["stem"], m["count"], m["end"]) for _, m in numbered}
     if len(sets) > 1:
         raise FormatError(
@@ -254,7 +254,7 @@ def _no_safetensors(directory: Path) -> FormatError | NotFound:
 
 
 def read_header(path: Path) -> tuple[dict[str, SourceTensor], dict[str, str]]:
-    """The tensors of a file and its `__metadata__`.
+    """Read the tensors of a file's header, and its `__metadata__`.
 
     Raises NotFound, InputOutputError, or FormatError naming file and tensor.
     """
@@ -335,7 +335,7 @@ def _tensor(path: Path, name: str, row: Any, start: int) -> SourceTensor:
 
 
 def _check_spans(path: Path, tensors: Iterable[SourceTensor], start: int, size: int) -> None:
-    """Tensors must lie side by side, from the header's end to the file's."""
+    """Raise FormatError unless tensors lie side by side from the header's end to the file's."""
     end, before = start, "the header"
     for t in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
         if t.offset != end or t.nbytes < 0:

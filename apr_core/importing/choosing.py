@@ -1,4 +1,4 @@
-"""Which number format each tensor gets: the recipe asked, the answers looked up and checked."""
+"""Chooses each tensor's number format: asks the recipe, looks up and checks its answers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ KEEP = "keep"  # the class of tensors that no recipe is asked about
 
 
 class KeepPrecision:
-    """The recipe that is used when none is named: every tensor as the checkpoint has it."""
+    """The default recipe: every tensor keeps the checkpoint's precision."""
 
     def format_for(self, tensor: TensorClass) -> str:
-        """Always `source`."""
+        """Return `source`, whatever the tensor."""
         return SOURCE
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A tensor, where it comes from, what it becomes. `encoder` is None for native formats."""
+    """A tensor, its source and its new format. `encoder` is None for native formats."""
 
     rule: TensorRule
     source: SourceTensor
@@ -37,12 +37,12 @@ class Assignment:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the bytes are copied as they are."""
+        """True if the bytes are copied unchanged."""
         return self.encoder is None and self.spec.name == float_format(self.source)
 
 
 def load_recipe(name: str, registry: Registry) -> RecipePlugin:
-    """The named recipe; `source` is core's own. Raises PluginError."""
+    """Return the named recipe; `source` is the core's own. Raises PluginError."""
     if name == SOURCE:
         return KeepPrecision()
     recipe: RecipePlugin = registry.make("recipe", name)
@@ -61,7 +61,7 @@ class FormatChooser:
         }
 
     def choose(self, resolution: Resolution, checkpoint: Checkpoint) -> list[Assignment]:
-        """An assignment a tensor. Raises PluginError, or FormatError for a dtype of no floats."""
+        """Return one assignment per tensor. Raises PluginError, or FormatError if not floats."""
         return [self._assign(r, checkpoint.tensors[r.name]) for r in resolution.rules.values()]
 
     def _assign(self, rule: TensorRule, source: SourceTensor) -> Assignment:
@@ -92,7 +92,7 @@ class FormatChooser:
 
 
 def main_format(assignments: Iterable[Assignment]) -> FormatSpec | None:
-    """The block format that most bytes of the source get, if any tensor has one."""
+    """Return the block format that most source bytes get, or None if no tensor has one."""
     totals: Counter[FormatSpec] = Counter()
     for a in assignments:
         if a.encoder is not None:

@@ -1,4 +1,4 @@
-"""Streams one tensor after the other from a checkpoint to bytes of its new format.
+"""Streams tensors one by one from a checkpoint to bytes of their new formats.
 
 Work is cut into blocks of rows, which a few threads encode side by side and which leave in order:
 memory is bounded by the blocks in flight, not by the tensor. The same bytes come out whatever the
@@ -22,18 +22,18 @@ from apr_core.importing.choosing import Assignment
 
 BLOCK_VALUES = 1 << 20
 
-Progress = Callable[[str, int], None]  # (tensor name, bytes of the source that are done)
+Progress = Callable[[str, int], None]  # (tensor name, source bytes done)
 
 
 @dataclass(slots=True)
 class ErrorTally:
-    """Sums of squared values and of squared errors: the relative RMSE is their root ratio."""
+    """Sums of squared values and squared errors; the relative RMSE is the root of their ratio."""
 
     errors: float = 0.0
     values: float = 0.0
 
     def add(self, errors: float, values: float) -> None:
-        """Count another block."""
+        """Add the sums of another block."""
         self.errors += errors
         self.values += values
 
@@ -58,7 +58,7 @@ class Encoder:
     checkpoint: Checkpoint
     threads: int
     progress: Progress | None = None
-    tallies: dict[str, ErrorTally] = field(default_factory=dict)  # by tensor; not the exact ones
+    tallies: dict[str, ErrorTally] = field(default_factory=dict)  # by tensor; no exact copies
     _pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Encoder:
@@ -70,7 +70,7 @@ class Encoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def chunks(self, a: Assignment) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of a tensor, in order. Raises QuantizationError naming it, or FormatError."""
+        """Yield a tensor's bytes in order. Raises QuantizationError naming it, or FormatError."""
         assert self._pool is not None
         tally = ErrorTally()
         waiting: deque[Future[_Encoded]] = deque()
@@ -120,7 +120,7 @@ class Encoder:
 def _convert(
     a: Assignment, values: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The block in its new format, and what decoding that gives."""
+    """Return the block in its new format, and its values decoded from that."""
     if a.encoder is None:
         native = from_float32(values, a.spec.name)
         return native, to_float32(native, a.spec.name, values.shape)

@@ -1,4 +1,4 @@
-"""Import: first everything that can be wrong is checked, then tensors stream into the file."""
+"""Imports a checkpoint: checks everything that can be wrong, then streams tensors into the file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from apr_core.importing.source import CheckpointSource
 from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import tokenizer_metadata
 
-MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit long before
+MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit sooner
 
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """A checked import: nothing is left that could go wrong but values, the disk and time."""
+    """A checked import: only values, the disk and time can still make it fail."""
 
     source: CheckpointSource
     family: FamilyPlugin
@@ -44,7 +44,7 @@ class ImportPlan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that will be read."""
+        """Bytes that will be read from the source."""
         return sum(a.source.nbytes for a in self.assignments)
 
 
@@ -79,7 +79,7 @@ def plan_import(
 
 
 def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Any:
-    """The declaration of the family that reads this config.json, or of the one named."""
+    """Return the declaration of the family for this config.json, or of the family named."""
     if arch is not None:
         return registry.get("family", arch)
     listed = hf.get("architectures")
@@ -98,11 +98,11 @@ def write_import(
     plan: ImportPlan, out: Path, *, force: bool = False, shard_bytes: int | None = None,
     threads: int | None = None, progress: Progress | None = None,
 ) -> ImportSummary:  # fmt: skip
-    """Write the file, or shards of at most about `shard_bytes`, and say what was done.
+    """Write the file, or shards of about `shard_bytes` at most, and return a summary.
 
-    `progress` is called with a tensor's name and the bytes of the source that are done. Raises
-    UsageError (the target exists), NotFound, QuantizationError or InputOutputError; then, and when
-    interrupted, the target is as it was before.
+    `progress` is called with a tensor's name and the source bytes done. Raises UsageError (the
+    target exists), NotFound, QuantizationError or InputOutputError; then, and when interrupted, the
+    target is as it was before.
     """
     began = time.monotonic()
     check_target(out, force)
@@ -120,7 +120,7 @@ def write_import(
 def summarize(
     plan: ImportPlan, encoder: Encoder, paths: list[Path], seconds: float
 ) -> ImportSummary:
-    """What was written, after it was."""
+    """Return the summary of a finished import."""
     roles = role_rows(plan.assignments, encoder.tallies)
     parameters = sum(prod(a.rule.shape) for a in plan.assignments)
     sizes = {name: t.nbytes for name, t in plan.checkpoint.tensors.items()}

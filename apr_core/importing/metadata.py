@@ -1,4 +1,4 @@
-"""What an import says: metadata in the file (standard keys, and `apr.`), and a summary."""
+"""Builds an import's metadata (standard keys and `apr.`) and its summary."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NUMBERS = (  # keys of the file, and fields of the configuration
 
 
 def build_metadata(plan: ImportPlan) -> dict[str, Any]:
-    """Everything but the tensors: identity, configuration, tokenizer, provenance."""
+    """Return the file's metadata: identity, configuration, tokenizer, provenance."""
     metadata = identity(plan) | configuration(plan) | provenance(plan)
     metadata |= quantization(plan.assignments)
     return {**metadata, **plan.family.metadata(plan.config), **plan.tokenizer}
 
 
 def identity(plan: ImportPlan) -> dict[str, Any]:
-    """What the model is called, where it comes from, how large it is."""
+    """Return the model's name, origin and size."""
     origin = plan.source.origin
     name = origin.rpartition("://")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
     return {
@@ -50,7 +50,7 @@ def identity(plan: ImportPlan) -> dict[str, Any]:
 
 
 def configuration(plan: ImportPlan) -> dict[str, Any]:
-    """The numbers of the model by their standard names, and config.json as it was."""
+    """Return the model's numbers under their standard names, and config.json unchanged."""
     c = plan.config
     return {
         "architecture": c.family,
@@ -63,7 +63,7 @@ def configuration(plan: ImportPlan) -> dict[str, Any]:
 
 
 def provenance(plan: ImportPlan) -> dict[str, Any]:
-    """What apr needs to open the file again without guessing, and to find the source."""
+    """Return what apr needs to reopen the file without guessing, and to find its source."""
     from apr_core import __version__
 
     notes: dict[str, Any] = {
@@ -83,7 +83,7 @@ def provenance(plan: ImportPlan) -> dict[str, Any]:
 
 
 def quantization(assignments: Sequence[Assignment]) -> dict[str, Mapping[str, Any]]:
-    """The `quantization` object for the block format that dominates; nothing without one."""
+    """Return the `quantization` object for the dominant block format; empty without one."""
     main = main_format(assignments)
     if main is None:
         return {}
@@ -92,13 +92,13 @@ def quantization(assignments: Sequence[Assignment]) -> dict[str, Mapping[str, An
             "quant_type": main.name,
             "bits": main.bytes_per_block * 8 // main.block,
             "block_size": main.block,
-            "symmetric": False,  # required by other readers; no format of ours promises symmetry
+            "symmetric": False,  # required by other readers; none of our formats promises symmetry
         }
     }
 
 
 def _timestamp() -> str:
-    """Now in UTC; SOURCE_DATE_EPOCH makes two imports the same to the byte."""
+    """Return the time in UTC; SOURCE_DATE_EPOCH makes two imports equal byte for byte."""
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -136,14 +136,14 @@ class ImportSummary:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the summary as a JSON object."""
         return asdict(self) | {"paths": [str(path) for path in self.paths]}
 
 
 def role_rows(
     assignments: Sequence[Assignment], tallies: Mapping[str, ErrorTally]
 ) -> tuple[RoleRow, ...]:
-    """One row a role, in the contract's order; carried tensors are one role by their group."""
+    """Return one row per role in the contract's order; a carry group counts as one role."""
     roles: dict[str, list[Assignment]] = {}
     for a in assignments:
         role = a.rule.role if a.rule.group == "model" else a.rule.group
@@ -166,7 +166,7 @@ def _row(role: str, members: Sequence[Assignment], tallies: Mapping[str, ErrorTa
 
 
 def left_out_rows(resolution: Resolution, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Tensors and bytes by the reason they stay behind."""
+    """Return {reason: tensors and bytes} of what is not imported."""
     rows: dict[str, dict[str, int]] = {}
     for name, reason in resolution.left_out.items():
         row = rows.setdefault(reason, {"tensors": 0, "bytes": 0})

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a directory, or a URL whose scheme a plugin knows."""
+"""Finds a checkpoint: a directory, or a URL whose scheme a plugin knows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """A checkpoint's directory, and how its user called it."""
+    """A checkpoint's directory, and the name its user gave."""
 
     directory: Path
     origin: str
 
 
 def find_source(source: str, registry: Registry) -> CheckpointSource:
-    """The directory a source means: a path, or what a plugin fetches for `scheme://...`.
+    """Return the directory of a path, or of what a plugin fetches for `scheme://...`.
 
     Raises NotFound, UsageError or PluginError.
     """
