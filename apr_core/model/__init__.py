@@ -11,7 +11,7 @@ __all__ = ["Model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: states and steps are wanted without files and plugins."""
+    """Import a name on first use: states and steps are wanted without files and plugins."""
     if name in __all__:
         from apr_core.model import model
 

@@ -17,11 +17,11 @@ from apr_core.model.step import Step
 from apr_core.ops.binding import BoundOps
 
 Array = Any
-Weights = SimpleNamespace  # of a layer: one attribute a role, uploaded
+Weights = SimpleNamespace  # uploaded weights of a layer, one attribute per role
 
 
 class Part:
-    """What a mixer and an mlp have in common.
+    """Common base of mixers and mlps.
 
     `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
     arrays, `constants` further arrays that are uploaded with them under their own names.
@@ -33,28 +33,28 @@ class Part:
 
     @staticmethod
     def example() -> MixerExample | None:
-        """A small case, on which the conformance kit runs it; None: it finds one in a family."""
+        """Return a small case for the conformance kit; None: the kit finds one in a family."""
         return None
 
 
 class Mixer(Part):
-    """Base of what the target of an `Attention` declaration makes, called with a block's options.
+    """Base class of a mixer: an `Attention` declaration's target, called with a block's options.
 
     `matrices` and `vectors` name the roles of its weights and `constants` further arrays: all are
     attributes of `w`. Arithmetic between ops works too, but keeps some backends from recording.
     """
 
     def new_state(self, states: StateMakers) -> State:
-        """The state of one layer, made by `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
+        """Return one layer's state, from `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
         raise NotImplementedError
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices."""
+        """Map x [T, hidden] to [T, hidden], written only in ops, reshape and slices."""
         raise NotImplementedError
 
 
 class FeedForward(Part):
-    """Base of what the target of an `Mlp` declaration makes, called with a block's `mlp_options`.
+    """Base class of an mlp: an `Mlp` declaration's target, called with a block's `mlp_options`.
 
     `matrices`, `vectors` and `constants` are as a Mixer has them. A contract's claims about the
     feed-forward are compared with `activation` and `gated`, which is True unless it says otherwise.
@@ -64,7 +64,7 @@ class FeedForward(Part):
     gated = True  # down(activation(gate(x)) * up(x)); False: down(activation(up(x)))
 
     def __call__(self, o: BoundOps, w: Weights, x: Array) -> Array:
-        """x [T, hidden] -> [T, hidden], written only in ops, reshape and slices."""
+        """Map x [T, hidden] to [T, hidden], written only in ops, reshape and slices."""
         raise NotImplementedError
 
 
@@ -75,13 +75,13 @@ class SwiGLU(FeedForward):
     activation = "silu"
 
     def __call__(self, o: BoundOps, w: Weights, x: Array) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         return o.mlp(x, w.gate_proj, w.up_proj, w.down_proj)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A block ready to run. `weights` has one attribute a role, uploaded."""
+    """A block ready to run. `weights` has one attribute per role, uploaded."""
 
     block: Block
     mixer: Mixer
@@ -92,9 +92,9 @@ class Layer:
 class Decoder:
     """From token ids to logits: embedding, the plan's blocks, final norm, head.
 
-    A family with a topology of its own derives a class from this, says which tensors it needs, and
-    has its own `slices`. Attributes: `ops`, `plan`, `layers`, and `weights`, those outside the
-    layers, one attribute a role.
+    A family with its own topology subclasses this, names the tensors it needs, and overrides
+    `slices`. Attributes: `ops`, `plan`, `layers`, and `weights`, those outside the
+    layers, one attribute per role.
     """
 
     # matrices outside the layers, and the ops that use them; a tied head is the embedding
@@ -109,11 +109,11 @@ class Decoder:
 
     @classmethod
     def layer_vectors(cls, plan: Plan, index: int) -> tuple[str, ...]:
-        """Roles of a layer's dense tensors beside its mixer's and mlp's: here, of its norms."""
+        """Return roles of a layer's dense tensors outside its mixer and mlp: here, its norms."""
         return tuple(role for role in NORMS[plan.blocks[index].norm] if role)
 
     def hidden(self, ids: Array, step: Step, states: list[State]) -> Array:
-        """ids [T] -> the normalised hidden state of every row [T, hidden]."""
+        """Return the hidden states of ids [T] after the final norm: [T, hidden]."""
         slices = self.slices(ids, step, states)
         while True:
             try:
@@ -122,7 +122,7 @@ class Decoder:
                 return end.value
 
     def slices(self, ids: Array, step: Step, states: list[State]) -> Generator[None, None, Array]:
-        """As `hidden`, pausing after every mixer and mlp: other slots may advance meanwhile."""
+        """Run as `hidden`, pausing after every mixer and mlp, so that other slots may advance."""
         o = self.ops
         h = self.embedded(ids)  # [T, hidden]
         x = self._first_norm(h)
@@ -142,13 +142,13 @@ class Decoder:
         return x
 
     def embedded(self, ids: Array) -> Array:
-        """ids [T] -> rows of the embedding [T, hidden], scaled as the plan says."""
+        """Return the embedding rows of ids [T], scaled as the plan says: [T, hidden]."""
         h = self.ops.embed(ids, self.weights.embedding)
         scale = self.plan.embedding_scale
         return h if scale == 1.0 else self.ops.scale(h, scale)
 
     def norm(self, x: Array, weight: Array) -> Array:
-        """The plan's RMS norm of rows x [T, N], with a weight [N]."""
+        """Return the plan's RMS norm of rows x [T, N], with a weight [N]."""
         return self.ops.rms_norm(x, weight, self.plan.norm_eps, self.plan.norm_offset)
 
     def _first_norm(self, h: Array) -> Array:
@@ -156,7 +156,7 @@ class Decoder:
         return self.norm(h, getattr(self.layers[0].weights, role)) if role else h
 
     def _next(self, index: int) -> tuple[Weights, str | None]:
-        """Where the weight of the norm after a layer is: the next layer's first, or the final."""
+        """Return (weights, role) of the norm after a layer: the next layer's first, or the last."""
         if index + 1 == len(self.layers):
             return self.weights, "final_norm"
         following = self.layers[index + 1]
@@ -166,7 +166,7 @@ class Decoder:
         self, h: Array, y: Array, own: Weights, after: str | None, other: Weights,
         before: str | None,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """(h + y, the norm of that): y is normed before if `after`, the sum if `before`."""
+        """Return (h + y, its norm); y is normed first if `after`, the sum if `before`."""
         o, plan = self.ops, self.plan
         if after:
             y = self.norm(y, getattr(own, after))
@@ -178,7 +178,7 @@ class Decoder:
         return h, h
 
     def logits(self, hidden: Array) -> Array:
-        """hidden [R, hidden] -> [R, vocab]."""
+        """Return the logits [R, vocab] of hidden states [R, hidden]."""
         logits = self.ops.linear(hidden, self.head)
         cap = self.plan.logit_softcap
         return logits if cap is None else self.ops.softcap(logits, cap)

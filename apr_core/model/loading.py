@@ -41,12 +41,12 @@ from apr_core.ops.binding import (
 )
 from apr_core.registry import Owned, Registry
 
-Q8_GROUP = 32  # values with one scale
-Progress = Callable[[int, int], None]  # (bytes of matrices that were uploaded, of how many)
+Q8_GROUP = 32  # values that share a scale
+Progress = Callable[[int, int], None]  # (bytes of matrices uploaded, of how many)
 
 
 def make_backend(registry: Registry, name: str, threads: int | None) -> BackendPlugin:
-    """The backend, and device, of that name. Raises PluginNotFound or BackendError."""
+    """Make the backend, and device, of that name. Raises PluginNotFound or BackendError."""
     owned, device = registry.backend(name)
     check_probe(registry, owned, name)
     factory = registry.load(owned)
@@ -61,12 +61,12 @@ def make_backend(registry: Registry, name: str, threads: int | None) -> BackendP
 
 
 def _device_option(factory: Callable[..., Any], name: str, device: str | None) -> dict[str, str]:
-    """The option of a backend's target for a device, where one is named. Raises BackendError."""
+    """Return the device option for a backend's target, empty without one. Raises BackendError."""
     if device is None:
         return {}
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # written in C, and says nothing
+    except (TypeError, ValueError):  # written in C, without a signature
         parameters = {}.values()
     if not any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in parameters):
         bare = name.rpartition(":")[0]
@@ -90,7 +90,7 @@ def check_probe(registry: Registry, owned: Owned, name: str) -> None:
 
 
 def foreign_kernels(registry: Registry, backend: str) -> dict[tuple[str, str], ForeignKernel]:
-    """Kernels that installed distributions bring for this backend, through `apr_kernels`."""
+    """Return the kernels that installed plugins bring for this backend, through `apr_kernels`."""
     found: dict[tuple[str, str], ForeignKernel] = {}
     for owned in registry.declarations("kernel"):
         kernel = owned.declaration
@@ -108,7 +108,7 @@ def foreign_kernels(registry: Registry, backend: str) -> dict[tuple[str, str], F
 
 
 class WeightLoader:
-    """Uploads a file's tensors by role, and says what they are going to take.
+    """Uploads a file's tensors by role, and reports beforehand what they will take.
 
     `outside` are the matrices of no layer: their roles, and the ops that use them.
     """
@@ -122,22 +122,23 @@ class WeightLoader:
         self.outside = dict(parts.decoder.matrices)
         if tied:
             self.outside["embedding"] += self.outside.pop("lm_head")
-        self._layouts: dict[str, BlockLayout | None] = {}  # by format, once it was checked
+        self._layouts: dict[str, BlockLayout | None] = {}  # by format, once checked
         self._progress, self._done = progress, 0
         self._total = sum(e.nbytes for e, _ in self.matrices()) if progress else 0
         self._report(0)
 
     def _report(self, nbytes: int) -> None:
-        """So many more bytes of matrices were uploaded."""
+        """Report `nbytes` more bytes of matrices as uploaded."""
         self._done += nbytes
         if self._progress:
             self._progress(self._done, self._total)
 
     def entry(self, role: str, layer: int | None = None) -> TensorEntry:
+        """Return the tensor in a role."""
         return self.file.tensors[self.resolution.name_of(role, layer)]
 
     def matrices(self) -> Iterator[tuple[TensorEntry, tuple[str, ...]]]:
-        """Every matrix, and the ops that use it."""
+        """Yield every matrix, and the ops that use it."""
         for role, uses in self.outside.items():
             yield self.entry(role), uses
         for index in range(len(self.parts.mixers)):
@@ -145,7 +146,7 @@ class WeightLoader:
                 yield self.entry(role, index), ("linear",)
 
     def expect(self) -> None:
-        """Put what all matrices are going to be into the report, before any is uploaded."""
+        """Report the expected format of every matrix, before any is uploaded."""
         for entry, uses in self.matrices():
             format, layout = self._read_as(entry)
             shape = (entry.shape[0], entry.shape[1])
@@ -159,14 +160,14 @@ class WeightLoader:
         return declaration
 
     def _decode(self, format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-        """Rows as float32. A codec is imported when it first decodes; kernels need none."""
+        """Decode rows to float32. The codec is imported only now; kernels need none."""
         if format in NATIVE:
             return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
         decoded: NDArray[np.float32] = self._quantizer(format).decode(raw, cols)
         return decoded
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
-        """A [rows, cols] tensor for `linear` and `embed`, packed where kernels read it."""
+        """Upload a [rows, cols] tensor for `linear` and `embed`, packed if kernels read it."""
         entry = self.entry(role, layer)
         rows, cols = entry.shape
         raw = self.file.raw(entry.name)
@@ -180,7 +181,7 @@ class WeightLoader:
         return weight
 
     def _read_as(self, entry: TensorEntry) -> tuple[str, BlockLayout | None]:
-        """The format in which a backend is given a matrix, and the layout that it declares."""
+        """Return the format in which a backend is given a matrix, and the layout it declares."""
         if entry.format in LEGACY:  # no backend reads these in place, and no plugin brings them
             return DENSE, None
         if entry.format in NATIVE:
@@ -191,17 +192,17 @@ class WeightLoader:
         return entry.format, self._layout(entry.format, declared)
 
     def kept_as(self, entry: TensorEntry, uses: tuple[str, ...]) -> tuple[str, BlockLayout | None]:
-        """The format of a matrix on the backend, and the layout of its blocks, if declared."""
+        """Return a matrix's format on the backend, and its blocks' layout if declared."""
         format, layout = self._read_as(entry)
         kept = self.binder.kept_as(format, layout, uses)
         return kept, layout if kept == format else None
 
     def embedding_format(self) -> str:
-        """The format in which the embedding is going to be on the backend."""
+        """Return the format the embedding will have on the backend."""
         return self.kept_as(self.entry("embedding"), self.outside["embedding"])[0]
 
     def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
-        """The blocks a generic kernel can read, if the format declares them."""
+        """Return the blocks a generic kernel can read, or None if the format declares none."""
         if format not in self._layouts:
             layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
             if layout:
@@ -210,13 +211,13 @@ class WeightLoader:
         return self._layouts[format]
 
     def vector(self, role: str, layer: int | None = None) -> Any:
-        """Any other tensor, as a dense float32 array on the backend."""
+        """Upload any other tensor as a dense float32 array."""
         entry = self.entry(role, layer)
         values = decode_tensor(entry, self.file.raw(entry.name), self._quantizer)
         return self.binder.backend.upload(values)
 
     def layer(self, index: int) -> Layer:
-        """All weights of one layer."""
+        """Upload all weights of one layer."""
         parts = self.parts
         weights: dict[str, Any] = {r: self.matrix(r, index) for r in parts.matrices(index)}
         weights |= {role: self.vector(role, index) for role in parts.vectors(index)}
@@ -226,7 +227,7 @@ class WeightLoader:
         return Layer(block, parts.mixers[index], parts.mlps[index], Weights(**weights))
 
     def decoder(self, ops: BoundOps, only: Iterable[int] | None = None) -> Decoder:
-        """Everything uploaded, ready to run; of the layers, all or `only` some."""
+        """Upload everything and return the decoder, with all layers or those in `only`."""
         outside: dict[str, Any] = {r: self.matrix(r, None, u) for r, u in self.outside.items()}
         some = range(len(self.parts.mixers)) if only is None else only
         layers = [self.layer(index) for index in some]
@@ -235,24 +236,24 @@ class WeightLoader:
 
 
 class ZeroLoader(WeightLoader):
-    """The same weights as zeros, and matrices as shapes, for a trial."""
+    """A loader for trials: dense tensors are zeros, matrices only shapes."""
 
     def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
-        """A stand-in."""
+        """Return a stand-in without values."""
         entry = self.entry(role, layer)
         return shapes_only(entry.name, entry.shape)
 
     def vector(self, role: str, layer: int | None = None) -> Any:
-        """Zeros."""
+        """Return zeros."""
         return np.zeros(self.entry(role, layer).shape, np.float32)
 
 
 def choose_kv_type(
     asked: KVType | None, embedding: str, backend: BackendPlugin, config: ModelConfig
 ) -> KVType:
-    """The precision of keys and values: what was asked for, or by the embedding's format.
+    """Return the precision of keys and values: as asked, or by the embedding's format.
 
-    Raises BackendError if the backend cannot keep those of this model so.
+    Raises BackendError if the backend does not support it for this model.
     """
     kv_type: KVType = asked or ("f32" if embedding == DENSE else "f16")
     known = backend.kv_types
@@ -276,10 +277,10 @@ def build_decoder(
 ) -> tuple[Decoder, Binder, KVType]:  # fmt: skip
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
-    Also says how keys and values are kept, where `kv_type` leaves that open. Raises ContractError,
-    also where the plan does not do what the contract claims, and BackendError where the weights and
-    a sequence of `context` tokens do not fit the device, or where `strict` and something would run
-    slower or larger than it should: before anything is uploaded.
+    Also chooses the precision of keys and values if `kv_type` is None. Before anything is uploaded,
+    raises ContractError (also if the plan contradicts the contract's claims), and BackendError if
+    the weights and a sequence of `context` tokens do not fit the device, or if `strict` and
+    something would run slower or larger than it should.
     """
     resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
     parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
@@ -297,7 +298,7 @@ def build_decoder(
     kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
     free = backend.capacity()
     if free is not None:
-        from apr_core.model.planning import check_memory, demand_of  # of devices with their own
+        from apr_core.model.planning import check_memory, demand_of  # devices with their own memory
 
         check_memory(file.path, backend, free, demand_of(loader, config, kv_type), context)
     with backend.loading():
@@ -305,7 +306,7 @@ def build_decoder(
 
 
 def family_config(family: Any, file: AprFile) -> ModelConfig:
-    """The configuration of the model in a file, from the config.json it carries."""
+    """Return the configuration of the model in a file, from the config.json it carries."""
     hf = file.metadata.get("hf_config")
     if not isinstance(hf, dict):
         raise FormatError(

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from apr_core.text.tokenizer import Tokenizer
 
 Parts = Sequence[tuple[int, Sequence[int]]]  # (slot, next token ids)
-Snapshot = tuple[int, list[Any]]  # tokens, and what each layer's state made
+Snapshot = tuple[int, list[Any]]  # tokens, and each layer's snapshot
 
 
 class Model:
     """A model on a backend. Make one with `load`.
 
-    `config` are its numbers, `tokenizer` its tokenizer, `report` what was bound to what,
+    `config` holds its numbers, `tokenizer` its tokenizer, `report` its bindings,
     `metadata` the file's metadata. Sequences live in slots; a slot is a number.
     """
 
@@ -57,7 +57,7 @@ class Model:
         self._captured: StepFunction = self._last_logits
         if not report.unrecorded:
             self._captured = backend.capture(self._last_logits, report.note)
-        self.captures = True  # False: every op of every step is called by itself, to be looked at
+        self.captures = True  # False: ops are called one by one, for inspection
 
     def __repr__(self) -> str:
         arch = self.metadata.get("architecture", "model")
@@ -91,7 +91,7 @@ class Model:
         return self._decoder.ops
 
     def matrices(self) -> list[Weight]:
-        """Every matrix that a step multiplies with: those of the layers, and the head."""
+        """Return every matrix that a step multiplies with: those of the layers, and the head."""
         found = [w for layer in self._decoder.layers for w in vars(layer.weights).values()]
         return [w for w in [*found, self._decoder.head] if isinstance(w, Weight)]
 
@@ -111,22 +111,22 @@ class Model:
         return slot
 
     def free_slot(self, slot: int) -> None:
-        """Forget the slot's sequence and free its memory."""
+        """Drop the slot's sequence and free its memory."""
         del self._lengths[slot]
         for state in self._states:
             state.close(slot)
 
     def length(self, slot: int) -> int:
-        """Tokens the slot's sequence has so far."""
+        """Return the number of tokens the slot's sequence has so far."""
         return self._lengths[slot]
 
     @property
     def rewindable(self) -> bool:
-        """Whether every layer's state can be cut back without a snapshot."""
+        """True if every layer's state can be cut back without a snapshot."""
         return all(state.rewindable for state in self._states)
 
     def snapshot(self, slot: int, since: int = 0) -> Snapshot:
-        """A copy of the slot's state, to be restored into any slot.
+        """Return a copy of the slot's state, to be restored into any slot.
 
         Rows of keys and values before position `since` are left out where a state knows how: a
         snapshot taken there holds them.
@@ -145,7 +145,7 @@ class Model:
             pass
 
     def restore_slices(self, slot: int, *snapshots: Snapshot) -> Iterator[None]:
-        """`restore`, pausing after each snapshot of a chain: other slots may advance meanwhile."""
+        """Run as `restore`, pausing after each snapshot, so that other slots may advance."""
         start, (self._lengths[slot], whole) = 0, snapshots[-1]
         for length, parts in snapshots:
             for state, part in zip(self._states, parts, strict=True):
@@ -158,11 +158,11 @@ class Model:
 
     @property
     def states_in_rows(self) -> list[bool]:
-        """Of each layer's state, whether snapshots of it may begin where another ends."""
+        """For each layer, True if a snapshot of its state may begin where another ends."""
         return [state.segments for state in self._states]
 
     def shortened(self, snapshot: Snapshot, since: int, length: int) -> Snapshot:
-        """A snapshot taken since a position, as if there had been only `length` tokens.
+        """Return a snapshot taken since a position, as if there had been only `length` tokens.
 
         For models all of whose states are in rows.
         """
@@ -171,7 +171,7 @@ class Model:
         return length, [state.shortened(part, length - since) for state, part in states]  # type: ignore[attr-defined]
 
     def fork(self, slot: int) -> int:
-        """A new slot with a copy of another's sequence."""
+        """Open a new slot with a copy of another's sequence."""
         copy = self.new_slot()
         try:
             self.restore(copy, self.snapshot(slot))
@@ -181,14 +181,14 @@ class Model:
         return copy
 
     def sequence_bytes(self, length: int) -> int:
-        """Bytes of state that a slot takes when its sequence has `length` tokens.
+        """Return the bytes of state of a slot whose sequence has `length` tokens.
 
         Measured on an empty slot where a state does not say.
         """
         return sequence_bytes(self._states, length)
 
     def step_bytes(self) -> int:
-        """Bytes that a forward takes beside weights and states: an estimate from above."""
+        """Return an upper estimate of a forward's bytes beside weights and states."""
         from apr_core.model.planning import LayerShapes, step_bytes
 
         layers = [
@@ -201,7 +201,7 @@ class Model:
         return step_bytes(self.config.hidden_size, self.config.vocab_size, layers)
 
     def forward(self, parts: Parts, all_rows: bool = False) -> NDArray[np.float32]:
-        """One ragged step over (slot, next token ids) parts, each slot at most once.
+        """Run one ragged step over (slot, next token ids) parts, each slot at most once.
 
         Returns float32 logits [parts, vocab] of each part's last token, or [rows, vocab] of all
         tokens with `all_rows`. Raises UsageError on bad ids or when a slot would overflow.
@@ -214,7 +214,7 @@ class Model:
         return logits
 
     def forward_last(self, parts: Parts) -> LastLogits:
-        """`forward`, whose logits stay where they are: tokens may be chosen there."""
+        """Run as `forward`, with logits left on the backend, where tokens may be chosen."""
         ids, step = self._step(parts)
         last = self._captured if self.captures else self._last_logits
         logits = LastLogits(self.backend, last(ids, step))
@@ -224,10 +224,10 @@ class Model:
     def forward_slices(
         self, parts: Parts, hidden: bool = False
     ) -> Generator[None, None, LastLogits | NDArray[np.float32]]:
-        """`forward_last` in slices: a generator that pauses twice a layer and returns the logits.
+        """Run `forward_last` in slices: the generator pauses twice per layer, and returns logits.
 
         Other slots may be opened, freed and advanced between slices, and it may be closed early;
-        then its slots are of no use any more. With `hidden` it returns the last hidden states
+        then its slots can no longer be used. With `hidden` it returns the last hidden states
         [rows, hidden] of all tokens, after the final norm, in place of logits.
         """
         ids, step = self._step(parts)
@@ -237,11 +237,11 @@ class Model:
         return result
 
     def logits_of(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [R, vocab] of hidden states [R, hidden] that `forward_slices` returned."""
+        """Return logits [R, vocab] of hidden states [R, hidden] that `forward_slices` returned."""
         return self.backend.download(self._decoder.logits(self.backend.upload(hidden)))
 
     def _last_of(self, rows: Any, step: Step) -> LastLogits:
-        """Logits of each part's last row of hidden states, once they are there."""
+        """Return logits of each part's last row of hidden states, once they are computed."""
         if len(step.segments) < step.n_rows:
             rows = rows[step.last_rows]
         logits = LastLogits(self.backend, self._decoder.logits(rows))
@@ -249,7 +249,7 @@ class Model:
         return logits
 
     def _step(self, parts: Parts) -> tuple[Any, Step]:
-        """The ids [T] on the backend, and which rows are whose."""
+        """Return the ids [T] on the backend, and the step that maps rows to slots."""
         self._check(parts)
         step = make_step(
             [(slot, len(ids), self._lengths[slot]) for slot, ids in parts], self.backend.upload
@@ -262,11 +262,11 @@ class Model:
             self._lengths[slot] += len(new)
 
     def _all_logits(self, ids: Any, step: Step) -> Any:
-        """Logits of every row."""
+        """Return the logits of every row."""
         return self._decoder.logits(self._decoder.hidden(ids, step, self._states))
 
     def _last_logits(self, ids: Any, step: Step) -> Any:
-        """Logits of every segment's last row: what a backend may capture."""
+        """Return logits of every segment's last row; a backend may capture this."""
         hidden = self._decoder.hidden(ids, step, self._states)
         if len(step.segments) < step.n_rows:
             hidden = hidden[step.last_rows]
@@ -296,7 +296,7 @@ class Model:
             )
 
     def logits(self, ids: Sequence[int], chunk: int = CHUNK) -> NDArray[np.float32]:
-        """Logits of every token of one sequence: ids [T] -> float32 [T, vocab]."""
+        """Return logits of every token of one sequence: ids [T] -> float32 [T, vocab]."""
         slot = self.new_slot()
         try:
             parts = [
@@ -321,7 +321,7 @@ class Model:
         return stream(self, self._prompt_ids(prompt), **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[StreamOptions]) -> Generation:
-        """As `stream`, to the end."""
+        """Generate as `stream` does, to the end, and return the whole answer."""
         from apr_core.generate.generate import generate
 
         return generate(self, self._prompt_ids(prompt), **options)
@@ -337,7 +337,7 @@ class Model:
     def chat_ids(
         self, messages: Sequence[Mapping[str, Any]], enable_thinking: bool | None = None
     ) -> list[int]:
-        """The prompt for an answer to chat messages, by the model's own template.
+        """Return the prompt ids for an answer to chat messages, by the model's own template.
 
         Raises UsageError if the model has no template or its template refuses the messages.
         """
@@ -350,7 +350,7 @@ class Model:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def state_bytes(self) -> int:
-        """Bytes of KV, recurrent and conv state over all open slots."""
+        """Return the bytes of KV, recurrent and conv state over all open slots."""
         return sum(state.nbytes() for state in self._states)
 
     def close(self) -> None:
@@ -365,7 +365,7 @@ class Model:
 
 
 def _shapes(weights: Any, roles: Sequence[str]) -> list[tuple[int, ...]]:
-    """Shapes of some matrices of a layer."""
+    """Return shapes of a layer's matrices in these roles."""
     return [(w.rows, w.cols) for w in (getattr(weights, role) for role in roles)]
 
 
@@ -383,11 +383,11 @@ def load(
     """Load an .apr file onto a backend, by default the one that fits this machine best.
 
     `backend` is a name, or a name and the number of a device: `name:1`.
-    `threads` None means one a physical core. `strict` refuses (BackendError) when an op would run
+    `threads` None means one per physical core. `strict` refuses (BackendError) when an op would run
     on its reference, weights had to be decoded or steps could not be recorded. `max_len` is the
     context in tokens, at most and by default the model's own. `kv_type` is the precision of cached
     keys and values: f32, f16 or q8; by default f16, or f32 where the embedding is. `progress` is
-    called with the bytes of matrices that were uploaded, and of all, after each. Raises NotFound,
+    called after each matrix with the bytes uploaded, and those of all. Raises NotFound,
     FormatError, ContractError, PluginError or BackendError, also where it would not fit the device.
     """
     if re.match(r"[a-z][a-z0-9+.-]*://", str(path)):
@@ -398,7 +398,7 @@ def load(
     registry = registry or get_registry()
     named = backend or registry.best_backend()
     device = make_backend(registry, named, threads)
-    backend = registry.backend(named)[0].declaration.name  # as kernels of others name it
+    backend = registry.backend(named)[0].declaration.name  # as foreign kernels name it
     file = AprFile.open(Path(path))
     try:
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))

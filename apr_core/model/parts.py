@@ -1,4 +1,4 @@
-"""What a plan names, made: mixers, feed-forwards, a decoder; and whether they do as is claimed.
+"""Makes a plan's mixers, feed-forwards and decoder, and checks the contract's claims on them.
 
 A contract's claim that does not hold is refused by name.
 """
@@ -24,7 +24,7 @@ HINT = "Tell the plugin's author: the contract, the plan and its parts have to a
 
 
 def plugin_ops(registry: Registry, plan: Plan) -> dict[str, Op]:
-    """The ops that the mixers and mlps of a plan bring along."""
+    """Return the ops that the mixers and mlps of a plan bring along."""
     names = dict.fromkeys(("attention", block.mixer) for block in plan.blocks)
     names |= dict.fromkeys(("mlp", block.mlp) for block in plan.blocks)
     brings = [pair for kind, name in names for pair in registry.get(kind, name).declaration.brings]
@@ -32,7 +32,7 @@ def plugin_ops(registry: Registry, plan: Plan) -> dict[str, Op]:
 
 
 def make_part(registry: Registry, kind: str, name: str, options: Mapping[str, Any]) -> Any:
-    """A block's mixer (kind "attention") or mlp. Raises PluginError or FormatError."""
+    """Make a block's mixer (kind "attention") or mlp. Raises PluginError or FormatError."""
     factory = registry.load(registry.get(kind, name))
     try:
         _signature(factory).bind(**options)
@@ -55,7 +55,7 @@ _signature = cache(inspect.signature)
 
 
 class Parts:
-    """A plan's mixers and mlps, one of each a block, and the class that runs them.
+    """A plan's mixers and mlps, one of each per block, and the decoder class that runs them.
 
     Raises PluginError or FormatError where one cannot be made.
     """
@@ -73,20 +73,20 @@ class Parts:
         ]
 
     def matrices(self, index: int) -> tuple[str, ...]:
-        """Roles of a layer's matrices."""
+        """Return the roles of a layer's matrices."""
         return (*self.mixers[index].matrices, *self.mlps[index].matrices)
 
     def vectors(self, index: int) -> tuple[str, ...]:
-        """Roles of a layer's dense tensors."""
+        """Return the roles of a layer's dense tensors."""
         own = self.decoder.layer_vectors(self.plan, index)
         return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
 
     def constants(self, index: int) -> dict[str, Any]:
-        """Arrays of a layer that no tensor holds, by name."""
+        """Return a layer's arrays that no tensor holds, by name."""
         return {**self.mixers[index].constants, **self.mlps[index].constants}
 
     def kinds(self) -> Iterable[int] | None:
-        """A layer of each kind; None, all, where a decoder of its own may connect any of them."""
+        """Return a layer of each kind; None means all, as a decoder of its own may connect any."""
         if self.decoder is not Decoder:
             return None
         return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
@@ -113,7 +113,7 @@ def check_claims(
 ) -> None:
     """Raise ContractError naming every constraint of the contract that the plan does not meet.
 
-    `ops` are the names of those that a step uses; without any, nothing is said about them.
+    `ops` are the names of the ops a step uses; if empty, claims on them are not checked.
     """
     claims = contract.content["constraints"]
     does: dict[str, set[Any]] = {
@@ -141,7 +141,7 @@ def check_claims(
 
 
 def attention_types(config: ModelConfig, parts: Parts) -> set[str]:
-    """What the states that mixers keep, and the numbers of heads, can be called."""
+    """Return the names a contract may use for these mixers' states and head counts."""
     makers = StateMakers(lambda *shape, **dtype: None)
     kinds = {mixer.new_state(makers).kind for mixer in parts.mixers}
     looks_back, folds = kinds & {"kv", "window"}, "recurrent" in kinds
@@ -154,14 +154,14 @@ def attention_types(config: ModelConfig, parts: Parts) -> set[str]:
 
 
 def mlp_types(activation: str, gated: bool) -> set[str]:
-    """The names of a feed-forward."""
+    """Return the names a contract may use for a feed-forward."""
     if not gated:
         return {f"{activation}_mlp"}
     return {"gated_mlp", "swiglu"} if activation == "silu" else {"gated_mlp"}
 
 
 def has_bias(parts: Parts) -> bool:
-    """Whether a matrix NAME_proj of some part has a vector NAME_bias."""
+    """Return True if a matrix NAME_proj of some part has a vector NAME_bias."""
     return any(
         f"{role.removesuffix('_proj')}_bias" in part.vectors
         for part in (*parts.mixers, *parts.mlps)
@@ -170,13 +170,13 @@ def has_bias(parts: Parts) -> bool:
 
 
 def positions(ops: Iterable[str]) -> set[str]:
-    """The positional encodings that ops compute: a word of such an op's name says which."""
+    """Return the positional encodings that ops compute, by a word in the ops' names."""
     words = {word for name in ops for word in name.split("_")}
     return words & {"rope", "alibi", "absolute", "relative"} or {"none"}
 
 
 def _plain(claim: object) -> object:
-    """YAML writers spell truth values as strings, too."""
+    """Return a claim, with truth values that YAML writers spelled as strings made booleans."""
     return {"true": True, "false": False}.get(claim, claim) if isinstance(claim, str) else claim
 
 

@@ -1,8 +1,8 @@
-"""Whether a model fits a device, worked out before anything is sent there.
+"""Works out whether a model fits a device, before anything is uploaded.
 
 A backend whose device has memory of its own says how much is free (`capacity`) and what a matrix
-takes there (`matrix_bytes`). What does not fit is refused with all the numbers, and with the most
-context that would: in the first long chat, it would be found out too late.
+takes there (`matrix_bytes`). What does not fit is refused with all numbers and the largest context
+that would fit, instead of failing in the first long chat.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from apr_core.model.loading import WeightLoader
 
 Shape = tuple[int, ...]
-STEP = 256  # tokens; the context that is advised is a multiple of it
+STEP = 256  # tokens; the advised context is a multiple of it
 RESERVE = 512 << 20  # for the runtime: compiled kernels, recorded steps, buffers of uploads
 FLOAT = 4  # bytes of an activation, at most
 GIB = 1 << 30
-ELSEWHERE = ", or choose another `backend`"  # nobody may have chosen this one
+ELSEWHERE = ", or choose another `backend`"  # may be a default that nobody chose
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LayerShapes:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a model takes on a device, in bytes. `state_at` is of one sequence of so many tokens.
+    """Bytes a model takes on a device. `state_at` gives those of one sequence by its tokens.
 
     `values` are those of all matrices: with the bytes of weights, they give the bits of each.
     """
@@ -56,7 +56,7 @@ class Demand:
 
 
 def demand_of(loader: WeightLoader, config: ModelConfig, kv_type: KVType) -> Demand:
-    """What the model takes on a device that has memory of its own, beside what is there."""
+    """Return what the model takes on a device that has memory of its own."""
     backend, parts = loader.binder.backend, loader.parts
     size, weights, values = backend.matrix_bytes, 0, 0
     for entry, uses in loader.matrices():
@@ -75,7 +75,7 @@ def demand_of(loader: WeightLoader, config: ModelConfig, kv_type: KVType) -> Dem
 
 
 def layer_shapes(loader: WeightLoader, index: int) -> LayerShapes:
-    """Shapes of the tensors and constants of a layer."""
+    """Return the shapes of a layer's tensors and constants."""
 
     def of(roles: Iterable[str]) -> list[Shape]:
         return [loader.entry(role, index).shape for role in roles]
@@ -87,12 +87,12 @@ def layer_shapes(loader: WeightLoader, index: int) -> LayerShapes:
 
 
 def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
-    """What a model takes beside weights and states: a step's memory, and the runtime's."""
+    """Return the bytes beside weights and states: a step's memory, and the runtime's."""
     return step_bytes(hidden, vocabulary, layers) + RESERVE
 
 
 def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
-    """Memory of a forward of CHUNK tokens, beside weights and states: an estimate from above.
+    """Return an upper estimate of a forward's bytes for CHUNK tokens, beside weights and states.
 
     Counted in rows of float32. The residual stream, what is added to it, the sum, and the norm of
     the sum are there at once. Beside them is the part of a layer that is at work: the products of
@@ -109,7 +109,7 @@ def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> i
 
 
 def _rows(matrices: Iterable[Shape]) -> int:
-    """Features that some matrices [out, in] give together."""
+    """Return how many features some matrices [out, in] give together."""
     return sum(shape[0] for shape in matrices)
 
 
@@ -120,7 +120,7 @@ def _widest(matrices: Iterable[Shape]) -> int:
 def check_memory(
     path: Path, backend: BackendPlugin, free: int, demand: Demand, context: int
 ) -> None:
-    """Raise BackendError with all numbers unless a sequence of `context` tokens fits beside all."""
+    """Raise BackendError, with all numbers, if a sequence of `context` tokens does not fit."""
     state = demand.state_at(context)
     if demand.weights + demand.working + state <= free:
         return
@@ -153,7 +153,7 @@ def _advice(free: int, demand: Demand, context: int) -> str:
 
 
 def largest_context(room: int, state_at: Callable[[int], int], context: int) -> int:
-    """The largest multiple of STEP below `context` whose state fits the room; 0 if none does."""
+    """Return the largest multiple of STEP below `context` whose state fits; 0 if none does."""
     low, high = 0, (context - 1) // STEP
     while low < high:
         middle = (low + high + 1) // 2

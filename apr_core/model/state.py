@@ -1,4 +1,4 @@
-"""What a sequence keeps between steps. Each state says whether it can be rewound.
+"""States: what a sequence keeps between steps. Each says whether it can be rewound.
 
 A state belongs to one layer and holds all slots. Arrays come from the backend (`zeros`). Recurrent
 state is float32, because its rounding would accumulate over the whole sequence; keys and values may
@@ -21,9 +21,9 @@ KVType = Literal["f32", "f16", "q8"]
 
 
 class State:
-    """Base of the states of one layer, for all slots."""
+    """Base class of one layer's state, for all slots."""
 
-    kind: ClassVar[StateKind]  # as the mixer's declaration has it
+    kind: ClassVar[StateKind]  # as in the mixer's declaration
     rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
     # True: it can keep rows of a part of a sequence. Then `snapshot` takes a third argument, the
     # position to begin at, `restore` takes the same, with everything before it in place, and
@@ -42,7 +42,7 @@ class State:
         raise NotImplementedError
 
     def snapshot(self, slot: int, length: int) -> Any:
-        """A copy of the slot's state after `length` tokens."""
+        """Return a copy of the slot's state after `length` tokens."""
         raise NotImplementedError
 
     def restore(self, slot: int, snapshot: Any) -> None:
@@ -50,11 +50,11 @@ class State:
         raise NotImplementedError
 
     def nbytes(self) -> int:
-        """Bytes held now, over all slots."""
+        """Return the bytes held now, over all slots."""
         raise NotImplementedError
 
     def bytes_at(self, length: int) -> int:
-        """Bytes of a slot whose sequence has `length` tokens: here, what an empty one takes."""
+        """Return the bytes of a slot with `length` tokens; by default, those of an empty one."""
         before, slot = self.nbytes(), -1
         self.open(slot)
         try:
@@ -64,7 +64,7 @@ class State:
 
 
 class KVState(State):
-    """Keys and values of full attention, one growing array [Hkv, capacity, D] a slot.
+    """Keys and values of full attention: one growing array [Hkv, capacity, D] each per slot.
 
     With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
     """
@@ -78,7 +78,7 @@ class KVState(State):
         self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
         self.keys: dict[int, Array] = {}
         self.values: dict[int, Array] = {}
-        self._row_bytes = 0  # of a position's keys, once it was looked up
+        self._row_bytes = 0  # bytes of a position's keys, once looked up
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -102,20 +102,20 @@ class KVState(State):
             cache[slot] = grown
 
     def _capacity(self, length: int) -> int:
-        """Positions a slot has room for when its sequence has grown to `length`."""
+        """Return how many positions a slot has room for once its sequence has grown to `length`."""
         capacity = self.growth
         while capacity < length:
             capacity *= 2
         return capacity
 
     def bytes_at(self, length: int) -> int:
-        """Bytes of a slot whose sequence has `length` tokens."""
+        """Return the bytes of a slot whose sequence has `length` tokens."""
         if not self._row_bytes:
             self._row_bytes = self._zeros(1).nbytes
         return 2 * self._capacity(length) * self._row_bytes
 
     def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Write k, v [n, Hkv, D] at `position`; returns all keys and values so far [Hkv, L, D]."""
+        """Write k, v [n, Hkv, D] at `position`; return all keys and values so far [Hkv, L, D]."""
         if self.dtype == "q8":
             raise BackendError(
                 "keys and values of 8 bits are read by a backend's own attention only",
@@ -128,11 +128,11 @@ class KVState(State):
         return self.filled(slot, length)
 
     def filled(self, slot: int, length: int) -> tuple[Array, Array]:
-        """The first `length` keys and values, both [Hkv, length, D]."""
+        """Return the first `length` keys and values, both [Hkv, length, D]."""
         return self.keys[slot][:, :length], self.values[slot][:, :length]
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[Array, Array]:
-        """Copies of the keys and values of positions `since` to `length`."""
+        """Return copies of the keys and values of positions `since` to `length`."""
         keys, values = self._zeros(length - since), self._zeros(length - since)
         keys[...] = self.keys[slot][:, since:length]
         values[...] = self.values[slot][:, since:length]
@@ -146,17 +146,17 @@ class KVState(State):
         self.keys[slot][:, since:length], self.values[slot][:, since:length] = keys, values
 
     def shortened(self, snapshot: tuple[Array, Array], rows: int) -> tuple[Array, Array]:
-        """The first rows of a snapshot, not copied."""
+        """Return the first rows of a snapshot, as views."""
         keys, values = snapshot
         return keys[:, :rows], values[:, :rows]
 
     def nbytes(self) -> int:
-        """Bytes held now, over all slots."""
+        """Return the bytes held now, over all slots."""
         return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
 
 
 class RecurrentState(State):
-    """Named fixed-size arrays a slot, for mixers that fold the past into a matrix."""
+    """Named fixed-size arrays per slot, for mixers that fold the past into a matrix."""
 
     kind: ClassVar[StateKind] = "recurrent"
     rewindable = False
@@ -177,11 +177,11 @@ class RecurrentState(State):
             del arrays[slot]
 
     def get(self, name: str, slot: int) -> Array:
-        """The slot's array of that name, to be updated in place."""
+        """Return the slot's array of that name, to be updated in place."""
         return self.arrays[name][slot]
 
     def snapshot(self, slot: int, length: int) -> dict[str, Array]:
-        """Copies of all arrays; `length` must be where the slot stands."""
+        """Return copies of all arrays; `length` must be the slot's current length."""
         return {name: arrays[slot] + 0 for name, arrays in self.arrays.items()}
 
     def restore(self, slot: int, snapshot: dict[str, Array]) -> None:
@@ -190,16 +190,16 @@ class RecurrentState(State):
             self.arrays[name][slot][...] = array
 
     def bytes_at(self, length: int) -> int:
-        """Bytes of a slot, however long its sequence is."""
+        """Return the bytes of a slot, however long its sequence is."""
         return sum(4 * prod(shape) for shape in self._shapes.values())
 
     def nbytes(self) -> int:
-        """Bytes held now, over all slots."""
+        """Return the bytes held now, over all slots."""
         return sum(a.nbytes for arrays in self.arrays.values() for a in arrays.values())
 
 
 class WindowState(State):
-    """The last keys and values of attention over a window, in two windows' room a slot.
+    """The last keys and values of attention over a window, in room for two windows per slot.
 
     `window` counts the query's own position. Rows are appended until the room is full; then the
     last `window - 1` move to its front, so memory is bounded and a step rarely copies.
@@ -253,7 +253,7 @@ class WindowState(State):
     def _slide(
         self, slot: int, seen: int, start: int, k: Array, v: Array
     ) -> tuple[Array, Array, int]:
-        """Rows that do not fit: put together beside the room, which then keeps the last."""
+        """Join rows that do not fit outside the room, which then keeps the last ones."""
         length = start - seen + k.shape[0]
         kept = min(length, self.window - 1)
         joined = []
@@ -268,7 +268,7 @@ class WindowState(State):
         return joined[0], joined[1], first
 
     def snapshot(self, slot: int, length: int) -> tuple[int, Array, Array]:
-        """Copies of what a row at position `length` may look at, and where that begins."""
+        """Return the first position that a row at `length` may look at, and copies of k and v."""
         stop = length - self.first[slot]
         seen = max(0, stop - self.window + 1)
         keys, values = self.keys[slot][:, seen:stop], self.values[slot][:, seen:stop]
@@ -281,33 +281,33 @@ class WindowState(State):
         self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
 
     def bytes_at(self, length: int) -> int:
-        """Bytes of a slot, however long its sequence is."""
+        """Return the bytes of a slot, however long its sequence is."""
         return 2 * self.capacity * int(self._zeros(1).nbytes)
 
     def nbytes(self) -> int:
-        """Bytes held now, over all slots."""
+        """Return the bytes held now, over all slots."""
         return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
 
 
 class StateMakers:
-    """What a mixer's `new_state` makes its state with.
+    """The states that a mixer's `new_state` can make.
 
-    `zeros(shape, dtype="f32")` and `kv_type` are for a state class of a plugin's own.
+    `zeros(shape, dtype="f32")` and `kv_type` are for state classes of plugins.
     """
 
     def __init__(self, zeros: Zeros, kv_type: KVType = "f32") -> None:
         self.zeros, self.kv_type = zeros, kv_type
 
     def kv(self, kv_heads: int, head_dim: int) -> State:
-        """Keys and values of everything so far."""
+        """Make a state of the keys and values of everything so far."""
         return KVState(self.zeros, kv_heads, head_dim, self.kv_type)
 
     def window(self, kv_heads: int, head_dim: int, window: int) -> WindowState:
-        """Keys and values of the last `window` positions, the query's own included."""
+        """Make a state of the last `window` positions, the query's own included."""
         return WindowState(self.zeros, kv_heads, head_dim, window, self.kv_type)
 
     def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> RecurrentState:
-        """Named float32 arrays of fixed shapes, zeros at first.
+        """Make a state of named float32 arrays of fixed shapes, zeros at first.
 
         `grid` is the number of tokens that the op folds in at once, see State.
         """
@@ -317,11 +317,11 @@ class StateMakers:
 def state_makers(
     backend: BackendPlugin, kv_type: KVType = "f32", max_len: int | None = None
 ) -> StateMakers:
-    """What makes states on a backend, for sequences of at most `max_len` tokens."""
+    """Return the makers of states on a backend, for sequences of at most `max_len` tokens."""
     own: StateMakers | None = backend.states(kv_type, max_len)
     return own or StateMakers(backend.zeros, kv_type)
 
 
 def sequence_bytes(states: Iterable[State], length: int) -> int:
-    """Bytes of a slot over all layers when its sequence has `length` tokens."""
+    """Return a slot's bytes over all layers when its sequence has `length` tokens."""
     return sum(state.bytes_at(length) for state in states)

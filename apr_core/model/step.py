@@ -28,7 +28,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch of segments. `positions` [T] int64 lives on the backend; `host_positions` here."""
+    """A batch of segments. `positions` [T] int64 is on the backend, `host_positions` here."""
 
     segments: tuple[Segment, ...]
     positions: Any
@@ -58,10 +58,10 @@ def make_step(parts: Sequence[tuple[int, int, int]], upload: Any = None) -> Step
 
 
 class LastLogits:
-    """Logits [parts, vocab] of each part's last token: only what somebody needs leaves the backend.
+    """Logits [parts, vocab] of each part's last token; only what is needed leaves the backend.
 
     A backend with `choose` keeps them; from others they are downloaded at once. Use them before the
-    next step: a backend may write the logits of that one in their place.
+    next step, which may overwrite them.
     """
 
     def __init__(self, backend: BackendPlugin, logits: Array) -> None:
@@ -70,27 +70,27 @@ class LastLogits:
         self._rows = logits if self._choose else backend.download(logits)
 
     def of(self, part: int, count: int = 1) -> LastLogits:
-        """The logits of one part, so many times: as many tokens can be taken from them."""
+        """Return one part's logits `count` times, so that as many tokens can be taken from them."""
         found = copy(self)
         found._rows = self._rows[part : part + 1] if count == 1 else self._rows[[part] * count]
         return found
 
     def wait(self) -> None:
-        """Return when they are there: a device may still be at work on the step."""
+        """Wait until the logits are there: a device may still be at work on the step."""
         if self._choose:
             self._backend.download(self._rows[-1:, :1])
 
     def download(self) -> NDArray[np.float32]:
-        """All of them, on the host: float32 [parts, vocab]."""
+        """Return all logits on the host: float32 [parts, vocab]."""
         rows: NDArray[np.float32]
         rows = self._backend.download(self._rows) if self._choose else self._rows
         return rows
 
     def chosen(self, draws: Iterable[Draw | None]) -> list[Choice]:
-        """What a draw for each row takes: the token, or the row [vocab] to take it from.
+        """Return what each row's draw takes: the token, or the row [vocab] to take it from.
 
-        Rows are given where there is no draw, and where the backend leaves it to the host. Nobody
-        asks for the draws if it chooses nothing at all.
+        Rows are returned where there is no draw, or the backend leaves it to the host. Draws are
+        not iterated if the backend chooses nothing at all.
         """
         if self._choose is None:
             return list(self._rows)

@@ -1,10 +1,10 @@
-"""What keeps decode steps from being recorded: one is tried on zeros, before weights are uploaded.
+"""Tries a decode step on zeros, before weights are uploaded, to see if steps can be recorded.
 
 A backend that records steps (`capture`) repeats what its ops did, without the Python between them.
 So a step may hold nothing but ops, and only the backend's own. Here a decoder with a layer of each
-kind runs on NumPy, with arrays that tell where somebody looks at their values. `Unread`, their
-class, is the one definition of what a mixer may do between ops: a backend that records on NumPy
-arrays gives results of that kind, whose values do not exist yet.
+kind runs on NumPy, with arrays that report where their values are read. `Unread`, their class, is
+the one definition of what a mixer may do between ops: a backend that records on NumPy arrays gives
+results of that kind, whose values do not exist yet.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Owner = Callable[[str], str]  # a module -> the distribution it is from
 
 
 def try_step(binder: Binder, decoder: Callable[[BoundOps], Decoder], owner: Owner) -> set[str]:
-    """The ops that a decode step uses, which are bound by it; none where it fails on zeros.
+    """Return the ops bound by `binder` that a decode step uses; none if it fails on zeros.
 
-    What keeps such steps from being recorded is put into the binder's report, if the backend
-    records. `decoder` makes one of zeros.
+    If the backend records, what keeps it from recording such steps is put into the binder's
+    report. `decoder` makes one of zeros.
     """
     trial = Trial(owner, binder.backend.captures_arithmetic)
     ops = TrialOps(trial, binder)
@@ -44,13 +44,13 @@ def try_step(binder: Binder, decoder: Callable[[BoundOps], Decoder], owner: Owne
 
 
 def strange_ops(binder: Binder, owner: Owner) -> Iterator[str]:
-    """Ops that are not bound to the backend's own kernels: it cannot know what they do."""
+    """Yield a line per op not bound to a kernel of the backend, which cannot know what it does."""
     for bound in binder.report.bound.values():
         if bound.via == "reference":
             body = binder.table[bound.op].body
             yield f"{bound.key} runs on the reference ({owner(body.__module__)}, {_line(body)})"
         elif bound.distribution:
-            line = _line(resolve(bound.target)) or bound.target  # compiled ones have no lines
+            line = _line(resolve(bound.target)) or bound.target  # compiled code has no lines
             yield f"{bound.key} runs on a foreign kernel ({bound.distribution}, {line})"
 
 
@@ -60,9 +60,9 @@ def _line(function: Callable[..., Any]) -> str:
 
 
 class Trial:
-    """A decode step on zeros. `lines` say what in it is no op.
+    """A decode step on zeros. `lines` says what in it is not an op.
 
-    With `arithmetic` that is allowed between ops, but not to read values or the step on the host.
+    `arithmetic` allows that between ops, but not reading values or the step on the host.
     """
 
     def __init__(self, owner: Owner, arithmetic: bool = False) -> None:
@@ -70,12 +70,12 @@ class Trial:
         self.lines: dict[str, None] = {}
 
     def note(self, what: str) -> None:
-        """Somebody does what no recorded step may hold."""
+        """Note something that a recorded step may not hold."""
         name, module, place = toucher(__name__)
         self.lines[f"{what} in {name} ({self.owner(module)}, {place})"] = None
 
     def closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """An op, in which values may be looked at."""
+        """Return an op in which values may be read."""
 
         def call(*args: Any, **options: Any) -> Any:
             result = function(*map(_opened, args), **{k: _opened(v) for k, v in options.items()})
@@ -85,19 +85,19 @@ class Trial:
         return call
 
     def watched(self, array: NDArray[Any]) -> Watched:
-        """The array, as an op gives it: contiguous, and nobody may look at its values."""
+        """Return an op's result: contiguous, with its values watched."""
         found: Watched = np.asarray(array, order="C").view(Watched)
         found.trial = self
         return found
 
     def step(self, *parts: tuple[int, int, int]) -> Any:
-        """A Step of (slot, token count, first position) parts, as model code should see it."""
+        """Return a Step of (slot, token count, first position) parts, as model code sees it."""
         return WatchedStep(make_step(parts), self)
 
     def run(self, decoder: Decoder) -> bool:
-        """Try one step of a few sequences, a token each; False if it fails.
+        """Try one step of a few sequences, one token each; return False if it fails.
 
-        Raises ContractError where shapes do not fit: kernels may not look again.
+        Raises ContractError if shapes do not fit: kernels may not check again.
         """
         makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
         states = [layer.mixer.new_state(makers) for layer in decoder.layers]
@@ -115,14 +115,14 @@ class Trial:
                 f"a step on zeros fails: {error}",
                 "The family's contract and its plan do not fit: `apr plugins check` says where.",
             ) from error
-        except Exception as error:  # of code that runs on no other arrays, say
+        except Exception as error:  # e.g. from code that needs other arrays
             self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
             return False
         return True
 
 
 class TrialOps:
-    """The ops on NumPy, which bind those of the backend. A composite's parts are part of the step.
+    """The ops on NumPy, bound as the backend's are. A composite's parts belong to the step.
 
     `used` are the names of all that were called.
     """
@@ -145,7 +145,7 @@ class TrialOps:
 
 
 def _read(name: str) -> Callable[..., Any]:
-    """A method of arrays that makes values Python's."""
+    """Return an array method that turns values into Python's own."""
 
     def method(self: Unread, *args: Any) -> Any:
         self.touched(reads=True)
@@ -155,35 +155,35 @@ def _read(name: str) -> Callable[..., Any]:
 
 
 class Unread(np.ndarray[Any, Any]):
-    """A result nobody has looked at. Shapes, slices and other views are free."""
+    """An array whose values were not read. Shapes, slices and other views are free."""
 
     def touched(self, reads: bool = False) -> None:
-        """Called before values are used outside an op; `reads`: as Python's own numbers."""
+        """Note values about to be used outside an op; `reads`: as Python numbers. A hook."""
         raise NotImplementedError
 
     def derived(self, result: Any) -> Any:
-        """What becomes of a result that was computed from values."""
+        """Return the result of a computation on values. A hook."""
         return result
 
     def __array_finalize__(self, source: Any) -> None:
-        """Copies need values."""
+        """Report a copy, which needs values; a view needs none."""
         if isinstance(source, Unread) and self.base is None:
             source.touched()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Arithmetic needs values."""
+        """Report arithmetic, which needs values."""
         self.touched()
         if "out" in options:
             options["out"] = tuple(map(plain, options["out"]))
         return self.derived(getattr(ufunc, method)(*map(plain, inputs), **options))
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        """So does what NumPy offers beside."""
+        """Report any other NumPy function, which needs values."""
         self.touched()
         return super().__array_function__(function, types, args, options)
 
     def __getitem__(self, index: Any) -> Any:
-        """Slices say where something is; other indices copy."""
+        """Return a view for slices; other indices copy, which needs values."""
         part = super().__getitem__(index)
         if isinstance(part, Unread) and np.may_share_memory(plain(self), plain(part)):
             return part
@@ -191,7 +191,7 @@ class Unread(np.ndarray[Any, Any]):
         return self.derived(plain(self)[index])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Nothing may be written between ops."""
+        """Report a write between ops, which no step may hold."""
         self.touched()
         super().__setitem__(index, value)
 
@@ -200,12 +200,12 @@ class Unread(np.ndarray[Any, Any]):
 
 
 def plain(x: Any) -> Any:
-    """The array as an ordinary one; anything else as it is."""
+    """Return an array as an ordinary one; anything else unchanged."""
     return x.view(np.ndarray) if isinstance(x, Unread) else x
 
 
 def toucher(*beside: str) -> tuple[str, str, str]:
-    """Who looks at values: (class or function, module, "file:line").
+    """Return who reads values: (class or function, module, "file:line").
 
     The innermost caller that is not in NumPy, here or in the modules `beside`.
     """
@@ -221,7 +221,7 @@ def toucher(*beside: str) -> tuple[str, str, str]:
 
 
 class Watched(Unread):
-    """A result of an op in a trial."""
+    """An op's result in a trial."""
 
     trial: Trial | None = None
 
@@ -230,19 +230,19 @@ class Watched(Unread):
         super().__array_finalize__(source)
 
     def touched(self, reads: bool = False) -> None:
-        """Note who it was."""
+        """Note the code that uses the values."""
         if self.trial and reads:
             self.trial.note("values are read on the host")
         elif self.trial and not self.trial.arithmetic:
             self.trial.note("arithmetic outside ops")
 
     def derived(self, result: Any) -> Any:
-        """What follows from values is watched as they are."""
+        """Watch what is computed from watched values."""
         return self.trial.watched(result) if self.trial else result
 
 
 class WatchedStep:
-    """A step, whose host side would be the first step's in all that repeat it."""
+    """A step whose host side must not be read: a recording would repeat the first step's."""
 
     def __init__(self, step: Step, trial: Trial) -> None:
         self.step, self._trial = step, trial
@@ -254,14 +254,14 @@ class WatchedStep:
 
 
 def _opened(argument: Any) -> Any:
-    """An argument as an op may look at it."""
+    """Return an argument whose values an op may read."""
     if isinstance(argument, tuple):
         return tuple(map(_opened, argument))
     return argument.step if isinstance(argument, WatchedStep) else plain(argument)
 
 
 def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
-    """A matrix without values: its products, and rows of it, are zeros."""
+    """Return a matrix without values: its products and its rows are zeros."""
     weight = Weight(name, "", (shape[0], shape[1]), None)
     weight.linear = _product
     weight.embed = lambda ids, w: np.zeros((len(ids), w.cols), np.float32)
@@ -276,26 +276,32 @@ def _product(x: NDArray[Any], w: Weight) -> NDArray[Any]:
 
 
 class Nowhere(BackendPlugin):
-    """A backend of the references, for arrays that are looked at and thrown away."""
+    """A backend that runs references on arrays that are thrown away."""
 
     name = "nowhere"
     xp: Any = np
     kernels: Mapping[tuple[str, str], str] = {}
 
     def describe(self) -> str:
+        """Return an empty line."""
         return ""
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
+        """Return zeros."""
         return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the array."""
         return array
 
     def upload_matrix(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the array."""
         return array
 
     def upload_packed(self, matrix: HostMatrix) -> NDArray[np.uint8]:
+        """Return the packed bytes."""
         return matrix.raw
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the array."""
         return array
