@@ -1,4 +1,4 @@
-"""The vocabulary between families and backends: named operations, each with one reference body."""
+"""The operations shared by families and backends, each with one reference body."""
 
 from apr_core.ops.reference import CORE_OPS, Op, composite, op
 

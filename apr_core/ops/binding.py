@@ -1,7 +1,7 @@
-"""Binding, once at load: for each (op, weight format) a kernel, else composite, else reference.
+"""Binds each (op, weight format) once, at load: to a kernel, else composite, else reference.
 
 Knows backends only by the base class below. The result is plain attributes, so a forward pass makes
-no look-ups; what was bound is kept in a report, because a silent slow path is a lie.
+no look-ups. A report says what was bound, so that no slow path is silent.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from apr_core.ops import CORE_OPS, Op
 
 Array = Any
 StepFunction = Callable[[Array, Any], Array]  # (ids [T], step) -> logits
-DENSE = "f32"  # what a weight becomes when no kernel reads its format
+DENSE = "f32"  # the format of a weight that no kernel reads packed
 GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
 
 
 class BoundOps:
-    """The ops as a backend runs them, one attribute each; an op is bound when it is first used.
+    """The ops as a backend runs them, one attribute each, bound when first used.
 
-    A trial on zeros uses those of a model before its weights are uploaded.
+    A trial on zeros uses a model's ops before its weights are uploaded.
     """
 
     def __init__(self, bind: Callable[[str], Callable[..., Any]]) -> None:
         self._bind = bind
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):  # what copies and inspectors look for
+        if name.startswith("__"):  # looked up by copies and inspectors
             raise AttributeError(name)
         function = self._bind(name)
         setattr(self, name, function)
@@ -65,12 +65,12 @@ class Weight:
         row_bytes: int = 0,
     ) -> None:
         self.name, self.format, self.data, self.decode = name, format, data, decode
-        self.row_bytes = row_bytes  # of a row in the file, where `decode` is given
+        self.row_bytes = row_bytes  # bytes of a row in the file, if `decode` is given
         self.rows, self.cols = shape
         self.linear: Callable[[Array, Weight], Array] | None = None
         self.embed: Callable[[Array, Weight], Array] | None = None
-        self.prepared: Any = None  # what a backend's kernels keep with the weight
-        self.layout: BlockLayout | None = None  # where a generic kernel reads the blocks
+        self.prepared: Any = None  # kept with the weight by a backend's kernels
+        self.layout: BlockLayout | None = None  # if a generic kernel reads the blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class BlockLayout:
 
 @dataclass(frozen=True, slots=True)
 class HostMatrix:
-    """A matrix as the file has it: `raw` u8 [rows, row bytes], and how to decode rows of it."""
+    """A matrix as stored: `raw` u8 [rows, row bytes], and how to decode its rows."""
 
     name: str
     format: str
@@ -94,13 +94,13 @@ class HostMatrix:
     layout: BlockLayout | None = None
 
     def dense(self) -> NDArray[np.float32]:
-        """The whole matrix in float32 [rows, cols]."""
+        """Return the whole matrix in float32 [rows, cols]."""
         return self.decode(self.raw, self.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """All that the next token of a sequence takes, beside its logits.
+    """The sampling parameters and random share that decide a sequence's next token.
 
     `temperature` 0 takes the likeliest, of equal ones the lowest id; `top_k` 0, `top_p` 1 and
     `min_p` 0 switch a step off. `share` in [0, 1) decides: the token is the one where the running
@@ -116,13 +116,13 @@ class Draw:
 
 
 class BackendPlugin:
-    """Base of what the target of a `Backend` declaration makes, called with `threads=`.
+    """Base class of a backend: a `Backend` declaration's target, called with `threads=`.
 
-    The first methods have to be there; those with a body here may be left out.
+    Methods with a body here are optional, the others are required.
     """
 
     name: str  # as the declaration has it
-    xp: Any  # array namespace the references run on
+    xp: Any  # array namespace that references run on
     kernels: Mapping[tuple[str, str], str] = {}  # (op, weight format or "*") -> "module:function"
     kv_types: tuple[Literal["f32", "f16", "q8"], ...] = (
         "f32",
@@ -133,60 +133,61 @@ class BackendPlugin:
 
     @classmethod
     def has(cls, method: str) -> bool:
-        """Whether the backend has its own version of a method that may be left out."""
+        """Return True if the backend overrides an optional method."""
         return getattr(cls, method) is not getattr(BackendPlugin, method)
 
     def describe(self) -> str:
-        """The device and what was found out about it, in one line."""
+        """Return one line about the device and its features."""
         raise NotImplementedError
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> Array:
-        """Zeros on the device, in `f32` or `f16`."""
+        """Return zeros on the device, in `f32` or `f16`."""
         raise NotImplementedError
 
     def upload(self, array: NDArray[Any]) -> Array:
-        """A dense array (float32 or integers), on the device."""
+        """Return a dense array (float32 or integers) on the device."""
         raise NotImplementedError
 
     def upload_matrix(self, array: NDArray[np.float32]) -> Array:
-        """A dense weight for `linear` and `embed`; kernels may want its rows padded."""
+        """Return a dense weight for `linear` and `embed`; kernels may want its rows padded."""
         raise NotImplementedError
 
     def upload_packed(self, matrix: HostMatrix) -> Array:
-        """Packed bytes for this backend's kernels, in place where that is possible."""
+        """Return packed bytes for this backend's kernels, in place where that is possible."""
         raise NotImplementedError
 
     def download(self, array: Array) -> NDArray[Any]:
-        """Back to the host."""
+        """Return a device array as a NumPy array."""
         raise NotImplementedError
 
     def bind(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        """One of its kernels as a model calls it, for those that depend on this object."""
+        """Return a kernel as a model calls it, for kernels that depend on this object."""
         return kernel
 
     def capture(self, step: StepFunction, note: Callable[[str], None]) -> StepFunction:
-        """A function with the same results as `step`, which turns token ids and a `Step` into
-        logits. It may remember what the ops did, and do that again at once when a step of the same
-        shape comes. It is called only where a step is nothing but ops, all bound to the backend's
-        own kernels; `note(line)` puts into the report what keeps it from remembering all the same.
+        """Return a function with the results of `step`, from token ids and a Step to logits.
+
+        It may record what the ops did and replay it for steps of the same shape. It is called only
+        if a step is nothing but ops, all bound to the backend's own kernels; `note(line)` reports
+        what still keeps it from recording.
         """
         return step
 
     def states(self, kv_type: Any, max_len: int | None = None) -> Any:
-        """Makers of states that the backend keeps in its own way; None: the core's."""
+        """Return makers of states that the backend keeps in its own way; None: the core's."""
         return None
 
     def choose(self, logits: Array, draws: Sequence[Draw | None]) -> list[int | None]:
-        """The tokens that draws take from logits [rows, vocab], a draw a row, on the device.
+        """Return the token each draw takes from its row of logits [rows, vocab], on the device.
 
-        It takes what `generate.sampling.chosen` takes on the host. None stands for a row without a
-        draw, and for one that it leaves to the host: it has to where valid ids have a NaN, +inf or
-        nothing else than -inf.
+        The same token as `generate.sampling.chosen` takes on the host. None stands for a row
+        without a draw, or one left to the host, as rows must be whose valid ids have a NaN, +inf or
+        nothing but -inf.
         """
         return [None] * len(draws)
 
     def capacity(self) -> int | None:
-        """Bytes that are free on a device with memory of its own; None: there is no plan.
+        """Return the free bytes of a device with memory of its own; None: memory is not planned.
 
         With a number, a model that does not fit is refused before anything is uploaded, and
         sequences share what is left; then `matrix_bytes` is needed.
@@ -196,26 +197,25 @@ class BackendPlugin:
     def matrix_bytes(
         self, format: str, shape: tuple[int, int], layout: BlockLayout | None = None
     ) -> int:
-        """What an upload takes on the device. `f32` is a dense array."""
+        """Return the bytes an uploaded matrix takes on the device. `f32` is a dense array."""
         raise NotImplementedError
 
     def loading(self) -> AbstractContextManager[None]:
-        """Entered while the weights of one model are uploaded: buffers may be kept until it ends,
-        and all weights are in place then."""
+        """Return a context for one model's upload: buffers may be kept until it ends."""
         return nullcontext()
 
     def caches(self) -> list[tuple[str, str]]:
-        """What it keeps on disk, for `apr doctor`: (label, folder)."""
+        """Return what it keeps on disk, for `apr doctor`: (label, folder)."""
         return []
 
     def memory(self) -> int | None:
-        """Bytes that its arrays take; None: it does not know. The conformance kit looks."""
+        """Return the bytes its arrays take, for the conformance kit; None if unknown."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What one (op, weight format) was bound to. `via` is kernel, composite or reference."""
+    """The binding of one (op, weight format). `via` is kernel, composite or reference."""
 
     op: str
     format: str
@@ -231,8 +231,10 @@ class Bound:
 
 @dataclass(slots=True)
 class BindReport:
-    """What runs where. `expanded` counts bytes of weights that had to be decoded, `unrecorded` says
-    what keeps decode steps from being recorded, where the backend could.
+    """Report of what runs where.
+
+    `expanded` counts bytes of weights that had to be decoded; `unrecorded` says what keeps decode
+    steps from being recorded on a backend that can record.
     """
 
     device: str
@@ -242,13 +244,13 @@ class BindReport:
     unrecorded: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
-        """Add something that keeps decode steps from being recorded."""
+        """Add a line on what keeps decode steps from being recorded."""
         if line not in self.unrecorded:
             self.unrecorded.append(line)
 
     @property
     def fallbacks(self) -> list[str]:
-        """What runs slower or larger than it should, in words. Empty when all is well."""
+        """Lines on what runs slower or larger than it should; empty when all is well."""
         slow = [f"{b.key} runs on the reference" for b in self.bound.values()
                 if b.via == "reference"]  # fmt: skip
         big = [
@@ -258,7 +260,7 @@ class BindReport:
         return slow + big + [f"steps are not recorded: {line}" for line in self.unrecorded]
 
     def refuse_fallbacks(self) -> None:
-        """Raise BackendError if there are any."""
+        """Raise BackendError if there are fallbacks."""
         if self.fallbacks:
             raise BackendError(
                 "`strict` refuses: " + "; ".join(self.fallbacks),
@@ -267,7 +269,7 @@ class BindReport:
             )
 
     def lines(self) -> list[str]:
-        """The report as `apr run -v` prints it."""
+        """Return the report as `apr run -v` prints it."""
         rows = [self.device]
         for key, bound in sorted(self.bound.items()):
             count = f" x{self.weights[key]}" if self.weights[key] else ""
@@ -276,7 +278,7 @@ class BindReport:
         return rows + [f"! {line}" for line in self.fallbacks]
 
     def as_dict(self) -> dict[str, str]:
-        """`{"linear[f32]": "module:function"}`."""
+        """Return the bindings, such as {"linear[f32]": "module:function"}."""
         return {bound.key: bound.target for bound in self.bound.values()}
 
 
@@ -304,7 +306,7 @@ class Binder:
         self.ops = BoundOps(self._bind_op)
 
     def _bind_op(self, name: str) -> Callable[..., Any]:
-        """A kernel, a composite or the reference. `linear` and `embed` are bound by each weight.
+        """Bind an op to a kernel, composite or reference; weights bind `linear` and `embed`.
 
         Raises BackendError if nothing defines the op.
         """
@@ -328,7 +330,7 @@ class Binder:
         self, format: str, layout: BlockLayout | None, shape: tuple[int, int], nbytes: int,
         uses: Iterable[str],
     ) -> None:  # fmt: skip
-        """Bind the ops in `uses` for a matrix that is yet to be uploaded: the report counts it."""
+        """Bind the ops in `uses` for a matrix before it is uploaded, and count it in the report."""
         uses = tuple(uses)
         kept = self.kept_as(format, layout, uses)
         if kept != format:
@@ -355,12 +357,12 @@ class Binder:
         return weight
 
     def kept_as(self, format: str, layout: BlockLayout | None, uses: Iterable[str]) -> str:
-        """The format of a matrix on the backend: its own, or DENSE if some use has no kernel."""
+        """Return a matrix's format on the backend: its own, or DENSE if some use has no kernel."""
         packed = all(self._has_kernel(use, format, layout is not None) for use in uses)
         return format if packed else DENSE
 
     def _use(self, name: str, format: str, generic: bool) -> Callable[..., Any]:
-        """What `linear` or `embed` of a weight of this format is bound to."""
+        """Return what `linear` or `embed` of a weight of this format is bound to."""
         function = self._kernel(name, format, generic)
         if function is None:
             function = partial(self.table[name].body, self.backend.xp)
@@ -372,12 +374,12 @@ class Binder:
         return any(key in self.foreign or key in self.backend.kernels for key in keys)
 
     def _keys(self, name: str, format: str, generic: bool) -> list[tuple[str, str]]:
-        """Where to look, in order: the format, any format, declared layouts."""
+        """Return the keys to try, in order: the format, any format, declared layouts."""
         keys = [(name, format), (name, "*"), *([(name, GENERIC)] if generic else [])]
         return list(dict.fromkeys(keys))
 
     def _kernel(self, name: str, format: str, generic: bool = False) -> Callable[..., Any] | None:
-        """The kernel for this key, exact format first, others' kernels before the backend's."""
+        """Return this key's kernel: exact format first, foreign kernels before the backend's."""
         for key in self._keys(name, format, generic):
             foreign = self.foreign.get(key)
             target = foreign.target if foreign else self.backend.kernels.get(key)
@@ -394,7 +396,7 @@ class Binder:
 
 
 def resolve(target: str) -> Callable[..., Any]:
-    """A kernel, from "module:function". Raises BackendError."""
+    """Return a kernel from "module:function". Raises BackendError."""
     module, _, attribute = target.partition(":")
     try:
         function: Callable[..., Any] = getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Blocks that are numbers times levels: what a quantizer may declare instead of bringing kernels.
+"""Blocks of numbers times levels, which a quantizer may declare instead of bringing kernels.
 
     value = scale * level(code) + minimum
 
@@ -21,7 +21,7 @@ from apr_core.declarations import Layout, Numbers
 
 
 def levels(layout: Layout) -> NDArray[np.float32]:
-    """What each code is worth before scaling: float32 [16] or [256]."""
+    """Return the level of each code, before scaling: float32 [16] or [256]."""
     if layout.codebook:
         return np.array(layout.codebook, np.float32)
     codes = np.arange(1 << layout.bits)
@@ -31,7 +31,7 @@ def levels(layout: Layout) -> NDArray[np.float32]:
 
 
 def codes(layout: Layout, raw: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
-    """Codes of raw u8 [R, blocks, bytes], in order: u8 [R, blocks * block]."""
+    """Return the codes of raw u8 [R, blocks, bytes], in order: u8 [R, blocks * block]."""
     packed = raw[:, :, layout.codes : layout.codes + block * layout.bits // 8]
     if layout.bits == 8:
         return np.ascontiguousarray(packed).reshape(raw.shape[0], -1)
@@ -47,7 +47,7 @@ def codes(layout: Layout, raw: NDArray[np.uint8], block: int) -> NDArray[np.uint
 def products(
     parts: tuple[Numbers, ...], layout: Layout, raw: NDArray[np.uint8], block: int
 ) -> NDArray[np.float32]:
-    """The product of some numbers of raw u8 [R, blocks, bytes], a group: f32 [R, groups]."""
+    """Return the product of numbers of raw u8 [R, blocks, bytes], a group: f32 [R, groups]."""
     groups = block // layout.group
     found = [_numbers(n, raw, 1 if n.per_block else groups) for n in parts]
     shape = (*raw.shape[:2], groups)
@@ -66,7 +66,7 @@ def _numbers(n: Numbers, raw: NDArray[np.uint8], count: int) -> NDArray[np.float
 def decode(
     layout: Layout, block: int, nbytes: int, raw: NDArray[np.uint8], cols: int
 ) -> NDArray[np.float32]:
-    """u8 [R, row bytes] -> f32 [R, cols]: the meaning of a layout."""
+    """Decode u8 [R, row bytes] to f32 [R, cols]: the meaning of a layout."""
     blocks = raw.reshape(raw.shape[0], -1, nbytes)
     values = levels(layout)[codes(layout, blocks, block)]
     scale = np.repeat(products(layout.scale, layout, blocks, block), layout.group, axis=1)

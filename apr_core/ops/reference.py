@@ -1,4 +1,4 @@
-"""What an op is, and those every decoder needs. They know arrays, no devices and no number formats.
+"""Defines ops, and those that every decoder needs. Knows arrays, but no device or format.
 
 A reference body is written against an array namespace `xp` (NumPy, or torch through a shim) and is
 the truth every kernel is compared with. A composite is written in other bound ops; its default body
@@ -47,31 +47,31 @@ def composite(body: Callable[..., Any]) -> Op:
 
 @op
 def embed(xp: Any, ids: Array, w: Weight) -> Array:
-    """Rows of the embedding: ids [T] -> [T, D]."""
+    """Return rows of the embedding: ids [T] -> [T, D]."""
     return xp.take(w.data, ids, axis=0)
 
 
 @op
 def linear(xp: Any, x: Array, w: Weight) -> Array:
-    """Matrix product with a weight stored [out, in]: x [T, in] -> [T, out]."""
+    """Multiply by a weight stored as [out, in]: x [T, in] -> [T, out]."""
     return xp.matmul(x, w.data.T)
 
 
 @op
 def add(xp: Any, x: Array, y: Array) -> Array:
-    """x + y of rows [T, N]; y may also be one row [N], which is added to all, as a bias is."""
+    """Return x + y for rows [T, N]; y may also be one row [N], such as a bias, added to all."""
     return x + y
 
 
 @op
 def scale(xp: Any, x: Array, factor: float) -> Array:
-    """x * factor, elementwise."""
+    """Return x * factor, elementwise."""
     return x * factor
 
 
 @op
 def softcap(xp: Any, x: Array, cap: float) -> Array:
-    """cap * tanh(x / cap), elementwise: logits within (-cap, cap)."""
+    """Return cap * tanh(x / cap), elementwise: logits within (-cap, cap)."""
     return xp.tanh(x / cap) * cap
 
 
@@ -79,7 +79,7 @@ def softcap(xp: Any, x: Array, cap: float) -> Array:
 def linears(
     o: BoundOps, x: Array, ws: tuple[Weight, ...], biases: tuple[Array | None, ...] | None = None
 ) -> tuple[Array, ...]:
-    """Several products with one input, so that a backend can prepare the input once.
+    """Multiply one input by several weights, so that a backend can prepare the input once.
 
     `biases` has a vector [out] for each weight, or None where that has no bias.
     """
@@ -90,7 +90,7 @@ def linears(
 
 @op
 def rms_norm(xp: Any, x: Array, w: Array, eps: float, offset: float) -> Array:
-    """Root mean square norm over the last axis: x / sqrt(mean(x^2) + eps) * (offset + w)."""
+    """Return the RMS norm over the last axis: x / sqrt(mean(x^2) + eps) * (offset + w)."""
     scale = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return x * scale * (w + offset)
 
@@ -99,14 +99,14 @@ def rms_norm(xp: Any, x: Array, w: Array, eps: float, offset: float) -> Array:
 def add_rms_norm(
     o: BoundOps, h: Array, y: Array, w: Array, eps: float, offset: float
 ) -> tuple[Array, Array]:
-    """Residual and norm: (h + y, rms_norm(h + y))."""
+    """Return the residual sum and its norm: (h + y, rms_norm(h + y))."""
     h = o.add(h, y)
     return h, o.rms_norm(h, w, eps, offset)
 
 
 @op
 def rope(xp: Any, x: Array, positions: Array, inv_freq: Array) -> Array:
-    """Rotary embedding, NeoX pairing (i, i + n) over the first 2n dims; the rest pass through.
+    """Rotate pairs (i, i + n) of the first 2n dims (NeoX pairing); the rest pass through.
 
     x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D.
     """
@@ -121,7 +121,7 @@ def rope(xp: Any, x: Array, positions: Array, inv_freq: Array) -> Array:
 def attention(
     xp: Any, q: Array, k: Array, v: Array, state: KVState, step: Step, scale: float
 ) -> Array:
-    """Causal attention with grouped heads; appends k and v to the cache first.
+    """Compute causal attention with grouped heads; append k and v to the cache first.
 
     q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv).
     """
@@ -135,7 +135,7 @@ def attention(
 
 
 def _attend(xp: Any, q: Array, keys: Array, values: Array, position: int, scale: float) -> Array:
-    """One sequence: q [n, H, D] over keys and values [Hkv, L, D]."""
+    """Compute attention for one sequence: q [n, H, D] over keys and values [Hkv, L, D]."""
     n, heads, dim = q.shape
     kv_heads, length, _ = keys.shape
     grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]
@@ -150,38 +150,38 @@ def _attend(xp: Any, q: Array, keys: Array, values: Array, position: int, scale:
 
 @op
 def sigmoid(xp: Any, x: Array) -> Array:
-    """1 / (1 + exp(-x)), written so that no exponent overflows."""
+    """Return 1 / (1 + exp(-x)), elementwise, written so that no exponent overflows."""
     e = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
 
 
 @op
 def silu(xp: Any, x: Array) -> Array:
-    """x * sigmoid(x)."""
+    """Return x * sigmoid(x), elementwise."""
     return x * sigmoid(xp, x)
 
 
 @op
 def softplus(xp: Any, x: Array) -> Array:
-    """log(1 + exp(x)), written so that no exponent overflows."""
+    """Return log(1 + exp(x)), elementwise, written so that no exponent overflows."""
     return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 @op
 def swiglu(xp: Any, gate: Array, up: Array) -> Array:
-    """silu(gate) * up."""
+    """Return silu(gate) * up, elementwise."""
     return silu(xp, gate) * up
 
 
 @op
 def sigmoid_gate(xp: Any, x: Array, gate: Array) -> Array:
-    """x * sigmoid(gate), elementwise."""
+    """Return x * sigmoid(gate), elementwise."""
     return x * sigmoid(xp, gate)
 
 
 @composite
 def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
-    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
+    """Return the gated feed-forward down(silu(gate(x)) * up(x))."""
     g, u = o.linears(x, (gate, up))
     return o.linear(o.swiglu(g, u), down)
 
