@@ -1,4 +1,4 @@
-"""Chat prompts by the model's own template, in a sandbox; content cannot forge control tokens."""
+"""Renders chat prompts by the model's own template, sandboxed; content forges no control tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apr_core.errors import FormatError, UsageError
 from apr_core.text.tokenizer import Tokenizer
 
 MAX_PROMPT = 16 << 20  # characters a template may produce
-PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters that may stand for others while a template runs
+PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters used as stand-ins while a template runs
 
 Message = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises UsageError with the template's own words if it refuses.
+        """Render the prompt. Raises UsageError with the template's own words if it refuses.
 
         `variables` are further names the template may use, such as `bos_token`.
         """
@@ -92,7 +92,7 @@ def _raise_exception(message: str) -> None:
 
 
 class _Guard:
-    """Replaces what could spell a control token in content by private-use characters, and back.
+    """Swaps what could spell a control token in content for private-use characters, and back.
 
     Where a token begins with a sign, such as `<`, every such sign is replaced: a template may join
     two contents, and a token could be spelled across them. Other tokens are replaced as a whole,
@@ -110,7 +110,7 @@ class _Guard:
         self._pattern = _any_of(guarded)
 
     def protect(self, value: Any, keep: Sequence[str] = ()) -> Any:
-        """The value with every string in it protected, but for the tokens in `keep`."""
+        """Return the value with every string in it protected, except the tokens in `keep`."""
         if isinstance(value, str):
             parts = _any_of(keep, group=True).split(value) if keep else [value]
             return "".join(p if p in keep else self._replaced(p) for p in parts)
@@ -141,7 +141,7 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of the prompt for an answer to `messages`; what is meant by them, `chat_pieces` says."""
+    """Return the prompt's ids for an answer to `messages`; parameters are as in `chat_pieces`."""
     pieces = chat_pieces(
         tokenizer, template, messages,
         enable_thinking=enable_thinking, tools=tools, variables=variables,
@@ -162,13 +162,12 @@ def chat_pieces(
     variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
 ) -> Iterator[int | str]:
-    """The prompt in pieces: ids of control tokens, and the plain text between them.
+    """Return the prompt in pieces: ids of control tokens, and the plain text between them.
 
-    `variables` are more names for the template, `add_generation_prompt` is whether the header of an
-    answer ends the prompt. Control tokens come from the template only: the
-    same spellings inside a message's content are the plain text they are, and so in the names and
-    arguments of tools. In the content of assistant messages the thinking tags keep their meaning,
-    because templates take reasoning out of history by them.
+    `variables` are more names for the template; `add_generation_prompt` ends the prompt with the
+    header of an answer. Control tokens come from the template only: their spellings in a message's
+    content, or in names and arguments of tools, are plain text. In assistant messages the thinking
+    tags keep their meaning, because templates take reasoning out of history by them.
     """
     guard = _Guard(tokenizer, messages, tools, variables)
     tags = tokenizer.reasoning
@@ -185,7 +184,7 @@ def chat_pieces(
 
 
 def _protected(guard: _Guard, message: Message, key: str, tags: Sequence[str]) -> Any:
-    """One field of a message, so that it cannot spell a control token."""
+    """Return one field of a message, protected so that it cannot spell a control token."""
     value, role = message[key], message.get("role")
     if key == "role" and isinstance(value, str) and value.isidentifier():
         return value  # a plain word, which templates compare
@@ -193,7 +192,7 @@ def _protected(guard: _Guard, message: Message, key: str, tags: Sequence[str]) -
 
 
 def starts_thinking(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> bool:
-    """Whether the answer to this prompt begins inside a think block."""
+    """Return True if the answer to this prompt begins inside a think block."""
     ids = [tokenizer.token_id(tag) for tag in tokenizer.reasoning]
     last = next((id_ for id_ in reversed(prompt_ids) if id_ in ids), None)
     return last is not None and last == ids[0]

@@ -1,4 +1,4 @@
-"""Text from ids as they come: whole characters only, and nothing of a stop string."""
+"""Turns ids into text as they come: whole characters only, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Detokenizer:
         self._run = _ByteRun(tokenizer) if tokenizer.byte_level else _TokenRun(tokenizer)
 
     def push(self, id_: int) -> str:
-        """The text that is certain after this id; empty while a character is incomplete."""
+        """Return the text that is certain after this id; empty while a character is incomplete."""
         added = self._tokenizer.added_token(id_)
         return self._run.flush() + added.content if added else self._run.push(id_)
 
     @property
     def mid_character(self) -> bool:
-        """Whether the ids so far end within a character."""
+        """True if the ids so far end within a character."""
         return self._run.pending
 
     def flush(self) -> str:
-        """Whatever is left, incomplete characters as U+FFFD."""
+        """Return the remaining text, incomplete characters as U+FFFD."""
         return self._run.flush()
 
 
 class _ByteRun:
-    """Tokens that spell bytes: an incremental UTF-8 decoder does it all."""
+    """Byte-level tokens: an incremental UTF-8 decoder joins their bytes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -53,11 +53,11 @@ class _ByteRun:
 
 
 class _TokenRun:
-    """Any other tokens: what a token adds to the text of the one before it."""
+    """Other tokens: each adds what it changes in the decoded text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # decoded before, so that a decoder sees what preceded
+        self._context: list[int] = []  # decoded along, as context for the decoder
         self._pending: list[int] = []
 
     def push(self, id_: int) -> str:
@@ -78,7 +78,7 @@ class _TokenRun:
     def _accept(self, text: str) -> str:
         self._context, self._pending = self._pending[-1:], []
         if self._tokenizer.decode(self._context).startswith(REPLACEMENT):
-            self._context = []  # the tail of a character is no context
+            self._context = []  # the tail of a character gives no context
         return text
 
     def flush(self) -> str:
@@ -96,7 +96,7 @@ class StopScanner:
         self.stopped: str | None = None  # the stop string that was found
 
     def push(self, text: str) -> str:
-        """The text that can be shown now. After a stop string was found, nothing more."""
+        """Return the text that can be shown now; after a stop string, nothing more."""
         if self.stopped is not None:
             return ""
         self._held += text
@@ -111,7 +111,7 @@ class StopScanner:
         return shown
 
     def _possible_start(self) -> int:
-        """Characters at the end that begin some stop string."""
+        """Return how many characters at the end begin some stop string."""
         longest = max((len(s) - 1 for s in self._stops), default=0)
         for n in range(min(longest, len(self._held)), 0, -1):
             if any(s.startswith(self._held[-n:]) for s in self._stops):
@@ -119,6 +119,6 @@ class StopScanner:
         return 0
 
     def flush(self) -> str:
-        """The held text, at the end of generation."""
+        """Return the text still held, at the end of generation."""
         held, self._held = self._held, ""
         return held

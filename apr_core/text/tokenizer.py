@@ -1,4 +1,4 @@
-"""The tokenizer inside a file. Text of a user never becomes a control token unless asked to."""
+"""The tokenizer inside a file. Users' text never becomes a control token unless asked to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apr_core.text.tokenizer_files import (
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE (Radford et al., 2019): unprintable bytes are shifted."""
+    """Return {character: byte} of byte-level BPE (Radford et al., 2019)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(shifted)}
@@ -71,7 +71,7 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], reasoning: Sequence[str] = ()) -> Tokenizer:
-        """The tokenizer of an .apr file. Raises FormatError if it has none or a damaged one."""
+        """Build the tokenizer of an .apr file. Raises FormatError if it is missing or damaged."""
         content = unpack(metadata)
         if content is None:
             what = "no apr.tokenizer_json"
@@ -93,7 +93,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: Path) -> Tokenizer:
-        """The tokenizer of a checkpoint. Raises NotFound or FormatError."""
+        """Build the tokenizer of a checkpoint. Raises NotFound or FormatError."""
         config = read_config(directory)
         content = with_added_tokens(read_json(directory / "tokenizer.json"), config, directory)
         vocab, added = vocabulary(content, directory)
@@ -104,7 +104,7 @@ class Tokenizer:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """Matches any added token, longest first."""
+        """A pattern that matches any added token, longest first."""
         contents = sorted(self.added, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
@@ -117,7 +117,7 @@ class Tokenizer:
         return max([*vocab.values(), *self._added_by_id], default=-1) + 1
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of the text. Added tokens in it stay plain text unless `allow_special`."""
+        """Return the text's ids. Added tokens in it stay plain text unless `allow_special`."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -135,7 +135,7 @@ class Tokenizer:
         return ids
 
     def split(self, text: str) -> Iterator[tuple[str, AddedToken | None]]:
-        """Pieces of the text, each either plain (None) or an added token."""
+        """Yield pieces of the text, each either plain (None) or an added token."""
         at = 0
         for match in self._pattern.finditer(text):
             if match.start() > at:
@@ -146,7 +146,7 @@ class Tokenizer:
             yield text[at:], None
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Text of the ids. Bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        """Return the ids' text. Bytes that are not UTF-8 become U+FFFD; unknown ids are dropped."""
         parts, run = [], []
         for i in [*ids, -1]:
             token = self._added_by_id.get(i)
@@ -162,11 +162,11 @@ class Tokenizer:
 
     @cached_property
     def byte_level(self) -> bool:
-        """Whether tokens spell bytes, so that text is the joined bytes of its tokens."""
+        """True if tokens spell bytes, so that text is the joined bytes of its tokens."""
         return (self._content.get("decoder") or {}).get("type") == "ByteLevel"
 
     def token_bytes(self, id_: int) -> bytes:
-        """The bytes of a base token of a byte-level tokenizer; none for an unknown id."""
+        """Return the bytes of a byte-level tokenizer's base token; empty for an unknown id."""
         token = self._plain.id_to_token(id_) or ""
         try:
             return bytes(BYTE_OF[c] for c in token)
@@ -174,11 +174,11 @@ class Tokenizer:
             return str(token).encode()
 
     def added_token(self, id_: int) -> AddedToken | None:
-        """The added token with this id, if it is one."""
+        """Return the added token with this id, or None."""
         return self._added_by_id.get(id_)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token's own spelling."""
+        """Return the id of a token by its exact spelling, or None."""
         if token in self.added:
             return self.added[token].id
         id_: int | None = self._plain.token_to_id(token)

@@ -1,6 +1,6 @@
 """Packs a checkpoint's tokenizer files into metadata, exactly, and unpacks them again.
 
-Other readers find `tokenizer.vocabulary` and `tokenizer.merges`. Ours rebuilds the original
+Other readers use `tokenizer.vocabulary` and `tokenizer.merges`. apr rebuilds the original
 tokenizer.json from them and `apr.tokenizer_json`, which is that file without those two lists:
 both together would not fit into 16 MiB for a vocabulary of 248,000.
 """
@@ -32,7 +32,7 @@ BPE_FIELDS = {"type", "vocab", "merges", *BPE_OPTIONS}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises NotFound or FormatError naming it."""
+    """Read a JSON object. Raises NotFound or FormatError naming the file."""
     try:
         content = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -54,7 +54,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, empty if there is none."""
+    """Read tokenizer_config.json; return an empty object if there is none."""
     path = directory / "tokenizer_config.json"
     return read_json(path) if path.exists() else {}
 
@@ -62,7 +62,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def tokenizer_metadata(
     directory: Path, vocab_size: int, pre_type: str | None = None, stop_ids: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """What goes into a file's metadata for the tokenizer in `directory`.
+    """Return a file's metadata for the tokenizer in `directory`.
 
     `vocab_size` is the embedding's rows. Raises NotFound without tokenizer.json, FormatError for a
     damaged one, ContractError for ids the embedding has no row for.
@@ -102,7 +102,7 @@ def tokenizer_metadata(
 def with_added_tokens(
     original: Mapping[str, Any], config: Mapping[str, Any], origin: Path
 ) -> dict[str, Any]:
-    """tokenizer.json plus the added tokens that only tokenizer_config.json knows."""
+    """Return tokenizer.json plus the added tokens that only tokenizer_config.json has."""
     if not isinstance(original.get("model"), dict):
         raise FormatError(f"{origin}: tokenizer.json has no model")
     added = original.get("added_tokens") or []
@@ -128,7 +128,7 @@ def with_added_tokens(
 
 
 def is_added_token(value: Any) -> bool:
-    """Whether it is an object with an id and a text."""
+    """Return True for an object with an id and a text."""
     if not isinstance(value, dict):
         return False
     id_, content = value.get("id"), value.get("content")
@@ -136,7 +136,7 @@ def is_added_token(value: Any) -> bool:
 
 
 def vocabulary(content: Mapping[str, Any], origin: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """(base vocabulary, added tokens), token -> id."""
+    """Return (base vocabulary, added tokens), both {token: id}."""
     vocab = content["model"].get("vocab")
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise FormatError(
@@ -147,7 +147,7 @@ def vocabulary(content: Mapping[str, Any], origin: Path) -> tuple[dict[str, int]
 
 
 def joined_merges(content: Mapping[str, Any], origin: Path) -> list[str]:
-    """The merges as "left right", also where they are stored as pairs."""
+    """Return the merges as "left right", also if they are stored as pairs."""
     merges = content["model"].get("merges") or []
     try:
         return [m if isinstance(m, str) else " ".join(m) for m in merges]
@@ -158,7 +158,7 @@ def joined_merges(content: Mapping[str, Any], origin: Path) -> list[str]:
 def _token_types(
     content: Mapping[str, Any], by_id: Mapping[int, str], vocab_size: int
 ) -> list[int]:
-    """One number a row, as GGUF has them: 1 normal, 3 control, 4 user-defined, 5 unused."""
+    """Return the type of each vocabulary row, as in GGUF: 1 normal, 3 control, 4 user, 5 unused."""
     types = [1 if i in by_id else 5 for i in range(vocab_size)]
     for token in content["added_tokens"]:
         types[token["id"]] = 3 if token.get("special") else 4
@@ -175,7 +175,7 @@ def _check_ids(tokens: Mapping[str, int], vocab_size: int) -> None:
 
 
 def _packed(content: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The original, without vocabulary and merges if they can be rebuilt, else compressed whole."""
+    """Return the original without vocabulary and merges if these rebuild it, else compressed."""
     build(content)
     model = content["model"]
     merges = model.get("merges")
@@ -189,7 +189,7 @@ def _packed(content: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, A
 
 
 def build(content: Mapping[str, Any]) -> Backend:
-    """The tokenizers object of a tokenizer.json. Raises FormatError."""
+    """Build the tokenizers object of a tokenizer.json. Raises FormatError."""
     from tokenizers import Tokenizer
 
     try:
@@ -205,9 +205,9 @@ def build(content: Mapping[str, Any]) -> Backend:
 
 
 def pair_model(model: Any) -> Any:
-    """The model of a BPE tokenizer by its parts: half the time of a detour through JSON.
+    """Build a BPE model from its parts, in half the time of a detour through JSON.
 
-    None for what this does not know: other models, further fields.
+    Returns None for other models and unknown fields.
     """
     from tokenizers.models import BPE
 
@@ -224,7 +224,7 @@ def pair_model(model: Any) -> Any:
 
 
 def unpack(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The original tokenizer.json of a file's metadata; None if it holds none."""
+    """Return the original tokenizer.json of a file's metadata; None if it holds none."""
     if isinstance(metadata.get(WHOLE), str):
         return _decompressed(metadata[WHOLE])
     if not isinstance(metadata.get(REBUILT), str):
@@ -253,7 +253,7 @@ def _decompressed(text: str) -> dict[str, Any]:
 def special_metadata(
     config: Mapping[str, Any], tokens: Mapping[str, int], stop_ids: tuple[int, ...]
 ) -> dict[str, Any]:
-    """bos, eos, unk, pad as tokens and ids, and the union of all stop ids."""
+    """Return bos, eos, unk and pad as tokens and ids, and the union of all stop ids."""
     special: dict[str, str | None] = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(key)
@@ -273,7 +273,7 @@ def special_metadata(
 
 
 def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja if there is one, else the template in tokenizer_config.json."""
+    """Return chat_template.jinja if there is one, else the template in tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.exists():
         return _read_text(path)
