@@ -23,11 +23,11 @@ BLOCK_FACTOR, BLOCK_LIMIT = 6.0, 0.5
 
 
 def limit_for(entry: TensorEntry) -> float:
-    """The largest relative RMSE that passes.
+    """Return the largest relative RMSE that passes for a tensor's format.
 
-    Of a block format with b bits a value: 6 * 2**-b, at most 0.5; a good encoder stays below a
-    third of that on weights, and one that loses a scale or a sign is far above. Half precision
-    may lose 2**-8 (f16 loses more only where values are tiny), float32 nothing.
+    Block formats with b bits per value: 6 * 2**-b, at most 0.5. A good encoder stays below a third
+    of that on weights; one that loses a scale or a sign is far above. Half precision: 2**-8 (f16
+    loses more only where values are tiny). Float32: 0.
     """
     if entry.format in NATIVE:
         return NATIVE_LIMITS.get(entry.format, 0.0)
@@ -39,10 +39,10 @@ def limit_for(entry: TensorEntry) -> float:
 def open_source(
     file: AprFile, source: str | None, registry: Registry
 ) -> tuple[Checkpoint | None, str]:
-    """The checkpoint a file came from, or None and the reason.
+    """Open the checkpoint a file came from, or return None and the reason.
 
-    `source` is what the user typed; without it the directory the import noted is taken, if it
-    still holds the same config.json. Raises UsageError if `source` holds another model, and what
+    `source` is what the user typed; without it, the directory noted at import is used if it still
+    holds the same config.json. Raises UsageError if `source` holds another model, and whatever
     reading it raises.
     """
     config = file.metadata.get("hf_config")
@@ -73,7 +73,7 @@ def _remembered(path: Any, config: Any) -> tuple[Checkpoint | None, str]:
 
 @dataclass(slots=True)
 class Comparison:
-    """Collects errors, tensor by tensor."""
+    """Quantization errors, collected tensor by tensor."""
 
     checkpoint: Checkpoint
     errors: list[TensorError] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Comparison:
     _values: int = 0
 
     def has(self, entry: TensorEntry) -> bool:
-        """Whether the source holds this tensor in this shape and as floats; notes if not."""
+        """Return True if the source has this tensor as floats of this shape; note it if not."""
         tensor = self.checkpoint.tensors.get(entry.name)
         if tensor is None or tensor.dtype not in FLOATS:
             self.missing.append(entry.name)
@@ -98,23 +98,23 @@ class Comparison:
     def squares(
         self, entry: TensorEntry, start: int, decoded: NDArray[np.float32]
     ) -> tuple[float, float]:
-        """Sums of squares of rows from `start` on: of the difference, and of the source."""
+        """Return sums of squares for rows from `start` on: of the difference, and of the source."""
         source = self.checkpoint.read_rows(entry.name, start, start + decoded.shape[0])
         return sum_squares(decoded - source.reshape(decoded.shape)), sum_squares(source)
 
     @property
     def overall(self) -> float | None:
-        """Root mean square of the tensors' relative errors, each by its number of values.
+        """Root mean square of the tensors' relative errors, weighted by number of values.
 
-        A ratio of sums over the whole file would be that of the few tensors with the largest
-        values. None if nothing was compared.
+        One ratio over the whole file would show only the few tensors with the largest values.
+        None if nothing was compared.
         """
         if not self.errors:
             return None
         return sqrt(self._noise / self._values) if self._values else 0.0
 
     def add(self, entry: TensorEntry, error: float, signal: float) -> None:
-        """Take in the sums of squares of one tensor."""
+        """Add the sums of squares of one tensor."""
         relative, count = _relative(error, signal), prod(entry.shape)
         self._noise += relative**2 * count
         self._values += count
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def _relative(error: float, signal: float) -> float:
-    """|difference| / |source|; of a source of zeros, 1 if anything else was stored."""
+    """Return |difference| / |source|; for a source of zeros, 1 if anything else was stored."""
     if not np.isfinite(error):
-        return 1.0  # NaN in the file: nothing of the tensor is left, and values-finite says so
+        return 1.0  # NaN in the file: the tensor is lost, and values-finite says so
     return sqrt(error / signal) if signal else float(error > 0)

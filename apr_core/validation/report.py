@@ -1,4 +1,4 @@
-"""What validation found: checks that passed, failed or did not run, and the score of those."""
+"""Results of validation: checks that passed, failed or did not run, and their score."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Status = Literal["passed", "failed", "not_run"]
-SHOWN = 5  # problems a detail lists before it counts the rest
+SHOWN = 5  # problems a detail lists; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `detail` says what was looked at, what is wrong, or why it did not run."""
+    """One check. `detail` says what was checked, what is wrong, or why it did not run."""
 
     name: str
     status: Status
@@ -36,8 +36,9 @@ class TensorError:
 
 @dataclass(slots=True)
 class Report:
-    """The checks of one file, in the order they ran. `overall_error` is the relative RMSE of
-    all tensors together, by their number of values.
+    """The checks of one file, in the order they ran.
+
+    `overall_error` is the relative RMSE of all tensors together, by their number of values.
     """
 
     file: str
@@ -65,28 +66,28 @@ class Report:
             self.passed(name, detail)
 
     def count(self, status: Status) -> int:
-        """How many checks ended so."""
+        """Return the number of checks with this status."""
         return sum(check.status == status for check in self.checks)
 
     @property
     def ran(self) -> int:
-        """How many checks ran."""
+        """Number of checks that ran."""
         return len(self.checks) - self.count("not_run")
 
     @property
     def valid(self) -> bool:
-        """Whether no check failed. Says nothing about checks that did not run."""
+        """True if no check failed, which says nothing about checks that did not run."""
         return not self.count("failed")
 
     @property
     def score(self) -> float | None:
-        """0 to 100, only with quality: see `score`."""
+        """Score from 0 to 100, None without quality: see `score`."""
         if self.tensors is None or not self.ran:
             return None
         return score(self.count("passed"), self.ran, self.overall_error)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as the JSON of `apr validate --json`."""
+        """Return the report as the JSON of `apr validate --json`."""
         report: dict[str, Any] = {
             "file": self.file, "valid": self.valid, "checks": [asdict(c) for c in self.checks],
             "score": self.score, "checks_run": self.ran, "checks_total": len(self.checks),
@@ -98,19 +99,19 @@ class Report:
 
 
 def score(passed: int, ran: int, overall_error: float | None) -> float:
-    """100 * (passed / ran) * fidelity, to one decimal.
+    """Return 100 * (passed / ran) * fidelity, to one decimal.
 
-    `passed / ran` is over the checks that ran: one that did not is in neither number. `fidelity`
-    is max(0, 1 - 2 * e), where e is the root mean square of the tensors' relative errors, each
-    counted by its number of values; without a source it is 1, and the quality check is listed as
-    not run. So a lossless file that passes everything has 100, one with e = 0.075 (common for 4.5
-    bits a weight) has 85, and at e = 0.5, where half of the amplitude is noise, nothing is left.
+    Checks that did not run are in neither `passed` nor `ran`. `fidelity` is max(0, 1 - 2 * e),
+    where e is the root mean square of the tensors' relative errors, each counted by its number of
+    values; without a source it is 1, and the quality check is listed as not run. So a lossless file
+    that passes everything has 100, one with e = 0.075 (common for 4.5 bits a weight) has 85, and at
+    e = 0.5, where half of the amplitude is noise, nothing is left.
     """
     fidelity = 1.0 if overall_error is None else max(0.0, 1.0 - 2.0 * overall_error)
     return round(100.0 * passed / ran * fidelity, 1)
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The first few problems and how many more there are."""
+    """Return the first few problems and how many more there are."""
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return "; ".join(problems[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Checks of the tokenizer inside a file: the lists, the ids, and that it can be rebuilt."""
+"""Checks the tokenizer inside a file: its lists, its ids, and that it can be rebuilt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ID_KEYS = ("bos_token_id", "eos_token_id", "padding_token_id")
 
 
 def check_tokenizer(report: Report, metadata: Mapping[str, Any], rows: int | None) -> None:
-    """Add the tokenizer's checks. `rows` of the embedding are None where nothing says them."""
+    """Add the tokenizer's checks. `rows` of the embedding is None if unknown."""
     vocabulary = metadata.get("tokenizer.vocabulary")
     if vocabulary is None:
         report.failed("tokenizer-vocabulary", "the file has no tokenizer.vocabulary")
@@ -103,14 +103,14 @@ def _check_loads(report: Report, metadata: Mapping[str, Any], rows: int | None) 
         report.failed("tokenizer-loads", f"{type(error).__name__}: {error}")
         return
     problems = [f"id {i} is beyond the embedding" for i in ids if rows is not None and i >= rows]
-    # Normalizers may change text, so equality is not asked for; something must come back.
+    # Normalizers may change text, so it need not come back equal, only not empty.
     if not ids or not text.strip():
         problems.append("it encodes a line of text to nothing")
     report.judge("tokenizer-loads", problems, f"{len(PROBE)} characters are {len(ids)} tokens")
 
 
 def check_stop_ids(report: Report, metadata: Mapping[str, Any], config: ModelConfig) -> None:
-    """Whether generation can end: the model's stop ids and the tokenizer's, all valid."""
+    """Check that generation can end: the model's and the tokenizer's stop ids are valid."""
     listed = metadata.get("apr.stop_ids") or []
     if not isinstance(listed, list):
         report.failed("stop-ids", "apr.stop_ids is not a list")

@@ -22,7 +22,7 @@ Advance = Callable[[int], None]
 
 @dataclass(slots=True)
 class _Model:
-    """What the family says about the file, as far as that could be found out."""
+    """The family's view of the file, as far as it could be found out."""
 
     reason: str = ""  # why the rest is missing
     contract: Contract | None = None
@@ -32,14 +32,14 @@ class _Model:
 
 @dataclass(slots=True)
 class _Values:
-    """What the pass over all tensors found."""
+    """Results of the pass over all tensors."""
 
     stats: dict[str, TensorStats] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)  # tensor -> why
 
 
 def work_bytes(file: AprFile) -> int:
-    """What `advance` will have been told in the end: every byte for the CRC, then the tensors."""
+    """Return the total that `advance` reaches: every byte for the CRC, then the tensors."""
     return file.size + sum(entry.nbytes for entry in file.tensors.values())
 
 
@@ -53,7 +53,7 @@ def check_file(
 ) -> Report:
     """Check an open file. The checks and the score are described in docs/reference/validation.md.
 
-    Nothing a file holds makes this raise: it becomes a failed check. Raises UsageError or NotFound
+    Nothing in a file makes this raise; it becomes a failed check. Raises UsageError or NotFound
     if `source`, typed by a user, is not the file's source.
     """
     comparison, why = None, ""
@@ -77,7 +77,7 @@ def check_file(
 
 
 def check_structure(report: Report, file: AprFile, advance: Advance) -> None:
-    """Opening checked the layout already; this adds what needs every byte."""
+    """Check what needs every byte; opening has checked the layout already."""
     count, files = len(file.tensors), len(file.paths)
     report.passed("structure", f"{count} tensors in {files} file{'s' if files > 1 else ''}")
     report.passed("header-checksum", "matches")
@@ -114,7 +114,7 @@ def check_contract(report: Report, file: AprFile, registry: Registry) -> _Model:
         model.reason = "the contract is not met"
         report.failed("contract", error.message)
         return model
-    except Exception as error:  # a plugin that stumbles over a hostile hf_config
+    except Exception as error:  # a plugin that fails on a hostile hf_config
         model.reason = f"family {name!r} cannot read hf_config: {type(error).__name__}: {error}"
         report.failed("contract", model.reason)
         return model
@@ -166,7 +166,7 @@ def _read(
 
 
 def check_values(report: Report, file: AprFile, model: _Model, values: _Values) -> None:
-    """Finite values, and values that look like weights."""
+    """Check that values are finite and look like weights."""
     wrong = [
         f"{name}: {s.nan} NaN, {s.inf} infinite of {s.count}"
         for name, s in values.stats.items()
@@ -197,7 +197,7 @@ def _unread(file: AprFile, values: _Values) -> str:
 
 
 def check_quality(report: Report, comparison: Comparison | None, why: str, values: _Values) -> None:
-    """The error of each tensor that the source has."""
+    """Check the error of each tensor that the source has."""
     if comparison is None:
         report.not_run("quantization-error", why)
         return

@@ -44,7 +44,7 @@ class TensorReader:
         self._reasons: dict[str, str | None] = {}
 
     def why_not(self, entry: TensorEntry) -> str | None:
-        """Why a tensor cannot be decoded, or None if it can."""
+        """Return why a tensor cannot be decoded, or None if it can."""
         if entry.format in NATIVE or entry.format in LEGACY:
             return None
         if entry.format not in self._reasons:
@@ -61,7 +61,7 @@ class TensorReader:
         return None
 
     def rows(self, entry: TensorEntry) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(first row, float32 [rows, cols]) pieces; dimensions after the first are cols.
+        """Yield (first row, float32 [rows, cols]) pieces; cols covers all dimensions but the first.
 
         Raises what decoding raises; ask `why_not` first.
         """
@@ -74,7 +74,7 @@ class TensorReader:
         self.file.drop_pages(entry.name)
 
     def pieces(self, entry: TensorEntry) -> Iterator[NDArray[np.float32]]:
-        """As `rows`, without row numbers, and of bounded size even where one row is huge."""
+        """Yield pieces as `rows` does, without row numbers, bounded even where one row is huge."""
         if prod(entry.shape[1:]) > PIECE and entry.spec is not None:
             block, count = entry.spec.block, prod(entry.shape)
             if entry.format in NATIVE:
@@ -86,7 +86,7 @@ class TensorReader:
 
 
 def sum_squares(values: NDArray[np.float32], shift: float = 0.0) -> float:
-    """Sum of (value - shift) squared, in float64."""
+    """Return the sum of (value - shift) squared, in float64."""
     flat, total = values.reshape(-1), 0.0
     for start in range(0, flat.size, SLICE):
         part = flat[start : start + SLICE].astype(np.float64)
@@ -117,7 +117,7 @@ class TensorStats:
 
     @property
     def finite(self) -> int:
-        """How many values are neither NaN nor infinite."""
+        """Number of values that are neither NaN nor infinite."""
         return self.count - self.nan - self.inf
 
     @property
@@ -127,11 +127,11 @@ class TensorStats:
 
     @property
     def constant(self) -> bool:
-        """Whether all finite values are the same."""
+        """True if all finite values are the same."""
         return self.finite > 0 and self.minimum == self.maximum
 
     def add(self, piece: NDArray[np.float32]) -> None:
-        """Take in a float32 [rows, cols] piece."""
+        """Add a float32 [rows, cols] piece."""
         self.rows += piece.shape[0]
         self.count += piece.size
         finite = piece
@@ -159,7 +159,7 @@ class TensorStats:
         self.maximum = max(self.maximum, float(values.max()))
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON; what an empty tensor does not have is null."""
+        """Return the statistics as a JSON object; null for what an empty tensor does not have."""
         some = self.finite > 0
         return {
             "mean": self.mean if some else None,
@@ -173,7 +173,7 @@ class TensorStats:
 
 
 def tensor_stats(pieces: Iterable[NDArray[np.float32]]) -> TensorStats:
-    """The statistics of a tensor given in float32 [rows, cols] pieces."""
+    """Return the statistics of a tensor given in float32 [rows, cols] pieces."""
     stats = TensorStats()
     for piece in pieces:
         stats.add(piece)
@@ -183,7 +183,7 @@ def tensor_stats(pieces: Iterable[NDArray[np.float32]]) -> TensorStats:
 def implausible(
     contract: Contract, tensors: Mapping[str, tuple[TensorRule, TensorStats]]
 ) -> list[str]:
-    """What is not plausible about the tensors, given by name, one line each."""
+    """Return what is not plausible about the tensors, given by name, one line each."""
     problems: list[str] = []
     for name, (rule, stats) in tensors.items():
         if stats.finite:
@@ -218,7 +218,7 @@ def _matrix(rule: TensorRule, stats: TensorStats) -> Iterator[str]:
 
 
 def _layers(tensors: Iterable[tuple[TensorRule, TensorStats]]) -> Iterator[str]:
-    """Matrices of one role whose spread is far from that of the other layers."""
+    """Yield matrices whose spread is far from that of the same role in other layers."""
     roles: dict[str, list[tuple[TensorRule, float]]] = defaultdict(list)
     for rule, stats in tensors:
         if rule.layer is not None and len(rule.shape) == 2 and stats.std > 0:
