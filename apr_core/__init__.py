@@ -1,6 +1,6 @@
 """apr: from a checkpoint to a quantized, validated, running model.
 
-What programs need is here; authors of plugins import `apr_core.plugin`, authors of servers,
+Programs import from here; authors of plugins from `apr_core.plugin`, authors of servers,
 trainers and commands `apr_core.runtime`. Names are imported on first use.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 def lazily(
     module: str, where: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module: {module: names with spaces between}."""
+    """Return a module's lazy `__getattr__` and `__dir__`; `where` is {module: "names apart"}."""
     owners = {name: owner for owner, names in where.items() for name in names.split()}
 
     def get(name: str) -> Any:
@@ -22,7 +22,7 @@ def lazily(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         try:
             return getattr(import_module(owners[name]), name)
-        except AttributeError:  # a module of a package, which nobody has imported yet
+        except AttributeError:  # a submodule that is not imported yet
             return import_module(f"{owners[name]}.{name}")
 
     return get, lambda: sorted(owners)

@@ -1,4 +1,4 @@
-"""What a hook returns: frozen records that say what a plugin provides, without importing it.
+"""Frozen records that hooks return: what a plugin provides, known without importing it.
 
 Every record has `name`, `target` ("module:Attr", imported on first use), a one-line `summary` and
 the `api` number it was written for. Further fields are the facts needed before an import.
@@ -14,8 +14,8 @@ from apr_core.errors import PluginError
 
 API_VERSION = 1  # +1 only when an existing plugin would break
 SUPPORTED_APIS = frozenset({1})
-RUN = 32  # a group of a layout is a multiple of so many values
-WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}  # bytes of a number in a layout
+RUN = 32  # the group size of a layout is a multiple of this
+WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}  # bytes per number in a layout
 StateKind = Literal["kv", "recurrent", "window", "none"]
 
 
@@ -33,7 +33,7 @@ class Declaration:
 
     @property
     def full_name(self) -> str:
-        """What users type where it is unambiguous: the name, after its group if it has one."""
+        """The name users type where it is unambiguous, after its group if it has one."""
         return self.name
 
 
@@ -57,8 +57,8 @@ class Attention(Declaration):
     """
 
     _: KW_ONLY
-    state: StateKind = "kv"  # what it keeps of a sequence between steps
-    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of ops of its own
+    state: StateKind = "kv"  # the state it keeps of a sequence between steps
+    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
     cases: str = ""  # "module:function" that makes cases for the ops it brings
 
     kind: ClassVar[str] = "attention"
@@ -66,10 +66,10 @@ class Attention(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Mlp(Declaration):
-    """A feed-forward variant. `brings` and `cases` are as an Attention has them."""
+    """A feed-forward variant. `brings` and `cases` are as in Attention."""
 
     _: KW_ONLY
-    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of ops of its own
+    brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
     cases: str = ""  # "module:function" that makes cases for the ops it brings
 
     kind: ClassVar[str] = "mlp"
@@ -77,7 +77,7 @@ class Mlp(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Numbers inside a block, from byte `offset` on: one for each group, or one for the block."""
+    """Numbers inside a block, from byte `offset` on: one per group, or one for the whole block."""
 
     offset: int  # bytes from the start of the block
     dtype: Literal["f32", "f16", "bf16", "u8", "i8"]  # little-endian
@@ -105,7 +105,7 @@ class Layout:
     codebook: tuple[float, ...] = ()  # 16 levels, for codes of 4 bits
 
     def check(self, block: int, nbytes: int) -> None:
-        """Raise PluginError unless the layout fits a block of so many values and bytes."""
+        """Raise PluginError unless the layout fits blocks of `block` values in `nbytes` bytes."""
         if self.group % RUN or block % self.group:
             _refuse(f"group {self.group} must be a multiple of {RUN} that divides {block}")
         if self.codes + block * self.bits // 8 > nbytes or self.codes < 0:
@@ -147,20 +147,20 @@ class Recipe(Declaration):
 
     _: KW_ONLY
     formats: tuple[str, ...] = ()  # quantizers it may answer with; floats need no listing
-    recommended: bool = False  # what apr suggests where nobody asked for another
+    recommended: bool = False  # suggested where no recipe was asked for
 
     kind: ClassVar[str] = "recipe"
 
 
 @dataclass(frozen=True, slots=True)
 class Backend(Declaration):
-    """A device. `requires` are modules that must be importable; `probe` scores the machine.
+    """A device. `requires` names modules that must be importable; `probe` scores this machine.
 
     Lists ask the probe too, so it should be quick and import nothing heavy.
     """
 
     _: KW_ONLY
-    requires: tuple[str, ...] = ()  # modules that must be there; looked for, not imported
+    requires: tuple[str, ...] = ()  # modules that must be installed; found, not imported
     probe: str = ""  # "module:function" -> (score, reason); score 0 means it cannot run here
 
     kind: ClassVar[str] = "backend"
@@ -168,7 +168,7 @@ class Backend(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Kernel(Declaration):
-    """An op for one backend and one weight format (`*`: any, or the op has no weight)."""
+    """An implementation of an op for one backend and one weight format, or `*` for any."""
 
     _: KW_ONLY
     backend: str = ""  # the name of the backend it is for
@@ -182,7 +182,7 @@ class Kernel(Declaration):
 class Source(Declaration):
     """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
 
-    `progress` is called with a file's name and the bytes that are there. The target may have an
+    `progress` is called with a file's name and its bytes so far. The target may have an
     attribute `example_url`: a small checkpoint that its conformance kit fetches.
     """
 
@@ -217,7 +217,7 @@ class Command(Declaration):
 
     @property
     def full_name(self) -> str:
-        """See Declaration."""
+        """The command's name after its group, if it has one."""
         return f"{self.group} {self.name}".strip()
 
 

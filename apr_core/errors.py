@@ -24,7 +24,7 @@ class UsageError(AprError):
 
 
 class PromptTooLong(UsageError):
-    """A prompt of `tokens` tokens, of which the context holds `context` or one more."""
+    """A prompt of `tokens` tokens, too long for a context of `context` tokens."""
 
     def __init__(self, tokens: int, context: int) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class NotFound(AprError):
 
 
 class PluginError(AprError):
-    """A plugin stands in the way of what was asked for."""
+    """A plugin that is missing, broken or ambiguous."""
 
     exit_code = 3
 
@@ -62,7 +62,7 @@ class PluginConflict(PluginError):
 
 
 class FormatError(AprError):
-    """Bytes that are not what they should be."""
+    """A file or data whose bytes break its format."""
 
     exit_code = 4
 
@@ -82,13 +82,13 @@ class ValidationFailed(AprError):
 
 
 class InputOutputError(AprError):
-    """Disk, permissions or network."""
+    """A failure of disk, permissions or network."""
 
     exit_code = 7
 
 
 class BackendError(AprError):
-    """A device or kernel refuses."""
+    """A device or kernel cannot do what was asked."""
 
     exit_code = 14
 

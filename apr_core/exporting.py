@@ -1,7 +1,7 @@
 """An .apr file as a checkpoint directory: safetensors, config.json, tokenizer.
 
-Tensors keep their names and their bytes; a quantized one has to be decoded, which is only done
-where a type to decode to was given.
+Tensors keep their names and bytes. Quantized ones are decoded, to the dtype that was asked for;
+without one they are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def export(
     """Write the directory `out`, beside it first and then renamed.
 
     `dtype` (f32, f16, bf16) is what quantized tensors are decoded to. Raises UsageError if there
-    are any and no dtype, OSError.
+    are any and no dtype, and OSError.
     """
     specs = [
         TensorSpec(name, NATIVE[_kind(entry, dtype)], entry.shape)
@@ -61,7 +61,7 @@ def export(
 
 
 def _kind(entry: TensorEntry, dtype: str | None) -> str:
-    """The number format a tensor is written in."""
+    """Return the number format a tensor is written in."""
     if entry.format in DTYPES:
         return entry.format
     if dtype is None:
@@ -90,7 +90,7 @@ def _write_all(
 
 
 def _write_shard(file: AprFile, shard: Sequence[TensorSpec], path: Path, progress: Any) -> None:
-    """8 bytes of header length, the header as JSON, then the tensors one after the other."""
+    """Write a safetensors file: 8 bytes of header length, the JSON header, then the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for spec in shard:
@@ -122,7 +122,7 @@ def _bytes(entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any) -> 
 
 
 def _write_rest(metadata: Mapping[str, Any], out: Path) -> None:
-    """config.json, generation_config.json, tokenizer and chat template, as far as there are any."""
+    """Write config.json, generation_config.json, tokenizer and chat template, where present."""
     if isinstance(metadata.get("hf_config"), dict):
         _write_json(out / "config.json", metadata["hf_config"])
     if isinstance(metadata.get("apr.generation_config"), dict):

@@ -1,4 +1,4 @@
-"""Looks declared names up and loads their targets. One name, two owners: an error at its use."""
+"""Looks up declared names and loads their targets. A name with two owners is an error when used."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ SWIGLU = Mlp("swiglu", "apr_core.model.decoder:SwiGLU", summary="gated by silu")
 class Owned:
     """A declaration and the distribution it comes from."""
 
-    declaration: Any  # a Declaration; Any, because callers know which kind they asked for
+    declaration: Any  # a Declaration; Any, as callers know which kind they asked for
     distribution: str
 
     @property
     def qualified(self) -> str:
-        """`distribution:name`, which always means one thing."""
+        """`distribution:name`, which is never ambiguous."""
         return f"{self.distribution}:{self.declaration.name}"
 
 
 class Registry:
-    """What all usable plugins provide, by kind and name."""
+    """Everything usable plugins provide, by kind and name."""
 
     def __init__(self, plugins: Iterable[PluginRow], prefer: Iterable[str] = ()) -> None:
         self.plugins = tuple(plugins)
@@ -62,7 +62,7 @@ class Registry:
     def from_declarations(
         cls, declarations: Mapping[str, Iterable[Declaration]], prefer: Iterable[str] = ()
     ) -> Registry:
-        """A registry made by hand, {distribution: declarations}: for tests and embedding."""
+        """Make a registry from {distribution: declarations}, for tests and embedding."""
         rows = [
             PluginRow(dist, "0", dist, "", "ok", "", tuple(records))
             for dist, records in declarations.items()
@@ -70,11 +70,11 @@ class Registry:
         return cls(rows, prefer)
 
     def declarations(self, kind: str) -> list[Owned]:
-        """All declarations of a kind, sorted by name and distribution."""
+        """Return all declarations of a kind, sorted by name and distribution."""
         return list(self._by_kind.get(kind, ()))
 
     def get(self, kind: str, name: str) -> Owned:
-        """The declaration of that name: bare if one distribution has it, else `dist:name`.
+        """Return the declaration: a bare name if one distribution has it, else `dist:name`.
 
         Raises PluginNotFound or PluginConflict.
         """
@@ -95,7 +95,7 @@ class Registry:
         return matches[0]
 
     def backend(self, name: str) -> tuple[Owned, str | None]:
-        """The backend, and which of its devices, that `NAME` or `NAME:NUMBER` means.
+        """Return the backend, and the device number as text, that `NAME` or `NAME:NUMBER` means.
 
         A name that is declared means what it says, so `a:1` is device 1 of `a` only if no
         distribution `a` has a backend called `1`. Raises PluginNotFound or PluginConflict.
@@ -109,7 +109,7 @@ class Registry:
             return self.get("backend", numbered[1]), numbered[2]
 
     def best_backend(self) -> str:
-        """The backend that fits this machine best, by the score of its probe; 1 without a probe.
+        """Return the backend whose probe scores highest on this machine; without a probe, 1.
 
         Raises PluginNotFound if there is none, and PluginConflict if the best are equally good.
         """
@@ -131,28 +131,28 @@ class Registry:
         return self._shortest(best[0])
 
     def backends_by_score(self) -> list[str]:
-        """Backends that can run here, the best first."""
+        """Return the backends that can run here, the best first."""
         scores = self._backend_scores()
         return [self._shortest(name) for name in sorted(scores, key=lambda n: (-scores[n], n))]
 
     def _backend_scores(self) -> dict[str, float]:
-        """{qualified name: score} of the backends that can run here."""
+        """Return {qualified name: score} of the backends that can run here."""
         scores = {}
         for owned in self.declarations("backend"):
-            with suppress(PluginBroken):  # it cannot say: then it is not chosen unless it is named
+            with suppress(PluginBroken):  # a broken probe: not chosen unless named
                 scores[owned.qualified] = self.probe(owned)[0]
         return {name: score for name, score in scores.items() if score > 0}
 
     def _shortest(self, qualified: str) -> str:
-        """The bare name if one distribution has it."""
+        """Return the bare name if one distribution has it, else the qualified name."""
         bare = qualified.partition(":")[2]
         alone = sum(o.declaration.name == bare for o in self.declarations("backend")) == 1
         return bare if alone else qualified
 
     def probe(self, owned: Owned) -> tuple[float, str]:
-        """(score, reason) of a backend on this machine; with 0 it cannot run, 1 without a probe.
+        """Return a backend's (score, reason) on this machine: 0 cannot run, 1 has no probe.
 
-        Raises PluginBroken if its probe raises, or answers something else.
+        Raises PluginBroken if its probe raises or returns anything else.
         """
         missing = missing_requirements([owned.declaration])
         if missing:
@@ -172,10 +172,10 @@ class Registry:
             ) from error
 
     def rows_here(self) -> tuple[PluginRow, ...]:
-        """The rows, `unavailable` where no backend can run here and `broken` where none can say.
+        """Return all rows: `unavailable` if no backend can run here, `broken` if the probes fail.
 
-        That asks probes, which is code of plugins and may wake a driver: for lists, and not for
-        commands that run a model, which ask only backends they may choose.
+        This runs every probe, which is plugins' code and may wake a driver. It is for lists:
+        commands that run a model ask only backends they may choose.
         """
         return tuple(self._row_here(row) for row in self.plugins)
 
@@ -197,12 +197,12 @@ class Registry:
         return replace(row, status=status, reason=one_line("; ".join(reasons)))
 
     def recommended_recipe(self) -> str | None:
-        """The first recipe, by name, that its plugin recommends; None if none does."""
+        """Return the first recipe, by name, that its plugin recommends; None if none does."""
         recipes = (o.declaration for o in self.declarations("recipe"))
         return next((recipe.name for recipe in recipes if recipe.recommended), None)
 
     def family_for(self, architectures: Iterable[str], model_type: str) -> Owned:
-        """The family that reads a config.json with these `architectures` and `model_type`."""
+        """Return the family that reads a config.json with this `architectures` and `model_type`."""
         wanted = [a for a in architectures if isinstance(a, str)]
         families = self.declarations("family")
         matches = [o for o in families if set(wanted) & set(o.declaration.architectures)]
@@ -236,7 +236,7 @@ class Registry:
         return PluginNotFound(f"no installed plugin provides {kind} {name!r}", "\n".join(hints))
 
     def settings(self) -> Sections:
-        """The sections of the configuration file: the core's, and those of commands."""
+        """Return the configuration file's sections: the core's, and those of commands."""
         declared = {
             o.declaration.name: {key: TYPES[kind] for key, kind in o.declaration.settings}
             for o in self.declarations("command")
@@ -245,12 +245,12 @@ class Registry:
         return {**KNOWN, **declared}
 
     def may_be_a_section(self, name: str) -> bool:
-        """Whether a plugin that is not usable, or not installed, may have this section."""
+        """Return True if a plugin that is unusable or not installed may have this section."""
         usable = all(row.status in ("ok", "unavailable") for row in self.plugins)
         return not usable or name in published("command")
 
     def owner_of(self, module: str) -> str:
-        """The distribution that a module is from, by the targets that plugins declare."""
+        """Return the distribution a module is from, by the targets that plugins declare."""
         package = module.partition(".")[0]
         for row in self.plugins:
             targets = (row.module, *(d.target for d in row.declarations))
@@ -287,7 +287,7 @@ class Registry:
             ) from error
 
     def make(self, kind: str, name: str) -> Any:
-        """get, load and call without arguments; one object a name is made and kept."""
+        """Get, load and call a target without arguments; the object is made once per name."""
         if (kind, name) not in self._made:
             owned = self.get(kind, name)
             factory = self.load(owned)
@@ -308,9 +308,9 @@ _making = threading.Lock()
 
 
 def get_registry(refresh: bool = False) -> Registry:
-    """The process-wide registry of installed plugins, made on first use.
+    """Return the process-wide registry of installed plugins, made on first use.
 
-    With `refresh` it is made again, and every hooks module is imported again to see what it does.
+    With `refresh` it is made again from freshly imported hooks modules.
     """
     global _current
     with _making:
@@ -325,9 +325,9 @@ def get_registry(refresh: bool = False) -> Registry:
 
 
 def tolerant_registry() -> Registry:
-    """The process-wide registry; where the configuration file is wrong, one that does without it.
+    """Return the process-wide registry; one without settings if the configuration file is wrong.
 
-    So `apr doctor` can say what is wrong. Commands that need the file refuse it themselves.
+    This lets `apr doctor` say what is wrong. Commands that need the file refuse it themselves.
     """
     try:
         return get_registry()
@@ -335,7 +335,7 @@ def tolerant_registry() -> Registry:
         return _discovered(Settings())
 
 
-@cache  # a file that is wrong is met several times in one command
+@cache  # a wrong file is met several times in one command
 def _discovered(settings: Settings, refresh: bool = False) -> Registry:
     rows = () if _without_plugins() else discover(settings, refresh=refresh)
     return Registry(rows, settings.prefer)

@@ -1,4 +1,4 @@
-"""The user's two folders: the configuration file and what it says, and the cache.
+"""The user's configuration file and its settings, and the cache folder.
 
 Knows no plugin: commands of plugins may have sections of their own, which they declare
 (`Command.settings`).
@@ -35,7 +35,7 @@ QUALIFIED = re.compile(r"[^\s:]+:\S+")  # distribution:name
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the file says: plugins to leave out, plugins that win a name, the cache folder."""
+    """Settings of the file: plugins to leave out, plugins that win a name, the cache folder."""
 
     disable: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Settings:
 
 
 def config_path(env: Mapping[str, str] = os.environ) -> Path:
-    """$APR_CONFIG, or apr/config.toml in the XDG configuration folder."""
+    """Return $APR_CONFIG, or apr/config.toml in the XDG configuration folder."""
     if env.get("APR_CONFIG"):
         return Path(env["APR_CONFIG"])
     return (
@@ -52,7 +52,7 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def _home(variable: str) -> Path:
-    """The user's folder. Raises ConfigError, naming the variable that does without, if none."""
+    """Return the home folder. Raises ConfigError, naming the variable to set, without one."""
     try:
         return Path.home()
     except RuntimeError as error:
@@ -62,12 +62,12 @@ def _home(variable: str) -> Path:
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """$APR_CACHE, or `[cache] dir` of the file, or apr in the XDG cache folder."""
+    """Return $APR_CACHE, else `[cache] dir` of the file, else apr in the XDG cache folder."""
     if env.get("APR_CACHE"):
         return Path(env["APR_CACHE"])
     try:
         configured = read_settings(config_path(env)).cache
-    except ConfigError:  # said where the file matters: a cache is needed to say it
+    except ConfigError:  # reported where the file matters; here only the cache is wanted
         configured = None
     return configured or Path(env.get("XDG_CACHE_HOME") or _home("APR_CACHE") / ".cache") / "apr"
 
@@ -75,8 +75,8 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
 def read_settings(path: Path | None = None) -> Settings:
     """Read the core's sections; a missing file means no settings.
 
-    Raises ConfigError naming file and key. Other sections are left to `check_settings`, as who may
-    have one is not known before plugins are.
+    Raises ConfigError naming file and key. Other sections are left to `check_settings`: which of
+    them are allowed is known only once plugins are.
     """
     path = path or config_path()
     content = config_content(path)
@@ -92,9 +92,9 @@ def read_settings(path: Path | None = None) -> Settings:
 
 
 def check_settings(sections: Sections, passed_over: Callable[[str], bool]) -> None:
-    """Raise ConfigError for what is in the file and in no section; some sections are passed over.
+    """Raise ConfigError for unknown sections, unless `passed_over` says so, and for wrong keys.
 
-    Those in `sections` never are.
+    Sections in `sections` are always checked.
     """
     path = config_path()
     content = {
@@ -106,7 +106,7 @@ def check_settings(sections: Sections, passed_over: Callable[[str], bool]) -> No
 
 
 def config_content(path: Path) -> dict[str, Any]:
-    """What the file holds, allowed or not; nothing where there is none. Raises ConfigError."""
+    """Return the file's content, valid or not; empty without a file. Raises ConfigError."""
     try:
         return tomllib.loads(config_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -114,9 +114,9 @@ def config_content(path: Path) -> dict[str, Any]:
 
 
 def config_text(path: Path) -> str:
-    """The file's text, whatever ends its lines and with no byte order mark; "" if there is none.
+    """Return the file's text with its line ends, without byte order mark; "" without a file.
 
-    Raises ConfigError, also for what is no file: a pipe would never end.
+    Raises ConfigError, also for a path that is no file: a pipe would never end.
     """
     try:
         if stat.S_ISREG(path.stat().st_mode):
@@ -135,7 +135,7 @@ def config_text(path: Path) -> str:
 
 
 def problems(content: Mapping[str, Any], sections: Sections = KNOWN) -> Iterator[tuple[str, str]]:
-    """(what is wrong, hint) of every section, key and value that should not be there."""
+    """Yield (what is wrong, hint) for every section, key and value that should not be there."""
     for section, keys in content.items():
         if section not in sections or not isinstance(keys, dict):
             yield f"unknown section [{section}]", _suggest(section, sections)
@@ -157,7 +157,7 @@ def _fits(value: Any, expected: type) -> bool:
 
 
 def _unqualified(entries: list[str]) -> Iterator[tuple[str, str]]:
-    """Entries of `prefer` that name no plugin: they would choose nothing."""
+    """Yield (what is wrong, hint) for entries of `prefer` that name no plugin."""
     for entry in entries:
         if not QUALIFIED.fullmatch(entry):
             yield (
@@ -171,7 +171,7 @@ def _suggest(name: str, known: Mapping[str, object]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file, then put it in its place, with its permissions. Raises OSError."""
+    """Write a file beside its target, then replace it, keeping permissions. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -184,10 +184,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def usable_folder(root: Path, name: str, what: str, setting: str) -> Path | None:
-    """The folder `name` below `root`, made if need be; or one among temporary files; or None.
+    """Return folder `name` below `root`, made if missing, else a temporary one, else None.
 
-    Where it is not below `root`, a line on stderr says so once: where `what` is instead, and the
-    variable (`setting`) that names another root.
+    If it is not below `root`, one line on stderr says where `what` is kept instead and which
+    variable (`setting`) names another root.
     """
     problem = _unusable(root / name)
     if not problem:
@@ -204,7 +204,7 @@ def usable_folder(root: Path, name: str, what: str, setting: str) -> Path | None
 
 
 def _unusable(folder: Path) -> str:
-    """Why nothing can be written there; empty if something can."""
+    """Return why nothing can be written there; empty if something can."""
     import tempfile
 
     try:
@@ -216,9 +216,9 @@ def _unusable(folder: Path) -> str:
 
 
 def _temporary(name: str) -> Path | None:
-    """A folder below one among the temporary files that nobody else can write to.
+    """Return a folder among the temporary files that no other user can write to, or None.
 
-    Who may write there could put code where it is run from: what others made is not taken.
+    Code is run from there, so a folder that somebody else made is refused.
     """
     import tempfile
 
