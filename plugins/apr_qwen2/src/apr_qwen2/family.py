@@ -17,10 +17,10 @@ from apr_core.plugin import (
 
 
 class Qwen2(FamilyPlugin):
-    """The family object."""
+    """The family of Qwen2 and Qwen2.5."""
 
     def contract(self) -> Contract:
-        """The tensors of Qwen2."""
+        """Return the tensor contract of Qwen2."""
         return Contract.of_package("apr_qwen2")
 
     def config(
@@ -36,7 +36,7 @@ class Qwen2(FamilyPlugin):
         return replace(config, extra={"rotary_dim": config.head_dim})
 
     def plan(self, config: ModelConfig) -> Plan:
-        """Full attention in every layer; plain norms."""
+        """Return the plan: full attention in every layer, plain norms."""
         options = {
             "num_heads": config.num_heads,
             "num_kv_heads": config.num_kv_heads,
@@ -49,11 +49,11 @@ class Qwen2(FamilyPlugin):
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
 
     def metadata(self, config: ModelConfig) -> dict[str, Any]:
-        """What other readers of the format look for; rope_type 2 pairs i with i + head_dim / 2."""
+        """Return keys for other readers; rope_type 2 pairs i with i + head_dim / 2."""
         return {"rope_type": 2}
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests."""
+        """Return the config.json of a model small enough for tests."""
         return {
             "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 128,
             "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,

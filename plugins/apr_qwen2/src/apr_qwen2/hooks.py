@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apr_core.plugin import Attention, Family, hookimpl
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """Qwen2 and Qwen2.5."""
+    """Declare the family of Qwen2 and Qwen2.5."""
     return [
         Family(
             "qwen2",
@@ -21,7 +21,7 @@ def apr_families() -> list[Family]:
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Grouped-query attention with biases on q, k and v."""
+    """Declare grouped-query attention with biases on q, k and v."""
     return [
         Attention(
             "full_attention",

@@ -32,11 +32,11 @@ class FullAttention(Mixer):
         self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
 
     def new_state(self, states: StateMakers) -> State:
-        """Keys and values; `states` makes the core's state kinds."""
+        """Make the state of keys and values; `states` makes the core's state kinds."""
         return states.kv(self.kv_heads, self.head_dim)
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)
         q = o.rope(q.reshape(-1, self.heads, self.head_dim), step.positions, w.inv_freq)
