@@ -1,4 +1,4 @@
-"""Cases of the ops the gated delta net brings: every backend is checked with them."""
+"""Cases of the gated delta net's ops, with which every backend is checked."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STEPS = {
 
 
 def cases() -> list[OpCase]:
-    """All cases of `causal_conv1d`, `delta_gates`, `gated_delta` and `gated_rms_norm`."""
+    """Return all cases of `causal_conv1d`, `delta_gates`, `gated_delta` and `gated_rms_norm`."""
     return [*conv_cases(), *gate_cases(), *delta_cases()]
 
 
 def conv_cases() -> list[OpCase]:
-    """Channels 1, odd and as in models; taps 2 and 4."""
+    """Return cases with 1, odd and model-sized channels, and 2 and 4 taps."""
     return [
         OpCase("causal_conv1d", f"{name}, {channels} channels, {taps} taps",
                partial(_conv, channels, taps, steps), ELEMENTWISE)
@@ -49,7 +49,7 @@ def _rows(step: Parts) -> int:
 
 
 def gate_cases() -> list[OpCase]:
-    """Gates of 1, odd and many heads; norms of a head before its gate."""
+    """Return cases with gates of 1, odd and many heads, and norms of a head before its gate."""
     shapes = ((1, 1), (3, 5), (200, 16))
     heads = ((1, 1, 1), (5, 3, 33), (130, 4, 128))
     return [
@@ -71,7 +71,7 @@ def _norm(shape: tuple[int, int, int], rng: np.random.Generator) -> list[Call]:
 
 
 def delta_cases() -> list[OpCase]:
-    """Value heads 1, 2 and 3 to a key head; decays from almost none to all."""
+    """Return cases with 1, 2 and 3 value heads per key head; decays from almost none to all."""
     shapes = ((1, 1, 8, 8), (2, 4, 32, 24), (1, 3, 16, 40), (2, 2, 128, 128))
     usual = [
         OpCase("gated_delta", f"{name}, {hv} heads over {hk}, {dk} by {dv}",
@@ -103,7 +103,7 @@ def _delta(
 def _decays(
     rng: np.random.Generator, span: tuple[float, float], rows: int, heads: int
 ) -> np.ndarray:
-    """Log decays in the span, as many near zero as far from it."""
+    """Return log decays within the span, as many near zero as far from it."""
     strongest, weakest = span
     if weakest == 0.0 or strongest < -100.0:
         return uniform(rng, strongest, weakest, rows, heads)

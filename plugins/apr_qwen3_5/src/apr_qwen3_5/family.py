@@ -22,10 +22,10 @@ LINEAR_INTEGERS = (
 
 
 class Qwen35(FamilyPlugin):
-    """The family object."""
+    """The family of dense Qwen3.5."""
 
     def contract(self) -> Contract:
-        """The tensors of Qwen3.5."""
+        """Return the tensor contract of Qwen3.5."""
         return Contract.of_package("apr_qwen3_5")
 
     def config(
@@ -50,7 +50,7 @@ class Qwen35(FamilyPlugin):
         return c.model("qwen3_5", types, generation, head_dim=head_dim, extra=extra)
 
     def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:
-        """The list in its present spelling, or what the interval says where there is none."""
+        """Return the listed layer types, spelled as today, or those the interval gives."""
         listed = c.block.get("layer_types")
         if listed is None:
             interval = c.integer("full_attention_interval")
@@ -63,7 +63,7 @@ class Qwen35(FamilyPlugin):
         return tuple(self.contract().layer_type(str(name)) for name in listed)
 
     def plan(self, config: ModelConfig) -> Plan:
-        """The delta net or gated attention, as the layer types say; zero-centred norms."""
+        """Return the plan: delta net or gated attention per layer type; zero-centred norms."""
         x = config.extra
         full = Block(
             "gated_attention",
@@ -92,7 +92,7 @@ class Qwen35(FamilyPlugin):
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
 
     def metadata(self, config: ModelConfig) -> dict[str, Any]:
-        """What other readers of the format look for; rope_type 2 pairs i with i + rotary / 2."""
+        """Return keys for other readers; rope_type 2 pairs i with i + rotary / 2."""
         hparams = {key: config.extra[key] for key in LINEAR_INTEGERS}
         hparams["partial_rotary_factor"] = config.extra["rotary_dim"] / config.head_dim
         kinds = list(config.layer_types)
@@ -103,7 +103,7 @@ class Qwen35(FamilyPlugin):
         return {"linear_attn_hparams": hparams, "rope_type": 2}
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests: both layer types, uneven head counts."""
+        """Return the config.json of a small test model: both layer types, uneven head counts."""
         return {
             "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text",
             "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4,

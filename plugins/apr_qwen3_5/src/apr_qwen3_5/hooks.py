@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OPS = ("causal_conv1d", "delta_gates", "gated_delta", "gated_rms_norm")
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """Qwen3.5, all dense sizes."""
+    """Declare the family of Qwen3.5, all dense sizes."""
     return [
         Family(
             "qwen3_5",
@@ -23,7 +23,7 @@ def apr_families() -> list[Family]:
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """The two mixers, and the ops the delta net brings along."""
+    """Declare the two mixers, and the ops the delta net brings along."""
     return [
         Attention(
             "gated_attention",

@@ -43,11 +43,11 @@ class GatedAttention(Mixer):
         self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
 
     def new_state(self, states: StateMakers) -> State:
-        """Keys and values; `states` makes the core's state kinds."""
+        """Make the state of keys and values; `states` makes the core's state kinds."""
         return states.kv(self.kv_heads, self.head_dim)
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
-        """x [T, hidden] -> [T, hidden]. q_proj's rows are, per head, the query, then the gate."""
+        """Map x [T, hidden] to [T, hidden]. Per head, q_proj's rows hold query, then gate."""
         qg, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
         qg = qg.reshape(-1, self.heads, 2 * self.head_dim)  # [T, H, 2D]
         q, gate = qg[..., : self.head_dim], qg[..., self.head_dim :]
@@ -83,7 +83,7 @@ class GatedDeltaNet(Mixer):
         self.kernel, self.eps = conv_kernel, norm_eps
 
     def new_state(self, states: StateMakers) -> RecurrentState:
-        """The last inputs of the convolution and the state matrix of every value head."""
+        """Make the state: the convolution's last inputs and every value head's state matrix."""
         channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
         return states.recurrent(
             CHUNK,
@@ -94,7 +94,7 @@ class GatedDeltaNet(Mixer):
     def __call__(
         self, o: BoundOps, w: Weights, x: Array, step: Step, state: RecurrentState
     ) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         pre, z, a, b = o.linears(x, (w.in_proj_qkv, w.in_proj_z, w.in_proj_a, w.in_proj_b))
         mixed = o.causal_conv1d(pre, w.conv1d, state, step)  # [T, q | k | v]
         n = self.k_heads * self.k_dim

@@ -1,7 +1,7 @@
 """The ops the gated delta net brings along, as references.
 
 `gated_delta` is the chunked form (chunks of 64 on the grid of absolute positions): matrix products,
-so fast on any array library. `gated_delta_by_token` is the recurrence that it equals.
+so fast on any array library. `gated_delta_by_token` is the same recurrence, token by token.
 Both follow Yang et al., "Gated Delta Networks" (2024); state and decays are float32 throughout.
 """
 
@@ -18,7 +18,7 @@ NORM_EPS = 1e-6
 
 @op
 def causal_conv1d(xp: Any, x: Array, w: Array, state: Any, step: Any) -> Array:
-    """Depthwise causal convolution, then silu. x [T, C], w [C, 1, K]; the last tap is now.
+    """Convolve depthwise and causally, then apply silu. x [T, C], w [C, 1, K]; last tap is now.
 
     State `conv` [K - 1, C] holds the inputs before the segment, oldest first.
     """
@@ -35,19 +35,19 @@ def causal_conv1d(xp: Any, x: Array, w: Array, state: Any, step: Any) -> Array:
 
 @op
 def delta_gates(xp: Any, a: Array, b: Array, A_log: Array, dt_bias: Array) -> tuple[Array, Array]:
-    """log decay -exp(A_log) * softplus(a + dt_bias), never positive, and beta sigmoid(b)."""
+    """Return the log decay -exp(A_log) * softplus(a + dt_bias), <= 0, and beta = sigmoid(b)."""
     return -xp.exp(A_log) * softplus(xp, a + dt_bias), sigmoid(xp, b)
 
 
 @op
 def gated_rms_norm(xp: Any, x: Array, w: Array, z: Array, eps: float) -> Array:
-    """Norm before gate: w * x / sqrt(mean(x^2) + eps) * silu(z), over the last axis."""
+    """Return w * x / sqrt(mean(x^2) + eps) * silu(z): norm over the last axis, then the gate."""
     scale = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return x * scale * w * silu(xp, z)
 
 
 def _unit(xp: Any, x: Array) -> Array:
-    """Each vector of the last axis over its length."""
+    """Return each vector of the last axis divided by its length."""
     return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True) + NORM_EPS)
 
 
@@ -62,10 +62,11 @@ def _prepare(xp: Any, q: Array, k: Array, value_heads: int) -> tuple[Array, Arra
 def gated_delta(
     xp: Any, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Any, step: Any
 ) -> Array:
-    """Gated delta rule. q, k [T, Hk, Dk]; v [T, Hv, Dv]; log_decay, beta [T, Hv] -> [T, Hv, Dv].
+    """Apply the gated delta rule.
 
-    Value head h reads key head h // (Hv / Hk). q and k are normalised here; q is scaled by
-    Dk^-0.5. State `delta` [Hv, Dk, Dv] is decayed, then read, then written, then queried.
+    q, k [T, Hk, Dk]; v [T, Hv, Dv]; log_decay, beta [T, Hv] -> [T, Hv, Dv]. Value head h reads key
+    head h // (Hv / Hk). q and k are normalised here; q is scaled by Dk^-0.5. State `delta` [Hv, Dk,
+    Dv] is decayed, then read, then written, then queried.
     """
     q, k = _prepare(xp, q, k, v.shape[1])
     outs = []
@@ -84,7 +85,7 @@ def gated_delta(
 
 
 def _chunk(xp: Any, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, S: Array) -> Array:
-    """One chunk of one sequence, all heads at once; updates S [H, Dk, Dv] in place."""
+    """Compute one chunk of one sequence, all heads at once; updates S [H, Dk, Dv] in place."""
     q, k, v = (xp.swapaxes(x, 0, 1) for x in (q, k, v))  # [H, C, D]
     c = xp.cumsum(log_decay.T, axis=-1)  # [H, C]
     n = c.shape[-1]
@@ -109,7 +110,7 @@ def _chunk(xp: Any, q: Array, k: Array, v: Array, log_decay: Array, beta: Array,
 def gated_delta_by_token(
     xp: Any, q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Any, step: Any
 ) -> Array:
-    """The same, one token after the other: the plain statement of the rule, slow."""
+    """Apply the rule of `gated_delta` token by token: its plain statement, slow."""
     q, k = _prepare(xp, q, k, v.shape[1])
     outs = []
     for seg in step.segments:
