@@ -1,4 +1,4 @@
-"""How much faster the kernel is than the reference it replaces: both, in turns, in one process."""
+"""Compares the kernel with the reference it replaces: both, in turns, in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INNER, TURNS = 4864, 30  # features of a feed-forward of half a billion paramete
 
 
 def seconds(run: Callable[..., torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run(gate, up)
     return time.perf_counter() - start

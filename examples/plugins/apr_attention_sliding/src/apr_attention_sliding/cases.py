@@ -24,7 +24,7 @@ SIZES = ((4, 2, 16, 8), (1, 1, 64, 1), (6, 3, 32, 24))  # (heads, kv heads, head
 
 
 def cases() -> list[OpCase]:
-    """Windows of one position, and shorter and longer than the steps."""
+    """Return cases with windows of one position, and shorter and longer than the steps."""
     return [
         OpCase("window_attention", f"{name}, window {size[3]}", partial(_calls, size, steps))
         for size in SIZES
@@ -35,7 +35,7 @@ def cases() -> list[OpCase]:
 def _calls(
     size: tuple[int, int, int, int], steps: tuple[Parts, ...], rng: np.random.Generator
 ) -> list[Call]:
-    """The op's arguments, a call a step, over one state."""
+    """Return the op's arguments, one call per step, over one state."""
     heads, kv_heads, dim, window = size
     state = Window(kv_heads, dim, window)
     calls = []

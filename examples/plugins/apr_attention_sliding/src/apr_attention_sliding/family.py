@@ -24,10 +24,10 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 class SlidingDemo(FamilyPlugin):
-    """The family object."""
+    """A family that mixes sliding-window and full attention."""
 
     def contract(self) -> Contract:
-        """The tensors: those of Qwen2."""
+        """Return the tensor contract, which is Qwen2's."""
         return CONTRACT
 
     def config(
@@ -42,7 +42,7 @@ class SlidingDemo(FamilyPlugin):
         return c.model("sliding_demo", types, generation, extra={"window": window})
 
     def plan(self, config: ModelConfig) -> Plan:
-        """The window where the layer types say so."""
+        """Return the plan: sliding windows where the layer types say so."""
         common = {
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
@@ -59,7 +59,7 @@ class SlidingDemo(FamilyPlugin):
         return Plan(blocks, config.rms_norm_eps, norm_offset=0.0)
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests, with a window shorter than its prompts."""
+        """Return the config.json of a small test model, its window shorter than the prompts."""
         return {
             "architectures": ["SlidingDemoForCausalLM"], "model_type": "sliding_demo",
             "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,

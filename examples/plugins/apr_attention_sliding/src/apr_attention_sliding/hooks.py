@@ -1,4 +1,4 @@
-"""What this distribution provides."""
+"""Declarations of this distribution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apr_core.plugin import Attention, Family, hookimpl
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Attention over the last positions, and the op that it brings."""
+    """Declare sliding-window attention, and the op that it brings."""
     return [
         Attention(
             "sliding_attention",
@@ -22,7 +22,7 @@ def apr_attention() -> list[Attention]:
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """A family with both kinds of layers; `full_attention` is apr-qwen2's."""
+    """Declare a family with both kinds of layers; `full_attention` is apr-qwen2's."""
     return [
         Family(
             "sliding_demo",

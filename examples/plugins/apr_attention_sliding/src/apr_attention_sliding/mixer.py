@@ -1,4 +1,4 @@
-"""Sliding-window attention: what a layer keeps does not grow with the sequence."""
+"""Sliding-window attention: a layer's state does not grow with the sequence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SlidingAttention(Mixer):
 
     @staticmethod
     def example() -> MixerExample:
-        """What the conformance kit runs: a window that its prompts are longer than."""
+        """Return a small case for the conformance kit: a window shorter than its prompts."""
         shapes = {"q_proj": (64, 48), "k_proj": (32, 48), "v_proj": (32, 48), "o_proj": (48, 64)}
         biases = {"q_bias": (64,), "k_bias": (32,), "v_bias": (32,)}
         options = {
@@ -37,11 +37,11 @@ class SlidingAttention(Mixer):
         return MixerExample(options, 48, {**shapes, **biases})
 
     def new_state(self, states: StateMakers) -> State:
-        """The keys and values of the window."""
+        """Make the state of the window's keys and values."""
         return states.window(self.kv_heads, self.dim, self.window)
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         biases = (w.q_bias, w.k_bias, w.v_bias) if self.vectors else None
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)
         q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]

@@ -1,4 +1,4 @@
-"""The op that the mixer brings, as a reference. Backends may have a faster one of the same name."""
+"""The mixer's op, as a reference. Backends may have a faster one of the same name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = Any
 def window_attention(
     xp: Any, q: Array, k: Array, v: Array, state: Any, step: Any, scale: float
 ) -> Array:
-    """Causal attention over the last `state.window` positions, the query's own included.
+    """Compute causal attention over the last `state.window` positions, the query's included.
 
     q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv). k and
     v are appended to the state, a WindowState, first.
@@ -30,7 +30,7 @@ def window_attention(
 def _attend(
     xp: Any, q: Array, keys: Array, values: Array, ahead: int, window: int, scale: float
 ) -> Array:
-    """One sequence: q [n, H, D] over keys and values [Hkv, L, D]; row i is column `ahead` + i."""
+    """Attend in one sequence: q [n, H, D] to k, v [Hkv, L, D]; row i is column `ahead` + i."""
     n, heads, dim = q.shape
     kv_heads, length, _ = keys.shape
     grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]

@@ -27,25 +27,25 @@ class Torch(BackendPlugin):
             torch.set_num_threads(threads)
 
     def describe(self) -> str:
-        """Device line of the report."""
+        """Return the device line of the report."""
         return f"torch {torch.__version__}: {torch.get_num_threads()} threads, no kernels"
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
-        """Zeros in f32 or f16."""
+        """Return zeros in f32 or f16."""
         return torch.zeros(shape, dtype=DTYPES[dtype])
 
     def upload(self, array: NDArray[Any]) -> torch.Tensor:
-        """A copy: files are mapped read-only, and torch knows no negative strides."""
+        """Return a copy: files are mapped read-only, and torch knows no negative strides."""
         return torch.from_numpy(np.array(array, order="C"))
 
     def upload_matrix(self, array: NDArray[np.float32]) -> torch.Tensor:
-        """As any other array."""
+        """Return a copy, as for any other array."""
         return self.upload(array)
 
     def upload_packed(self, matrix: HostMatrix) -> torch.Tensor:
-        """Never called: without a kernel that reads its format, a weight is decoded first."""
+        """Refuse: without a kernel that reads its format, a weight is decoded first."""
         raise BackendError(f"{matrix.name}: this backend reads no packed weights")
 
     def download(self, array: torch.Tensor) -> NDArray[Any]:
-        """The same memory, as NumPy sees it."""
+        """Return the same memory as a NumPy array."""
         return array.numpy()

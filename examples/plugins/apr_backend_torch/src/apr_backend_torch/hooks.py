@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apr_core.plugin import Backend, hookimpl
 
 @hookimpl
 def apr_backends() -> list[Backend]:
-    """torch on the CPU."""
+    """Declare torch on the CPU as a backend."""
     return [
         Backend(
             "torch",

@@ -1,1 +1,1 @@
-"""A family whose layers are not a chain: its decoder is its own."""
+"""A family whose layers are not a chain, with its own decoder."""

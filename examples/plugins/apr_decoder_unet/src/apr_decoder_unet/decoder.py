@@ -17,12 +17,12 @@ class UNetDecoder(Decoder):
 
     @classmethod
     def layer_vectors(cls, plan: Plan, index: int) -> tuple[str, ...]:
-        """The two norms of every layer, and the skip's in the second half."""
+        """Return the two norms of every layer, and the skip's in the second half."""
         second = index >= len(plan.blocks) // 2
         return (*super().layer_vectors(plan, index), *(("skip_norm",) if second else ()))
 
     def slices(self, ids: Array, step: Step, states: list[State]) -> Generator[None, None, Array]:
-        """ids [T] -> the normalised hidden state of every row [T, hidden]."""
+        """Return the normalised hidden states [T, hidden] of ids [T]."""
         o, skips = self.ops, []
         h = self.norm(self.embedded(ids), self.weights.embedding_norm)
         for index, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""What config.json means, and the plan: blocks of apr-qwen2's attention, a decoder of its own."""
+"""Reads config.json and makes the plan: blocks of apr-qwen2's attention, its own decoder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from apr_core.plugin import (
 
 
 class UNetDemo(FamilyPlugin):
-    """The family object."""
+    """A family with skip connections between its halves."""
 
     def contract(self) -> Contract:
-        """The tensors: a norm of the embedding, and skip norms in the second half."""
+        """Return the tensor contract, with an embedding norm and skip norms in the second half."""
         return Contract.of_package("apr_decoder_unet")
 
     def config(
@@ -37,7 +37,7 @@ class UNetDemo(FamilyPlugin):
         return c.model("unet_demo", types, generation)
 
     def plan(self, config: ModelConfig) -> Plan:
-        """The same block in every layer; the decoder connects them."""
+        """Return the plan: the same block in every layer; the decoder connects them."""
         options = {
             "num_heads": config.num_heads,
             "num_kv_heads": config.num_kv_heads,
@@ -54,7 +54,7 @@ class UNetDemo(FamilyPlugin):
         )
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests."""
+        """Return the config.json of a model small enough for tests."""
         return {
             "architectures": ["UNetDemoForCausalLM"], "model_type": "unet_demo", "hidden_size": 64,
             "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -1,11 +1,11 @@
-"""What this distribution provides."""
+"""Declarations of this distribution."""
 
 from apr_core.plugin import Family, hookimpl
 
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """A transformer whose second half reads what the first half wrote; attention is apr-qwen2's."""
+    """Declare a family whose second half reads what the first wrote; attention is apr-qwen2's."""
     return [
         Family(
             "unet_demo",

@@ -22,7 +22,7 @@ SIZES = ((4, 2, 16, 8), (1, 1, 64, 1), (6, 3, 32, 24))  # (heads, kv heads, head
 
 
 def geglu_cases() -> list[OpCase]:
-    """Rows of usual sizes, and values far from 0."""
+    """Return cases with rows of usual sizes, and values far from 0."""
     return [
         OpCase("geglu", f"[{rows}, {cols}]", partial(_geglu, rows, cols))
         for rows, cols in ((1, 64), (7, 160), (33, 1))
@@ -35,7 +35,7 @@ def _geglu(rows: int, cols: int, rng: np.random.Generator) -> list[Call]:
 
 
 def local_attention_cases() -> list[OpCase]:
-    """Windows of one position, and shorter and longer than the steps."""
+    """Return cases with windows of one position, and shorter and longer than the steps."""
     return [
         OpCase("local_attention", f"{name}, window {size[3]}", partial(_calls, size, steps))
         for size in SIZES
@@ -46,7 +46,7 @@ def local_attention_cases() -> list[OpCase]:
 def _calls(
     size: tuple[int, int, int, int], steps: tuple[Parts, ...], rng: np.random.Generator
 ) -> list[Call]:
-    """The op's arguments, a call a step, over one state."""
+    """Return the op's arguments, one call per step, over one state."""
     heads, kv_heads, dim, window = size
     state = Window(kv_heads, dim, window)
     calls = []

@@ -1,6 +1,6 @@
-"""Gemma 3, text: what its config.json means, its contract, its layers.
+"""Gemma 3, text: reads its config.json, contract and layer plan.
 
-Published configurations leave out what has the default of the architecture; a default here is that
+Published configurations omit values that are defaults of the architecture; defaults here are those
 of transformers' Gemma3TextConfig.
 """
 
@@ -21,14 +21,14 @@ from apr_core.plugin import (
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 THETA = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10_000.0)}
-PATTERN = 6  # every sixth layer looks at everything
+PATTERN = 6  # every sixth layer attends to everything
 
 
 class Gemma3(FamilyPlugin):
-    """The family object."""
+    """The family of Gemma 3, text only."""
 
     def contract(self) -> Contract:
-        """The tensors of Gemma 3."""
+        """Return the tensor contract of Gemma 3."""
         return Contract.of_package("apr_family_gemma3")
 
     def config(
@@ -63,7 +63,7 @@ class Gemma3(FamilyPlugin):
         )
 
     def plan(self, config: ModelConfig) -> Plan:
-        """Norms around mixers and mlps, rows of the embedding scaled by sqrt(hidden)."""
+        """Return the plan: norms around mixers and mlps, embedding scaled by sqrt(hidden)."""
         offset = self.contract().norm_offset
         common = {
             "num_kv_heads": config.num_kv_heads,
@@ -90,7 +90,7 @@ class Gemma3(FamilyPlugin):
         )
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests, with a window shorter than its prompts."""
+        """Return the config.json of a small test model, its window shorter than the prompts."""
         return {
             "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 64,
             "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -106,7 +106,7 @@ class Gemma3(FamilyPlugin):
 
 
 def _layer_types(c: ConfigReader, layers: int) -> tuple[str, ...]:
-    """The list, or what the pattern says where there is none."""
+    """Return the listed layer types, or those of the pattern where there is no list."""
     listed = c.block.get("layer_types")
     if listed is None:
         pattern = c.integer("sliding_window_pattern", PATTERN)
@@ -117,7 +117,7 @@ def _layer_types(c: ConfigReader, layers: int) -> tuple[str, ...]:
 
 
 def _rope(c: ConfigReader, kind: str) -> tuple[float, float]:
-    """(base, linear factor) of a kind of layer: of its own rope_parameters, or the older keys."""
+    """Return (base, linear factor) of a layer kind, from rope_parameters or the older keys."""
     key, default = THETA[kind]
     nested = c.block.get("rope_parameters") or {}
     scaling = c.block.get("rope_scaling") if kind == FULL else None

@@ -1,4 +1,4 @@
-"""What this distribution provides."""
+"""Declarations of this distribution."""
 
 from apr_core.plugin import Attention, Family, Mlp, hookimpl
 
@@ -7,7 +7,7 @@ HERE = "apr_family_gemma3"
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """Gemma 3, all sizes, without the vision tower."""
+    """Declare the family of Gemma 3, all sizes, without the vision tower."""
     return [
         Family(
             "gemma3",
@@ -21,7 +21,7 @@ def apr_families() -> list[Family]:
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Attention over everything, and over a window."""
+    """Declare attention over everything, and over a window."""
     return [
         Attention(
             "gemma3_attention",
@@ -42,7 +42,7 @@ def apr_attention() -> list[Attention]:
 
 @hookimpl
 def apr_mlps() -> list[Mlp]:
-    """The feed-forward, and the op it brings."""
+    """Declare the feed-forward, and the op it brings."""
     return [
         Mlp(
             "geglu",

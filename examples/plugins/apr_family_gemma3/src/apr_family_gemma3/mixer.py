@@ -12,7 +12,7 @@ Array = Any
 
 
 class GlobalAttention(Mixer):
-    """Over all positions so far. `rope_factor` divides positions, as linear rope scaling does."""
+    """Attention over all positions so far. `rope_factor` divides positions (linear scaling)."""
 
     matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
     vectors = ("q_norm", "k_norm")
@@ -35,11 +35,11 @@ class GlobalAttention(Mixer):
         self.constants = {"inv_freq": inv_freq}  # [D / 2]
 
     def new_state(self, states: StateMakers) -> State:
-        """Keys and values of everything so far."""
+        """Make a state of the keys and values of everything so far."""
         return states.kv(self.kv_heads, self.head_dim)
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
         q, k, v = (y.reshape(len(x), -1, self.head_dim) for y in (q, k, v))  # [T, H or Hkv, D]
         q = o.rope(o.rms_norm(q, w.q_norm, self.eps, self.offset), step.positions, w.inv_freq)
@@ -48,21 +48,21 @@ class GlobalAttention(Mixer):
         return o.linear(out.reshape(len(x), -1), w.o_proj)
 
     def attend(self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State) -> Array:
-        """q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
+        """Attend: q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
         return o.attention(q, k, v, state, step, self.scale)
 
 
 class LocalAttention(GlobalAttention):
-    """Over the last `window` positions, the query's own included."""
+    """Attention over the last `window` positions, the query's own included."""
 
     def __init__(self, *, window: int, **options: Any) -> None:
         super().__init__(**options)
         self.window = window
 
     def new_state(self, states: StateMakers) -> WindowState:
-        """Keys and values of the window."""
+        """Make a state of the keys and values of the window."""
         return states.window(self.kv_heads, self.head_dim, self.window)
 
     def attend(self, o: BoundOps, q: Array, k: Array, v: Array, step: Step, state: State) -> Array:
-        """q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
+        """Attend: q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]."""
         return o.local_attention(q, k, v, state, step, self.scale)

@@ -1,4 +1,4 @@
-"""The ops that the mixer and the mlp bring, as references. Backends may have faster ones."""
+"""Ops of the mixer and the mlp, as references. Backends may have faster ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = Any
 
 @op
 def geglu(xp: Any, gate: Array, up: Array) -> Array:
-    """gelu(gate) * up, with gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
+    """Return gelu(gate) * up; gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))."""
     inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
     return 0.5 * gate * (1.0 + xp.tanh(inner)) * up
 
@@ -20,7 +20,7 @@ def geglu(xp: Any, gate: Array, up: Array) -> Array:
 def local_attention(
     xp: Any, q: Array, k: Array, v: Array, state: WindowState, step: Step, scale: float
 ) -> Array:
-    """Causal attention over the last `state.window` positions, the query's own included.
+    """Compute causal attention over the last `state.window` positions, the query's included.
 
     q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv). k and
     v are appended to the state first.
@@ -36,7 +36,7 @@ def local_attention(
 def _attend(
     xp: Any, q: Array, keys: Array, values: Array, ahead: int, window: int, scale: float
 ) -> Array:
-    """One sequence: q [n, H, D] over keys and values [Hkv, L, D]; row i is column `ahead` + i."""
+    """Attend in one sequence: q [n, H, D] to k, v [Hkv, L, D]; row i is column `ahead` + i."""
     n, heads, dim = q.shape
     kv_heads, length, _ = keys.shape
     grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]

@@ -1,4 +1,4 @@
-"""Qwen3: what its config.json means, its contract, its layers."""
+"""Qwen3: reads its config.json, contract and layer plan."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ CONTRACT = Contract.of_package("apr_family_qwen3")
 
 
 class Qwen3(FamilyPlugin):
-    """The family object."""
+    """The family of dense Qwen3."""
 
     def contract(self) -> Contract:
-        """The tensors of Qwen3."""
+        """Return the tensor contract of Qwen3."""
         return CONTRACT
 
     def config(self, hf: Mapping[str, Any], generation: Any = None) -> ModelConfig:
@@ -32,13 +32,13 @@ class Qwen3(FamilyPlugin):
         return c.model("qwen3", ("full_attention",) * c.layers(), generation)
 
     def plan(self, config: ModelConfig) -> Plan:
-        """The same attention in every layer."""
+        """Return the plan: the same attention in every layer."""
         names = ("num_kv_heads", "head_dim", "rope_theta", "rms_norm_eps")
         block = Block("qk_norm_attention", {name: getattr(config, name) for name in names})
         return Plan((block,) * config.num_layers, config.rms_norm_eps, norm_offset=0.0)
 
     def tiny_config(self) -> dict[str, Any]:
-        """config.json of a model small enough for tests; its heads are wider than its rows."""
+        """Return the config.json of a small test model, whose heads are wider than its rows."""
         return {
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64,
             "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -1,11 +1,11 @@
-"""What this distribution provides."""
+"""Declarations of this distribution."""
 
 from apr_core.plugin import Attention, Family, hookimpl
 
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """Qwen3, all dense sizes."""
+    """Declare the family of Qwen3, all dense sizes."""
     return [
         Family("qwen3", "apr_family_qwen3.family:Qwen3", summary="Qwen3, dense",
                architectures=("Qwen3ForCausalLM",), model_types=("qwen3",)),
@@ -14,7 +14,7 @@ def apr_families() -> list[Family]:
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Its mixer."""
+    """Declare its mixer."""
     return [
         Attention("qk_norm_attention", "apr_family_qwen3.mixer:QKNormAttention", state="kv",
                   summary="grouped-query attention with norms of queries and keys"),

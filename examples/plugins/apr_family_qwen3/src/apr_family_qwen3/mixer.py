@@ -1,4 +1,4 @@
-"""Grouped-query attention whose queries and keys are normed, with plain weights, head by head."""
+"""Grouped-query attention with norms of queries and keys, head by head, with plain weights."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from apr_core.plugin import BoundOps, Mixer, State, StateMakers, Step, Weights
 
 
 class QKNormAttention(Mixer):
-    """Written only in ops."""
+    """Grouped-query attention with query and key norms. Written only in ops."""
 
     matrices = ("q_proj", "k_proj", "v_proj", "o_proj")
     vectors = ("q_norm", "k_norm")
@@ -21,11 +21,11 @@ class QKNormAttention(Mixer):
         self.constants = {"inv_freq": np.float32(rope_theta) ** -exponents}  # [D / 2]
 
     def new_state(self, states: StateMakers) -> State:
-        """Keys and values."""
+        """Make the state of keys and values."""
         return states.kv(self.kv_heads, self.dim)
 
     def __call__(self, o: BoundOps, w: Weights, x: Any, step: Step, state: State) -> Any:
-        """x [T, hidden] -> [T, hidden]."""
+        """Map x [T, hidden] to [T, hidden]."""
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj))
         q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]
         q = o.rope(o.rms_norm(q, w.q_norm, self.eps, 0.0), step.positions, w.inv_freq)

@@ -1,1 +1,1 @@
-"""An example of a kernel for somebody else's backend of apr."""
+"""An example of a kernel for another distribution's backend of apr."""

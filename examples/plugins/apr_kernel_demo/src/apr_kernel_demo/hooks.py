@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apr_core.plugin import Kernel, hookimpl
 
 @hookimpl
 def apr_kernels() -> list[Kernel]:
-    """`swiglu` for the torch backend of apr-backend-torch."""
+    """Declare `swiglu` for the torch backend of apr-backend-torch."""
     return [
         Kernel(
             "torch/swiglu",

@@ -7,5 +7,5 @@ from torch.nn.functional import silu
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up: gate and up [T, inner] -> [T, inner]."""
-    return silu(gate).mul_(up)  # silu's result is nobody's yet, so it may be written over
+    """Return silu(gate) * up: gate and up [T, inner] -> [T, inner]."""
+    return silu(gate).mul_(up)  # silu's result is a new array, so it may be overwritten

@@ -1,4 +1,4 @@
-"""Encoding to nf4; what decoding means is said by the layout alone."""
+"""Encodes nf4; decoding is defined by the layout alone."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 LEVEL = np.array(LEVELS, np.float32)
 BETWEEN = (LEVEL[1:] + LEVEL[:-1]) / 2
-# Scales that are tried, relative to a group's largest value. There are more levels above zero than
-# below, so a group may gain by being turned over.
+# Scales to try, relative to a group's largest value. There are more levels above zero than below,
+# so a negative scale may fit a group better.
 TRIED = (1.05, 0.95, 0.85, -1.05, -0.95, -0.85)
 LARGEST = 1e38  # a scale may be a little larger than the values
 
 
 class NF4:
-    """The codec of nf4: 64 values share a signed byte, 256 values what that is a multiple of."""
+    """The codec of nf4: 64 values share a signed byte, a multiple of the scale of 256 values."""
 
     def encode(self, rows: Floats) -> Bytes:
-        """f32 [R, C] -> u8 [R, ceil(C / 256) * 134]. Raises QuantizationError."""
+        """Encode f32 [R, C] to u8 [R, ceil(C / 256) * 134]. Raises QuantizationError."""
         if not (np.abs(rows) < LARGEST).all():  # also where a value is NaN
             raise QuantizationError(
                 f"nf4 holds finite values below {LARGEST:g}, found NaN or larger ones",
@@ -41,12 +41,12 @@ class NF4:
         return out.reshape(len(rows), -1)
 
     def decode(self, raw: Bytes, cols: int) -> Floats:
-        """u8 [R, row bytes] -> f32 [R, cols]."""
+        """Decode u8 [R, row bytes] to f32 [R, cols]."""
         return layouts.decode(LAYOUT, BLOCK, NBYTES, raw, cols)
 
 
 def _scales(groups: Floats) -> tuple[Floats, Floats]:
-    """A bfloat16 a block [N, 1], and the whole multiples of it [N, 4] that fit groups best."""
+    """Return a bfloat16 per block [N, 1], and its multiples [N, 4] that fit groups best."""
     top = np.abs(groups).max(-1)
     x = groups / np.where(top > 0, top, 1)[..., None]
     best, gained = np.ones_like(top), np.zeros_like(top)
@@ -63,7 +63,7 @@ def _scales(groups: Floats) -> tuple[Floats, Floats]:
 
 
 def _nearest(groups: Floats, scale: Floats) -> Bytes:
-    """The code of the level nearest to each value over its group's scale."""
+    """Return the code of the level nearest to each value over its group's scale."""
     x = groups / np.where(scale != 0, scale, 1)[..., None]
     codes = np.zeros(x.shape, np.uint8)
     for bound in BETWEEN:  # much faster than np.searchsorted
@@ -72,8 +72,8 @@ def _nearest(groups: Floats, scale: Floats) -> Bytes:
 
 
 class EveryMatrix:
-    """The recipe: nf4 whatever the class."""
+    """The recipe that makes every matrix nf4."""
 
     def format_for(self, tensor: TensorClass) -> str:
-        """A format's name."""
+        """Return nf4, whatever the tensor's class."""
         return "nf4"

@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYOUT = Layout(
 
 @hookimpl
 def apr_quantizers() -> list[Quantizer]:
-    """The format. Its layout is all that backends need to run it at speed."""
+    """Declare nf4. Its layout is all that backends need to run it at speed."""
     return [
         Quantizer(
             "nf4", "apr_quant_nf4.codec:NF4", summary="4.2 bits: levels of a bell curve",
@@ -34,6 +34,6 @@ def apr_quantizers() -> list[Quantizer]:
 
 @hookimpl
 def apr_recipes() -> list[Recipe]:
-    """One format for all matrices."""
+    """Declare a recipe of one format for all matrices."""
     target, summary = "apr_quant_nf4.codec:EveryMatrix", "nf4 for all matrices"
     return [Recipe("nf4", target, summary=summary, formats=("nf4",))]
