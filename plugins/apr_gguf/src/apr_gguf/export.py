@@ -1,4 +1,4 @@
-"""An .apr file as a GGUF file: memory is bounded by one tensor that has to be changed."""
+"""Exports an .apr file as GGUF; memory is bounded by the largest tensor that changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(file: AprFile, out: Path, *, progress: Any = None) -> dict[str, Any]:
     """Write `file` to `out`, beside it first and then renamed.
 
     Returns what was written: tensors, bytes, warnings and the names left out. Raises AprError for
-    a family or number format that GGUF has no place for, OSError.
+    a family or number format that GGUF lacks, and OSError.
     """
     family = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
     if family not in ARCHITECTURES:

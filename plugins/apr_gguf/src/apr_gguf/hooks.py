@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from apr_core.plugin import Exporter, hookimpl
 
 @hookimpl
 def apr_exporters() -> list[Exporter]:
-    """GGUF."""
+    """Declare the GGUF exporter."""
     return [Exporter("gguf", "apr_gguf.export:export", summary="one file, for llama.cpp")]

@@ -1,4 +1,4 @@
-"""The key-value part of a GGUF file: what the model is, and its tokenizer."""
+"""Writes the key-value part of a GGUF file: facts of the model, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}
 
 
 def text_config(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json's part about the language model."""
+    """Return config.json's part about the language model."""
     hf = metadata.get("hf_config")
     if not isinstance(hf, dict):
         raise FormatError(
@@ -31,7 +31,7 @@ def text_config(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def write_keys(w: GGUFWriter, arch: str, metadata: Mapping[str, Any]) -> None:
-    """All keys. `metadata` is the .apr file's."""
+    """Write all keys. `metadata` is the .apr file's."""
     c = text_config(metadata)
     w.add_name(str(metadata.get("name") or "model"))
     w.add_quantization_version(2)
@@ -78,7 +78,7 @@ def _tokenizer(w: GGUFWriter, metadata: Mapping[str, Any]) -> None:
     w.add_token_list(tokens)
     types = metadata.get("tokenizer.token_type")
     w.add_token_types(types if types else _types(metadata, len(tokens)))
-    # llama.cpp wants the key even where there is nothing to merge; an empty pair is never found
+    # llama.cpp wants the key even without merges; an empty pair never matches
     w.add_token_merges(metadata["tokenizer.merges"] or [""])
     if "tokenizer.eos_token_id" in metadata:
         w.add_eos_token_id(metadata["tokenizer.eos_token_id"])
@@ -92,7 +92,7 @@ def _tokenizer(w: GGUFWriter, metadata: Mapping[str, Any]) -> None:
 
 
 def _types(metadata: Mapping[str, Any], count: int) -> list[int]:
-    """Token types of a file without them: added tokens are control, fillers unused."""
+    """Return token types for a file without them: added tokens are control, fillers unused."""
     from apr_core.plugin import unpack
 
     content = unpack(metadata) or {}

@@ -1,4 +1,4 @@
-"""What each tensor is called in GGUF, and how its bytes change on the way.
+"""Maps each tensor to its name and bytes in GGUF.
 
 Sources: gguf's own tensor names, llama.cpp's convert_hf_to_gguf.py (classes Qwen2Model and
 Qwen3_5TextModel), and its pull request 19468 for the order of value heads.
@@ -52,7 +52,7 @@ POST_NORM = {"qwen35": "post_attention_norm.weight", "qwen2": "ffn_norm.weight"}
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Of Qwen3.5's linear attention: key heads, value heads, and their sizes."""
+    """The heads of Qwen3.5's linear attention: key heads, value heads, and their sizes."""
 
     keys: int
     values: int
@@ -60,17 +60,17 @@ class Heads:
     value_dim: int
 
     def order(self) -> NDArray[np.int64]:
-        """GGUF's value head j is the checkpoint's order()[j]: ggml pairs it with key j mod keys."""
+        """Return the checkpoint's value heads in GGUF's order: ggml pairs j with key j mod keys."""
         ratio, j = self.values // self.keys, np.arange(self.values)
         return (j % self.keys) * ratio + j // self.keys
 
     def positions(self, size: int) -> NDArray[np.int64]:
-        """The same for rows or columns of `size` a head."""
+        """Return `order` for rows or columns, of which each head has `size`."""
         return (self.order()[:, None] * size + np.arange(size)).ravel()
 
     @property
     def moved(self) -> bool:
-        """Whether the order differs at all."""
+        """True if GGUF's order differs from the checkpoint's."""
         return self.values != self.keys
 
 
@@ -97,7 +97,7 @@ class TensorMap:
         self.left_out: list[str] = []
 
     def targets(self) -> Iterator[Target]:
-        """One for each tensor GGUF has a place for; the rest goes into `left_out`."""
+        """Yield a target for each tensor GGUF has a place for; others go into `left_out`."""
         for entry in self.file.tensors.values():
             name = self._name(entry.name)
             if name is None:
@@ -191,7 +191,7 @@ class TensorMap:
         return Target(name, entry.name, shape, GGMLQuantizationType[kind], nbytes, make, said)
 
     def _vector(self, name: str, part: str, entry: TensorEntry) -> Target:
-        """Vectors and the convolution: always float32."""
+        """Return the target of a vector or the convolution: always float32."""
         changes: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {}
         if self.heads is not None:
             changes = dict.fromkeys(
@@ -213,7 +213,7 @@ def _plus_one(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _channels(heads: Heads, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """conv1d [C, 1, K] -> [C, K], value channels in GGUF's order."""
+    """Return conv1d [C, 1, K] as [C, K], value channels in GGUF's order."""
     before = 2 * heads.keys * heads.key_dim
     order = np.concatenate([np.arange(before), before + heads.positions(heads.value_dim)])
     taps: NDArray[np.float32] = x[order, 0]
