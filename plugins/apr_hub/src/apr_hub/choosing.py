@@ -1,4 +1,4 @@
-"""Which files of a repository a text model needs."""
+"""Chooses the files of a repository that a text model needs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SMALL = frozenset({
 
 
 def small_files(names: Iterable[str]) -> list[str]:
-    """Configuration, tokenizer and index, as far as the repository has them."""
+    """Return the configuration, tokenizer and index files that the repository has."""
     return sorted(SMALL & set(names))
 
 
 def weight_files(names: Iterable[str], index: Path | None) -> list[str]:
-    """The shards of the index, or the top-level safetensors files where there is no index.
+    """Return the shards of the index, or without one, the top-level safetensors files.
 
     Raises NotFound naming what the repository has instead, FormatError for a damaged index.
     """

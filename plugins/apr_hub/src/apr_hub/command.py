@@ -76,12 +76,12 @@ class _Bars:
             self._bar.stop()
 
     def start(self, total: int) -> None:
-        """So many bytes in all."""
+        """Set the total in bytes."""
         if self._bar is not None:
             self._bar.update(self._task, total=total)
 
     def advance(self, name: str, amount: int) -> None:
-        """So many more bytes of a file are there."""
+        """Show `amount` more bytes of a file."""
         if self._bar is not None:
             self._bar.update(self._task, description=name[-40:], advance=amount)
         elif name not in self._named:

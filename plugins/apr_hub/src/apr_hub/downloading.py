@@ -1,7 +1,7 @@
-"""Bytes of one file: resumed where they stopped, checked against the hub's hash.
+"""Downloads one file: resumed where it stopped, checked against the hub's hash.
 
-The hub client's own download starts over when a process ended in the middle; a shard of 5 GB
-deserves better. The finished file lies where the client keeps it, so other tools share it.
+The hub client's own download starts over if the process ended halfway, which is too slow for
+shards of 5 GB. The finished file lies where the client keeps it, so that other tools share it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from apr_core.plugin import InputOutputError
 
 CHUNK = 1 << 20
-ATTEMPTS = 5  # in a row without a single new byte
+ATTEMPTS = 5  # attempts in a row without a new byte
 TIMEOUT_S = 20
 Progress = Callable[[str, int], None]
 

@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from apr_core.plugin import Command, Source, hookimpl
 
 @hookimpl
 def apr_commands() -> list[Command]:
-    """`apr pull`."""
+    """Declare the command `apr pull`."""
     summary = "Download a checkpoint from a model hub."
     return [Command("pull", "apr_hub.command:command", summary=summary)]
 
 
 @hookimpl
 def apr_sources() -> list[Source]:
-    """hf://ORG/NAME and hf://ORG/NAME@REVISION."""
+    """Declare the source hf://ORG/NAME and hf://ORG/NAME@REVISION."""
     return [Source("hf", "apr_hub.source:fetch", summary="models of a hub, hf://ORG/NAME")]

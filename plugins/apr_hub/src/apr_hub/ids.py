@@ -12,7 +12,7 @@ _ID = re.compile(r"(?:hf://)?([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,128}))?")
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A repository, and the branch, tag or commit that was asked for."""
+    """A repository, and the requested branch, tag or commit."""
 
     repo: str
     revision: str

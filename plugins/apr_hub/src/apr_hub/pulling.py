@@ -1,4 +1,4 @@
-"""Pulls the files of a model that are needed, into the hub client's cache."""
+"""Pulls the files a model needs into the hub client's cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may read i
 
 @dataclass(frozen=True, slots=True)
 class PulledModel:
-    """Where the files are, of which commit, and their sizes."""
+    """The folder of a pulled model, its commit, and the files' sizes."""
 
     path: Path
     commit: str
@@ -27,13 +27,13 @@ class PulledModel:
 
 
 class Reporter(Protocol):
-    """What a caller may hand in to watch."""
+    """Callbacks by which a caller follows a pull."""
 
     def start(self, total: int) -> None:
-        """So many bytes in all."""
+        """Receive the total in bytes."""
 
     def advance(self, name: str, amount: int) -> None:
-        """So many more (or, after a restart, fewer) bytes of a file are there."""
+        """Receive `amount` more bytes of a file; after a restart, fewer."""
 
 
 class _Silent:
@@ -98,7 +98,7 @@ class _Pull:
         return PulledModel(folder, self.commit, {n: p.stat().st_size for n, p in paths.items()})
 
     def _remember_revision(self, folder: Path) -> None:
-        """The client's record of where a branch or tag stands, used by offline look-ups."""
+        """Write the client's record of a branch's or tag's commit, used by offline look-ups."""
         if self.id.revision != self.commit:
             ref = folder.parent.parent / "refs" / self.id.revision
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class _Pull:
         return int(self.siblings[name].size or 0)
 
     def _fetch(self, name: str) -> Path:
-        """A file in the snapshot folder, downloaded if it is not there."""
+        """Return a file of the snapshot folder, downloaded if it is missing."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.constants import HF_HUB_CACHE
         from huggingface_hub.file_download import repo_folder_name
@@ -139,7 +139,7 @@ class _Pull:
 
 
 def resolve_local(text: str) -> Path | None:
-    """The folder of an already pulled model if it is complete, without asking the network."""
+    """Return the folder of a complete, already pulled model, or None. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
     id_ = parse_id(text)
@@ -165,7 +165,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def _explained(id_: HubId) -> Iterator[None]:
-    """The hub client's exceptions as ours."""
+    """Raise the hub client's exceptions as apr's errors."""
     errors: Any = import_module("huggingface_hub.errors")
     try:
         yield

@@ -1,4 +1,4 @@
-"""hf://ORG/NAME[@REVISION] as a source of checkpoints: what `apr pull` has brought here."""
+"""The source hf://ORG/NAME[@REVISION]: checkpoints that `apr pull` has downloaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from apr_hub.pulling import resolve_local
 def fetch(
     url: str, *, progress: Callable[[str, int], None] | None = None, force: bool = False
 ) -> Path:
-    """Return the directory of a model that was pulled. The network is not asked.
+    """Return the directory of a model that was pulled. Uses no network.
 
-    Raises NotFound for what is no id, and for what is not here, or not all of it.
+    Raises NotFound for an invalid id, and for a model that is missing or incomplete.
     """
     try:
         local = resolve_local(url)
