@@ -68,7 +68,7 @@ def command(
 def run_bench(
     file: str, loading: dict[str, Any], with_profile: bool, options: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything `--json` prints. `loading` is what `load` takes beside the file."""
+    """Return everything that `--json` prints. `loading` is what `load` takes beside the file."""
     from apr_core.runtime import load
     from apr_eval.measuring import Plan, measure, memory_bandwidth
 
@@ -119,7 +119,7 @@ def _facts(
 
 
 def _peak_memory() -> int | None:
-    """Resident bytes at their highest; mapped pages of the file count."""
+    """Return the peak of resident bytes, or None; mapped pages of the file count."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -129,7 +129,7 @@ def _peak_memory() -> int | None:
 
 
 def _profiles(model: Model, plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Time by op, in runs of their own because taking it costs time."""
+    """Return time by op, from separate runs because timing ops costs time."""
     from apr_eval.measuring import prefill
     from apr_eval.profiling import profiled
 
@@ -151,7 +151,7 @@ def _profiles(model: Model, plan: Plan) -> dict[str, list[dict[str, Any]]]:
 
 
 def _a_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
-    """The rows of one step, on average."""
+    """Return the rows of one step, on average."""
     return [
         row | {"calls": row["calls"] / steps, "seconds": row["seconds"] / steps}
         for row in profile.rows()

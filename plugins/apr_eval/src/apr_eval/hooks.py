@@ -1,4 +1,4 @@
-"""What this distribution provides. Imports nothing but apr_core's declarations."""
+"""Declarations of this distribution. Imports nothing but apr_core's declarations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from apr_core.plugin import Command, hookimpl
 
 @hookimpl
 def apr_commands() -> list[Command]:
-    """`apr bench`."""
+    """Declare the command `apr bench`."""
     summary = "Measure how fast a file runs here."
     return [Command("bench", "apr_eval.bench:command", summary=summary)]

@@ -1,4 +1,4 @@
-"""What a loaded model does in how much time. Every phase is timed by itself, nothing inferred."""
+"""Measures a loaded model. Every phase is timed by itself; nothing is inferred."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Return the spread of at least one value."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(float(median), float(p10), float(p90))
 
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Speeds over all repetitions. Tokens a second; decode is the sum over the batch."""
+    """Speeds over all repetitions, in tokens per second; decode is summed over the batch."""
 
     ttft_s: Spread
     prefill_tok_s: Spread
@@ -79,11 +79,11 @@ class Measurement:
 
     @property
     def bytes_per_token(self) -> float:
-        """Weights and state that one step reads, a token."""
+        """Bytes of weights and state that one step reads, per token."""
         return (self.weight_bytes + self.state_bytes) / self.batch
 
     def bandwidth_share(self, bandwidth: float) -> float:
-        """Bytes read a second in decode over what the machine can read."""
+        """Return bytes read per second in decode over what the machine can read."""
         return self.bytes_per_token * self.decode_tok_s.median / bandwidth
 
 
@@ -106,7 +106,7 @@ def measure(model: Model, plan: Plan, done: Callable[[], None] = lambda: None) -
 
 
 def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
-    """One prompt alone, the others of the batch untimed, then steps of all; and state bytes."""
+    """Time one prompt alone and steps of the batch; return them and the state's bytes."""
     rng = np.random.default_rng([SEED, number])
     valid = model.tokenizer.valid_size
     slots = [model.new_slot() for _ in range(plan.batch)]
@@ -137,7 +137,7 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
 
 
 def prefill(model: Model, slot: int, ids: list[int]) -> NDArray[np.float32]:
-    """Read a prompt in chunks, as generation does; logits of its last token."""
+    """Read a prompt in chunks, as generation does; return the logits of its last token."""
     for i in range(0, len(ids), CHUNK):
         logits = model.forward([(slot, ids[i : i + CHUNK])])
     row: NDArray[np.float32] = logits[0]
@@ -145,12 +145,12 @@ def prefill(model: Model, slot: int, ids: list[int]) -> NDArray[np.float32]:
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of all matrices that every step reads; embedding rows are not counted."""
+    """Return the bytes of all matrices that every step reads, without embedding rows."""
     return sum(int(w.data.nbytes) for w in model.matrices())
 
 
 def state_bytes(model: Model, slots: Iterable[int]) -> int:
-    """Bytes of state that the next step of these slots reads.
+    """Return the bytes of state that the next step of these slots reads.
 
     Counted on snapshots, which hold what is in use: what a model holds is more, because caches
     grow ahead of the sequence.
@@ -159,14 +159,14 @@ def state_bytes(model: Model, slots: Iterable[int]) -> int:
 
 
 def _nbytes(part: Any) -> int:
-    """Bytes of an array, or of the arrays in a mapping or a sequence of them."""
+    """Return the bytes of an array, or of the arrays in a mapping or a sequence of them."""
     if hasattr(part, "nbytes"):
         return int(part.nbytes)
     return sum(map(_nbytes, part.values() if isinstance(part, Mapping) else part))
 
 
 def memory_bandwidth(threads: int, rounds: int = 5) -> float:
-    """Bytes a second that `threads` read from memory together: the best of `rounds`.
+    """Return the bytes per second that `threads` read together: the best of `rounds`.
 
     Each thread reduces a buffer of its own, once, front to back; reductions release the GIL and
     are limited by memory. The clock runs from the first thread's start to the last one's end.
@@ -185,7 +185,7 @@ def _seconds_to_read(parts: Sequence[NDArray[np.uint64]]) -> float:
         np.bitwise_or.reduce(part)
         spans.append((started, time.perf_counter()))
 
-    # daemons: an interruption here must not leave the process waiting for threads at the gate
+    # daemons: after an interruption here the process must not wait for threads at the gate
     workers = [Thread(target=read, args=(part,), daemon=True) for part in parts]
     for worker in workers:
         worker.start()

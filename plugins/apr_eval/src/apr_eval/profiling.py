@@ -1,4 +1,4 @@
-"""Time by op. Bound ops are wrapped for a while; an op's time does not count ops inside it."""
+"""Times ops by wrapping the bound ops. An op's time excludes the ops inside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class OpTime:
-    """Of one op and the formats of its weights."""
+    """Time of one op with one combination of weight formats."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -24,7 +24,7 @@ class OpTime:
 
 @dataclass(slots=True)
 class Profile:
-    """Times by label, and the whole time of the profiled part; the rest is between ops."""
+    """Times by label, and the whole profiled time; the rest is between ops."""
 
     kernels: dict[str, str]  # BindReport.as_dict() of the model
     _wait: Callable[[Any], None]  # for what an op gave
@@ -33,7 +33,7 @@ class Profile:
     _inside: list[float] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Slowest first: op, kernel, calls, seconds, share; last what no op accounts for."""
+        """Return rows, slowest first: op, kernel, calls, seconds, share; last, unaccounted time."""
         named = sorted(self.ops.items(), key=lambda item: -item[1].seconds)
         rows = [
             {
@@ -50,14 +50,14 @@ class Profile:
         return [*rows, between | {"seconds": rest, "share": self._share(rest)}]
 
     def _kernel(self, label: str) -> str:
-        """What the op is bound to: by its weight's format, or whatever its weights are."""
+        """Return what the op is bound to, for its weight's format or for any."""
         return self.kernels.get(label) or self.kernels.get(label.partition("[")[0], "")
 
     def _share(self, seconds: float) -> float:
         return seconds / self.total_s if self.total_s else 0.0
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed under its name and the formats of its weights."""
+        """Return the function, timed under its name and its weights' formats."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inside.append(0.0)
@@ -86,7 +86,7 @@ def _formats(args: tuple[Any, ...]) -> str:
 
 
 def _waiting(backend: BackendPlugin) -> Callable[[Any], None]:
-    """Returns when what an op gave is there: a device of its own may only have been told to."""
+    """Return a function that waits until an op's result exists; devices may lag behind."""
 
     def wait(result: Any) -> None:
         last = result[-1] if isinstance(result, tuple) else result
