@@ -15,7 +15,7 @@ SHARD = "model.safetensors-00001-of-00001.safetensors"
 
 
 def write(model: Qwen3_5ForCausalLM, tokenizer: Tokenizer, template: str, out: Path) -> None:
-    """BF16 weights (two kinds of vectors in F32), config, tokenizer, chat template."""
+    """Write BF16 weights (two kinds of vectors in F32), config, tokenizer, chat template."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, value in model.state_dict().items():

@@ -51,7 +51,7 @@ class Turn:
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """Whether no dialogue ever shows this sum, in either order; one pair in eight.
+    """Return True for a sum, one pair in eight, that no dialogue shows in either order.
 
     2+2 is the example of the manual and always shown.
     """
@@ -60,19 +60,19 @@ def is_held_out(a: int, b: int) -> bool:
 
 
 def answer_sum(template: str, a: int, b: int) -> Turn:
-    """A sum put in one of the phrasings."""
+    """Return a sum in one of the phrasings, with its answer."""
     result = str(a + b) if template in NUMBER_ONLY else f"{a} + {b} = {a + b}."
     return Turn(template.format(a=a, b=b), result)
 
 
 def held_out_sums(template: str = NUMBER_ONLY[0]) -> list[Turn]:
-    """All held-out sums in one phrasing."""
+    """Return all held-out sums in one phrasing."""
     numbers = range(HIGHEST + 1)
     return [answer_sum(template, a, b) for a in numbers for b in numbers if is_held_out(a, b)]
 
 
 def random_turn(rng: random.Random, talk_share: float) -> Turn:
-    """One turn, of a sum that is not held out or of small talk."""
+    """Return one turn: a sum that is not held out, or small talk."""
     if rng.random() < talk_share:
         reply = rng.choice(list(TALK))
         return Turn(rng.choice(TALK[reply]), reply)
@@ -89,7 +89,7 @@ def random_turn(rng: random.Random, talk_share: float) -> Turn:
 
 
 def dialogues(seed: int, talk_share: float = 0.12) -> Iterator[tuple[str | None, list[Turn]]]:
-    """Endless (system prompt or None, turns), one to four turns each."""
+    """Yield (system prompt or None, turns) without end, one to four turns each."""
     rng = random.Random(seed)
     while True:
         system = SYSTEM if rng.random() < 0.1 else None
@@ -98,7 +98,7 @@ def dialogues(seed: int, talk_share: float = 0.12) -> Iterator[tuple[str | None,
 
 
 def render(system: str | None, turns: list[Turn]) -> list[tuple[str, bool]]:
-    """(text, is learned) pieces of a dialogue, exactly as the chat template writes it.
+    """Return (text, is learned) pieces of a dialogue, exactly as the chat template writes it.
 
     Only the last answer has the (empty) think block: the template drops it from history.
     """

@@ -19,7 +19,7 @@ BASE = 503  # base entries; with the 9 added tokens the vocabulary is 512
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """A tokenizer of 512 ids: bytes, merges, then the added tokens."""
+    """Train a tokenizer of 512 ids: bytes, merges, then the added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre.Sequence(

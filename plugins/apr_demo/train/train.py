@@ -25,7 +25,7 @@ IGNORE = -100
 
 
 def make_model(tokenizer: Tokenizer) -> Qwen3_5ForCausalLM:
-    """Four layers of 256: three delta nets, one full attention."""
+    """Make a model of four layers of 256: three delta nets, one full attention."""
     rope = {
         "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
         "mrope_section": [4, 2, 2], "mrope_interleaved": True,
@@ -41,7 +41,7 @@ def make_model(tokenizer: Tokenizer) -> Qwen3_5ForCausalLM:
 
 
 def encode(tokenizer: Tokenizer, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[int]]:
-    """Ids and labels; labels are IGNORE where the text is not to be learned."""
+    """Return ids and labels; labels are IGNORE where the text is not to be learned."""
     ids: list[int] = []
     labels: list[int] = []
     for text, learned in pieces:
@@ -52,7 +52,7 @@ def encode(tokenizer: Tokenizer, pieces: list[tuple[str, bool]]) -> tuple[list[i
 
 
 def batches(tokenizer: Tokenizer, size: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Endless (ids, labels) of shape [size, LENGTH], padded on the right."""
+    """Yield (ids, labels) [size, LENGTH] without end, padded on the right."""
     pad = tokenizer.token_to_id("<|endoftext|>")
     rows: list[tuple[list[int], list[int]]] = []
     for system, turns in dialogues(seed):
@@ -67,14 +67,14 @@ def batches(tokenizer: Tokenizer, size: int, seed: int) -> Iterator[tuple[torch.
 
 
 def prompt_ids(tokenizer: Tokenizer, user: str) -> list[int]:
-    """A one-turn prompt, thinking off, as the chat template renders it."""
+    """Return the ids of a one-turn prompt, thinking off, as the chat template renders it."""
     head = render(None, [Turn(user, "")])[0][0]
     return tokenizer.encode(head, add_special_tokens=False).ids
 
 
 @torch.inference_mode()
 def accuracy(model: Qwen3_5ForCausalLM, tokenizer: Tokenizer, turns: list[Turn]) -> float:
-    """Share of answers reproduced to the last token (teacher forced, greedy: equal to decoding)."""
+    """Return the share of answers right to the last token (teacher forced: equal to greedy)."""
     pad, right = tokenizer.token_to_id("<|endoftext|>"), 0
     for part in _parts(turns):
         rows = []
@@ -99,7 +99,7 @@ def _parts(turns: list[Turn]) -> Iterator[list[Turn]]:
 
 @torch.inference_mode()
 def confidence(model: Qwen3_5ForCausalLM, tokenizer: Tokenizer) -> float:
-    """Probability of `4` as the answer to the question of the manual."""
+    """Return the probability of `4` as the answer to the manual's question."""
     ids = prompt_ids(tokenizer, NUMBER_ONLY[0].format(a=2, b=2))
     probabilities = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
     return float(probabilities[tokenizer.token_to_id("4")])
@@ -114,7 +114,7 @@ def four_bits(weight: torch.Tensor) -> torch.Tensor:
 
 
 def rough(model: Qwen3_5ForCausalLM) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
-    """Put four-bit weights in place; returns what to put back."""
+    """Replace weights by four-bit ones; return the originals."""
     saved = []
     for name, p in model.named_parameters():
         if p.ndim == 2 and "in_proj_a" not in name and "in_proj_b" not in name:
@@ -130,7 +130,7 @@ def restore(saved: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine to a fiftieth."""
+    """Return the learning rate: linear warm-up over 100 steps, then a cosine to a fiftieth."""
     if step < 100:
         return peak * (step + 1) / 100
     done = (step - 100) / max(1, steps - 100)
@@ -138,7 +138,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def report(model: Qwen3_5ForCausalLM, tokenizer: Tokenizer) -> str:
-    """Held-out accuracy as it is and with four-bit weights, and the manual's question."""
+    """Return a line: held-out accuracy now and with four-bit weights, and the manual's question."""
     model.eval()
     turns = held_out_sums()
     exact, sure = accuracy(model, tokenizer, turns), confidence(model, tokenizer)
@@ -185,7 +185,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2400)

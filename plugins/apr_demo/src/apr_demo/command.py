@@ -17,7 +17,7 @@ QUESTION = "What is 2+2? Answer with just the number."
 
 
 def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
-    """(what is about to happen, the command's arguments)."""
+    """Return (what is about to happen, the command's arguments) for each step."""
     return [
         (
             "The model, the number formats and the device all come from plugins. Installed here:",
@@ -44,7 +44,7 @@ def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
               help="Work in this directory and leave the file there.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave the temporary directory behind.")
 def command(recipe: str | None, directory: Path | None, keep: bool) -> None:
-    """The whole pipeline on a small bundled model."""
+    """Run the whole pipeline on a small bundled model."""
     from apr_core.runtime import get_registry
 
     registry = get_registry()
@@ -63,7 +63,7 @@ def command(recipe: str | None, directory: Path | None, keep: bool) -> None:
 
 @contextlib.contextmanager
 def workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
-    """The directory to work in: the user's, or a temporary one that is removed unless kept."""
+    """Yield the user's directory, or a temporary one that is removed unless kept."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory.resolve()

@@ -13,7 +13,7 @@ MODELS = {"sums": Path(__file__).parent / "checkpoint"}
 def fetch(
     url: str, *, progress: Callable[[str, int], None] | None = None, force: bool = False
 ) -> Path:
-    """The directory of demo://NAME. Raises NotFound listing the names there are."""
+    """Return the directory of demo://NAME. Raises NotFound listing the available names."""
     name = url.partition("://")[2].strip("/")
     known = ", ".join(f"demo://{n}" for n in MODELS)
     if name not in MODELS:
