@@ -298,10 +298,9 @@ def _floor(value: float) -> float:
 class Repetition:
     """Detects an answer that repeats itself without end.
 
-    Counts, for every short period, how many tokens in a row equal those a period before. Only what
-    is equal token by token counts. Tables, matrices of zeros, or a line that somebody wants a
-    hundred times are no endless repetition, so it takes long; in a thought, which nobody asked to
-    be of some form, it takes less.
+    Counts, for every short period, how many tokens in a row equal those one period before; only
+    exact repetition counts. Tables, matrices of zeros, or a line wanted a hundred times are not
+    endless, so many repetitions are needed; fewer in a thought, which has no required form.
     """
 
     def __init__(self) -> None:

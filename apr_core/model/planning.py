@@ -94,12 +94,11 @@ def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -
 def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
     """Return an upper estimate of a forward's bytes for CHUNK tokens, beside weights and states.
 
-    Counted in rows of float32. The residual stream, what is added to it, the sum, and the norm of
-    the sum are there at once. Beside them is the part of a layer that is at work: the products of
-    the mixer, each of which becomes something else before it is used (rotated, convolved, gated),
-    or those of the feed-forward and what is made of them. Layers follow each other in the same
-    memory, so that the widest counts. Logits are those of all rows, as when a text is scored, or as
-    many sequences answer at once.
+    Counted in rows of float32. Live at once are the residual stream, what is added to it, the sum
+    and its norm, and the working part of a layer: the mixer's products, each with its transformed
+    copy (rotated, convolved, gated), or the feed-forward's products and their results. Layers use
+    the same memory in turn, so the widest counts. Logits are counted for all rows, as when a text
+    is scored or many sequences answer at once.
     """
     widest = max(
         (max(2 * _rows(layer.mixer), _rows(layer.mlp) + _widest(layer.mlp)) for layer in layers),

@@ -25,9 +25,9 @@ class State:
 
     kind: ClassVar[StateKind]  # as in the mixer's declaration
     rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
-    # True: it can keep rows of a part of a sequence. Then `snapshot` takes a third argument, the
-    # position to begin at, `restore` takes the same, with everything before it in place, and
-    # `shortened(snapshot, rows)` gives the first rows of one
+    # True: snapshots may hold a part of a sequence. Then `snapshot` takes a third argument, the
+    # position to begin at; `restore` takes the same, with everything before it in place; and
+    # `shortened(snapshot, rows)` returns the first rows of one
     segments = False
     grid = (
         1  # tokens: prompts that are cut at its multiples give the same bits however they are cut

@@ -99,10 +99,10 @@ def _waiting(backend: BackendPlugin) -> Callable[[Any], None]:
 def profiled(model: Model) -> Iterator[Profile]:
     """Wrap the model's ops inside the block.
 
-    Weights keep their own kernels unwrapped: a backend may look at these to decide whether to
-    fuse, so wrapping would time other code than what runs. Captured steps are switched off, since
-    they call no ops: what a step costs between its ops is larger here than without a profile. A
-    device with memory of its own is waited for after each op: else all would be launches.
+    Weights keep their kernels unwrapped: a backend may look at these to decide whether to fuse, so
+    wrapping them would time other code. Captured steps are switched off, since they call no ops;
+    the cost between ops is therefore larger than without a profile. On a device with its own
+    memory each op is waited for, or only launches would be timed.
     """
     profile, ops = Profile(model.report.as_dict(), _waiting(model.backend)), model.ops
     before, captures = dict(vars(ops)), model.captures
