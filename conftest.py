@@ -17,5 +17,5 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first: the other process fills the time beside it."""
+    """Begin with what takes minutes: the other process fills the time beside it."""
     items.sort(key=lambda item: item.get_closest_marker("takes_minutes") is None)

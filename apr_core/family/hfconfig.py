@@ -10,6 +10,10 @@ from apr_core.errors import ContractError
 from apr_core.family.modelspec import ModelConfig
 
 MISSING = object()
+SIZES = {  # fields of a ModelConfig, and keys of config.json
+    "hidden_size": "hidden_size", "num_heads": "num_attention_heads", "vocab_size": "vocab_size",
+    "intermediate_size": "intermediate_size", "max_position_embeddings": "max_position_embeddings",
+}  # fmt: skip
 MAX_LAYERS = 4096
 
 
@@ -84,33 +88,26 @@ class ConfigReader:
         self, family: str, layer_types: Iterable[str], generation: Mapping[str, Any] | None,
         **own: Any,
     ) -> ModelConfig:  # fmt: skip
-        """The numbers of a model by the names that most families use; `own` are other fields.
+        """Read a model by the names that most families use; `own` are other fields.
 
         Heads of keys and values are those of queries, and their size is hidden_size over their
         number, where config.json does not say otherwise. Raises ContractError.
         """
-
-        def heads() -> int:
-            return self.integer("num_attention_heads")
-
+        sizes = {name: self.integer(key) for name, key in SIZES.items() if name not in own} | own
+        heads, hidden = sizes["num_heads"], sizes["hidden_size"]
         usual: dict[str, Callable[[], Any]] = {
-            "architecture": lambda: self.architecture(family),
-            "hidden_size": lambda: self.integer("hidden_size"),
-            "num_layers": self.layers,
-            "num_heads": heads,
-            "num_kv_heads": lambda: self.integer("num_key_value_heads", heads()),
-            "head_dim": lambda: self.integer("head_dim", self.integer("hidden_size") // heads()),
-            "intermediate_size": lambda: self.integer("intermediate_size"),
-            "vocab_size": lambda: self.integer("vocab_size"),
-            "max_position_embeddings": lambda: self.integer("max_position_embeddings"),
+            "num_kv_heads": lambda: self.integer("num_key_value_heads", heads),
+            "head_dim": lambda: self.integer("head_dim", hidden // heads),
             "rope_theta": lambda: self.rope("rope_theta"),
             "rms_norm_eps": lambda: self.number("rms_norm_eps"),
             "tied_embeddings": lambda: self.flag("tie_word_embeddings", False),
-            "stop_ids": lambda: self.stop_ids(generation),
-            "sampling": lambda: sampling_defaults(generation),
         }
-        read = {name: value() for name, value in usual.items() if name not in own}
-        return ModelConfig(family=family, layer_types=tuple(layer_types), **read, **own)
+        return ModelConfig(
+            family=family, architecture=self.architecture(family), num_layers=self.layers(),
+            layer_types=tuple(layer_types), stop_ids=self.stop_ids(generation),
+            sampling=sampling_defaults(generation), **sizes,
+            **{name: read() for name, read in usual.items() if name not in own},
+        )  # fmt: skip
 
     def refuse(self, key: str, allowed: Iterable[Any], why: str) -> None:
         """Raise ContractError unless the value is absent, null or one of `allowed`."""

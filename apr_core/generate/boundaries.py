@@ -2,8 +2,7 @@
 
 Recurrent mixers give other bits when a prompt is cut off their grid. Boundaries are the positions
 where state may be kept for other prompts, and a prompt is cut there whether it is kept or not.
-Whether a position is one depends only on the tokens before it: prompts that begin alike are cut
-alike as far as they are.
+Whether a position is one depends only on the tokens before it: what begins alike is cut alike.
 """
 
 from __future__ import annotations

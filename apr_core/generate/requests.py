@@ -48,8 +48,7 @@ class GenerationRequest:
     Before `min_tokens` no token that ends answers is chosen. `thinking_budget` are reasoning
     tokens, after which the thought is closed with `budget_text`. `constraint` makes what limits the
     answer; it applies from the end of the reasoning on. `top_logprobs` None means none, 0 those of
-    the chosen tokens only. `owner` shares the engine fairly: owners take turns, however many
-    requests each has waiting.
+    the chosen tokens only. Owners take turns, however many requests each has waiting.
     """
 
     prompt_ids: Sequence[int]

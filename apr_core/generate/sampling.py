@@ -2,11 +2,8 @@
 
 Steps in order: mask, bias, penalties, temperature, top-k, top-p, min-p, draw. Presence and
 frequency penalties count generated tokens; the repetition penalty, prompt and generated ones
-(Keskar et al., 2019). Of equal scores the lowest id comes first.
-
-A vocabulary is long, so it is read a few times in float32 and neither copied without need nor
-sorted; the few tokens that are left are weighed in float64. A draw walks them from the likeliest
-down, or the whole vocabulary by id where neither top-k nor top-p chose.
+(Keskar et al., 2019). Of equal scores the lowest id comes first. A draw walks the tokens that are
+left from the likeliest down, or all by id where neither top-k nor top-p chose.
 """
 
 from __future__ import annotations

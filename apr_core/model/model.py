@@ -192,10 +192,7 @@ class Model:
         from apr_core.model.planning import LayerShapes, step_bytes
 
         layers = [
-            LayerShapes(
-                _shapes(layer.weights, layer.mixer.matrices),
-                _shapes(layer.weights, layer.mlp.matrices),
-            )
+            LayerShapes(*(_shapes(layer.weights, p.matrices) for p in (layer.mixer, layer.mlp)))
             for layer in self._decoder.layers
         ]
         return step_bytes(self.config.hidden_size, self.config.vocab_size, layers)

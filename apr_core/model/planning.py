@@ -94,11 +94,9 @@ def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -
 def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
     """Return an upper estimate of a forward's bytes for CHUNK tokens, beside weights and states.
 
-    Counted in rows of float32. Live at once are the residual stream, what is added to it, the sum
-    and its norm, and the working part of a layer: the mixer's products, each with its transformed
-    copy (rotated, convolved, gated), or the feed-forward's products and their results. Layers use
-    the same memory in turn, so the widest counts. Logits are counted for all rows, as when a text
-    is scored or many sequences answer at once.
+    Live at once are the residual stream, what is added to it, the sum and its norm; of the widest
+    layer, the mixer's products, each with its transformed copy (rotated, convolved, gated), or the
+    feed-forward's; and logits of all rows, as when a text is scored.
     """
     widest = max(
         (max(2 * _rows(layer.mixer), _rows(layer.mlp) + _widest(layer.mlp)) for layer in layers),

@@ -63,7 +63,27 @@ class State:
             self.close(slot)
 
 
-class KVState(State):
+class _KeysAndValues(State):
+    """Keys and values, an array [Hkv, rows, D] of each per slot."""
+
+    def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType) -> None:
+        self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
+        self.keys: dict[int, Array] = {}
+        self.values: dict[int, Array] = {}
+
+    def _zeros(self, rows: int) -> Array:
+        return self._make((self._heads, rows, self._dim), self.dtype)
+
+    def close(self, slot: int) -> None:
+        """Forget the slot and give its memory back."""
+        del self.keys[slot], self.values[slot]
+
+    def nbytes(self) -> int:
+        """Return the bytes held now, over all slots."""
+        return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
+
+
+class KVState(_KeysAndValues):
     """Keys and values of full attention: one growing array [Hkv, capacity, D] each per slot.
 
     With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
@@ -75,21 +95,12 @@ class KVState(State):
     growth = 256  # positions; capacity doubles from here
 
     def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32") -> None:
-        self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
-        self.keys: dict[int, Array] = {}
-        self.values: dict[int, Array] = {}
+        super().__init__(zeros, kv_heads, head_dim, dtype)
         self._row_bytes = 0  # bytes of a position's keys, once looked up
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
         self.keys[slot], self.values[slot] = self._zeros(self.growth), self._zeros(self.growth)
-
-    def _zeros(self, capacity: int) -> Array:
-        return self._make((self._heads, capacity, self._dim), self.dtype)
-
-    def close(self, slot: int) -> None:
-        """Forget the slot and give its memory back."""
-        del self.keys[slot], self.values[slot]
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` positions."""
@@ -150,10 +161,6 @@ class KVState(State):
         keys, values = snapshot
         return keys[:, :rows], values[:, :rows]
 
-    def nbytes(self) -> int:
-        """Return the bytes held now, over all slots."""
-        return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
-
 
 class RecurrentState(State):
     """Named fixed-size arrays per slot, for mixers that fold the past into a matrix."""
@@ -198,7 +205,7 @@ class RecurrentState(State):
         return sum(a.nbytes for arrays in self.arrays.values() for a in arrays.values())
 
 
-class WindowState(State):
+class WindowState(_KeysAndValues):
     """The last keys and values of attention over a window, in room for two windows per slot.
 
     `window` counts the query's own position. Rows are appended until the room is full; then the
@@ -216,14 +223,9 @@ class WindowState(State):
                 "keys and values of a window are kept in f32 or f16, not in 8 bits",
                 "Load with kv_type='f16'.",
             )
-        self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
+        super().__init__(zeros, kv_heads, head_dim, dtype)
         self.window, self.capacity = window, 2 * window
-        self.keys: dict[int, Array] = {}
-        self.values: dict[int, Array] = {}
         self.first: dict[int, int] = {}  # the position of a slot's row 0
-
-    def _zeros(self, rows: int) -> Array:
-        return self._make((self._heads, rows, self._dim), self.dtype)  # [Hkv, rows, D]
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -232,7 +234,8 @@ class WindowState(State):
 
     def close(self, slot: int) -> None:
         """Forget the slot and give its memory back."""
-        del self.keys[slot], self.values[slot], self.first[slot]
+        super().close(slot)
+        del self.first[slot]
 
     def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array, int]:
         """Write k, v [n, Hkv, D] at `position`, the slot's length.
@@ -283,10 +286,6 @@ class WindowState(State):
     def bytes_at(self, length: int) -> int:
         """Return the bytes of a slot, however long its sequence is."""
         return 2 * self.capacity * int(self._zeros(1).nbytes)
-
-    def nbytes(self) -> int:
-        """Return the bytes held now, over all slots."""
-        return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
 
 
 class StateMakers:

@@ -3,8 +3,7 @@
 A backend that records steps (`capture`) repeats what its ops did, without the Python between them.
 So a step may hold nothing but ops, and only the backend's own. Here a decoder with a layer of each
 kind runs on NumPy, with arrays that report where their values are read. `Unread`, their class, is
-the one definition of what a mixer may do between ops: a backend that records on NumPy arrays gives
-results of that kind, whose values do not exist yet.
+also that of results whose values do not exist yet, which a backend gives that records on NumPy.
 """
 
 from __future__ import annotations

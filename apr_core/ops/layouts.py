@@ -2,10 +2,8 @@
 
     value = scale * level(code) + minimum
 
-`scale` and `minimum` are products of numbers inside the block, one for each group or one for all.
-A level is the code less `zero`, or an entry of a codebook of up to 16. A backend's generic kernel
-reads such blocks in place; `decode` below is what it has to agree with, and may serve a quantizer
-as its own.
+A Layout says what these are. A backend's generic kernel reads such blocks in place; `decode` is
+what it has to agree with, and may serve a quantizer as its own.
 """
 
 from __future__ import annotations

@@ -6,19 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from apr_core.errors import FormatError, UsageError
 from apr_core.text.tokenizer_files import (
     build,
     is_added_token,
-    read_config,
-    read_json,
-    special_metadata,
     unpack,
-    vocabulary,
-    with_added_tokens,
 )
 
 
@@ -42,7 +36,7 @@ class AddedToken:
 
 
 class Tokenizer:
-    """Encodes and decodes. Make one with `from_metadata` or `from_directory`.
+    """Encodes and decodes. Make one with `from_metadata`.
 
     `stop_ids` end an answer; `special_tokens` are the names that templates use (`bos_token`).
     `reasoning` are the tags that open and close a thought, where the family has such.
@@ -90,17 +84,6 @@ class Tokenizer:
         special = metadata.get("special_tokens")
         names = special if isinstance(special, dict) else None
         return cls(content, size, stops, names, reasoning)
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> Tokenizer:
-        """Build the tokenizer of a checkpoint. Raises NotFound or FormatError."""
-        config = read_config(directory)
-        content = with_added_tokens(read_json(directory / "tokenizer.json"), config, directory)
-        vocab, added = vocabulary(content, directory)
-        tokens = {**vocab, **added}
-        special = special_metadata(config, tokens, ())
-        size = max(tokens.values(), default=-1) + 1
-        return cls(content, size, special["apr.stop_ids"], special["special_tokens"])
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

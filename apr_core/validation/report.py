@@ -103,9 +103,7 @@ def score(passed: int, ran: int, overall_error: float | None) -> float:
 
     Checks that did not run are in neither `passed` nor `ran`. `fidelity` is max(0, 1 - 2 * e),
     where e is the root mean square of the tensors' relative errors, each counted by its number of
-    values; without a source it is 1, and the quality check is listed as not run. So a lossless file
-    that passes everything has 100, one with e = 0.075 (common for 4.5 bits a weight) has 85, and at
-    e = 0.5, where half of the amplitude is noise, nothing is left.
+    values; without a source it is 1. A file with e = 0.075 (common for 4.5 bits) has 85.
     """
     fidelity = 1.0 if overall_error is None else max(0.0, 1.0 - 2.0 * overall_error)
     return round(100.0 * passed / ran * fidelity, 1)

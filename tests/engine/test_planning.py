@@ -16,7 +16,7 @@ pytest.importorskip("apr_qwen2", reason="a family to load")
 pytest.importorskip("apr_qwen3_5", reason="a family whose state is not all in rows")
 pytest.importorskip("apr_quant_q4k", reason="a format that some backends read packed")
 
-from apr_core.model import load
+from apr_core import load
 from apr_core.model.planning import (
     GIB,
     RESERVE,

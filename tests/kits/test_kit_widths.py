@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("apr_qwen2", reason="the family that is changed here")
 pytest.importorskip("apr_qwen3_5", reason="a family with two kinds of layers")
 
+from apr_core import load
 from apr_core.family.contract import evaluate_shape
-from apr_core.model import load
 from apr_core.plugin import Attention, Contract, ContractError, Family
 from apr_core.registry import Registry, get_registry
 from apr_devkit.kits.rig import tiny_apr, with_reference

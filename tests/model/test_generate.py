@@ -12,9 +12,9 @@ from apr_core.errors import AprError, UsageError
 from apr_core.generate.generate import Generation, Timings, generate, stream
 from apr_core.generate.requests import Delta
 from apr_core.model.step import LastLogits
-from apr_core.text.tokenizer import Tokenizer
 from apr_devkit.kits.rig import ReferenceBackend
 from tests.model.test_text import make_tokenizer
+from tests.tokenizers_of import tokenizer_of
 
 
 class Scripted:
@@ -64,9 +64,7 @@ class Scripted:
 def tokenizer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer(directory)
-    made = Tokenizer.from_directory(directory)
-    made.reasoning = ("<think>", "</think>")
-    return made
+    return tokenizer_of(directory)
 
 
 def test_the_answer_ends_at_a_stop_id_of_model_or_tokenizer(tokenizer):

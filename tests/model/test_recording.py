@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("apr_qwen2", reason="the family that is changed here")
 
+from apr_core import load
 from apr_core.cli import run
-from apr_core.model import load
 from apr_core.ops import CORE_OPS
 from apr_core.plugin import Attention, Backend, BackendError, Family, Kernel, composite, op
 from apr_core.registry import Registry, get_registry

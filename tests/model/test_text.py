@@ -19,6 +19,7 @@ from apr_core.text.chat import ChatTemplate, encode_chat, starts_thinking
 from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
 from apr_core.text.tokenizer_files import REBUILT, WHOLE, build, pair_model, tokenizer_metadata
+from tests.tokenizers_of import tokenizer_of
 
 DATA = Path(__file__).parents[1] / "data"
 PATTERN = (
@@ -372,7 +373,7 @@ def test_private_use_characters_of_a_user_are_kept(tokenizer):
 
 
 def test_templates_may_name_special_tokens(directory):
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = tokenizer_of(directory)
     ids = encode_chat(
         tokenizer, ChatTemplate("{{ eos_token }}{{ bos_token }}!"), [{"role": "user"}]
     )

@@ -11,11 +11,11 @@ import pytest
 
 from apr_core.errors import UsageError
 from apr_core.generate.requests import Delta
-from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.answer_parser import AnswerParser
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 from apr_serve.chat.request import Tool
 from apr_serve.grammar import grammar
+from tests.tokenizers_of import tokenizer_of
 
 CHECKPOINT = Path(__file__).parents[2] / "plugins/apr_demo/src/apr_demo/checkpoint"
 WEATHER = Tool(
@@ -63,7 +63,7 @@ PING = Tool("ping")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_directory(CHECKPOINT)
+    return tokenizer_of(CHECKPOINT)
 
 
 def written(tokenizer, make, seed, limit=3000):

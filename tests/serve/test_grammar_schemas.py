@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from apr_core.errors import UsageError
-from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.request import Tool
 from apr_serve.grammar import grammar
 from apr_serve.grammar.schemas import FORMATS, checked
 from tests.serve.test_grammar import CHECKPOINT, calls, nested, parsed, written
+from tests.tokenizers_of import tokenizer_of
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_directory(CHECKPOINT)
+    return tokenizer_of(CHECKPOINT)
 
 
 REFUSED = {

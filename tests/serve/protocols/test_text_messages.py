@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from apr_core.errors import UsageError
 from apr_core.text.chat import ChatTemplate, encode_chat
-from apr_core.text.tokenizer import Tokenizer
 from apr_serve.chat.request import Tool
 from apr_serve.tools.messages import normalized, template_tools
+from tests.tokenizers_of import tokenizer_of
 
 DATA = Path(__file__).parents[2] / "data"
 CHECKPOINT = Path(__file__).parents[3] / "plugins/apr_demo/src/apr_demo/checkpoint"
@@ -29,7 +29,7 @@ def template():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_directory(CHECKPOINT)
+    return tokenizer_of(CHECKPOINT)
 
 
 def called(arguments, **more):
