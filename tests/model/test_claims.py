@@ -12,7 +12,7 @@ import pytest
 
 from apr_core import load
 from apr_core.declarations import Attention, Backend, Family, Mlp
-from apr_core.errors import BackendError, ContractError
+from apr_core.errors import BackendError, ContractError, PluginError
 from apr_core.family.contract import Contract
 from apr_core.family.schema import schema
 from apr_core.model.trial import Nowhere
@@ -167,10 +167,19 @@ class Claiming(Qwen2):
     mixers: tuple[str, ...] = ()
     mlp = "swiglu"
     decoder = ""
+    unread = False  # the contract has biases that no mixer reads
 
     def contract(self) -> Contract:
         content = copy.deepcopy(dict(super().contract().content))
         content["constraints"].update(self.claims)
+        unbiased = any(issubclass(getattr(HERE, name), Unbiased) for name in self.mixers)
+        if unbiased and not self.unread:
+            for part in ("shape_template", "quantization_policy"):
+                content[part] = {k: v for k, v in content[part].items() if "_bias" not in k}
+            names = content["tensor_template"]["per_layer"]
+            content["tensor_template"]["per_layer"] = {
+                k: v for k, v in names.items() if "_bias" not in k
+            }
         if "Normed" in self.mixers:
             for role in ("q_norm", "k_norm"):
                 where = f"{{prefix}}layers.{{n}}.self_attn.{role}.weight"
@@ -188,13 +197,13 @@ class Claiming(Qwen2):
         return Plan(blocks, plan.norm_eps, norm_offset=0.0, decoder=decoder)
 
 
-def loaded(tmp_path, claim, mixers=(), mlp="swiglu", decoder="", **other):
+def loaded(tmp_path, claim, mixers=(), mlp="swiglu", decoder="", unread=False, **other):
     """Load a tiny model of that claim, plan and configuration, and say whether logits are finite.
 
     `other` are further claims, and keys of config.json.
     """
     claims = dict([claim]) | {name: value for name, value in other.items() if name in CLAIMS}
-    what = {"claims": claims, "mixers": mixers, "mlp": mlp, "decoder": decoder}
+    what = {"claims": claims, "mixers": mixers, "mlp": mlp, "decoder": decoder, "unread": unread}
     HERE.Family_ = type("Family_", (Claiming,), what)
     classes = (FullAttention, Unbiased, Unplaced, Alibi, Relative, Absolute, Normed, Folds)
     ops = ("alibi_bias", "relative_bias", "absolute_positions", "layer_norm")
@@ -209,6 +218,7 @@ def loaded(tmp_path, claim, mixers=(), mlp="swiglu", decoder="", **other):
                 ),
                 *(Mlp(c.__name__, f"{__name__}:{c.__name__}") for c in (Gelu, Relu)),
                 *(Mlp(c.__name__, f"{__name__}:{c.__name__}") for c in (GeluMlp, ReluMlp)),
+                Mlp("Rootless", f"{__name__}:Rootless"),
                 Backend("nowhere", f"{__name__}:device"),
             ]
         }
@@ -217,6 +227,10 @@ def loaded(tmp_path, claim, mixers=(), mlp="swiglu", decoder="", **other):
     path = tiny_apr("qwen2", tmp_path, config=hf, registry=registry)
     with load(path, "nowhere", registry=registry) as model:
         return np.isfinite(model.logits([1, 2, 3])).all()
+
+
+class Rootless:
+    """A feed-forward that derives from nothing."""
 
 
 def device(threads=None):
@@ -256,3 +270,19 @@ def test_a_state_off_the_grid_of_prompts_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Folds, "new_state", lambda self, states: states.recurrent(48, memory=(1,)))
     with pytest.raises(BackendError, match="folds in 48 tokens at once"):
         loaded(tmp_path, ("attention_type", "linear"), mixers=["Folds", "Folds"])
+
+
+def test_a_part_that_derives_from_nothing_is_refused(tmp_path):
+    with pytest.raises(PluginError, match=r"makes a Rootless, expected .*\.FeedForward"):
+        loaded(tmp_path, ("activation", "silu"), mlp="Rootless")
+
+
+def test_tensors_that_nothing_reads_are_refused(tmp_path):
+    with pytest.raises(ContractError, match=r"nothing reads .*q_proj.bias, role 'q_bias'"):
+        loaded(tmp_path, ("has_bias", "true"), mixers=["Unbiased", "Unbiased"], unread=True)
+
+
+def test_an_op_that_nobody_brings_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Alibi, "place", lambda self, o, x: o.unheard_of(x))
+    with pytest.raises(BackendError, match="op 'unheard_of' has no definition"):
+        loaded(tmp_path, ("has_bias", False), mixers=["Alibi", "Alibi"])
