@@ -218,7 +218,7 @@ def test_an_exporter_without_progress_cannot_be_stopped():
 def test_the_exporter_of_the_core_passes():
     row = PluginRow(
         "core", "0", "core", "", "ok", "",
-        (Exporter("toy", "apr_core.exporting.safetensors:export", summary="a directory"),),
+        (Exporter("toy", "apr_core.exporting:export", summary="a directory"),),
     )  # fmt: skip
     made = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
     results = list(run_checks(made, own_checks("exporter")))

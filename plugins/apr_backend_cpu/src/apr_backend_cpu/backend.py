@@ -106,7 +106,7 @@ class Cpu(BackendPlugin):
 
     def capture(self, function: StepFunction, note: Callable[[str], None]) -> StepFunction:
         """Return the step function, recorded at its first call and then run without Python."""
-        return self._resources.bound(Captured(function, note))
+        return Captured(function, note, self._resources)
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array itself."""

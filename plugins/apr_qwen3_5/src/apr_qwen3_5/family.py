@@ -47,7 +47,10 @@ class Qwen35(FamilyPlugin):
         extra["mrope_section"] = (c.block.get("rope_parameters") or {}).get("mrope_section")
         extra["mtp_num_hidden_layers"] = c.integer("mtp_num_hidden_layers", 0, minimum=0)
         types = self._layer_types(c, layers)
-        return c.model("qwen3_5", types, generation, head_dim=head_dim, extra=extra)
+        kv_heads = c.integer("num_key_value_heads")
+        return c.model(
+            "qwen3_5", types, generation, head_dim=head_dim, num_kv_heads=kv_heads, extra=extra
+        )
 
     def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:
         """Return the listed layer types, spelled as today, or those the interval gives."""

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.run.arrays import address
-from apr_backend_cpu.run.program import Program, new, recorder, set_recorder
+from apr_backend_cpu.run.program import Program, recorder, set_recorder
+from apr_backend_cpu.run.resources import Resources, resources
 from apr_core.plugin import Unread, plain, toucher
 
 MOST = 64  # sequences in a recorded step; larger steps are bound by arithmetic
@@ -86,23 +87,29 @@ class Replay:
         self._program, self._ids = recorded.program, recorded.ids
         self._positions, self._result = recorded.step.positions, result.view(np.ndarray)
         self._kept = result  # or its memory would be freed
+        self._memory = resources().memory
 
     def __call__(self, ids: NDArray[np.int64], step: Any) -> NDArray[np.float32]:
         """Return a copy of the step's result [rows, ...]."""
         self._ids[:], self._positions[:] = ids, step.host_positions
         self._program.run(ids, step)
-        result = new(self._result.shape)
+        result = self._memory.new(self._result.shape, np.float32)
         result[:] = self._result
         return result
 
 
 class Captured:
-    """A step function, recorded for each number of sequences that advance by one token."""
+    """A step function, recorded for each number of sequences that advance by one token.
+
+    Recordings run on `own` threads and memory, else on the default ones.
+    """
 
     def __init__(
-        self, function: StepFunction, note: Callable[[str], None] = lambda line: None
-    ) -> None:
+        self, function: StepFunction, note: Callable[[str], None] = lambda line: None,
+        own: Resources | None = None,
+    ) -> None:  # fmt: skip
         self._function, self._note = function, note
+        self._record = own.bound(self._recorded) if own else self._recorded
         self._replays: OrderedDict[int, Replay] = OrderedDict()
         self._given_up: set[int] = set()
 
@@ -113,7 +120,7 @@ class Captured:
             return self._function(ids, step)
         replay = self._replays.get(count)
         if replay is None:
-            return self._recorded(ids, step)
+            return self._record(ids, step)
         self._replays.move_to_end(count)
         return replay(ids, step)
 
