@@ -138,10 +138,11 @@ class _Part:
         self.path, self.specs = path, specs
         self._prologue, self.nbytes = _lay_out(encode_metadata(metadata), specs, flags)
         self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        self._next, self._crc = 0, 0
+        self._next, self._crc, self._begun = 0, 0, False
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
+        self._begun = True  # a signal may come before the file has been assigned
         with naming(self.path):
             self._file = self._part.open("xb")
         self._write(memoryview(self._prologue))
@@ -189,6 +190,7 @@ class _Part:
         if self._file is not None:
             with suppress(OSError):  # a full disk makes the last flush fail again
                 self._file.close()
+        if self._begun:
             self._part.unlink(missing_ok=True)
 
 
