@@ -158,4 +158,4 @@ def build(shape: str, recipe: str, registry: Registry, max_len: int) -> Built:
         file, contract, config, family.plan(config), registry, backend, BACKEND, max_len, KV_TYPE
     )
     model = Model(file, config, decoder, backend, binder.report, max_len, KV_TYPE)
-    return Built(model, backend, decoder.embedding)
+    return Built(model, backend, decoder.weights.embedding)
