@@ -96,6 +96,7 @@ class ConfigReader:
         sizes = {name: self.integer(key) for name, key in SIZES.items() if name not in own} | own
         heads, hidden = sizes["num_heads"], sizes["hidden_size"]
         usual: dict[str, Callable[[], Any]] = {
+            "architecture": lambda: self.architecture(family),
             "num_kv_heads": lambda: self.integer("num_key_value_heads", heads),
             "head_dim": lambda: self.integer("head_dim", hidden // heads),
             "rope_theta": lambda: self.rope("rope_theta"),
@@ -103,9 +104,8 @@ class ConfigReader:
             "tied_embeddings": lambda: self.flag("tie_word_embeddings", False),
         }
         return ModelConfig(
-            family=family, architecture=self.architecture(family), num_layers=self.layers(),
-            layer_types=tuple(layer_types), stop_ids=self.stop_ids(generation),
-            sampling=sampling_defaults(generation), **sizes,
+            family=family, num_layers=self.layers(), layer_types=tuple(layer_types),
+            stop_ids=self.stop_ids(generation), sampling=sampling_defaults(generation), **sizes,
             **{name: read() for name, read in usual.items() if name not in own},
         )  # fmt: skip
 

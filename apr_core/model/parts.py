@@ -81,6 +81,12 @@ class Parts:
         own = self.decoder.layer_vectors(self.plan, index)
         return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
 
+    def roles(self, layer: int | None) -> set[str]:
+        """Return the roles that a layer reads, or, for None, those read outside the layers."""
+        if layer is None:
+            return {*self.decoder.matrices, *self.decoder.vectors}
+        return {*self.matrices(layer), *self.vectors(layer)}
+
     def constants(self, index: int) -> dict[str, Any]:
         """Return a layer's arrays that no tensor holds, by name."""
         return {**self.mixers[index].constants, **self.mlps[index].constants}
@@ -95,13 +101,7 @@ class Parts:
 def check_roles(resolution: Resolution, parts: Parts) -> None:
     """Raise ContractError if the contract has tensors of the model that the plan does not read."""
     for rule in resolution.rules.values():
-        if rule.group != "model":
-            continue
-        if rule.layer is None:
-            read: Collection[str] = (*parts.decoder.matrices, *parts.decoder.vectors)
-        else:
-            read = (*parts.matrices(rule.layer), *parts.vectors(rule.layer))
-        if rule.role not in read:
+        if rule.group == "model" and rule.role not in parts.roles(rule.layer):
             raise ContractError(
                 f"nothing reads {rule.name}, role {rule.role!r} of the contract",
                 "The plan's norms, mixers or feed-forwards are others than the contract means.",

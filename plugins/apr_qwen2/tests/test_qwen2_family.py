@@ -101,3 +101,9 @@ def test_greedy_generation_defaults():
     config = Qwen2().config(SMALL, {"do_sample": False, "temperature": 0.7, "eos_token_id": 7})
     assert config.sampling == {"temperature": 0.0}
     assert set(config.stop_ids) == {7, 151645}
+
+
+def test_a_model_without_architectures_is_named_as_transformers_names_it():
+    hf = {key: value for key, value in SMALL.items() if key != "architectures"}
+    assert Qwen2().config(hf).architecture == "Qwen2ForCausalLM"
+    assert Qwen2().config(hf | {"architectures": ["Mine"]}).architecture == "Mine"

@@ -196,3 +196,8 @@ def test_metadata_for_other_readers():
         "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
         "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
     }  # fmt: skip
+
+
+def test_a_model_without_architectures_is_named_as_transformers_names_it():
+    hf = {key: value for key, value in Qwen35().tiny_config().items() if key != "architectures"}
+    assert Qwen35().config(hf).architecture == "Qwen3_5ForCausalLM"

@@ -32,7 +32,12 @@ class Qwen2(FamilyPlugin):
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
         c.refuse_rope_scaling()
-        config = c.model("qwen2", ("full_attention",) * c.layers(), generation)
+        config = c.model(
+            "qwen2",
+            ("full_attention",) * c.layers(),
+            generation,
+            architecture=c.architecture("Qwen2ForCausalLM"),
+        )
         return replace(config, extra={"rotary_dim": config.head_dim})
 
     def plan(self, config: ModelConfig) -> Plan:

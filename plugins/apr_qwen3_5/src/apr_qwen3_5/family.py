@@ -49,7 +49,13 @@ class Qwen35(FamilyPlugin):
         types = self._layer_types(c, layers)
         kv_heads = c.integer("num_key_value_heads")
         return c.model(
-            "qwen3_5", types, generation, head_dim=head_dim, num_kv_heads=kv_heads, extra=extra
+            "qwen3_5",
+            types,
+            generation,
+            head_dim=head_dim,
+            num_kv_heads=kv_heads,
+            extra=extra,
+            architecture=c.architecture("Qwen3_5ForCausalLM"),
         )
 
     def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:

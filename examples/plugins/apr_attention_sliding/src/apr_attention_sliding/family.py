@@ -39,7 +39,13 @@ class SlidingDemo(FamilyPlugin):
         c.refuse("use_sliding_window", [True], "apr-qwen2 is the family without windows")
         c.refuse_rope_scaling()
         types, window = _layer_types(c, c.layers()), c.integer("sliding_window")
-        return c.model("sliding_demo", types, generation, extra={"window": window})
+        return c.model(
+            "sliding_demo",
+            types,
+            generation,
+            extra={"window": window},
+            architecture=c.architecture("SlidingDemoForCausalLM"),
+        )
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: sliding windows where the layer types say so."""

@@ -29,7 +29,12 @@ class Qwen3(FamilyPlugin):
         c.refuse("attention_bias", [False], "this family has no biases")
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse_rope_scaling()
-        return c.model("qwen3", ("full_attention",) * c.layers(), generation)
+        return c.model(
+            "qwen3",
+            ("full_attention",) * c.layers(),
+            generation,
+            architecture=c.architecture("Qwen3ForCausalLM"),
+        )
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: the same attention in every layer."""

@@ -254,13 +254,9 @@ class FamilyConfigs(FamilyKit):
         equal("norm_offset of the plan", plan.norm_offset, contract.norm_offset)
         rules = contract.rules(config, text_layout(contract))
         parts = Parts(self.registry, plan)
-        needed: dict[int | None, set[str]] = {
-            layer: {*parts.matrices(layer), *parts.vectors(layer)}
-            for layer in range(len(plan.blocks))
-        }
-        tied = {"lm_head"} if config.tied_embeddings else set()
-        needed[None] = {*parts.decoder.matrices, *parts.decoder.vectors} - tied
-        for layer, read in needed.items():
+        for layer in (None, *range(len(plan.blocks))):
+            tied = layer is None and config.tied_embeddings
+            read = parts.roles(layer) - ({"lm_head"} if tied else set())
             listed = {rule.role for rule in rules if rule.layer == layer}
             where = "outside the layers" if layer is None else f"layer {layer}"
             assert listed == read, (
