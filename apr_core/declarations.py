@@ -224,9 +224,18 @@ class Command(Declaration):
 KINDS: dict[str, type[Declaration]] = {
     cls.kind: cls
     for cls in (
-        Family, Attention, Mlp, Quantizer, Recipe, Backend, Kernel, Source, Exporter, Command
+        Family,
+        Attention,
+        Mlp,
+        Quantizer,
+        Recipe,
+        Backend,
+        Kernel,
+        Source,
+        Exporter,
+        Command,
     )
-}  # fmt: skip
+}
 
 HOOKS: dict[str, str] = {
     "apr_families": "family",

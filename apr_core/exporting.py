@@ -29,9 +29,13 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def export(
-    file: AprFile, out: Path, *, progress: Any = None, dtype: str | None = None,
+    file: AprFile,
+    out: Path,
+    *,
+    progress: Any = None,
+    dtype: str | None = None,
     shard_bytes: int = SHARD,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the directory `out`, beside it first and then renamed.
 
     `dtype` (f32, f16, bf16) is what quantized tensors are decoded to. Raises UsageError if there
@@ -95,9 +99,10 @@ def _write_shard(file: AprFile, shard: Sequence[TensorSpec], path: Path, progres
     at = 0
     for spec in shard:
         header[spec.name] = {
-            "dtype": DTYPES[spec.format.name], "shape": list(spec.shape),
+            "dtype": DTYPES[spec.format.name],
+            "shape": list(spec.shape),
             "data_offsets": [at, at + spec.nbytes],
-        }  # fmt: skip
+        }
         at += spec.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # readers map the data: keep it aligned

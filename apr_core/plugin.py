@@ -118,7 +118,7 @@ else:
             "apr_core.settings": "cache_dir usable_folder",
             "apr_core.text.tokenizer_files": "unpack",
         },
-    )  # fmt: skip
+    )
 
 __all__ = [
     "API_VERSION", "CORE_OPS", "SUPPORTED_APIS", "AprError", "AprFile", "Attention", "Backend",

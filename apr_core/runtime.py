@@ -91,7 +91,7 @@ else:
             "apr_core.text.chat": "ChatTemplate chat_pieces encode_chat",
             "apr_core.text.tokenizer": "Tokenizer",
         },
-    )  # fmt: skip
+    )
 
 __all__ = [
     "CHUNK", "COMMANDS", "EVERY", "GRID", "Channel", "ChatTemplate", "Choice",

@@ -98,9 +98,10 @@ def check_settings(sections: Sections, passed_over: Callable[[str], bool]) -> No
     """
     path = config_path()
     content = {
-        name: keys for name, keys in config_content(path).items()
+        name: keys
+        for name, keys in config_content(path).items()
         if name in sections or not passed_over(name)
-    }  # fmt: skip
+    }
     for text, hint in problems(content, sections):
         raise ConfigError(f"{path}: {text}", hint)
 

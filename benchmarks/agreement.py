@@ -84,9 +84,11 @@ def rows(file: Path, texts: list[list[int]], f32: list[NDArray[np.float64]]) -> 
 
 def main() -> None:
     """Print the comparison for the recipes llama.cpp has a name for."""
-    print("| recipe, keys and values | same first token | KL(f32, apr) | KL(f32, llama.cpp) "
-          "| 95 % of their difference | KL(apr, f32) | KL(llama.cpp, f32) | KL(weights, apr) "
-          "| KL(weights, llama.cpp) |")  # fmt: skip
+    print(
+        "| recipe, keys and values | same first token | KL(f32, apr) | KL(f32, llama.cpp) "
+        "| 95 % of their difference | KL(apr, f32) | KL(llama.cpp, f32) | KL(weights, apr) "
+        "| KL(weights, llama.cpp) |"
+    )
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as folder:
         full = imported("demo://sums", Path(folder) / "f32.apr", "f32")

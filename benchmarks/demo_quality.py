@@ -27,10 +27,12 @@ def prompts(model: Model) -> list[tuple[list[int], str]]:
     rows = json.loads(files("apr_demo").joinpath("heldout.json").read_text("utf-8"))
     template = ChatTemplate(model.metadata["chat_template"])
     return [
-        (encode_chat(model.tokenizer, template, [{"role": "user", "content": r["prompt"]}]),
-         r["answer"])
+        (
+            encode_chat(model.tokenizer, template, [{"role": "user", "content": r["prompt"]}]),
+            r["answer"],
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -91,9 +91,15 @@ class LlamaCpp(Engine):
         import llama_cpp
 
         self.make = lambda every, room: llama_cpp.Llama(
-            path, n_ctx=room, n_threads=threads, n_threads_batch=threads, n_batch=512,
-            n_ubatch=512, logits_all=every, verbose=False,
-        )  # fmt: skip
+            path,
+            n_ctx=room,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_batch=512,
+            n_ubatch=512,
+            logits_all=every,
+            verbose=False,
+        )
         self.room = 0
         self.model: Any = None
 

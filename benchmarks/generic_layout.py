@@ -58,8 +58,9 @@ class WithRecipe:
 def files(size: str, work: Path) -> dict[str, Path]:
     """An .apr file of each kind, made where it is missing."""
     checkpoint = write(size, work / size)
-    found = {name: imported(checkpoint, work / f"{size}-{name}.apr", name)
-             for name in (OURS, RECIPE)}  # fmt: skip
+    found = {
+        name: imported(checkpoint, work / f"{size}-{name}.apr", name) for name in (OURS, RECIPE)
+    }
     found[EVERYWHERE] = work / f"{size}-q4_k-everywhere.apr"
     if not found[EVERYWHERE].exists():
         registry: Any = WithRecipe()

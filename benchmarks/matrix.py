@@ -112,14 +112,18 @@ def missing(figures: Figures, model: Model, levels: Iterable[str], options: Opti
     done = {
         phase: min(len(figures.speeds.get(key(model, "apr", n, phase), ())) for n in levels)
         for phase in options.phases
-    }  # fmt: skip
+    }
     return [phase for phase in options.phases if done[phase] < options.rounds]
 
 
 def measure(
-    model: Model, players: Iterable[Player], phases: list[Phase], figures: Figures,
-    options: Options, work: Path,
-) -> None:  # fmt: skip
+    model: Model,
+    players: Iterable[Player],
+    phases: list[Phase],
+    figures: Figures,
+    options: Options,
+    work: Path,
+) -> None:
     """Add a model's figures to the others."""
     file, gguf, notes = files(model, work)
     figures.work[str(model)] = vars(Work.of(file))
@@ -185,32 +189,63 @@ def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--only", action="append", metavar="SIZE,FORMAT,LEVEL", type=lambda text: text.split(","),
+        "--only",
+        action="append",
+        metavar="SIZE,FORMAT,LEVEL",
+        type=lambda text: text.split(","),
         help="only these; with wildcards, and the last parts may be left out; more than once",
-    )  # fmt: skip
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
-                        help="cpu: processor time, for one thread beside others")  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor time, for one thread beside others",
+    )
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 2048], metavar="TOKENS")
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 8], metavar="SEQUENCES")
     parser.add_argument(
-        "--llama-python", action="append", metavar="[LEVEL=]PYTHON",
+        "--llama-python",
+        action="append",
+        metavar="[LEVEL=]PYTHON",
         help="has llama.cpp, built for this machine or for a lesser level; more than once",
-    )  # fmt: skip
+    )
     parser.add_argument("--ik-python", metavar="PYTHON", help="has ik_llama.cpp")
-    parser.add_argument("--ik-repack", action="store_true",
-                        help="let it interleave rows at load, against its default")  # fmt: skip
-    parser.add_argument("--quiet", type=float, default=1.0, metavar="SHARE",
-                        help="wait until others take no more of the processors")  # fmt: skip
-    parser.add_argument("--patience", type=float, default=60.0, metavar="SECONDS",
-                        help="with --quiet: how long a turn waits at most")  # fmt: skip
-    parser.add_argument("--beside", type=int, default=0, metavar="PROCESSES",
-                        help="run so many that only compute, all the time")  # fmt: skip
+    parser.add_argument(
+        "--ik-repack",
+        action="store_true",
+        help="let it interleave rows at load, against its default",
+    )
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="wait until others take no more of the processors",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="with --quiet: how long a turn waits at most",
+    )
+    parser.add_argument(
+        "--beside",
+        type=int,
+        default=0,
+        metavar="PROCESSES",
+        help="run so many that only compute, all the time",
+    )
     parser.add_argument("--work", type=Path, help="where files are made; default: a new folder")
     parser.add_argument("--keep", action="store_true", help="keep the files that were made")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="keep raw figures; what is there already is not measured")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="keep raw figures; what is there already is not measured",
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the ratios")
     options = parser.parse_args()
     options.phases = [Phase("prefill", n) for n in options.prefill]

@@ -161,8 +161,9 @@ def main() -> None:
         file = Path(folder) / "sums.apr"
         subprocess.run(
             [sys.executable, "-m", "apr_core.cli", "import", "demo://sums", "-o", str(file)],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+        )
         with load(file) as model:
             for streams, name, more in cases:
                 cost = (served(model, streams, more) - alone(streams)) / (streams * TOKENS)

@@ -37,9 +37,12 @@ class Stream:
         self.cached = 0
         self.ended = threading.Event()
         request = GenerationRequest(
-            ids, max_tokens=tokens, ignore_stop_tokens=True, detect_repetition=False,
+            ids,
+            max_tokens=tokens,
+            ignore_stop_tokens=True,
+            detect_repetition=False,
             use_cache=use_cache,
-        )  # fmt: skip
+        )
         self.started = time.perf_counter()
         self.ticket = engine.submit(request, self._deliver)
 

@@ -93,9 +93,13 @@ def _piece(line: str) -> str:
 
 
 async def one_client(
-    number: int, client: httpx.AsyncClient, requests: Sequence[dict[str, object]],
-    alone: Sequence[str], until: float, tally: Tally,
-) -> None:  # fmt: skip
+    number: int,
+    client: httpx.AsyncClient,
+    requests: Sequence[dict[str, object]],
+    alone: Sequence[str],
+    until: float,
+    tally: Tally,
+) -> None:
     """Ask until the time is over, a few times at least."""
     rng, asked = random.Random(number), 0
     while time.monotonic() < until or asked < LEAST:
@@ -163,14 +167,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert before and not any(before.values()), before
         tally = asyncio.run(soak(running.url, options.clients, options.seconds, requests))
         held = settled(running)
-        failed, cancelled = (running.metric(f"apr_answers_{how}_total")
-                             for how in ("failed", "cancelled"))  # fmt: skip
+        failed, cancelled = (
+            running.metric(f"apr_answers_{how}_total") for how in ("failed", "cancelled")
+        )
     if failed or cancelled > tally.left:
         tally.wrong.append(f"{failed:g} failed, {cancelled:g} cancelled of {tally.left} left")
-    print(f"{options.clients} clients, {options.seconds:g} s, {options.slots} slots: "
-          f"{tally.complete} answers as alone, {tally.left} left in their midst, "
-          f"{len(tally.wrong)} wrong; {tally.tokens / options.seconds:.0f} chunks/s, "
-          f"first after {statistics.median(tally.first_s):.2f} s (median)")  # fmt: skip
+    print(
+        f"{options.clients} clients, {options.seconds:g} s, {options.slots} slots: "
+        f"{tally.complete} answers as alone, {tally.left} left in their midst, "
+        f"{len(tally.wrong)} wrong; {tally.tokens / options.seconds:.0f} chunks/s, "
+        f"first after {statistics.median(tally.first_s):.2f} s (median)"
+    )
     print(f"held afterwards: {held or 'nothing'}")
     for line in tally.wrong[:10]:
         print(line)

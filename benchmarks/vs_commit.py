@@ -137,15 +137,28 @@ def main() -> int:
     """Parse arguments and run; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("commit")
-    parser.add_argument("--model", nargs="+", default=USUAL, metavar="SIZE|FILE.apr",
-                        help=f"of {', '.join(SIZES)}; or files")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=USUAL,
+        metavar="SIZE|FILE.apr",
+        help=f"of {', '.join(SIZES)}; or files",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tolerance", type=float, default=0.03, metavar="SHARE")
-    parser.add_argument("--other", type=Path, metavar="DIR",
-                        help="where the commit is or shall be checked out; it is kept")  # fmt: skip
+    parser.add_argument(
+        "--other",
+        type=Path,
+        metavar="DIR",
+        help="where the commit is or shall be checked out; it is kept",
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
-                        help="cpu: processor time, for one thread beside others")  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor time, for one thread beside others",
+    )
     parser.add_argument("--work", type=Path, help="where models are made and kept")
     options = parser.parse_args()
     other = git(ROOT, "rev-parse", "--short", f"{options.commit}^{{commit}}")

@@ -80,10 +80,12 @@ def _field_comments(module: ModuleType, cls: type) -> dict[str, str]:
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef) and node.name == base.__name__:
                 found |= {
-                    each.target.id: comments[each.lineno] for each in node.body
-                    if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+                    each.target.id: comments[each.lineno]
+                    for each in node.body
+                    if isinstance(each, ast.AnnAssign)
+                    and isinstance(each.target, ast.Name)
                     and each.lineno in comments
-                }  # fmt: skip
+                }
     return found
 
 
@@ -112,8 +114,9 @@ def signature(value: Any) -> str:
     signature = inspect.signature(value)
     kept = [
         p.replace(annotation=Unquoted(p.annotation), default=_shown_default(p.default))
-        for n, p in signature.parameters.items() if n not in ("self", "cls")
-    ]  # fmt: skip
+        for n, p in signature.parameters.items()
+        if n not in ("self", "cls")
+    ]
     returned = Unquoted(signature.return_annotation)
     return str(signature.replace(parameters=kept, return_annotation=returned))
 

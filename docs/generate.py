@@ -29,7 +29,7 @@ from describing import (
     signature,
     table,
     with_code,
-)  # fmt: skip
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -170,10 +170,15 @@ def errors() -> str:
     classes = [c for c in vars(module).values() if inspect.isclass(c)]
     public = apr_core.plugin.__all__
     rows = [
-        (f"`{c.__name__}`", f"`{c.__base__.__name__}`", str(c.exit_code),
-         "yes" if c.__name__ in public else "", doc(c).replace("\n", " "))
+        (
+            f"`{c.__name__}`",
+            f"`{c.__base__.__name__}`",
+            str(c.exit_code),
+            "yes" if c.__name__ in public else "",
+            doc(c).replace("\n", " "),
+        )
         for c in classes
-    ]  # fmt: skip
+    ]
     return "\n".join([
         "# Errors and exit codes\n", f"{doc(module)}\n",
         "`apr` prints `error: MESSAGE` and `hint: HINT` to stderr and ends with the code. 0 is",
@@ -188,10 +193,7 @@ def cli() -> str:
     import apr_core.cli
     from apr_core.registry import Registry
 
-    lines = [
-        "# Commands\n",
-        "What `--help` says, with all packages of this repository.\n",
-    ]
+    lines = ["# Commands\n", "What `--help` says, with all packages of this repository.\n"]
     here = Registry.from_declarations(_declared())  # whatever is installed
     with mock.patch("apr_core.registry.get_registry", lambda refresh=False: here):
         for path, context in _commands(_context(apr_core.cli.apr, "apr", None)):
@@ -341,9 +343,10 @@ def pages() -> dict[Path, str]:
 def differing() -> list[Path]:
     """The pages that are not what the code says."""
     return [
-        path for path, text in pages().items()
+        path
+        for path, text in pages().items()
         if not path.exists() or path.read_text("utf-8") != text
-    ]  # fmt: skip
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

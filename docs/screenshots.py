@@ -15,7 +15,7 @@ import httpx
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.page import pages_seen  # noqa: E402
+from tests.page import pages_seen
 
 IMAGES = Path(__file__).parent / "images"
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
@@ -41,7 +41,7 @@ def main() -> None:
                 page.screenshot(path=IMAGES / f"status-{'-'.join(look)}.png")
 
 
-def opened(browser, address, size, scheme):  # noqa: ANN001, ANN201
+def opened(browser, address, size, scheme):
     phone = {"is_mobile": True, "has_touch": True} if size == "phone" else {}
     context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, **phone)
     page = context.new_page()
@@ -49,7 +49,7 @@ def opened(browser, address, size, scheme):  # noqa: ANN001, ANN201
     return page
 
 
-def chat(browser, address, size, scheme) -> None:  # noqa: ANN001
+def chat(browser, address, size, scheme) -> None:
     page = opened(browser, address, size, scheme)
     page.wait_for_selector("#model:enabled")
     for question in QUESTIONS:

@@ -99,8 +99,9 @@ class FreshVenv:
         isolation = ["--no-build-isolation"] if self.link and verb == "wheel" else []
         done = subprocess.run(
             [str(python), "-m", "pip", verb, "-q", *isolation, *map(str, arguments)],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise RuntimeError(f"pip {verb} {arguments}:\n{done.stderr}")
 
@@ -109,9 +110,12 @@ class FreshVenv:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the venv, with a cache and a configuration of its own."""
         return subprocess.run(
-            self.command(*command), capture_output=True, text=True, cwd=cwd or self.venv,
+            self.command(*command),
+            capture_output=True,
+            text=True,
+            cwd=cwd or self.venv,
             env=self.environment(env),
-        )  # fmt: skip
+        )
 
     def command(self, program: object, *arguments: object) -> list[str]:
         """The words that start a program of the venv."""
@@ -121,10 +125,11 @@ class FreshVenv:
         """What programs of the venv find in their environment: nothing of this process's own."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("APR_", "PYTHON"))}
         own = {
-            "APR_CACHE": str(self.root / "cache"), "APR_CONFIG": str(self.root / "config.toml"),
+            "APR_CACHE": str(self.root / "cache"),
+            "APR_CONFIG": str(self.root / "config.toml"),
             # as above: what the codecs compiled
             "NUMBA_CACHE_DIR": str(cache_dir() / "numba"),
-        }  # fmt: skip
+        }
         return inherited | own | dict(more or {})
 
     def apr(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -41,10 +41,13 @@ class Recipe:
         """The recipe of that name. Raises FileNotFoundError or KeyError."""
         content = tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8"))
         return cls(
-            name, ROOT / content["path"], tuple(content.get("needs", ())),
-            tuple(content.get("third_parties", ())), content.get("quick", "test_*.py"),
+            name,
+            ROOT / content["path"],
+            tuple(content.get("needs", ())),
+            tuple(content.get("third_parties", ())),
+            content.get("quick", "test_*.py"),
             content.get("environment", {}),
-        )  # fmt: skip
+        )
 
 
 def names() -> list[str]:
@@ -65,9 +68,18 @@ def run(recipe: Recipe, venv: FreshVenv, quick: bool) -> tuple[bool, str]:
         return False, f"no test of {recipe.name} is called {recipe.quick}"
     given = {name: os.environ[name] for name in recipe.environment if name in os.environ}
     done = venv.run(
-        "python", "-m", "pytest", "-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider",
-        *chosen, cwd=copy, env=dict(recipe.environment) | given,
-    )  # fmt: skip
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        *chosen,
+        cwd=copy,
+        env=dict(recipe.environment) | given,
+    )
     venv.uninstall(recipe.name)  # the next one may use this venv too
     return done.returncode == 0, done.stdout + done.stderr
 
@@ -85,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = []
     for name in options.names or names():
         with tempfile.TemporaryDirectory(prefix="apr-downstream-") as folder:
-            passed, output = run(Recipe.read(name), FreshVenv(Path(folder), not options.fetch),
-                                 options.quick)  # fmt: skip
+            passed, output = run(
+                Recipe.read(name), FreshVenv(Path(folder), not options.fetch), options.quick
+            )
         last = output.strip().splitlines()[-1] if output.strip() else ""
         print(f"{'ok    ' if passed else 'FAILED'} {name}: {last}", flush=True)
         if not passed:

@@ -34,17 +34,27 @@ def header(**fields: Any) -> bytes:
         "meta_size": 2, "index_at": 128, "data_at": 128, "reserved": bytes(20),
     } | fields  # fmt: skip
     head = struct.pack(
-        "<4sBBHIQIQQ", f["magic"], f["major"], f["minor"], f["flags"], f["count"], f["meta_at"],
-        f["meta_size"], f["index_at"], f["data_at"],
-    )  # fmt: skip
+        "<4sBBHIQIQQ",
+        f["magic"],
+        f["major"],
+        f["minor"],
+        f["flags"],
+        f["count"],
+        f["meta_at"],
+        f["meta_size"],
+        f["index_at"],
+        f["data_at"],
+    )
     crc = zlib.crc32(f["reserved"], zlib.crc32(head)) if "crc" not in f else f["crc"]
     return head + struct.pack("<I", crc) + f["reserved"]
 
 
 def build(
-    metadata: dict[str, Any] | bytes = b"{}", entries: tuple[bytes, ...] = (), data: bytes = b"",
+    metadata: dict[str, Any] | bytes = b"{}",
+    entries: tuple[bytes, ...] = (),
+    data: bytes = b"",
     **fields: Any,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """A file whose parts are given and need not make sense."""
     meta = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
     index = b"".join(entries)

@@ -47,11 +47,19 @@ def build(case: Case, seed: int = 0) -> torch.nn.Module:
 def _qwen2(case: Case) -> torch.nn.Module:
     return Qwen2ForCausalLM(
         Qwen2Config(
-            hidden_size=256, num_hidden_layers=4, intermediate_size=512, num_attention_heads=4,
-            num_key_value_heads=2, tie_word_embeddings=case.tied, vocab_size=VOCAB, rope_theta=1e6,
-            max_position_embeddings=32768, eos_token_id=0, bos_token_id=None,
+            hidden_size=256,
+            num_hidden_layers=4,
+            intermediate_size=512,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=case.tied,
+            vocab_size=VOCAB,
+            rope_theta=1e6,
+            max_position_embeddings=32768,
+            eos_token_id=0,
+            bos_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 def _qwen3_5(case: Case) -> torch.nn.Module:
@@ -61,13 +69,23 @@ def _qwen3_5(case: Case) -> torch.nn.Module:
     }  # fmt: skip
     return Qwen3_5ForCausalLM(
         Qwen3_5TextConfig(
-            hidden_size=256, num_hidden_layers=8, intermediate_size=512, num_attention_heads=4,
-            num_key_value_heads=2, linear_num_key_heads=2, linear_num_value_heads=2 * case.ratio,
-            linear_key_head_dim=32, linear_value_head_dim=32, head_dim=64,
-            tie_word_embeddings=case.tied, vocab_size=VOCAB, max_position_embeddings=262144,
-            eos_token_id=0, rope_parameters=rope,
+            hidden_size=256,
+            num_hidden_layers=8,
+            intermediate_size=512,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2 * case.ratio,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+            head_dim=64,
+            tie_word_embeddings=case.tied,
+            vocab_size=VOCAB,
+            max_position_embeddings=262144,
+            eos_token_id=0,
+            rope_parameters=rope,
         )
-    )  # fmt: skip
+    )
 
 
 def save(model: torch.nn.Module, case: Case, out: Path) -> None:
@@ -138,6 +156,12 @@ def _byte_tokenizer(out: Path) -> None:
     tokenizer.add_tokens([AddedToken(x, special=False) for x in ("<think>", "</think>")])
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>",
-                    "pad_token": "<|endoftext|>", "bos_token": None})
-    )  # fmt: skip
+        json.dumps(
+            {
+                "tokenizer_class": "Qwen2Tokenizer",
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+                "bos_token": None,
+            }
+        )
+    )

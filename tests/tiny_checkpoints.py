@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8"}
-PREFIX = {
-    "published": "model.language_model.", "flat": "model.", "nested": "language_model.model.",
-}  # fmt: skip
+PREFIX = {"published": "model.language_model.", "flat": "model.", "nested": "language_model.model."}
 HEAD = {
     "published": "lm_head.weight",
     "flat": "lm_head.weight",
@@ -57,7 +55,7 @@ def encode(values: np.ndarray, dtype: str) -> bytes:
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, tuple[str, np.ndarray]], metadata: Mapping[str, str] = {}
-) -> None:  # fmt: skip
+) -> None:
     """{name: (dtype, values)} in safetensors layout."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     parts, at = [], 0

@@ -76,8 +76,9 @@ class LazyGroup(click.Group):
             if package := published("command").get(words):
                 raise PluginNotFound(
                     f"`apr {words}` is a command of {package}, which is not installed or not in "
-                    "use", f"pip install {package}",
-                )  # fmt: skip
+                    "use",
+                    f"pip install {package}",
+                )
             if question := did_you_mean(name, self.list_commands(ctx)):
                 ctx.fail(f"No such command {name!r}. {question}")
         return super().resolve_command(ctx, args)
@@ -104,9 +105,13 @@ def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None
     cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option(
-    "--no-plugins", is_flag=True, is_eager=True, expose_value=False, callback=_no_plugins,
+    "--no-plugins",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_no_plugins,
     help="Use no plugins at all.",
-)  # fmt: skip
+)
 @click.version_option(
     __version__, "-V", "--version", prog_name="apr", message="%(prog)s %(version)s"
 )
@@ -155,8 +160,9 @@ def run(args: list[str]) -> int:
     except Exception as error:
         return _show(
             f"{type(error).__name__}: {error}",
-            "This is a bug in apr. Set APR_DEBUG=1 to see where it happened.", 1,
-        )  # fmt: skip
+            "This is a bug in apr. Set APR_DEBUG=1 to see where it happened.",
+            1,
+        )
 
 
 def _show(message: str, hint: str, code: int) -> int:

@@ -15,12 +15,26 @@ from apr_core.errors import UsageError
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "format_", metavar="NAME", required=True,
-              help="safetensors, or what a plugin brings.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT",
-              help="The file to write; a directory for safetensors.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]),
-              help="With safetensors: what quantized tensors are decoded to.")  # fmt: skip
+@click.option(
+    "--format",
+    "format_",
+    metavar="NAME",
+    required=True,
+    help="safetensors, or what a plugin brings.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="OUT",
+    help="The file to write; a directory for safetensors.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["f32", "f16", "bf16"]),
+    help="With safetensors: what quantized tensors are decoded to.",
+)
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 
 kv_type_option = click.option(
-    "--kv-type", type=click.Choice(["f32", "f16", "q8"]),
+    "--kv-type",
+    type=click.Choice(["f32", "f16", "q8"]),
     help="Precision of cached keys and values; q8 halves what long contexts cost. Default: f16.",
-)  # fmt: skip
+)
 OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(1), help="At most this many tokens."),
     click.option("--temperature", type=float, help="0 is greedy."),
@@ -113,15 +114,22 @@ def answer(
 
     result, params = Generation(), sampling_params(model, options)
     pieces = model.stream(
-        ids, params=params, max_tokens=options["max_tokens"], stop=options["stop"],
+        ids,
+        params=params,
+        max_tokens=options["max_tokens"],
+        stop=options["stop"],
         timings=result.timings,
-    )  # fmt: skip
+    )
     if as_json:
         collect(pieces, result, lambda piece: None)
-        print_json(as_dict(result, load_s, model.backend.name) | {
-            "sampling": dataclasses.asdict(params), "bound": model.report.as_dict(),
-            "fallbacks": model.report.fallbacks,
-        })  # fmt: skip
+        print_json(
+            as_dict(result, load_s, model.backend.name)
+            | {
+                "sampling": dataclasses.asdict(params),
+                "bound": model.report.as_dict(),
+                "fallbacks": model.report.fallbacks,
+            }
+        )
         return
     printer = Printer()
     try:
@@ -163,10 +171,14 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
         from apr_core.model.model import load
 
         model = load(
-            file, options["backend"], options["threads"],
-            strict=options["strict"], max_len=options["context"], kv_type=options["kv_type"],
+            file,
+            options["backend"],
+            options["threads"],
+            strict=options["strict"],
+            max_len=options["context"],
+            kv_type=options["kv_type"],
             progress=uploaded,
-        )  # fmt: skip
+        )
     with model:
         said = len(model.report.fallbacks)
         if options["verbose"]:

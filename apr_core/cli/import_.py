@@ -30,19 +30,35 @@ def parse_size(text: str) -> int:
 
 @click.command()
 @click.argument("source", metavar="SRC")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE.apr",
-              help="The file to write.")  # fmt: skip
-@click.option("-q", "--quantize", metavar="RECIPE",
-              help="A recipe of an installed plugin; without it, precision is kept.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE.apr",
+    help="The file to write.",
+)
+@click.option(
+    "-q",
+    "--quantize",
+    metavar="RECIPE",
+    help="A recipe of an installed plugin; without it, precision is kept.",
+)
 @click.option("--arch", metavar="FAMILY", help="Model family, if config.json should not decide.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--shard-size", metavar="SIZE", help="Write shards of at most this size, e.g. 4GiB.")
 @click.option("--threads", type=click.IntRange(1), help="Encoding threads; all cores by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    source: str, output: Path, quantize: str | None, arch: str | None, force: bool,
-    shard_size: str | None, threads: int | None, as_json: bool,
-) -> None:  # fmt: skip
+    source: str,
+    output: Path,
+    quantize: str | None,
+    arch: str | None,
+    force: bool,
+    shard_size: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Turn a checkpoint into a quantized .apr file.
 
     SRC is a directory with config.json, tokenizer and safetensors, or a URL whose scheme a plugin
@@ -56,9 +72,14 @@ def command(
 
 
 def run_import(
-    source: str, output: Path, quantize: str | None = None, arch: str | None = None,
-    force: bool = False, shard_size: str | None = None, threads: int | None = None,
-) -> ImportSummary:  # fmt: skip
+    source: str,
+    output: Path,
+    quantize: str | None = None,
+    arch: str | None = None,
+    force: bool = False,
+    shard_size: str | None = None,
+    threads: int | None = None,
+) -> ImportSummary:
     """Check everything, then import under a progress bar; return the summary."""
     from apr_core.format.writer import check_target
     from apr_core.importing import find_source, plan_import, write_import

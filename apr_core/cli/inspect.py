@@ -82,12 +82,16 @@ def _formats(file: AprFile) -> list[dict[str, Any]]:
     rows = []
     for name, entries in _grouped(file, lambda entry: entry.format):
         spec = entries[0].spec
-        rows.append({
-            "format": name, "id": entries[0].dtype_id,
-            "distribution": spec.distribution if spec else None,
-            "block": spec.block if spec else None,
-            "bytes_per_block": spec.bytes_per_block if spec else None,
-        } | _sizes(entries))  # fmt: skip
+        rows.append(
+            {
+                "format": name,
+                "id": entries[0].dtype_id,
+                "distribution": spec.distribution if spec else None,
+                "block": spec.block if spec else None,
+                "bytes_per_block": spec.bytes_per_block if spec else None,
+            }
+            | _sizes(entries)
+        )
     return rows
 
 
@@ -111,9 +115,10 @@ def _grouped(
 
 def _sizes(entries: list[TensorEntry]) -> dict[str, Any]:
     return {
-        "tensors": len(entries), "parameters": sum(prod(e.shape) for e in entries),
+        "tensors": len(entries),
+        "parameters": sum(prod(e.shape) for e in entries),
         "bytes": sum(e.nbytes for e in entries),
-    }  # fmt: skip
+    }
 
 
 def _tokenizer(metadata: dict[str, Any]) -> dict[str, Any] | None:

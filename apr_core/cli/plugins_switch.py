@@ -76,9 +76,13 @@ def _switched_off(plugin: PluginRow, entries: Iterable[str]) -> bool:
 
 
 def _report(
-    as_json: bool, done: str, plugins: Sequence[PluginRow], before: Sequence[str], path: Path,
+    as_json: bool,
+    done: str,
+    plugins: Sequence[PluginRow],
+    before: Sequence[str],
+    path: Path,
     stale: Iterable[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Report what was changed, and where environment variables override it."""
     after = read_settings(path).disable
     changed = [

@@ -204,9 +204,10 @@ class Memory:
         """Remember what a plugin declared that was just imported."""
         self._changed = True
         self._records[plugin.name] = {
-            "plugin": [plugin.version, plugin.module], "files": _files(plugin.module),
+            "plugin": [plugin.version, plugin.module],
+            "files": _files(plugin.module),
             "declarations": [record_of(d) for d in declarations],
-        }  # fmt: skip
+        }
 
     def save(self) -> None:
         """Write new entries if the cache folder is writable; without one, only time is lost."""

@@ -85,9 +85,12 @@ class ConfigReader:
         return value
 
     def model(
-        self, family: str, layer_types: Iterable[str], generation: Mapping[str, Any] | None,
+        self,
+        family: str,
+        layer_types: Iterable[str],
+        generation: Mapping[str, Any] | None,
         **own: Any,
-    ) -> ModelConfig:  # fmt: skip
+    ) -> ModelConfig:
         """Read a model by the names that most families use; `own` are other fields.
 
         Heads of keys and values are those of queries, and their size is hidden_size over their
@@ -104,10 +107,14 @@ class ConfigReader:
             "tied_embeddings": lambda: self.flag("tie_word_embeddings", False),
         }
         return ModelConfig(
-            family=family, num_layers=self.layers(), layer_types=tuple(layer_types),
-            stop_ids=self.stop_ids(generation), sampling=sampling_defaults(generation), **sizes,
+            family=family,
+            num_layers=self.layers(),
+            layer_types=tuple(layer_types),
+            stop_ids=self.stop_ids(generation),
+            sampling=sampling_defaults(generation),
+            **sizes,
             **{name: read() for name, read in usual.items() if name not in own},
-        )  # fmt: skip
+        )
 
     def refuse(self, key: str, allowed: Iterable[Any], why: str) -> None:
         """Raise ContractError unless the value is absent, null or one of `allowed`."""

@@ -37,18 +37,25 @@ class FormatSpec:
     def same_layout(self, other: FormatSpec) -> bool:
         """Return True if both give bytes the same meaning, whichever plugin decodes them."""
         return (self.name, self.block, self.bytes_per_block) == (
-            other.name, other.block, other.bytes_per_block,
-        )  # fmt: skip
+            other.name,
+            other.block,
+            other.bytes_per_block,
+        )
 
 
 NATIVE: dict[str, FormatSpec] = {
     spec.name: spec
     for spec in (
-        FormatSpec("f32", 0, 1, 4), FormatSpec("f16", 1, 1, 2), FormatSpec("bf16", 30, 1, 2),
-        FormatSpec("f64", 3, 1, 8), FormatSpec("i32", 4, 1, 4), FormatSpec("i64", 5, 1, 8),
-        FormatSpec("i8", 6, 1, 1), FormatSpec("u8", 7, 1, 1),
+        FormatSpec("f32", 0, 1, 4),
+        FormatSpec("f16", 1, 1, 2),
+        FormatSpec("bf16", 30, 1, 2),
+        FormatSpec("f64", 3, 1, 8),
+        FormatSpec("i32", 4, 1, 4),
+        FormatSpec("i64", 5, 1, 8),
+        FormatSpec("i8", 6, 1, 1),
+        FormatSpec("u8", 7, 1, 1),
     )
-}  # fmt: skip
+}
 
 # Block formats whose ids APR v2 itself fixes, so that files of other writers can be measured.
 SPECIFIED: dict[int, FormatSpec] = {
@@ -165,7 +172,12 @@ def format_table(specs: Iterable[FormatSpec]) -> list[dict[str, Any]]:
     """Return the `apr.formats` rows for the block formats among `specs`, by id."""
     blocks = {spec.name: spec for spec in specs if spec.name not in NATIVE}
     return [
-        {"id": s.dtype_id, "name": s.name, "distribution": s.distribution, "block": s.block,
-         "bytes_per_block": s.bytes_per_block}
+        {
+            "id": s.dtype_id,
+            "name": s.name,
+            "distribution": s.distribution,
+            "block": s.block,
+            "bytes_per_block": s.bytes_per_block,
+        }
         for s in sorted(blocks.values(), key=_id)
-    ]  # fmt: skip
+    ]

@@ -51,9 +51,17 @@ class Header:
 
     def _pack(self, crc: int) -> bytes:
         return _HEADER.pack(
-            MAGIC, *self.version, self.flags, self.tensor_count, self.metadata_offset,
-            self.metadata_size, self.index_offset, self.data_offset, crc, bytes(20),
-        )  # fmt: skip
+            MAGIC,
+            *self.version,
+            self.flags,
+            self.tensor_count,
+            self.metadata_offset,
+            self.metadata_size,
+            self.index_offset,
+            self.data_offset,
+            crc,
+            bytes(20),
+        )
 
     def flag_names(self) -> list[str]:
         """Return the names of the flags that are set."""

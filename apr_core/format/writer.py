@@ -229,10 +229,15 @@ class AprWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], metadata: Mapping[str, Any],
-        specs: Iterable[TensorSpec], *, shard_bytes: int | None = None, force: bool = False,
+        self,
+        path: str | os.PathLike[str],
+        metadata: Mapping[str, Any],
+        specs: Iterable[TensorSpec],
+        *,
+        shard_bytes: int | None = None,
+        force: bool = False,
         flags: int = ROW_MAJOR,
-    ) -> None:  # fmt: skip
+    ) -> None:
         ordered = in_index_order(specs)
         full, implied = describe(metadata, ordered)
         flags |= implied

@@ -22,9 +22,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 # why it ended, finer than the reason: a token that ends answers, a stop string, `max_tokens`, a
 # full context, an endless repetition, a constraint that is complete
 EndedBy = Literal[
-    "stop_token", "stop_string", "max_tokens", "context", "repetition", "grammar", "cancelled",
+    "stop_token",
+    "stop_string",
+    "max_tokens",
+    "context",
+    "repetition",
+    "grammar",
+    "cancelled",
     "error",
-]  # fmt: skip
+]
 
 
 class Constraint(Protocol):

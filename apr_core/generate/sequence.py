@@ -85,9 +85,17 @@ class GenerationSequence:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, request: GenerationRequest, index: int, *, slot: int,
-        limit: int, limit_reason: EndedBy, constraint: Constraint | None = None, cached: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        vocabulary: Vocabulary,
+        request: GenerationRequest,
+        index: int,
+        *,
+        slot: int,
+        limit: int,
+        limit_reason: EndedBy,
+        constraint: Constraint | None = None,
+        cached: int = 0,
+    ) -> None:
         self.index, self.slot, self.request, self._vocabulary = index, slot, request, vocabulary
         self.deltas: list[Delta] = []
         self.ended: FinishReason | None = None
@@ -223,9 +231,14 @@ class GenerationSequence:
             self._finish("error", "error", error=error)
 
     def _finish(
-        self, reason: FinishReason, ended_by: EndedBy, *, error: Exception | None = None,
-        token: int | None = None, logprob: TokenLogprob | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        reason: FinishReason,
+        ended_by: EndedBy,
+        *,
+        error: Exception | None = None,
+        token: int | None = None,
+        logprob: TokenLogprob | None = None,
+    ) -> None:
         """Deliver the last delta; `token` ended the text without being part of it."""
         try:
             last = self._writer.finish(token, logprob)
@@ -236,10 +249,16 @@ class GenerationSequence:
         if reason == "length" and stop_string is not None:  # in text that was held back
             reason, ended_by = "stop", "stop_string"
         self.ended = reason
-        self.deltas.append(replace(
-            last, finish_reason=reason, ended_by=ended_by, usage=self.usage, error=error,
-            stop_string=stop_string if ended_by == "stop_string" else None,
-        ))  # fmt: skip
+        self.deltas.append(
+            replace(
+                last,
+                finish_reason=reason,
+                ended_by=ended_by,
+                usage=self.usage,
+                error=error,
+                stop_string=stop_string if ended_by == "stop_string" else None,
+            )
+        )
 
     @property
     def usage(self) -> Usage:

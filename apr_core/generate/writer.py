@@ -18,9 +18,13 @@ class Writer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str],
-        plain: bool = False, index: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stop: Sequence[str],
+        plain: bool = False,
+        index: int = 0,
+    ) -> None:
         self._tokenizer, self._index = tokenizer, index
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(stop)
@@ -89,9 +93,7 @@ class Writer:
             logprobs = self._of_shown(text, logprobs)
         return Delta(self._index, text, channel or self.channel, ids, logprobs)
 
-    def _of_shown(
-        self, text: str, logprobs: Sequence[TokenLogprob]
-    ) -> tuple[TokenLogprob, ...]:  # fmt: skip
+    def _of_shown(self, text: str, logprobs: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
         """Return the logprobs of tokens in the text, without those of a stop string after it."""
         shown, size = [], 0
         for each in logprobs:

@@ -84,9 +84,7 @@ class FormatChooser:
         if name not in self._known:
             owned = self.registry.get("quantizer", name)
             d = owned.declaration
-            spec = FormatSpec(
-                d.name, d.dtype_id, d.block, d.bytes_per_block, owned.distribution
-            )  # fmt: skip
+            spec = FormatSpec(d.name, d.dtype_id, d.block, d.bytes_per_block, owned.distribution)
             self._known[name] = spec, self.registry.make("quantizer", name)
         return self._known[name]
 

@@ -69,13 +69,21 @@ def plan_import(
     checkpoint = Checkpoint.open(directory)
     resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
     assignments = chooser.choose(resolution, checkpoint)
-    tokenizer = tokenizer_metadata(
-        directory, config.vocab_size, contract.pre_type, config.stop_ids
-    )  # fmt: skip
+    tokenizer = tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)
     return ImportPlan(
-        source, family, owned.distribution, config, contract, hf, generation, checkpoint,
-        resolution, recipe, tuple(assignments), tokenizer,
-    )  # fmt: skip
+        source,
+        family,
+        owned.distribution,
+        config,
+        contract,
+        hf,
+        generation,
+        checkpoint,
+        resolution,
+        recipe,
+        tuple(assignments),
+        tokenizer,
+    )
 
 
 def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Any:
@@ -95,9 +103,14 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_import(
-    plan: ImportPlan, out: Path, *, force: bool = False, shard_bytes: int | None = None,
-    threads: int | None = None, progress: Progress | None = None,
-) -> ImportSummary:  # fmt: skip
+    plan: ImportPlan,
+    out: Path,
+    *,
+    force: bool = False,
+    shard_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ImportSummary:
     """Write the file, or shards of about `shard_bytes` at most, and return a summary.
 
     `progress` is called with a tensor's name and the source bytes done. Raises UsageError (the

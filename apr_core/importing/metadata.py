@@ -158,11 +158,13 @@ def _row(role: str, members: Sequence[Assignment], tallies: Mapping[str, ErrorTa
             total.add(tallies[a.rule.name].errors, tallies[a.rule.name].values)
     exact = not any(a.rule.name in tallies for a in members)
     return RoleRow(
-        role, len(members), sum(prod(a.rule.shape) for a in members),
+        role,
+        len(members),
+        sum(prod(a.rule.shape) for a in members),
         dict(Counter(a.spec.name for a in members)),
         sum(tensor_nbytes(a.spec, a.rule.shape) for a in members),
         None if exact else total.relative,
-    )  # fmt: skip
+    )
 
 
 def left_out_rows(resolution: Resolution, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:

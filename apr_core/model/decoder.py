@@ -163,9 +163,14 @@ class Decoder:
         return following.weights, NORMS[following.block.norm][0]
 
     def _joined(
-        self, h: Array, y: Array, own: Weights, after: str | None, other: Weights,
+        self,
+        h: Array,
+        y: Array,
+        own: Weights,
+        after: str | None,
+        other: Weights,
         before: str | None,
-    ) -> tuple[Array, Array]:  # fmt: skip
+    ) -> tuple[Array, Array]:
         """Return (h + y, its norm); y is normed first if `after`, the sum if `before`."""
         o, plan = self.ops, self.plan
         if after:

@@ -114,9 +114,15 @@ class WeightLoader:
     """
 
     def __init__(
-        self, file: AprFile, resolution: Resolution, registry: Registry, binder: Binder,
-        parts: Parts, tied: bool, progress: Progress | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        file: AprFile,
+        resolution: Resolution,
+        registry: Registry,
+        binder: Binder,
+        parts: Parts,
+        tied: bool,
+        progress: Progress | None = None,
+    ) -> None:
         self.file, self.resolution = file, resolution
         self.registry, self.binder, self.parts = registry, binder, parts
         self.outside = dict(parts.decoder.matrices)
@@ -271,10 +277,18 @@ def choose_kv_type(
 
 
 def build_decoder(
-    file: AprFile, contract: Contract, config: ModelConfig, plan: Plan, registry: Registry,
-    backend: BackendPlugin, backend_name: str, context: int, kv_type: KVType | None = None,
-    progress: Progress | None = None, strict: bool = False,
-) -> tuple[Decoder, Binder, KVType]:  # fmt: skip
+    file: AprFile,
+    contract: Contract,
+    config: ModelConfig,
+    plan: Plan,
+    registry: Registry,
+    backend: BackendPlugin,
+    backend_name: str,
+    context: int,
+    kv_type: KVType | None = None,
+    progress: Progress | None = None,
+    strict: bool = False,
+) -> tuple[Decoder, Binder, KVType]:
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
     Also chooses the precision of keys and values if `kv_type` is None. Before anything is uploaded,

@@ -16,12 +16,7 @@ from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.generate.boundaries import CHUNK, GRID
 from apr_core.model.decoder import Decoder
-from apr_core.model.loading import (
-    Progress,
-    build_decoder,
-    family_config,
-    make_backend,
-)
+from apr_core.model.loading import Progress, build_decoder, family_config, make_backend
 from apr_core.model.state import KVType, State, sequence_bytes, state_makers
 from apr_core.model.step import LastLogits, Step, make_step
 from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFunction, Weight
@@ -44,9 +39,16 @@ class Model:
     """
 
     def __init__(
-        self, file: AprFile, config: ModelConfig, decoder: Decoder, backend: BackendPlugin,
-        report: BindReport, max_len: int, kv_type: KVType = "f32", reasoning: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        file: AprFile,
+        config: ModelConfig,
+        decoder: Decoder,
+        backend: BackendPlugin,
+        report: BindReport,
+        max_len: int,
+        kv_type: KVType = "f32",
+        reasoning: Sequence[str] = (),
+    ) -> None:
         self.file, self.config, self.report, self.max_len = file, config, report, max_len
         self.metadata: dict[str, Any] = file.metadata
         self.backend, self.kv_type, self._reasoning = backend, kv_type, reasoning
@@ -324,9 +326,11 @@ class Model:
         return generate(self, self._prompt_ids(prompt), **options)
 
     def chat(
-        self, messages: str | Sequence[Mapping[str, Any]], enable_thinking: bool | None = None,
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        enable_thinking: bool | None = None,
         **options: Unpack[StreamOptions],
-    ) -> Generation:  # fmt: skip
+    ) -> Generation:
         """Answer chat messages, or one question. Raises UsageError as `chat_ids` does."""
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self.generate(self.chat_ids(asked, enable_thinking), **options)
@@ -404,9 +408,18 @@ def load(
         plan, contract = family.plan(config), family.contract()
         limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
         decoder, binder, kv_type = build_decoder(
-            file, contract, config, plan, registry, device, backend, limit, kv_type,
-            progress, strict,
-        )  # fmt: skip
+            file,
+            contract,
+            config,
+            plan,
+            registry,
+            device,
+            backend,
+            limit,
+            kv_type,
+            progress,
+            strict,
+        )
     except BaseException:
         file.close()
         raise

@@ -251,8 +251,9 @@ class BindReport:
     @property
     def fallbacks(self) -> list[str]:
         """Lines on what runs slower or larger than it should; empty when all is well."""
-        slow = [f"{b.key} runs on the reference" for b in self.bound.values()
-                if b.via == "reference"]  # fmt: skip
+        slow = [
+            f"{b.key} runs on the reference" for b in self.bound.values() if b.via == "reference"
+        ]
         big = [
             f"{name} weights are decoded: {after / 2**20:.0f} MiB instead of {before / 2**20:.0f}"
             for name, (before, after) in self.expanded.items()
@@ -327,9 +328,13 @@ class Binder:
         return function
 
     def expect(
-        self, format: str, layout: BlockLayout | None, shape: tuple[int, int], nbytes: int,
+        self,
+        format: str,
+        layout: BlockLayout | None,
+        shape: tuple[int, int],
+        nbytes: int,
         uses: Iterable[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Bind the ops in `uses` for a matrix before it is uploaded, and count it in the report."""
         uses = tuple(uses)
         kept = self.kept_as(format, layout, uses)

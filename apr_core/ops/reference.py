@@ -189,7 +189,21 @@ def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
 CORE_OPS: dict[str, Op] = {
     entry.name: entry
     for entry in (
-        embed, linear, add, scale, softcap, linears, rms_norm, add_rms_norm, rope, attention,
-        sigmoid, silu, softplus, swiglu, sigmoid_gate, mlp,
+        embed,
+        linear,
+        add,
+        scale,
+        softcap,
+        linears,
+        rms_norm,
+        add_rms_norm,
+        rope,
+        attention,
+        sigmoid,
+        silu,
+        softplus,
+        swiglu,
+        sigmoid_gate,
+        mlp,
     )
-}  # fmt: skip
+}

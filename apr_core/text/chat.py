@@ -58,8 +58,9 @@ class ChatTemplate:
         values: dict[str, Any] = {
             **(variables or {}),
             "messages": [dict(m) for m in messages],
-            "add_generation_prompt": add_generation_prompt, "tools": tools,
-        }  # fmt: skip
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools,
+        }
         if enable_thinking is not None:
             values["enable_thinking"] = enable_thinking
         parts, size = [], 0
@@ -74,9 +75,14 @@ class ChatTemplate:
         except MemoryError:
             raise FormatError("the chat template asks for more memory than there is") from None
         except (
-            jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
-            ArithmeticError, RecursionError,
-        ) as error:  # fmt: skip
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from None
         return "".join(parts)
 
@@ -143,9 +149,13 @@ def encode_chat(
 ) -> list[int]:
     """Return the prompt's ids for an answer to `messages`; parameters are as in `chat_pieces`."""
     pieces = chat_pieces(
-        tokenizer, template, messages,
-        enable_thinking=enable_thinking, tools=tools, variables=variables,
-    )  # fmt: skip
+        tokenizer,
+        template,
+        messages,
+        enable_thinking=enable_thinking,
+        tools=tools,
+        variables=variables,
+    )
     ids: list[int] = []
     for piece in pieces:
         ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)

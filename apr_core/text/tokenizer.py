@@ -9,11 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from apr_core.errors import FormatError, UsageError
-from apr_core.text.tokenizer_files import (
-    build,
-    is_added_token,
-    unpack,
-)
+from apr_core.text.tokenizer_files import build, is_added_token, unpack
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -43,9 +39,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, content: Mapping[str, Any], vocab_size: int, stop_ids: Sequence[int] = (),
-        special_tokens: Mapping[str, Any] | None = None, reasoning: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        content: Mapping[str, Any],
+        vocab_size: int,
+        stop_ids: Sequence[int] = (),
+        special_tokens: Mapping[str, Any] | None = None,
+        reasoning: Sequence[str] = (),
+    ) -> None:
         self._content = content
         self.vocab_size = vocab_size
         self.stop_ids, self.reasoning = tuple(stop_ids), tuple(reasoning)

@@ -30,9 +30,10 @@ ALONE = ("conformance", "load", "transformers")  # phases that need no model of 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.gpu", description=package.__doc__,
+        "python -m benchmarks.gpu",
+        description=package.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--phase", default=",".join(PHASES), help="some of them, with commas")
     parser.add_argument("--shape", default="9b", choices=NAMES)
     parser.add_argument("--recipe", default="q4_k_m", help="of the random weights and of files")
@@ -73,9 +74,16 @@ def prepared(options: argparse.Namespace) -> Bench:
     facts = machine.facts() | {"shape": options.shape, "recipe": options.recipe}
     facts |= {"copy_gb_s": machine.copy_rate / 1e9, "matmul_tflops": machine.matmul_rate / 1e12}
     return Bench(
-        options.shape, options.recipe, options.file, options.checks, options.debug, how_much,
-        registry, machine, Report(facts),
-    )  # fmt: skip
+        options.shape,
+        options.recipe,
+        options.file,
+        options.checks,
+        options.debug,
+        how_much,
+        registry,
+        machine,
+        Report(facts),
+    )
 
 
 def introduce(report: Report) -> None:

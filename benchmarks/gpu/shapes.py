@@ -46,11 +46,27 @@ class Amounts:
 
 
 INTERPRETED = Amounts(
-    batches=(1, 2), contexts=(8,), prompts=(20,), chunks=(16,), few_rows=(1, 3), many_rows=(16,),
-    steps=1, rounds=1, warm_steps=2, prefills=1, agreed_tokens=2, agreed_prompts=1, agreed_short=6,
-    agreed_long=0, own_tokens=2, own_prompts=(1, 5), loads=1, copied=1 << 24,
-    multiplied=256, emptied=0,
-)  # fmt: skip
+    batches=(1, 2),
+    contexts=(8,),
+    prompts=(20,),
+    chunks=(16,),
+    few_rows=(1, 3),
+    many_rows=(16,),
+    steps=1,
+    rounds=1,
+    warm_steps=2,
+    prefills=1,
+    agreed_tokens=2,
+    agreed_prompts=1,
+    agreed_short=6,
+    agreed_long=0,
+    own_tokens=2,
+    own_prompts=(1, 5),
+    loads=1,
+    copied=1 << 24,
+    multiplied=256,
+    emptied=0,
+)
 
 
 def amounts(shape: str) -> Amounts:

@@ -44,12 +44,18 @@ def run(bench: Bench) -> None:
     table = bench.report.table("transformers", COLUMNS)
     a = bench.amounts
     for prompt in a.prompts[:PROMPTS]:
-        bench.attempt(table, {"what": "prefill", "batch": 1, "length": prompt},
-                      partial(_prefill, bench, model, prompt))  # fmt: skip
+        bench.attempt(
+            table,
+            {"what": "prefill", "batch": 1, "length": prompt},
+            partial(_prefill, bench, model, prompt),
+        )
     for context in a.contexts[:CONTEXTS]:
         for batch in a.batches[:BATCHES]:
-            bench.attempt(table, {"what": "decode", "batch": batch, "length": context},
-                          partial(_decode, bench, model, batch, context))  # fmt: skip
+            bench.attempt(
+                table,
+                {"what": "decode", "batch": batch, "length": context},
+                partial(_decode, bench, model, batch, context),
+            )
 
 
 def _made(bench: Bench) -> Any:

@@ -103,8 +103,9 @@ def row_cases(bench: Bench) -> Iterator[Case]:
             yield Case(name, f"{hidden}", rows, partial(_norm, bench, name, rows))
         yield Case("gated_rms_norm", _heads(bench), rows, partial(_gated_norm, bench, rows))
         yield Case("swiglu", f"{wide}", rows, partial(_swiglu, bench, rows))
-        yield Case("rope", f"{config.num_heads} x {config.head_dim}", rows,
-                   partial(_rope, bench, rows))  # fmt: skip
+        yield Case(
+            "rope", f"{config.num_heads} x {config.head_dim}", rows, partial(_rope, bench, rows)
+        )
         yield Case("embed", bench.built().embedding.format, rows, partial(_embed, bench, rows))
     for rows in a.few_rows:
         yield Case("argmax", "torch's, of logits", rows, partial(_argmax, bench, rows))

@@ -28,14 +28,22 @@ def state_cases(bench: Bench) -> Iterator[Case]:
     a = bench.amounts
     for context in a.contexts:
         for batch in a.few_rows[: 2 if context > a.contexts[0] else None]:
-            yield Case("attention", f"1 token at {context}", batch,
-                       partial(_attention, bench, [1] * batch, context - 1))  # fmt: skip
+            yield Case(
+                "attention",
+                f"1 token at {context}",
+                batch,
+                partial(_attention, bench, [1] * batch, context - 1),
+            )
     for rows in a.many_rows:
         yield Case("attention", "a prompt", rows, partial(_attention, bench, [rows], 0))
     before = a.contexts[-1] - a.many_rows[0]
     if before > 0:
-        yield Case("attention", f"a chunk after {before}", a.many_rows[0],
-                   partial(_attention, bench, [a.many_rows[0]], before))  # fmt: skip
+        yield Case(
+            "attention",
+            f"a chunk after {before}",
+            a.many_rows[0],
+            partial(_attention, bench, [a.many_rows[0]], before),
+        )
     for kernel, make in (("gated_delta", _delta), ("causal_conv1d", _conv)):
         for batch in a.few_rows:
             yield Case(kernel, "1 token", batch, partial(make, bench, [1] * batch))
@@ -126,9 +134,7 @@ def _conv(bench: Bench, counts: Sequence[int]) -> Work:
 
 
 def _gates(bench: Bench, rows: int) -> Work:
-    o, heads = (
-        bench.built().model.ops, bench.built().model.config.extra["linear_num_value_heads"]
-    )  # fmt: skip
+    o, heads = (bench.built().model.ops, bench.built().model.config.extra["linear_num_value_heads"])
     a, b = values(bench, rows, heads), values(bench, rows, heads)
     rate, bias = values(bench, heads), values(bench, heads)
     return Work(lambda: o.delta_gates(a, b, rate, bias), nbytes(*[(rows, heads)] * 4))

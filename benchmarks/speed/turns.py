@@ -43,9 +43,13 @@ class Turns:
     """The players of one model. `together`: their processes live side by side."""
 
     def __init__(
-        self, model: Model, players: Mapping[Player, Path], figures: Figures, together: bool,
+        self,
+        model: Model,
+        players: Mapping[Player, Path],
+        figures: Figures,
+        together: bool,
         quiet: Quiet,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._players, self._figures = model, players, figures
         self._together, self._quiet = together, quiet
         self._running: dict[Player, Running] = {}

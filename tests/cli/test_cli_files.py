@@ -45,9 +45,12 @@ def test_inspect_needs_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = write(
         tmp_path / "m.apr",
         {"architecture": "x", "name": "mine", "chat_template": "t" * 9000} | tokenizer_metadata(),
-        {"a": np.ones((2, 3)), "l.0.w": (UNKNOWN, (2, 9), bytes(20)),
-         "l.1.w": (UNKNOWN, (2, 9), bytes(20))},
-    )  # fmt: skip
+        {
+            "a": np.ones((2, 3)),
+            "l.0.w": (UNKNOWN, (2, 9), bytes(20)),
+            "l.1.w": (UNKNOWN, (2, 9), bytes(20)),
+        },
+    )
     code, out, _ = apr(capsys, "inspect", path)
     assert code == 0
     for text in ("APR v2.0", "row_major", "mine", "nf9", "192", "apr-nf9", "l.*.w", "quantized",
@@ -57,12 +60,22 @@ def test_inspect_needs_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = apr_json(capsys, "inspect", path)
     assert found["header"]["tensor_count"] == 3 and found["parameters"] == 42
     assert found["formats"][0] == {
-        "format": "nf9", "id": 192, "distribution": "apr-nf9", "block": 8, "bytes_per_block": 5,
-        "tensors": 2, "parameters": 36, "bytes": 40,
-    }  # fmt: skip
+        "format": "nf9",
+        "id": 192,
+        "distribution": "apr-nf9",
+        "block": 8,
+        "bytes_per_block": 5,
+        "tensors": 2,
+        "parameters": 36,
+        "bytes": 40,
+    }
     assert found["roles"][0] == {
-        "role": "l.*.w", "tensors": 2, "parameters": 36, "bytes": 40, "formats": ["nf9"],
-    }  # fmt: skip
+        "role": "l.*.w",
+        "tensors": 2,
+        "parameters": 36,
+        "bytes": 40,
+        "formats": ["nf9"],
+    }
     assert found["tokenizer"]["vocabulary"] == 24 and found["tokenizer"]["merges"] == 1
     assert found["metadata"]["chat_template"] == "<text of 9000 characters>"
     full = apr_json(capsys, "inspect", path, "--full")
@@ -73,8 +86,9 @@ def test_inspect_needs_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_summaries() -> None:
     assert summarised({"a": 1}) == {"a": 1}
     assert summarised({"a": list(range(500)), "b": 2}) == {
-        "a": "<list of 500 entries, 2390 characters>", "b": 2,
-    }  # fmt: skip
+        "a": "<list of 500 entries, 2390 characters>",
+        "b": 2,
+    }
     deep: dict = {}
     for _ in range(400):
         deep = {"x": deep}
@@ -135,9 +149,14 @@ def test_tensor_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path = write(tmp_path / "m.apr", {}, tensors)
     rows = {t["name"]: t for t in apr_json(capsys, "tensors", path, "--stats")["tensors"]}
     assert rows["a"]["stats"] == {
-        "mean": 1.5, "std": pytest.approx(1.25**0.5), "min": 0.0, "max": 3.0, "nan": 1, "inf": 1,
+        "mean": 1.5,
+        "std": pytest.approx(1.25**0.5),
+        "min": 0.0,
+        "max": 3.0,
+        "nan": 1,
+        "inf": 1,
         "zeros_share": pytest.approx(1 / 6),
-    }  # fmt: skip
+    }
     assert rows["b"]["stats"] is None and "pip install apr-nf9" in rows["b"]["note"]
     assert rows["c"]["stats"]["mean"] is None and rows["d"]["stats"]["nan"] == 2
     code, out, _ = apr(capsys, "tensors", path, "--stats")

@@ -116,15 +116,37 @@ def test_bad_prompts(sums):
 def test_bad_files_and_names(sums, tmp_path):
     fails(3, "no such file", "run", tmp_path / "nothing.apr", "x")
     fails(3, "provides backend 'gpu'", "run", sums, "x", "--backend", "gpu")
-    fails(14, "no CUDA device", "run", sums, "x", "--backend", "cuda",
-          CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="0")  # fmt: skip
+    fails(
+        14,
+        "no CUDA device",
+        "run",
+        sums,
+        "x",
+        "--backend",
+        "cuda",
+        CUDA_VISIBLE_DEVICES="",
+        TRITON_INTERPRET="0",
+    )
     for command in (["run", sums, "x"], ["chat", sums], ["bench", sums], ["serve", sums]):
         fails(14, "there is no cpu:1", *command, "--backend", "cpu:1")
-    fails(3, "apr-quant-q4k:quant_q4k is disabled", "run", sums, "x",
-          APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
+    fails(
+        3,
+        "apr-quant-q4k:quant_q4k is disabled",
+        "run",
+        sums,
+        "x",
+        APR_PLUGINS_BLOCK="apr-quant-q4k",
+    )
     fails(3, "apr-qwen3-5:qwen3_5 is disabled", "run", sums, "x", APR_PLUGINS_BLOCK="apr-qwen3-5")
-    fails(3, "pip install apr-demo", "import", "demo://sums", "-o", sums.with_name("x"),
-          APR_NO_PLUGINS="1")  # fmt: skip
+    fails(
+        3,
+        "pip install apr-demo",
+        "import",
+        "demo://sums",
+        "-o",
+        sums.with_name("x"),
+        APR_NO_PLUGINS="1",
+    )
     cut = tmp_path / "cut.apr"
     cut.write_bytes(sums.read_bytes()[:-1000])
     fails(4, "cut.apr", "run", cut, "x")
@@ -202,8 +224,14 @@ def test_bad_checkpoints(checkpoint, tmp_path):
     tokenizer.unlink()
     fails(3, "tokenizer.json", *command)
     tokenizer.write_text(saved)
-    fails(3, "apr-quant-q4k:quant_q4k is disabled", *command, "--quantize", "q4k",
-          APR_PLUGINS_BLOCK="apr-quant-q4k")  # fmt: skip
+    fails(
+        3,
+        "apr-quant-q4k:quant_q4k is disabled",
+        *command,
+        "--quantize",
+        "q4k",
+        APR_PLUGINS_BLOCK="apr-quant-q4k",
+    )
     fails(3, "no_such_recipe", *command, "--quantize", "no_such_recipe")
     assert not out.exists()
 
@@ -215,8 +243,9 @@ def test_interrupted_import_leaves_no_file(tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(
             [sys.executable, "-m", "apr_core.cli", "import", big, "--quantize", "q6k", "-o", out],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while not list(out.parent.iterdir()) and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(number)

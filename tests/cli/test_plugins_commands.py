@@ -322,9 +322,10 @@ def test_freeze_prints_what_pip_can_install_again(place):
 
 def test_a_repository_is_named_with_its_commit():
     origin = {
-        "url": "https://example.org/p.git", "subdirectory": "plugins/x",
+        "url": "https://example.org/p.git",
+        "subdirectory": "plugins/x",
         "vcs_info": {"vcs": "git", "commit_id": "c0ffee"},
-    }  # fmt: skip
+    }
     expected = "git+https://example.org/p.git@c0ffee#subdirectory=plugins/x"
     assert direct_reference(origin) == expected
 

@@ -103,10 +103,13 @@ def test_json_has_every_part(monkeypatch, capsys):
 
 def test_a_device_says_why_it_cannot_run(monkeypatch):
     use(
-        monkeypatch, backend("absent", requires=("module_of_nobody",)),
-        backend("zero", probe=f"{HERE}:probe_zero"), backend("raises", "Raises"),
-        backend("gone", "NoSuchClass"), backend("good"),
-    )  # fmt: skip
+        monkeypatch,
+        backend("absent", requires=("module_of_nobody",)),
+        backend("zero", probe=f"{HERE}:probe_zero"),
+        backend("raises", "Raises"),
+        backend("gone", "NoSuchClass"),
+        backend("good"),
+    )
     finding = plugins.devices()
     status = {d["name"]: (d["status"], d["reason"]) for d in finding.facts}
     assert status["absent"] == ("unavailable", "not installed: module_of_nobody")
@@ -144,9 +147,10 @@ def test_a_broken_plugin_and_a_name_claimed_twice_are_warnings(monkeypatch):
 
 def test_entries_of_the_file_that_match_nothing_are_warnings(monkeypatch, home):
     founds = [
-        PluginRow("dist", "1", "d", "d"), PluginRow("off", "1", "o", "o"),
+        PluginRow("dist", "1", "d", "d"),
+        PluginRow("off", "1", "o", "o"),
         PluginRow("half", "?", "half", "", "broken", "half installed"),
-    ]  # fmt: skip
+    ]
     monkeypatch.setattr(plugins, "installed", lambda: founds)
     off = PluginRow("off", "1", "o", "o", "disabled", "by its user")
     use(monkeypatch, FAMILY, rows=[off])

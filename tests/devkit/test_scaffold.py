@@ -135,8 +135,9 @@ def test_what_is_written_is_clean(tmp_path, name):
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--no-cache", tmp_path],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
@@ -149,9 +150,15 @@ def test_a_package_is_complete(kind):
     files = files_of(names)
     package = names.package
     assert {
-        ".github/workflows/ci.yml", ".gitignore", "LICENSE", "README.md", "pyproject.toml",
-        f"src/{package}/__init__.py", f"src/{package}/hooks.py", "tests/test_conformance.py",
-    } <= set(files)  # fmt: skip
+        ".github/workflows/ci.yml",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        f"src/{package}/__init__.py",
+        f"src/{package}/hooks.py",
+        "tests/test_conformance.py",
+    } <= set(files)
     project = tomllib.loads(files["pyproject.toml"].decode())["project"]
     assert project["name"] == names.distribution == package.replace("_", "-")
     assert list(project["entry-points"]["apr"].values()) == [f"{package}.hooks"]
@@ -226,8 +233,9 @@ def test_what_is_written_under_an_odd_name_is_clean_or_nothing(tmp_path, capsys,
         return
     done = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--no-cache", tmp_path],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -29,8 +29,9 @@ def imported(family, folder):
     target = folder / f"{family}.apr"
     subprocess.run(
         [sys.executable, "-m", "apr_core.cli", "import", source, "--quantize", "q4k", "-o", target],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+    )
     return target
 
 

@@ -25,8 +25,10 @@ class Choosing(ReferenceBackend):
         self.asked, self.left, self.leaves_every, self.downloads = 0, 0, leaves_every, []
 
     def choose(self, logits, draws):
-        return [None if draw is None else self._one(*pair) for *pair, draw in
-                zip(logits, draws, draws, strict=True)]  # fmt: skip
+        return [
+            None if draw is None else self._one(*pair)
+            for *pair, draw in zip(logits, draws, draws, strict=True)
+        ]
 
     def _one(self, row, draw):
         self.asked += 1
@@ -98,8 +100,9 @@ def answers(model):
         ]
         return [
             (client.ids(index), [lp.id for d in client.answer(index) for lp in d.logprobs])
-            for client in clients for index in range(client.request.n)
-        ]  # fmt: skip
+            for client in clients
+            for index in range(client.request.n)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +123,10 @@ def test_answers_are_the_same_whoever_chooses(model, expected, monkeypatch, leav
 @pytest.mark.needs_plugins
 def test_logits_that_nobody_needs_are_not_downloaded(model, choosing):
     with running(model, slots=8) as engine:
-        plain = [Client(engine, random_ids(600), p, max_tokens=9, n=2, **ENDLESS)
-                 for p in (SamplingParams(), DRAWN)]  # fmt: skip
+        plain = [
+            Client(engine, random_ids(600), p, max_tokens=9, n=2, **ENDLESS)
+            for p in (SamplingParams(), DRAWN)
+        ]
         assert all(len(client.ids(1)) == 9 for client in plain)
     assert choosing.asked == 36 and choosing.rows() == 0
     assert {shape for shape in choosing.downloads if len(shape) == 2} == {(1, 1)}
@@ -131,8 +136,10 @@ def test_logits_that_nobody_needs_are_not_downloaded(model, choosing):
 def test_only_rows_that_are_needed_are_downloaded(model, choosing):
     penalties = SamplingParams(frequency_penalty=0.5)
     with running(model, slots=8) as engine:
-        clients = [Client(engine, random_ids(9), p, max_tokens=20, **ENDLESS)
-                   for p in (SamplingParams(), penalties, DRAWN)]  # fmt: skip
+        clients = [
+            Client(engine, random_ids(9), p, max_tokens=20, **ENDLESS)
+            for p in (SamplingParams(), penalties, DRAWN)
+        ]
         assert all(len(client.ids()) == 20 for client in clients)
     assert choosing.rows() == 20 and choosing.asked == 40
 

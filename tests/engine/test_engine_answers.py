@@ -72,8 +72,11 @@ def test_logprobs_are_those_of_the_raw_logits(model, engine):
 
 def test_no_logprobs_unless_asked_and_zero_means_the_chosen_ones(engine):
     assert not any(d.logprobs for d in ask(engine, random_ids(9), max_tokens=4).answer())
-    found = [lp for d in ask(engine, random_ids(9), max_tokens=4, top_logprobs=0).answer()
-             for lp in d.logprobs]  # fmt: skip
+    found = [
+        lp
+        for d in ask(engine, random_ids(9), max_tokens=4, top_logprobs=0).answer()
+        for lp in d.logprobs
+    ]
     assert len(found) == 4 and not any(lp.top for lp in found)
 
 
@@ -163,9 +166,14 @@ class Scripted:
         self.says = tokenizer.encode(says, allow_special=True)
         request = GenerationRequest(tokenizer.encode(prompt, allow_special=True), **options)
         self.answer = GenerationSequence(
-            self.vocabulary, request, 0, slot=0, limit=room, limit_reason="max_tokens",
+            self.vocabulary,
+            request,
+            0,
+            slot=0,
+            limit=room,
+            limit_reason="max_tokens",
             constraint=constraint,
-        )  # fmt: skip
+        )
         self.fed = []
 
     def feed(self, token):
@@ -191,8 +199,9 @@ THINKS = "<|im_start|>assistant\n<think>\n"
 
 
 def test_a_thinking_budget_closes_the_thought_properly(model):
-    run = Scripted(model, "abcdefgh", THINKS, thinking_budget=3, budget_text=" Enough.\n",
-                   room=40).run()  # fmt: skip
+    run = Scripted(
+        model, "abcdefgh", THINKS, thinking_budget=3, budget_text=" Enough.\n", room=40
+    ).run()
     assert run.text("reasoning") == "abc Enough.\n"
     assert run.text("text").startswith("defgh")
     fed = model.tokenizer.decode(run.fed)
@@ -221,8 +230,9 @@ def test_a_thinking_budget_waits_for_no_character_that_never_ends(model):
 def test_a_budget_of_nothing_and_one_that_is_not_reached(model):
     none = Scripted(model, "xy<|im_end|>", THINKS, thinking_budget=0, budget_text="No.").run()
     assert (none.text("reasoning"), none.text("text")) == ("No.", "xy")
-    short = Scripted(model, "a</think>\n\nb<|im_end|>", THINKS, thinking_budget=9,
-                     budget_text="No.").run()  # fmt: skip
+    short = Scripted(
+        model, "a</think>\n\nb<|im_end|>", THINKS, thinking_budget=9, budget_text="No."
+    ).run()
     assert (short.text("reasoning"), short.text("text")) == ("a", "b")
     plain = Scripted(model, "ab<|im_end|>", thinking_budget=0, budget_text="No.").run()
     assert (plain.text("reasoning"), plain.text("text")) == ("", "ab")

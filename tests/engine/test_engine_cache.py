@@ -306,8 +306,12 @@ def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
         for start, stop in ((0, 5), (5, 300), (300, 600)):
             model.forward([(slot, ids[start:stop])])
             chain.append(model.snapshot(slot, start))
-        rows = [part[0].shape[1] for _, parts in chain for part, in_rows in
-                zip(parts, model.states_in_rows, strict=True) if in_rows]  # fmt: skip
+        rows = [
+            part[0].shape[1]
+            for _, parts in chain
+            for part, in_rows in zip(parts, model.states_in_rows, strict=True)
+            if in_rows
+        ]
         assert set(rows) == {5, 295, 300}
         copy = model.new_slot()
         model.restore(copy, *chain)

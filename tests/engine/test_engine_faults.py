@@ -20,14 +20,7 @@ from apr_serve.engine.memory import _groups, available
 from apr_serve.engine.prefill import take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
 from apr_serve.engine.sharing import readers
-from tests.engine.engine_rig import (
-    Client,
-    ask,
-    assert_nothing_left,
-    by_hand,
-    random_ids,
-    running,
-)
+from tests.engine.engine_rig import Client, ask, assert_nothing_left, by_hand, random_ids, running
 
 pytestmark = pytest.mark.needs_plugins
 

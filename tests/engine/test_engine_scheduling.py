@@ -54,9 +54,13 @@ def test_any_mix_gives_each_request_what_it_gets_alone(model, seed):
         for _ in range(30):
             i = rng.randrange(len(asked))
             client = Client(
-                engine, asked[i], max_tokens=16, n=rng.choice([1, 1, 2]),
-                use_cache=rng.random() < 0.8, owner=rng.choice("ab"),
-            )  # fmt: skip
+                engine,
+                asked[i],
+                max_tokens=16,
+                n=rng.choice([1, 1, 2]),
+                use_cache=rng.random() < 0.8,
+                owner=rng.choice("ab"),
+            )
             if rng.random() < 0.25:
                 given_up.append(client)
                 threading.Timer(rng.random() / 4, client.ticket.cancel).start()
@@ -162,11 +166,16 @@ def test_owners_take_turns_however_many_requests_they_have(model):
     ended = []
     with running(model, by_hand, slots=1) as engine:
         clients = [
-            Client(engine, random_ids(5), max_tokens=2, owner=owner,
-                   on_delta=lambda c: ended.append(c.request.owner) if c.deltas[-1].usage else None,
-                   **ENDLESS)
+            Client(
+                engine,
+                random_ids(5),
+                max_tokens=2,
+                owner=owner,
+                on_delta=lambda c: ended.append(c.request.owner) if c.deltas[-1].usage else None,
+                **ENDLESS,
+            )
             for owner in ["greedy"] * 6 + ["modest"] * 2
-        ]  # fmt: skip
+        ]
         for client in clients:
             client.wait()
     assert ended[:4] == ["greedy", "modest", "greedy", "modest"] and len(ended) == 8
@@ -216,10 +225,15 @@ def test_memory_admits_one_after_the_other_and_the_cache_gives_way(model):
     each, most = model.sequence_bytes(700), []
     with running(model, by_hand, slots=4, memory_bytes=each + each // 2) as engine:
         clients = [
-            Client(engine, random_ids(680, seed=i), max_tokens=20, **ENDLESS,
-                   on_delta=lambda c: most.append(engine.stats()))
+            Client(
+                engine,
+                random_ids(680, seed=i),
+                max_tokens=20,
+                **ENDLESS,
+                on_delta=lambda c: most.append(engine.stats()),
+            )
             for i in range(4)
-        ]  # fmt: skip
+        ]
         for client in clients:
             client.wait()
     assert max(s.running + s.prefilling for s in most) == 1

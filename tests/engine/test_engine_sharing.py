@@ -51,8 +51,9 @@ def alone(model, ids):
 def test_prompts_that_come_together_are_read_once(model):
     asked = [COMMON, COMMON, [*COMMON, 1, 2, 3], [*COMMON[:520], *random_ids(90)]]
     with watched(model) as (engine, read):
-        clients = [Client(engine, ids, max_tokens=8, owner=f"{i % 2}")
-                   for i, ids in enumerate(asked)]  # fmt: skip
+        clients = [
+            Client(engine, ids, max_tokens=8, owner=f"{i % 2}") for i, ids in enumerate(asked)
+        ]
         assert [client.ids() for client in clients] == [alone(model, ids) for ids in asked]
         cached = [client.last().usage.cached_tokens for client in clients]
     assert cached[0] == 0 and min(cached[1:]) >= 512

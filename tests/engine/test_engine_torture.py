@@ -76,12 +76,16 @@ class Asked:
         drawn = rng.random() < 0.3
         params = SamplingParams(temperature=1.5, top_k=30, presence_penalty=1.0, seed=self.at)
         self.request = GenerationRequest(
-            prompts[self.at], params if drawn else SamplingParams(),
-            max_tokens=rng.choice([1, 6, 12]), n=rng.choice([1, 1, 1, 2, 4]),
-            use_cache=rng.random() < 0.9, owner=rng.choice("abc"),
+            prompts[self.at],
+            params if drawn else SamplingParams(),
+            max_tokens=rng.choice([1, 6, 12]),
+            n=rng.choice([1, 1, 1, 2, 4]),
+            use_cache=rng.random() < 0.9,
+            owner=rng.choice("abc"),
             top_logprobs=rng.choice([None, None, 3]),
-            ignore_stop_tokens=True, constraint=Panicking if rng.random() < 0.05 else None,
-        )  # fmt: skip
+            ignore_stop_tokens=True,
+            constraint=Panicking if rng.random() < 0.05 else None,
+        )
         self.job = engine.submit(self.request, self._deliver)
 
     def _deliver(self, deltas):
@@ -190,8 +194,14 @@ def alone(model):
 def test_the_books_are_right_whatever_happens(model, alone, seed):
     rng, prompts = random.Random(seed), prompts_of(model)
     memory = int(model.sequence_bytes(900) * rng.choice([4, 6, 20]))
-    engine = by_hand(model, slots=SLOTS, memory_bytes=memory, snapshot_every=128,
-                    queue_limit=1000, cache_bytes=rng.choice([None, memory // 3]))  # fmt: skip
+    engine = by_hand(
+        model,
+        slots=SLOTS,
+        memory_bytes=memory,
+        snapshot_every=128,
+        queue_limit=1000,
+        cache_bytes=rng.choice([None, memory // 3]),
+    )
     trouble, asked = Trouble(model, rng), []
     try:
         for turn in range(TURNS):

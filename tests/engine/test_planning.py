@@ -65,7 +65,7 @@ class Small(ReferenceBackend):
 class Packing(Small):
     """Has a kernel for one packed format, and for `linear` only."""
 
-    kernels = {("linear", "q4_k"): f"{__name__}:never"}  # noqa: RUF012
+    kernels = {("linear", "q4_k"): f"{__name__}:never"}
 
     def upload_packed(self, matrix):
         type(self).uploads += (matrix.shape,)

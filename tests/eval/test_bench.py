@@ -12,14 +12,7 @@ from apr_backend_cpu.backend import Cpu
 from apr_core import load
 from apr_core.errors import UsageError
 from apr_eval import bench, measuring
-from apr_eval.measuring import (
-    Plan,
-    Spread,
-    measure,
-    memory_bandwidth,
-    state_bytes,
-    weight_bytes,
-)
+from apr_eval.measuring import Plan, Spread, measure, memory_bandwidth, state_bytes, weight_bytes
 from apr_eval.profiling import profiled
 from tests.cli.test_journeys import apr, fails
 
@@ -41,9 +34,21 @@ def model(path):
 
 def test_json_has_every_figure_and_they_fit_together(path):
     done = apr(
-        "bench", path, "--warmup", 1, "--measure", 2, "--prompt-tokens", 20, "--max-tokens", 4,
-        "--batch", 3, "--profile", "--json",
-    )  # fmt: skip
+        "bench",
+        path,
+        "--warmup",
+        1,
+        "--measure",
+        2,
+        "--prompt-tokens",
+        20,
+        "--max-tokens",
+        4,
+        "--batch",
+        3,
+        "--profile",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     r = json.loads(done.stdout)
     assert {"load_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "bandwidth_share"} <= set(r)

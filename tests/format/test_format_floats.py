@@ -40,8 +40,10 @@ def test_every_bf16_and_f16_there_and_back() -> None:
 def nearest_bf16(value: float) -> float:
     """Round to nearest even by comparing the two neighbours in exact arithmetic."""
     bits = struct.unpack("<I", struct.pack("<f", value))[0]
-    low, high = (struct.unpack("<f", struct.pack("<I", b & 0xFFFFFFFF))[0] for b in (
-        bits & 0xFFFF0000, (bits & 0xFFFF0000) + 0x10000))  # fmt: skip
+    low, high = (
+        struct.unpack("<f", struct.pack("<I", b & 0xFFFFFFFF))[0]
+        for b in (bits & 0xFFFF0000, (bits & 0xFFFF0000) + 0x10000)
+    )
     if abs(value - low) == abs(high - value):
         return low if (bits >> 16) % 2 == 0 else high
     return low if abs(value - low) < abs(high - value) else high

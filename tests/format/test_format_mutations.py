@@ -135,13 +135,19 @@ names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=
 )
 shapes = st.lists(st.integers(0, 6), max_size=8).map(tuple)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=("Cs",))),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(
-        st.characters(exclude_categories=("Cs",)), max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=("Cs",)), max_size=8), inner, max_size=4
+        )
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=FIXTURES)

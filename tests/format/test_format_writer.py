@@ -87,8 +87,10 @@ def test_formats_without_id_are_numbered_by_name_and_listed(tmp_path: Path) -> N
     path = write(tmp_path / "m.apr", {"apr.formats": "stale"}, tensors)
     with AprFile.open(path) as file:
         assert [(r["id"], r["name"], r["distribution"]) for r in file.metadata["apr.formats"]] == [
-            (14, "q6_k", "apr-quant"), (192, "alpha", "apr-alpha"), (193, "zeta", "apr-zeta"),
-        ]  # fmt: skip
+            (14, "q6_k", "apr-quant"),
+            (192, "alpha", "apr-alpha"),
+            (193, "zeta", "apr-zeta"),
+        ]
         assert [e.format for e in file.tensors.values()] == ["zeta", "alpha", "q6_k", "f32"]
         assert file.tensors["a"].dtype_id == 193
         assert file.tensors["a"].spec == FormatSpec("zeta", 193, 32, 9, "apr-zeta")

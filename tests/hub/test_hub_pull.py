@@ -71,9 +71,13 @@ def test_pulls_what_is_needed_and_nothing_twice(hub, apr):
     result = json.loads(first.stdout)
     assert result["commit"] == COMMIT
     assert set(result["files"]) == {
-        "config.json", "tokenizer.json", "tokenizer_config.json",
-        "model.safetensors.index.json", SHARD, SECOND,
-    }  # fmt: skip
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+        SHARD,
+        SECOND,
+    }
     for name in (SHARD, SECOND, "config.json"):
         assert Path(result["path"], name).read_bytes() == hub.files[name]
     sent = hub.sent.copy()
@@ -198,11 +202,12 @@ def test_no_server(hub, apr):
 def test_a_full_disk_keeps_what_is_there(hub, apr):
     """A limit on file sizes makes the kernel refuse writes, as a full disk does."""
     limit = (
-        sys.executable, "-c",
+        sys.executable,
+        "-c",
         "import resource, os, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20));"
         "os.execv(sys.argv[1], sys.argv[1:])",
-    )  # fmt: skip
+    )
     full = apr("pull", "hf://org/model", prelude=limit)
     assert full.returncode == 7 and "the same command continues" in full.stderr, full.stderr
     before = hub.sent[SHARD]

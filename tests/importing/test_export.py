@@ -85,9 +85,7 @@ def test_shards_have_an_index(kept, tmp_path):
 def test_quantized_tensors_are_decoded_only_when_asked(packed, tmp_path):
     fails(2, "--dtype bf16", "export", packed, "--format", "safetensors", "-o", tmp_path / "a")
     assert not list(tmp_path.iterdir())
-    done = apr(
-        "export", packed, "--format", "safetensors", "--dtype", "f32", "-o", tmp_path / "b"
-    )  # fmt: skip
+    done = apr("export", packed, "--format", "safetensors", "--dtype", "f32", "-o", tmp_path / "b")
     assert done.returncode == 0 and "q4_k tensors were decoded to f32" in done.stderr
     name = "model.language_model.layers.0.mlp.gate_proj.weight"
     dtype, shape, raw = contents(tmp_path / "b")[name]

@@ -61,9 +61,10 @@ def test_shards_hold_the_same_tensors(tmp_path):
     source = tiny.write(tmp_path / "c")
     assert import_(source, tmp_path / "one.apr", "--quantize", "q8_0") == 0
     (tmp_path / "many").mkdir()
-    assert import_(
-        source, tmp_path / "many" / "m.apr", "--quantize", "q8_0", "--shard-size", "1MiB"
-    ) == 0  # fmt: skip
+    assert (
+        import_(source, tmp_path / "many" / "m.apr", "--quantize", "q8_0", "--shard-size", "1MiB")
+        == 0
+    )
     parts = sorted((tmp_path / "many").iterdir())
     assert len(parts) > 1
     with AprFile.open(tmp_path / "one.apr") as one, AprFile.open(parts[-1]) as many:

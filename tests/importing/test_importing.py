@@ -77,8 +77,9 @@ def registry(target="Halves"):
 
 def plan(source, recipe="halves", registry_=None, arch=None):
     registry_ = registry_ or registry()
-    return plan_import(find_source(str(source), registry_), recipe=recipe, arch=arch,
-                       registry=registry_)  # fmt: skip
+    return plan_import(
+        find_source(str(source), registry_), recipe=recipe, arch=arch, registry=registry_
+    )
 
 
 def test_third_party_format_end_to_end(tmp_path):
@@ -107,8 +108,11 @@ def test_summary_counts_and_measures(tmp_path):
     summary = write_import(plan(source), tmp_path / "m.apr")
     roles = {r.role: r for r in summary.roles}
     tensors = tiny.random(tiny.Tiny())
-    gates = [v.astype(np.float64) for n, (_, v) in tensors.items()
-             if n.endswith("gate_proj.weight") and "mtp" not in n]  # fmt: skip
+    gates = [
+        v.astype(np.float64)
+        for n, (_, v) in tensors.items()
+        if n.endswith("gate_proj.weight") and "mtp" not in n
+    ]
     miss = [g - g.astype(np.float16).astype(np.float64) for g in gates]
     expected = (sum((m**2).sum() for m in miss) / sum((g**2).sum() for g in gates)) ** 0.5
     assert roles["gate_proj"].relative_error == pytest.approx(expected, rel=1e-3)
@@ -268,9 +272,11 @@ def test_recipes_that_cannot_be_followed(tmp_path):
     with pytest.raises(PluginBroken, match="speechless"):
         plan(source, "speechless")
     with pytest.raises(PluginNotFound, match="halves"):
-        FormatChooser("halves", 1, Registry.from_declarations({
-            "x": [Recipe("halves", f"{HERE}:EverythingHalves")]
-        })).choose(*_found(source))  # fmt: skip
+        FormatChooser(
+            "halves",
+            1,
+            Registry.from_declarations({"x": [Recipe("halves", f"{HERE}:EverythingHalves")]}),
+        ).choose(*_found(source))
 
 
 def _found(source):

@@ -68,9 +68,22 @@ class ToyFamily:
 
     def config(self, hf: Mapping[str, Any], generation: Any = None) -> ModelConfig:
         return ModelConfig(
-            "toy", "ToyForCausalLM", hf["hidden_size"], 3, 1, 1, 8, 16, ROWS, 64, 1e4, 1e-6, True,
-            ("full",) * 3, stop_ids=(1,),
-        )  # fmt: skip
+            "toy",
+            "ToyForCausalLM",
+            hf["hidden_size"],
+            3,
+            1,
+            1,
+            8,
+            16,
+            ROWS,
+            64,
+            1e4,
+            1e-6,
+            True,
+            ("full",) * 3,
+            stop_ids=(1,),
+        )
 
 
 def make_registry(*names: str) -> Registry:
@@ -79,7 +92,7 @@ def make_registry(*names: str) -> Registry:
         "quantizer": Quantizer(
             "toy8", "tests.importing.test_validation:Toy8", block=16, bytes_per_block=20
         ),
-    }  # fmt: skip
+    }
     return Registry.from_declarations({"apr-toy": [all_[n] for n in names or all_]})
 
 
@@ -115,9 +128,8 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def save(
-    path: Path, tensors: dict[str, np.ndarray] | None = None, quantize: bool = True,
-    **metadata: Any,
-) -> Path:  # fmt: skip
+    path: Path, tensors: dict[str, np.ndarray] | None = None, quantize: bool = True, **metadata: Any
+) -> Path:
     full = {"architecture": "toy", "hf_config": HF, "source": "toy"} | tokenizer_metadata()
     full = {k: v for k, v in (full | metadata).items() if v is not None}
     stored = {
@@ -156,10 +168,19 @@ def test_good_file_passes_everything(tmp_path: Path) -> None:
     report = check(save(tmp_path / "m.apr"))
     assert [c for c in report.checks if c.status != "passed"] == []
     assert set(statuses(report)) == {
-        "structure", "header-checksum", "footer-checksum", "padding", "contract", "values-finite",
-        "values-plausible", "tokenizer-vocabulary", "tokenizer-ids", "tokenizer-merges",
-        "tokenizer-loads", "stop-ids",
-    }  # fmt: skip
+        "structure",
+        "header-checksum",
+        "footer-checksum",
+        "padding",
+        "contract",
+        "values-finite",
+        "values-plausible",
+        "tokenizer-vocabulary",
+        "tokenizer-ids",
+        "tokenizer-merges",
+        "tokenizer-loads",
+        "stop-ids",
+    }
     assert report.valid and report.score is None
     assert report.as_dict()["score"] is None and "tensors" not in report.as_dict()
 
@@ -301,7 +322,8 @@ def test_plugin_of_another_block_size(tmp_path: Path) -> None:
         ({"tokenizer.vocab_size": 3}, "tokenizer-vocabulary", "tokenizer.vocab_size is 3"),
         (
             {"tokenizer.vocabulary": [str(i) for i in range(ROWS + 1)]},
-            "tokenizer-ids", "the embedding has 24 rows",
+            "tokenizer-ids",
+            "the embedding has 24 rows",
         ),
         ({"tokenizer.eos_token_id": ROWS}, "tokenizer-ids", "eos_token_id is 24"),
         ({"tokenizer.bos_token_id": "x"}, "tokenizer-ids", "bos_token_id is 'x'"),
@@ -316,7 +338,7 @@ def test_plugin_of_another_block_size(tmp_path: Path) -> None:
         ({"apr.stop_ids": ["x"]}, "stop-ids", "stop id"),
         ({"apr.stop_ids": 3}, "stop-ids", "not a list"),
     ],
-)  # fmt: skip
+)
 def test_damaged_tokenizers(tmp_path: Path, metadata: dict, name: str, text: str) -> None:
     report = check(save(tmp_path / "m.apr", **metadata))
     assert statuses(report)[name] == "failed"

@@ -49,9 +49,10 @@ def test_a_sound_backend_passes_everything():
     found = outcomes(broken.Sound, [name for name in OWN if name not in MODELS])
     assert not [r for r in found.values() if r.outcome == "failed"]
     assert {n for n, r in found.items() if r.outcome == "skipped"} == {
-        "test_packed_weights_are_read_as_decoded", "test_declared_layouts_are_read_as_decoded",
+        "test_packed_weights_are_read_as_decoded",
+        "test_declared_layouts_are_read_as_decoded",
         *CHOICES,
-    }  # fmt: skip
+    }
     assert len(found) >= 18
 
 

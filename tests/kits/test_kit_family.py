@@ -268,9 +268,12 @@ for change, name, words in (
 ):  # fmt: skip
     WRONG.add(Qwen2, name, words, mixer=mixer(change), others=[ZEBRA])
 WITH_ORACLE.add(
-    Qwen2, "parity_with_transformers", "on backend zebra and of transformers, 9 tokens: they",
-    mixer=mixer(of_the_batch), others=[ZEBRA],
-)  # fmt: skip
+    Qwen2,
+    "parity_with_transformers",
+    "on backend zebra and of transformers, 9 tokens: they",
+    mixer=mixer(of_the_batch),
+    others=[ZEBRA],
+)
 
 
 @state
@@ -355,8 +358,7 @@ def test_a_config_without_such_constants_is_skipped_with_a_reason():
 
 
 @WITH_ORACLE.caught(
-    ORACLE,
-    "on backend reference and of transformers, with another rms_norm_eps: they differ by",
+    ORACLE, "on backend reference and of transformers, with another rms_norm_eps: they differ by"
 )
 class Clipping(Qwen2):
     """Reads a constant wrongly; the other checks do not see it."""

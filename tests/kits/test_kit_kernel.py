@@ -34,11 +34,7 @@ def outcome(check, declared, **options):
 
 @pytest.mark.parametrize(
     ("target", "op", "weight"),
-    [
-        ("swiglu", "swiglu", "*"),
-        ("linear", "linear", "f16"),
-        ("linear", "linear", "layout"),
-    ],
+    [("swiglu", "swiglu", "*"), ("linear", "linear", "f16"), ("linear", "linear", "layout")],
 )
 def test_a_sound_kernel_passes_everything(target, op, weight):
     of = kit(kernel(target, op, weight))

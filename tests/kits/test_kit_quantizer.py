@@ -44,9 +44,10 @@ def test_what_nobody_recorded_is_skipped_with_a_reason():
     results = {r.check: r for r in run_checks(kit(broken.Plain, {"layout": None}), OWN)}
     skipped = {name for name, r in results.items() if r.outcome == "skipped"}
     assert skipped == {
-        "test_golden_bytes", "test_layout_means_what_decode_does",
+        "test_golden_bytes",
+        "test_layout_means_what_decode_does",
         "test_stated_error_is_no_empty_promise",
-    }  # fmt: skip
+    }
     assert not [r for r in results.values() if r.outcome == "failed"]
 
 
@@ -107,7 +108,7 @@ CAUGHT = [
     ("values_are_neither_shrunk_nor_stretched", broken.Shrinks, "values are 0.94"),
     ("input_may_be_any_view_and_is_left_alone", broken.DecodesInPlace, "read-only"),
     ("bytes_of_another_length_are_refused", broken.DecodesAnything, "accepts rows with a byte"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

@@ -118,11 +118,8 @@ CAUGHT = [
     ("command", "has_no_help", "help_is_there", "exit code of --help, which says"),
     ("command", "helps_with_numpy", "help_is_light", "imports numpy"),
     ("command", "takes_anything", "a_wrong_option_is_a_usage_error", "is 0, expected 2"),
-]  # fmt: skip
-ELSEWHERE = {
-    "test_listed_formats_are_installed",
-    "test_the_name_can_be_typed_and_is_not_taken",
-}  # fmt: skip
+]
+ELSEWHERE = {"test_listed_formats_are_installed", "test_the_name_can_be_typed_and_is_not_taken"}
 
 
 @pytest.mark.parametrize(("kind", "target", "check", "reason"), CAUGHT)
@@ -206,8 +203,9 @@ def test_an_exporter_without_families_or_recipes_is_skipped():
     made = kit("exporter", "export", registry=families)
     result = run_check(made, "test_packed_weights_are_written_or_refused")
     assert (result.outcome, result.reason) == (
-        "skipped", "no recipe with a block format is installed",
-    )  # fmt: skip
+        "skipped",
+        "no recipe with a block format is installed",
+    )
 
 
 def test_an_exporter_without_progress_cannot_be_stopped():
@@ -217,9 +215,14 @@ def test_an_exporter_without_progress_cannot_be_stopped():
 
 def test_the_exporter_of_the_core_passes():
     row = PluginRow(
-        "core", "0", "core", "", "ok", "",
+        "core",
+        "0",
+        "core",
+        "",
+        "ok",
+        "",
         (Exporter("toy", "apr_core.exporting:export", summary="a directory"),),
-    )  # fmt: skip
+    )
     made = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
     results = list(run_checks(made, own_checks("exporter")))
     assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]

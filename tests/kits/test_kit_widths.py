@@ -32,10 +32,11 @@ def registry_of(family, mixer=FullAttention):
     here = sys.modules[__name__]
     here.Made, here.MadeMixer = family, mixer
     declarations = [
-        Family("qwen2", f"{__name__}:Made", architectures=("Qwen2ForCausalLM",),
-               model_types=("qwen2",)),
+        Family(
+            "qwen2", f"{__name__}:Made", architectures=("Qwen2ForCausalLM",), model_types=("qwen2",)
+        ),
         Attention("full_attention", f"{__name__}:MadeMixer"),
-    ]  # fmt: skip
+    ]
     return with_reference(Registry.from_declarations({"apr-mine": declarations}))
 
 
@@ -153,8 +154,12 @@ def test_every_kind_of_layer_is_tried(role, said):
             return Contract(content, "changed")
 
     sys.modules[__name__].Made = Changed
-    family = Family("qwen3_5", f"{__name__}:Made", architectures=("Qwen3_5ForCausalLM",),
-                    model_types=("qwen3_5",))  # fmt: skip
+    family = Family(
+        "qwen3_5",
+        f"{__name__}:Made",
+        architectures=("Qwen3_5ForCausalLM",),
+        model_types=("qwen3_5",),
+    )
     mixers = [owned.declaration for owned in get_registry().declarations("attention")]
     registry = with_reference(Registry.from_declarations({"apr-mine": [family, *mixers]}))
     assert said in refusal(Changed, registry=registry)

@@ -136,8 +136,12 @@ class Folds(FullAttention):
     def __call__(self, o, w, x, step, state):
         assert isinstance(state, RecurrentState)
         (y,) = o.linears(x, (w.q_proj,), (w.q_bias,))
-        return o.linear(o.rope(y.reshape(len(x), -1, self.head_dim), step.positions, w.inv_freq)
-                        .reshape(len(x), -1), w.o_proj)  # fmt: skip
+        return o.linear(
+            o.rope(y.reshape(len(x), -1, self.head_dim), step.positions, w.inv_freq).reshape(
+                len(x), -1
+            ),
+            w.o_proj,
+        )
 
 
 class Gelu(FeedForward):

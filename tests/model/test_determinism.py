@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="makes the random checkpoints")
 
-from apr_core import load  # noqa: E402
-from apr_core.errors import BackendError  # noqa: E402
-from tests import hf_models, tiny_checkpoints  # noqa: E402
+from apr_core import load
+from apr_core.errors import BackendError
+from tests import hf_models, tiny_checkpoints
 
 pytestmark = pytest.mark.needs_plugins
 
@@ -132,8 +132,9 @@ def test_heads_that_8_bits_cannot_hold_are_refused(tmp_path):
     target = tmp_path / "model.apr"
     subprocess.run(
         [sys.executable, "-m", "apr_core.cli", "import", source, "--quantize", "f16", "-o", target],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+    )
     with pytest.raises(BackendError, match="multiple of 32 values, found 48"):
         load(target, kv_type="q8")
 

@@ -15,8 +15,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the oracle of these tests")
 transformers = pytest.importorskip("transformers", reason="the oracle of these tests")
 
-from apr_core import load  # noqa: E402
-from tests import hf_models  # noqa: E402
+from apr_core import load
+from tests import hf_models
 
 pytestmark = pytest.mark.needs_plugins
 

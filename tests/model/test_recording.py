@@ -34,7 +34,7 @@ class Recorder(ReferenceBackend):
     """Has a kernel for every op of the core that is no composite. Keeps what it is asked for."""
 
     name = "recorder"
-    kernels = {  # noqa: RUF012
+    kernels = {
         (e.name, "*"): f"{__name__}:run_{e.name}" for e in CORE_OPS.values() if not e.is_composite
     }
     captured, uploads = 0, 0
@@ -56,7 +56,7 @@ class Graphs(Recorder):
 
 
 class Slow(Recorder):
-    kernels = {k: v for k, v in Recorder.kernels.items() if k != ("rope", "*")}  # noqa: RUF012
+    kernels = {k: v for k, v in Recorder.kernels.items() if k != ("rope", "*")}
 
 
 class Dense(Recorder):

@@ -47,15 +47,23 @@ class BusyEngine:
         wave = 1 + math.sin(now / 9)
         total = now % 100_000
         return EngineStats(
-            slots=8, running=round(2.4 * wave), prefilling=round(wave) % 2,
+            slots=8,
+            running=round(2.4 * wave),
+            prefilling=round(wave) % 2,
             queued=round(wave * 2) % 4,
-            memory_bytes=int(6e8 * wave), reserved_bytes=1_900_000_000, memory_limit=4_000_000_000,
-            cache_bytes=int(9e8 + 2e8 * math.sin(now / 23)), cache_entries=212,
+            memory_bytes=int(6e8 * wave),
+            reserved_bytes=1_900_000_000,
+            memory_limit=4_000_000_000,
+            cache_bytes=int(9e8 + 2e8 * math.sin(now / 23)),
+            cache_entries=212,
             prompt_tokens=int(total * 640 + 1500 * math.sin(now / 7)),
             cached_tokens=int(total * 470 + 900 * math.sin(now / 7)),
             generated_tokens=int(total * 96 + 300 * math.sin(now / 5)),
-            finished=412, cancelled=9, failed=1, steps=int(total * 40),
-        )  # fmt: skip
+            finished=412,
+            cancelled=9,
+            failed=1,
+            steps=int(total * 40),
+        )
 
 
 busy = bool(os.environ.get("SCRIPTED_BUSY"))

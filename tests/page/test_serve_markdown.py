@@ -97,7 +97,7 @@ def test_the_inside_of_a_paragraph(page, text, html):
         ("<someone@example.org>", "mailto:someone@example.org"),
         ("[**bold** `code`](http://example.org)", "http://example.org/"),
     ],
-)  # fmt: skip
+)
 def test_links(page, text, href):
     found = page.evaluate('(html) => /href="([^"]*)"/.exec(html)?.[1]', page.evaluate(WHOLE, text))
     assert found.replace("&amp;", "&") == href
@@ -140,7 +140,8 @@ def test_blocks(page, text, html):
 
 
 CORPUS = [
-    MARKDOWN, HOSTILE,
+    MARKDOWN,
+    HOSTILE,
     "1. a\n\n2. b\n\n3. c\n   ```py\n   x = 1\n   ```\n4. d\n\ntext\n- x\n* y\n+ z\n",
     "a\n\n```\nnever closed\n\n# not a heading\n",
     "```js\nlet a = `x`;\n```\n~~~\n```\n~~~\n````md\n```\n````\nend",
@@ -148,7 +149,7 @@ CORPUS = [
     "> quote\n> - list\n>   more\n\n> again\n\n---\n***\n\\[ x_1 \\]\n\n$$\na\n$$\n",
     "- a\n\n\n  b\n\n\n\nc\r\nd\r\n\r\n\te\n",
     "# h\n## h2\ntext *open\n\nclosed* **x\n",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])

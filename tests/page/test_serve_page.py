@@ -176,8 +176,14 @@ def test_an_answer_cut_off_by_a_reload_says_so(page):
 
 def test_settings_go_with_the_request_and_survive(page):
     page.get_by_role("button", name="Settings").click()
-    for label, value in {"System prompt": "Be brief.", "Temperature": "0.5", "Top p": "0.9",
-                         "Top k": "20", "Seed": "7", "Most tokens": "64"}.items():  # fmt: skip
+    for label, value in {
+        "System prompt": "Be brief.",
+        "Temperature": "0.5",
+        "Top p": "0.9",
+        "Top k": "20",
+        "Seed": "7",
+        "Most tokens": "64",
+    }.items():
         page.get_by_label(label).fill(value)
     page.get_by_label("Thinking").select_option("off")
     page.get_by_role("button", name="Done").click()
@@ -185,8 +191,9 @@ def test_settings_go_with_the_request_and_survive(page):
     answered(ready(page), "hello")
     sent = page.request.get(page.url + "seen").json()[-1]
     assert sent["messages"] == [
-        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"},
-    ]  # fmt: skip
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hello"},
+    ]
     assert sent["chat_template_kwargs"] == {"enable_thinking": False}
     numbers = {"temperature": 0.5, "top_p": 0.9, "top_k": 20, "seed": 7, "max_tokens": 64}
     assert {name: sent[name] for name in numbers} == numbers

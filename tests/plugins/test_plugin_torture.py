@@ -30,9 +30,10 @@ class Place:
 
     def start(self, *args, **env):
         own = {
-            "PYTHONPATH": str(self.root), "APR_CONFIG": str(self.root / "c.toml"),
+            "PYTHONPATH": str(self.root),
+            "APR_CONFIG": str(self.root / "c.toml"),
             "APR_CACHE": str(self.root / "cache"),
-        }  # fmt: skip
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "apr_core.cli", *map(str, args)], env=os.environ | own | env,
             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -215,9 +216,10 @@ def test_what_repairs_a_plugin_is_seen(place, layout):
         "modules": ("import x_mine_part", "def (", ""),
         "data": (
             "import json, pathlib\njson.loads(pathlib.Path(__file__).with_name('d').read_text())",
-            "{", "{}",
+            "{",
+            "{}",
         ),
-    }[layout]  # fmt: skip
+    }[layout]
     info = install(place.root, "x-mine", "")
     package = place.root / "x_mine"
     package.mkdir()

@@ -139,8 +139,9 @@ class Machine:
     def run(self, *args):
         own = {
             "PYTHONPATH": f"{self.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-            "APR_CONFIG": str(self.root / "c.toml"), "APR_CACHE": str(self.root / "cache"),
-        }  # fmt: skip
+            "APR_CONFIG": str(self.root / "c.toml"),
+            "APR_CACHE": str(self.root / "cache"),
+        }
         return subprocess.run(
             [sys.executable, "-m", "apr_core.cli", *map(str, args)],
             env=os.environ | own, capture_output=True, text=True,

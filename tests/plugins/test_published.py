@@ -40,5 +40,7 @@ def test_formats_with_an_id_are_as_their_quantizers_declare_them():
     for name, row in rows.items():
         declaration = fixed[name]
         assert (row["id"], row["block"], row["bytes_per_block"]) == (
-            declaration.dtype_id, declaration.block, declaration.bytes_per_block,
-        )  # fmt: skip
+            declaration.dtype_id,
+            declaration.block,
+            declaration.bytes_per_block,
+        )

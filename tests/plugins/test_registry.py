@@ -59,8 +59,9 @@ class Fakes:
         return subprocess.run(
             [sys.executable, "-m", "apr_core.cli", *args],
             env=full | {"APR_CACHE": str(self.root / "cache")} | env,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
 
     def rows(self, **env):
         done = self.run("plugins", "list", "--json", **env)

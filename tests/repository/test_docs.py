@@ -56,7 +56,7 @@ NOT_RUN = {
     "manage-plugins.md": ["upgrades Python"],
     "use-a-gpu.md": ["needs an NVIDIA GPU"] * 4,
     "test-a-plugin.md": [
-        "builds a second environment; tests/repository/test_downstream.py does this",
+        "builds a second environment; tests/repository/test_downstream.py does this"
     ],
 }
 

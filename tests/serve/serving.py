@@ -95,8 +95,11 @@ def started(command, env):
     words = [str(word) for word in command]
     process = subprocess.Popen(
         words if "--port" in words else [*words, "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
     running = Running(process)
     for stream, lines in ((process.stdout, running.out), (process.stderr, running.err)):
         threading.Thread(target=_gather, args=(stream, lines), daemon=True).start()

@@ -100,10 +100,11 @@ def test_what_restricts_nothing_is_left_out(tokenizer, name):
 
 
 HEADS = [
-    {"$id": "https://example.org/x.json"}, {"$schema": "http://json-schema.org/schema#"},
+    {"$id": "https://example.org/x.json"},
+    {"$schema": "http://json-schema.org/schema#"},
     {"$schema": "https://json-schema.org/draft-07/schema", "$id": "x"},
     {"$schema": "http://json-schema.org/draft-07/schema#"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))

@@ -26,22 +26,22 @@ WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCH
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 NULLS = {
     CHAT: "audio frequency_penalty function_call functions logit_bias logprobs max_tokens n "
-          "max_completion_tokens metadata modalities moderation parallel_tool_calls prediction "
-          "presence_penalty prompt_cache_key prompt_cache_options reasoning_effort response_format "
-          "safety_identifier seed service_tier stop store stream stream_options temperature tools "
-          "tool_choice top_logprobs top_p user verbosity web_search_options",
+    "max_completion_tokens metadata modalities moderation parallel_tool_calls prediction "
+    "presence_penalty prompt_cache_key prompt_cache_options reasoning_effort response_format "
+    "safety_identifier seed service_tier stop store stream stream_options temperature tools "
+    "tool_choice top_logprobs top_p user verbosity web_search_options",
     "/v1/responses": "background context_management conversation include instructions metadata "
-                     "max_output_tokens max_tool_calls parallel_tool_calls previous_response_id "
-                     "prompt prompt_cache_key reasoning safety_identifier service_tier store "
-                     "stream stream_options temperature text tool_choice tools top_logprobs top_p "
-                     "truncation user",
+    "max_output_tokens max_tool_calls parallel_tool_calls previous_response_id "
+    "prompt prompt_cache_key reasoning safety_identifier service_tier store "
+    "stream stream_options temperature text tool_choice tools top_logprobs top_p "
+    "truncation user",
     MESSAGES: "cache_control container context_management diagnostics inference_geo mcp_servers "
-              "metadata output_config service_tier speed stop_sequences stream system temperature "
-              "thinking tool_choice tools top_k top_p",
+    "metadata output_config service_tier speed stop_sequences stream system temperature "
+    "thinking tool_choice tools top_k top_p",
     "/v1/completions": "best_of echo frequency_penalty logit_bias logprobs max_tokens n seed stop "
-                       "presence_penalty stream stream_options suffix temperature top_p user",
+    "presence_penalty stream stream_options suffix temperature top_p user",
     "/v1/embeddings": "dimensions encoding_format user",
-}  # fmt: skip
+}
 ASKED = {
     CHAT: {"messages": SUM}, "/v1/responses": {"input": "2+2="},
     MESSAGES: {"messages": SUM, "max_tokens": 9}, "/v1/completions": {"prompt": "2+2="},
@@ -165,22 +165,34 @@ def test_a_prompt_can_be_scored(server):
 
 
 def test_what_only_other_servers_do_is_accepted_where_no_answer_depends_on_it(server):
-    answer = server.post(CHAT, {
-        "messages": SUM, "reasoning_effort": "max", "prompt_cache_options": {"ttl": "30m"},
-        "top_logprobs": 0, "tools": [{**WEATHER, "cache_control": {"type": "ephemeral"}}],
-        "max_tokens": 9,
-    })  # fmt: skip
+    answer = server.post(
+        CHAT,
+        {
+            "messages": SUM,
+            "reasoning_effort": "max",
+            "prompt_cache_options": {"ttl": "30m"},
+            "top_logprobs": 0,
+            "tools": [{**WEATHER, "cache_control": {"type": "ephemeral"}}],
+            "max_tokens": 9,
+        },
+    )
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["reasoning_content"]
-    answer = server.post("/v1/responses", {
-        "input": [
-            {"role": "user", "content": "2+2="},
-            {"type": "reasoning", "summary": [], "content": [{"type": "text", "text": "Add."}]},
-            {"role": "assistant", "content": "4"}, {"role": "user", "content": "1+1="},
-        ],
-        "include": ["web_search_call.action.sources", "code_interpreter_call.outputs"],
-        "client_metadata": {"a": "b"}, "access_programs": {}, "prompt_cache_options": {},
-    })  # fmt: skip
+    answer = server.post(
+        "/v1/responses",
+        {
+            "input": [
+                {"role": "user", "content": "2+2="},
+                {"type": "reasoning", "summary": [], "content": [{"type": "text", "text": "Add."}]},
+                {"role": "assistant", "content": "4"},
+                {"role": "user", "content": "1+1="},
+            ],
+            "include": ["web_search_call.action.sources", "code_interpreter_call.outputs"],
+            "client_metadata": {"a": "b"},
+            "access_programs": {},
+            "prompt_cache_options": {},
+        },
+    )
     assert answer.status_code == 200, answer.text
 
 
@@ -224,7 +236,7 @@ def test_an_error_about_tools_names_them(server):
         assert answer.status_code == 400 and "another tool named" in answer.text
     assert server.post(CHAT, {"messages": SUM, "tools": [CLOCK, CLOCK]}).json()["error"][
         "param"
-    ] == ("tools")  # fmt: skip
+    ] == ("tools")
 
 
 def test_as_many_texts_as_a_request_may_have_are_embedded(server):

@@ -232,8 +232,11 @@ def test_two_models_are_served_by_their_names(tmp_path):
         assert list(models) == ["first", "other"] and models["other"]["aliases"] == ["gpt-4o"]
         for name, status in (("first", 200), ("gpt-4o", 200), ("sums", 404), (None, 404)):
             assert server.post(CHAT, HELLO | {"model": name}).status_code == status
-        limits = [float(line.split()[-1]) for line in server.get("/metrics").text.splitlines()
-                  if line.startswith("apr_memory_limit_bytes{")]  # fmt: skip
+        limits = [
+            float(line.split()[-1])
+            for line in server.get("/metrics").text.splitlines()
+            if line.startswith("apr_memory_limit_bytes{")
+        ]
         assert len(limits) == 2 and limits[0] == pytest.approx(limits[1])
 
 

@@ -42,7 +42,7 @@ GOOD = {
     "/v1/messages/count_tokens": {"model": "sums", "messages": SAID},
     "/tokenize": {"model": "sums", "text": "2+2=", "messages": None},
     "/detokenize": {"model": "sums"},
-}  # fmt: skip
+}
 CASES = int(os.environ.get("APR_SCHEMA_CASES", "25"))
 OPERATIONS = [
     f"{method.upper()} {path}"
@@ -62,8 +62,13 @@ def test_no_request_is_the_servers_fault(published, operation):
     statuses = Counter()
     strategies = [published[path][method].as_strategy(generation_mode=mode) for mode in MODES]
 
-    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck),
-              derandomize=True, database=None)  # fmt: skip
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
     @given(st.one_of(strategies), st.booleans())
     def check(case, reachable):
         if reachable and isinstance(case.body, dict):
@@ -92,8 +97,17 @@ def short(body):
 
 def test_the_schema_names_what_there_is():
     paths = shared().get("/openapi.json").json()["paths"]
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/tokenize",
-            "/detokenize", "/health/live", "/health/ready", "/metrics"} <= set(paths)  # fmt: skip
+    assert {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+    } <= set(paths)
     chat = paths["/v1/chat/completions"]["post"]
     assert {"200", "400", "401", "404", "413", "415", "429", "503"} <= set(chat["responses"])
     assert "422" not in chat["responses"]

@@ -141,8 +141,10 @@ def test_keys_of_the_environment_are_among_the_settings():
     given = {"APR_CONFIG": os.devnull, "APR_API_KEY": "of-the-environment,another-one"}
     shown = subprocess.run(
         [sys.executable, "-m", "apr_core.cli", "serve", "--show-config"],
-        capture_output=True, text=True, env=os.environ | given,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | given,
+    ).stdout
     (row,) = [line.split() for line in shown.splitlines() if "APR_API_KEY" in line]
     assert row == ["$APR_API_KEY", "2", "given", "environment"]
     assert "of-the-environment" not in shown

@@ -45,7 +45,7 @@ LAYOUTS = (
     Layout(64, 0, 4, ONE, LOW, order="halves", codebook=tuple(float(i * i) for i in range(16))),
     Layout(32, 0, 8, ONE),
     Layout(128, 0, 8, ONE, LOW, signed=True),
-)  # fmt: skip
+)
 
 
 def normal(rng, *shape):
@@ -56,8 +56,10 @@ def products(rng):
     x = normal(rng, max(BATCHES), COLS)
     records = quantized(x)
     yield "activations", [records[..., start : start + size] for start, size in FIELDS]
-    weights = {name: weight(name, ROWS, COLS, random_bytes(rng, name, ROWS, COLS))
-               for name in PACKED_BLOCKS}  # fmt: skip
+    weights = {
+        name: weight(name, ROWS, COLS, random_bytes(rng, name, ROWS, COLS))
+        for name in PACKED_BLOCKS
+    }
     weights |= {name: float_weight(rng, name, ROWS, COLS)[0] for name in FLOATS}
     for i, layout in enumerate(LAYOUTS):
         for block in (32, 128):

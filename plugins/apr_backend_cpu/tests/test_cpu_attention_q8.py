@@ -54,8 +54,18 @@ def scores(q, rows, dims, *, four):
     for i in range(0, len(q), step):
         for j in range(0, len(rows), 4):
             at = address(out) + i * out.strides[0] + 4 * j
-            call(f"scores_q8_{step}", q[i], q_bytes, rows[j], key_bytes, at, out.strides[0],
-                 min(step, len(q) - i), dims // 16, rows[j])  # fmt: skip
+            call(
+                f"scores_q8_{step}",
+                q[i],
+                q_bytes,
+                rows[j],
+                key_bytes,
+                at,
+                out.strides[0],
+                min(step, len(q) - i),
+                dims // 16,
+                rows[j],
+            )
     return out
 
 
@@ -71,13 +81,32 @@ def mix(weights, rows, out, *, four, wide):
     scaled = np.full((step, dims // block, count, 16), np.nan, np.float32)
     each, row_bytes = scaled.strides[0], rows.strides[0]
     for i in range(0, len(out), step):
-        call(f"weigh_q8_{step}", weights[i], weights.strides[0], address(rows) + dims, row_bytes,
-             scaled, each, min(step, len(out) - i), count, dims // 16)  # fmt: skip
+        call(
+            f"weigh_q8_{step}",
+            weights[i],
+            weights.strides[0],
+            address(rows) + dims,
+            row_bytes,
+            scaled,
+            each,
+            min(step, len(out) - i),
+            count,
+            dims // 16,
+        )
         for d in range(0, dims, 16 * vectors):
             values = address(rows) + d
-            call(f"mix_q8_{step}{vectors}", scaled[0, d // block], each, values, row_bytes,
-                 address(out[i]) + 4 * d, out.strides[0], min(step, len(out) - i), count,
-                 values)  # fmt: skip
+            call(
+                f"mix_q8_{step}{vectors}",
+                scaled[0, d // block],
+                each,
+                values,
+                row_bytes,
+                address(out[i]) + 4 * d,
+                out.strides[0],
+                min(step, len(out) - i),
+                count,
+                values,
+            )
     return out
 
 
@@ -131,8 +160,13 @@ def test_nan_stays_visible(rng, dims, at):
     q = normal(rng, 4, dims)
     got = scores(q, rows, dims, four=True)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x).any(axis=1) & np.full((4, 8), True))
-    out = mix(np.full((4, 8), 0.125, np.float32), rows, np.zeros((4, dims), np.float32),
-              four=True, wide=dims == 256)  # fmt: skip
+    out = mix(
+        np.full((4, 8), 0.125, np.float32),
+        rows,
+        np.zeros((4, dims), np.float32),
+        four=True,
+        wide=dims == 256,
+    )
     np.testing.assert_array_equal(
         grouped(np.isnan(out)).any(axis=(2, 4)), touched.any(axis=0) & np.full((4, 1, 1), True)
     )

@@ -71,10 +71,17 @@ def weight(rng, name, rows, cols):
     matrix = SimpleNamespace(raw=raw, format=name, shape=(rows, cols), layout=spec)
     data = Cpu(2).upload_packed(matrix)
     found = SimpleNamespace(
-        name=name, format=name, rows=rows, cols=cols, data=data, prepared=None, layout=spec,
-        linear=linear.linear, row_bytes=raw.shape[1],
+        name=name,
+        format=name,
+        rows=rows,
+        cols=cols,
+        data=data,
+        prepared=None,
+        layout=spec,
+        linear=linear.linear,
+        row_bytes=raw.shape[1],
         decode=lambda raw, cols: decode(layout, block, nbytes, raw, cols),
-    )  # fmt: skip
+    )
     return found, decode(layout, block, nbytes, raw, cols)
 
 

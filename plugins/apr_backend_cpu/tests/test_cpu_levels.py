@@ -57,9 +57,7 @@ def test_a_level_that_is_unknown_or_impossible_here_is_refused(monkeypatch, name
     with pytest.raises(BackendError) as caught:
         chosen()
     assert caught.value.message == f"APR_CPU_LEVEL={name} is not possible here"
-    assert caught.value.hint == (
-        "This processor runs x86-64-v4, x86-64-v3, x86-64-v2, generic."
-    )  # fmt: skip
+    assert caught.value.hint == ("This processor runs x86-64-v4, x86-64-v3, x86-64-v2, generic.")
     assert caught.value.exit_code == 14
 
 

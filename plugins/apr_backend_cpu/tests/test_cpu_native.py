@@ -117,9 +117,10 @@ def compiled(monkeypatch):
         machine = binding.Target.from_default_triple().create_target_machine(reloc="pic")
         text = f'target triple = "{binding.get_process_triple()}"\n'
         return machine.emit_object(
-            binding.parse_assembly(f"{text}define i64 @twice(i64 %x) {{\n %y = add i64 %x, %x\n"
-                                   " ret i64 %y\n}")
-        )  # fmt: skip
+            binding.parse_assembly(
+                f"{text}define i64 @twice(i64 %x) {{\n %y = add i64 %x, %x\n ret i64 %y\n}}"
+            )
+        )
 
     monkeypatch.setattr(emit, "object_code", object_code)
     settings._say_once.cache_clear()

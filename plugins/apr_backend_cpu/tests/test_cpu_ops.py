@@ -109,9 +109,7 @@ def test_gates(rng, rows):
     )
     a, b, A_log, dt = normal(rng, rows, 5), normal(rng, rows, 5), normal(rng, 5), normal(rng, 5)
     for got, expected in zip(
-        elementwise.delta_gates(a, b, A_log, dt),
-        qwen.delta_gates(np, a, b, A_log, dt),
-        strict=True,
+        elementwise.delta_gates(a, b, A_log, dt), qwen.delta_gates(np, a, b, A_log, dt), strict=True
     ):
         assert_close(got, expected)
 

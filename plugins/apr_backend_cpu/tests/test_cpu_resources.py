@@ -119,8 +119,10 @@ def test_models_with_other_threads_run_at_the_same_time(path, monkeypatch):
                 wrong.append(model)
 
     monkeypatch.setattr(Team, "run", noting)
-    callers = [threading.Thread(target=work, args=(model,), name=str(count))
-               for count, model in models.items()]  # fmt: skip
+    callers = [
+        threading.Thread(target=work, args=(model,), name=str(count))
+        for count, model in models.items()
+    ]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -71,8 +71,13 @@ def test_a_table_has_its_head_once_and_says_what_is_missing(capsys):
     made.add({"a": 1.25, "b": "x", "hidden": 3})
     made.add({"b": None})
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "### Numbers", "", "| first | second |", "|---|---|", "| 1.2 | x |", "| - | - |",
-    ]  # fmt: skip
+        "### Numbers",
+        "",
+        "| first | second |",
+        "|---|---|",
+        "| 1.2 | x |",
+        "| - | - |",
+    ]
     assert made.rows[0] == {"a": 1.25, "b": "x", "hidden": 3}
 
 

@@ -110,12 +110,18 @@ def test_a_recording_that_breaks_off_is_no_graph_and_leaves_no_stream(monkeypatc
         current[0] = stream
         yield  # the exception comes out here: torch's does not go back to the caller's stream
 
-    monkeypatch.setattr(capture.torch, "cuda", SimpleNamespace(
-        graph_pool_handle=lambda: (0, 1), Stream=lambda device: f"of {device}", graph=recording,
-        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
-        current_stream=lambda device: current[0],
-        set_stream=lambda stream: current.__setitem__(0, stream),
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        capture.torch,
+        "cuda",
+        SimpleNamespace(
+            graph_pool_handle=lambda: (0, 1),
+            Stream=lambda device: f"of {device}",
+            graph=recording,
+            CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+            current_stream=lambda device: current[0],
+            set_stream=lambda stream: current.__setitem__(0, stream),
+        ),
+    )
     recorder = Recorder(CPU)
     with pytest.raises(BackendError):
         recorder.record(full)

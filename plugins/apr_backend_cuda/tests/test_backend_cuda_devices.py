@@ -231,6 +231,7 @@ def test_an_unusual_answer_of_the_driver_is_said_with_its_number(machine, monkey
     machine(HOPPER)
     monkeypatch.setattr(Driver, "cuDeviceGetName", lambda *arguments: 999)
     assert probe.probe() == (
-        0, "no CUDA device: the NVIDIA driver says of device 0: system not yet initialized "
+        0,
+        "no CUDA device: the NVIDIA driver says of device 0: system not yet initialized "
         "(error 999)",
-    )  # fmt: skip
+    )

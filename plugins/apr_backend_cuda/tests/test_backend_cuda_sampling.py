@@ -57,8 +57,10 @@ def random_draws(rng, count, vocab):
     for _ in range(count):
         yield Draw(
             int(rng.integers(1, vocab + 1)) if rng.random() < 0.3 else vocab - 3,
-            float(rng.choice(TEMPERATURES)), share=rng.random(), **rng.choice(KINDS),
-        )  # fmt: skip
+            float(rng.choice(TEMPERATURES)),
+            share=rng.random(),
+            **rng.choice(KINDS),
+        )
 
 
 @pytest.mark.parametrize("spread", [0.3, 3.0, 20.0])
@@ -121,8 +123,10 @@ def test_rows_of_many_blocks(device):
     rng = np.random.default_rng(8)
     logits = (rng.standard_normal((len(KINDS), 9001)) * 6).astype(np.float32)
     for share in (0.0, 0.37, 1 - 1e-13):
-        draws = [Draw(8990, 1.0, share=share, **{**kind, "top_k": kind.get("top_k", 0) % 9000})
-                 for kind in KINDS]  # fmt: skip
+        draws = [
+            Draw(8990, 1.0, share=share, **{**kind, "top_k": kind.get("top_k", 0) % 9000})
+            for kind in KINDS
+        ]
         found = choose(device, logits, draws)
         for token, row, draw in zip(found, logits, draws, strict=True):
             listed = draw.top_k or draw.top_p < 1
@@ -180,8 +184,10 @@ def test_a_seed_draws_the_same_tokens(device, kind):
             sampler.took(token)
         expected = [sampler(row) for sampler, row in zip(theirs, logits, strict=True)]
         if NEAR:
-            expected = [f if f in host(r, d) else e for f, r, d, e in
-                        zip(found, logits, draws, expected, strict=True)]  # fmt: skip
+            expected = [
+                f if f in host(r, d) else e
+                for f, r, d, e in zip(found, logits, draws, expected, strict=True)
+            ]
         assert found == expected
 
 

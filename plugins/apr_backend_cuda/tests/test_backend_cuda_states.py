@@ -40,8 +40,9 @@ def paged(*slots, layers=1):
 
 def rows(count, seed=0):
     rng = np.random.default_rng([seed, count])
-    return tuple(torch.from_numpy(rng.standard_normal((count, HEADS, DIM), np.float32))
-                 for _ in range(2))  # fmt: skip
+    return tuple(
+        torch.from_numpy(rng.standard_normal((count, HEADS, DIM), np.float32)) for _ in range(2)
+    )
 
 
 def filled(state, slot, length):
@@ -181,9 +182,10 @@ def test_a_full_gpu_is_an_error_that_says_what_to_do(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     state = paged(0)
-    monkeypatch.setattr("apr_backend_cuda.states.pages.torch", SimpleNamespace(
-        empty=full, uint8=torch.uint8, OutOfMemoryError=torch.OutOfMemoryError
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        "apr_backend_cuda.states.pages.torch",
+        SimpleNamespace(empty=full, uint8=torch.uint8, OutOfMemoryError=torch.OutOfMemoryError),
+    )
     with pytest.raises(BackendError, match="no memory left") as caught:
         state.append(0, 0, *rows(3))
     assert "--slots" in (caught.value.hint or "")

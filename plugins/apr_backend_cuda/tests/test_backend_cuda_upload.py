@@ -148,12 +148,14 @@ class Device:
     def torch(self):
         """The part of torch that an uploader uses, of this device."""
         return SimpleNamespace(
-            uint8=torch.uint8, empty=self.empty,
+            uint8=torch.uint8,
+            empty=self.empty,
             cuda=SimpleNamespace(
-                Stream=lambda device: Stream(self, "side"), stream=self.inside,
+                Stream=lambda device: Stream(self, "side"),
+                stream=self.inside,
                 current_stream=lambda device: Stream(self, self.current),
             ),
-        )  # fmt: skip
+        )
 
     def empty(self, count, dtype, device=None, pin_memory=False):
         made = torch.full((count,), 99, dtype=dtype)

@@ -34,10 +34,17 @@ def write(model: Qwen3_5ForCausalLM, tokenizer: Tokenizer, template: str, out: P
     (out / "chat_template.jinja").write_text(template)
     _write_json(
         out / "tokenizer_config.json",
-        {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>",
-         "pad_token": "<|endoftext|>", "add_bos_token": False, "add_prefix_space": False,
-         "model_max_length": 2048, "chat_template": template},
-    )  # fmt: skip
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "model_max_length": 2048,
+            "chat_template": template,
+        },
+    )
 
 
 def _config(model: Qwen3_5ForCausalLM) -> dict[str, object]:

@@ -31,12 +31,22 @@ def make_model(tokenizer: Tokenizer) -> Qwen3_5ForCausalLM:
         "mrope_section": [4, 2, 2], "mrope_interleaved": True,
     }  # fmt: skip
     config = Qwen3_5TextConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=256, num_hidden_layers=4,
-        intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=64,
-        linear_value_head_dim=64, tie_word_embeddings=True, max_position_embeddings=2048,
-        rope_parameters=rope, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=256,
+        num_hidden_layers=4,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        rope_parameters=rope,
+        eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+    )
     return Qwen3_5ForCausalLM(config)
 
 

@@ -9,14 +9,14 @@ import pytest
 
 gguf = pytest.importorskip("gguf", reason="the package that reads what is written")
 
-from apr_core import load  # noqa: E402
-from apr_core.cli.import_ import run_import  # noqa: E402
-from apr_core.errors import AprError  # noqa: E402
-from apr_core.format import AprFile, decode_tensor  # noqa: E402
-from apr_core.registry import get_registry  # noqa: E402
-from apr_gguf.export import export  # noqa: E402
-from apr_gguf.tensors import Heads  # noqa: E402
-from tests import tiny_checkpoints  # noqa: E402
+from apr_core import load
+from apr_core.cli.import_ import run_import
+from apr_core.errors import AprError
+from apr_core.format import AprFile, decode_tensor
+from apr_core.registry import get_registry
+from apr_gguf.export import export
+from apr_gguf.tensors import Heads
+from tests import tiny_checkpoints
 
 LAYER = "model.language_model.layers.0."
 CASES = {

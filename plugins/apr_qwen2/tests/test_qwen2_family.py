@@ -54,9 +54,13 @@ def test_plan_is_full_attention_with_biases_and_plain_norms():
     assert len(plan.blocks) == 24 and plan.norm_offset == 0.0
     assert plan.blocks[0].mixer == "full_attention"
     assert plan.blocks[0].options == {
-        "num_heads": 14, "num_kv_heads": 2, "head_dim": 64, "rope_theta": 1e6, "rotary_dim": 64,
+        "num_heads": 14,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "rope_theta": 1e6,
+        "rotary_dim": 64,
         "bias": True,
-    }  # fmt: skip
+    }
 
 
 def test_rope_theta_where_newer_writers_put_it():

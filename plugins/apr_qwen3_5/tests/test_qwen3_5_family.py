@@ -91,13 +91,22 @@ def test_plan_has_full_attention_every_fourth_layer():
     full = [n for n, block in enumerate(plan.blocks) if block.mixer == "gated_attention"]
     assert full == list(range(3, 64, 4)) and plan.norm_offset == 1.0
     assert plan.blocks[3].options == {
-        "num_heads": 24, "num_kv_heads": 4, "head_dim": 256, "rope_theta": 1e7, "rotary_dim": 64,
-        "norm_eps": 1e-6, "norm_offset": 1.0,
-    }  # fmt: skip
+        "num_heads": 24,
+        "num_kv_heads": 4,
+        "head_dim": 256,
+        "rope_theta": 1e7,
+        "rotary_dim": 64,
+        "norm_eps": 1e-6,
+        "norm_offset": 1.0,
+    }
     assert plan.blocks[0].options == {
-        "num_k_heads": 16, "num_v_heads": 48, "k_head_dim": 128, "v_head_dim": 128,
-        "conv_kernel": 4, "norm_eps": 1e-6,
-    }  # fmt: skip
+        "num_k_heads": 16,
+        "num_v_heads": 48,
+        "k_head_dim": 128,
+        "v_head_dim": 128,
+        "conv_kernel": 4,
+        "norm_eps": 1e-6,
+    }
 
 
 @pytest.mark.parametrize("make", [nested, flat])
@@ -192,10 +201,15 @@ def test_metadata_for_other_readers():
     found = family.metadata(family.config(nested()))
     assert found["rope_type"] == 2
     assert found["linear_attn_hparams"] == {
-        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
-        "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10],
-    }  # fmt: skip
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "full_attention_interval": 4,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+    }
 
 
 def test_a_model_without_architectures_is_named_as_transformers_names_it():

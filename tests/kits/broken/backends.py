@@ -249,7 +249,7 @@ class ZerosAreWide(Sound):
 
 
 class ZerosAreShared(Sound):
-    made = {}  # noqa: RUF012
+    made = {}
 
     def zeros(self, shape, dtype="f32"):
         key = (tuple(shape), dtype)

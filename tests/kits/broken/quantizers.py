@@ -241,7 +241,7 @@ class MeansToShrink(ShrinksALittle):
 
 
 class EncodesIntoOneBuffer(Plain):
-    made = {}  # noqa: RUF012
+    made = {}
 
     def encode(self, rows):
         raw = super().encode(rows)

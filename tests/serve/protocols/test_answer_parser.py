@@ -21,10 +21,22 @@ from apr_serve.tools.tool_calls import form_of
 
 TEMPLATE = (Path(__file__).parents[2] / "data/chat_template_on.jinja").read_text("utf-8")
 ANYTHING = {"type": ["string", "number", "integer", "boolean", "object", "array", "null"]}
-F = Tool("f", "", {"type": "object", "properties": {
-    "n": {"type": "integer"}, "s": {"type": "string"}, "o": {"type": "object"},
-    "l": {"type": "array"}, "b": {"type": "boolean"}, "x": {"type": "number"},
-    "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]}}})  # fmt: skip
+F = Tool(
+    "f",
+    "",
+    {
+        "type": "object",
+        "properties": {
+            "n": {"type": "integer"},
+            "s": {"type": "string"},
+            "o": {"type": "object"},
+            "l": {"type": "array"},
+            "b": {"type": "boolean"},
+            "x": {"type": "number"},
+            "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+    },
+)
 G = Tool("g")
 TOOLS = [F, G]
 CALL = "<tool_call>\n<function=f>\n<parameter=n>\n12\n</parameter>\n<parameter=s>\nhi\n</parameter>\n</function>\n</tool_call>"  # noqa: E501
@@ -264,9 +276,11 @@ TYPED = st.one_of(
     st.dictionaries(NAMES, NESTED, max_size=3).map(lambda v: ("object", v)),
 )
 MADE_CALLS = st.lists(
-    st.tuples(NAMES, st.dictionaries(NAMES, TYPED, max_size=4)), min_size=1, max_size=3,
+    st.tuples(NAMES, st.dictionaries(NAMES, TYPED, max_size=4)),
+    min_size=1,
+    max_size=3,
     unique_by=lambda call: call[0],
-)  # fmt: skip
+)
 
 
 def rendered(calls, content):

@@ -141,7 +141,7 @@ def test_the_official_runner_of_tools_goes_on_without_threads(client):
 
     runner = client.beta.messages.tool_runner(
         model="sums", max_tokens=60, messages=SUM, tools=[add]
-    )  # fmt: skip
+    )
     assert runner.until_done().content
     refused(client, "send the whole conversation", extra_body={"thread": {"type": "create"}})
 
@@ -195,8 +195,11 @@ def test_what_cannot_be_done_is_an_error_that_names_it(client):
 
 def test_bodies_that_are_no_requests_are_refused_in_this_form(server):
     for content in (b"{", b"[]", b'{"max_tokens": NaN}', b"\xff"):
-        answer = httpx.post(server.url + "/v1/messages", content=content,
-                            headers={"content-type": "application/json"})  # fmt: skip
+        answer = httpx.post(
+            server.url + "/v1/messages",
+            content=content,
+            headers={"content-type": "application/json"},
+        )
         assert answer.status_code == 400
         assert answer.json()["type"] == "error"
         assert answer.json()["error"]["type"] == "invalid_request_error"

@@ -47,22 +47,41 @@ def test_plain_messages_are_what_they_are():
 
 def test_blocks_become_messages_with_reasoning_calls_and_results():
     cached = {"cache_control": {"type": "ephemeral"}}
-    body = asked(system=[text("One.", **cached), text("Two.")], messages=[
-        {"role": "user", "content": [text("1"), text("+1?", **cached)]},
-        {"role": "assistant", "content": [
-            {"type": "thinking", "thinking": "Add.", "signature": "s"},
-            {"type": "redacted_thinking", "data": "elsewhere"},
-            text("A moment.", citations=None),
-            {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}, "caller": None},
-            {"type": "tool_use", "id": "t2", "name": "add", "input": {}},
-        ]},
-        {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "t1", "content": "2"},
-            {"type": "tool_result", "tool_use_id": "t2", "is_error": True,
-             "content": [text("no"), text("sum")]},
-            text("Go on."),
-        ]},
-    ])  # fmt: skip
+    body = asked(
+        system=[text("One.", **cached), text("Two.")],
+        messages=[
+            {"role": "user", "content": [text("1"), text("+1?", **cached)]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Add.", "signature": "s"},
+                    {"type": "redacted_thinking", "data": "elsewhere"},
+                    text("A moment.", citations=None),
+                    {
+                        "type": "tool_use",
+                        "id": "t1",
+                        "name": "add",
+                        "input": {"a": 1},
+                        "caller": None,
+                    },
+                    {"type": "tool_use", "id": "t2", "name": "add", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "2"},
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t2",
+                        "is_error": True,
+                        "content": [text("no"), text("sum")],
+                    },
+                    text("Go on."),
+                ],
+            },
+        ],
+    )
     calls = [
         {"id": "t1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
         {"id": "t2", "type": "function", "function": {"name": "add", "arguments": {}}},
@@ -71,22 +90,31 @@ def test_blocks_become_messages_with_reasoning_calls_and_results():
         {"role": "system", "content": "One."},
         {"role": "system", "content": "Two."},
         {"role": "user", "content": [text("1"), text("+1?")]},
-        {"role": "assistant", "content": "A moment.", "reasoning_content": "Add.",
-         "tool_calls": calls},
+        {
+            "role": "assistant",
+            "content": "A moment.",
+            "reasoning_content": "Add.",
+            "tool_calls": calls,
+        },
         {"role": "tool", "tool_call_id": "t1", "content": "2"},
         {"role": "tool", "tool_call_id": "t2", "content": "no\nsum"},
         {"role": "user", "content": [text("Go on.")]},
-    ]  # fmt: skip
+    ]
 
 
 def test_how_to_answer_is_translated():
     body = asked(
-        temperature=0.5, top_p=0.9, top_k=7, seed=3, stop_sequences=["END"],
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        seed=3,
+        stop_sequences=["END"],
         tools=[ADD | {"strict": True, "type": "custom"}],
         tool_choice={"type": "auto", "disable_parallel_tool_use": True},
-        thinking={"type": "enabled", "budget_tokens": 64}, metadata={"user_id": "u"},
+        thinking={"type": "enabled", "budget_tokens": 64},
+        metadata={"user_id": "u"},
         output_config={"format": {"type": "json_schema", "schema": {"type": "object"}}},
-    )  # fmt: skip
+    )
     assert body.asked_sampling() == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
     assert (body.generation([1]).stop, body.tool_use().parallel) == (("END",), False)
     assert body.thinking_limits() == (True, 64)
@@ -198,16 +226,24 @@ def test_the_sequence_of_a_whole_answer_is_the_official_one():
     sent, message = translated([*THOUGHT, *SAID, *CALLED[:3], CALLS])
     told = [(e["type"], e.get("index"), e.get("delta", {}).get("type")) for e in sent]
     assert told == [
-        ("message_start", None, None), ("ping", None, None),
-        ("content_block_start", 0, None), ("content_block_delta", 0, "thinking_delta"),
+        ("message_start", None, None),
+        ("ping", None, None),
+        ("content_block_start", 0, None),
         ("content_block_delta", 0, "thinking_delta"),
-        ("content_block_delta", 0, "signature_delta"), ("content_block_stop", 0, None),
-        ("content_block_start", 1, None), ("content_block_delta", 1, "text_delta"),
-        ("content_block_delta", 1, "text_delta"), ("content_block_stop", 1, None),
-        ("content_block_start", 2, None), ("content_block_delta", 2, "input_json_delta"),
-        ("content_block_delta", 2, "input_json_delta"), ("content_block_stop", 2, None),
-        ("message_delta", None, None), ("message_stop", None, None),
-    ]  # fmt: skip
+        ("content_block_delta", 0, "thinking_delta"),
+        ("content_block_delta", 0, "signature_delta"),
+        ("content_block_stop", 0, None),
+        ("content_block_start", 1, None),
+        ("content_block_delta", 1, "text_delta"),
+        ("content_block_delta", 1, "text_delta"),
+        ("content_block_stop", 1, None),
+        ("content_block_start", 2, None),
+        ("content_block_delta", 2, "input_json_delta"),
+        ("content_block_delta", 2, "input_json_delta"),
+        ("content_block_stop", 2, None),
+        ("message_delta", None, None),
+        ("message_stop", None, None),
+    ]
     assert message["content"][2] == {
         "type": "tool_use",
         "id": "t1",
@@ -215,9 +251,12 @@ def test_the_sequence_of_a_whole_answer_is_the_official_one():
         "input": {"a": 1},
     }
     assert message["usage"] == {
-        "input_tokens": 4, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 8,
-        "output_tokens": 5, "output_tokens_details": {"thinking_tokens": 2},
-    }  # fmt: skip
+        "input_tokens": 4,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 8,
+        "output_tokens": 5,
+        "output_tokens_details": {"thinking_tokens": 2},
+    }
 
 
 def test_an_empty_answer_has_no_blocks():

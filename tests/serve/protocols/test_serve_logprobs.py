@@ -54,9 +54,13 @@ def test_plain_completions_keep_the_tags_of_thinking(client, server):
     (tag,) = server.post("/tokenize", {"text": "</think>", "allow_special": True}).json()["tokens"]
     prompt = "<|im_start|>assistant\n<think>\n"
     choice = client.completions.create(
-        model="sums", prompt=prompt, max_tokens=3, logprobs=0, logit_bias={str(tag): 100},
+        model="sums",
+        prompt=prompt,
+        max_tokens=3,
+        logprobs=0,
+        logit_bias={str(tag): 100},
         extra_body={"allow_special": True},
-    ).choices[0]  # fmt: skip
+    ).choices[0]
     assert choice.text == "".join(choice.logprobs.tokens) == "</think>" * 3
 
 

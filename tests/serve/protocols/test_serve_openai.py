@@ -196,11 +196,12 @@ def test_a_conversation_with_a_tools_result_goes_on(client):
     call = {"id": "call_1", "type": "function",
             "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}  # fmt: skip
     messages = [
-        {"role": "system", "content": "Be brief."}, *SUM,
+        {"role": "system", "content": "Be brief."},
+        *SUM,
         {"role": "developer", "content": "Use the tool."},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "4"},
-    ]  # fmt: skip
+    ]
     answer = ask(client, messages, tools=[ADD], max_tokens=10)
     assert answer.usage.prompt_tokens > 100
     without = ask(client, messages, tools=[ADD], tool_choice="none", max_tokens=10)
@@ -219,10 +220,20 @@ def test_a_second_turn_is_not_computed_from_the_start(client):
 
 def test_what_changes_nothing_is_accepted(client):
     answer = ask(
-        client, user="me", metadata={"a": "b"}, store=True, service_tier="auto",
-        parallel_tool_calls=True, safety_identifier="x", prompt_cache_key="y", modalities=["text"],
-        stream=False, response_format={"type": "text"}, tools=[], verbosity="medium",
-    )  # fmt: skip
+        client,
+        user="me",
+        metadata={"a": "b"},
+        store=True,
+        service_tier="auto",
+        parallel_tool_calls=True,
+        safety_identifier="x",
+        prompt_cache_key="y",
+        modalities=["text"],
+        stream=False,
+        response_format={"type": "text"},
+        tools=[],
+        verbosity="medium",
+    )
     assert answer.choices[0].message.content == "4"
 
 
@@ -232,22 +243,28 @@ def test_what_is_not_supported_is_named(client):
     refused(client, "temperature: Input should be a valid number", extra_body={"temperature": "1"})
     refused(client, "modalities", modalities=["audio"])
     refused(client, "needs logprobs", top_logprobs=2)
-    refused(client, "no tool here", tools=[ADD],
-            tool_choice={"type": "function", "function": {"name": "subtract"}})  # fmt: skip
+    refused(
+        client,
+        "no tool here",
+        tools=[ADD],
+        tool_choice={"type": "function", "function": {"name": "subtract"}},
+    )
     refused(client, "needs tools", tool_choice="required")
     refused(client, "token id", logit_bias={"word": 1})
     refused(client, "n must be", n=9)
     refused(client, "messages[0]", messages=[{"role": "wizard", "content": "x"}])
     refused(client, "messages", messages=[])
     refused(client, "stream_options", extra_body={"stream_options": {"include_usage": True}})
-    refused(client, "may not set 'messages'",
-            extra_body={"chat_template_kwargs": {"messages": []}})  # fmt: skip
+    refused(client, "may not set 'messages'", extra_body={"chat_template_kwargs": {"messages": []}})
     assert refused(client, "no model 'gpt'", 404, extra_body={"model": "gpt"}).param == "model"
 
 
 def test_a_prompt_that_is_too_long_says_how_long(client):
-    error = refused(client, "the context of sums holds 2048", messages=[
-        {"role": "user", "content": "1+1= " * 2000}])  # fmt: skip
+    error = refused(
+        client,
+        "the context of sums holds 2048",
+        messages=[{"role": "user", "content": "1+1= " * 2000}],
+    )
     assert error.code == "context_length_exceeded"
 
 
@@ -262,10 +279,20 @@ def test_plain_completions_go_on_from_text_or_ids(client, server):
     assert [c.text for c in same.choices] == ["2+2=" + choice.text] * 2
     assert same.usage.prompt_tokens == 2 * answer.usage.prompt_tokens
     assert make(model="sums", prompt=ids).usage.completion_tokens <= 16
-    chunks = list(make(model="sums", prompt=["2+2=", "1+1="], max_tokens=5, n=2, stream=True,
-                       stream_options={"include_usage": True}))  # fmt: skip
-    texts = {i: "".join(c.choices[0].text for c in chunks if c.choices and c.choices[0].index == i)
-             for i in range(4)}  # fmt: skip
+    chunks = list(
+        make(
+            model="sums",
+            prompt=["2+2=", "1+1="],
+            max_tokens=5,
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    texts = {
+        i: "".join(c.choices[0].text for c in chunks if c.choices and c.choices[0].index == i)
+        for i in range(4)
+    }
     assert texts[0] == texts[1] == choice.text and texts[2] == texts[3]
     assert chunks[-1].usage.completion_tokens == 14  # the second prompt is answered by two
     for bad in ({"suffix": "x"}, {"best_of": 3}, {"max_tokens": 0}, {"prompt": []},
@@ -277,8 +304,9 @@ def test_plain_completions_go_on_from_text_or_ids(client, server):
 def test_control_tokens_in_a_prompt_are_text_unless_allowed(client):
     make = client.completions.create
     text = make(model="sums", prompt="<|im_start|>", max_tokens=1).usage.prompt_tokens
-    control = make(model="sums", prompt="<|im_start|>", max_tokens=1,
-                   extra_body={"allow_special": True}).usage.prompt_tokens  # fmt: skip
+    control = make(
+        model="sums", prompt="<|im_start|>", max_tokens=1, extra_body={"allow_special": True}
+    ).usage.prompt_tokens
     assert text > 3 and control == 1
 
 

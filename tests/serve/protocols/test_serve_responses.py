@@ -71,9 +71,11 @@ def test_a_stream_is_the_same_answer_in_official_events(client):
     events = list(ask(client, "Hello", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [e.type for e in events[:4]] == [
-        "response.created", "response.in_progress", "response.output_item.added",
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
         "response.content_part.added",
-    ]  # fmt: skip
+    ]
     deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
     assert "".join(deltas) == GREETING and len(deltas) > 5
     last = events[-1]
@@ -143,8 +145,9 @@ def test_a_thought_that_is_cut_off_is_incomplete_streamed_or_not(client):
     (thought,) = response.output
     assert (thought.type, thought.status) == ("reasoning", "incomplete")
     assert (response.status, response.incomplete_details.reason) == (
-        "incomplete", "max_output_tokens",
-    )  # fmt: skip
+        "incomplete",
+        "max_output_tokens",
+    )
     events = list(ask(client, "Hello", stream=True, **asked))
     deltas = [e.delta for e in events if e.type == "response.reasoning_text.delta"]
     assert "".join(deltas) == thought.content[0].text
@@ -166,10 +169,14 @@ def test_a_conversation_goes_on_by_the_id_of_its_last_response(client):
     alone = ask(client, "And 3+3?")
     assert second.previous_response_id == first.id
     assert second.usage.input_tokens > alone.usage.input_tokens
-    by_items = ask(client, [
-        {"role": "user", "content": SUM}, {"role": "assistant", "content": first.output_text},
-        {"role": "user", "content": "And 3+3?"},
-    ])  # fmt: skip
+    by_items = ask(
+        client,
+        [
+            {"role": "user", "content": SUM},
+            {"role": "assistant", "content": first.output_text},
+            {"role": "user", "content": "And 3+3?"},
+        ],
+    )
     assert second.usage.input_tokens == by_items.usage.input_tokens  # instructions do not go on
     assert second.output_text == by_items.output_text
 

@@ -60,8 +60,10 @@ def test_what_an_agent_sends_is_answered():
     assert last["type"] == "response.completed"
     assert last["response"]["apr_tools_left_out"] == ["web_search"]
     assert [tool["type"] for tool in last["response"]["tools"]] == [
-        "function", "custom", "namespace",
-    ]  # fmt: skip
+        "function",
+        "custom",
+        "namespace",
+    ]
 
 
 def test_the_model_is_told_of_functions_texts_and_namespaces():
@@ -76,17 +78,21 @@ def test_a_tool_that_takes_text_is_called_with_text():
     sent, response = translated(PATCHED, tools=[PATCH])
     [item] = response["output"]
     assert (item["type"], item["name"], item["input"]) == (
-        "custom_tool_call", "apply_patch", "+ a\nü",
-    )  # fmt: skip
+        "custom_tool_call",
+        "apply_patch",
+        "+ a\nü",
+    )
     state = ResponseStreamState(text_format=omit, input_tools=[])
     known = TypeAdapter(ResponseStreamEvent)
     for event in sent:
         state.handle_event(known.validate_python(event))
     kinds = [event["type"].removeprefix("response.") for event in sent]
     assert kinds[2:-1] == [
-        "output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done",
+        "output_item.added",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.done",
         "output_item.done",
-    ]  # fmt: skip
+    ]
 
 
 def test_of_a_text_that_was_cut_off_there_is_what_came_of_it():
@@ -107,8 +113,10 @@ def test_a_call_within_a_namespace_names_it():
     _, response = translated([start, ToolCallArguments(0, 0, "{}"), CALLS], tools=[SERVER])
     [item] = response["output"]
     assert (item["type"], item["name"], item["namespace"]) == (
-        "function_call", "read", "mcp__files__",
-    )  # fmt: skip
+        "function_call",
+        "read",
+        "mcp__files__",
+    )
 
 
 def test_calls_and_what_they_returned_go_back_as_they_came():

@@ -50,21 +50,43 @@ def test_plain_text_is_what_the_user_said():
 
 
 def test_reasoning_text_and_calls_of_one_turn_are_one_message():
-    body = asked(input=[
-        {"role": "developer", "content": "Use tools."},
-        {"role": "user", "content": [said("1"), said("+1?")]},
-        {"type": "reasoning", "id": "rs_1", "summary": [],
-         "content": [{"type": "reasoning_text", "text": "Add."}]},
-        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
-         "content": [{"type": "output_text", "text": "A moment.", "annotations": []}]},
-        {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "add",
-         "arguments": '{"a": 1}'},
-        {"type": "function_call", "id": "fc_2", "call_id": "c2", "name": "add", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "c1", "output": "2"},
-        {"type": "function_call_output", "call_id": "c2", "output": [said("0")]},
-        {"role": "assistant", "content": "2"},
-        {"role": "assistant", "content": "and 0"},
-    ])  # fmt: skip
+    body = asked(
+        input=[
+            {"role": "developer", "content": "Use tools."},
+            {"role": "user", "content": [said("1"), said("+1?")]},
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "Add."}],
+            },
+            {
+                "type": "message",
+                "id": "msg_1",
+                "role": "assistant",
+                "status": "completed",
+                "content": [{"type": "output_text", "text": "A moment.", "annotations": []}],
+            },
+            {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "c1",
+                "name": "add",
+                "arguments": '{"a": 1}',
+            },
+            {
+                "type": "function_call",
+                "id": "fc_2",
+                "call_id": "c2",
+                "name": "add",
+                "arguments": "{}",
+            },
+            {"type": "function_call_output", "call_id": "c1", "output": "2"},
+            {"type": "function_call_output", "call_id": "c2", "output": [said("0")]},
+            {"role": "assistant", "content": "2"},
+            {"role": "assistant", "content": "and 0"},
+        ]
+    )
     calls = [
         {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
         {"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}},
@@ -72,13 +94,17 @@ def test_reasoning_text_and_calls_of_one_turn_are_one_message():
     assert body.chat_messages() == [
         {"role": "developer", "content": "Use tools."},
         {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "reasoning_content": "Add.", "content": "A moment.",
-         "tool_calls": calls},
+        {
+            "role": "assistant",
+            "reasoning_content": "Add.",
+            "content": "A moment.",
+            "tool_calls": calls,
+        },
         {"role": "tool", "tool_call_id": "c1", "content": "2"},
         {"role": "tool", "tool_call_id": "c2", "content": "0"},
         {"role": "assistant", "content": "2"},
         {"role": "assistant", "content": "and 0"},
-    ]  # fmt: skip
+    ]
 
 
 def test_a_call_without_text_has_empty_content():
@@ -97,12 +123,18 @@ def test_what_was_thought_before_a_second_call_begins_a_message():
 
 def test_how_to_answer_is_translated():
     body = asked(
-        temperature=0.5, top_p=0.9, top_k=7, seed=3, max_output_tokens=9,
-        tools=[ADD | {"strict": True}], parallel_tool_calls=False,
-        reasoning={"effort": "high"}, top_logprobs=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        seed=3,
+        max_output_tokens=9,
+        tools=[ADD | {"strict": True}],
+        parallel_tool_calls=False,
+        reasoning={"effort": "high"},
+        top_logprobs=2,
         chat_template_kwargs={"add_vision_id": True},
         text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
-    )  # fmt: skip
+    )
     assert body.asked_sampling() == {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3}
     request = body.generation([1])
     assert (request.max_tokens, request.top_logprobs) == (9, 2)
@@ -221,22 +253,39 @@ def test_how_events_come_in_steps_changes_nothing(name):
 def test_the_sequence_of_a_whole_answer_is_the_official_one():
     sent, response = translated([*THOUGHT, *SAID, *CALLED[:3], CALLS])
     assert [event["type"].removeprefix("response.") for event in sent] == [
-        "created", "in_progress",
-        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta",
-        "reasoning_text.done", "content_part.done", "output_item.done",
-        "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
-        "output_text.done", "content_part.done", "output_item.done",
-        "output_item.added", "function_call_arguments.delta", "function_call_arguments.delta",
-        "function_call_arguments.done", "output_item.done", "completed",
-    ]  # fmt: skip
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
     assert sent[-1]["response"] == response
     assert [item["status"] for item in response["output"]] == ["completed"] * 3
     assert response["output"][2]["arguments"] == '{"a": 1}'
     assert response["usage"] == {
-        "input_tokens": 12, "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 0},
+        "input_tokens": 12,
+        "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 0},
         "output_tokens": 5,
-        "output_tokens_details": {"reasoning_tokens": 2}, "total_tokens": 17,
-    }  # fmt: skip
+        "output_tokens_details": {"reasoning_tokens": 2},
+        "total_tokens": 17,
+    }
 
 
 def test_an_answer_that_is_too_long_is_incomplete_and_says_what_ended_it():
@@ -258,10 +307,19 @@ def test_an_answer_that_fails_says_so_and_keeps_what_came():
 
 
 def test_what_was_asked_for_is_told_back():
-    head = response_head(asked(
-        instructions="i", metadata={"k": "v"}, tools=[ADD], tool_choice="required", temperature=0.1,
-        text={"format": {"type": "json_object"}}, reasoning={"effort": "low"}, store=False,
-    ), "m")  # fmt: skip
+    head = response_head(
+        asked(
+            instructions="i",
+            metadata={"k": "v"},
+            tools=[ADD],
+            tool_choice="required",
+            temperature=0.1,
+            text={"format": {"type": "json_object"}},
+            reasoning={"effort": "low"},
+            store=False,
+        ),
+        "m",
+    )
     seen = Response.model_validate(head)
     assert (seen.instructions, seen.metadata, seen.temperature) == ("i", {"k": "v"}, 0.1)
     assert (seen.tool_choice, seen.tools[0].name) == ("required", "add")
@@ -335,7 +393,10 @@ def test_the_store_forgets_what_was_not_used_for_longest():
     store.get(first, "me")
     third = kept(store)
     assert [store.get(i, "me") is not None for i in (first, second, third)] == [True, False, True]
-    store.put({**store.get(third, "me").response, "id": "huge"}, [
-        MessageItem(role="user", content="x" * 3 * size)], "me")  # fmt: skip
+    store.put(
+        {**store.get(third, "me").response, "id": "huge"},
+        [MessageItem(role="user", content="x" * 3 * size)],
+        "me",
+    )
     assert store.get("huge", "me") is None
     assert len(store) == 2

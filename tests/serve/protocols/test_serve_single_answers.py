@@ -113,8 +113,9 @@ def test_a_failing_answer_ends_its_message_with_an_error_event():
     assert error is None and deliveries.closed
     assert events[-2]["delta"] == {"type": "text_delta", "text": " 2"}
     assert events[-1] == {
-        "type": "error", "error": {"type": "api_error", "message": "the device is gone"},
-    }  # fmt: skip
+        "type": "error",
+        "error": {"type": "api_error", "message": "the device is gone"},
+    }
 
 
 def test_a_server_that_stops_says_that_it_is_overloaded():
@@ -143,6 +144,10 @@ def test_a_client_that_leaves_closes_the_answer(protocol):
 def test_what_a_client_left_is_not_kept_and_what_failed_is(last, expected):
     kept = []
     deliveries = Deliveries([Delta(0, "It")], last)
-    sent_by(as_responses, deliveries, leaves_after=2 if last is WAITS else 1000,
-            keep=lambda: kept.append(True))  # fmt: skip
+    sent_by(
+        as_responses,
+        deliveries,
+        leaves_after=2 if last is WAITS else 1000,
+        keep=lambda: kept.append(True),
+    )
     assert kept == expected

@@ -38,8 +38,18 @@ ROW_ROOM = VECTOR * ROWS  # bytes per superblock: 16 weight rows times one row o
 # Columns of a table of parts. A part is the whole tiles of a matrix, or its remaining rows
 # copied into a buffer of 16 rows. Results are [tokens, rows], one matrix after another. METHODS is
 # the address of a format's functions, PARAMETERS that of a declared layout's tables.
-(FIRST_TILE, ADDRESS, ROW_BYTES, PART_ROWS, METHODS, BEFORE, FIRST_ROW, ALL_ROWS, PARAMETERS,
- BIAS) = range(10)  # fmt: skip
+(
+    FIRST_TILE,
+    ADDRESS,
+    ROW_BYTES,
+    PART_ROWS,
+    METHODS,
+    BEFORE,
+    FIRST_ROW,
+    ALL_ROWS,
+    PARAMETERS,
+    BIAS,
+) = range(10)
 PART_COLUMNS = 10
 # Columns of a format's methods: the kind of format, the values in a block, the bytes of an
 # unpacked block, then addresses of functions.

@@ -38,15 +38,22 @@ V8_2 = frozenset({"asimd", "asimddp", "asimdhp", "asimdrdm", "atomics", "fphp"})
 LEVELS = {
     level.name: level
     for level in (  # best first within an architecture
-        Level("x86-64-v4-vnni", X86, "x86-64-v4", "+avx512vnni,-prefer-256-bit", "vnni", 64,
-              V4 | {"avx512_vnni"}),
+        Level(
+            "x86-64-v4-vnni",
+            X86,
+            "x86-64-v4",
+            "+avx512vnni,-prefer-256-bit",
+            "vnni",
+            64,
+            V4 | {"avx512_vnni"},
+        ),
         Level("x86-64-v4", X86, "x86-64-v4", "-prefer-256-bit", "maddubs", 64, V4),
         Level("x86-64-v3", X86, "x86-64-v3", "", "maddubs", 32, V3),
         Level("x86-64-v2", X86, "x86-64-v2", "", "maddubs", 16, V2),
         # without weaker-ordered loads (rcpc), which not all ARM v8.2 processors have
         Level("aarch64-dotprod", ARM, "neoverse-n1", "-rcpc", "sdot", 16, V8_2),
     )
-}  # fmt: skip
+}
 GENERIC = Level("generic", "", "", "", "", 16, frozenset())  # any processor, LLVM's own choices
 
 

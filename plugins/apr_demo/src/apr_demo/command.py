@@ -40,8 +40,13 @@ def steps(recipe: str, file: str) -> list[tuple[str, list[str]]]:
 
 @click.command()
 @click.option("--quantize", "recipe", metavar="RECIPE", help="Default: a recommended one.")
-@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), metavar="D",
-              help="Work in this directory and leave the file there.")  # fmt: skip
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="D",
+    help="Work in this directory and leave the file there.",
+)
 @click.option("--keep", is_flag=True, help="Leave the temporary directory behind.")
 def command(recipe: str | None, directory: Path | None, keep: bool) -> None:
     """Run the whole pipeline on a small bundled model."""

@@ -31,16 +31,37 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path())
-@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True,
-              help="Repetitions that are not counted.")  # fmt: skip
-@click.option("--measure", type=click.IntRange(1), default=10, show_default=True,
-              help="Repetitions that are.")  # fmt: skip
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True,
-              help="Tokens of a prompt.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(1), default=32, show_default=True,
-              help="Tokens to generate after it.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
-              help="Sequences that decode together.")  # fmt: skip
+@click.option(
+    "--warmup",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Repetitions that are not counted.",
+)
+@click.option(
+    "--measure", type=click.IntRange(1), default=10, show_default=True, help="Repetitions that are."
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Tokens of a prompt.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Tokens to generate after it.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Sequences that decode together.",
+)
 @click.option(
     "--backend", metavar="NAME[:DEVICE]", help="Where to run; default: what fits this machine best."
 )
@@ -50,9 +71,15 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Refuse slow fallbacks.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    file: str, backend: str | None, threads: int | None, kv_type: KVType | None, with_profile: bool,
-    strict: bool, as_json: bool, **plan: int,
-) -> None:  # fmt: skip
+    file: str,
+    backend: str | None,
+    threads: int | None,
+    kv_type: KVType | None,
+    with_profile: bool,
+    strict: bool,
+    as_json: bool,
+    **plan: int,
+) -> None:
     """Measure how fast a file runs here.
 
     Load, time to first token, prefill, decode, and the share of the memory bandwidth.
@@ -91,10 +118,11 @@ def run_bench(
         own = model.backend.capacity() is not None  # memory that no thread of this machine reads
         bandwidth = None if own else memory_bandwidth(used)
         result |= {
-            "load_s": load_s, "memory_bandwidth_bytes_s": bandwidth,
+            "load_s": load_s,
+            "memory_bandwidth_bytes_s": bandwidth,
             "bandwidth_share": found.bandwidth_share(bandwidth) if bandwidth else None,
             "load_average": busy,
-        }  # fmt: skip
+        }
         if with_profile:
             result["profile"] = _profiles(model, plan)
     return result
@@ -173,10 +201,15 @@ def _print(r: dict[str, Any]) -> None:
         click.echo()
         unit = "of one prompt" if phase == "prefill" else "of one step"
         table = [
-            (p["op"], p["kernel"].rpartition(".")[2], f"{p['calls']:.0f}",
-             f"{1e3 * p['seconds']:.2f}", f"{100 * p['share']:.1f} %")
+            (
+                p["op"],
+                p["kernel"].rpartition(".")[2],
+                f"{p['calls']:.0f}",
+                f"{1e3 * p['seconds']:.2f}",
+                f"{100 * p['share']:.1f} %",
+            )
             for p in profile
-        ]  # fmt: skip
+        ]
         print_table(table, (f"{phase}, {unit}", "kernel", "calls", "ms", "share"))
     for fallback in r["fallbacks"]:
         click.echo(f"{click.style('slow:', fg='yellow')} {fallback}", err=True)

@@ -101,8 +101,10 @@ def measure(model: Model, plan: Plan, done: Callable[[], None] = lambda: None) -
         Spread.of([run.ttft_s for run in runs]),
         Spread.of([plan.prompt_tokens / run.prefill_s for run in runs]),
         Spread.of([plan.batch / s for s in steps]),
-        weight_bytes(model), state, plan.batch,
-    )  # fmt: skip
+        weight_bytes(model),
+        state,
+        plan.batch,
+    )
 
 
 def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:

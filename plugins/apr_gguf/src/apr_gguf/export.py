@@ -53,9 +53,11 @@ def _heads(metadata: Mapping[str, Any]) -> Heads | None:
     if not linear:
         return None
     return Heads(
-        linear["linear_num_key_heads"], linear["linear_num_value_heads"],
-        linear["linear_key_head_dim"], linear["linear_value_head_dim"],
-    )  # fmt: skip
+        linear["linear_num_key_heads"],
+        linear["linear_num_value_heads"],
+        linear["linear_key_head_dim"],
+        linear["linear_value_head_dim"],
+    )
 
 
 def _write(part: Path, arch: str, file: AprFile, targets: list[Target], progress: Any) -> None:

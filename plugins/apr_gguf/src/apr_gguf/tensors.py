@@ -176,9 +176,13 @@ class TensorMap:
         return self._decoded(name, entry, lambda x: x[:, columns], "F16", reason)
 
     def _decoded(
-        self, name: str, entry: TensorEntry,
-        change: Callable[[NDArray[np.float32]], NDArray[np.float32]], kind: str, note: str = "",
-    ) -> Target:  # fmt: skip
+        self,
+        name: str,
+        entry: TensorEntry,
+        change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        kind: str,
+        note: str = "",
+    ) -> Target:
         dtype = np.float16 if kind == "F16" else np.float32
 
         def make() -> NDArray[Any]:
@@ -195,9 +199,15 @@ class TensorMap:
         changes: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {}
         if self.heads is not None:
             changes = dict.fromkeys(
-                ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight",
-                 "attn_k_norm.weight", "output_norm.weight"), _plus_one,
-            )  # fmt: skip
+                (
+                    "attn_norm.weight",
+                    "post_attention_norm.weight",
+                    "attn_q_norm.weight",
+                    "attn_k_norm.weight",
+                    "output_norm.weight",
+                ),
+                _plus_one,
+            )
             changes["ssm_a"] = lambda x: -np.exp(x[self._heads()])
             changes["ssm_dt.bias"] = lambda x: x[self._heads()]
             changes["ssm_conv1d.weight"] = partial(_channels, self.heads)

@@ -44,8 +44,11 @@ def apr_recipes() -> list[Recipe]:
     )
     return [
         Recipe(
-            name, f"{HERE}.recipes:{name}", summary=summary, formats=formats,
+            name,
+            f"{HERE}.recipes:{name}",
+            summary=summary,
+            formats=formats,
             recommended=name == "q4k",
         )
         for name, summary, formats in rows
-    ]  # fmt: skip
+    ]

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from apr_core.plugin import (
-    Block,
-    ConfigReader,
-    Contract,
-    FamilyPlugin,
-    ModelConfig,
-    Plan,
-)
+from apr_core.plugin import Block, ConfigReader, Contract, FamilyPlugin, ModelConfig, Plan
 
 
 class Qwen2(FamilyPlugin):

@@ -30,15 +30,20 @@ def cases() -> list[OpCase]:
 def conv_cases() -> list[OpCase]:
     """Return cases with 1, odd and model-sized channels, and 2 and 4 taps."""
     return [
-        OpCase("causal_conv1d", f"{name}, {channels} channels, {taps} taps",
-               partial(_conv, channels, taps, steps), ELEMENTWISE)
-        for channels, taps in ((1, 4), (37, 4), (512, 4), (48, 2)) for name, steps in STEPS.items()
-    ]  # fmt: skip
+        OpCase(
+            "causal_conv1d",
+            f"{name}, {channels} channels, {taps} taps",
+            partial(_conv, channels, taps, steps),
+            ELEMENTWISE,
+        )
+        for channels, taps in ((1, 4), (37, 4), (512, 4), (48, 2))
+        for name, steps in STEPS.items()
+    ]
 
 
 def _conv(
     channels: int, taps: int, steps: tuple[Parts, ...], rng: np.random.Generator
-) -> list[Call]:  # fmt: skip
+) -> list[Call]:
     w = Vector(normal(rng, channels, 1, taps, scale=0.5))
     state = Recurrent(conv=(taps - 1, channels))
     return [(normal(rng, _rows(step), channels), w, state, step) for step in steps]
@@ -74,10 +79,15 @@ def delta_cases() -> list[OpCase]:
     """Return cases with 1, 2 and 3 value heads per key head; decays from almost none to all."""
     shapes = ((1, 1, 8, 8), (2, 4, 32, 24), (1, 3, 16, 40), (2, 2, 128, 128))
     usual = [
-        OpCase("gated_delta", f"{name}, {hv} heads over {hk}, {dk} by {dv}",
-               partial(_delta, (hk, hv, dk, dv), steps, (-20.0, -1e-4)), DELTA)
-        for hk, hv, dk, dv in shapes for name, steps in STEPS.items()
-    ]  # fmt: skip
+        OpCase(
+            "gated_delta",
+            f"{name}, {hv} heads over {hk}, {dk} by {dv}",
+            partial(_delta, (hk, hv, dk, dv), steps, (-20.0, -1e-4)),
+            DELTA,
+        )
+        for hk, hv, dk, dv in shapes
+        for name, steps in STEPS.items()
+    ]
     extremes = {"no decay at all": (0.0, 0.0), "decay beyond float32": (-300.0, -200.0)}
     return usual + [
         OpCase("gated_delta", name, partial(_delta, shapes[1], (Parts((0, 130, 0)),), span), DELTA)
@@ -86,9 +96,11 @@ def delta_cases() -> list[OpCase]:
 
 
 def _delta(
-    shape: tuple[int, int, int, int], steps: tuple[Parts, ...], decays: tuple[float, float],
+    shape: tuple[int, int, int, int],
+    steps: tuple[Parts, ...],
+    decays: tuple[float, float],
     rng: np.random.Generator,
-) -> list[Call]:  # fmt: skip
+) -> list[Call]:
     hk, hv, dk, dv = shape
     state, calls = Recurrent(delta=(hv, dk, dv)), []
     for step in steps:

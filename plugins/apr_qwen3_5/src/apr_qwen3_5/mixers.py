@@ -6,15 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from apr_core.plugin import (
-    BoundOps,
-    Mixer,
-    RecurrentState,
-    State,
-    StateMakers,
-    Step,
-    Weights,
-)
+from apr_core.plugin import BoundOps, Mixer, RecurrentState, State, StateMakers, Step, Weights
 from apr_qwen3_5.ops import CHUNK
 
 Array = Any
@@ -86,9 +78,7 @@ class GatedDeltaNet(Mixer):
         """Make the state: the convolution's last inputs and every value head's state matrix."""
         channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
         return states.recurrent(
-            CHUNK,
-            conv=(self.kernel - 1, channels),
-            delta=(self.v_heads, self.k_dim, self.v_dim),
+            CHUNK, conv=(self.kernel - 1, channels), delta=(self.v_heads, self.k_dim, self.v_dim)
         )
 
     def __call__(

@@ -76,9 +76,16 @@ def gated_delta(
             stop = min(seg.stop, start + CHUNK - position % CHUNK)
             rows = slice(start, stop)
             outs.append(
-                _chunk(xp, q[rows], k[rows], v[rows], log_decay[rows], beta[rows],
-                       state.get("delta", seg.slot))
-            )  # fmt: skip
+                _chunk(
+                    xp,
+                    q[rows],
+                    k[rows],
+                    v[rows],
+                    log_decay[rows],
+                    beta[rows],
+                    state.get("delta", seg.slot),
+                )
+            )
             position += stop - start
             start = stop
     return xp.concatenate(outs, axis=0)

@@ -31,9 +31,7 @@ class SlidingAttention(Mixer):
         """Return a small case for the conformance kit: a window shorter than its prompts."""
         shapes = {"q_proj": (64, 48), "k_proj": (32, 48), "v_proj": (32, 48), "o_proj": (48, 64)}
         biases = {"q_bias": (64,), "k_bias": (32,), "v_bias": (32,)}
-        options = {
-            "num_kv_heads": 2, "head_dim": 16, "rope_theta": 1e4, "window": 24, "bias": True
-        }  # fmt: skip
+        options = {"num_kv_heads": 2, "head_dim": 16, "rope_theta": 1e4, "window": 24, "bias": True}
         return MixerExample(options, 48, {**shapes, **biases})
 
     def new_state(self, states: StateMakers) -> State:

@@ -11,13 +11,14 @@ from apr_devkit.kits.cases import Call, Parts, Window, normal
 
 STEPS = {
     "a prompt longer than two windows, then tokens": (
-        Parts((0, 70, 0)), *(Parts((0, 1, n)) for n in range(70, 80)),
+        Parts((0, 70, 0)),
+        *(Parts((0, 1, n)) for n in range(70, 80)),
     ),
     "a ragged batch": (
         Parts((0, 3, 0), (1, 1, 0), (2, 40, 0)),
         Parts((2, 1, 40), (0, 66, 3), (1, 1, 1)),
     ),
-}  # fmt: skip
+}
 SIZES = ((4, 2, 16, 8), (1, 1, 64, 1), (6, 3, 32, 24))  # (heads, kv heads, head size, window)
 
 

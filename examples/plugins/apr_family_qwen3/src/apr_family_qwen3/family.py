@@ -3,14 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from apr_core.plugin import (
-    Block,
-    ConfigReader,
-    Contract,
-    FamilyPlugin,
-    ModelConfig,
-    Plan,
-)
+from apr_core.plugin import Block, ConfigReader, Contract, FamilyPlugin, ModelConfig, Plan
 
 CONTRACT = Contract.of_package("apr_family_qwen3")
 

@@ -8,13 +8,7 @@ from typing import Any
 from llvmlite import binding, ir
 
 import apr_backend_cpu.kernels.every  # noqa: F401  lists all kernels
-from apr_backend_cpu.kernels.source import (
-    IR_TYPES,
-    KERNELS,
-    NUMBA_TYPES,
-    VECTOR_FUNCTIONS,
-    Kernel,
-)
+from apr_backend_cpu.kernels.source import IR_TYPES, KERNELS, NUMBA_TYPES, VECTOR_FUNCTIONS, Kernel
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.levels import GENERIC, Level
 

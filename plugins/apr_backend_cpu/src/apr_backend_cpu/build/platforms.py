@@ -26,14 +26,29 @@ class Platform:
 PLATFORMS = {
     made.name: made
     for made in (
-        Platform("linux-x86_64", X86, "x86_64-unknown-linux-gnu", "x86_64-linux-gnu.2.17",
-                 "manylinux_2_17_x86_64"),
-        Platform("linux-aarch64", ARM, "aarch64-unknown-linux-gnu", "aarch64-linux-gnu.2.17",
-                 "manylinux_2_17_aarch64"),
-        Platform("macos-arm64", ARM, "arm64-apple-macosx11.0.0", "aarch64-macos.11.0",
-                 "macosx_11_0_arm64"),
+        Platform(
+            "linux-x86_64",
+            X86,
+            "x86_64-unknown-linux-gnu",
+            "x86_64-linux-gnu.2.17",
+            "manylinux_2_17_x86_64",
+        ),
+        Platform(
+            "linux-aarch64",
+            ARM,
+            "aarch64-unknown-linux-gnu",
+            "aarch64-linux-gnu.2.17",
+            "manylinux_2_17_aarch64",
+        ),
+        Platform(
+            "macos-arm64",
+            ARM,
+            "arm64-apple-macosx11.0.0",
+            "aarch64-macos.11.0",
+            "macosx_11_0_arm64",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def here() -> Platform | None:

@@ -52,8 +52,13 @@ def norm_task(arguments, i, scratch):
     size = a[5]
     x = a[1] + i // a[3] * a[2] + i % a[3] * a[4]
     out = a[9] + 4 * size * i
-    _norm(floats_at(x, size), floats_at(a[6], size), as_float(a[7]), as_float(a[8]),
-          floats_at(out, size))  # fmt: skip
+    _norm(
+        floats_at(x, size),
+        floats_at(a[6], size),
+        as_float(a[7]),
+        as_float(a[8]),
+        floats_at(out, size),
+    )
     _round(out, size, a[0], i, scratch)
 
 

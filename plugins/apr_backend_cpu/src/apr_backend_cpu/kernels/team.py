@@ -77,8 +77,15 @@ def execute(control, me):
     scratch = words_at(block[SCRATCH], threads)[me]
     for i in range(size):
         at = U(i) * U(COLUMNS)
-        _work(table[at + U(FUNCTION)], table[at + U(TASKS)], table[at + U(ARGUMENTS)],
-              counters + U(8) * U(i) * threads, me, threads, scratch)  # fmt: skip
+        _work(
+            table[at + U(FUNCTION)],
+            table[at + U(TASKS)],
+            table[at + U(ARGUMENTS)],
+            counters + U(8) * U(i) * threads,
+            me,
+            threads,
+            scratch,
+        )
         if threads > U(1):
             _meet(control, before + U(i) + U(1))
 

@@ -165,8 +165,14 @@ def _queries(count: int, kv_heads: int, threads: int) -> int:
     return max(TOKENS, most // TOKENS * TOKENS)
 
 
-def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers: tuple[int, ...],
-                 q: Floats, out: Floats) -> None:  # fmt: skip
+def _attend_many(
+    p: Program,
+    layout: _Layout,
+    table: NDArray[np.int64],
+    numbers: tuple[int, ...],
+    q: Floats,
+    out: Floats,
+) -> None:
     """Add instructions for segments whose queries are tasks."""
     heads, kv_heads, dim, *_ = numbers
     for i, (start, stop, _) in enumerate(layout.segments.tolist()):
@@ -175,8 +181,17 @@ def _attend_many(p: Program, layout: _Layout, table: NDArray[np.int64], numbers:
         count = (stop - start) * (heads // kv_heads)
         most = _queries(count, kv_heads, p.threads)
         tiles = -(-count // most)
-        p.add("attend_many_task", kv_heads * tiles, address(q), address(out), address(table[i]),
-              *numbers, tiles, most, scratch=_scratch(most, dim))  # fmt: skip
+        p.add(
+            "attend_many_task",
+            kv_heads * tiles,
+            address(q),
+            address(out),
+            address(table[i]),
+            *numbers,
+            tiles,
+            most,
+            scratch=_scratch(most, dim),
+        )
 
 
 def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: float) -> Floats:
@@ -195,8 +210,17 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
     table, kind = segments.table, address(_methods()[KINDS[state.dtype][0]])
     numbers = (heads, kv_heads, dim, bits(scale), kind)
     with instructions(q, k, v, table, out) as p:
-        p.add("append_task", tokens, address(k), address(v), address(table), len(table), kv_heads,
-              dim, kind)  # fmt: skip
+        p.add(
+            "append_task",
+            tokens,
+            address(k),
+            address(v),
+            address(table),
+            len(table),
+            kv_heads,
+            dim,
+            kind,
+        )
         _attend_many(p, layout, table, numbers, q, out)
         few = _Few(p, layout, numbers, q, out) if len(layout.single) else None
 

@@ -51,8 +51,17 @@ def causal_conv1d(x: Floats, w: Floats, state: Any, step: Any) -> Floats:
     blocks = -(-x.shape[1] // CHANNELS)
     with instructions(x, taps, table, out) as p:
         each_time(p, _find_states(table, state, "conv"), step=step)
-        p.add("conv_task", len(table) * blocks, address(x), address(taps), address(table),
-              x.shape[1], taps.shape[0], blocks, address(out))  # fmt: skip
+        p.add(
+            "conv_task",
+            len(table) * blocks,
+            address(x),
+            address(taps),
+            address(table),
+            x.shape[1],
+            taps.shape[0],
+            blocks,
+            address(out),
+        )
     return out
 
 
@@ -71,11 +80,41 @@ def gated_delta(
         x.array, y.array, z.array, log_decay, beta, table, unit_q, unit_k, decay, out
     ) as p:
         each_time(p, _find_states(table, state, "delta"), step=step)
-        p.add("units_task", tokens, x.address, x.outer, x.inner, y.address, y.outer, y.inner,
-              x.count, x.size, address(log_decay), heads, address(unit_q), address(unit_k),
-              address(decay))  # fmt: skip
-        p.add("delta_task", len(table) * heads * blocks, address(unit_q), address(unit_k),
-              z.address, z.outer, z.inner, address(decay), address(beta), address(table),
-              x.count, heads, x.size, width, blocks, address(out), single,
-              scratch=0 if single else 4 * NARROW * (x.size + 2 * tokens))  # fmt: skip
+        p.add(
+            "units_task",
+            tokens,
+            x.address,
+            x.outer,
+            x.inner,
+            y.address,
+            y.outer,
+            y.inner,
+            x.count,
+            x.size,
+            address(log_decay),
+            heads,
+            address(unit_q),
+            address(unit_k),
+            address(decay),
+        )
+        p.add(
+            "delta_task",
+            len(table) * heads * blocks,
+            address(unit_q),
+            address(unit_k),
+            z.address,
+            z.outer,
+            z.inner,
+            address(decay),
+            address(beta),
+            address(table),
+            x.count,
+            heads,
+            x.size,
+            width,
+            blocks,
+            address(out),
+            single,
+            scratch=0 if single else 4 * NARROW * (x.size + 2 * tokens),
+        )
     return out

@@ -19,8 +19,20 @@ def rms_norm(x: Floats, w: Floats, eps: float, offset: float) -> Floats:
     s = strided(x)
     out = new(x.shape)
     with instructions(s.array, w, out) as p:
-        p.add("norm_task", s.rows, 0, s.address, s.outer, s.count, s.inner, s.size, address(w),
-              bits(eps), bits(offset), address(out))  # fmt: skip
+        p.add(
+            "norm_task",
+            s.rows,
+            0,
+            s.address,
+            s.outer,
+            s.count,
+            s.inner,
+            s.size,
+            address(w),
+            bits(eps),
+            bits(offset),
+            address(out),
+        )
         p.rounds(out, s.size)
     return out
 
@@ -32,8 +44,19 @@ def add_rms_norm(
     h, y = strided(h, whole=True).array, strided(y, whole=True).array
     total, out = new(h.shape), new(h.shape)
     with instructions(h, y, w, total, out) as p:
-        p.add("add_norm_task", h.shape[0], 0, address(h), address(y), h.shape[1], address(w),
-              bits(eps), bits(offset), address(total), address(out))  # fmt: skip
+        p.add(
+            "add_norm_task",
+            h.shape[0],
+            0,
+            address(h),
+            address(y),
+            h.shape[1],
+            address(w),
+            bits(eps),
+            bits(offset),
+            address(total),
+            address(out),
+        )
         p.rounds(out, h.shape[1])
     return total, out
 
@@ -43,8 +66,15 @@ def add(x: Floats, y: Floats) -> Floats:
     x, y = strided(x, whole=True).array, y if y.ndim == 1 else strided(y, whole=True).array
     size, out = x.shape[-1], new(x.shape)
     with instructions(x, y, out) as p:
-        p.add("add_task", x.size // size, address(x), address(y), 4 * size * (y.ndim > 1), size,
-              address(out))  # fmt: skip
+        p.add(
+            "add_task",
+            x.size // size,
+            address(x),
+            address(y),
+            4 * size * (y.ndim > 1),
+            size,
+            address(out),
+        )
     return out
 
 
@@ -53,8 +83,9 @@ def scale(x: Floats, factor: float) -> Floats:
     x = strided(x, whole=True).array
     out = new(x.shape)
     with instructions(x, out) as p:
-        p.add("scale_task", x.size // x.shape[-1], address(x), x.shape[-1], bits(factor),
-              address(out))  # fmt: skip
+        p.add(
+            "scale_task", x.size // x.shape[-1], address(x), x.shape[-1], bits(factor), address(out)
+        )
     return out
 
 
@@ -63,8 +94,14 @@ def softcap(x: Floats, cap: float) -> Floats:
     x = strided(x, whole=True).array
     size, out = x.shape[-1], new(x.shape)
     with instructions(x, out) as p:
-        p.add("softcap_task", x.size // size * -(-size // SUPERBLOCK), address(x), size, bits(cap),
-              address(out))  # fmt: skip
+        p.add(
+            "softcap_task",
+            x.size // size * -(-size // SUPERBLOCK),
+            address(x),
+            size,
+            bits(cap),
+            address(out),
+        )
     return out
 
 
@@ -92,8 +129,9 @@ def _gated(task: str, gate: Floats, up: Floats) -> Floats:
     tokens, size = gate.shape
     out = new(gate.shape)
     with instructions(gate, up, out) as p:
-        p.add(task, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size,
-              address(out))  # fmt: skip
+        p.add(
+            task, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size, address(out)
+        )
         p.rounds(out, size)
     return out
 
@@ -104,8 +142,18 @@ def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
     tokens, heads, dim = x.shape
     out = new(x.shape)
     with instructions(x, g.array, out) as p:
-        p.add("sigmoid_gate_task", tokens * -(-heads * dim // SUPERBLOCK), 0, address(x),
-              g.address, g.outer, g.inner, heads, dim, address(out))  # fmt: skip
+        p.add(
+            "sigmoid_gate_task",
+            tokens * -(-heads * dim // SUPERBLOCK),
+            0,
+            address(x),
+            g.address,
+            g.outer,
+            g.inner,
+            heads,
+            dim,
+            address(out),
+        )
         p.rounds(out, heads * dim)
     return out
 
@@ -115,9 +163,20 @@ def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
     s = strided(x)
     out = new(x.shape)
     with instructions(s.array, inv_freq, positions, out) as p:
-        p.add("rope_task", x.shape[0], s.address, s.outer, s.inner, x.shape[1], s.size,
-              address(positions), address(inv_freq), inv_freq.size, address(out),
-              scratch=8 * inv_freq.size)  # fmt: skip
+        p.add(
+            "rope_task",
+            x.shape[0],
+            s.address,
+            s.outer,
+            s.inner,
+            x.shape[1],
+            s.size,
+            address(positions),
+            address(inv_freq),
+            inv_freq.size,
+            address(out),
+            scratch=8 * inv_freq.size,
+        )
     return out
 
 
@@ -128,9 +187,21 @@ def gated_rms_norm(x: Floats, w: Floats, z: Floats, eps: float) -> Floats:
     some = max(1, SUPERBLOCK // dim)  # heads per superblock
     out = new(x.shape)
     with instructions(x, w, gate.array, out) as p:
-        p.add("gated_norm_task", tokens * -(-heads // some), 0, address(x), address(w),
-              gate.address, gate.outer, gate.inner, heads, dim, bits(eps), address(out),
-              some)  # fmt: skip
+        p.add(
+            "gated_norm_task",
+            tokens * -(-heads // some),
+            0,
+            address(x),
+            address(w),
+            gate.address,
+            gate.outer,
+            gate.inner,
+            heads,
+            dim,
+            bits(eps),
+            address(out),
+            some,
+        )
         if SUPERBLOCK % dim == 0:
             p.rounds(out, heads * dim)
     return out
@@ -142,6 +213,17 @@ def delta_gates(a: Floats, b: Floats, A_log: Floats, dt_bias: Floats) -> Any:
     rates = constant(A_log, np.exp)
     log_decay, beta = new(a.shape), new(b.shape)
     with instructions(x.array, y.array, rates, dt_bias, log_decay, beta) as p:
-        p.add("delta_gates_task", a.shape[0], x.address, x.outer, y.address, y.outer, x.size,
-              address(rates), address(dt_bias), address(log_decay), address(beta))  # fmt: skip
+        p.add(
+            "delta_gates_task",
+            a.shape[0],
+            x.address,
+            x.outer,
+            y.address,
+            y.outer,
+            x.size,
+            address(rates),
+            address(dt_bias),
+            address(log_decay),
+            address(beta),
+        )
     return log_decay, beta

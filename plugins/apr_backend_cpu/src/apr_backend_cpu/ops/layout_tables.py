@@ -13,13 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK, VECTOR
-from apr_backend_cpu.layout_constants import (
-    COLUMNS_OF_NUMBERS,
-    HALF,
-    SIGNED,
-    SINGLE,
-    UNSIGNED,
-)
+from apr_backend_cpu.layout_constants import COLUMNS_OF_NUMBERS, HALF, SIGNED, SINGLE, UNSIGNED
 from apr_backend_cpu.run.arrays import address
 from apr_core.plugin import Layout, Numbers, layouts
 
@@ -50,10 +44,17 @@ class LayoutTables:
         self.codes = f"levels{layout.bits}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
-            [address(self._offsets), address(self._levels), layout.group // layouts.RUN, per_block,
-             blocks, *(n for table in tables for n in table.columns), *none],
+            [
+                address(self._offsets),
+                address(self._levels),
+                layout.group // layouts.RUN,
+                per_block,
+                blocks,
+                *(n for table in tables for n in table.columns),
+                *none,
+            ],
             np.uint64,
-        )  # fmt: skip
+        )
 
     @property
     def room(self) -> int:
@@ -65,9 +66,13 @@ class TileNumbers:
     """A product of numbers per group: [tiles, groups, 16 rows], times factors [tiles, .., 16]."""
 
     def __init__(
-        self, parts: tuple[Numbers, ...], layout: Layout, raw: NDArray[np.uint8], block: int,
+        self,
+        parts: tuple[Numbers, ...],
+        layout: Layout,
+        raw: NDArray[np.uint8],
+        block: int,
         unit: float = 1.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         inner = tuple(n for n in parts if not n.per_block)
         outer = tuple(n for n in parts if n.per_block)
         kind = NARROW.get(inner[0].dtype, SINGLE) if len(inner) == 1 else SINGLE

@@ -126,10 +126,20 @@ class Group:
         arranged = self._arranged_records(p, records, n) if self.arranged else records
         dense = self._arranged(p, x) if self.dense and tokens >= FEW else x
         p.keep(self, bounds)
-        p.add("product_task", len(bounds) - 1, address(self.table), len(self.table),
-              address(bounds), *(0 if r is None else address(r) for r in (records, arranged)), n,
-              address(dense), tokens, cols, address(out),
-              scratch=self._scratch(tokens, cols, n))  # fmt: skip
+        p.add(
+            "product_task",
+            len(bounds) - 1,
+            address(self.table),
+            len(self.table),
+            address(bounds),
+            *(0 if r is None else address(r) for r in (records, arranged)),
+            n,
+            address(dense),
+            tokens,
+            cols,
+            address(out),
+            scratch=self._scratch(tokens, cols, n),
+        )
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
         """Return the bytes of a task: unpacked tiles, or partial sums; results of a last tile."""
@@ -230,9 +240,19 @@ def embed(ids: NDArray[np.int64], w: Any) -> Floats:
     out = new((len(ids), w.cols))
     with instructions(ids, out, w.data) as p:
         block, nbytes = BLOCKS[w.format]
-        p.add("embed_task", len(ids), address(ids), address(w.data), w.data.strides[0], w.cols,
-              address(out), kernel(f"decode_{w.format}"), block, nbytes,
-              scratch=8 * SUPERBLOCK)  # fmt: skip
+        p.add(
+            "embed_task",
+            len(ids),
+            address(ids),
+            address(w.data),
+            w.data.strides[0],
+            w.cols,
+            address(out),
+            kernel(f"decode_{w.format}"),
+            block,
+            nbytes,
+            scratch=8 * SUPERBLOCK,
+        )
     return out
 
 

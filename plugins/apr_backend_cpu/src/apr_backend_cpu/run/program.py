@@ -91,8 +91,15 @@ class Program:
         found = self._rounding.get(address(x))
         if found is None or found[2] != x.shape[1]:
             records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
-            self.add("quantize_task", x.shape[0] * blocks, address(x), 4 * x.shape[1], x.shape[1],
-                     address(records), blocks)  # fmt: skip
+            self.add(
+                "quantize_task",
+                x.shape[0] * blocks,
+                address(x),
+                4 * x.shape[1],
+                x.shape[1],
+                address(records),
+                blocks,
+            )
             self._rounding[address(x)] = (None, records, x.shape[1])
             return records
         producer, records, _ = found

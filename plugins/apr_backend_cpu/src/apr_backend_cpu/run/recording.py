@@ -105,9 +105,11 @@ class Captured:
     """
 
     def __init__(
-        self, function: StepFunction, note: Callable[[str], None] = lambda line: None,
+        self,
+        function: StepFunction,
+        note: Callable[[str], None] = lambda line: None,
         own: Resources | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._function, self._note = function, note
         self._record = own.bound(self._recorded) if own else self._recorded
         self._replays: OrderedDict[int, Replay] = OrderedDict()

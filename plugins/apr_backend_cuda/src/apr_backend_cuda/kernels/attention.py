@@ -29,9 +29,23 @@ SPLIT_BYTES = 1 << 28  # of partial results before ranges are joined, at most
 
 @triton.jit
 def _append(
-    k, v, table, pages, tiles, keys_at, values_at, dim, k_row, k_head, v_row, v_head,
-    F16: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    table,
+    pages,
+    tiles,
+    keys_at,
+    values_at,
+    dim,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    F16: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+):
     tile, head = tl.program_id(0), tl.program_id(1)
     first, count = tl.load(tiles + tile * 8), tl.load(tiles + tile * 8 + 1)
     position = tl.load(tiles + tile * 8 + 2) + tl.arange(0, ROWS)
@@ -87,10 +101,22 @@ def _rows_at(page, at, row, dim, KEYS: tl.constexpr, DIM: tl.constexpr, F16: tl.
 
 @triton.jit
 def _range(
-    q, table, keys_at, values_at, begin, end, last, seen, head, dim,
-    ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr,
+    q,
+    table,
+    keys_at,
+    values_at,
+    begin,
+    end,
+    last,
+    seen,
+    head,
+    dim,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
     F16: tl.constexpr,
-):  # fmt: skip
+):
     """Return the softmax of rows over positions [begin, end): (acc, m, l).
 
     `seen` is each row's own position.
@@ -121,10 +147,30 @@ def _range(
 
 @triton.jit
 def _attend(
-    q, out, maxima, sums, tiles, table, pages, keys_at, values_at, q_row, q_head, heads, dim, scale,
-    all_rows, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
-    KEYS: tl.constexpr, RANGE: tl.constexpr, SPLIT: tl.constexpr, F16: tl.constexpr,
-):  # fmt: skip
+    q,
+    out,
+    maxima,
+    sums,
+    tiles,
+    table,
+    pages,
+    keys_at,
+    values_at,
+    q_row,
+    q_head,
+    heads,
+    dim,
+    scale,
+    all_rows,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+    RANGE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    F16: tl.constexpr,
+):
     tile, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, count = tl.load(tiles + tile * 8), tl.load(tiles + tile * 8 + 1)
     position = tl.load(tiles + tile * 8 + 2)
@@ -142,9 +188,22 @@ def _attend(
     if SPLIT:
         begin = part * RANGE
         total, total_m, total_l = _range(
-            queries, table, keys_at, values_at, begin, tl.minimum(begin + RANGE, last), last, seen,
-            head, dim, ROWS, DIM, PAGE, KEYS, F16,
-        )  # fmt: skip
+            queries,
+            table,
+            keys_at,
+            values_at,
+            begin,
+            tl.minimum(begin + RANGE, last),
+            last,
+            seen,
+            head,
+            dim,
+            ROWS,
+            DIM,
+            PAGE,
+            KEYS,
+            F16,
+        )
         to = (part * all_rows + row) * heads + query
         tl.store(maxima + to, total_m, mask=valid)
         tl.store(sums + to, total_l, mask=valid)
@@ -154,9 +213,22 @@ def _attend(
         total = tl.zeros((ROWS, DIM), tl.float32)
         for begin in range(0, last, RANGE):
             acc, m, l = _range(
-                queries, table, keys_at, values_at, begin, tl.minimum(begin + RANGE, last), last,
-                seen, head, dim, ROWS, DIM, PAGE, KEYS, F16,
-            )  # fmt: skip
+                queries,
+                table,
+                keys_at,
+                values_at,
+                begin,
+                tl.minimum(begin + RANGE, last),
+                last,
+                seen,
+                head,
+                dim,
+                ROWS,
+                DIM,
+                PAGE,
+                KEYS,
+                F16,
+            )
             total, total_m, total_l = _join(total, total_m, total_l, acc, m, l)
         total /= total_l[:, None]
         to = row * heads + query
@@ -165,9 +237,18 @@ def _attend(
 
 @triton.jit
 def _join_ranges(
-    parts, maxima, sums, out, segments, owner, heads, dim, all_rows,
-    RANGE: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
+    parts,
+    maxima,
+    sums,
+    out,
+    segments,
+    owner,
+    heads,
+    dim,
+    all_rows,
+    RANGE: tl.constexpr,
+    DIM: tl.constexpr,
+):
     row, head = tl.program_id(0), tl.program_id(1)
     segment = tl.load(owner + row)
     first = tl.load(segments + segment * 4)
@@ -201,9 +282,21 @@ def attention(
     height = min(SHAPES.written, triton.next_power_of_2(tables.longest))
     written = tables.tiles_of(height)
     _append[(len(written), kv_heads)](
-        k, v, table, table.shape[1], written, state.keys_at, state.values_at, dim, k.stride(0),
-        k.stride(1), v.stride(0), v.stride(1), ROWS=height, **shared,
-    )  # fmt: skip
+        k,
+        v,
+        table,
+        table.shape[1],
+        written,
+        state.keys_at,
+        state.values_at,
+        dim,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        ROWS=height,
+        **shared,
+    )
     group = heads // kv_heads
     small, large = SHAPES.queries[state.dtype]
     tile = small if tables.longest * group <= small else large
@@ -221,11 +314,33 @@ def attention(
     maxima, sums = torch.empty((2, *shape[:-1]), dtype=torch.float32, device=q.device)
     grid = (len(tiles), kv_heads, ranges if split else 1)
     launch(
-        _attend, "attend", f"{shared['DIM']} {tile}", SHAPES.attend, lambda _: grid,
-        q, out, maxima, sums, tiles, table, table.shape[1], state.keys_at, state.values_at,
-        q.stride(0), q.stride(1), heads, dim, scale, rows, GROUP=group, ROWS=tile, RANGE=RANGE,
-        KEYS=SHAPES.keys[state.dtype], SPLIT=split, **shared,
-    )  # fmt: skip
+        _attend,
+        "attend",
+        f"{shared['DIM']} {tile}",
+        SHAPES.attend,
+        lambda _: grid,
+        q,
+        out,
+        maxima,
+        sums,
+        tiles,
+        table,
+        table.shape[1],
+        state.keys_at,
+        state.values_at,
+        q.stride(0),
+        q.stride(1),
+        heads,
+        dim,
+        scale,
+        rows,
+        GROUP=group,
+        ROWS=tile,
+        RANGE=RANGE,
+        KEYS=SHAPES.keys[state.dtype],
+        SPLIT=split,
+        **shared,
+    )
     return _joined(out, maxima, sums, tables) if split else out
 
 
@@ -235,7 +350,16 @@ def _joined(
     _, rows, heads, dim = parts.shape
     out = torch.empty((rows, heads, dim), dtype=torch.float32, device=parts.device)
     _join_ranges[(rows, heads)](
-        parts, maxima, sums, out, tables.segments, tables.owner, heads, dim, rows, RANGE=RANGE,
+        parts,
+        maxima,
+        sums,
+        out,
+        tables.segments,
+        tables.owner,
+        heads,
+        dim,
+        rows,
+        RANGE=RANGE,
         DIM=max(16, triton.next_power_of_2(dim)),
-    )  # fmt: skip
+    )
     return out

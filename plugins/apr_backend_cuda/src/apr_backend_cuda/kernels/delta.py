@@ -46,9 +46,19 @@ def _keep(x, past, first, count, c, channels, x_row, KEPT: tl.constexpr, ROOM: t
 
 @triton.jit
 def _conv(
-    x, w, table, tiles, out, channels, x_row, TAPS: tl.constexpr, ROWS: tl.constexpr,
-    N: tl.constexpr, ROOM: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    table,
+    tiles,
+    out,
+    channels,
+    x_row,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    N: tl.constexpr,
+    ROOM: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     """Convolve some rows and channels of a segment: inputs of this step after the state's.
 
     If a tile is a `WHOLE` segment, no other program reads its state, and this one updates it.
@@ -103,9 +113,19 @@ def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> t
     whole = tables.longest <= height
     room = triton.next_power_of_2(max(1, taps - 1))
     _conv[(len(tiles), groups)](
-        x, w, table, tiles, out, channels, x.stride(0), TAPS=taps, ROWS=height, N=width, ROOM=room,
+        x,
+        w,
+        table,
+        tiles,
+        out,
+        channels,
+        x.stride(0),
+        TAPS=taps,
+        ROWS=height,
+        N=width,
+        ROOM=room,
         WHOLE=whole,
-    )  # fmt: skip
+    )
     if taps > 1 and not whole:
         _conv_state[(len(tables.segments), groups)](
             x, table, tables.segments, channels, x.stride(0), KEPT=taps - 1, ROOM=room, N=width
@@ -115,9 +135,19 @@ def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> t
 
 @triton.jit
 def _gates(
-    a, b, A_log, dt_bias, decay, beta, rows, heads, a_row, b_row,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    A_log,
+    dt_bias,
+    decay,
+    beta,
+    rows,
+    heads,
+    a_row,
+    b_row,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     h = tl.arange(0, WIDTH)
     inside = (row < rows)[:, None] & (h < heads)[None, :]
@@ -145,10 +175,31 @@ def delta_gates(
 
 @triton.jit
 def _token(
-    q, k, v, decay, beta, table, segments, out, heads, key_dim, value_dim, group,
-    q_row, q_head, k_row, k_head, v_row, v_head, decay_row, beta_row, eps, scale,
-    K: tl.constexpr, V: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    decay,
+    beta,
+    table,
+    segments,
+    out,
+    heads,
+    key_dim,
+    value_dim,
+    group,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    decay_row,
+    beta_row,
+    eps,
+    scale,
+    K: tl.constexpr,
+    V: tl.constexpr,
+):
     """Run the recurrence over a segment's rows: a head, some columns of its state [Dk, V]."""
     segment, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, count = tl.load(segments + segment * 4), tl.load(segments + segment * 4 + 1)
@@ -173,9 +224,14 @@ def _token(
 
 
 def gated_delta(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor,
-    state: Any, step: Step,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    state: Any,
+    step: Step,
+) -> torch.Tensor:
     """Run the gated delta rule: q, k [T, Hk, Dk], v, gates [T, Hv] -> f32 [T, Hv, Dv]."""
     q, k, v, log_decay, beta = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, log_decay, beta)
@@ -186,19 +242,44 @@ def gated_delta(
 
 
 def _recurrent(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor,
-    table: torch.Tensor, tables: Tables,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    table: torch.Tensor,
+    tables: Tables,
+) -> torch.Tensor:
     rows, heads, value_dim = v.shape
     key_dim = q.shape[-1]
     out = torch.empty((rows, heads, value_dim), dtype=torch.float32, device=v.device)
     width = min(SHAPES.columns[0], triton.next_power_of_2(value_dim))
     _token[(len(tables.step.segments), heads, triton.cdiv(value_dim, width))](
-        q, k, v, log_decay, beta, table, tables.segments, out, heads, key_dim, value_dim,
-        heads // q.shape[1], q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0),
-        v.stride(1), log_decay.stride(0), beta.stride(0), EPS, key_dim**-0.5,
-        K=triton.next_power_of_2(key_dim), V=width,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        table,
+        tables.segments,
+        out,
+        heads,
+        key_dim,
+        value_dim,
+        heads // q.shape[1],
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        log_decay.stride(0),
+        beta.stride(0),
+        EPS,
+        key_dim**-0.5,
+        K=triton.next_power_of_2(key_dim),
+        V=width,
+    )
     return out
 
 
@@ -217,10 +298,36 @@ def _normed_rows(x, r, inside, row_stride, eps, K: tl.constexpr):
 
 @triton.jit
 def _prepare(
-    q, k, v, decay, beta, chunks, queries, keys, W, U, within, sums, heads, key_dim, value_dim,
-    group, q_row, q_head, k_row, k_head, v_row, v_head, decay_row, beta_row, eps, scale,
-    C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    decay,
+    beta,
+    chunks,
+    queries,
+    keys,
+    W,
+    U,
+    within,
+    sums,
+    heads,
+    key_dim,
+    value_dim,
+    group,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    decay_row,
+    beta_row,
+    eps,
+    scale,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+):
     """Compute the parts of a chunk that do not depend on the state, for one head.
 
     Rows are stored in the order of heads. Barriers split the kernel into sections that load what
@@ -271,9 +378,24 @@ def _prepare(
 
 @triton.jit
 def _scan(
-    queries, keys, W, U, within, sums, chunks, starts, segments, table, out, heads, key_dim,
-    value_dim, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-):  # fmt: skip
+    queries,
+    keys,
+    W,
+    U,
+    within,
+    sums,
+    chunks,
+    starts,
+    segments,
+    table,
+    out,
+    heads,
+    key_dim,
+    value_dim,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+):
     """Run a segment's chunks one after the other: a head, some columns of its state [Dk, V]."""
     segment, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, j, r = tl.arange(0, K), part * V + tl.arange(0, V), tl.arange(0, C)
@@ -313,9 +435,14 @@ def _scan(
 
 
 def _chunked(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor,
-    table: torch.Tensor, tables: Tables,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    table: torch.Tensor,
+    tables: Tables,
+) -> torch.Tensor:
     rows, heads, value_dim = v.shape
     key_dim, device = q.shape[-1], v.device
     chunks, starts = tables.on_grid(CHUNK)
@@ -327,14 +454,57 @@ def _chunked(
     sums = torch.empty((rows, heads), dtype=torch.float32, device=device)
     padded = max(16, triton.next_power_of_2(key_dim))
     _prepare[(len(chunks), heads)](
-        q, k, v, log_decay, beta, chunks, queries, keys, W, U, within, sums, heads, key_dim,
-        value_dim, heads // q.shape[1], q.stride(0), q.stride(1), k.stride(0), k.stride(1),
-        v.stride(0), v.stride(1), log_decay.stride(0), beta.stride(0), EPS, key_dim**-0.5,
-        C=CHUNK, K=padded, V=max(16, triton.next_power_of_2(value_dim)), num_warps=8,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        chunks,
+        queries,
+        keys,
+        W,
+        U,
+        within,
+        sums,
+        heads,
+        key_dim,
+        value_dim,
+        heads // q.shape[1],
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        log_decay.stride(0),
+        beta.stride(0),
+        EPS,
+        key_dim**-0.5,
+        C=CHUNK,
+        K=padded,
+        V=max(16, triton.next_power_of_2(value_dim)),
+        num_warps=8,
+    )
     width = max(16, min(SHAPES.columns[1], triton.next_power_of_2(value_dim)))
     _scan[(len(tables.step.segments), heads, triton.cdiv(value_dim, width))](
-        queries, keys, W, U, within, sums, chunks, starts, tables.segments, table, out, heads,
-        key_dim, value_dim, C=CHUNK, K=padded, V=width, num_warps=4, num_stages=1,
-    )  # fmt: skip
+        queries,
+        keys,
+        W,
+        U,
+        within,
+        sums,
+        chunks,
+        starts,
+        tables.segments,
+        table,
+        out,
+        heads,
+        key_dim,
+        value_dim,
+        C=CHUNK,
+        K=padded,
+        V=width,
+        num_warps=4,
+        num_stages=1,
+    )
     return out

@@ -33,19 +33,48 @@ def _shrink(x, out, tokens, cols, width, x_row, TOKENS: tl.constexpr, N: tl.cons
 
 @triton.jit
 def _decode(
-    out, first, count,
-    codes, upper, scales, minima, supers, codebook, blocks, cols, groups,
-    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
+    out,
+    first,
+    count,
+    codes,
+    upper,
+    scales,
+    minima,
+    supers,
+    codebook,
+    blocks,
+    cols,
+    groups,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
     ROWS: tl.constexpr,
-):  # fmt: skip
+):
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     block, inside = tl.program_id(1), r < count
     rows = (first + r).to(tl.int64)
     for half in tl.static_range(2):
         w = tile(
-            codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-            block, half, KIND, GROUP, ZERO, MINIMA, ROWS,
-        )  # fmt: skip
+            codes,
+            upper,
+            scales,
+            minima,
+            supers,
+            codebook,
+            rows,
+            inside,
+            blocks,
+            cols,
+            groups,
+            block,
+            half,
+            KIND,
+            GROUP,
+            ZERO,
+            MINIMA,
+            ROWS,
+        )
         k = block * 256 + half * HALF + tl.arange(0, HALF)
         at = out + r.to(tl.int64)[:, None] * (blocks * 256) + k[None, :]
         tl.store(at, w.to(tl.float16), mask=inside[:, None])
@@ -63,10 +92,21 @@ def _sum(w_rows, x_rows, start, stop, ROWS: tl.constexpr, TOKENS: tl.constexpr, 
 
 @triton.jit
 def _matmul(
-    x, w, out, tokens, count, n_rows, width, per_part, parts,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr, TOGETHER: tl.constexpr,
+    x,
+    w,
+    out,
+    tokens,
+    count,
+    n_rows,
+    width,
+    per_part,
+    parts,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    K: tl.constexpr,
+    TOGETHER: tl.constexpr,
     WHOLE: tl.constexpr,
-):  # fmt: skip
+):
     """Write out [tokens, :count] = x w^T; programs that run together share tiles of both."""
     tall, wide = tl.cdiv(count, ROWS), tl.cdiv(tokens, TOKENS)
     group = tl.program_id(0) // (TOGETHER * wide)
@@ -104,12 +144,22 @@ def multiply_many(x: torch.Tensor, m: Matrix, parts: int, per_part: int) -> torc
             decoded, first, count, **m.arguments(), ROWS=height
         )
         launch(
-            _matmul, "matmul", f"{_size(tokens)} {'whole' if parts == 1 else 'parts'}",
+            _matmul,
+            "matmul",
+            f"{_size(tokens)} {'whole' if parts == 1 else 'parts'}",
             SHAPES.matmul,
             partial(_grid, count, tokens),
-            shrunken, decoded, out[:, first:], tokens, count, m.rows, width, per_part * SUPERBLOCK,
-            parts, WHOLE=parts == 1,
-        )  # fmt: skip
+            shrunken,
+            decoded,
+            out[:, first:],
+            tokens,
+            count,
+            m.rows,
+            width,
+            per_part * SUPERBLOCK,
+            parts,
+            WHOLE=parts == 1,
+        )
     return out
 
 

@@ -95,9 +95,18 @@ def best_of_rows(best, at, tops, tokens, rows, blocks, ROWS: tl.constexpr, BLOCK
 
 @triton.jit(do_not_specialize=VARYING)
 def sums_of_blocks(
-    logits, params, tops, sums, rows, first, stride, blocks, LEAST: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits,
+    params,
+    tops,
+    sums,
+    rows,
+    first,
+    stride,
+    blocks,
+    LEAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Sum the weights of each block of ids: f64 [rows, blocks]."""
     block, r = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = r < rows
@@ -110,9 +119,19 @@ def sums_of_blocks(
 
 @triton.jit(do_not_specialize=VARYING)
 def draw_from_all(
-    logits, params, tops, sums, tokens, rows, first, stride, blocks,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    logits,
+    params,
+    tops,
+    sums,
+    tokens,
+    rows,
+    first,
+    stride,
+    blocks,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Draw tokens from whole rows: the block where the running sum passes, then the id."""
     r, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCKS)[None, :]
     inside, g = r < rows, first + r
@@ -130,9 +149,8 @@ def draw_from_all(
 
 @triton.jit(do_not_specialize=VARYING)
 def best_of_columns(
-    logits, params, best, rows, first, stride, columns, depth,
-    ROWS: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    logits, params, best, rows, first, stride, columns, depth, ROWS: tl.constexpr, N: tl.constexpr
+):
     """Fold a row into `depth` lines; store each column's highest: [rows, columns].
 
     For any k columns, at least k scores of the row reach the lowest of their maxima.
@@ -171,9 +189,21 @@ def list_scores(
 
 @triton.jit(do_not_specialize=VARYING)
 def draw_from_list(
-    params, tops, blocks_sums, counts, keys, tokens, rows, first, blocks, ROOM: tl.constexpr,
-    NUCLEUS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
+    params,
+    tops,
+    blocks_sums,
+    counts,
+    keys,
+    tokens,
+    rows,
+    first,
+    blocks,
+    ROOM: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    K: tl.constexpr,
+):
     """Draw tokens from the K likeliest of each row, likeliest first: keys i64 [rows, K].
 
     NUCLEUS: top-p is a share of the whole row's weight, the sum of `blocks_sums` f64 [rows,

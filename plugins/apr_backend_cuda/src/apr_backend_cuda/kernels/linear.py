@@ -26,20 +26,57 @@ from apr_backend_cuda.weights.matrices import Matrix, as_matrix
 
 @triton.jit
 def _linear(
-    x, out, tokens, x_stride, n_rows, per_part,
-    codes, upper, scales, minima, supers, codebook, blocks, cols, groups,
-    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    tokens,
+    x_stride,
+    n_rows,
+    per_part,
+    codes,
+    upper,
+    scales,
+    minima,
+    supers,
+    codebook,
+    blocks,
+    cols,
+    groups,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     inside = rows < n_rows
     part = tl.program_id(2)
     found = products(
-        x, x_stride, token, tokens, part * per_part, tl.minimum((part + 1) * per_part, blocks),
-        codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-        KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
-    )  # fmt: skip
+        x,
+        x_stride,
+        token,
+        tokens,
+        part * per_part,
+        tl.minimum((part + 1) * per_part, blocks),
+        codes,
+        upper,
+        scales,
+        minima,
+        supers,
+        codebook,
+        rows,
+        inside,
+        blocks,
+        cols,
+        groups,
+        KIND,
+        GROUP,
+        ZERO,
+        MINIMA,
+        ROWS,
+        TOKENS,
+    )
     to = out + (part * tokens + token).to(tl.int64)[None, :] * n_rows + rows[:, None]
     tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
 
@@ -56,19 +93,49 @@ def _add_parts(parts, out, count, size, N: tl.constexpr):
 
 @triton.jit
 def _embed(
-    ids, out, tokens, n_rows,
-    codes, upper, scales, minima, supers, codebook, blocks, cols, groups,
-    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
+    ids,
+    out,
+    tokens,
+    n_rows,
+    codes,
+    upper,
+    scales,
+    minima,
+    supers,
+    codebook,
+    blocks,
+    cols,
+    groups,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
     TOKENS: tl.constexpr,
-):  # fmt: skip
+):
     token, block = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1)
     rows = tl.load(ids + token, mask=token < tokens, other=-1).to(tl.int64)
     inside = (rows >= 0) & (rows < n_rows)
     for half in tl.static_range(2):
         w = tile(
-            codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-            block, half, KIND, GROUP, ZERO, MINIMA, TOKENS,
-        )  # fmt: skip
+            codes,
+            upper,
+            scales,
+            minima,
+            supers,
+            codebook,
+            rows,
+            inside,
+            blocks,
+            cols,
+            groups,
+            block,
+            half,
+            KIND,
+            GROUP,
+            ZERO,
+            MINIMA,
+            TOKENS,
+        )
         k = block * 256 + half * HALF + tl.arange(0, HALF)
         to = out + token.to(tl.int64)[:, None] * cols + k[None, :]
         tl.store(to, w, mask=(token < tokens)[:, None] & (k < cols)[None, :])
@@ -114,10 +181,20 @@ def _alone(x: torch.Tensor, m: Matrix, parts: int, per_part: int) -> torch.Tenso
         return multiply_many(x, m, parts, per_part)
     out = torch.empty((parts, tokens, m.rows), dtype=torch.float32, device=x.device)
     launch(
-        _linear, "linear", f"{m.kind} {width}", SHAPES.linear_of(m.rows),
+        _linear,
+        "linear",
+        f"{m.kind} {width}",
+        SHAPES.linear_of(m.rows),
         lambda c: (triton.cdiv(tokens, width), triton.cdiv(m.rows, c["ROWS"]), parts),
-        x, out, tokens, x.stride(0), m.rows, per_part, **m.arguments(), TOKENS=width,
-    )  # fmt: skip
+        x,
+        out,
+        tokens,
+        x.stride(0),
+        m.rows,
+        per_part,
+        **m.arguments(),
+        TOKENS=width,
+    )
     return out[0] if parts == 1 else _added(out)
 
 

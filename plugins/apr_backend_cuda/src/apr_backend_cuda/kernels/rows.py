@@ -30,9 +30,26 @@ def softplus_of(x):
 
 @triton.jit
 def _norm(
-    x, more, w, z, total, out, rows, cols, inner, outer_stride, inner_stride, z_outer, z_inner, eps,
-    offset, ADD: tl.constexpr, GATE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    x,
+    more,
+    w,
+    z,
+    total,
+    out,
+    rows,
+    cols,
+    inner,
+    outer_stride,
+    inner_stride,
+    z_outer,
+    z_inner,
+    eps,
+    offset,
+    ADD: tl.constexpr,
+    GATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """Normalize rows of x, or of x + more, by their root mean square; `z` gates the result."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     k = tl.arange(0, WIDTH)
@@ -55,9 +72,20 @@ def _norm(
 
 @triton.jit
 def _gate(
-    a, b, out, rows_size, inner, a_outer, a_inner, b_outer, b_inner, cols, size,
-    OP: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    out,
+    rows_size,
+    inner,
+    a_outer,
+    a_inner,
+    b_outer,
+    b_inner,
+    cols,
+    size,
+    OP: tl.constexpr,
+    N: tl.constexpr,
+):
     """Apply an op to one or two arrays [outer, inner, cols] with a contiguous last axis."""
     i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     inside = i < size
@@ -83,9 +111,19 @@ def _gate(
 
 @triton.jit
 def _rope(
-    x, positions, inv_freq, out, rows, heads, dim, n, outer_stride, inner_stride,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    x,
+    positions,
+    inv_freq,
+    out,
+    rows,
+    heads,
+    dim,
+    n,
+    outer_stride,
+    inner_stride,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """Rotate pairs (i, i + n) in the heads of tokens; copy the rest."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     token, head = row // heads, row % heads
@@ -142,9 +180,25 @@ def _normed(
     rows = out.numel() // cols
     shape = tile_shape(rows, cols)
     _norm[(triton.cdiv(rows, shape["ROWS"]),)](
-        x, x, w, x if z is None else z, x, out, rows, cols, inner, outer_stride, inner_stride,
-        z_outer, z_inner, eps, offset, ADD=False, GATE=z is not None, **shape,
-    )  # fmt: skip
+        x,
+        x,
+        w,
+        x if z is None else z,
+        x,
+        out,
+        rows,
+        cols,
+        inner,
+        outer_stride,
+        inner_stride,
+        z_outer,
+        z_inner,
+        eps,
+        offset,
+        ADD=False,
+        GATE=z is not None,
+        **shape,
+    )
     return out
 
 
@@ -158,9 +212,25 @@ def add_rms_norm(
     rows = out.numel() // cols
     shape = tile_shape(rows, cols)
     _norm[(triton.cdiv(rows, shape["ROWS"]),)](
-        h, y.contiguous(), w, h, total, out, rows, cols, inner, outer_stride, inner_stride, 0, 0,
-        eps, offset, ADD=True, GATE=False, **shape,
-    )  # fmt: skip
+        h,
+        y.contiguous(),
+        w,
+        h,
+        total,
+        out,
+        rows,
+        cols,
+        inner,
+        outer_stride,
+        inner_stride,
+        0,
+        0,
+        eps,
+        offset,
+        ADD=True,
+        GATE=False,
+        **shape,
+    )
     return total, out
 
 
@@ -187,9 +257,20 @@ def _elementwise(op: str, a: torch.Tensor, b: torch.Tensor | None = None) -> tor
         b, _, b_outer, b_inner, _ = _strides(b)
     stretch = min(SHAPES.stretch, triton.next_power_of_2(out.numel()))
     _gate[(triton.cdiv(out.numel(), stretch),)](
-        a, a if b is None else b, out, inner * cols, inner, a_outer, a_inner, b_outer, b_inner,
-        cols, out.numel(), OP=op, N=stretch,
-    )  # fmt: skip
+        a,
+        a if b is None else b,
+        out,
+        inner * cols,
+        inner,
+        a_outer,
+        a_inner,
+        b_outer,
+        b_inner,
+        cols,
+        out.numel(),
+        OP=op,
+        N=stretch,
+    )
     return out
 
 
@@ -230,7 +311,16 @@ def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> to
     rows = x.shape[0] * heads
     shape = tile_shape(rows, dim)
     _rope[(triton.cdiv(rows, shape["ROWS"]),)](
-        x, positions, inv_freq, out, rows, heads, dim, inv_freq.shape[0], outer_stride,
-        inner_stride, **shape,
-    )  # fmt: skip
+        x,
+        positions,
+        inv_freq,
+        out,
+        rows,
+        heads,
+        dim,
+        inv_freq.shape[0],
+        outer_stride,
+        inner_stride,
+        **shape,
+    )
     return out

@@ -95,10 +95,25 @@ def numbers_of(
 
 @triton.jit
 def tile(
-    codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups, block,
-    half: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    MINIMA: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    codes,
+    upper,
+    scales,
+    minima,
+    supers,
+    codebook,
+    rows,
+    inside,
+    blocks,
+    cols,
+    groups,
+    block,
+    half: tl.constexpr,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Decode weights of half a superblock: f32 [rows, 128]; zeros outside the matrix."""
     if KIND == "f32" or KIND == "f16" or KIND == "bf16":
         k = block * 256 + half * HALF + tl.arange(0, HALF)
@@ -135,11 +150,30 @@ def tile(
 
 @triton.jit
 def products(
-    x, x_stride, token, tokens, start, stop,
-    codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_stride,
+    token,
+    tokens,
+    start,
+    stop,
+    codes,
+    upper,
+    scales,
+    minima,
+    supers,
+    codebook,
+    rows,
+    inside,
+    blocks,
+    cols,
+    groups,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """Multiply weights by tokens of x over superblocks [start, stop): f32 [ROWS, TOKENS]."""
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
     for block in range(start, stop):
@@ -148,9 +182,25 @@ def products(
             mask = (k < cols)[:, None] & (token < tokens)[None, :]
             inputs = tl.load(x + token[None, :] * x_stride + k[:, None], mask=mask, other=0.0)
             w = tile(
-                codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-                block, half, KIND, GROUP, ZERO, MINIMA, ROWS,
-            )  # fmt: skip
+                codes,
+                upper,
+                scales,
+                minima,
+                supers,
+                codebook,
+                rows,
+                inside,
+                blocks,
+                cols,
+                groups,
+                block,
+                half,
+                KIND,
+                GROUP,
+                ZERO,
+                MINIMA,
+                ROWS,
+            )
             acc = product(w, inputs, acc, KIND)
     return unshrunk(acc, KIND)
 

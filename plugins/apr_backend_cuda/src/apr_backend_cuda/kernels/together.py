@@ -50,10 +50,24 @@ def _codes_at(address, KIND: tl.constexpr):
 
 @triton.jit
 def _linears(
-    x, out, tokens, x_stride, all_rows, per_part, tiles, blocks, cols, groups,
-    KIND: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, MINIMA: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, FIELDS: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    tokens,
+    x_stride,
+    all_rows,
+    per_part,
+    tiles,
+    blocks,
+    cols,
+    groups,
+    KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    MINIMA: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    FIELDS: tl.constexpr,
+):
     own = tiles + tl.program_id(1) * FIELDS
     codes = _codes_at(tl.load(own), KIND)
     upper = pointer(tl.load(own + 1), tl.uint8)
@@ -65,10 +79,30 @@ def _linears(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     part = tl.program_id(2)
     found = products(
-        x, x_stride, token, tokens, part * per_part, tl.minimum((part + 1) * per_part, blocks),
-        codes, upper, scales, minima, supers, codebook, rows, inside, blocks, cols, groups,
-        KIND, GROUP, ZERO, MINIMA, ROWS, TOKENS,
-    )  # fmt: skip
+        x,
+        x_stride,
+        token,
+        tokens,
+        part * per_part,
+        tl.minimum((part + 1) * per_part, blocks),
+        codes,
+        upper,
+        scales,
+        minima,
+        supers,
+        codebook,
+        rows,
+        inside,
+        blocks,
+        cols,
+        groups,
+        KIND,
+        GROUP,
+        ZERO,
+        MINIMA,
+        ROWS,
+        TOKENS,
+    )
     place = tl.load(own + 8) + tl.arange(0, ROWS)  # output row among the rows of all matrices
     to = out + (part * tokens + token).to(tl.int64)[None, :] * all_rows + place[:, None]
     tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
@@ -100,12 +134,22 @@ def multiply_together(
     out = torch.empty((parts, tokens, rows), dtype=torch.float32, device=x.device)
     arguments = {k: v for k, v in first.arguments().items() if k not in PLANES}
     launch(
-        _linears, "linears", f"{first.kind} {width}",
+        _linears,
+        "linears",
+        f"{first.kind} {width}",
         [each for each in candidates if each["ROWS"] == height],
         lambda _: (triton.cdiv(tokens, width), len(table), parts),
-        x, out, tokens, x.stride(0), rows, per_part, table, **arguments, TOKENS=width,
+        x,
+        out,
+        tokens,
+        x.stride(0),
+        rows,
+        per_part,
+        table,
+        **arguments,
+        TOKENS=width,
         FIELDS=FIELDS,
-    )  # fmt: skip
+    )
     return out
 
 

@@ -21,14 +21,21 @@ LINEAR: tuple[Candidate, ...] = tuple(
 )
 MATMUL: tuple[Candidate, ...] = tuple(
     {
-        "ROWS": rows, "TOKENS": tokens, "K": k, "TOGETHER": 8, "num_warps": warps,
+        "ROWS": rows,
+        "TOKENS": tokens,
+        "K": k,
+        "TOGETHER": 8,
+        "num_warps": warps,
         "num_stages": stages,
     }
     for rows, tokens, k, warps, stages in (
-        (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 32, 4, 4), (64, 128, 64, 4, 3),
+        (128, 128, 64, 8, 3),
+        (128, 256, 64, 8, 3),
+        (128, 128, 32, 4, 4),
+        (64, 128, 64, 4, 3),
         (128, 64, 32, 4, 3),
     )
-)  # fmt: skip
+)
 ATTEND: tuple[Candidate, ...] = tuple(
     {"num_warps": warps, "num_stages": stages}
     for warps, stages in ((4, 3), (8, 3), (8, 2), (4, 2), (8, 1))
@@ -71,10 +78,22 @@ class Shapes:
 SHAPES = Shapes()
 if interpreted():
     SHAPES = Shapes(
-        weight_rows=512, linear=({"ROWS": 512},), attend=({},), least_rows=16, many=1 << 30,
-        tokens=(16, 128), programs=1,
-        matmul=({"ROWS": 512, "TOKENS": 128, "K": 128, "TOGETHER": 1},), shrunk=(128, 1024),
-        stretch=1 << 18, rows=1 << 18, conv=(128, 1024), written=2048,
-        queries={"f16": (16, 512), "f32": (16, 512)}, keys={"f16": 64, "f32": 64},
-        columns=(256, 256), draws=64, folded=8192,
-    )  # fmt: skip
+        weight_rows=512,
+        linear=({"ROWS": 512},),
+        attend=({},),
+        least_rows=16,
+        many=1 << 30,
+        tokens=(16, 128),
+        programs=1,
+        matmul=({"ROWS": 512, "TOKENS": 128, "K": 128, "TOGETHER": 1},),
+        shrunk=(128, 1024),
+        stretch=1 << 18,
+        rows=1 << 18,
+        conv=(128, 1024),
+        written=2048,
+        queries={"f16": (16, 512), "f32": (16, 512)},
+        keys={"f16": 64, "f32": 64},
+        columns=(256, 256),
+        draws=64,
+        folded=8192,
+    )

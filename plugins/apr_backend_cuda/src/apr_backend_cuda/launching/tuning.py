@@ -105,9 +105,14 @@ def tuning_folder() -> Path | None:
 
 
 def launch(
-    kernel: Any, name: str, key: str, candidates: Sequence[Candidate],
-    grid: Callable[[Candidate], tuple[int, ...]], *arguments: Any, **more: Any,
-) -> None:  # fmt: skip
+    kernel: Any,
+    name: str,
+    key: str,
+    candidates: Sequence[Candidate],
+    grid: Callable[[Candidate], tuple[int, ...]],
+    *arguments: Any,
+    **more: Any,
+) -> None:
     """Launch a kernel with its fastest candidate; the kernel must change only its output."""
 
     def run(candidate: Candidate) -> None:

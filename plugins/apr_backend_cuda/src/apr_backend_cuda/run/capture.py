@@ -77,9 +77,15 @@ class Graph:
     """
 
     def __init__(
-        self, function: StepFunction, ids: torch.Tensor, step: Step, size: int, end: int,
-        results: Results, recorder: Recorder | None,
-    ) -> None:  # fmt: skip
+        self,
+        function: StepFunction,
+        ids: torch.Tensor,
+        step: Step,
+        size: int,
+        end: int,
+        results: Results,
+        recorder: Recorder | None,
+    ) -> None:
         self._function, self._size = function, size
         self._results, self._recorder = results, recorder
         self._ids = torch.zeros(size, dtype=ids.dtype, device=ids.device)

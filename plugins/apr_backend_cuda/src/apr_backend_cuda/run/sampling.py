@@ -114,31 +114,62 @@ class Rows:
         best = self._new(count, blocks, dtype=torch.float32)
         at = self._new(count, blocks, dtype=torch.int32)
         kernels.best_of_blocks[blocks, triton.cdiv(count, lines)](
-            self.logits, self.params, best, at, count, self.logits.stride(0), blocks,
-            ROWS=lines, BLOCK=BLOCK,
-        )  # fmt: skip
+            self.logits,
+            self.params,
+            best,
+            at,
+            count,
+            self.logits.stride(0),
+            blocks,
+            ROWS=lines,
+            BLOCK=BLOCK,
+        )
         kernels.best_of_rows[(triton.cdiv(count, lines),)](
-            best, at, self.tops, self.tokens, count, blocks,
-            ROWS=lines, BLOCKS=triton.next_power_of_2(blocks),
-        )  # fmt: skip
+            best,
+            at,
+            self.tops,
+            self.tokens,
+            count,
+            blocks,
+            ROWS=lines,
+            BLOCKS=triton.next_power_of_2(blocks),
+        )
 
     def _sums(self, first: int, count: int, least: bool) -> torch.Tensor:
         """Return weights of blocks of ids, f64 [count, blocks]; `least`: after min-p."""
         sums = self._new(count, self.blocks, dtype=torch.float64)
         kernels.sums_of_blocks[self.blocks, triton.cdiv(count, SHAPES.draws)](
-            self.logits, self.params, self.tops, sums, count, first, self.logits.stride(0),
-            self.blocks, LEAST=least, ROWS=SHAPES.draws, BLOCK=BLOCK,
-        )  # fmt: skip
+            self.logits,
+            self.params,
+            self.tops,
+            sums,
+            count,
+            first,
+            self.logits.stride(0),
+            self.blocks,
+            LEAST=least,
+            ROWS=SHAPES.draws,
+            BLOCK=BLOCK,
+        )
         return sums
 
     def draw_from_all(self, first: int, count: int) -> None:
         """Draw tokens by the weights of all ids, in their order."""
         sums = self._sums(first, count, True)
         kernels.draw_from_all[(triton.cdiv(count, SHAPES.draws),)](
-            self.logits, self.params, self.tops, sums, self.tokens, count, first,
-            self.logits.stride(0), self.blocks, ROWS=SHAPES.draws,
-            BLOCKS=triton.next_power_of_2(self.blocks), BLOCK=BLOCK,
-        )  # fmt: skip
+            self.logits,
+            self.params,
+            self.tops,
+            sums,
+            self.tokens,
+            count,
+            first,
+            self.logits.stride(0),
+            self.blocks,
+            ROWS=SHAPES.draws,
+            BLOCKS=triton.next_power_of_2(self.blocks),
+            BLOCK=BLOCK,
+        )
 
     def draw_from_nucleus(self, first: int, count: int) -> None:
         """Draw tokens from the likeliest that hold a share of the total weight."""
@@ -154,15 +185,33 @@ class Rows:
         counts = torch.zeros(count, dtype=torch.int32, device=self.logits.device)
         keys = self._new(count, ROOM, dtype=torch.int64).fill_(kernels.EMPTY.value)
         kernels.list_scores[self.blocks, count](
-            self.logits, self.params, bounds, counts, keys, first, self.logits.stride(0),
-            ROOM=ROOM, BLOCK=BLOCK,
-        )  # fmt: skip
+            self.logits,
+            self.params,
+            bounds,
+            counts,
+            keys,
+            first,
+            self.logits.stride(0),
+            ROOM=ROOM,
+            BLOCK=BLOCK,
+        )
         listed = torch.topk(keys, length, dim=1).values  # [count, length]: no two are equal
         kernels.draw_from_list[(triton.cdiv(count, SHAPES.draws),)](
-            self.params, self.tops, self.tops if sums is None else sums, counts, listed,
-            self.tokens, count, first, self.blocks, ROOM=ROOM, NUCLEUS=sums is not None,
-            ROWS=SHAPES.draws, BLOCKS=triton.next_power_of_2(self.blocks), K=length,
-        )  # fmt: skip
+            self.params,
+            self.tops,
+            self.tops if sums is None else sums,
+            counts,
+            listed,
+            self.tokens,
+            count,
+            first,
+            self.blocks,
+            ROOM=ROOM,
+            NUCLEUS=sums is not None,
+            ROWS=SHAPES.draws,
+            BLOCKS=triton.next_power_of_2(self.blocks),
+            K=length,
+        )
 
     def _bounds(self, first: int, count: int, length: int) -> torch.Tensor:
         """Return a score per row, f32 [count], that at least `length` scores reach if finite.
@@ -175,8 +224,16 @@ class Rows:
         best = self._new(count, COLUMNS, dtype=torch.float32)
         width = min(SHAPES.folded, COLUMNS)
         kernels.best_of_columns[COLUMNS // width, triton.cdiv(count, SHAPES.draws)](
-            self.logits, self.params, best, count, first, self.logits.stride(0), COLUMNS,
-            triton.cdiv(vocab, COLUMNS), ROWS=SHAPES.draws, N=width,
-        )  # fmt: skip
+            self.logits,
+            self.params,
+            best,
+            count,
+            first,
+            self.logits.stride(0),
+            COLUMNS,
+            triton.cdiv(vocab, COLUMNS),
+            ROWS=SHAPES.draws,
+            N=width,
+        )
         highest = torch.topk(best, length, dim=1, sorted=False).values
         return highest.amin(dim=1).clamp_(min=-LARGEST)

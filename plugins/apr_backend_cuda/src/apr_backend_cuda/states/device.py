@@ -23,9 +23,13 @@ class SlotArrays(RecurrentState):
     """Named arrays per slot, and tables i64 [SLOTS + 1] of their addresses."""
 
     def __init__(
-        self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], device: torch.device,
-        spare: Spare, grid: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        zeros: Zeros,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device,
+        spare: Spare,
+        grid: int = 1,
+    ) -> None:
         super().__init__(zeros, shapes, grid)
         self._spare = spare
         self.tables = {

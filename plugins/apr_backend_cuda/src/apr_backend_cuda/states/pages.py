@@ -212,8 +212,10 @@ class PagedKV(State):
             page = at // PAGE
             stop = min(length, (page + 1) * PAGE)
             yield (
-                page, slice(at - page * PAGE, stop - page * PAGE), slice(at - since, stop - since)
-            )  # fmt: skip
+                page,
+                slice(at - page * PAGE, stop - page * PAGE),
+                slice(at - since, stop - since),
+            )
             at = stop
 
     def append(

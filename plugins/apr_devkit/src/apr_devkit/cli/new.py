@@ -142,9 +142,10 @@ def _notes(names: PluginNames) -> Iterator[str]:
         yield f"installed plugins cannot be looked at: {error.message}"
         return
     owners = [
-        o.distribution for o in registry.declarations(names.kind)
+        o.distribution
+        for o in registry.declarations(names.kind)
         if o.declaration.name == names.name and o.distribution != names.distribution
-    ]  # fmt: skip
+    ]
     if owners:
         yield (
             f"{names.kind} {names.name!r} is already provided by {', '.join(owners)}: with both "

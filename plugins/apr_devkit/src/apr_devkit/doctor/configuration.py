@@ -86,11 +86,15 @@ def _cache(content: Mapping[str, Any], path: Path, env: Mapping[str, str]) -> Se
     named = part.get("dir") if isinstance(part, dict) else None
     in_file = isinstance(named, str) and cache_dir(env) == Path(named).expanduser()
     origin = next(
-        name for name, holds in (
-            ("APR_CACHE", bool(env.get("APR_CACHE"))), (str(path), in_file),
-            ("XDG_CACHE_HOME", bool(env.get("XDG_CACHE_HOME"))), (DEFAULT, True),
-        ) if holds
-    )  # fmt: skip
+        name
+        for name, holds in (
+            ("APR_CACHE", bool(env.get("APR_CACHE"))),
+            (str(path), in_file),
+            ("XDG_CACHE_HOME", bool(env.get("XDG_CACHE_HOME"))),
+            (DEFAULT, True),
+        )
+        if holds
+    )
     return Setting("cache.dir", str(cache_dir(env)), origin)
 
 

@@ -65,11 +65,14 @@ def plugins() -> Finding:
     here = found.rows_here()
     facts = [
         {
-            "name": row.name, "version": row.version, "status": row.status, "reason": row.reason,
+            "name": row.name,
+            "version": row.version,
+            "status": row.status,
+            "reason": row.reason,
             "provides": dict(Counter(d.kind for d in row.declarations)),
         }
         for row in here
-    ]  # fmt: skip
+    ]
     rows = [
         (row.distribution, f"{row.version}  {row.status}{': ' + row.reason if row.reason else ''}")
         for row in here

@@ -31,7 +31,7 @@ def storage() -> Finding:
         f"{folder} cannot be written: nothing can be pulled or kept there"
         for folder in dict.fromkeys(existing)
         if not folder.is_dir() or not os.access(folder, os.W_OK)
-    ]  # fmt: skip
+    ]
     return finding
 
 

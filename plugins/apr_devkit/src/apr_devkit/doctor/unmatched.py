@@ -35,9 +35,10 @@ def _reason(entry: str, founds: Sequence[PluginRow], registry: Registry) -> str:
     if normalized(distribution) not in {found.distribution for found in founds}:
         return f"{distribution} is not installed"
     unused = [
-        row for row in registry.plugins
+        row
+        for row in registry.plugins
         if row.distribution == normalized(distribution) and row.status not in ("ok", "unavailable")
-    ]  # fmt: skip
+    ]
     if unused:
         return f"{distribution} is {unused[0].status}"
     return f"{distribution} does not provide {name!r}"

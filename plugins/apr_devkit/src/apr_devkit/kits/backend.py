@@ -203,9 +203,7 @@ def _rows() -> Iterator[tuple[str, Floats, int]]:
     yield "5003 scores", (rng.standard_normal((count, 5003)) * 4).astype(np.float32), 5001
 
 
-def _complaints(
-    rows: Floats, draws: Sequence[Draw], tokens: Sequence[int | None]
-) -> list[str]:  # fmt: skip
+def _complaints(rows: Floats, draws: Sequence[Draw], tokens: Sequence[int | None]) -> list[str]:
     complaints = []
     for row, draw, token in zip(rows, draws, tokens, strict=True):
         near = {min(max(draw.share + by, 0.0), 1 - NEAR) for by in (-NEAR, 0.0, NEAR)}

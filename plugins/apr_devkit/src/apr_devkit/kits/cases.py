@@ -244,9 +244,12 @@ NORM_SHAPES = ((1, 1), (3, 37), (300, 1024), (1, 2, 64), (5, 3, 33))  # rows, th
 
 
 def each(
-    op: str, tolerance: float, table: Iterable[tuple[Any, ...]], name: str,
+    op: str,
+    tolerance: float,
+    table: Iterable[tuple[Any, ...]],
+    name: str,
     make: Callable[..., list[Call]],
-) -> list[OpCase]:  # fmt: skip
+) -> list[OpCase]:
     """Return a case for each row of a table: `make` gets its values, and the generator."""
     return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
 
@@ -270,8 +273,14 @@ def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
     return [(normal(rng, n, cols), gate, up, down)]
 
 
-def _norm(adds: int, shape: tuple[int, ...], offset: float, scale: float, eps: float,
-          rng: np.random.Generator) -> list[Call]:  # fmt: skip
+def _norm(
+    adds: int,
+    shape: tuple[int, ...],
+    offset: float,
+    scale: float,
+    eps: float,
+    rng: np.random.Generator,
+) -> list[Call]:
     w = Vector(normal(rng, shape[-1], scale=0.5))
     x = normal(rng, *shape, scale=3 * scale if adds else scale)
     more = (normal(rng, *shape, scale=scale),) if adds else ()
@@ -295,8 +304,14 @@ def _heads_gate(shape: tuple[int, ...], rng: np.random.Generator) -> list[Call]:
     return [(normal(rng, *shape), uniform(rng, -100.0, 100.0, *shape))]
 
 
-def _rope(rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...],
-          rng: np.random.Generator) -> list[Call]:  # fmt: skip
+def _rope(
+    rotary: int,
+    dim: int,
+    rows: int,
+    last: int,
+    positions: tuple[int, ...],
+    rng: np.random.Generator,
+) -> list[Call]:
     exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
     inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
     return [(normal(rng, rows, 3, dim), np.array(positions, np.int64), Vector(inv_freq))]
@@ -358,15 +373,24 @@ HEADS = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 
 def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
     """Return the cases of `attention` with grouped heads over a cache of this precision."""
     table = [
-        (name, *shape, kv_type, parts) for shape, steps in HEADS for name, parts in steps.items()
+        (name, *shape, kv_type, parts)
+        for shape, steps in HEADS
+        for name, parts in steps.items()
         if kv_type != "q8" or shape[2] % 32 == 0
-    ]  # fmt: skip
+    ]
     name = "{}, {} heads over {} of {}, {} cache"
     return each("attention", KV_TOLERANCE[kv_type], table, name, _attention)
 
 
-def _attention(_: str, heads: int, kv_heads: int, dim: int, kv_type: KVType,
-               steps: tuple[Parts, ...], rng: np.random.Generator) -> list[Call]:  # fmt: skip
+def _attention(
+    _: str,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    kv_type: KVType,
+    steps: tuple[Parts, ...],
+    rng: np.random.Generator,
+) -> list[Call]:
     state, calls = KV(kv_heads, dim, kv_type), []
     for step in steps:
         rows = sum(count for _, count, _ in step.parts)

@@ -302,8 +302,9 @@ class PartConformance(PluginConformance):
         part, rows = self.make_rig(), self.inputs(7)
         weights = vars(part.weights).items()
         given: dict[str, NDArray[Any]] = {
-            "the input": rows, **{n: w.data if isinstance(w, Weight) else w for n, w in weights},
-        }  # fmt: skip
+            "the input": rows,
+            **{n: w.data if isinstance(w, Weight) else w for n, w in weights},
+        }
         before = {name: array.copy() for name, array in given.items()}
         self.run(part, rows)
         changed = [name for name, array in given.items() if not np.array_equal(array, before[name])]

@@ -58,10 +58,11 @@ LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
 
 
 def in_format(
-    format: str, encode: Callable[[NDArray[np.float32]], NDArray[np.uint8]],
+    format: str,
+    encode: Callable[[NDArray[np.float32]], NDArray[np.uint8]],
     decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]],
     layout: BlockLayout | None = None,
-) -> Pack:  # fmt: skip
+) -> Pack:
     """Return a function that packs weights by a quantizer."""
 
     def pack(matrix: Matrix, rng: np.random.Generator, name: str) -> Matrix:
@@ -116,8 +117,9 @@ def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -
     ]
     return [
         OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), tolerance(c.op, format))
-        for c in (*cases.product_cases(), *wide) if c.op in ops
-    ]  # fmt: skip
+        for c in (*cases.product_cases(), *wide)
+        if c.op in ops
+    ]
 
 
 def layout_cases(ops: Sequence[str]) -> list[OpCase]:
@@ -243,8 +245,11 @@ class Outcome:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all arrays by name."""
-        results = {f"result {i} of call {n}": array for n, call in enumerate(self.results, 1)
-                   for i, array in enumerate(call, 1)}  # fmt: skip
+        results = {
+            f"result {i} of call {n}": array
+            for n, call in enumerate(self.results, 1)
+            for i, array in enumerate(call, 1)
+        }
         return results | {f"state {name}": array for name, array in self.states.items()}
 
 
@@ -252,9 +257,11 @@ class Runner:
     """Runs ops of one backend. `ops` are those that plugins bring, `foreign` others' kernels."""
 
     def __init__(
-        self, backend: BackendPlugin, ops: Mapping[str, Op],
+        self,
+        backend: BackendPlugin,
+        ops: Mapping[str, Op],
         foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.backend, self.binder = backend, Binder(backend, ops, foreign)
 
     def run(self, case: OpCase, calls: Sequence[Call] | None = None, **how: Any) -> Outcome:
@@ -291,8 +298,10 @@ class _Run:
 
     def __call__(self, op: str) -> Outcome:
         function = getattr(self.runner.binder.ops, op)
-        ready = [tuple(self._ready(a, f"argument {i}") for i, a in enumerate(call))
-                 for call in self.calls]  # fmt: skip
+        ready = [
+            tuple(self._ready(a, f"argument {i}") for i, a in enumerate(call))
+            for call in self.calls
+        ]
         before = self._read(self.bystander, 1)
         returned, outcome = [], Outcome()
         for call in ready:
@@ -312,15 +321,18 @@ class _Run:
         ]
         for slot, length in self.ends.items():
             outcome.states |= self._read(slot, length)
-        return outcome  # fmt: skip
+        return outcome
 
     def _copy(self, array: Array) -> NDArray[Any]:
         return np.array(self.backend.download(array))
 
     def _read(self, slot: int, length: int) -> dict[str, NDArray[Any]]:
         """Return a slot's arrays in all states, as far as `length` tokens have filled them."""
-        return {f"{name} of slot {slot}": self._copy(array) for maker, state in self.states
-                for name, array in maker.read(state, slot, length).items()}  # fmt: skip
+        return {
+            f"{name} of slot {slot}": self._copy(array)
+            for maker, state in self.states
+            for name, array in maker.read(state, slot, length).items()
+        }
 
     def _ready(self, argument: Any, label: str) -> Any:
         if isinstance(argument, tuple):
@@ -424,8 +436,11 @@ def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list
     one from the middle and the last.
     """
     for name, slot, spans in _spans(calls):
-        parts = [(call, results, span) for call, results, span
-                 in zip(calls, together.results, spans, strict=True) if span]  # fmt: skip
+        parts = [
+            (call, results, span)
+            for call, results, span in zip(calls, together.results, spans, strict=True)
+            if span
+        ]
         alone = [tuple(_cut(a, span, slot) for a in call) for call, _, span in parts]
         results = [tuple(a[span] for a in results) for _, results, span in parts]
         states = {k: v for k, v in together.states.items() if k.endswith(f" of slot {slot}")}

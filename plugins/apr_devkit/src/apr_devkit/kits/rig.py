@@ -158,9 +158,13 @@ def tiny_config(family: Any, name: str) -> dict[str, Any]:
 
 
 def tiny_apr(
-    family: str, directory: Path, recipe: str = "f32", *, config: Mapping[str, Any] | None = None,
+    family: str,
+    directory: Path,
+    recipe: str = "f32",
+    *,
+    config: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a checkpoint of an installed family and import it; return `directory/model.apr`.
 
     `config` is the config.json, by default the family's `tiny_config()`. Weights are random and

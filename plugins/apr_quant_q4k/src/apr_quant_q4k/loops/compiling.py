@@ -25,9 +25,11 @@ def _folder() -> Path | None:
         digest.update(source.read_bytes())
     root = os.environ.get("NUMBA_CACHE_DIR")
     return usable_folder(
-        Path(root) if root else cache_dir() / "numba", f"quant-{digest.hexdigest()[:12]}",
-        "compiled code", "NUMBA_CACHE_DIR" if root else "APR_CACHE",
-    )  # fmt: skip
+        Path(root) if root else cache_dir() / "numba",
+        f"quant-{digest.hexdigest()[:12]}",
+        "compiled code",
+        "NUMBA_CACHE_DIR" if root else "APR_CACHE",
+    )
 
 
 CACHE_DIR = str(_folder() or "")  # empty: no code is kept

@@ -103,9 +103,10 @@ class MessageEvents:
     def _finish(self, event: Delta) -> None:
         self._close()
         told = {
-            "stop_reason": stop_reason(event), "stop_sequence": event.stop_string,
+            "stop_reason": stop_reason(event),
+            "stop_sequence": event.stop_string,
             "apr_ended_by": event.ended_by,
-        }  # fmt: skip
+        }
         counts = usage(event.usage or Usage())
         self.message |= {**told, "usage": counts}
         self._events.append({"type": "message_delta", "delta": told, "usage": counts})

@@ -36,10 +36,12 @@ def noting(request: Request, model: str) -> Noting:
     def note(ends: Sequence[Delta], usage: Usage | None = None) -> None:
         usage = usage or total(end.usage or Usage() for end in ends)
         request.scope["state"].get("details", {}).update(
-            model=model, prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens,
+            model=model,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
             ended_by=",".join(dict.fromkeys(end.ended_by or "" for end in ends)),
-        )  # fmt: skip
+        )
 
     return note
 
@@ -60,9 +62,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
 
 async def take_all(
-    request: Request, steps: AsyncGenerator[list[ChatEvent], None],
+    request: Request,
+    steps: AsyncGenerator[list[ChatEvent], None],
     push: Callable[[list[ChatEvent]], object],
-) -> None:  # fmt: skip
+) -> None:
     """Push all steps of an answer that is not streamed. Raises ApiError if it fails."""
 
     async def take() -> None:

@@ -85,10 +85,14 @@ class ChatService:
             messages = normalized(body.chat_messages())
             tools = self._template_tools(body.tool_use().shown)
             pieces = chat_pieces(
-                self.model.tokenizer, self._template, messages,
-                enable_thinking=body.thinking_limits()[0], tools=tools,
-                variables=body.template_variables(), add_generation_prompt=body.begins_answer(),
-            )  # fmt: skip
+                self.model.tokenizer,
+                self._template,
+                messages,
+                enable_thinking=body.thinking_limits()[0],
+                tools=tools,
+                variables=body.template_variables(),
+                add_generation_prompt=body.begins_answer(),
+            )
             return self._ids_of(pieces, "messages")
         except FormatError as error:  # the template's fault, but only other messages help
             raise ApiError(400, error.message, "messages") from error
@@ -109,9 +113,13 @@ class ChatService:
         )
 
     async def stream(
-        self, request: GenerationRequest, tools: ToolUse = NO_TOOLS, ended: Ended = _nothing,
-        param: str = "messages", since: float | None = None,
-    ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
+        self,
+        request: GenerationRequest,
+        tools: ToolUse = NO_TOOLS,
+        ended: Ended = _nothing,
+        param: str = "messages",
+        since: float | None = None,
+    ) -> AsyncGenerator[list[ChatEvent], None]:
         """Queue a request and return a generator of events, one list a step; closing it cancels.
 
         Raises ApiError if it is refused, naming `param` where the prompt is too long; the generator
@@ -124,9 +132,8 @@ class ChatService:
         return steps
 
     async def _events(
-        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str,
-        watch: Stopwatch,
-    ) -> AsyncGenerator[list[ChatEvent], None]:  # fmt: skip
+        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str, watch: Stopwatch
+    ) -> AsyncGenerator[list[ChatEvent], None]:
         """Yield an empty list once the request is queued, then the events of each step."""
         parsers = [AnswerParser(tools.shown, index, tools.parallel) for index in range(request.n)]
         ends: list[Delta] = []
@@ -201,8 +208,9 @@ class ChatService:
             400,
             f"the prompt has {count} tokens, the context of {self.model_id} holds "
             f"{self.model.max_len}",
-            param, "context_length_exceeded",
-        )  # fmt: skip
+            param,
+            "context_length_exceeded",
+        )
 
     def _ids_of(self, pieces: Iterable[int | str], param: str) -> list[int]:
         """Return the ids of all pieces; raise ApiError as soon as they far exceed the context."""

@@ -80,9 +80,19 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
         **{
             name: options[name]
             for name in (
-                "host", "port", "unix_socket", "tls_cert", "tls_key", "header_timeout",
-                "body_timeout", "request_timeout", "heartbeat", "drain_timeout", "log_format",
-                "log_prompts", "strict_parameters",
+                "host",
+                "port",
+                "unix_socket",
+                "tls_cert",
+                "tls_key",
+                "header_timeout",
+                "body_timeout",
+                "request_timeout",
+                "heartbeat",
+                "drain_timeout",
+                "log_format",
+                "log_prompts",
+                "strict_parameters",
             )
         },
         api_keys=gather_keys(options["api_key"], options["api_key_file"], os.environ),
@@ -91,7 +101,7 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
         aliases=_aliases(options["alias"], names),
         max_body=int(options["max_body"] * MIB),
         max_header=int(options["max_header"] * KIB),
-    )  # fmt: skip
+    )
 
 
 def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
@@ -178,9 +188,14 @@ def _load(
     for name, file in files.items():
         with sparing_collections(), upload_progress() as uploaded:
             model = load(
-                file, options["backend"], options["threads"], strict=options["strict"],
-                max_len=options["context"], kv_type=options["kv_type"], progress=uploaded,
-            )  # fmt: skip
+                file,
+                options["backend"],
+                options["threads"],
+                strict=options["strict"],
+                max_len=options["context"],
+                kv_type=options["kv_type"],
+                progress=uploaded,
+            )
         models[name] = stack.enter_context(model)
     return models
 
@@ -206,9 +221,12 @@ def _engines(
         _check_room(name, model, int(total * share))
         cache = None if options["cache"] is None else int(options["cache"] * GIB * share)
         engines[name] = Engine(
-            model, slots=options["slots"], memory_bytes=int(total * share), cache_bytes=cache,
+            model,
+            slots=options["slots"],
+            memory_bytes=int(total * share),
+            cache_bytes=cache,
             queue_limit=options["queue"],
-        )  # fmt: skip
+        )
         stack.callback(engines[name].close)
     return engines
 

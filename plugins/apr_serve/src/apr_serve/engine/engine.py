@@ -68,10 +68,17 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, *, slots: int = 8, memory_bytes: int | None = None,
-        cache_bytes: int | None = None, queue_limit: int = 128, snapshot_every: int = EVERY,
-        clock: Callable[[], float] = time.monotonic, background: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        *,
+        slots: int = 8,
+        memory_bytes: int | None = None,
+        cache_bytes: int | None = None,
+        queue_limit: int = 128,
+        snapshot_every: int = EVERY,
+        clock: Callable[[], float] = time.monotonic,
+        background: bool = True,
+    ) -> None:
         if slots < 1 or queue_limit < 1:
             raise UsageError(f"an engine needs slots and a queue, found {slots} and {queue_limit}")
         if snapshot_every < GRID or snapshot_every % GRID:
@@ -115,9 +122,11 @@ class Engine:
         return self._enqueue(job, limit)
 
     def embed(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        self,
+        ids: Sequence[int],
+        deliver: Callable[[NDArray[np.float32] | Exception], None],
         owner: str = "",
-    ) -> Ticket:  # fmt: skip
+    ) -> Ticket:
         """Queue a prompt whose mean last hidden state [hidden] is wanted."""
         check_prompt(self.model, ids)
         job = EmbeddingJob(ids, deliver, self._woken, owner)
@@ -125,9 +134,12 @@ class Engine:
         return self._enqueue(job)
 
     def score(
-        self, ids: Sequence[int], top: int,
-        deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
-    ) -> Ticket:  # fmt: skip
+        self,
+        ids: Sequence[int],
+        top: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:
         """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
         check_prompt(self.model, ids)
         valid = self.model.tokenizer.valid_size
@@ -220,15 +232,22 @@ class Engine:
     def _publish(self) -> None:
         scheduler, totals = self._scheduler, self._scheduler.totals
         self._stats = EngineStats(
-            slots=scheduler.slots, running=len(scheduler.decoding),
+            slots=scheduler.slots,
+            running=len(scheduler.decoding),
             prefilling=len(scheduler.prefilling),
-            memory_bytes=self.model.state_bytes(), reserved_bytes=self._budget.reserved,
+            memory_bytes=self.model.state_bytes(),
+            reserved_bytes=self._budget.reserved,
             memory_limit=self._budget.limit,
-            cache_bytes=self._cache.nbytes, cache_entries=self._cache.entries,
-            prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
-            generated_tokens=totals.generated_tokens, finished=totals.finished,
-            cancelled=totals.cancelled, failed=totals.failed, steps=totals.steps,
-        )  # fmt: skip
+            cache_bytes=self._cache.nbytes,
+            cache_entries=self._cache.entries,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens,
+            finished=totals.finished,
+            cancelled=totals.cancelled,
+            failed=totals.failed,
+            steps=totals.steps,
+        )
 
     # The engine's thread
 

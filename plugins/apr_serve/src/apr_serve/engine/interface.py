@@ -64,15 +64,20 @@ class GenerationEngine(Protocol):
         """Queue a request. Raises Busy, or UsageError if it can never run."""
 
     def embed(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
+        self,
+        ids: Sequence[int],
+        deliver: Callable[[NDArray[np.float32] | Exception], None],
         owner: str = "",
-    ) -> Ticket:  # fmt: skip
+    ) -> Ticket:
         """Queue a prompt whose mean last hidden state [hidden] is wanted."""
 
     def score(
-        self, ids: Sequence[int], top: int,
-        deliver: Callable[[list[TokenLogprob] | Exception], None], owner: str = "",
-    ) -> Ticket:  # fmt: skip
+        self,
+        ids: Sequence[int],
+        top: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None],
+        owner: str = "",
+    ) -> Ticket:
         """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
 
     def stats(self) -> EngineStats:

@@ -93,9 +93,13 @@ class GenerationJob(Job):
     """A request for answers, each with the limit and the reason of a `GenerationSequence`."""
 
     def __init__(
-        self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None],
-        wake: Callable[[], None], limit: int, limit_reason: EndedBy,
-    ) -> None:  # fmt: skip
+        self,
+        request: GenerationRequest,
+        deliver: Callable[[Sequence[Delta]], None],
+        wake: Callable[[], None],
+        limit: int,
+        limit_reason: EndedBy,
+    ) -> None:
         super().__init__(request.prompt_ids, request.owner, wake)
         self.request, self._deliver = request, deliver
         self._limit, self._limit_reason = limit, limit_reason
@@ -109,10 +113,15 @@ class GenerationJob(Job):
     def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> GenerationSequence:
         """Return answer `index` as a sequence, in a slot that holds the prompt."""
         return GenerationSequence(
-            vocabulary, self.request, index, slot=slot, limit=self._limit,
-            limit_reason=self._limit_reason, constraint=self._constraints[index],
+            vocabulary,
+            self.request,
+            index,
+            slot=slot,
+            limit=self._limit,
+            limit_reason=self._limit_reason,
+            constraint=self._constraints[index],
             cached=self.cached,
-        )  # fmt: skip
+        )
 
     def deliver_pending(self) -> None:
         """Deliver the pending deltas of its answers to the caller."""
@@ -136,9 +145,12 @@ class RowsJob(Job):
     """A prompt whose hidden states are wanted, not an answer."""
 
     def __init__(
-        self, ids: Sequence[int], deliver: Callable[[Any], None], wake: Callable[[], None],
+        self,
+        ids: Sequence[int],
+        deliver: Callable[[Any], None],
+        wake: Callable[[], None],
         owner: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(ids, owner, wake)
         self._deliver = deliver
         self._result: Any = None
@@ -162,11 +174,15 @@ class ScoringJob(RowsJob):
     """A prompt whose tokens' log probabilities are wanted: all but the first token's."""
 
     def __init__(
-        self, ids: Sequence[int], top: int,
-        logits_of: Callable[[NDArray[np.float32]], NDArray[np.float32]], valid: int,
-        deliver: Callable[[list[TokenLogprob] | Exception], None], wake: Callable[[], None],
+        self,
+        ids: Sequence[int],
+        top: int,
+        logits_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        valid: int,
+        deliver: Callable[[list[TokenLogprob] | Exception], None],
+        wake: Callable[[], None],
         owner: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Score `ids`; of the logits that `logits_of` returns, the first `valid` are tokens."""
         super().__init__(ids, deliver, wake, owner)
         self._top, self._logits_of, self._valid = top, logits_of, valid
@@ -190,9 +206,12 @@ class EmbeddingJob(RowsJob):
     """A prompt whose mean hidden state is wanted."""
 
     def __init__(
-        self, ids: Sequence[int], deliver: Callable[[NDArray[np.float32] | Exception], None],
-        wake: Callable[[], None], owner: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        ids: Sequence[int],
+        deliver: Callable[[NDArray[np.float32] | Exception], None],
+        wake: Callable[[], None],
+        owner: str = "",
+    ) -> None:
         super().__init__(ids, deliver, wake, owner)
         self._sum: NDArray[np.float64] | None = None  # [hidden]
 

@@ -50,9 +50,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, model: Model, vocabulary: Vocabulary, budget: MemoryBudget, cache: PrefixCache,
-        slots: int, gone: Callable[[Job], None], clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        budget: MemoryBudget,
+        cache: PrefixCache,
+        slots: int,
+        gone: Callable[[Job], None],
+        clock: Callable[[], float],
+    ) -> None:
         self.model, self._vocabulary, self.budget, self.cache = model, vocabulary, budget, cache
         self.slots, self._gone, self._clock = slots, gone, clock
         self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)

@@ -94,9 +94,7 @@ def tool_calls(
     if not tools:
         raise UsageError("tools: a call is required, but there are no tools")
     _library()
-    tools = [
-        Called(tool.name, checked(tool.parameters, f"tool {tool.name}")) for tool in tools
-    ]  # fmt: skip
+    tools = [Called(tool.name, checked(tool.parameters, f"tool {tool.name}")) for tool in tools]
     arguments = sum(property_count(tool.parameters) for tool in tools)
     if arguments > MAX_ARGUMENTS:
         found = f"{arguments} arguments in all, calls can be held to {MAX_ARGUMENTS}"
@@ -175,9 +173,11 @@ def _compiled(
 
     def build() -> LLMatcher:
         matcher = library.LLMatcher(
-            words, library.LLMatcher.grammar_from_lark(grammar), log_level=0,
+            words,
+            library.LLMatcher.grammar_from_lark(grammar),
+            log_level=0,
             limits=library.LLParserLimits(verbose_errors=False),
-        )  # fmt: skip
+        )
         tried = matcher.deep_copy()
         for token in tokenizer.encode("\n") * LEAD_LINES:
             tried.consume_token(token)

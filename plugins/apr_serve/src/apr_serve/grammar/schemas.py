@@ -39,8 +39,10 @@ RESTRICTING = {
     "if", "then", "else", "$ref", "$dynamicRef", "$recursiveRef", *PASSED_OVER,
 }  # fmt: skip
 # The only schemas that the library knows by heart; it looks up no others.
-DRAFT = re.compile(r"http://json-schema\.org/draft-0[467]/schema#?"
-                   r"|https://json-schema\.org/draft/20(19-09|20-12)/schema#?")  # fmt: skip
+DRAFT = re.compile(
+    r"http://json-schema\.org/draft-0[467]/schema#?"
+    r"|https://json-schema\.org/draft/20(19-09|20-12)/schema#?"
+)
 FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri",
            "uuid")  # fmt: skip
 
@@ -73,7 +75,7 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
     if len(references) * depth > MAX_REFERRED:
         raise UsageError(
             f"{where}: the schema refers to {len(references)} definitions, nested up to {depth} "
-            f"levels deep: their product may be {MAX_REFERRED}",
+            f"levels deep: their product may be {MAX_REFERRED}"
         )
     meant: Mapping[str, Any] = _mapped(schema, _without_notes)
     return meant
@@ -93,8 +95,9 @@ def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(form, str) and form not in FORMATS:
         del kept["format"]
     if isinstance(names, Mapping) and {k: names[k] for k in restricting(names)} in (
-        {}, {"type": "string"},
-    ):  # fmt: skip
+        {},
+        {"type": "string"},
+    ):
         del kept["propertyNames"]
     return kept
 
@@ -189,9 +192,10 @@ def _mapped(schema: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) 
     if not isinstance(schema, Mapping):
         return schema
     return {
-        word: value if word in DATA
+        word: value
+        if word in DATA
         else {name: _mapped(inner, change) for name, inner in value.items()}
         if word in MAPS and isinstance(value, Mapping)  # by names that are no keywords
         else _mapped(value, change)
         for word, value in change(schema).items()
-    }  # fmt: skip
+    }

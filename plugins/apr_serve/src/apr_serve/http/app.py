@@ -73,9 +73,13 @@ def create_app(models: Mapping[str, ChatService], options: ServerOptions) -> Fas
     for service in served.values():
         service.observer, service.timeout = metrics, options.request_timeout
     app = Application(
-        title="apr", version=apr_core.__version__, description=DESCRIPTION, docs_url=None,
-        redoc_url=None, redirect_slashes=False,
-    )  # fmt: skip
+        title="apr",
+        version=apr_core.__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.needs_key = bool(options.api_keys)
     app.state.models, app.state.metrics, app.state.server = served, metrics, state
     for error in (ApiError, AprError):
@@ -100,22 +104,29 @@ def _add_routes(
     app.include_router(anthropic.router(models, options.heartbeat))
 
 
-def _add_layers(
-    app: FastAPI, options: ServerOptions, metrics: Metrics, state: ServerState
-) -> None:  # fmt: skip
+def _add_layers(app: FastAPI, options: ServerOptions, metrics: Metrics, state: ServerState) -> None:
     """Add the middleware, innermost first."""
     app.add_middleware(
-        BodyGate, max_body=options.max_body, timeout=options.body_timeout,
+        BodyGate,
+        max_body=options.max_body,
+        timeout=options.body_timeout,
         log_prompts=options.log_prompts,
-    )  # fmt: skip
+    )
     app.add_middleware(KeyGate, keys=options.api_keys)
     if options.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["*"],
-            allow_headers=["*"], expose_headers=EXPOSED, max_age=600,
-        )  # fmt: skip
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=600,
+        )
     proxies = Proxies(options.trusted_proxies)
     app.add_middleware(
-        Outermost, metrics=metrics, state=state, proxies=proxies,
+        Outermost,
+        metrics=metrics,
+        state=state,
+        proxies=proxies,
         strict_parameters=options.strict_parameters,
-    )  # fmt: skip
+    )

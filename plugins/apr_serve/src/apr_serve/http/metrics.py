@@ -46,13 +46,19 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(services))
         self._first = Histogram(
-            "apr_time_to_first_token_seconds", "From request to first token.", ["model"],
-            buckets=FIRST, registry=self.registry,
-        )  # fmt: skip
+            "apr_time_to_first_token_seconds",
+            "From request to first token.",
+            ["model"],
+            buckets=FIRST,
+            registry=self.registry,
+        )
         self._next = Histogram(
-            "apr_inter_token_latency_seconds", "Between steps that brought tokens.", ["model"],
-            buckets=NEXT, registry=self.registry,
-        )  # fmt: skip
+            "apr_inter_token_latency_seconds",
+            "Between steps that brought tokens.",
+            ["model"],
+            buckets=NEXT,
+            registry=self.registry,
+        )
         self._requests = Counter(
             "apr_requests", "Requests answered.", ["path", "status"], registry=self.registry
         )

@@ -51,9 +51,11 @@ def invalid(problems: Sequence[Any]) -> ApiError:
     if unknown:
         names = ", ".join(unknown[:MAX_SHOWN])
         return ApiError(
-            400, f"unknown parameter{'s' * (len(unknown) > 1)}: {names}", unknown[0],
+            400,
+            f"unknown parameter{'s' * (len(unknown) > 1)}: {names}",
+            unknown[0],
             "unknown_parameter",
-        )  # fmt: skip
+        )
     told = dict.fromkeys(f"{_field(p) or 'body'}: {p['msg']}" for p in problems)
     return ApiError(400, "; ".join(list(told)[:MAX_SHOWN]), _field(problems[0]) or None)
 

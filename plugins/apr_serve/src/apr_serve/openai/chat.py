@@ -109,11 +109,12 @@ def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[
     if answer.calls:
         message["tool_calls"] = [
             {
-                "id": call.id, "type": "function",
+                "id": call.id,
+                "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             }
             for call in answer.calls
-        ]  # fmt: skip
+        ]
     details = {"content": names.chat(answer.logprobs), "refusal": None} if logprobs else None
     return {
         "index": answer.index, "message": message, "logprobs": details,
@@ -124,9 +125,7 @@ def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[
 class ChatChunks:
     """Makes the chunks of one streamed chat."""
 
-    def __init__(
-        self, service: ChatService, n: int, include_usage: bool, logprobs: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, service: ChatService, n: int, include_usage: bool, logprobs: bool) -> None:
         self._head = new_head("chatcmpl", "chat.completion.chunk", service.model_id)
         self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
         self._names = TokenNames(service.model.tokenizer)
@@ -175,7 +174,7 @@ class ChatChunks:
 
     def _chunk(
         self, index: int, delta: dict[str, Any], more: dict[str, Any] | None = None
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         choice: dict[str, Any] = {
             "index": index, "delta": delta, "finish_reason": None, **(more or {}),
         }  # fmt: skip

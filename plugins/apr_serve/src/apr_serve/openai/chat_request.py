@@ -91,7 +91,7 @@ class Sampled(MoreSampling):
     cache_prompt: bool | None = Field(None, description="false: read the whole prompt again.")
     skip_special_tokens: Annotated[
         bool | None, only(True, why="control tokens are no text here")
-    ] = None  # fmt: skip
+    ] = None
 
     def bias(self) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises ApiError for invalid ids."""
@@ -220,10 +220,11 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
     """A chat, and how to answer it."""
 
     messages: list[dict[str, Any]] = Field(
-        min_length=1, max_length=10_000,
+        min_length=1,
+        max_length=10_000,
         description="As OpenAI has them. Content is text or parts of text.",
         json_schema_extra={"items": MESSAGE},
-    )  # fmt: skip
+    )
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
@@ -244,21 +245,21 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
         None, description="false: without the header of an answer."
     )
     response_format: Format | None = None
-    tools: list[
-        Annotated[FunctionTool, of_kinds("tools", ("function",))]
-    ] | None = Field(None, max_length=128)  # fmt: skip
+    tools: list[Annotated[FunctionTool, of_kinds("tools", ("function",))]] | None = Field(
+        None, max_length=128
+    )
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
-    modalities: Annotated[
-        list[str] | None, only(["text"], why="this server answers in text")
-    ] = None  # fmt: skip
-    verbosity: Annotated[
-        str | None, only("medium", why="how much is said is the model's own")
-    ] = None  # fmt: skip
+    modalities: Annotated[list[str] | None, only(["text"], why="this server answers in text")] = (
+        None
+    )
+    verbosity: Annotated[str | None, only("medium", why="how much is said is the model's own")] = (
+        None
+    )
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None

@@ -142,9 +142,12 @@ class Completions:
     """The prompts of one request, generated in parallel. Choice i*n+j is answer j to prompt i."""
 
     def __init__(
-        self, service: ChatService, body: CompletionRequest, request: Request,
+        self,
+        service: ChatService,
+        body: CompletionRequest,
+        request: Request,
         prompts: Sequence[tuple[str, Sequence[int]]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._service, self._body, self._request = service, body, request
         self._n = body.n or 1
         self._names = TokenNames(service.model.tokenizer, ends=body.ignore_eos is not True)
@@ -247,9 +250,13 @@ class Completions:
             await self.close()
 
     def _chunk(
-        self, index: int, text: str, tail: dict[str, Any], delta: Delta | None = None,
+        self,
+        index: int,
+        text: str,
+        tail: dict[str, Any],
+        delta: Delta | None = None,
         logprobs: Mapping[str, list[Any]] | None = None,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         choice: dict[str, Any] = {
             "index": index, "text": text, "logprobs": logprobs, "finish_reason": None,
         }  # fmt: skip
@@ -287,9 +294,11 @@ class Completions:
         return logprobs
 
     async def _forward(
-        self, number: int, stream: AsyncGenerator[list[ChatEvent], None],
+        self,
+        number: int,
+        stream: AsyncGenerator[list[ChatEvent], None],
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         try:
             async for events in stream:
                 for delta in (event_ for event_ in events if isinstance(event_, Delta)):
@@ -304,9 +313,10 @@ class Completions:
         firsts = [ends[i].usage or Usage() for i in range(0, len(ends), self._n)]
         usage = total(end.usage or Usage() for end in ends)
         usage = replace(
-            usage, prompt_tokens=sum(first.prompt_tokens for first in firsts),
+            usage,
+            prompt_tokens=sum(first.prompt_tokens for first in firsts),
             cached_tokens=sum(first.cached_tokens for first in firsts),
-        )  # fmt: skip
+        )
         noting(self._request, self._service.model_id)(ends, usage)
         return usage
 

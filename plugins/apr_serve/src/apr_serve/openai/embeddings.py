@@ -97,9 +97,7 @@ def router(models: ServedModels) -> APIRouter:
         prompts = [await _ids(service, text) for text in body.inputs()]
         vectors = await while_connected(request, _all(service, prompts, owner_of(request)))
         count, as_text = sum(map(len, prompts)), body.encoding_format == "base64"
-        rest = {
-            "model": service.model_id, "usage": {"prompt_tokens": count, "total_tokens": count},
-        }  # fmt: skip
+        rest = {"model": service.model_id, "usage": {"prompt_tokens": count, "total_tokens": count}}
         content = await asyncio.to_thread(_written, vectors, as_text, rest)
         return Response(content, media_type="application/json")
 
@@ -135,9 +133,7 @@ async def _all(
             task.cancel()
 
 
-def _written(
-    vectors: Sequence[NDArray[np.float32]], as_text: bool, rest: dict[str, Any]
-) -> bytes:  # fmt: skip
+def _written(vectors: Sequence[NDArray[np.float32]], as_text: bool, rest: dict[str, Any]) -> bytes:
     """Write the body one vector at a time, so that other threads can run: it may be large."""
     data = ",".join(json.dumps(_item(i, vector, as_text)) for i, vector in enumerate(vectors))
     return f'{{"object": "list", "data": [{data}], {json.dumps(rest)[1:]}'.encode()

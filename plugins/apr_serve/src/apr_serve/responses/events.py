@@ -83,9 +83,11 @@ class ResponseEvents:
     """
 
     def __init__(
-        self, head: dict[str, Any], logprobs: Logprobs | None = None,
+        self,
+        head: dict[str, Any],
+        logprobs: Logprobs | None = None,
         tools: Sequence[KnownTool] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.response, self._logprobs = head, logprobs
         self._tools = {tool.shown.name: tool for tool in tools}
         self._written: _Written | None = None
@@ -149,9 +151,12 @@ class ResponseEvents:
         entries = self._logprobs(event.logprobs) if self._logprobs else []
         written.logprobs += entries
         self._emit(
-            "response.output_text.delta", **written.where, content_index=0, delta=event.text,
+            "response.output_text.delta",
+            **written.where,
+            content_index=0,
+            delta=event.text,
             logprobs=entries,
-        )  # fmt: skip
+        )
 
     def _begin_text(self, kind: str) -> _Written:
         if kind == "reasoning":
@@ -186,9 +191,11 @@ class ResponseEvents:
         if item["type"] == "function_call":
             item["arguments"] = written.text
             self._emit(
-                "response.function_call_arguments.done", **written.where,
-                name=item["name"], arguments=written.text,
-            )  # fmt: skip
+                "response.function_call_arguments.done",
+                **written.where,
+                name=item["name"],
+                arguments=written.text,
+            )
         elif item["type"] == "custom_tool_call":
             self._close_input(written, item)
         else:

@@ -32,12 +32,7 @@ from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
 from apr_serve.http.errors import ApiError
 from apr_serve.responses.items import Item, MessageItem, messages_of
-from apr_serve.responses.tools import (
-    AnyTool,
-    KnownTool,
-    known_tools,
-    left_out,
-)
+from apr_serve.responses.tools import AnyTool, KnownTool, known_tools, left_out
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -110,10 +105,15 @@ class StreamOptions(Exact):
 
 
 Includable = Literal[
-    "message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results",
-    "web_search_call.results", "web_search_call.action.sources", "message.input_image.image_url",
-    "computer_call_output.output.image_url", "code_interpreter_call.outputs",
-]  # fmt: skip
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
 
 
 class ResponsesRequest(Body, MoreSampling, ChatBody):
@@ -129,7 +129,7 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
     previous_response_id: str | None = None
     conversation: Annotated[
         Any, only(why="send the whole conversation, or previous_response_id")
-    ] = None  # fmt: skip
+    ] = None
     prompt: Annotated[Any, only(why="prompts are not kept here")] = None
     store: bool | None = None
     stream: bool | None = None

@@ -57,9 +57,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         body = body.continuing(kept.found(body.items, owner), earlier)
         names = TokenNames(service.model.tokenizer)
         logprobs = None if body.wanted_logprobs is None else names.chat
-        events = ResponseEvents(
-            response_head(body, service.model_id), logprobs, body.known_tools
-        )  # fmt: skip
+        events = ResponseEvents(response_head(body, service.model_id), logprobs, body.known_tools)
 
         def keep() -> None:
             if body.store is not False:
@@ -110,9 +108,8 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
 
 
 async def _streamed(
-    steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents,
-    keep: Callable[[], None],
-) -> AsyncIterator[bytes]:  # fmt: skip
+    steps: AsyncGenerator[list[ChatEvent], None], events: ResponseEvents, keep: Callable[[], None]
+) -> AsyncIterator[bytes]:
     """Yield the events as bytes, one piece for all that arrived together."""
     async with aclosing(steps):
         yield _sent(events.begin())
@@ -141,9 +138,11 @@ def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item
         return kept.conversation(previous, owner)
     except KeyError as missing:
         raise ApiError(
-            400, f"previous response {missing} is not kept here (any more): send the whole input",
-            "previous_response_id", "previous_response_not_found",
-        ) from None  # fmt: skip
+            400,
+            f"previous response {missing} is not kept here (any more): send the whole input",
+            "previous_response_id",
+            "previous_response_not_found",
+        ) from None
 
 
 def _known(kept: ResponseStore, response_id: str, owner: str) -> Stored:

@@ -88,8 +88,10 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
             wide = d + U(WIDE) <= (d // block + U(1)) * block
             function = methods[MIX + (2 if four else 0) + (1 if wide else 0)]
             here = weights + d // block * a_block
-            call(function, (here, each, v + d * size, vs, out + d * U(4), os_, some, count,
-                            ahead + d * size))  # fmt: skip
+            call(
+                function,
+                (here, each, v + d * size, vs, out + d * U(4), os_, some, count, ahead + d * size),
+            )
             d += U(WIDE) if wide else U(LANES)
         i += some
 
@@ -111,8 +113,15 @@ def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, 
             fetch(kp + nbytes, lines)
             fetch(values + skip, lines)
             kp, skip = kp + lines * U(CACHE_LINE), skip + lines * U(CACHE_LINE)
-            dense_many(U(room), U(arranged) + U(4 * dim * t), U(4 * dim), some,
-                       out + U(4 * (PART * t + first)), U(4 * PART), n)  # fmt: skip
+            dense_many(
+                U(room),
+                U(arranged) + U(4 * dim * t),
+                U(4 * dim),
+                some,
+                out + U(4 * (PART * t + first)),
+                U(4 * PART),
+                n,
+            )
 
 
 @helper
@@ -198,8 +207,20 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
         some, here = U(min(BLOCK, count - first)), values + U(first) * stride
         ahead = keys + U(PART + first) * stride if stream else here  # the next part's keys
         weights, op = U(scores.ctypes.data) + U(4 * first), U(out.ctypes.data)
-        _mix(methods, weights, U(4 * PART), here, stride, op, U(4) * dims, queries, dims, some,
-             ahead, U(room))  # fmt: skip
+        _mix(
+            methods,
+            weights,
+            U(4 * PART),
+            here,
+            stride,
+            op,
+            U(4) * dims,
+            queries,
+            dims,
+            some,
+            ahead,
+            U(room),
+        )
 
 
 @helper

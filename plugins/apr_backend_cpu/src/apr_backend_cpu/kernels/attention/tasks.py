@@ -100,11 +100,36 @@ def attend_many_task(arguments, i, scratch):
         offset = U(h * seg[CAPACITY] + start) * stride
         keys, values = U(seg[KEYS_AT]) + offset, U(seg[VALUES_AT]) + offset
         if eight:
-            part(methods, q, keys, values, stride, seen, scale, scores, part_tops, part_sums, found,
-                 False, room)  # fmt: skip
+            part(
+                methods,
+                q,
+                keys,
+                values,
+                stride,
+                seen,
+                scale,
+                scores,
+                part_tops,
+                part_sums,
+                found,
+                False,
+                room,
+            )
         else:
-            tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, part_tops,
-                       part_sums, found, room)  # fmt: skip
+            tiled_part(
+                methods,
+                arranged,
+                keys,
+                values,
+                stride,
+                seen,
+                scale,
+                scores,
+                part_tops,
+                part_sums,
+                found,
+                room,
+            )
         merge(tops, sums, result, part_tops, part_sums, found)
     for j in range(n):
         finish(sums[j], result[j], floats_at(a[1] + place[j], dim))
@@ -132,10 +157,21 @@ def attend_few_task(arguments, i, scratch):
     for j in range(group):
         seen[j] = token[POSITION] + 1 - start
     q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
-    part(methods, q, U(token[KEYS_AT]) + offset, U(token[VALUES_AT]) + offset, stride, seen,
-          as_float(a[6]), scores, floats_at(a[9] + 4 * group * i, group),
-          floats_at(a[10] + 4 * group * i, group),
-          matrix_at(a[11] + 4 * group * dim * i, group, dim), True, room)  # fmt: skip
+    part(
+        methods,
+        q,
+        U(token[KEYS_AT]) + offset,
+        U(token[VALUES_AT]) + offset,
+        stride,
+        seen,
+        as_float(a[6]),
+        scores,
+        floats_at(a[9] + 4 * group * i, group),
+        floats_at(a[10] + 4 * group * i, group),
+        matrix_at(a[11] + 4 * group * dim * i, group, dim),
+        True,
+        room,
+    )
 
 
 @kernel()
@@ -160,9 +196,14 @@ def merge_task(arguments, i, scratch):
     first = token[FIRST_PART]
     for number in range(first, first + token[POSITION] // PART + 1):
         at = h * parts + number
-        merge(top, total, result, floats_at(a[9] + 4 * group * at, group),
-               floats_at(a[10] + 4 * group * at, group),
-               matrix_at(a[11] + 4 * group * dim * at, group, dim))  # fmt: skip
+        merge(
+            top,
+            total,
+            result,
+            floats_at(a[9] + 4 * group * at, group),
+            floats_at(a[10] + 4 * group * at, group),
+            matrix_at(a[11] + 4 * group * dim * at, group, dim),
+        )
     out = a[12] + 4 * dim * (token[START] * heads + h * group)
     for j in range(group):
         finish(total[j], result[j], floats_at(out + 4 * dim * j, dim))

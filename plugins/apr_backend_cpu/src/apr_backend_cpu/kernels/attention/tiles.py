@@ -101,8 +101,15 @@ def splat_weight(b: Builder, weights: Value, k: Value) -> Value:
     return b.splat(b.read(b.advance(weights, k, 4), F32))
 
 
-def make_mix(name: str, loader: Loader, itemsize: int, queries: int, vectors: int,
-             weight_of: WeightOf = splat_weight, fetches: bool = True) -> Any:  # fmt: skip
+def make_mix(
+    name: str,
+    loader: Loader,
+    itemsize: int,
+    queries: int,
+    vectors: int,
+    weight_of: WeightOf = splat_weight,
+    fetches: bool = True,
+) -> Any:
     """Declare a function: add weights times values, up to `queries` rows of 16 * `vectors` dims.
 
     Arguments: address of the weights and bytes between two queries; address of the values and bytes

@@ -148,8 +148,10 @@ def _quantize(b: Builder, x: Value, record: Value, steps: int) -> Value:
     b.write(b.select(finite, b.fmul(unit, wanted), nan), b.at(record, AT_GROUP_D))
     b.write(b.extract_element(unit, ir.Constant(I32, 0)), b.at(record, AT_D))
     total = b.intrinsic("llvm.vector.reduce.add.v16i32", I32, size)
-    return b.and_(b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
-                  b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM)))  # fmt: skip
+    return b.and_(
+        b.icmp_unsigned("<", total, ir.Constant(I32, SUM_LIMIT)),
+        b.icmp_unsigned("<=", top, ir.Constant(I32, LARGEST_SUM)),
+    )
 
 
 def _absolute(b: Builder, x: Value) -> Value:
@@ -172,8 +174,10 @@ def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Val
     b.write(b.mul(steps, const(V8I, 0x10001)), b.at(record, AT_STEP_PAIR))
     b.write(steps, b.at(record, AT_STEP32))
     b.write(b.mul(pairs, const(V8I, -128)), b.at(record, AT_SHIFT32))
-    tops = [b.intrinsic(f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
-            for v in (weighed, halves)]  # fmt: skip
+    tops = [
+        b.intrinsic(f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
+        for v in (weighed, halves)
+    ]
     return b.select(b.icmp_unsigned(">", *tops), *tops)
 
 

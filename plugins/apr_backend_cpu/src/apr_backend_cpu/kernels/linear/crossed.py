@@ -64,5 +64,7 @@ def crossed_dots(
                 mine[k] = b.in_order(b.add(mine[k], dots))
     kind = vector_of(F32, b.lanes)
     crosses = [b.splat(b.read(b.at(p, AT_CROSS), F32), b.lanes) for p in at_cross]
-    return [[b.fsub(b.bitcast(total, kind), cross) for total in mine]
-            for mine, cross in zip(totals, crosses, strict=True)]  # fmt: skip
+    return [
+        [b.fsub(b.bitcast(total, kind), cross) for total in mine]
+        for mine, cross in zip(totals, crosses, strict=True)
+    ]

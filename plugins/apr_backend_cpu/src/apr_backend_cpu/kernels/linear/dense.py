@@ -65,15 +65,22 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         wide = size if b.lanes == LANES else min(size, 4)  # as many sums as fit the registers
         room, near = b.room(ROWS * size * VECTOR), b.room(COLUMNS * size * VECTOR)
 
-        def dots(p: Value, reads: Sequence[Callable[[Value], Value]], steps: Value, fetch: bool,
-                 start: Values) -> Values:  # fmt: skip
+        def dots(
+            p: Value,
+            reads: Sequence[Callable[[Value], Value]],
+            steps: Value,
+            fetch: bool,
+            start: Values,
+        ) -> Values:
             def step(i: Value, sums: Values) -> Values:
                 here = b.advance(p, i, LANES * itemsize)
                 if fetch:
                     b.prefetch(b.at(here, AHEAD), LANES * itemsize)
                 weights = loader(b, here)
-                return [b.fma(weights, b.read(read(i), V16F), total)
-                        for read, total in zip(reads, sums, strict=True)]  # fmt: skip
+                return [
+                    b.fma(weights, b.read(read(i), V16F), total)
+                    for read, total in zip(reads, sums, strict=True)
+                ]
 
             return b.count_loop(steps, start, step)
 
@@ -93,8 +100,10 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
                 kept = b.advance(room, r, VECTOR * size)
                 for first in range(0, size, wide):
                     places = [b.at(kept, VECTOR * (first + t)) for t in range(wide)]
-                    reads = [partial(b.advance, b.at(near, VECTOR * (first + t)),
-                                     stride=VECTOR * size) for t in range(wide)]  # fmt: skip
+                    reads = [
+                        partial(b.advance, b.at(near, VECTOR * (first + t)), stride=VECTOR * size)
+                        for t in range(wide)
+                    ]
                     start = [b.read(p, V16F) for p in places]
                     sums = dots(weights, reads, steps, not first, start)
                     for total, p in zip(sums, places, strict=True):

@@ -245,8 +245,10 @@ def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     odd = b.and_(j, number(1))
     tops = _tops(b, room, b.shl(half, number(3)), b.shl(odd, number(1)))
     first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles: 2 further
-    return [(b.or_(first, number(2 * h)), _with_tops(b, columns, tops, h, 4 - 4 * h, 0x30))
-            for h in (0, 1)]  # fmt: skip
+    return [
+        (b.or_(first, number(2 * h)), _with_tops(b, columns, tops, h, 4 - 4 * h, 0x30))
+        for h in (0, 1)
+    ]
 
 
 def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
@@ -374,11 +376,21 @@ FORMATS = {
         Format("q6_k", 210, 6, _q6_k, _chunk_q6_k, 16, _head_q6_k),
         Format("q8_0", 34, 8, _q8_0, _chunk_q8_0, zero=128),
         *(
-            Format(f"{name}_minima" if low else name, nbytes, 8, row, chunk, zero=128, minimum=low,
-                   declared=True)
-            for name, nbytes, row, chunk in (("levels4", 16, _levels4, _chunk_levels4),
-                                             ("levels8", 32, _levels8, _chunk_levels8))
+            Format(
+                f"{name}_minima" if low else name,
+                nbytes,
+                8,
+                row,
+                chunk,
+                zero=128,
+                minimum=low,
+                declared=True,
+            )
+            for name, nbytes, row, chunk in (
+                ("levels4", 16, _levels4, _chunk_levels4),
+                ("levels8", 32, _levels8, _chunk_levels8),
+            )
             for low in (False, True)
         ),
     )
-}  # fmt: skip
+}

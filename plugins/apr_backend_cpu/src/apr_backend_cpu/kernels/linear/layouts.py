@@ -55,9 +55,15 @@ def _number(b: Builder, kind: int, address: Value) -> Value:
 
 
 def _expand_block(
-    b: Builder, kind: int, runs: int | Value, groups: Value, factor: Value, source: Value,
-    ahead: Value, out: Value,
-) -> None:  # fmt: skip
+    b: Builder,
+    kind: int,
+    runs: int | Value,
+    groups: Value,
+    factor: Value,
+    source: Value,
+    ahead: Value,
+    out: Value,
+) -> None:
     """Repeat each number of a block for every run of its group. No loop for constant runs."""
     width = WIDTH[kind]
     count = ir.Constant(I64, runs) if isinstance(runs, int) else runs

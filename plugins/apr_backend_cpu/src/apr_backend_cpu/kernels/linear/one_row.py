@@ -44,9 +44,7 @@ from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
 from apr_backend_cpu.kernels.vector.rows import Values, number
 
 AHEAD = 16 << 10  # bytes to prefetch ahead; hardware prefetching ends at a page boundary
-V8S, V16S, V32B, V8I = (
-    vector_of(I16, 8), vector_of(I16, 16), vector_of(I8, 32), vector_of(I32, 8),
-)  # fmt: skip
+V8S, V16S, V32B, V8I = (vector_of(I16, 8), vector_of(I16, 16), vector_of(I8, 32), vector_of(I32, 8))
 RUNS = 8  # of 32 values, in a superblock
 
 
@@ -208,8 +206,16 @@ def _finish_superblocks(
     return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
 
 
-def _finish_blocks(b: Builder, format: Format, blocks: Blocks, rows: Values, first_row: int,
-                   xp: Value, room: Value, n: Value) -> Value:  # fmt: skip
+def _finish_blocks(
+    b: Builder,
+    format: Format,
+    blocks: Blocks,
+    rows: Values,
+    first_row: int,
+    xp: Value,
+    room: Value,
+    n: Value,
+) -> Value:
     """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8]."""
     count, kind = len(rows), vector_of(F32, b.lanes)
     sums = vector_of(I32, count)

@@ -118,8 +118,19 @@ def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, ro
         done = U(0)
         while done < count:
             some = min(U(SIDE_BY_SIDE), count - done)
-            _unpacked(part, methods, index + done, some, xp, xs, tokens,
-                      op + done * U(4 * ROWS), os_, runs, room)  # fmt: skip
+            _unpacked(
+                part,
+                methods,
+                index + done,
+                some,
+                xp,
+                xs,
+                tokens,
+                op + done * U(4 * ROWS),
+                os_,
+                runs,
+                room,
+            )
             done += some
         return
     row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
@@ -204,8 +215,19 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
         rows = done * U(ROWS)
         _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, runs, room)
     else:
-        _packed_tiles(part, methods, index, U(1), x, xs, tokens, room, U(VECTOR), runs,
-                      room + U(VECTOR) * tokens)  # fmt: skip
+        _packed_tiles(
+            part,
+            methods,
+            index,
+            U(1),
+            x,
+            xs,
+            tokens,
+            room,
+            U(VECTOR),
+            runs,
+            room + U(VECTOR) * tokens,
+        )
         _copy(room, op, os_, np.int64(tokens), np.int64(left))
     if part[BIAS] != U(0):
         _add_bias(part[BIAS] + U(4) * first, op, os_, np.int64(rows), np.int64(tokens))
@@ -228,5 +250,16 @@ def product_task(arguments, number, scratch):
         while m + 1 < parts and i >= ints_at(a[0] + size * (m + 1), PART_COLUMNS)[FIRST_TILE]:
             m += 1
         part = words_at(a[0] + size * m, PART_COLUMNS)
-        i += _run(part, U(i) - part[FIRST_TILE], U(last - i), U(a[3]), U(a[4]), n, U(a[6]),
-                  U(a[7]), U(a[8]), U(a[9]), U(scratch))  # fmt: skip
+        i += _run(
+            part,
+            U(i) - part[FIRST_TILE],
+            U(last - i),
+            U(a[3]),
+            U(a[4]),
+            n,
+            U(a[6]),
+            U(a[7]),
+            U(a[8]),
+            U(a[9]),
+            U(scratch),
+        )

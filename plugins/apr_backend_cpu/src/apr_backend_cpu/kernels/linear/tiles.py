@@ -44,12 +44,7 @@ from apr_backend_cpu.kernels.linear.formats import (
     Format,
     blocks_in,
 )
-from apr_backend_cpu.kernels.linear.one_row import (
-    add_block,
-    finish_superblock,
-    low_sums,
-    shift_of,
-)
+from apr_backend_cpu.kernels.linear.one_row import add_block, finish_superblock, low_sums, shift_of
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.chain import Chain
@@ -71,8 +66,11 @@ def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
     if not _is_wide(b, format):
         return columns
     zero = const(vector_of(I16, b.level.vector // 2), format.zero)
-    return [partial(lambda c, first: b.sub(b.wide(c(), first), zero), c, k)
-            for c in columns for k in (0, 2)]  # fmt: skip
+    return [
+        partial(lambda c, first: b.sub(b.wide(c(), first), zero), c, k)
+        for c in columns
+        for k in (0, 2)
+    ]
 
 
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
@@ -154,9 +152,15 @@ def _superblock(
     return [partial(finish, n) for n in range(len(totals))]
 
 
-def _block(b: Builder, format: Format, codes: list[Codes],
-           numbers: list[tuple[Value, Value | None]], xs: Rows, g: Value,
-           starts: Values | None = None) -> list[Addition]:  # fmt: skip
+def _block(
+    b: Builder,
+    format: Format,
+    codes: list[Codes],
+    numbers: list[tuple[Value, Value | None]],
+    xs: Rows,
+    g: Value,
+    starts: Values | None = None,
+) -> list[Addition]:
     """Return the additions of a block. `xs` are the records with run g; see `_superblock`."""
     here, kind = xs.advance(b, g, 4)(b), vector_of(F32, b.lanes)
     if _is_wide(b, format):
@@ -166,9 +170,11 @@ def _block(b: Builder, format: Format, codes: list[Codes],
         chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
         totals = [[b.sitofp(chain.total(), kind) for chain in some] for some in chains]
-    return [partial(add_block, b, numbers[k], total, x)
-            for x, mine in zip(here, totals, strict=True)
-            for k, total in enumerate(mine)]  # fmt: skip
+    return [
+        partial(add_block, b, numbers[k], total, x)
+        for x, mine in zip(here, totals, strict=True)
+        for k, total in enumerate(mine)
+    ]
 
 
 def _added(sums: list[Addition], ys: Values) -> Values:
@@ -367,11 +373,16 @@ def make_many(name: str, format: Format) -> None:
             here = b.advance(p, i, size)
             starts = [b.at(here, b.level.vector * r) for r in range(count)]
             low = lambda s: b.read(b.at(s, at_scale + VECTOR), kind)
-            numbers = [(b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
-                       for s in starts]  # fmt: skip
+            numbers = [
+                (b.read(b.at(s, at_scale), kind), low(s) if format.minimum else None)
+                for s in starts
+            ]
             codes = [_unpacked_codes(b, format, s) for s in starts]
-            begin = [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes))
-                     for s in starts] if _is_wide(b, format) else None  # fmt: skip
+            begin = (
+                [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes)) for s in starts]
+                if _is_wide(b, format)
+                else None
+            )
             return _block(b, format, codes, numbers, xs, g, begin)
 
         def each(i: Value, values: Values) -> Values:
@@ -389,8 +400,11 @@ def make_many(name: str, format: Format) -> None:
                 def part(k: Value, values: Values) -> Values:
                     mine = b.advance(tile, k, part_bytes)
                     room = b.advance(b.advance(sums, t, VECTOR * some), k, part_bytes)
-                    places = [b.at(room, VECTOR * c + b.level.vector * r)
-                              for c in range(some) for r in range(count)]  # fmt: skip
+                    places = [
+                        b.at(room, VECTOR * c + b.level.vector * r)
+                        for c in range(some)
+                        for r in range(count)
+                    ]
                     grouped = format.group
                     added = superblock(mine, xs, i) if grouped else block(mine, xs, g, i)
                     for add, p in zip(added, places, strict=True):
@@ -412,8 +426,10 @@ def make_many(name: str, format: Format) -> None:
 
 
 FEW_SIZES = (2, 4, 6, 8)
-UNPACKED = [replace(FORMATS["q8_0"], name=name, minimum=low)
-            for name, low in (("levels", False), ("levels_minima", True))]  # fmt: skip
+UNPACKED = [
+    replace(FORMATS["q8_0"], name=name, minimum=low)
+    for name, low in (("levels", False), ("levels_minima", True))
+]
 for _format in FORMATS.values():
     make_unpack(f"unpack_{_format.name}", _format)
     for _size in FEW_SIZES:

@@ -47,11 +47,20 @@ def _conv_block(x, past, w, first, last, out, scratch):
     for t in range(tokens):
         for j in range(taps):  # the last `taps` inputs, oldest first
             before = t + j - kept
-            rows[j] = skip + (x.ctypes.data + before * stride if before >= 0
-                              else past.ctypes.data + (t + j) * stride)  # fmt: skip
+            rows[j] = skip + (
+                x.ctypes.data + before * stride
+                if before >= 0
+                else past.ctypes.data + (t + j) * stride
+            )
         if whole > 0:
-            conv_vectors(U(rows.ctypes.data), U(taps), U(w.ctypes.data) + U(skip), U(stride),
-                          U(out[t].ctypes.data) + U(skip), U(whole))  # fmt: skip
+            conv_vectors(
+                U(rows.ctypes.data),
+                U(taps),
+                U(w.ctypes.data) + U(skip),
+                U(stride),
+                U(out[t].ctypes.data) + U(skip),
+                U(whole),
+            )
         for c in range(whole * LANES, size):
             total = f32(0.0)
             for j in range(taps):
@@ -76,7 +85,12 @@ def conv_task(arguments, i, scratch):
     seg = ints_at(a[2] + 24 * (i // blocks), 3)
     first, size = i % blocks * CHANNELS, seg[STOP] - seg[START]
     skip = 4 * channels * seg[START]
-    _conv_block(matrix_at(a[0] + skip, size, channels),
-                matrix_at(seg[STATE], taps - 1, channels),
-                matrix_at(a[1], taps, channels), first, min(channels, first + CHANNELS),
-                matrix_at(a[6] + skip, size, channels), scratch)  # fmt: skip
+    _conv_block(
+        matrix_at(a[0] + skip, size, channels),
+        matrix_at(seg[STATE], taps - 1, channels),
+        matrix_at(a[1], taps, channels),
+        first,
+        min(channels, first + CHANNELS),
+        matrix_at(a[6] + skip, size, channels),
+        scratch,
+    )

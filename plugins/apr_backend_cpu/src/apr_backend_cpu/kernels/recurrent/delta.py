@@ -37,8 +37,22 @@ def _in_place(q, k, v, decay, beta, S, out):
     keys, width = S.shape
     for c in range(0, width, NARROW):
         skip = U(4 * c)
-        delta_run(U(S.ctypes.data) + skip, U(q), U(k), U(0), U(v) + skip, U(0), U(out) + skip, U(0),
-                  U(decay), U(beta), U(0), U(1), U(keys), U(4 * width))  # fmt: skip
+        delta_run(
+            U(S.ctypes.data) + skip,
+            U(q),
+            U(k),
+            U(0),
+            U(v) + skip,
+            U(0),
+            U(out) + skip,
+            U(0),
+            U(decay),
+            U(beta),
+            U(0),
+            U(1),
+            U(keys),
+            U(4 * width),
+        )
 
 
 @helper
@@ -66,10 +80,21 @@ def _columns(q, k, qk_bytes, v, decay, beta, gate_bytes, S, out, scratch):
     _copy_columns(S, block, columns)
     _copy_columns(v, values, columns)
     delta_run(
-        U(block.ctypes.data), U(q), U(k), U(qk_bytes), U(values.ctypes.data), U(4 * NARROW),
-        U(answers.ctypes.data), U(4 * NARROW), U(decay), U(beta), U(gate_bytes), U(tokens), U(keys),
+        U(block.ctypes.data),
+        U(q),
+        U(k),
+        U(qk_bytes),
+        U(values.ctypes.data),
         U(4 * NARROW),
-    )  # fmt: skip
+        U(answers.ctypes.data),
+        U(4 * NARROW),
+        U(decay),
+        U(beta),
+        U(gate_bytes),
+        U(tokens),
+        U(keys),
+        U(4 * NARROW),
+    )
     _copy_columns(answers, out, columns)
     _copy_columns(block, S, columns)
 
@@ -118,7 +143,15 @@ def delta_task(arguments, i, scratch):
         _in_place(q, k, v_at + start * a[3], decay, beta, S, out_at + start * 4 * heads * width)
     else:
         n = min(width - first, NARROW)
-        _columns(q, k, k_bytes, _heads(v_at + 4 * first, a[3], start, size, n), decay, beta,
-                 gate_bytes, S[:, first : first + n],
-                 _heads(out_at + 4 * first, 4 * heads * width, start, size, n),
-                 scratch)  # fmt: skip
+        _columns(
+            q,
+            k,
+            k_bytes,
+            _heads(v_at + 4 * first, a[3], start, size, n),
+            decay,
+            beta,
+            gate_bytes,
+            S[:, first : first + n],
+            _heads(out_at + 4 * first, 4 * heads * width, start, size, n),
+            scratch,
+        )

@@ -72,8 +72,10 @@ def across(b: Builder, vectors: list[Value]) -> Value:
     """Reduce 4, 8 or 16 vectors of integers to one: lane r is the sum of the r-th vector."""
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES and len(fours) == 4:
-        pairs = [b.add(b.shuffle(x, FIRST_HALVES, y), b.shuffle(x, SECOND_HALVES, y))
-                 for x, y in (fours[:2], fours[2:])]  # fmt: skip
+        pairs = [
+            b.add(b.shuffle(x, FIRST_HALVES, y), b.shuffle(x, SECOND_HALVES, y))
+            for x, y in (fours[:2], fours[2:])
+        ]
         return b.add(
             *(b.shuffle(pairs[0], picks, pairs[1]) for picks in (EVEN_QUARTERS, ODD_QUARTERS))
         )
@@ -86,7 +88,9 @@ def group_sums(b: Builder, vectors: list[Value]) -> Value:
     """Return the sums of 8 groups in 8 lanes; a group is a run of 8 lanes."""
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 belongs to group 2k, then 2k + 1
-        parts = [b.shuffle(fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
-                 for first in (0, 4)]  # fmt: skip
+        parts = [
+            b.shuffle(fours[0], [first + k + 8 * odd for k in range(4) for odd in (0, 1)])
+            for first in (0, 4)
+        ]
         return b.add(*parts)
     return b.join(*(_halves_added(b, v) for v in fours))

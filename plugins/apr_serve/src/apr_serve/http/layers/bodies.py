@@ -68,15 +68,19 @@ class BodyGate:
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not come within {self._timeout:g} s", code="timeout",
+                408,
+                f"the body did not come within {self._timeout:g} s",
+                code="timeout",
                 headers={"Connection": "close"},
-            ) from None  # fmt: skip
+            ) from None
 
     def _too_large(self) -> ApiError:
         return ApiError(
-            413, f"the body is larger than {self._max} bytes", code="request_too_large",
+            413,
+            f"the body is larger than {self._max} bytes",
+            code="request_too_large",
             headers={"Connection": "close"},
-        )  # fmt: skip
+        )
 
 
 def check_json(body: bytes, headers: Headers) -> None:

@@ -36,9 +36,13 @@ class Outermost:
     """Wraps the whole application."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, state: ServerState, proxies: Proxies,
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        state: ServerState,
+        proxies: Proxies,
         strict_parameters: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._app, self._metrics, self._state, self._proxies = app, metrics, state, proxies
         self._strict = strict_parameters
 
