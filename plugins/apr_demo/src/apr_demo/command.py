@@ -75,8 +75,8 @@ def workplace(directory: Path | None, keep: bool) -> Iterator[Path]:
     elif keep:
         yield Path(tempfile.mkdtemp(prefix="apr-demo-"))
     else:
-        with tempfile.TemporaryDirectory(prefix="apr-demo-") as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(prefix="apr-demo-") as folder:
+            yield Path(folder)
 
 
 def show_step(number: int, text: str, arguments: list[str]) -> None:
