@@ -34,23 +34,23 @@ def freeze(as_json: bool) -> None:
 
 def _frozen(name: str) -> dict[str, Any]:
     try:
-        found = distribution(name)
-        return {"name": name, "version": found.version} | _requirement(name, found)
+        package = distribution(name)
+        return {"name": name, "version": package.version} | _requirement(name, package)
     except (PackageNotFoundError, KeyError, ValueError, OSError) as error:
         problem = f"{type(error).__name__}: {error}"
         line = f"# {name}: half installed ({problem})"
         return {"name": name, "version": "", "requirement": line, "editable": False}
 
 
-def _requirement(name: str, found: Distribution) -> dict[str, Any]:
+def _requirement(name: str, package: Distribution) -> dict[str, Any]:
     """Return the line, and whether the package is editable. Raises ValueError, KeyError."""
-    text = found.read_text("direct_url.json")
+    text = package.read_text("direct_url.json")
     if text is None:
-        return {"requirement": f"{name}=={found.version}", "editable": False}
+        return {"requirement": f"{name}=={package.version}", "editable": False}
     origin = json.loads(text)
     if origin.get("dir_info", {}).get("editable"):
         path = url2pathname(urlsplit(origin["url"]).path)
-        line = f"-e {shlex.quote(path)}  # {name}=={found.version}"
+        line = f"-e {shlex.quote(path)}  # {name}=={package.version}"
         return {"requirement": line, "editable": True}
     return {"requirement": f"{name} @ {direct_reference(origin)}", "editable": False}
 

@@ -63,8 +63,8 @@ def _problems(path: Path) -> Iterator[str]:
         read_settings(path)
         get_registry()
     except ConfigError as error:
-        found = list(problems(_content(path)))  # none if it is not TOML
-        texts = [f"{path}: {text}. {hint}".strip() for text, hint in found] or [error.message]
+        mistakes = list(problems(_content(path)))  # none if it is not TOML
+        texts = [f"{path}: {text}. {hint}".strip() for text, hint in mistakes] or [error.message]
         yield from (f"{text} Commands that use plugins stop at that." for text in texts)
 
 

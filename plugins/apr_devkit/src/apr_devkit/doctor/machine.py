@@ -78,13 +78,13 @@ def memory() -> Finding:
 
 def _fields(path: Path) -> dict[str, str]:
     """Return the file's `key : value` lines, the first of each key; {} where there is no file."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:
-        return found
+        return fields
     for line in lines:
         key, colon, value = line.partition(":")
         if colon:
-            found.setdefault(key.strip(), value.strip())
-    return found
+            fields.setdefault(key.strip(), value.strip())
+    return fields

@@ -19,8 +19,8 @@ CORE = "apr-core"
 
 def devices() -> Finding:
     """Report every declared backend: whether it can run here, and how it describes its device."""
-    found = tolerant_registry()
-    facts = [_device(found, owned) for owned in found.declarations("backend")]
+    registry = tolerant_registry()
+    facts = [_device(registry, owned) for owned in registry.declarations("backend")]
     finding = Finding([(d["name"], _device_line(d)) for d in facts] or [("", "none")], facts)
     if not any(d["status"] == "ok" for d in facts):
         finding.problems.append("no backend can run here: no model can be run")
@@ -36,7 +36,7 @@ def _device_line(device: dict[str, Any]) -> str:
     return str(device["description"]) + (f" ({device['reason']})" if device["reason"] else "")
 
 
-def _device(found: Registry, owned: Owned) -> dict[str, Any]:
+def _device(registry: Registry, owned: Owned) -> dict[str, Any]:
     """Return name, distribution, status (ok, unavailable, broken), reason, score, description."""
     declaration = owned.declaration
     facts: dict[str, Any] = {
@@ -44,11 +44,11 @@ def _device(found: Registry, owned: Owned) -> dict[str, Any]:
         "reason": "", "score": None, "description": "",
     }  # fmt: skip
     try:
-        score, reason = found.probe(owned)
+        score, reason = registry.probe(owned)
         facts |= {"score": score, "reason": reason}
         if score <= 0:
             return facts
-        backend = found.load(owned)(threads=None)
+        backend = registry.load(owned)(threads=None)
         return facts | {"status": "ok", "description": str(backend.describe())}
     except (Exception, SystemExit) as error:
         return facts | {"status": "broken", "reason": explained(error)}
@@ -61,8 +61,8 @@ def explained(error: BaseException) -> str:
 
 def plugins() -> Finding:
     """Report every plugin with its status and reason, and names that are claimed twice."""
-    found = tolerant_registry()
-    here = found.rows_here()
+    registry = tolerant_registry()
+    here = registry.rows_here()
     facts = [
         {
             "name": row.name,
@@ -83,28 +83,28 @@ def plugins() -> Finding:
         for row in here
         if row.status in ("broken", "incompatible")
     ]
-    finding.warnings += _claimed_twice(found)
-    finding.warnings += _without_effect(found)
-    if not found.declarations("family"):
+    finding.warnings += _claimed_twice(registry)
+    finding.warnings += _without_effect(registry)
+    if not registry.declarations("family"):
         finding.problems.append("no plugin provides a family: nothing can be imported or run")
     return finding
 
 
-def _without_effect(found: Registry) -> Iterator[str]:
+def _without_effect(registry: Registry) -> Iterator[str]:
     """Yield entries of the configuration file that match nothing, if plugins are in use."""
     try:
         settings = read_settings()
     except ConfigError:  # reported by the part about configuration
         return
     if os.environ.get("APR_NO_PLUGINS") != "1":
-        yield from unmatched(settings, installed(), found)
+        yield from unmatched(settings, installed(), registry)
 
 
-def _claimed_twice(found: Registry) -> Iterator[str]:
-    kinds = {d.kind for row in found.plugins for d in row.declarations}
+def _claimed_twice(registry: Registry) -> Iterator[str]:
+    kinds = {d.kind for row in registry.plugins for d in row.declarations}
     for kind in sorted(kinds):
         owners: dict[str, list[str]] = {}
-        for owned in found.declarations(kind):
+        for owned in registry.declarations(kind):
             owners.setdefault(owned.declaration.name, []).append(owned.qualified)
         for name, claims in owners.items():
             if len(claims) > 1:
@@ -119,10 +119,10 @@ def libraries(version_of: Callable[[str], str] = version) -> Finding:
             wanted.setdefault(name, []).append(owner)
     finding = Finding(facts=[])
     for name, owners in sorted(wanted.items()):
-        found = _version(name, version_of)
-        finding.facts.append({"name": name, "version": found, "required_by": owners})
-        finding.rows.append((name, found or f"NOT INSTALLED, required by {', '.join(owners)}"))
-        if found is None:
+        release = _version(name, version_of)
+        finding.facts.append({"name": name, "version": release, "required_by": owners})
+        finding.rows.append((name, release or f"NOT INSTALLED, required by {', '.join(owners)}"))
+        if release is None:
             kind = finding.problems if CORE in owners else finding.warnings
             kind.append(f"{name} is not installed; {', '.join(owners)} requires it")
     return finding
@@ -142,5 +142,5 @@ def requirements(owner: str) -> Sequence[str]:
     except PackageNotFoundError:
         return []
     names = [re.match(r"[A-Za-z0-9._-]+", line) for line in lines if ";" not in line]
-    found = [match[0].lower().replace("_", "-") for match in names if match]
-    return [name for name in found if name != CORE]
+    packages = [match[0].lower().replace("_", "-") for match in names if match]
+    return [name for name in packages if name != CORE]

@@ -48,13 +48,13 @@ def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
     """Yield (label, folder): the hub client's, apr's own, and those of backends."""
     yield from (("pulled models", folder) for folder in hub_caches())
     yield "apr", cache_dir()
-    found = tolerant_registry()
-    for owned in found.declarations("backend"):
+    registry = tolerant_registry()
+    for owned in registry.declarations("backend"):
         name = owned.declaration.name
         try:
-            if found.probe(owned)[0] <= 0:  # it caches nothing here, and may be slow to import
+            if registry.probe(owned)[0] <= 0:  # it caches nothing here, and may be slow to import
                 continue
-            for label, folder in _told(found.load(owned)):
+            for label, folder in _told(registry.load(owned)):
                 yield f"{name}: {label}", Path(folder)
         except (Exception, SystemExit) as error:
             finding.warnings.append(f"backend {name} cannot say what it keeps: {error}")

@@ -70,15 +70,15 @@ def files_of(names: PluginNames) -> dict[str, bytes]:
     """Return {relative path: content} of the package, sorted by path."""
     about = (HERE / names.kind / ABOUT).read_text("utf-8")
     values = names.values() | {"about": filled(about, names.values())}
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for root in (HERE / "common", HERE / names.kind):
         for path in _templates(root):
             name = _target_name(path.relative_to(root), names)
             if path.suffix == ".tmpl":
-                found[name] = filled(path.read_text("utf-8"), values).encode("utf-8")
+                files[name] = filled(path.read_text("utf-8"), values).encode("utf-8")
             else:
-                found[name] = path.read_bytes()
-    return dict(sorted(found.items()))
+                files[name] = path.read_bytes()
+    return dict(sorted(files.items()))
 
 
 def _templates(root: Path) -> Iterator[Path]:
