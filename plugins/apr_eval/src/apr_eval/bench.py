@@ -110,17 +110,17 @@ def run_bench(
     with model:
         plan.check(model)
         with progress("measuring", plan.warmup + plan.measure, unit="runs") as bar:
-            found = measure(model, plan, lambda: bar.advance(1))
+            measurement = measure(model, plan, lambda: bar.advance(1))
         used = getattr(model.backend, "threads", None) or os.cpu_count() or 1
         result = _facts(
-            file, model.backend.name, model, plan, found, used
+            file, model.backend.name, model, plan, measurement, used
         )  # peak memory: before the next
         own = model.backend.capacity() is not None  # memory that no thread of this machine reads
         bandwidth = None if own else memory_bandwidth(used)
         result |= {
             "load_s": load_s,
             "memory_bandwidth_bytes_s": bandwidth,
-            "bandwidth_share": found.bandwidth_share(bandwidth) if bandwidth else None,
+            "bandwidth_share": measurement.bandwidth_share(bandwidth) if bandwidth else None,
             "load_average": busy,
         }
         if with_profile:
@@ -129,19 +129,19 @@ def run_bench(
 
 
 def _facts(
-    file: str, backend: str, model: Model, plan: Plan, found: Measurement, threads: int
+    file: str, backend: str, model: Model, plan: Plan, measurement: Measurement, threads: int
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "file": file, "backend": backend, "device": model.report.device, "threads": threads,
         **dataclasses.asdict(plan), "kv_type": model.kv_type,
     }  # fmt: skip
     for name in ("ttft_s", "prefill_tok_s", "decode_tok_s"):
-        spread = getattr(found, name)
+        spread = getattr(measurement, name)
         result |= {name: spread.median, f"{name}_p10": spread.p10, f"{name}_p90": spread.p90}
     return result | {
-        "decode_tok_s_per_sequence": found.decode_tok_s.median / plan.batch,
-        "bytes_per_token": found.bytes_per_token, "weight_bytes": found.weight_bytes,
-        "state_bytes": found.state_bytes, "peak_memory_bytes": _peak_memory(),
+        "decode_tok_s_per_sequence": measurement.decode_tok_s.median / plan.batch,
+        "bytes_per_token": measurement.bytes_per_token, "weight_bytes": measurement.weight_bytes,
+        "state_bytes": measurement.state_bytes, "peak_memory_bytes": _peak_memory(),
         "bound": model.report.as_dict(), "fallbacks": model.report.fallbacks,
     }  # fmt: skip
 

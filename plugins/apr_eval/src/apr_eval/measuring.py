@@ -128,8 +128,8 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
             started = time.perf_counter()
             step = model.forward_last([(s, [t]) for s, t in zip(slots, tokens, strict=True)])
             tokens = [
-                found if isinstance(found, int) else int(found[:valid].argmax())
-                for found in step.chosen(likeliest)
+                choice if isinstance(choice, int) else int(choice[:valid].argmax())
+                for choice in step.chosen(likeliest)
             ]
             run.steps_s.append(time.perf_counter() - started)
         return run, state_bytes(model, slots)
