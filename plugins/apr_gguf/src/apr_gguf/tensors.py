@@ -191,8 +191,8 @@ class TensorMap:
 
         shape = tuple(n for i, n in enumerate(entry.shape) if n != 1 or i != 1)
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        said = f"{entry.name}: stored as {kind}, because {note}" if note else ""
-        return Target(name, entry.name, shape, GGMLQuantizationType[kind], nbytes, make, said)
+        remark = f"{entry.name}: stored as {kind}, because {note}" if note else ""
+        return Target(name, entry.name, shape, GGMLQuantizationType[kind], nbytes, make, remark)
 
     def _vector(self, name: str, part: str, entry: TensorEntry) -> Target:
         """Return the target of a vector or the convolution: always float32."""
