@@ -33,17 +33,17 @@ def weight_files(names: Iterable[str], index: Path | None) -> list[str]:
         if missing:
             raise NotFound(f"the index names {missing[0]!r}, which the repository does not have")
         return sorted(listed)
-    found = sorted(n for n in present if n.endswith(".safetensors") and "/" not in n)
-    if "model.safetensors" in found:
+    weights = sorted(n for n in present if n.endswith(".safetensors") and "/" not in n)
+    if "model.safetensors" in weights:
         return ["model.safetensors"]
-    if not found:
+    if not weights:
         kinds = sorted({Path(n).suffix for n in present} & {".bin", ".gguf", ".pt", ".pth", ".h5"})
         has = f"only {', '.join(kinds)} files" if kinds else "no weights at all"
         raise NotFound(
             f"the repository has no safetensors files, {has}",
             "Look for the original repository of the model in safetensors.",
         )
-    return found
+    return weights
 
 
 def _listed(index: Path) -> set[str]:

@@ -55,10 +55,10 @@ def pull(
     id_ = parse_id(text)
     reporter = reporter or _Silent()
     if offline or _offline():
-        found = resolve_local(text)
-        if found is None:
+        folder = resolve_local(text)
+        if folder is None:
             raise NotFound(f"{id_} is not on this machine, and offline", "Pull it online first.")
-        return PulledModel(found, found.name, _sizes(found))
+        return PulledModel(folder, folder.name, _sizes(folder))
     with _explained(id_):
         return _Pull(id_, force, reporter).run()
 
@@ -145,8 +145,8 @@ def resolve_local(text: str) -> Path | None:
     id_ = parse_id(text)
 
     def cached(name: str) -> Path | None:
-        found = try_to_load_from_cache(id_.repo, name, revision=id_.revision)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(id_.repo, name, revision=id_.revision)
+        return Path(path) if isinstance(path, str) else None
 
     config, index = cached("config.json"), cached(INDEX)
     if config is None:
