@@ -28,7 +28,7 @@ from apr_core.format.dtypes import LEGACY
 from apr_core.model.decoder import Decoder, Layer, Weights
 from apr_core.model.parts import Parts, check_claims, check_roles, plugin_ops
 from apr_core.model.state import KVType
-from apr_core.model.trial import Nowhere, shapes_only, try_step
+from apr_core.model.trial import Nowhere, named, shapes_only, try_step
 from apr_core.ops.binding import (
     DENSE,
     BackendPlugin,
@@ -251,7 +251,8 @@ class ZeroLoader(WeightLoader):
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Return zeros."""
-        return np.zeros(self.entry(role, layer).shape, np.float32)
+        entry = self.entry(role, layer)
+        return named(entry.name, entry.shape)
 
 
 def choose_kv_type(
@@ -298,7 +299,7 @@ def build_decoder(
     """
     resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
     parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
-    check_roles(resolution, parts)
+    check_roles(resolution, parts, config.hidden_size)
     binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
     loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
     loader.expect()

@@ -72,20 +72,26 @@ class Parts:
             make_part(registry, "mlp", b.mlp, b.mlp_options) for b in plan.blocks
         ]
 
-    def matrices(self, index: int) -> tuple[str, ...]:
-        """Return the roles of a layer's matrices."""
-        return (*self.mixers[index].matrices, *self.mlps[index].matrices)
+    def matrices(self, layer: int | None) -> tuple[str, ...]:
+        """Return the roles of a layer's matrices; None: of those outside the layers."""
+        if layer is None:
+            return tuple(self.decoder.matrices)
+        return (*self.mixers[layer].matrices, *self.mlps[layer].matrices)
+
+    def norms(self, layer: int | None) -> tuple[str, ...]:
+        """Return the roles of the decoder's own dense tensors, in a layer or outside."""
+        if layer is None:
+            return self.decoder.vectors
+        return self.decoder.layer_vectors(self.plan, layer)
 
     def vectors(self, index: int) -> tuple[str, ...]:
         """Return the roles of a layer's dense tensors."""
-        own = self.decoder.layer_vectors(self.plan, index)
-        return (*self.mixers[index].vectors, *self.mlps[index].vectors, *own)
+        return (*self.mixers[index].vectors, *self.mlps[index].vectors, *self.norms(index))
 
     def roles(self, layer: int | None) -> set[str]:
         """Return the roles that a layer reads, or, for None, those read outside the layers."""
-        if layer is None:
-            return {*self.decoder.matrices, *self.decoder.vectors}
-        return {*self.matrices(layer), *self.vectors(layer)}
+        own = self.norms(layer) if layer is None else self.vectors(layer)
+        return {*self.matrices(layer), *own}
 
     def constants(self, index: int) -> dict[str, Any]:
         """Return a layer's arrays that no tensor holds, by name."""
@@ -98,14 +104,22 @@ class Parts:
         return {repr(block): index for index, block in enumerate(self.plan.blocks)}.values()
 
 
-def check_roles(resolution: Resolution, parts: Parts) -> None:
-    """Raise ContractError if the contract has tensors of the model that the plan does not read."""
-    for rule in resolution.rules.values():
-        if rule.group == "model" and rule.role not in parts.roles(rule.layer):
+def check_roles(resolution: Resolution, parts: Parts, hidden_size: int) -> None:
+    """Raise ContractError if the plan does not read a tensor of the contract in this shape."""
+    for rule in (rule for rule in resolution.rules.values() if rule.group == "model"):
+        if rule.role not in parts.roles(rule.layer):
             raise ContractError(
                 f"nothing reads {rule.name}, role {rule.role!r} of the contract",
                 "The plan's norms, mixers or feed-forwards are others than the contract means.",
             )
+        of_rows = parts.decoder is Decoder and rule.role in parts.norms(rule.layer)
+        if rule.role in parts.matrices(rule.layer) and len(rule.shape) != 2:
+            expected = "two dimensions"
+        elif of_rows and rule.shape != (hidden_size,):
+            expected = f"[{hidden_size}]"
+        else:
+            continue
+        raise ContractError(f"{rule.name} has shape {list(rule.shape)}, expected {expected}", HINT)
 
 
 def check_claims(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, cast
+from traceback import extract_tb
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,8 @@ from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
 from apr_core.ops.binding import BackendPlugin, Binder, BoundOps, HostMatrix, Weight, resolve
 
-ROWS = 2  # sequences of the step
+ROWS = 3  # sequences of the step: other sizes are rarely 3, or half of it
+HINT = "The shapes of the family's contract, or the options of its plan, are wrong."
 Owner = Callable[[str], str]  # a module -> the distribution it is from
 
 
@@ -73,21 +76,30 @@ class Trial:
         name, module, place = toucher(__name__)
         self.lines[f"{what} in {name} ({self.owner(module)}, {place})"] = None
 
-    def closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an op in which values may be read."""
+    def closed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an op in which values may be read. It raises ContractError if shapes do not fit.
+
+        Kernels may not check again.
+        """
 
         def call(*args: Any, **options: Any) -> Any:
-            result = function(*map(_opened, args), **{k: _opened(v) for k, v in options.items()})
-            many = isinstance(result, tuple)
-            return tuple(map(self.watched, result)) if many else self.watched(result)
+            try:
+                result = function(
+                    *map(_opened, args), **{k: _opened(v) for k, v in options.items()}
+                )
+            except (ValueError, IndexError) as error:  # what NumPy raises for shapes
+                shapes = ", ".join(_shapes((args, *options.values())))
+                raise ContractError(f"{name} of {shapes} fails: {error}", HINT) from error
+            if isinstance(result, tuple):
+                return tuple(map(self.watched, result))
+            biased = name == "add" and args[1].ndim == 1
+            return _watched(result, getattr(args[0] if biased else result, "weight", None), self)
 
         return call
 
     def watched(self, array: NDArray[Any]) -> Watched:
         """Return an op's result: contiguous, with its values watched."""
-        found: Watched = np.asarray(array, order="C").view(Watched)
-        found.trial = self
-        return found
+        return _watched(array, getattr(array, "weight", None), self)
 
     def step(self, *parts: tuple[int, int, int]) -> Any:
         """Return a Step of (slot, token count, first position) parts, as model code sees it."""
@@ -96,7 +108,7 @@ class Trial:
     def run(self, decoder: Decoder) -> bool:
         """Try one step of a few sequences, one token each; return False if it fails.
 
-        Raises ContractError if shapes do not fit: kernels may not check again.
+        Raises ContractError if shapes do not fit.
         """
         makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
         states = [layer.mixer.new_state(makers) for layer in decoder.layers]
@@ -109,10 +121,9 @@ class Trial:
                 decoder.logits(decoder.hidden(self.watched(ids), step, states))
         except AprError:
             raise
-        except (ValueError, IndexError) as error:  # what NumPy raises for shapes
+        except (ValueError, IndexError) as error:
             raise ContractError(
-                f"a step on zeros fails: {error}",
-                "The family's contract and its plan do not fit: `apr plugins check` says where.",
+                f"a step on zeros fails, {_line_of(error)}: {error}", HINT
             ) from error
         except Exception as error:  # e.g. from code that needs other arrays
             self.lines[f"a step on zeros ends with {type(error).__name__}: {error}"] = None
@@ -138,7 +149,7 @@ class TrialOps:
         if bound and bound.via == "composite":
             function: Callable[..., Any] = partial(self._binder.table[name].body, self)
         else:
-            function = self._trial.closed(getattr(self._references, name))
+            function = self._trial.closed(name, getattr(self._references, name))
         setattr(self, name, function)
         return function
 
@@ -219,14 +230,36 @@ def toucher(*beside: str) -> tuple[str, str, str]:
     return (names or [code.co_name])[-1], module, f"{Path(code.co_filename).name}:{frame.f_lineno}"
 
 
+def _watched(array: Any, weight: Weight | None, trial: Trial | None = None) -> Watched:
+    result: Watched = np.asarray(array, order="C").view(Watched)
+    result.trial, result.weight = trial, weight
+    return result
+
+
 class Watched(Unread):
-    """An op's result in a trial."""
+    """An op's result in a trial. `weight` is the matrix whose product it is, if it is one."""
 
     trial: Trial | None = None
+    weight: Weight | None = None
 
     def __array_finalize__(self, source: Any) -> None:
         self.trial = getattr(source, "trial", None)
+        self.weight = getattr(source, "weight", None)
         super().__array_finalize__(source)
+
+    def reshape(self, *shape: Any, **options: Any) -> Any:
+        """Split into heads. Raises ContractError if the matrix has another number of rows.
+
+        NumPy would make more or fewer sequences of reshape(-1, heads, size).
+        """
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        w, rest = self.weight, [int(size) for size in sizes[1:]]
+        if w and self.shape == (ROWS, w.rows) and sizes[0] in (-1, ROWS):
+            whole = prod(size for size in rest if size != -1)
+            if w.rows % whole or (-1 not in rest and w.rows != whole):
+                expected = f"[{'a multiple of ' * (-1 in rest)}{whole}, {w.cols}]"
+                refuse(w, expected, f"its rows are read as {rest}")
+        return super().reshape(*shape, **options)
 
     def touched(self, reads: bool = False) -> None:
         """Note the code that uses the values."""
@@ -237,7 +270,7 @@ class Watched(Unread):
 
     def derived(self, result: Any) -> Any:
         """Watch what is computed from watched values."""
-        return self.trial.watched(result) if self.trial else result
+        return _watched(result, self.weight, self.trial)
 
 
 class WatchedStep:
@@ -259,19 +292,57 @@ def _opened(argument: Any) -> Any:
     return argument.step if isinstance(argument, WatchedStep) else plain(argument)
 
 
+def _shapes(arguments: Any) -> Iterator[str]:
+    """Yield the shapes of an op's arguments, and of which matrices they are products."""
+    for each in arguments:
+        if isinstance(each, tuple):
+            yield from _shapes(each)
+        elif isinstance(each, Weight):
+            yield f"{each.name} [{each.rows}, {each.cols}]"
+        elif isinstance(each, np.ndarray):
+            weight, name = getattr(each, "weight", None), getattr(each, "name", "")
+            yield f"{f'the output of {weight.name}' if weight else name} {list(each.shape)}".strip()
+
+
+def _line_of(error: BaseException) -> str:
+    """Return where an error comes from outside of NumPy and this module, as "file:line"."""
+    frames = [f for f in extract_tb(error.__traceback__) if "numpy" not in Path(f.filename).parts]
+    last = [f for f in frames if f.filename != __file__][-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
+
+
+def refuse(w: Weight, expected: str, why: str) -> NoReturn:
+    """Raise the error for a matrix of another shape than its products need."""
+    shape = f"[{w.rows}, {w.cols}]"
+    raise ContractError(f"{w.name} has shape {shape}, expected {expected}: {why}", HINT)
+
+
 def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
     """Return a matrix without values: its products and its rows are zeros."""
     weight = Weight(name, "", (shape[0], shape[1]), None)
     weight.linear = _product
-    weight.embed = lambda ids, w: np.zeros((len(ids), w.cols), np.float32)
+    weight.embed = lambda ids, w: _watched(np.zeros((len(ids), w.cols), np.float32), w)
     return weight
 
 
-def _product(x: NDArray[Any], w: Weight) -> NDArray[Any]:
+class Named(np.ndarray[Any, Any]):
+    """The zeros of a tensor that is no matrix. Views and results have no name."""
+
+    name = ""
+
+
+def named(name: str, shape: tuple[int, ...]) -> Named:
+    """Return zeros that errors call by name."""
+    zeros = np.zeros(shape, np.float32).view(Named)
+    zeros.name = name
+    return zeros
+
+
+def _product(x: NDArray[Any], w: Weight) -> Watched:
     if x.shape[-1] != w.cols:
-        shape = f"{w.name} [{w.rows}, {w.cols}]"
-        raise ContractError(f"{shape} is multiplied with rows of {x.shape[-1]} values")
-    return np.zeros((*x.shape[:-1], w.rows), np.float32)
+        why = f"it is multiplied with rows of {x.shape[-1]} values"
+        refuse(w, f"[{w.rows}, {x.shape[-1]}]", why)
+    return _watched(np.zeros((*x.shape[:-1], w.rows), np.float32), w)
 
 
 class Nowhere(BackendPlugin):

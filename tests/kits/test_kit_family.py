@@ -123,7 +123,7 @@ class Shifted(Qwen2):
         return replace(super().plan(config), norm_offset=1.0)
 
 
-@caught("plan_fits_the_contract", "['k_bias', 'q_bias', 'v_bias'], which nothing reads")
+@caught("plan_fits_the_contract", "q_proj.bias, role 'q_bias' of the contract")
 class WithoutBias(Qwen2):
     def plan(self, config):
         plan = super().plan(config)
@@ -151,7 +151,7 @@ def two_of_one_name(content):
     per_layer["v_proj"] = per_layer["k_proj"]
 
 
-@caught("the_contract_fits_the_plan", "k_proj.weight has shape [128, 128]")
+@caught("plan_fits_the_contract", "k_proj.weight has shape [128, 128]")
 @contract
 def wide_keys(content):
     content["shape_template"]["k_proj"] = "[num_heads * head_dim, hidden_dim]"
