@@ -87,10 +87,10 @@ def _refine(x, count, tops, bits, scales):
         d = half_value(new)
         if not (d > 0 and d <= f32(65504)):
             break
-        found = _choose(x, count, d, trial)
-        if found >= error:
+        trial_error = _choose(x, count, d, trial)
+        if trial_error >= error:
             break
-        error, bits = found, new
+        error, bits = trial_error, new
         _take(trial, scales)
     return error, bits
 

@@ -112,15 +112,15 @@ class Group:
         return [b.load(slot) for slot in slots]
 
 
-def best_lane(b: ir.IRBuilder, found: list[Value]) -> list[Value]:
+def best_lane(b: ir.IRBuilder, vectors: list[Value]) -> list[Value]:
     """Return one lane of each vector: the one with the smallest value in the first vector."""
     width = LANES
     while width > 1:
         width //= 2
-        lows, highs = zip(*(halves(b, v, width) for v in found), strict=True)
+        lows, highs = zip(*(halves(b, v, width) for v in vectors), strict=True)
         less = b.fcmp_ordered("<", highs[0], lows[0])
-        found = [b.select(less, high, low) for low, high in zip(lows, highs, strict=True)]
-    return [b.extract_element(v, I32(0)) for v in found]
+        vectors = [b.select(less, high, low) for low, high in zip(lows, highs, strict=True)]
+    return [b.extract_element(v, I32(0)) for v in vectors]
 
 
 def make_tuple(context: Any, b: ir.IRBuilder, sig: Any, values: list[Value]) -> Value:
