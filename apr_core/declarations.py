@@ -221,34 +221,19 @@ class Command(Declaration):
         return f"{self.group} {self.name}".strip()
 
 
-KINDS: dict[str, type[Declaration]] = {
-    cls.kind: cls
-    for cls in (
-        Family,
-        Attention,
-        Mlp,
-        Quantizer,
-        Recipe,
-        Backend,
-        Kernel,
-        Source,
-        Exporter,
-        Command,
-    )
+HOOKS: dict[str, type[Declaration]] = {
+    "apr_families": Family,
+    "apr_attention": Attention,
+    "apr_mlps": Mlp,
+    "apr_quantizers": Quantizer,
+    "apr_recipes": Recipe,
+    "apr_backends": Backend,
+    "apr_kernels": Kernel,
+    "apr_sources": Source,
+    "apr_exporters": Exporter,
+    "apr_commands": Command,
 }
-
-HOOKS: dict[str, str] = {
-    "apr_families": "family",
-    "apr_attention": "attention",
-    "apr_mlps": "mlp",
-    "apr_quantizers": "quantizer",
-    "apr_recipes": "recipe",
-    "apr_backends": "backend",
-    "apr_kernels": "kernel",
-    "apr_sources": "source",
-    "apr_exporters": "exporter",
-    "apr_commands": "command",
-}
+KINDS = {cls.kind: cls for cls in HOOKS.values()}
 NESTED = {"layout": Layout, "scale": Numbers, "minimum": Numbers}  # fields that are records
 
 

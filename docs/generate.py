@@ -96,11 +96,10 @@ def declarations() -> str:
         "## Every declaration\n",
         *field_table(module, module.Declaration, ()),
     ]
-    hook_of = {kind: hook for hook, kind in module.HOOKS.items()}
-    for kind, cls in module.KINDS.items():
-        lines += [f"## {cls.__name__}\n", f"Returned by [`{hook_of[kind]}`](hooks.md).\n"]
+    for hook, cls in module.HOOKS.items():
+        lines += [f"## {cls.__name__}\n", f"Returned by [`{hook}`](hooks.md).\n"]
         lines += [f"{doc(cls)}\n", *field_table(module, cls, common)]
-        lines += _target(kind)
+        lines += _target(cls.kind)
     for cls in (module.Layout, module.Numbers):
         lines += [f"## {cls.__name__}\n", f"{doc(cls)}\n", *field_table(module, cls, ())]
     return "\n".join(lines)

@@ -14,7 +14,6 @@ from apr_core import hookspecs
 from apr_core.declarations import (
     API_VERSION,
     HOOKS,
-    KINDS,
     SUPPORTED_APIS,
     Command,
     Declaration,
@@ -51,17 +50,16 @@ def collect(module_name: str) -> Iterator[Declaration]:
             manager.enable_tracing()
         manager.register(module)
         manager.check_pending()
-        for hook, kind in HOOKS.items():
+        for hook in HOOKS:
             for result in getattr(manager.hook, hook)():
-                yield from [checked(d, hook, kind) for d in result]
+                yield from [checked(d, hook) for d in result]
 
 
-def checked(declaration: Any, hook: str, kind: str) -> Declaration:
+def checked(declaration: Any, hook: str) -> Declaration:
     """Return the declaration if it is valid and of the hook's kind. Raises Refused."""
-    if not isinstance(declaration, KINDS[kind]):
-        expected = f"{KINDS[kind].__name__} records"
-        raise Refused(f"{hook} returned {declaration!r}, expected {expected}")
-    api = declaration.api
+    if not isinstance(declaration, HOOKS[hook]):
+        raise Refused(f"{hook} returned {declaration!r}, expected {HOOKS[hook].__name__} records")
+    kind, api = declaration.kind, declaration.api
     if type(api) is not int or api not in SUPPORTED_APIS:
         newer = type(api) is int and api > API_VERSION
         raise Incompatible(

@@ -34,14 +34,6 @@ class FormatSpec:
         """Return the bytes of a row, padded to whole blocks."""
         return -(-cols // self.block) * self.bytes_per_block
 
-    def same_layout(self, other: FormatSpec) -> bool:
-        """Return True if both give bytes the same meaning, whichever plugin decodes them."""
-        return (self.name, self.block, self.bytes_per_block) == (
-            other.name,
-            other.block,
-            other.bytes_per_block,
-        )
-
 
 NATIVE: dict[str, FormatSpec] = {
     spec.name: spec
@@ -124,7 +116,7 @@ _FIXED_NAMES = {spec.name: spec for spec in _FIXED.values()}
 def _check_meaning(spec: FormatSpec) -> None:
     """Raise FormatError for a name or id that APR v2 gives another meaning."""
     fixed = _FIXED.get(_id(spec)) or _FIXED_NAMES.get(spec.name)
-    if fixed and not (fixed.same_layout(spec) and fixed.dtype_id == spec.dtype_id):
+    if fixed and replace(spec, distribution="") != fixed:  # whichever plugin decodes it
         raise FormatError(
             f"format {spec.name!r} with id {spec.dtype_id} contradicts APR v2, where "
             f"{fixed.name!r} has id {fixed.dtype_id} and {fixed.bytes_per_block} bytes for "

@@ -45,23 +45,10 @@ class Header:
 
     def pack(self) -> bytes:
         """Return the header as 64 bytes, with their CRC."""
-        raw = bytearray(self._pack(0))
-        struct.pack_into("<I", raw, 40, header_crc(raw))
-        return bytes(raw)
-
-    def _pack(self, crc: int) -> bytes:
-        return _HEADER.pack(
-            MAGIC,
-            *self.version,
-            self.flags,
-            self.tensor_count,
-            self.metadata_offset,
-            self.metadata_size,
-            self.index_offset,
-            self.data_offset,
-            crc,
-            bytes(20),
-        )
+        places = (self.metadata_offset, self.metadata_size, self.index_offset, self.data_offset)
+        head = (MAGIC, *self.version, self.flags, self.tensor_count, *places)
+        crc = header_crc(_HEADER.pack(*head, 0, bytes(20)))
+        return _HEADER.pack(*head, crc, bytes(20))
 
     def flag_names(self) -> list[str]:
         """Return the names of the flags that are set."""

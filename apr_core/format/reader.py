@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ class _Mapped:
 
     def _entry(self, e: IndexEntry, spec: FormatSpec | None) -> TensorEntry:
         offset = self.header.data_offset + e.offset
-        elements = _elements(e)
+        elements = prod(e.shape)
+        if max(elements, *e.shape, 0) > MAX_ELEMENTS:
+            raise FormatError(f"tensor {e.name!r}: impossible shape {list(e.shape)}")
         if offset + e.nbytes > self.size - 4:
             raise FormatError(
                 f"tensor {e.name!r} ends at byte {offset + e.nbytes}, the data ends at "
@@ -149,15 +152,6 @@ class _Mapped:
     def close(self) -> None:
         with suppress(BufferError):  # arrays still view it: it is unmapped with the last
             self._map.close()
-
-
-def _elements(e: IndexEntry) -> int:
-    elements = 1
-    for dim in e.shape:
-        elements *= dim
-        if dim > MAX_ELEMENTS or elements > MAX_ELEMENTS:
-            raise FormatError(f"tensor {e.name!r}: impossible shape {list(e.shape)}")
-    return elements
 
 
 def parse_metadata(raw: bytes | memoryview) -> dict[str, Any]:

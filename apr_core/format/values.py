@@ -110,21 +110,18 @@ def quantizer_for(entry: TensorEntry, find: QuantizerFor) -> Any:
         wrote = entry.spec.distribution
         raise PluginNotFound(
             f"no installed plugin reads format {entry.format!r} of tensor {entry.name!r}",
-            _in_the_way(wrote, error) or _whence(entry.format, wrote),
+            _hint(entry.format, wrote, error),
         ) from error
 
 
-def _in_the_way(distribution: str, error: PluginNotFound) -> str:
-    """Return the registry's reason why an installed distribution lacks what it should provide."""
-    lines = error.hint.splitlines()
-    return next((line for line in lines if line.startswith(f"{distribution}:")), "")
-
-
-def _whence(format: str, distribution: str) -> str:
-    """Return a hint on getting a format's decoder. A file may claim anything; plugins are code."""
+def _hint(format: str, distribution: str, error: PluginNotFound) -> str:
+    """Return why an installed distribution lacks the format, or how to get the distribution."""
+    for line in error.hint.splitlines():
+        if line.startswith(f"{distribution}:"):
+            return line
     if published("quantizer").get(format) == distribution:
         return f"Install the package that provides it: pip install {distribution}"
-    trust = "if you trust who publishes it"
+    trust = "if you trust who publishes it"  # a file may claim anything, and plugins are code
     return f"The file names {distribution}; {trust}: pip install {distribution}"
 
 

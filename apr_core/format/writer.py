@@ -154,10 +154,6 @@ class _Part:
             self._file.write(data)
         self._crc = zlib.crc32(data, self._crc)
 
-    @property
-    def full(self) -> bool:
-        return self._next == len(self.specs)
-
     def add(self, name: str, chunks: Iterable[Any]) -> None:
         spec, written = self.specs[self._next], 0
         for chunk in chunks:

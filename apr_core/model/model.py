@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -55,7 +57,6 @@ class Model:
         self._decoder = decoder
         self._states: list[State] = self._new_states()
         self._lengths: dict[int, int] = {}
-        self._tokenizer: Tokenizer | None = None
         self._captured: StepFunction = self._last_logits
         if not report.unrecorded:
             self._captured = backend.capture(self._last_logits, report.note)
@@ -69,23 +70,21 @@ class Model:
     def _new_states(self) -> list[State]:
         makers = state_makers(self.backend, self.kv_type, self.max_len)
         states = [layer.mixer.new_state(makers) for layer in self._decoder.layers]
-        for state in states:
-            if GRID % state.grid:
-                raise BackendError(
-                    f"a state folds in {state.grid} tokens at once, and prompts are cut at "
-                    f"multiples of {GRID}: answers would depend on where",
-                    f"Its mixer needs a grid that divides {GRID}: tell the plugin's author.",
-                )
+        coarse = [state.grid for state in states if GRID % state.grid]
+        if coarse:
+            raise BackendError(
+                f"a state folds in {coarse[0]} tokens at once, and prompts are cut at multiples of "
+                f"{GRID}: answers would depend on where",
+                f"Its mixer needs a grid that divides {GRID}: tell the plugin's author.",
+            )
         return states
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer inside the file, made on first use."""
-        if self._tokenizer is None:
-            from apr_core.text.tokenizer import Tokenizer
+        from apr_core.text.tokenizer import Tokenizer
 
-            self._tokenizer = Tokenizer.from_metadata(self.metadata, self._reasoning)
-        return self._tokenizer
+        return Tokenizer.from_metadata(self.metadata, self._reasoning)
 
     @property
     def ops(self) -> BoundOps:
@@ -94,21 +93,17 @@ class Model:
 
     def matrices(self) -> list[Weight]:
         """Return every matrix that a step multiplies with: those of the layers, and the head."""
-        found = [w for layer in self._decoder.layers for w in vars(layer.weights).values()]
-        return [w for w in [*found, self._decoder.head] if isinstance(w, Weight)]
+        weights = [w for layer in self._decoder.layers for w in vars(layer.weights).values()]
+        return [w for w in [*weights, self._decoder.head] if isinstance(w, Weight)]
 
     def new_slot(self) -> int:
         """Open a slot for a new sequence."""
         slot = next(i for i in range(len(self._lengths) + 1) if i not in self._lengths)
-        opened: list[State] = []
-        try:
+        with ExitStack() as undo:
             for state in self._states:
                 state.open(slot)
-                opened.append(state)
-        except BaseException:
-            for state in opened:
-                state.close(slot)
-            raise
+                undo.callback(state.close, slot)
+            undo.pop_all()
         self._lengths[slot] = 0
         return slot
 
@@ -191,12 +186,9 @@ class Model:
 
     def step_bytes(self) -> int:
         """Return an upper estimate of a forward's bytes beside weights and states."""
-        from apr_core.model.planning import LayerShapes, step_bytes
+        from apr_core.model.planning import step_bytes, uploaded_shapes
 
-        layers = [
-            LayerShapes(*(_shapes(layer.weights, p.matrices) for p in (layer.mixer, layer.mlp)))
-            for layer in self._decoder.layers
-        ]
+        layers = map(uploaded_shapes, self._decoder.layers)
         return step_bytes(self.config.hidden_size, self.config.vocab_size, layers)
 
     def forward(self, parts: Parts, all_rows: bool = False) -> NDArray[np.float32]:
@@ -208,7 +200,8 @@ class Model:
         if not all_rows:
             return self.forward_last(parts).download()
         ids, step = self._step(parts)
-        logits = self.backend.download(self._all_logits(ids, step))
+        hidden = self._decoder.hidden(ids, step, self._states)
+        logits = self.backend.download(self._decoder.logits(hidden))
         self._advance(parts)
         return logits
 
@@ -231,21 +224,18 @@ class Model:
         """
         ids, step = self._step(parts)
         rows = yield from self._decoder.slices(ids, step, self._states)
-        result = self.backend.download(rows) if hidden else self._last_of(rows, step)
+        result: LastLogits | NDArray[np.float32]
+        if hidden:
+            result = self.backend.download(rows)
+        else:
+            result = LastLogits(self.backend, self._logits_of_last(rows, step))
+            result.wait()
         self._advance(parts)
         return result
 
     def logits_of(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits [R, vocab] of hidden states [R, hidden] that `forward_slices` returned."""
         return self.backend.download(self._decoder.logits(self.backend.upload(hidden)))
-
-    def _last_of(self, rows: Any, step: Step) -> LastLogits:
-        """Return logits of each part's last row of hidden states, once they are computed."""
-        if len(step.segments) < step.n_rows:
-            rows = rows[step.last_rows]
-        logits = LastLogits(self.backend, self._decoder.logits(rows))
-        logits.wait()
-        return logits
 
     def _step(self, parts: Parts) -> tuple[Any, Step]:
         """Return the ids [T] on the backend, and the step that maps rows to slots."""
@@ -260,13 +250,11 @@ class Model:
         for slot, new in parts:
             self._lengths[slot] += len(new)
 
-    def _all_logits(self, ids: Any, step: Step) -> Any:
-        """Return the logits of every row."""
-        return self._decoder.logits(self._decoder.hidden(ids, step, self._states))
-
     def _last_logits(self, ids: Any, step: Step) -> Any:
         """Return logits of every segment's last row; a backend may capture this."""
-        hidden = self._decoder.hidden(ids, step, self._states)
+        return self._logits_of_last(self._decoder.hidden(ids, step, self._states), step)
+
+    def _logits_of_last(self, hidden: Any, step: Step) -> Any:
         if len(step.segments) < step.n_rows:
             hidden = hidden[step.last_rows]
         return self._decoder.logits(hidden)
@@ -365,11 +353,6 @@ class Model:
         self.close()
 
 
-def _shapes(weights: Any, roles: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return shapes of a layer's matrices in these roles."""
-    return [(w.rows, w.cols) for w in (getattr(weights, role) for role in roles)]
-
-
 def load(
     path: str | os.PathLike[str],
     backend: str | None = None,
@@ -399,7 +382,7 @@ def load(
     registry = registry or get_registry()
     named = backend or registry.best_backend()
     device = make_backend(registry, named, threads)
-    backend = registry.backend(named)[0].declaration.name  # as foreign kernels name it
+    name = registry.backend(named)[0].declaration.name  # as foreign kernels have it
     file = AprFile.open(Path(path))
     try:
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
@@ -408,17 +391,7 @@ def load(
         plan, contract = family.plan(config), family.contract()
         limit = min(max_len or config.max_position_embeddings, config.max_position_embeddings)
         decoder, binder, kv_type = build_decoder(
-            file,
-            contract,
-            config,
-            plan,
-            registry,
-            device,
-            backend,
-            limit,
-            kv_type,
-            progress,
-            strict,
+            file, contract, config, plan, registry, device, name, limit, kv_type, progress, strict
         )
     except BaseException:
         file.close()

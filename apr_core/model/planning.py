@@ -23,6 +23,7 @@ from apr_core.ops.binding import DENSE, BackendPlugin
 
 if TYPE_CHECKING:
     from apr_core.family.modelspec import ModelConfig
+    from apr_core.model.decoder import Layer, Part
     from apr_core.model.loading import WeightLoader
 
 Shape = tuple[int, ...]
@@ -70,7 +71,7 @@ def demand_of(loader: WeightLoader, config: ModelConfig, kv_type: KVType) -> Dem
         weights += size(DENSE, (1, prod(shape)), None)
     makers = state_makers(backend, kv_type)
     states = [mixer.new_state(makers) for mixer in parts.mixers]
-    working = working_bytes(config.hidden_size, config.vocab_size, layers)
+    working = step_bytes(config.hidden_size, config.vocab_size, layers) + RESERVE
     return Demand(weights, working, partial(sequence_bytes, states), values)
 
 
@@ -86,9 +87,14 @@ def layer_shapes(loader: WeightLoader, index: int) -> LayerShapes:
     return LayerShapes(of(parts.mixers[index].matrices), of(parts.mlps[index].matrices), dense)
 
 
-def working_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:
-    """Return the bytes beside weights and states: a step's memory, and the runtime's."""
-    return step_bytes(hidden, vocabulary, layers) + RESERVE
+def uploaded_shapes(layer: Layer) -> LayerShapes:
+    """Return the shapes of a loaded layer's matrices."""
+
+    def of(part: Part) -> list[Shape]:
+        matrices = (getattr(layer.weights, role) for role in part.matrices)
+        return [(matrix.rows, matrix.cols) for matrix in matrices]
+
+    return LayerShapes(of(layer.mixer), of(layer.mlp))
 
 
 def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from apr_core.ops import CORE_OPS, Op
 
 Array = Any
 StepFunction = Callable[[Array, Any], Array]  # (ids [T], step) -> logits
+Decode = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]  # (rows u8 [R, bytes], columns)
 DENSE = "f32"  # the format of a weight that no kernel reads packed
 GENERIC = "layout"  # the format under which a backend registers its kernel for declared layouts
 
@@ -44,35 +45,6 @@ class BoundOps:
         return function
 
 
-class Weight:
-    """A matrix on a backend, [rows, cols]. `data` is packed bytes or a dense array.
-
-    `linear` and `embed` are bound here and not on the ops, because they depend on the format.
-    """
-
-    __slots__ = (
-        "cols", "data", "decode", "embed", "format", "layout", "linear", "name", "prepared",
-        "row_bytes", "rows",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        format: str,
-        shape: tuple[int, int],
-        data: Array,
-        decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]] | None = None,
-        row_bytes: int = 0,
-    ) -> None:
-        self.name, self.format, self.data, self.decode = name, format, data, decode
-        self.row_bytes = row_bytes  # bytes of a row in the file, if `decode` is given
-        self.rows, self.cols = shape
-        self.linear: Callable[[Array, Weight], Array] | None = None
-        self.embed: Callable[[Array, Weight], Array] | None = None
-        self.prepared: Any = None  # kept with the weight by a backend's kernels
-        self.layout: BlockLayout | None = None  # if a generic kernel reads the blocks
-
-
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
     """A declared layout and the size of its blocks: `block` values in `nbytes` bytes."""
@@ -80,6 +52,30 @@ class BlockLayout:
     layout: Layout
     block: int
     nbytes: int
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Weight:
+    """A matrix on a backend, [rows, cols]. `data` is packed bytes or a dense array.
+
+    `linear` and `embed` are bound here and not on the ops, because they depend on the format.
+    """
+
+    name: str
+    format: str
+    shape: InitVar[tuple[int, int]]
+    data: Array
+    decode: Decode | None = None
+    row_bytes: int = 0  # in the file, if `decode` is given
+    layout: BlockLayout | None = None  # if a generic kernel reads the blocks
+    linear: Callable[[Array, Weight], Array] | None = None
+    embed: Callable[[Array, Weight], Array] | None = None
+    prepared: Any = None  # what a backend's kernels keep with the weight
+    rows: int = field(init=False)
+    cols: int = field(init=False)
+
+    def __post_init__(self, shape: tuple[int, int]) -> None:
+        self.rows, self.cols = shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class HostMatrix:
     format: str
     shape: tuple[int, int]
     raw: NDArray[np.uint8]
-    decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+    decode: Decode
     layout: BlockLayout | None = None
 
     def dense(self) -> NDArray[np.float32]:
@@ -124,10 +120,7 @@ class BackendPlugin:
     name: str  # as the declaration has it
     xp: Any  # array namespace that references run on
     kernels: Mapping[tuple[str, str], str] = {}  # (op, weight format or "*") -> "module:function"
-    kv_types: tuple[Literal["f32", "f16", "q8"], ...] = (
-        "f32",
-        "f16",
-    )  # precisions of keys and values it can keep
+    kv_types: tuple[Literal["f32", "f16", "q8"], ...] = ("f32", "f16")  # of keys and values
     bitwise_rows = False  # a row's result has the same bits alone and in any batch
     captures_arithmetic = False  # `capture` remembers arithmetic on its arrays outside ops, too
 
@@ -320,12 +313,7 @@ class Binder:
                 f"op {name!r} has no definition",
                 "A mixer or mlp that brings an op names it in its declaration's `brings`.",
             )
-        function = self._kernel(name, "*")
-        if function is None:
-            entry = self.table[name]
-            self._note(name, "*", "composite" if entry.is_composite else "reference", entry.body)
-            function = partial(entry.body, self.ops if entry.is_composite else self.backend.xp)
-        return function
+        return self._bound(name)
 
     def expect(
         self,
@@ -337,13 +325,13 @@ class Binder:
     ) -> None:
         """Bind the ops in `uses` for a matrix before it is uploaded, and count it in the report."""
         uses = tuple(uses)
-        kept = self.kept_as(format, layout, uses)
-        if kept != format:
+        uploaded = self.kept_as(format, layout, uses)
+        if uploaded != format:
             before, after = self.report.expanded.get(format, (0, 0))
             self.report.expanded[format] = before + nbytes, after + 4 * shape[0] * shape[1]
         for name in uses:
-            self._use(name, kept, layout is not None and kept == format)
-            self.report.weights[name, kept] += 1
+            self._bound(name, uploaded, layout is not None and uploaded == format)
+            self.report.weights[name, uploaded] += 1
 
     def weight(self, matrix: HostMatrix, uses: Iterable[str]) -> Weight:
         """Upload a matrix for the ops in `uses`, packed if all of them have a kernel for it."""
@@ -353,38 +341,29 @@ class Binder:
             weight = Weight(matrix.name, DENSE, matrix.shape, dense)
         else:
             packed, row_bytes = self.backend.upload_packed(matrix), matrix.raw.shape[1]
-            weight = Weight(
-                matrix.name, matrix.format, matrix.shape, packed, matrix.decode, row_bytes
-            )
-            weight.layout = matrix.layout
+            stored = (packed, matrix.decode, row_bytes, matrix.layout)
+            weight = Weight(matrix.name, matrix.format, matrix.shape, *stored)
         for name in uses:
-            setattr(weight, name, self._use(name, weight.format, weight.layout is not None))
+            setattr(weight, name, self._bound(name, weight.format, weight.layout is not None))
         return weight
 
     def kept_as(self, format: str, layout: BlockLayout | None, uses: Iterable[str]) -> str:
         """Return a matrix's format on the backend: its own, or DENSE if some use has no kernel."""
-        packed = all(self._has_kernel(use, format, layout is not None) for use in uses)
-        return format if packed else DENSE
-
-    def _use(self, name: str, format: str, generic: bool) -> Callable[..., Any]:
-        """Return what `linear` or `embed` of a weight of this format is bound to."""
-        function = self._kernel(name, format, generic)
-        if function is None:
-            function = partial(self.table[name].body, self.backend.xp)
-            self._note(name, format, "reference", self.table[name].body)
-        return function
-
-    def _has_kernel(self, name: str, format: str, generic: bool) -> bool:
-        keys = self._keys(name, format, generic)
-        return any(key in self.foreign or key in self.backend.kernels for key in keys)
+        for use in uses:
+            keys = self._keys(use, format, layout is not None)
+            if not any(key in self.foreign or key in self.backend.kernels for key in keys):
+                return DENSE
+        return format
 
     def _keys(self, name: str, format: str, generic: bool) -> list[tuple[str, str]]:
         """Return the keys to try, in order: the format, any format, declared layouts."""
-        keys = [(name, format), (name, "*"), *([(name, GENERIC)] if generic else [])]
-        return list(dict.fromkeys(keys))
+        return [(name, format), (name, "*"), *([(name, GENERIC)] if generic else [])]
 
-    def _kernel(self, name: str, format: str, generic: bool = False) -> Callable[..., Any] | None:
-        """Return this key's kernel: exact format first, foreign kernels before the backend's."""
+    def _bound(self, name: str, format: str = "*", generic: bool = False) -> Callable[..., Any]:
+        """Bind an op for weights of a format, and note in the report to what.
+
+        The exact format's kernel comes first, and foreign kernels before the backend's.
+        """
         for key in self._keys(name, format, generic):
             foreign = self.foreign.get(key)
             target = foreign.target if foreign else self.backend.kernels.get(key)
@@ -393,11 +372,11 @@ class Binder:
                 origin = foreign.distribution if foreign else ""
                 self.report.bound[name, format] = Bound(name, format, "kernel", target, origin)
                 return function
-        return None
-
-    def _note(self, name: str, format: str, via: str, body: Callable[..., Any]) -> None:
+        entry, body = self.table[name], self.table[name].body
         target = f"{body.__module__}:{body.__qualname__}"
+        via = "composite" if entry.is_composite else "reference"
         self.report.bound[name, format] = Bound(name, format, via, target)
+        return partial(body, self.ops if entry.is_composite else self.backend.xp)
 
 
 def resolve(target: str) -> Callable[..., Any]:

@@ -186,24 +186,4 @@ def mlp(o: BoundOps, x: Array, gate: Weight, up: Weight, down: Weight) -> Array:
     return o.linear(o.swiglu(g, u), down)
 
 
-CORE_OPS: dict[str, Op] = {
-    entry.name: entry
-    for entry in (
-        embed,
-        linear,
-        add,
-        scale,
-        softcap,
-        linears,
-        rms_norm,
-        add_rms_norm,
-        rope,
-        attention,
-        sigmoid,
-        silu,
-        softplus,
-        swiglu,
-        sigmoid_gate,
-        mlp,
-    )
-}
+CORE_OPS = {each.name: each for each in tuple(globals().values()) if isinstance(each, Op)}

@@ -25,7 +25,7 @@ from apr_core.model.planning import (
     LayerShapes,
     check_memory,
     largest_context,
-    working_bytes,
+    step_bytes,
 )
 from apr_core.plugin import Backend, BackendError
 from apr_core.registry import Registry, get_registry
@@ -245,8 +245,8 @@ def test_working_memory_is_that_of_the_widest_layer():
     narrow = LayerShapes([(10, 8)], [(16, 8), (16, 8), (8, 16)], [])
     mixing = LayerShapes([(100, 8), (50, 8)], [(16, 8), (16, 8), (8, 16)], [])
     rows = 512 * 4
-    assert working_bytes(8, 32, [narrow]) == rows * (4 * 8 + (16 + 16 + 8) + 16 + 32) + RESERVE
-    assert working_bytes(8, 32, [narrow, mixing]) == rows * (4 * 8 + 2 * 150 + 32) + RESERVE
+    assert step_bytes(8, 32, [narrow]) == rows * (4 * 8 + (16 + 16 + 8) + 16 + 32)
+    assert step_bytes(8, 32, [narrow, mixing]) == rows * (4 * 8 + 2 * 150 + 32)
 
 
 def test_bits_are_rounded_down():

@@ -153,8 +153,8 @@ def test_hooks_are_documented_with_declarations_that_apr_takes():
     names = {}
     for block in blocks(DOCS / "reference" / "hooks.md"):
         exec(block.text, names)
-    for hook, kind in HOOKS.items():
-        assert [checked(d, hook, kind) for d in names[hook]()], hook
+    for hook in HOOKS:
+        assert [checked(d, hook) for d in names[hook]()], hook
     assert {n for n in vars(hookspecs) if n.startswith("apr_")} == set(HOOKS)
 
 
@@ -162,7 +162,7 @@ def test_hooks_are_documented_with_declarations_that_apr_takes():
 def test_a_refusal_reads_as_it_is_shown(api):
     with pytest.raises(Refused) as refused:
         declared = Quantizer("pebble", "m:C", api=api, block=32, bytes_per_block=18)
-        checked(declared, "apr_quantizers", "quantizer")
+        checked(declared, "apr_quantizers")
     assert f"\n{refused.value}\n" in text(DOCS / "explanation" / "plugin-api.md")
 
 
