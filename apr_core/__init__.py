@@ -6,26 +6,35 @@ trainers and commands `apr_core.runtime`. Names are imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
-def lazily(
-    module: str, where: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a module's lazy `__getattr__` and `__dir__`; `where` is {module: "names apart"}."""
-    owners = {name: owner for owner, names in where.items() for name in names.split()}
+def lazily(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a module's `__getattr__` and `__dir__` for what its `if TYPE_CHECKING` imports."""
+
+    @cache
+    def owners() -> dict[str, str]:
+        import ast
+
+        source = Path(str(sys.modules[module].__file__)).read_text("utf-8")
+        block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+        imports = (node for node in block.body if isinstance(node, ast.ImportFrom))
+        return {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
-        if name not in owners:
+        if name.startswith("__") or name not in owners():
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         try:
-            return getattr(import_module(owners[name]), name)
+            return getattr(import_module(owners()[name]), name)
         except AttributeError:  # a submodule that is not imported yet
-            return import_module(f"{owners[name]}.{name}")
+            return import_module(f"{owners()[name]}.{name}")
 
-    return get, lambda: sorted(owners)
+    return get, lambda: sorted(owners())
 
 
 if TYPE_CHECKING:
@@ -35,16 +44,7 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model, load
     from apr_core.text.tokenizer import Tokenizer
 else:
-    __getattr__, __dir__ = lazily(
-        __name__,
-        {
-            "apr_core.errors": "AprError",
-            "apr_core.format": "AprFile",
-            "apr_core.generate.sampling": "SamplingParams",
-            "apr_core.model.model": "Model load",
-            "apr_core.text.tokenizer": "Tokenizer",
-        },
-    )
+    __getattr__, __dir__ = lazily(__name__)
 
 __version__ = "0.1.0"
 

@@ -131,16 +131,11 @@ PUBLIC = ("apr_core", "apr_core.plugin", "apr_core.runtime")
 
 
 def private(repository: Path) -> list[str]:
-    """Imports of plugins from what the core does not make public; only the kits may.
-
-    They look into the core: at how it binds, loads and numbers formats. They are released with it.
-    """
+    """Imports of plugins from what the core does not make public."""
     wrong = []
     for path in sorted(repository.glob("plugins/*/src/**/*.py")) + sorted(
         repository.glob("examples/plugins/*/src/**/*.py")
     ):
-        if "/".join(KITS) in path.as_posix():
-            continue
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module or ""]

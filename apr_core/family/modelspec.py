@@ -156,19 +156,25 @@ class FamilyPlugin:
         raise NotImplementedError
 
 
-class QuantizerPlugin(Protocol):
-    """A number format's codec: a `Quantizer` declaration's target, called without arguments.
+class QuantizerPlugin:
+    """A number format's codec: base of what a `Quantizer` names, called without arguments.
 
-    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes. It
-    may have an attribute `max_error`, the relative RMSE its conformance kit allows: a number, or
-    one for each of apr_devkit.kits.quantizer.KINDS.
+    Rows are padded with zeros to a whole number of blocks: row bytes = ceil(C / block) * bytes.
+    The format promises, and its conformance kit holds it to, a relative RMSE of at most `max_error`
+    (for all values, or for each of apr_devkit.kits.quantizer.KINDS; None: what its bytes allow) and
+    a mean size of values that is off by at most `gain_tolerance` (None: any).
     """
+
+    max_error: float | Mapping[str, float] | None = None
+    gain_tolerance: float | None = 0.01
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Encode f32 [R, C] to u8 [R, row bytes]. Raises QuantizationError on NaN or Inf."""
+        raise NotImplementedError
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
-        """Decode u8 [R, row bytes] to f32 [R, cols]."""
+        """Decode u8 [R, row bytes] to f32 [R, cols]. Raises FormatError if they do not fit."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

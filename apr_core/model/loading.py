@@ -28,7 +28,7 @@ from apr_core.format.dtypes import LEGACY
 from apr_core.model.decoder import Decoder, Layer, Weights
 from apr_core.model.parts import Parts, check_claims, check_roles, plugin_ops
 from apr_core.model.state import KVType
-from apr_core.model.trial import Nowhere, named, shapes_only, try_step
+from apr_core.model.trial import ReferenceBackend, named, shapes_only, try_step
 from apr_core.ops.binding import (
     DENSE,
     BackendPlugin,
@@ -304,7 +304,7 @@ def build_decoder(
     loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
     loader.expect()
     fresh = Parts(registry, plan)
-    zeros = ZeroLoader(file, resolution, registry, Binder(Nowhere(), brought), fresh, tied)
+    zeros = ZeroLoader(file, resolution, registry, Binder(ReferenceBackend(), brought), fresh, tied)
     trial = partial(zeros.decoder, only=fresh.kinds())
     used = try_step(binder, trial, registry.owner_of)
     check_claims(contract, config, parts, used)

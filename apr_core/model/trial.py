@@ -110,7 +110,7 @@ class Trial:
 
         Raises ContractError if shapes do not fit.
         """
-        makers, slots = StateMakers(Nowhere().zeros), range(ROWS)
+        makers, slots = StateMakers(ReferenceBackend().zeros), range(ROWS)
         states = [layer.mixer.new_state(makers) for layer in decoder.layers]
         for state in states:
             for slot in slots:
@@ -139,7 +139,7 @@ class TrialOps:
 
     def __init__(self, trial: Trial, binder: Binder) -> None:
         self._trial, self._binder = trial, binder
-        self._references = Binder(Nowhere(), binder.table).ops
+        self._references = Binder(ReferenceBackend(), binder.table).ops
         self.used: set[str] = set()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -345,28 +345,29 @@ def _product(x: NDArray[Any], w: Weight) -> Watched:
     return _watched(np.zeros((*x.shape[:-1], w.rows), np.float32), w)
 
 
-class Nowhere(BackendPlugin):
-    """A backend that runs references on arrays that are thrown away."""
+class ReferenceBackend(BackendPlugin):
+    """NumPy and the references, without a kernel. It copies its inputs: none changes through it."""
 
-    name = "nowhere"
+    name = "reference"
     xp: Any = np
     kernels: Mapping[tuple[str, str], str] = {}
 
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
     def describe(self) -> str:
-        """Return an empty line."""
-        return ""
+        """Return a line about the backend."""
+        return "reference: NumPy, no kernels"
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
         """Return zeros."""
         return np.zeros(shape, np.float16 if dtype == "f16" else np.float32)
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the array."""
-        return array
+        """Return a copy."""
+        return np.array(array)
 
-    def upload_matrix(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the array."""
-        return array
+    upload_matrix = upload
 
     def upload_packed(self, matrix: HostMatrix) -> NDArray[np.uint8]:
         """Return the packed bytes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_core import Model, load
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 from benchmarks.checkpoints import write
 from benchmarks.files import imported
 from benchmarks.gpu.bench import Bench

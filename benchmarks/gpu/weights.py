@@ -32,7 +32,7 @@ from apr_core.model.state import KVType
 from apr_core.ops.binding import Weight
 from apr_core.plugin import HostMatrix
 from apr_core.registry import Registry
-from apr_devkit.kits.rig import as_bfloat16, random_tensor, text_layout
+from apr_devkit.tiny import as_bfloat16, random_tensor, text_layout
 from benchmarks.gpu.shapes import FAMILY, hf_config
 
 BACKEND = "cuda"

@@ -11,7 +11,8 @@ from apr_core.generate.sampling import Sampler, SamplingParams, chosen
 from apr_core.model.step import LastLogits
 from apr_core.plugin import Draw
 from apr_core.registry import get_registry
-from apr_devkit.kits.rig import NAME, ReferenceBackend, with_reference
+from apr_core.runtime import ReferenceBackend
+from apr_devkit.kits.rig import NAME, with_reference
 from tests.engine.engine_rig import ENDLESS, FAMILIES, Client, imported, random_ids, running
 
 VOCAB, STEPS = 512, 6

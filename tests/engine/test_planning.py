@@ -29,7 +29,8 @@ from apr_core.model.planning import (
 )
 from apr_core.plugin import Backend, BackendError
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.rig import ReferenceBackend, tiny_apr
+from apr_core.runtime import ReferenceBackend
+from apr_devkit.tiny import tiny_apr
 from apr_qwen2.family import Qwen2
 from apr_serve.cli.command import _memory
 from apr_serve.engine.engine import Engine

@@ -14,9 +14,9 @@ pytest.importorskip("apr_qwen2", reason="the family that is broken here")
 from apr_core.errors import BackendUnavailable
 from apr_core.plugin import Attention, Backend, Contract, Family
 from apr_core.registry import Registry
+from apr_core.runtime import ReferenceBackend
 from apr_devkit.kits import FamilyConformance
 from apr_devkit.kits.checks import run_check
-from apr_devkit.kits.rig import ReferenceBackend
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 from tests.kits.caught import Wrong, assert_caught, own_checks

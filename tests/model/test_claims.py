@@ -15,13 +15,13 @@ from apr_core.declarations import Attention, Backend, Family, Mlp
 from apr_core.errors import BackendError, ContractError, PluginError
 from apr_core.family.contract import Contract
 from apr_core.family.schema import schema
-from apr_core.model.trial import Nowhere
+from apr_core.model.trial import ReferenceBackend
 from apr_core.plugin import Block, Decoder, FeedForward, ModelConfig, Plan, RecurrentState, op
 from apr_core.registry import Registry
 
 pytest.importorskip("apr_qwen2")
 pytest.importorskip("apr_devkit")
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 
@@ -238,7 +238,7 @@ class Rootless:
 
 
 def device(threads=None):
-    return Nowhere()
+    return ReferenceBackend()
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES)

@@ -155,7 +155,9 @@ def test_resolution_of_a_complete_checkpoint():
     assert found.layout == "short"
     assert found.name_of("embedding") == "model.embed.weight"
     assert found.name_of("conv", 1) == "model.layers.1.conv.weight"
-    assert found.optional("conv", 0) is None and found.optional("q", 0)
+    assert found.name_of("q", 0) == "model.layers.0.q.weight"
+    with pytest.raises(ContractError, match="no tensor for role 'conv' of layer 0"):
+        found.name_of("conv", 0)
     assert found.rules["model.embed.weight"].quant_class == "head"  # tied
     assert found.rules["model.layers.0.q.weight"].layer == 0
     assert found.rules["draft.a.weight"].group == "draft"

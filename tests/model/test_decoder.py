@@ -11,7 +11,7 @@ from apr_core.errors import ContractError
 from apr_core.family.modelspec import NORMS, Block, Plan
 from apr_core.model.decoder import Decoder, FeedForward, Layer, Mixer
 from apr_core.model.step import make_step
-from apr_core.model.trial import Nowhere
+from apr_core.model.trial import ReferenceBackend
 from apr_core.ops.binding import Binder
 
 ROWS, HIDDEN, VOCABULARY, EPS, OFFSET = 5, 8, 11, 1e-5, 1.0
@@ -77,7 +77,7 @@ def decoder_of(*placements, **plan):
     table.embed = lambda ids, w: w.data[ids]
     table.linear = lambda x, w: x @ w.data.T
     outside = SimpleNamespace(embedding=table, final_norm=rng.standard_normal(HIDDEN) * 0.1)
-    ops = Binder(Nowhere(), {}).ops
+    ops = Binder(ReferenceBackend(), {}).ops
     return Decoder(ops, Plan(blocks, EPS, OFFSET, **plan), layers, outside)
 
 

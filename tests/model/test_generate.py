@@ -12,7 +12,7 @@ from apr_core.errors import AprError, UsageError
 from apr_core.generate.generate import Generation, Timings, generate, stream
 from apr_core.generate.requests import Delta
 from apr_core.model.step import LastLogits
-from apr_devkit.kits.rig import ReferenceBackend
+from apr_core.runtime import ReferenceBackend
 from tests.model.test_text import make_tokenizer
 from tests.tokenizers_of import tokenizer_of
 

@@ -16,7 +16,8 @@ from apr_core.cli import run
 from apr_core.ops import CORE_OPS
 from apr_core.plugin import Attention, Backend, BackendError, Family, Kernel, composite, op
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.rig import ReferenceBackend, tiny_apr
+from apr_core.runtime import ReferenceBackend
+from apr_devkit.tiny import tiny_apr
 from apr_qwen2.mixers import FullAttention
 
 pytestmark = pytest.mark.needs_plugins

@@ -16,7 +16,8 @@ from apr_core import load
 from apr_core.family.contract import evaluate_shape
 from apr_core.plugin import Attention, Contract, ContractError, Family
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.rig import tiny_apr, with_reference
+from apr_devkit.kits.rig import with_reference
+from apr_devkit.tiny import tiny_apr
 from apr_qwen2.family import Qwen2
 from apr_qwen2.mixers import FullAttention
 from apr_qwen3_5.family import Qwen35

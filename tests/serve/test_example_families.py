@@ -19,7 +19,7 @@ from apr_core.declarations import HOOKS
 from apr_core.discovery import PluginRow
 from apr_core.generate.sampling import SamplingParams
 from apr_core.registry import Registry, get_registry
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 from apr_serve.chat.service import ChatService
 from apr_serve.http.app import create_app
 from apr_serve.http.options import ServerOptions

@@ -14,7 +14,7 @@ from apr_backend_cuda import devices, probe
 from apr_backend_cuda.backend import Cuda
 from apr_core import load
 from apr_core.plugin import BackendUnavailable
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 
 HOPPER, TURING = ("NVIDIA H100 80GB HBM3", (9, 0)), ("Tesla T4", (7, 5))
 

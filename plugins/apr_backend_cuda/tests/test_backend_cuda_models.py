@@ -8,7 +8,8 @@ import pytest
 from apr_core import load
 from apr_core.registry import get_registry
 from apr_devkit.kits.backend import ModelChecks
-from apr_devkit.kits.rig import NAME, tiny_apr, with_reference
+from apr_devkit.kits.rig import NAME, with_reference
+from apr_devkit.tiny import tiny_apr
 
 pytestmark = pytest.mark.takes_minutes
 NEAR = {"f32": 2e-4, "bf16": 2e-2, "q4_k_m": 2e-2, "q8_0": 2e-2}  # of the largest logit

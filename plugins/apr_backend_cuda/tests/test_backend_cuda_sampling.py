@@ -14,7 +14,7 @@ from apr_backend_cuda.run import sampling
 from apr_core import SamplingParams, load
 from apr_core.generate.sampling import Sampler, chosen
 from apr_core.plugin import Draw
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 
 pytestmark = pytest.mark.skipif(not probe()[0], reason=probe()[1])
 

@@ -7,25 +7,21 @@ from apr_devkit.kits import QuantizerConformance, RecipeConformance
 
 class TestQ4K(QuantizerConformance):
     quantizer = "q4_k"
-    max_error = 0.09
     golden = "059d79c470a24b29e8b156a5cdccab27e634b082b2c9b16acd62c3d876db76a3"
 
 
 class TestQ5K(QuantizerConformance):
     quantizer = "q5_k"
-    max_error = 0.045
     golden = "be42c6d229da41e645ef929a06d4714507257b47fa99cf4429e3e20af782061f"
 
 
 class TestQ6K(QuantizerConformance):
     quantizer = "q6_k"
-    max_error = 0.029
     golden = "ac545f68100fd0a7198fab71d31a4f81ae175648d338d4bc024f69f583d8e803"
 
 
 class TestQ80(QuantizerConformance):
     quantizer = "q8_0"
-    max_error = 0.0097
     golden = "0d1935f72efd7bd05ede24ec1c5efd701848c738fcd64b89e2accd4e13e4609e"
 
 

@@ -13,7 +13,7 @@ from apr_core.generate.sampling import chosen
 from apr_core.ops import CORE_OPS
 from apr_core.ops.binding import GENERIC
 from apr_core.ops.layouts import decode as decode_layout
-from apr_devkit.kits.rig import ReferenceBackend
+from apr_core.runtime import ReferenceBackend
 
 HERE = __name__
 KEPT = []  # what Leaks keeps

@@ -363,13 +363,13 @@ def test_items_may_be_named_instead_of_sent():
     told = asked(
         input=[{"role": "user", "content": "1+1?"}, *names, {"role": "user", "content": "?"}]
     )
-    named = told.continuing(store.found(told.items, "me"), [])
+    named = told.continuing(store.resolved(told.items, "me"), [])
     [_, answer, _] = named.chat_messages()
     assert answer["reasoning_content"] == "Add them." and answer["content"] == "It is 2."
     assert answer["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
-    assert store.found(told.items, "another") == told.items
+    assert store.resolved(told.items, "another") == told.items
     store.delete(response["id"], "me")
-    assert store.found(told.items, "me") == told.items
+    assert store.resolved(told.items, "me") == told.items
     with pytest.raises(ApiError, match="is not kept here"):
         told.chat_messages()
 

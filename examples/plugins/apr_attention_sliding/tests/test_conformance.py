@@ -8,7 +8,8 @@ from apr_attention_sliding.family import SlidingDemo
 from apr_core import load
 from apr_core.registry import get_registry
 from apr_devkit.kits import AttentionConformance, FamilyConformance
-from apr_devkit.kits.rig import NAME, tiny_apr, with_reference
+from apr_devkit.kits.rig import NAME, with_reference
+from apr_devkit.tiny import tiny_apr
 
 
 class TestSlidingDemo(FamilyConformance):

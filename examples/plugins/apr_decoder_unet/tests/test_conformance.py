@@ -9,7 +9,7 @@ from apr_core import load
 from apr_core.errors import ContractError
 from apr_decoder_unet.family import UNetDemo
 from apr_devkit.kits import FamilyConformance
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 
 
 class TestUNetDemo(FamilyConformance):

@@ -70,6 +70,6 @@ def test_a_published_configuration_says_little():
         ({"rope_parameters": {"full_attention": 7}}, "object of objects"),
     ],
 )
-def test_what_is_not_run_is_refused(change, said):
-    with pytest.raises(ContractError, match=said):
+def test_what_is_not_run_is_refused(change, message):
+    with pytest.raises(ContractError, match=message):
         Gemma3().config({**NESTED, "text_config": OF_4B | change})

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import FormatError, QuantizationError
+from apr_core.plugin import FormatError, QuantizationError, QuantizerPlugin
 
 SHARE = 1 << 16  # values worth a thread of their own
 
@@ -69,7 +69,7 @@ def spread(
         job.result()
 
 
-class BlockCodec:
+class BlockCodec(QuantizerPlugin):
     """A quantizer over blocks. Its compiled loops are in the module named after the format.
 
     That module is imported at first use, because it imports Numba, and a model can be run without

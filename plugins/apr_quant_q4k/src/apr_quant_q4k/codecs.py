@@ -14,6 +14,7 @@ class Q4K(BlockCodec):
     """The codec of q4_k."""
 
     name, block, nbytes = "q4_k", 256, 144
+    max_error = 0.09
     smallest, largest = -63 * HALF, 63 * HALF * 15  # dmin * mn, d * sc * q
 
 
@@ -21,6 +22,7 @@ class Q5K(BlockCodec):
     """The codec of q5_k."""
 
     name, block, nbytes = "q5_k", 256, 176
+    max_error = 0.045
     smallest, largest = -63 * HALF, 63 * HALF * 31
 
 
@@ -28,6 +30,7 @@ class Q6K(BlockCodec):
     """The codec of q6_k."""
 
     name, block, nbytes = "q6_k", 256, 210
+    max_error = 0.029
     smallest, largest = -126 * 32 * HALF, 126 * 32 * HALF
 
 
@@ -35,4 +38,5 @@ class Q8_0(BlockCodec):
     """The codec of q8_0."""
 
     name, block, nbytes = "q8_0", 32, 34
+    max_error = 0.0097
     smallest, largest = -127 * HALF, 127 * HALF

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.generate.sampling import chosen
-from apr_core.model.loading import make_backend
 from apr_core.plugin import AprError, BackendError, Draw, KVType
-from apr_core.runtime import Model, load
+from apr_core.runtime import Model, chosen, load, make_backend
 from apr_devkit.kits.cases import KV, KV_TYPES, Call, attention_cases, flat
 from apr_devkit.kits.checks import equal, no, skip
 from apr_devkit.kits.kernel import DeviceKit, OpChecks, nan_memory
 from apr_devkit.kits.ops import difference, differences
 from apr_devkit.kits.rig import NAME as REFERENCE
-from apr_devkit.kits.rig import Floats, tiny_apr, with_reference
+from apr_devkit.kits.rig import with_reference
+from apr_devkit.tiny import Floats, tiny_apr
 
 SHAPES = ((1,), (0,), (7,), (3, 37), (2, 0, 4), (2, 257, 16))
 DTYPES = {"f32": "float32", "f16": "float16"}

@@ -21,9 +21,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 from unittest import SkipTest
 
-from apr_core.discovery.collecting import collect
 from apr_core.plugin import SUPPORTED_APIS
-from apr_core.runtime import Owned, PluginRow, Registry, get_registry, installed, normalized
+from apr_core.runtime import (
+    Owned,
+    PluginRow,
+    Registry,
+    collect,
+    get_registry,
+    installed,
+    normalized,
+)
 
 Outcome = Literal["passed", "failed", "skipped"]
 T = TypeVar("T")
@@ -186,8 +193,7 @@ def call_fresh(function: str, *arguments: Any, hash_seed: int | None = None) -> 
 PROBE = """
 import json, os, sys, tempfile
 import pluggy
-from apr_core.discovery import installed
-from apr_core.discovery.collecting import collect
+from apr_core.runtime import collect, installed
 points = [p for p in installed() if [p.distribution, p.entry_point] == sys.argv[1:3]]
 before = set(sys.modules)
 answer = os.dup(1)

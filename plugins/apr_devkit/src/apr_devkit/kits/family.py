@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import PluginConflict, PluginNotFound
-from apr_core.family.hfconfig import SAMPLING
-from apr_core.plugin import AprError, Contract, ContractError, FamilyPlugin, ModelConfig
-from apr_core.runtime import GRID, Model, load
+from apr_core.plugin import AprError, Contract, ContractError, FamilyPlugin, ModelConfig, UsageError
+from apr_core.runtime import GRID, Model, PluginConflict, PluginNotFound, SamplingParams, load
 from apr_devkit.kits import rig
 from apr_devkit.kits.checks import equal, shared, skip
 from apr_devkit.kits.layer import LENGTHS, Piece, SequenceChecks
-from apr_devkit.kits.rig import Floats, difference, leaves
+from apr_devkit.kits.rig import difference, leaves
+from apr_devkit.tiny import Floats, random_weights, tiny_apr, tiny_config
 
 NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # they have no default
 STRANGERS = {"ArchitectureOfNobodyForCausalLM", "model_type_of_nobody", "*", ""}
@@ -83,7 +82,7 @@ class FamilyKit(SequenceChecks):
     @property
     def hf(self) -> dict[str, Any]:
         """A copy of the tiny model's config.json."""
-        return deepcopy(dict(self.tiny_config or rig.tiny_config(self.plugin_object, self.name)))
+        return deepcopy(dict(self.tiny_config or tiny_config(self.plugin_object, self.name)))
 
     def numbers(self) -> list[Path]:
         """Return the key paths of all numbers in the config.json."""
@@ -102,7 +101,7 @@ class FamilyKit(SequenceChecks):
     @shared
     def weights(self) -> dict[str, Floats]:
         """Return random weights of the tiny model, {name: float32}."""
-        return rig.random_weights(self.contract, self.config)
+        return random_weights(self.contract, self.config)
 
     @shared
     def model(self) -> Model:
@@ -114,7 +113,7 @@ class FamilyKit(SequenceChecks):
     ) -> Model:
         """Return the tiny model on another backend, or with another config.json, in folder `of`."""
         options: dict[str, Any] = {"config": hf or self.hf, "registry": self.registry}
-        make = partial(rig.tiny_apr, self.owned.qualified, self.folder() / of, **options)
+        make = partial(tiny_apr, self.owned.qualified, self.folder() / of, **options)
         registry, path = rig.with_reference(self.registry), self.once(f"file {of}", make)
         name = backend or rig.usable_backend(self.registry)
         return load(path, name, registry=registry, kv_type="f32")
@@ -234,10 +233,11 @@ class FamilyConfigs(FamilyKit):
         for config in (alone, both):
             fits = all(type(i) is int and 0 <= i < config.vocab_size for i in config.stop_ids)
             assert isinstance(config.stop_ids, tuple) and fits, f"stop_ids {config.stop_ids}"
-            sampling = config.sampling.items()
-            wrong = [k for k, v in sampling if k not in SAMPLING or not _is_number(v)]
-            known = ", ".join(SAMPLING)
-            assert not wrong, f"sampling: {wrong} are not among {known}, or no numbers"
+            try:
+                sampling: Any = config.sampling
+                SamplingParams(**sampling)
+            except (TypeError, UsageError) as error:
+                raise AssertionError(f"sampling {config.sampling}: {error}") from error
         assert {3, 5, *alone.stop_ids} <= set(both.stop_ids), (
             f"eos_token_id of generation_config.json is lost: stop_ids {both.stop_ids}"
         )

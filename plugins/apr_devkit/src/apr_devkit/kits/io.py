@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from apr_core.importing.choosing import SOURCE
-from apr_core.plugin import AprError, AprFile, InputOutputError, NotFound, PluginError
+from apr_core.plugin import SOURCE, AprError, AprFile, InputOutputError, NotFound, PluginError
 from apr_devkit.kits.checks import (
     PluginConformance,
     attribute,
@@ -27,7 +26,7 @@ from apr_devkit.kits.checks import (
     shared,
     skip,
 )
-from apr_devkit.kits.rig import tiny_apr
+from apr_devkit.tiny import tiny_apr
 
 NOWHERE = "apr-kit-no-such-model"
 HOMES = ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "LOCALAPPDATA", "TMPDIR", "TEMP", "TMP")

@@ -12,15 +12,19 @@ from unittest.mock import patch
 
 import numpy as np
 
-from apr_core.errors import PluginNotFound
-from apr_core.model.loading import foreign_kernels, make_backend
-from apr_core.ops.binding import DENSE, GENERIC, ForeignKernel, resolve
-from apr_core.plugin import BackendError, BackendPlugin, BackendUnavailable, Kernel
+from apr_core.plugin import DENSE, GENERIC, BackendError, BackendPlugin, BackendUnavailable, Kernel
+from apr_core.runtime import (
+    ForeignKernel,
+    PluginNotFound,
+    ReferenceBackend,
+    foreign_kernels,
+    make_backend,
+    resolve,
+)
 from apr_devkit.kits import ops
 from apr_devkit.kits.cases import Matrix, OpCase, flat
 from apr_devkit.kits.checks import PluginConformance, no, shared, skip
 from apr_devkit.kits.ops import PACKABLE, READERS, Installed, Outcome, Runner
-from apr_devkit.kits.rig import ReferenceBackend
 
 NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others use '*'"
 

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.family.modelspec import NORMS
-from apr_core.model.step import make_step
-from apr_core.model.trial import Trial, TrialOps
-from apr_core.plugin import CORE_OPS, AprError, Block, MixerExample, Op, StateMakers, Weight
-from apr_core.runtime import GRID, Owned, Registry
+from apr_core.plugin import CORE_OPS, NORMS, AprError, Block, MixerExample, Op, StateMakers, Weight
+from apr_core.runtime import GRID, Owned, ReferenceBackend, Registry, Trial, TrialOps, make_step
 from apr_devkit.kits import rig
 from apr_devkit.kits.cases import Matrix
 from apr_devkit.kits.checks import PluginConformance, attribute, shared, skip
 from apr_devkit.kits.ops import Runner
+from apr_devkit.tiny import random_values
 
 ACTIVATIONS = ("silu", "gelu", "relu")
 NORM_ROLES = {role for roles in NORMS.values() for role in roles if role}
@@ -163,7 +161,7 @@ class PartRig:
         self.hidden_size = example.hidden_size
         self.part = registry.load(owned)(**example.options)
         brought = {n: registry.load_target(t) for n, t in owned.declaration.brings}
-        self.runner = Runner(rig.ReferenceBackend(), brought)
+        self.runner = Runner(ReferenceBackend(), brought)
         self.binder = self.runner.binder
         self.weights = SimpleNamespace(**dict(self._weights(example)))
 
@@ -174,7 +172,7 @@ class PartRig:
                 f"it names the role {role!r}, but its example has shapes for "
                 f"{', '.join(example.shapes)} only"
             )
-            values = rig.random_values(role, tuple(example.shapes[role]), rng)
+            values = random_values(role, tuple(example.shapes[role]), rng)
             if role in part.vectors:
                 yield role, upload(values)
             else:

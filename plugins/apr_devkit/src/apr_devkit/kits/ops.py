@@ -16,14 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core import AprError
-from apr_core.format.values import from_float32, to_float32
-from apr_core.model.state import state_makers
-from apr_core.model.step import make_step
-from apr_core.ops import layouts
-from apr_core.ops.binding import DENSE, Binder, ForeignKernel
-from apr_core.plugin import CORE_OPS, BackendPlugin, BlockLayout, HostMatrix, Layout, Numbers, Op
-from apr_core.runtime import Owned, Registry
+from apr_core.plugin import (
+    CORE_OPS,
+    DENSE,
+    AprError,
+    BackendPlugin,
+    BlockLayout,
+    HostMatrix,
+    Layout,
+    Numbers,
+    Op,
+    from_float32,
+    layouts,
+    to_float32,
+)
+from apr_core.runtime import Binder, ForeignKernel, Owned, Registry, make_step, state_makers
 from apr_devkit.kits import cases
 from apr_devkit.kits.cases import Call, Matrix, OpCase, Parts, Vector, flat, is_state, normal
 
