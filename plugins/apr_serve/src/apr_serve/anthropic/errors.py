@@ -42,7 +42,7 @@ class MessagesError(Open):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {**told, "model": MessagesError} for status, told in openai_parts.ERRORS.items()
+    status: {**entry, "model": MessagesError} for status, entry in openai_parts.ERRORS.items()
 }
 
 register_shape(PATH, anthropic_shape)

@@ -102,14 +102,14 @@ class MessageEvents:
 
     def _finish(self, event: Delta) -> None:
         self._close()
-        told = {
+        delta = {
             "stop_reason": stop_reason(event),
             "stop_sequence": event.stop_string,
             "apr_ended_by": event.ended_by,
         }
         counts = usage(event.usage or Usage())
-        self.message |= {**told, "usage": counts}
-        self._events.append({"type": "message_delta", "delta": told, "usage": counts})
+        self.message |= {**delta, "usage": counts}
+        self._events.append({"type": "message_delta", "delta": delta, "usage": counts})
         self._events.append({"type": "message_stop"})
 
 
@@ -119,23 +119,23 @@ _EMPTY_THOUGHT = {"type": "thinking", "thinking": "", "signature": ""}
 def _object(text: str) -> dict[str, Any]:
     """Return a call's input; if it was cut off, the part that parses. The result is valid JSON."""
     try:
-        found = strict_json(text or "{}")
+        arguments = strict_json(text or "{}")
     except (ValueError, RecursionError):
-        found = _beginning(text)
-    if not isinstance(found, dict):
+        arguments = _beginning(text)
+    if not isinstance(arguments, dict):
         return {}
-    written = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+    written = json.dumps(arguments, ensure_ascii=False).encode("utf-8", "replace")
     whole: dict[str, Any] = json.loads(written)  # unpaired surrogates are question marks now
     return whole
 
 
 def _beginning(text: str) -> Any:
     try:
-        found = from_json(text, allow_partial=True)
-        json.dumps(found, allow_nan=False)
+        arguments = from_json(text, allow_partial=True)
+        json.dumps(arguments, allow_nan=False)
     except ValueError:
         return None
-    return found
+    return arguments
 
 
 def stop_reason(event: Delta) -> str:

@@ -245,9 +245,9 @@ class PromptRequest(Body, Exact, ChatBody):
         choice = self.tool_choice
         names = [tool.name for tool in self.tools or ()]
         if isinstance(choice, NamedChoice) and choice.name not in names:
-            told = {"name": repr(choice.name)}
+            context = {"name": repr(choice.name)}
             form = "tool_choice: {name} is not among the tools"
-            raise PydanticCustomError("unknown_tool", form, told)
+            raise PydanticCustomError("unknown_tool", form, context)
         if choice and choice.type == "any" and not names:
             raise PydanticCustomError("unknown_tool", "tool_choice: 'any' needs tools")
         return self
@@ -284,14 +284,14 @@ class PromptRequest(Body, Exact, ChatBody):
 
     def thinking_limits(self) -> tuple[bool | None, int | None]:
         """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
-        thinking, (told, _) = self.thinking, template_variables(self.chat_template_kwargs)
+        thinking, (override, _) = self.thinking, template_variables(self.chat_template_kwargs)
         thinks, budget = None if thinking is None else False, None
         if isinstance(thinking, ThinkingOn):
             thinks, budget = True, thinking.budget_tokens
         elif isinstance(thinking, ThinkingAdaptive):
             effort = self.output_config.effort if self.output_config else None
             thinks, budget = True, by_effort(effort)[1]
-        return (thinks if told is None else told), budget
+        return (thinks if override is None else override), budget
 
     def template_variables(self) -> dict[str, Any]:
         """Return further variables for the template."""

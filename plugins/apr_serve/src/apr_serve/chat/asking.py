@@ -49,16 +49,16 @@ def noting(request: Request, model: str) -> Noting:
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Return the work's result; cancel the work and raise ApiError when the client disconnects."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    disconnection = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnection}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ApiError(LEFT, "the client closed the connection")
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        disconnection.cancel()
+        await asyncio.gather(task, disconnection, return_exceptions=True)
 
 
 async def take_all(

@@ -32,6 +32,6 @@ class ServedModels(Mapping[str, ChatService]):
         known = self._services.get(self.aliases.get(name or "", name or ""))
         if known is None:
             served = ", ".join([*self._services, *self.aliases])
-            said = "say which model" if name is None else f"there is no model {name!r} here"
-            raise ApiError(404, f"{said}; served: {served}", "model", "model_not_found")
+            problem = "say which model" if name is None else f"there is no model {name!r} here"
+            raise ApiError(404, f"{problem}; served: {served}", "model", "model_not_found")
         return known

@@ -34,20 +34,20 @@ class Exact(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_unknown_fields(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
+    def _without_unknown_fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = [name for name in given if name not in known]
+        unknown = [name for name in data if name not in known]
         if not unknown:
-            return given
-        asked = [name for name in unknown if given[name] is not None]
+            return data
+        asked = [name for name in unknown if data[name] is not None]
         ignored = IGNORED.get(None)
         if ignored is not None and ignored.strict:
             known.update(asked)
         elif ignored is not None:
             ignored.add(asked)
-        return {name: value for name, value in given.items() if name in known}
+        return {name: value for name, value in data.items() if name in known}
 
 
 class History(BaseModel):
@@ -152,9 +152,9 @@ SAMPLING = (
 def sampling_of(request: BaseModel) -> dict[str, float | int]:
     """Return the sampling parameters of a request, by the names of `SamplingParams`."""
     asked = {name: getattr(request, name, None) for name in SAMPLING}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if given.get("top_k") == -1:
-        given["top_k"] = 0
-    if "seed" in given:
-        given["seed"] %= 2**64
-    return given
+    sampling = {name: value for name, value in asked.items() if value is not None}
+    if sampling.get("top_k") == -1:
+        sampling["top_k"] = 0
+    if "seed" in sampling:
+        sampling["seed"] %= 2**64
+    return sampling

@@ -21,15 +21,15 @@ class Body(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_time(cls, given: Any, handler: Callable[[Any], Any]) -> Any:
+    def _in_time(cls, content: Any, handler: Callable[[Any], Any]) -> Any:
         try:
-            return handler(given)
+            return handler(content)
         except ValidationError as error:
             if (count := error.error_count()) <= MANY:
                 raise
             message = f"the request does not fit its schema in {count} places"
         try:
-            handler(_excerpt(given))
+            handler(_excerpt(content))
         except ValidationError as error:
             if error.error_count() <= MANY:
                 raise invalid(error.errors()) from None

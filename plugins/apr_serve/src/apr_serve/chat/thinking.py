@@ -18,9 +18,9 @@ def by_effort(effort: str | None) -> tuple[bool | None, int | None]:
     return effort not in ("none", "minimal"), BUDGETS.get(effort)
 
 
-def template_variables(given: Mapping[str, Any] | None) -> tuple[bool | None, dict[str, Any]]:
+def template_variables(kwargs: Mapping[str, Any] | None) -> tuple[bool | None, dict[str, Any]]:
     """Return `enable_thinking` from the template's variables, and the rest. Raises ApiError."""
-    variables = dict(given or {})
+    variables = dict(kwargs or {})
     for name in OWN_NAMES:
         if name in variables:
             raise ApiError(400, f"{KWARGS} may not set {name!r}", KWARGS)

@@ -51,14 +51,14 @@ def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> N
     _serve(dict(zip(names, files, strict=True)), options, server_options)
 
 
-def _names(files: Sequence[Path], given: Sequence[str]) -> list[str]:
+def _names(files: Sequence[Path], model_names: Sequence[str]) -> list[str]:
     """Return one name a file. Raises UsageError for duplicates, NotFound for missing files."""
     for file in files:
         if not file.exists():
             raise NotFound(f"{file}: no such file")
-    if len(given) > len(files):
-        raise UsageError(f"{len(given)} model names for {len(files)} files")
-    names = [*given, *(file.stem for file in files[len(given) :])]
+    if len(model_names) > len(files):
+        raise UsageError(f"{len(model_names)} model names for {len(files)} files")
+    names = [*model_names, *(file.stem for file in files[len(model_names) :])]
     if not all(name.strip() for name in names):
         raise UsageError("a model's name is empty", "Name it by --model-name.")
     double = next((name for name in names if names.count(name) > 1), None)
@@ -104,27 +104,27 @@ def _server_options(options: Mapping[str, Any], names: Sequence[str]) -> ServerO
     )
 
 
-def _checked_origins(given: Sequence[str]) -> tuple[str, ...]:
+def _checked_origins(origins: Sequence[str]) -> tuple[str, ...]:
     """Return the origins after a check of their form: they are compared exactly with browsers'."""
-    for origin in given:
+    for origin in origins:
         if not ORIGIN.fullmatch(origin):
             raise UsageError(
                 f"--cors-origin {origin!r} is no site that a browser names",
                 "Write it as https://chat.example or http://localhost:3000, without a path; or *.",
             )
-    return tuple(given)
+    return tuple(origins)
 
 
-def _checked_proxies(given: Sequence[str]) -> tuple[str, ...]:
+def _checked_proxies(addresses: Sequence[str]) -> tuple[str, ...]:
     from apr_serve.http.layers.proxies import Proxies
 
-    Proxies(given)
-    return tuple(given)
+    Proxies(addresses)
+    return tuple(addresses)
 
 
-def _aliases(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def _aliases(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     aliases = {}
-    for pair in given:
+    for pair in pairs:
         alias, _, name = pair.partition("=")
         if not alias or name not in names:
             raise UsageError(

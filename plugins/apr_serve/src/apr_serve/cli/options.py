@@ -44,11 +44,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None)
     if value and not value.exists():
         raise NotFound(f"{value}: no such configuration file")
     content = config_content(path)
-    section = {key: given for key, given in content.items() if key == "serve"}
+    section = {key: setting for key, setting in content.items() if key == "serve"}
     for text, hint in problems(content if value else section, get_registry().settings()):
         raise ConfigError(f"{path}: {text}", hint)
-    found = section.get("serve", {})
-    ctx.default_map = {key.replace("-", "_"): given for key, given in found.items()}
+    options = section.get("serve", {})
+    ctx.default_map = {key.replace("-", "_"): setting for key, setting in options.items()}
     ctx.meta[CONFIG] = path
 
 

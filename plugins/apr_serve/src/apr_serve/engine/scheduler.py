@@ -56,11 +56,11 @@ class Scheduler:
         budget: MemoryBudget,
         cache: PrefixCache,
         slots: int,
-        gone: Callable[[Job], None],
+        job_over: Callable[[Job], None],
         clock: Callable[[], float],
     ) -> None:
         self.model, self._vocabulary, self.budget, self.cache = model, vocabulary, budget, cache
-        self.slots, self._gone, self._clock = slots, gone, clock
+        self.slots, self._job_over, self._clock = slots, job_over, clock
         self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
         self.prefilling: list[Job] = []  # in the order of their turns
         self.decoding: dict[GenerationSequence, GenerationJob] = {}
@@ -330,5 +330,5 @@ class Scheduler:
                 job.broken = True
                 job.cancel()
             if last:
-                self._gone(job)
+                self._job_over(job)
         return bool(untold)

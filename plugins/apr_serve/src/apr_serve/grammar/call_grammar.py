@@ -209,21 +209,21 @@ class _TagRules:
 
     # Values, each from the line break before it to its closing tag
 
-    def _value(self, given: Any, key: str, depth: int) -> str:
-        schema = followed(given, self._root)
-        if schema is None or not isinstance(given, Mapping | bool):
+    def _value(self, source: Any, key: str, depth: int) -> str:
+        schema = followed(source, self._root)
+        if schema is None or not isinstance(source, Mapping | bool):
             raise self._refuse(f"argument {key}: no schema, or a $ref that leads nowhere")
         words = restricting(schema)
-        if depth > 8 or given is False:
+        if depth > 8 or source is False:
             raise self._refuse(f"argument {key}: the schema is too tangled, or allows nothing")
         if "enum" in words or "const" in words:
             return self._literals(schema, key)
         types = self._types.of_schema(schema)
         if "string" not in types:
-            return self._json(given, types)
+            return self._json(source, types)
         if not words:
             return self._text({})
-        if isinstance(given, Mapping) and schema is not given and restricting(given) - {"$ref"}:
+        if isinstance(source, Mapping) and schema is not source and restricting(source) - {"$ref"}:
             raise self._refuse(f"argument {key}: $ref to a string beside other keywords")
         choice = next((w for w in ("anyOf", "oneOf", "allOf") if w in words), None)
         if choice:

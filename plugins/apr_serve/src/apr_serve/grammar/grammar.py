@@ -97,8 +97,8 @@ def tool_calls(
     tools = [Called(tool.name, checked(tool.parameters, f"tool {tool.name}")) for tool in tools]
     arguments = sum(property_count(tool.parameters) for tool in tools)
     if arguments > MAX_ARGUMENTS:
-        found = f"{arguments} arguments in all, calls can be held to {MAX_ARGUMENTS}"
-        raise UsageError(f"tools: they have {found}", "Require one of them, or give fewer.")
+        excess = f"{arguments} arguments in all, calls can be held to {MAX_ARGUMENTS}"
+        raise UsageError(f"tools: they have {excess}", "Require one of them, or give fewer.")
     other = "" if required else _json(answer, FORMAT) if answer is not None else "text"
     costly = any(multiplies(schema) for schema in [answer, *(t.parameters for t in tools)])
 
@@ -145,8 +145,8 @@ class _Vocabulary:
         self.eos_token_id = self.ends[0]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        given = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        return self._tokenizer.encode(given)
+        string = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._tokenizer.encode(string)
 
 
 def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:

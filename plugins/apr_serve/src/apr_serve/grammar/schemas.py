@@ -70,8 +70,8 @@ def checked(schema: Any, where: str) -> Mapping[str, Any]:
         if isinstance(part.get("$ref"), str):
             references.add(part["$ref"])
     if properties > MAX_PROPERTIES:
-        found = f"{properties} properties, {MAX_PROPERTIES} are allowed"
-        raise UsageError(f"{where}: the schema has {found}")
+        excess = f"{properties} properties, {MAX_PROPERTIES} are allowed"
+        raise UsageError(f"{where}: the schema has {excess}")
     if len(references) * depth > MAX_REFERRED:
         raise UsageError(
             f"{where}: the schema refers to {len(references)} definitions, nested up to {depth} "
@@ -88,18 +88,18 @@ def restricting(schema: Mapping[str, Any]) -> set[str]:
 
 def _without_notes(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema's own keywords without those that only seem to restrict something."""
-    kept = dict(schema)
+    keywords = dict(schema)
     if not DRAFT.fullmatch(str(schema.get("$schema"))):
-        kept.pop("$schema", None)
+        keywords.pop("$schema", None)
     form, names = schema.get("format"), schema.get("propertyNames")
     if isinstance(form, str) and form not in FORMATS:
-        del kept["format"]
+        del keywords["format"]
     if isinstance(names, Mapping) and {k: names[k] for k in restricting(names)} in (
         {},
         {"type": "string"},
     ):
-        del kept["propertyNames"]
-    return kept
+        del keywords["propertyNames"]
+    return keywords
 
 
 def _check_keywords(schema: Mapping[str, Any], where: str) -> None:

@@ -46,8 +46,8 @@ class ForPeople(logging.Formatter):
         if colour:
             line = f"{colour}{line}\x1b[0m"
         if record.exc_info:
-            told = self.formatException(record.exc_info)
-            line += "\n" + "\n".join(map(_shown, told.splitlines()))
+            trace = self.formatException(record.exc_info)
+            line += "\n" + "\n".join(map(_shown, trace.splitlines()))
         return line
 
 
@@ -66,8 +66,8 @@ def configure(form: Literal["pretty", "json"]) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    found = {name: getattr(record, name, None) for name in FIELDS}
-    return {name: value for name, value in found.items() if value is not None}
+    fields = {name: getattr(record, name, None) for name in FIELDS}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _time(seconds: float) -> str:

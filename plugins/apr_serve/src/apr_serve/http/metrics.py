@@ -94,6 +94,6 @@ class EngineCollector(Collector):
 
 
 def _filled(family: Family, stats: Mapping[str, EngineStats], attribute: str) -> Family:
-    for model, found in stats.items():
-        family.add_metric([model], getattr(found, attribute))
+    for model, engine in stats.items():
+        family.add_metric([model], getattr(engine, attribute))
     return family

@@ -56,8 +56,8 @@ def invalid(problems: Sequence[Any]) -> ApiError:
             unknown[0],
             "unknown_parameter",
         )
-    told = dict.fromkeys(f"{_field(p) or 'body'}: {p['msg']}" for p in problems)
-    return ApiError(400, "; ".join(list(told)[:MAX_SHOWN]), _field(problems[0]) or None)
+    messages = dict.fromkeys(f"{_field(p) or 'body'}: {p['msg']}" for p in problems)
+    return ApiError(400, "; ".join(list(messages)[:MAX_SHOWN]), _field(problems[0]) or None)
 
 
 def _field(problem: Any) -> str:

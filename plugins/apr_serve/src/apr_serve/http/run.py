@@ -152,7 +152,7 @@ def _unix(path: Path) -> socket.socket:
     before = os.umask(0o117)
     try:
         _bound(listener, str(path))
-        listener.made = path.stat()
+        listener.identity = path.stat()
         return listener
     finally:
         os.umask(before)
@@ -164,12 +164,12 @@ class _SocketFile(socket.socket):
     def __init__(self, path: Path) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = path
-        self.made: os.stat_result | None = None
+        self.identity: os.stat_result | None = None
 
     def is_there(self) -> bool:
         """Return True if the file is still its own: another server may have replaced it."""
         try:
-            return self.made is not None and os.path.samestat(self.made, self._path.stat())
+            return self.identity is not None and os.path.samestat(self.identity, self._path.stat())
         except OSError:
             return False
 

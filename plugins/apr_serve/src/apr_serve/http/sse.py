@@ -56,16 +56,16 @@ class EventStream(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         stream = asyncio.ensure_future(self._stream(send))
-        gone = asyncio.ensure_future(_disconnected(receive))
+        disconnection = asyncio.ensure_future(_disconnected(receive))
         beat = asyncio.ensure_future(self._beat(send))
         try:
-            await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stream, disconnection}, return_when=asyncio.FIRST_COMPLETED)
             if not stream.done():  # for the log: the status was sent long ago
                 scope.get("state", {}).get("details", {})["ended_by"] = "client_left"
         finally:
-            for task in (stream, gone, beat):
+            for task in (stream, disconnection, beat):
                 task.cancel()
-            await asyncio.gather(gone, beat, return_exceptions=True)
+            await asyncio.gather(disconnection, beat, return_exceptions=True)
             with contextlib.suppress(asyncio.CancelledError):
                 await stream
 

@@ -95,14 +95,14 @@ class Sampled(MoreSampling):
 
     def bias(self) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises ApiError for invalid ids."""
-        given = self.logit_bias or {}
-        if not all(TOKEN_ID.fullmatch(token) for token in given):
+        biases = self.logit_bias or {}
+        if not all(TOKEN_ID.fullmatch(token) for token in biases):
             raise ApiError(400, "logit_bias: every key must be a token id", "logit_bias")
-        return {int(token): bias for token, bias in given.items()}
+        return {int(token): bias for token, bias in biases.items()}
 
-    def limit(self, *given: int | None) -> int | None:
+    def limit(self, *limits: int | None) -> int | None:
         """Return the smallest number of tokens that is asked for; None if there is no limit."""
-        wanted = (*given, None if self.n_predict == -1 else self.n_predict)
+        wanted = (*limits, None if self.n_predict == -1 else self.n_predict)
         return min((n for n in wanted if n is not None), default=None)
 
     def asked_sampling(self) -> dict[str, float | int]:
@@ -301,27 +301,27 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
                 raise ApiError(
                     400, f"chat_template_kwargs may not set {name!r}", "chat_template_kwargs"
                 )
-        told = variables.get("enable_thinking")
-        if told is not None and not isinstance(told, bool):
+        override = variables.get("enable_thinking")
+        if override is not None and not isinstance(override, bool):
             raise ApiError(
                 400,
                 "chat_template_kwargs.enable_thinking must be true or false",
                 "chat_template_kwargs",
             )
         budget, effort = self.thinking_budget, self.reasoning_effort
-        if told is None:
-            told = self.enable_thinking
+        if override is None:
+            override = self.enable_thinking
         if self.thinking is not None:
-            told = self.thinking.type != "disabled" if told is None else told
+            override = self.thinking.type != "disabled" if override is None else override
             budget = self.thinking.budget_tokens if budget is None else budget
         if self.reasoning is not None:
-            told = self.reasoning.enabled if told is None else told
+            override = self.reasoning.enabled if override is None else override
             budget = self.reasoning.max_tokens if budget is None else budget
             effort = effort or self.reasoning.effort
         if effort is None:
-            return told, budget
+            return override, budget
         thinks = effort in BUDGETS
-        return (thinks if told is None else told), (
+        return (thinks if override is None else override), (
             BUDGETS.get(effort) if budget is None else budget
         )
 

@@ -86,9 +86,9 @@ def router(models: ServedModels) -> APIRouter:
 
 
 def _chat(body: TokenizeRequest) -> ChatCompletionRequest:
-    told = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
+    fields = body.model_dump(include={"messages", "tools", "chat_template_kwargs"})
     try:
-        return ChatCompletionRequest.model_validate(told)
+        return ChatCompletionRequest.model_validate(fields)
     except ValidationError as error:
         raise invalid(error.errors()) from None
 

@@ -161,13 +161,13 @@ def latency(metrics: Collector) -> dict[str, list[tuple[float | None, float]]]:
     Counts are cumulative and joined over all labels; the last bound, infinity, is None.
     """
     wanted = {metric: name for name, metric in METRICS.items()}
-    found: dict[str, dict[float, float]] = {}
+    histograms: dict[str, dict[float, float]] = {}
     for family in metrics.collect():
         if family.name in wanted:
-            found[wanted[family.name]] = _buckets(family.samples)
+            histograms[wanted[family.name]] = _buckets(family.samples)
     return {
         name: [(bound if math.isfinite(bound) else None, below) for bound, below in sorted(counts)]
-        for name, counts in ((name, buckets.items()) for name, buckets in found.items())
+        for name, counts in ((name, buckets.items()) for name, buckets in histograms.items())
     }
 
 

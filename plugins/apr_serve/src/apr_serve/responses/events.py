@@ -51,8 +51,8 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
 
 def _told_back(request: ResponsesRequest) -> list[dict[str, Any]]:
     """Return the tools shown to the model, as they were given."""
-    given = [tool for tool in request.tools or () if not isinstance(tool, OtherTool)]
-    tools = [tool.model_dump(mode="json", exclude_none=True) for tool in given]
+    declarations = [tool for tool in request.tools or () if not isinstance(tool, OtherTool)]
+    tools = [tool.model_dump(mode="json", exclude_none=True) for tool in declarations]
     usual = {"strict": False, "description": None, "parameters": None}
     return [{**usual, **tool} if tool["type"] == "function" else tool for tool in tools]
 
@@ -216,8 +216,8 @@ class ResponseEvents:
         if written.item["type"] == "reasoning":
             self._emit("response.reasoning_text.done", **where, text=written.text)
         else:
-            told = {"text": written.text, "logprobs": written.logprobs}
-            self._emit("response.output_text.done", **where, **told)
+            content = {"text": written.text, "logprobs": written.logprobs}
+            self._emit("response.output_text.done", **where, **content)
         self._emit("response.content_part.done", **where, part=part)
         return part
 

@@ -169,9 +169,9 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
     @model_validator(mode="after")
     def _some_tool_is_known(self) -> ResponsesRequest:
         if self.left_out_tools and not self.known_tools:
-            told = {"kinds": ", ".join(map(repr, self.left_out_tools))}
+            context = {"kinds": ", ".join(map(repr, self.left_out_tools))}
             form = "tools: none of these is run here, and no function is among them: {kinds}"
-            raise PydanticCustomError("unsupported", form, told)
+            raise PydanticCustomError("unsupported", form, context)
         return self
 
     @property
@@ -242,8 +242,8 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
     def thinking_limits(self) -> tuple[bool | None, int | None]:
         """Return (whether to think, maximum thinking tokens); None leaves it to the template."""
         thinks, budget = by_effort(self.reasoning.effort if self.reasoning else None)
-        told, _ = template_variables(self.chat_template_kwargs)
-        return (thinks if told is None else told), budget
+        override, _ = template_variables(self.chat_template_kwargs)
+        return (thinks if override is None else override), budget
 
     def template_variables(self) -> dict[str, Any]:
         """Return further variables for the template."""

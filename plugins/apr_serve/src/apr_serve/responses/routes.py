@@ -47,21 +47,21 @@ PARAMS = {"messages": "input", "response_format": "text.format"}  # as this prot
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     """Return the routes, with their own store. Silent streams get a comment every `heartbeat_s`."""
     routes = APIRouter(prefix="/v1/responses", tags=["responses"])
-    kept = ResponseStore()
+    store = ResponseStore()
 
     @routes.post("", responses=STREAMED | ERRORS)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """Answer items, whole or as server-sent events. Stored unless `store` is false."""
         service, owner = models.pick(body.model), owner_of(request)
-        earlier = _earlier(kept, body.previous_response_id, owner)
-        body = body.continuing(kept.found(body.items, owner), earlier)
+        earlier = _earlier(store, body.previous_response_id, owner)
+        body = body.continuing(store.resolved(body.items, owner), earlier)
         names = TokenNames(service.model.tokenizer)
         logprobs = None if body.wanted_logprobs is None else names.chat
         events = ResponseEvents(response_head(body, service.model_id), logprobs, body.known_tools)
 
         def keep() -> None:
             if body.store is not False:
-                kept.put(events.response, body.items, owner)
+                store.put(events.response, body.items, owner)
 
         try:
             since, asked = time.perf_counter(), await service.request(body, owner)
@@ -83,7 +83,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         """Return a stored response."""
         if stream:
             raise ApiError(400, "a response that is kept is not streamed again", "stream")
-        return JSONResponse(_known(kept, response_id, owner_of(request)).response)
+        return JSONResponse(_known(store, response_id, owner_of(request)).response)
 
     @routes.get("/{response_id}/input_items", responses=INPUT | ERRORS)
     async def list_input_items(
@@ -94,14 +94,14 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         after: Annotated[str | None, Query()] = None,
     ) -> Response:
         """List the input items of a stored response."""
-        stored = _known(kept, response_id, owner_of(request))
+        stored = _known(store, response_id, owner_of(request))
         return JSONResponse(input_items(stored, limit, order, after))
 
     @routes.delete("/{response_id}", responses=ERRORS)
     async def delete_response(response_id: str, request: Request) -> Response:
         """Delete a response; responses that continue it cannot be continued any more."""
-        _known(kept, response_id, owner_of(request))
-        kept.delete(response_id, owner_of(request))
+        _known(store, response_id, owner_of(request))
+        store.delete(response_id, owner_of(request))
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     return routes
@@ -130,12 +130,12 @@ def _failed(events: ResponseEvents, keep: Callable[[], None]) -> Callable[[Excep
     return failed
 
 
-def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item]:
+def _earlier(store: ResponseStore, previous: str | None, owner: str) -> list[Item]:
     """Return the conversation that a request continues. Raises ApiError if it is not stored."""
     if previous is None:
         return []
     try:
-        return kept.conversation(previous, owner)
+        return store.conversation(previous, owner)
     except KeyError as missing:
         raise ApiError(
             400,
@@ -145,11 +145,11 @@ def _earlier(kept: ResponseStore, previous: str | None, owner: str) -> list[Item
         ) from None
 
 
-def _known(kept: ResponseStore, response_id: str, owner: str) -> Stored:
-    found = kept.get(response_id, owner)
-    if found is None:
+def _known(store: ResponseStore, response_id: str, owner: str) -> Stored:
+    stored = store.get(response_id, owner)
+    if stored is None:
         raise ApiError(404, f"response {response_id!r} is not kept here (any more)", "response_id")
-    return found
+    return stored
 
 
 def _sent(events: list[dict[str, Any]]) -> bytes:

@@ -55,18 +55,18 @@ class ResponseStore:
             self._forget(next(iter(self._stored)))
 
     def _forget(self, id_: str) -> None:
-        gone = self._stored.pop(id_)
-        self._bytes -= gone.size
-        for item in gone.response["output"]:
+        entry = self._stored.pop(id_)
+        self._bytes -= entry.size
+        for item in entry.response["output"]:
             del self._made_by[item["id"]]
 
     def get(self, id_: str, owner: str) -> Stored | None:
         """Return the response and mark it as used last; None if the owner has none of this id."""
-        found = self._stored.get(id_)
-        if found is None or found.owner != owner:
+        entry = self._stored.get(id_)
+        if entry is None or entry.owner != owner:
             return None
         self._stored.move_to_end(id_)
-        return found
+        return entry
 
     def delete(self, id_: str, owner: str) -> bool:
         """Delete a response; return True if there was one."""
@@ -75,7 +75,7 @@ class ResponseStore:
         self._forget(id_)
         return True
 
-    def found(self, items: Sequence[Item], owner: str) -> list[Item]:
+    def resolved(self, items: Sequence[Item], owner: str) -> list[Item]:
         """Return the items with references replaced by the stored items."""
         return [self._item(i.id, owner) or i if isinstance(i, ItemReference) else i for i in items]
 

@@ -138,8 +138,8 @@ def _one_text(tool: CustomTool) -> dict[str, Any]:
 def input_of(arguments: str) -> str:
     """Return the text that a custom tool was called with, or its beginning if it was cut off."""
     try:
-        given = from_json(arguments, allow_partial="trailing-strings").get(INPUT, "")
+        value = from_json(arguments, allow_partial="trailing-strings").get(INPUT, "")
     except (ValueError, AttributeError):
         return arguments
-    text = given if isinstance(given, str) else json.dumps(given)
+    text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "replace").decode()  # an unpaired surrogate could not be sent

@@ -207,17 +207,17 @@ class _Types:
         schema = resolved(schema, self._root)
         if depth > MAX_DEPTH or self._left < 0:
             return ANY
-        found = frozenset(_own_types(schema))
+        types = frozenset(_own_types(schema))
         for choices in (schema.get("anyOf"), schema.get("oneOf")):
             if isinstance(choices, list) and choices:
                 allowed = (self.of(choice, depth + 1) for choice in choices)
-                found = _both(found, frozenset().union(*allowed))
+                types = _both(types, frozenset().union(*allowed))
         parts = schema.get("allOf")
         for part in parts if isinstance(parts, list) else ():
-            found = _both(found, self.of(part, depth + 1))
+            types = _both(types, self.of(part, depth + 1))
         if schema.get("nullable") is True:
-            found |= {"null"}
-        return found or ANY
+            types |= {"null"}
+        return types or ANY
 
 
 def _both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:

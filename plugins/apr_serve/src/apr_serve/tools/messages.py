@@ -49,9 +49,9 @@ def normalized(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     if not _is_list(messages) or not messages:
         raise UsageError("messages: expected a list with at least one message")
-    made = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    system = [m["content"] for m in made if m["role"] == "system"]
-    rest = [m for m in made if m["role"] != "system"]
+    turns = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    system = [m["content"] for m in turns if m["role"] == "system"]
+    rest = [m for m in turns if m["role"] != "system"]
     content = "\n\n".join(text for text in map(str.strip, system) if text)
     return [{"role": "system", "content": content}, *rest] if system else rest
 
@@ -84,21 +84,21 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise UsageError(
             f"{where}: expected an object with role and content, found {_kind(message)}"
         )
-    given = message.get("role")
-    role = ROLES.get(given) if isinstance(given, str) else None
+    value = message.get("role")
+    role = ROLES.get(value) if isinstance(value, str) else None
     if role is None:
         known = ", ".join(ROLES)
-        raise UsageError(f"{where}.role: expected one of {known}; found {_shown(given)}")
+        raise UsageError(f"{where}.role: expected one of {known}; found {_shown(value)}")
     if message.get("audio") is not None:
         raise UsageError(f"{where}.audio: this model reads text only")
     optional = role in ("assistant", "tool")
-    made = {"role": role, "content": _content(message.get("content"), f"{where}.content", optional)}
+    turn = {"role": role, "content": _content(message.get("content"), f"{where}.content", optional)}
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
-            made[key] = _string(message[key], f"{where}.{key}")
+            turn[key] = _string(message[key], f"{where}.{key}")
     if role == "assistant":
-        made |= _reasoning(message, where) | _calls(message, where)
-    return made
+        turn |= _reasoning(message, where) | _calls(message, where)
+    return turn
 
 
 def _content(content: Any, where: str, optional: bool) -> str:
@@ -141,8 +141,8 @@ def _calls(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the calls of an assistant's message, also from the old single `function_call`."""
     calls, where_calls = message.get("tool_calls"), f"{where}.tool_calls"
     if calls is None and message.get("function_call") is not None:
-        made = _function(message["function_call"], f"{where}.function_call")
-        return {"tool_calls": [{"type": "function", "function": made}]}
+        function = _function(message["function_call"], f"{where}.function_call")
+        return {"tool_calls": [{"type": "function", "function": function}]}
     if not calls:
         return {}
     if not _is_list(calls):
@@ -155,17 +155,17 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: expected an object with a function, found {_kind(call)}")
     if call.get("type", "function") != "function":
         raise UsageError(f"{where}.type: expected 'function', found {_shown(call['type'])}")
-    made: dict[str, Any] = {"type": "function"}
+    fields: dict[str, Any] = {"type": "function"}
     if call.get("id") is not None:
-        made["id"] = _string(call["id"], f"{where}.id")
-    made["function"] = _function(call.get("function"), f"{where}.function")
-    return made
+        fields["id"] = _string(call["id"], f"{where}.id")
+    fields["function"] = _function(call.get("function"), f"{where}.function")
+    return fields
 
 
 def _function(function: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping):
-        found = _kind(function)
-        raise UsageError(f"{where}: expected an object with name and arguments, found {found}")
+        kind = _kind(function)
+        raise UsageError(f"{where}: expected an object with name and arguments, found {kind}")
     name = _string(function.get("name"), f"{where}.name")
     return {"name": name, "arguments": _arguments(function.get("arguments"), f"{where}.arguments")}
 
@@ -176,8 +176,8 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, Mapping):
         return dict(_shallow(arguments, where))
     if not isinstance(arguments, str):
-        found = _kind(arguments)
-        raise UsageError(f"{where}: expected an object, or JSON of one in a string; found {found}")
+        kind = _kind(arguments)
+        raise UsageError(f"{where}: expected an object, or JSON of one in a string; found {kind}")
     parsed = _parsed(_string(arguments, where))
     return dict(parsed) if isinstance(parsed, Mapping) else {UNPARSED: parsed}
 

@@ -59,7 +59,7 @@ class _More(Exception):
 @dataclass(frozen=True, slots=True)
 class _Match:
     end: int
-    found: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 _Head = tuple[str, int]
@@ -78,7 +78,7 @@ BLANK = re.compile(r"\s*")
 
 def _match(text: str, at: int, steps: Sequence[tuple[str, ...]], final: bool) -> _Match | None:
     """Match each step's options from `at` on. Raises _More if later text may decide."""
-    found = []
+    choices = []
     for options in steps:
         if options is SPACE:
             at = _after_space(text, at)
@@ -89,9 +89,9 @@ def _match(text: str, at: int, steps: Sequence[tuple[str, ...]], final: bool) ->
                 raise _More
             if not (final and at == len(text) and AT_END in options):
                 return None
-        found.append(chosen or AT_END)
-        at += len(found[-1])
-    return _Match(at, tuple(found))
+        choices.append(chosen or AT_END)
+        at += len(choices[-1])
+    return _Match(at, tuple(choices))
 
 
 def _after_space(text: str, at: int) -> int:
@@ -194,7 +194,7 @@ class CallScanner:
             if not final:
                 raise
         function = _match(self._buffer, at, steps[:-2], final)  # what follows it may be cut off
-        return (function.found[-1][len(FUNCTION) : -1], function.end - at) if function else None
+        return (function.choices[-1][len(FUNCTION) : -1], function.end - at) if function else None
 
     # Calls in tags
 
@@ -216,7 +216,7 @@ class CallScanner:
             border = _match(self._buffer, blank, ((END_FUNCTION, CLOSE, PARAMETER),), final)
         except _More:
             return False
-        tag = border.found[0] if border else AT_END
+        tag = border.choices[0] if border else AT_END
         if tag == PARAMETER and not final and self._incomplete_key(blank):
             return False
         if tag not in (END_FUNCTION, CLOSE):

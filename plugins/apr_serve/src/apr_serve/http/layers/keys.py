@@ -39,9 +39,9 @@ def gather_keys(
             lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputOutputError(f"the file of API keys cannot be read: {error}") from error
-        found = [line.strip() for line in lines]
-        keys += [line for line in found if line and not line.startswith("#")]
-        if not any(line and not line.startswith("#") for line in found):
+        entries = [line.strip() for line in lines]
+        keys += [line for line in entries if line and not line.startswith("#")]
+        if not any(line and not line.startswith("#") for line in entries):
             raise UsageError(f"{file} holds no API key", "Write one key a line.")
     keys = [key.strip() for key in keys if key.strip()]
     for number, key in enumerate(keys, 1):
@@ -73,9 +73,9 @@ class KeyGate:
         key = self._number(sent)
         path = scope["path"]
         if self._digests and key is None and not (path in OPEN or is_public(path)):
-            told = "this API key is not known here" if sent else NEEDED
+            message = "this API key is not known here" if sent else NEEDED
             error = ApiError(
-                401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+                401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
             )
             await respond(error, scope, receive, send)
             return
@@ -84,11 +84,11 @@ class KeyGate:
         await self._app(scope, receive, send)
 
     def _number(self, sent: str) -> int | None:
-        digest, found = _digest(sent), None
+        digest, match = _digest(sent), None
         for number, known in enumerate(self._digests):
             if hmac.compare_digest(digest, known):
-                found = number
-        return found
+                match = number
+        return match
 
 
 def _digest(key: str) -> bytes:

@@ -29,12 +29,12 @@ class Proxies:
 
     def client(self, scope: Scope) -> str:
         """Return the address nearest to the server that is not a trusted proxy's."""
-        found = (scope.get("client") or ("",))[0]
+        address = (scope.get("client") or ("",))[0]
         for hop in _hops(scope):
-            if not self._trusts(found):
+            if not self._trusts(address):
                 break
-            found = hop
-        return found or LOCAL
+            address = hop
+        return address or LOCAL
 
     def _trusts(self, text: str) -> bool:
         if not text:
@@ -47,8 +47,8 @@ class Proxies:
 
 def _hops(scope: Scope) -> Iterator[str]:
     """Yield the addresses in X-Forwarded-For, last first, up to the first invalid one."""
-    said = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
-    for text in reversed(said.split(",")):
+    header = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
+    for text in reversed(header.split(",")):
         text = text.strip()
         if text.startswith("["):
             text = text[1:].partition("]")[0]
