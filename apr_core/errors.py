@@ -5,6 +5,10 @@ A message names the thing, what was expected and what was found; the hint says w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class AprError(Exception):
     """Root of all errors meant for a person. `hint` says what to do about it."""
@@ -95,3 +99,19 @@ class BackendError(AprError):
 
 class BackendUnavailable(BackendError):
     """The backend is installed but cannot run on this machine."""
+
+
+@contextmanager
+def reading(path: Path, missing: str = "") -> Iterator[None]:
+    """Raise faults of a file that is read inside as NotFound, with the hint `missing`, and others.
+
+    These are FormatError for what is not UTF-8, and InputOutputError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such file", missing) from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8: {error}") from None
+    except OSError as error:
+        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -57,10 +57,6 @@ class Resolution:
             where = "" if layer is None else f" of layer {layer}"
             raise ContractError(f"the contract has no tensor for role {role!r}{where}") from None
 
-    def optional(self, role: str, layer: int | None = None) -> str | None:
-        """Return the name of the tensor in a role, or None if there is none."""
-        return self._names.get((role, layer))
-
 
 class Contract:
     """A model family's contract. Make one with `of_package`, or with `load` from text."""
@@ -86,9 +82,11 @@ class Contract:
         return cls(check_schema(content, origin), origin)
 
     @classmethod
+    @cache
     def of_package(cls, package: str) -> Contract:
         """Read `contract.yaml` beside a package's modules, once. Raises ContractError."""
-        return _of_package(package)
+        text = files(package).joinpath("contract.yaml").read_text("utf-8")
+        return cls.load(text, f"{package}/contract.yaml")
 
     def layer_type(self, name: str) -> str:
         """Return a layer type in its current spelling. Raises ContractError for an unknown one."""
@@ -100,11 +98,9 @@ class Contract:
 
     def variant_of(self, config: ModelConfig) -> str | None:
         """Return the published variant with this hidden size and layer count, or None."""
-        wanted = (config.hidden_size, config.num_layers)
-        for name, v in self.variants.items():
-            if (v["hidden_dim"], v["num_layers"]) == wanted:
-                return name
-        return None
+        size = (config.hidden_size, config.num_layers)
+        sizes = {name: (v["hidden_dim"], v["num_layers"]) for name, v in self.variants.items()}
+        return next((name for name in sizes if sizes[name] == size), None)
 
     def detect_layout(self, names: Collection[str]) -> str:
         """Return the layout whose embedding is among the names. Raises ContractError if none is."""
@@ -147,51 +143,47 @@ class Contract:
 
     def carried(self, config: ModelConfig) -> list[TensorRule]:
         """Return the rules of tensors carried beside the model, if the configuration has them."""
-        found = []
+        rules = []
         for group, part in self.content.get("carry", {}).items():
             if not config.extra.get(part.get("when", ""), 0):
                 continue
             for name, shape in part["tensors"].items():
                 policy = part.get("policy", {}).get(name, "keep")
                 dims = evaluate_shape(shape, config.dims())
-                found.append(TensorRule(name, name, None, dims, policy, group))
-        return found
+                rules.append(TensorRule(name, name, None, dims, policy, group))
+        return rules
 
     def reason_to_leave_out(self, name: str) -> str | None:
         """Return why a tensor of that name is not imported, or None if it is."""
-        for pattern, reason in self.content.get("leave_out", {}).items():
-            if fnmatchcase(name, pattern):
-                return str(reason)
-        return None
+        reasons = self.content.get("leave_out", {})
+        return next((str(reasons[each]) for each in reasons if fnmatchcase(name, each)), None)
 
-    def check(self, config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> Resolution:
-        """Compare names and shapes with what was found.
+    def check(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Resolution:
+        """Compare the tensors' names and shapes with the rules.
 
         Raises one ContractError that lists all missing, unexpected and misshapen tensors.
         """
-        layout = self.detect_layout(found)
+        layout = self.detect_layout(shapes)
         model = self.rules(config, layout)
         carried = self.carried(config)
-        absent = tuple(r.name for r in carried if r.name not in found)
-        rules = {r.name: r for r in [*model, *(r for r in carried if r.name in found)]}
-        others = [n for n in found if n not in rules]
+        absent = tuple(r.name for r in carried if r.name not in shapes)
+        rules = {r.name: r for r in [*model, *(r for r in carried if r.name in shapes)]}
+        others = [n for n in shapes if n not in rules]
         left_out = {n: why for n in others if (why := self.reason_to_leave_out(n))}
-        left_out |= {n: TIED for n in others if self._is_tied_head(config, layout, n)}
+        if config.tied_embeddings:  # a head that is stored too is a copy of the embedding
+            head = self.content["tensor_template"]["lm_head"]
+            name = head.format(**self.content["layouts"][layout])
+            left_out |= dict.fromkeys({name}.intersection(others), TIED)
         unexpected = [n for n in others if n not in left_out]
-        missing = [r.name for r in model if r.name not in found]
+        missing = [r.name for r in model if r.name not in shapes]
         misshapen = [
-            f"{r.name} has shape {list(found[r.name])}, expected {list(r.shape)}"
+            f"{r.name} has shape {list(shapes[r.name])}, expected {list(r.shape)}"
             for r in rules.values()
-            if r.name in found and tuple(found[r.name]) != r.shape
+            if r.name in shapes and tuple(shapes[r.name]) != r.shape
         ]
         self._refuse(missing, unexpected, misshapen)
         names = {(r.role, r.layer): r.name for r in model}
         return Resolution(layout, rules, left_out, absent, names)
-
-    def _is_tied_head(self, config: ModelConfig, layout: str, name: str) -> bool:
-        """Return True for a tied head stored as a copy of the embedding; the copy is left out."""
-        head = self.content["tensor_template"]["lm_head"].format(**self.content["layouts"][layout])
-        return config.tied_embeddings and name == head
 
     def _refuse(self, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
         lines = []
@@ -207,12 +199,6 @@ class Contract:
                 f"tensors do not fit the contract {self.family}/{self.version}:{''.join(lines)}",
                 "Is the checkpoint complete, and is its config.json the one it came with?",
             )
-
-
-@cache
-def _of_package(package: str) -> Contract:
-    text = files(package).joinpath("contract.yaml").read_text("utf-8")
-    return Contract.load(text, f"{package}/contract.yaml")
 
 
 def evaluate_shape(text: str, dims: Mapping[str, int]) -> tuple[int, ...]:

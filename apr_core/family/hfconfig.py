@@ -22,10 +22,9 @@ class ConfigReader:
 
     def __init__(self, hf: Mapping[str, Any], nested: str = "") -> None:
         self.top = hf
-        inner = hf.get(nested) if nested else None
-        if inner is not None and not isinstance(inner, Mapping):
-            raise ContractError(f"config.json: {nested!r} must be an object")
-        self.block: Mapping[str, Any] = inner if inner is not None else hf
+        self.block: Mapping[str, Any] = hf
+        if nested and hf.get(nested) is not None:
+            self.block = self._object(nested)
 
     def integer(
         self, key: str, default: Any = MISSING, minimum: int = 1, maximum: int = 2**31
@@ -52,34 +51,35 @@ class ConfigReader:
         """Return a positive number. Raises ContractError."""
         return _positive(key, self._get(key, default))
 
-    def _get(self, key: str, default: Any) -> Any:
+    def _get(self, key: str, default: Any, inside: str = "") -> Any:
+        """Return a value of the block, or first of the object `inside` it. Raises ContractError."""
         value = self.block.get(key)
-        if value is None:
-            value = default
+        if inside:
+            value = self._object(inside).get(key, value)
+        value = default if value is None else value
         if value is MISSING:
+            where = f", in {inside} or beside it" if inside else ""
             raise ContractError(
-                f"config.json lacks {key!r}", "Take the config.json the checkpoint came with."
+                f"config.json lacks {key!r}{where}",
+                "Take the config.json the checkpoint came with.",
             )
+        return value
+
+    def _object(self, key: str) -> Mapping[str, Any]:
+        """Return an object of the block, empty if there is none. Raises ContractError."""
+        value = self.block.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise ContractError(f"config.json: {key} must be an object")
         return value
 
     def rope(self, key: str, default: Any = MISSING) -> float:
         """Return a value of rope_parameters, or of the same name beside it (the older spelling)."""
-        parameters = self.block.get("rope_parameters") or {}
-        if not isinstance(parameters, Mapping):
-            raise ContractError("config.json: rope_parameters must be an object")
-        value = parameters.get(key, self.block.get(key))
-        value = default if value is None else value
-        if value is MISSING:
-            raise ContractError(
-                f"config.json lacks {key!r}, in rope_parameters or beside it",
-                "Take the config.json the checkpoint came with.",
-            )
-        return _positive(key, value)
+        return _positive(key, self._get(key, default, inside="rope_parameters"))
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean, from the top level first, then from the block."""
-        found = (source.get(key) for source in (self.top, self.block))
-        value = next((v for v in found if v is not None), default)
+        values = (source.get(key) for source in (self.top, self.block))
+        value = next((v for v in values if v is not None), default)
         if not isinstance(value, bool):
             raise ContractError(f"config.json: {key} is {value!r}, expected true or false")
         return value
@@ -127,10 +127,8 @@ class ConfigReader:
     def refuse_rope_scaling(self) -> None:
         """Raise ContractError for rope scaling: only the plain rotary embedding is supported."""
         for key in ("rope_parameters", "rope_scaling"):
-            part = self.block.get(key) or {}
-            if not isinstance(part, Mapping):
-                raise ContractError(f"config.json: {key} must be an object")
-            kind = part.get("rope_type", part.get("type", "default")) if part else "default"
+            part = self._object(key)
+            kind = part.get("rope_type", part.get("type", "default"))
             if kind != "default":
                 raise ContractError(
                     f"config.json: {key} asks for {kind!r}, only plain rotary positions are "
@@ -140,13 +138,11 @@ class ConfigReader:
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Return the union of eos_token_id over config, its block and generation_config."""
-        found: list[int] = []
+        ids: list[Any] = []
         for source in (generation or {}, self.block, self.top):
             value = source.get("eos_token_id")
-            for item in value if isinstance(value, list) else [value]:
-                if type(item) is int and item >= 0:
-                    found.append(item)
-        return tuple(dict.fromkeys(found))
+            ids += value if isinstance(value, list) else [value]
+        return tuple(dict.fromkeys(i for i in ids if type(i) is int and i >= 0))
 
 
 def _positive(key: str, value: Any) -> float:

@@ -40,7 +40,7 @@ def _rules() -> Rules:
 def problems(content: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with a contract, in words; empty if nothing is."""
     required = [path for path in schema() if not path.endswith(MARK)]
-    found = [
+    lines = [
         f"missing required field: {path}"
         for pattern in required
         for path in _missing(content, pattern.split("."), "")
@@ -48,19 +48,19 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     for path, kind, value in _walk(content, (), _rules()):
         where = ".".join(path)
         if kind is None:
-            found.append(f"unknown field: {where}")
-        elif not any(_is(value, option) for option in _options(kind)):
-            found.append(f"{where}: expected {kind.replace('|', ' or ')}, found {value!r}")
-    return found
+            lines.append(f"unknown field: {where}")
+        elif not any(_is(value, option.strip()) for option in kind.split("|")):
+            lines.append(f"{where}: expected {kind.replace('|', ' or ')}, found {value!r}")
+    return lines
 
 
 def check(content: Any, origin: str) -> Mapping[str, Any]:
     """Return the content of a valid contract. Raises ContractError listing all problems."""
     if not isinstance(content, dict):
         raise ContractError(f"{origin}: a contract is a YAML mapping")
-    found = problems(content) or list(_disagreements(content))
-    if found:
-        raise ContractError(f"{origin}: " + "; ".join(found), "See docs/reference/contracts.md.")
+    lines = problems(content) or list(_disagreements(content))
+    if lines:
+        raise ContractError(f"{origin}: " + "; ".join(lines), "See docs/reference/contracts.md.")
     return content
 
 
@@ -118,10 +118,6 @@ def _rule(path: tuple[str, ...], rules: Rules) -> str | None:
         if all(k in ("*", p) for k, p in zip(keys, path, strict=True)):
             return kind
     return None
-
-
-def _options(kind: str) -> list[str]:
-    return [option.strip() for option in kind.split("|")]
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import FormatError, InputOutputError, NotFound
+from apr_core.errors import FormatError, InputOutputError, NotFound, reading
 from apr_core.format import to_float32
+from apr_core.text.tokenizer_files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -50,32 +50,6 @@ class SourceTensor:
     file: Path
     offset: int
     nbytes: int
-
-
-@contextmanager
-def reading(path: Path, missing: str = "") -> Iterator[None]:
-    """Raise an OSError from inside as NotFound, with the hint `missing`, or InputOutputError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such file", missing) from None
-    except OSError as error:
-        raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """Read a JSON object. `missing` is the hint for a file that is not there.
-
-    Raises NotFound, InputOutputError or FormatError.
-    """
-    try:
-        with reading(path, missing):
-            content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def float_format(tensor: SourceTensor) -> str:
@@ -113,7 +87,13 @@ class Checkpoint:
         elif (directory / INDEX).exists():
             weight_map = _weight_map(directory / INDEX)
             files = [directory / name for name in sorted(set(weight_map.values()))]
-            _check_present(directory, files)
+            missing = [f.name for f in files if not f.exists()]
+            if missing:
+                raise NotFound(
+                    f"{directory}: {len(missing)} of {len(files)} shards are missing: "
+                    + ", ".join(missing[:5]),
+                    PULL_AGAIN,
+                )
         else:
             files = _files_without_index(directory)
         tensors: dict[str, SourceTensor] = {}
@@ -179,16 +159,6 @@ def _weight_map(path: Path) -> dict[str, str]:
         if not isinstance(file, str) or Path(file).name != file or file in ("", "..", "."):
             raise FormatError(f"{path}: tensor {tensor!r} is said to be in {file!r}, no file name")
     return files
-
-
-def _check_present(directory: Path, files: list[Path]) -> None:
-    missing = [f.name for f in files if not f.exists()]
-    if missing:
-        raise NotFound(
-            f"{directory}: {len(missing)} of {len(files)} shards are missing: "
-            + ", ".join(missing[:5]),
-            PULL_AGAIN,
-        )
 
 
 def _check_map(
@@ -263,7 +233,9 @@ def read_header(path: Path) -> tuple[dict[str, SourceTensor], dict[str, str]]:
         file.seek(0)
         raw = _header_bytes(path, file.read(8), size, file)
     header = _parse(path, raw)
-    metadata = _metadata(path, header.pop(METADATA, {}))
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path}: {METADATA} must be an object of strings")
     start = 8 + len(raw)
     tensors = {name: _tensor(path, name, row, start) for name, row in header.items()}
     _check_spans(path, tensors.values(), start, size)
@@ -301,12 +273,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice")
     return values
-
-
-def _metadata(path: Path, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise FormatError(f"{path}: {METADATA} must be an object of strings")
-    return value
 
 
 def _is_count(value: Any) -> bool:

@@ -10,17 +10,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr_core.errors import NotFound
 from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import FamilyPlugin, ModelConfig
 from apr_core.format.writer import AprWriter, TensorSpec, check_target
-from apr_core.importing.checkpoint import Checkpoint, read_json
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
 from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, left_out_rows, role_rows
 from apr_core.importing.source import CheckpointSource
 from apr_core.registry import Registry
-from apr_core.text.tokenizer_files import tokenizer_metadata
+from apr_core.text.tokenizer_files import read_json, tokenizer_metadata
 
 MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit sooner
 
@@ -63,7 +62,8 @@ def plan_import(
     owned = find_family(hf, arch, registry)
     recipe = recipe or SOURCE
     family: FamilyPlugin = registry.make("family", owned.qualified)
-    generation = _optional_json(directory / "generation_config.json")
+    defaults = directory / "generation_config.json"
+    generation = read_json(defaults) if defaults.exists() else None
     config, contract = family.config(hf, generation), family.contract()
     chooser = FormatChooser(recipe, config.num_layers, registry)
     checkpoint = Checkpoint.open(directory)
@@ -93,13 +93,6 @@ def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> 
     listed = hf.get("architectures")
     names = listed if isinstance(listed, list) else []
     return registry.family_for(names, str(hf.get("model_type") or ""))
-
-
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except NotFound:
-        return None
 
 
 def write_import(

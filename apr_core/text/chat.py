@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from apr_core.errors import FormatError, UsageError
 from apr_core.text.tokenizer import Tokenizer
 
 MAX_PROMPT = 16 << 20  # characters a template may produce
+# what code in a template raises that does not fit the messages
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters used as stand-ins while a template runs
 
 Message = Mapping[str, Any]
@@ -74,15 +76,7 @@ class ChatTemplate:
             raise
         except MemoryError:
             raise FormatError("the chat template asks for more memory than there is") from None
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except (jinja2.TemplateError, *FAULTS) as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from None
         return "".join(parts)
 
@@ -138,26 +132,23 @@ def _any_of(spellings: Sequence[str], group: bool = False) -> re.Pattern[str]:
     return re.compile(f"({form})" if group else form)
 
 
+class ChatOptions(TypedDict, total=False):
+    """The options of `chat_pieces` that change a prompt for an answer."""
+
+    enable_thinking: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
-    *,
-    enable_thinking: bool | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] | None = None,
+    **options: Unpack[ChatOptions],
 ) -> list[int]:
     """Return the prompt's ids for an answer to `messages`; parameters are as in `chat_pieces`."""
-    pieces = chat_pieces(
-        tokenizer,
-        template,
-        messages,
-        enable_thinking=enable_thinking,
-        tools=tools,
-        variables=variables,
-    )
     ids: list[int] = []
-    for piece in pieces:
+    for piece in chat_pieces(tokenizer, template, messages, **options):
         ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
     return ids
 

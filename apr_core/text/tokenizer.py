@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from apr_core.errors import FormatError, UsageError
@@ -130,17 +131,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Return the ids' text. Bytes that are not UTF-8 become U+FFFD; unknown ids are dropped."""
-        parts, run = [], []
-        for i in [*ids, -1]:
-            token = self._added_by_id.get(i)
-            if token is None and i >= 0:
-                run.append(i)
-                continue
-            if run:
-                parts.append(self._plain.decode(run, skip_special_tokens=False))
-                run = []
-            if token and not (skip_special and token.special):
-                parts.append(token.content)
+        parts: list[str] = []
+        for token, run in groupby(ids, self._added_by_id.get):
+            if token is None:
+                known = [i for i in run if i >= 0]
+                parts.append(self._plain.decode(known, skip_special_tokens=False))
+            elif not (skip_special and token.special):
+                parts += [token.content for _ in run]
         return "".join(parts)
 
     @cached_property

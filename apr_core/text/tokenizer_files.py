@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr_core.errors import ContractError, FormatError, InputOutputError, NotFound
+from apr_core.errors import ContractError, FormatError, reading
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -31,32 +31,19 @@ VERSION_LINE = "#version:"  # begins a comment among merges that are lines
 BPE_FIELDS = {"type", "vocab", "merges", *BPE_OPTIONS}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises NotFound or FormatError naming the file."""
+def read_json(path: Path, missing: str = "") -> dict[str, Any]:
+    """Read a JSON object. `missing` is the hint for a file that is not there.
+
+    Raises NotFound, InputOutputError or FormatError.
+    """
     try:
-        content = json.loads(_read_text(path))
+        with reading(path, missing):
+            content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        raise NotFound(f"{path.parent}: {path.name} is missing") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8: {error}") from None
-    except OSError as error:
-        raise InputOutputError(f"{path}: {error.strerror}") from None
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read tokenizer_config.json; return an empty object if there is none."""
-    path = directory / "tokenizer_config.json"
-    return read_json(path) if path.exists() else {}
 
 
 def tokenizer_metadata(
@@ -67,14 +54,13 @@ def tokenizer_metadata(
     `vocab_size` is the embedding's rows. Raises NotFound without tokenizer.json, FormatError for a
     damaged one, ContractError for ids the embedding has no row for.
     """
-    if not (directory / "tokenizer.json").exists():
-        raise NotFound(
-            f"{directory}: tokenizer.json is missing",
-            "apr takes the tokenizers format. With transformers installed:\n"
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it.",
-        )
-    original = read_json(directory / "tokenizer.json")
-    config = read_config(directory)
+    original = read_json(
+        directory / "tokenizer.json",
+        "apr takes the tokenizers format. With transformers installed:\n"
+        "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it.",
+    )
+    path = directory / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
     content = with_added_tokens(original, config, directory)
     vocab, added = vocabulary(content, directory)
     _check_ids({**vocab, **added}, vocab_size)
@@ -225,28 +211,21 @@ def pair_model(model: Any) -> Any:
 
 def unpack(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the original tokenizer.json of a file's metadata; None if it holds none."""
-    if isinstance(metadata.get(WHOLE), str):
-        return _decompressed(metadata[WHOLE])
-    if not isinstance(metadata.get(REBUILT), str):
+    if not any(isinstance(metadata.get(key), str) for key in (WHOLE, REBUILT)):
         return None
+    content: dict[str, Any]
     try:
+        if isinstance(metadata.get(WHOLE), str):
+            raw = base64.b85decode(metadata[WHOLE])
+            content = json.loads(zlib.decompressobj().decompress(raw, MAX_UNPACKED))
+            return content
         packed = json.loads(metadata[REBUILT])
         content, model = packed["tokenizer"], packed["tokenizer"]["model"]
         listed, merges = metadata["tokenizer.vocabulary"], metadata["tokenizer.merges"]
         model["vocab"] = {token: i for i, token in enumerate(listed[: model["vocab"]])}
         model["merges"] = [m.split(" ", 1) for m in merges] if packed["pairs"] else list(merges)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise FormatError(f"the tokenizer in the file is damaged: {error!r}") from None
-    rebuilt: dict[str, Any] = content
-    return rebuilt
-
-
-def _decompressed(text: str) -> dict[str, Any]:
-    try:
-        raw = zlib.decompressobj().decompress(base64.b85decode(text), MAX_UNPACKED)
-        content: dict[str, Any] = json.loads(raw)
-    except (ValueError, zlib.error, RecursionError) as error:
-        raise FormatError(f"the tokenizer in the file is damaged: {error}") from None
     return content
 
 
@@ -276,7 +255,8 @@ def chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """Return chat_template.jinja if there is one, else the template in tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.exists():
-        return _read_text(path)
+        with reading(path):
+            return path.read_text("utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones: the default
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from apr_core.errors import AprError, UsageError
 from apr_core.format import NATIVE, AprFile, TensorEntry
-from apr_core.importing.checkpoint import FLOATS, Checkpoint, read_json
+from apr_core.importing.checkpoint import FLOATS, Checkpoint
 from apr_core.importing.source import find_source
 from apr_core.registry import Registry
+from apr_core.text.tokenizer_files import read_json
 from apr_core.validation.report import TensorError
 from apr_core.validation.values import sum_squares
 
