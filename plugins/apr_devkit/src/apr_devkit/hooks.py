@@ -14,6 +14,8 @@ def apr_commands() -> list[Command]:
                 summary="Run the conformance checks of a plugin."),
         Command("new", "apr_devkit.cli.new:new", group="plugins",
                 summary="Create a plugin: a package that works."),
+        Command("tiny", "apr_devkit.cli.tiny:tiny", group="plugins",
+                summary="Write a tiny checkpoint of a family."),
         Command("freeze", "apr_devkit.cli.freeze:freeze", group="plugins",
                 summary="Print requirement lines of the plugins."),
     ]  # fmt: skip
