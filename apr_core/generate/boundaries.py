@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -71,12 +72,13 @@ def _ends(ids: NDArray[np.int64], wanted: Sequence[int]) -> list[int]:
 
 def boundaries_of(model: Any) -> ChunkBoundaries:
     """Return the boundaries of a model's prompts, made once per model."""
-    boundaries: ChunkBoundaries | None = getattr(model, "prompt_boundaries", None)
-    if boundaries is None:
+    if model not in _boundaries:
         template = getattr(model, "metadata", {}).get("chat_template")
-        boundaries = ChunkBoundaries(*_headers(model.tokenizer, template))
-        model.prompt_boundaries = boundaries
-    return boundaries
+        _boundaries[model] = ChunkBoundaries(*_headers(model.tokenizer, template))
+    return _boundaries[model]
+
+
+_boundaries: WeakKeyDictionary[Any, ChunkBoundaries] = WeakKeyDictionary()  # by model
 
 
 def _headers(tokenizer: Tokenizer, template: Any) -> tuple[Sequence[int], Sequence[int]]:

@@ -21,6 +21,7 @@ from apr_serve.chat.asking import noting, owner_of, take_all
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import ApiError, as_api_error
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.http.sse import EventStream, event
 from apr_serve.openai.parts import Open, streamed
 
@@ -49,7 +50,7 @@ ANSWERS = streamed(MessageBody, "The message, or a stream of events.", named=Tru
 
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     """Return the routes. Silent streams get a comment every `heartbeat_s` seconds."""
-    routes = APIRouter(prefix=PATH, tags=["messages"])
+    routes = APIRouter(route_class=BodyRoute, prefix=PATH, tags=["messages"])
 
     @routes.post("", responses=ANSWERS | ERRORS)
     async def create_message(body: MessagesRequest, request: Request) -> Response:

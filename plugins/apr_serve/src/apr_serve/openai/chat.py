@@ -20,6 +20,7 @@ from apr_serve.chat.collected import CollectedAnswer, total
 from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.http.options import ServerOptions
 from apr_serve.http.sse import DONE, EventStream, event
 from apr_serve.openai.chat_request import ChatCompletionRequest
@@ -65,7 +66,7 @@ class ChatCompletion(Open):
 
 def router(models: ServedModels, options: ServerOptions) -> APIRouter:
     """Return the route of chats."""
-    routes = APIRouter(tags=["chat"])
+    routes = APIRouter(route_class=BodyRoute, tags=["chat"])
 
     @routes.post(
         "/v1/chat/completions",

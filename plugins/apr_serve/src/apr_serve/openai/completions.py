@@ -24,6 +24,7 @@ from apr_serve.chat.protocol_fields import only
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.service import ChatService
 from apr_serve.http.errors import ApiError
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.http.options import ServerOptions
 from apr_serve.http.sse import DONE, EventStream, event
 from apr_serve.openai.chat_request import MAX_TOKENS, Sampled
@@ -104,7 +105,7 @@ class Completion(Open):
 
 def router(models: ServedModels, options: ServerOptions) -> APIRouter:
     """Return the route of plain completions."""
-    routes = APIRouter(tags=["completions"])
+    routes = APIRouter(route_class=BodyRoute, tags=["completions"])
 
     @routes.post(
         "/v1/completions",

@@ -23,6 +23,7 @@ from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.service import ChatService
 from apr_serve.http.errors import ApiError
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.openai.parts import ERRORS, Open
 
 MAX_INPUTS = 2048  # as OpenAI has it; some clients send 1000 at a time
@@ -81,7 +82,7 @@ class EmbeddingList(Open):
 
 def router(models: ServedModels) -> APIRouter:
     """Return the route of embeddings."""
-    routes = APIRouter(tags=["embeddings"])
+    routes = APIRouter(route_class=BodyRoute, tags=["embeddings"])
 
     @routes.post(
         "/v1/embeddings",

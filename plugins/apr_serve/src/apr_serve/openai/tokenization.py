@@ -13,6 +13,7 @@ from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.service import ChatService
 from apr_serve.http.errors import ApiError
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.http.refusing import invalid
 from apr_serve.openai.chat_request import ChatCompletionRequest, FunctionTool
 from apr_serve.openai.parts import ERRORS, Open, TokenNames
@@ -56,7 +57,7 @@ class Detokenized(Open):
 
 def router(models: ServedModels) -> APIRouter:
     """Return both routes."""
-    routes = APIRouter(tags=["tokens"])
+    routes = APIRouter(route_class=BodyRoute, tags=["tokens"])
 
     @routes.post("/tokenize", responses={200: {"model": Tokenized}, **ERRORS})
     async def tokenize(body: TokenizeRequest) -> Response:

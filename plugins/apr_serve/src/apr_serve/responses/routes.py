@@ -19,6 +19,7 @@ from apr_serve.chat.asking import noting, owner_of, take_all
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
+from apr_serve.http.layers.bodies import BodyRoute
 from apr_serve.http.sse import EventStream, event
 from apr_serve.openai.parts import ERRORS, Open, TokenNames, streamed
 from apr_serve.responses.events import ResponseEvents, response_head
@@ -46,7 +47,7 @@ PARAMS = {"messages": "input", "response_format": "text.format"}  # as this prot
 
 def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     """Return the routes, with their own store. Silent streams get a comment every `heartbeat_s`."""
-    routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/responses", tags=["responses"])
     store = ResponseStore()
 
     @routes.post("", responses=STREAMED | ERRORS)

@@ -6,14 +6,18 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apr_serve.http.errors import ApiError
 from apr_serve.http.refusing import respond
 
+PARSED = "apr.body"  # key of a request's scope
 LOGGED = 20_000  # characters of a prompt in the log, if prompts are logged
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # in pairs they are one character
 log = logging.getLogger("apr.server")
@@ -36,7 +40,7 @@ class BodyGate:
             body = await self._read(Headers(scope=scope), receive)
             if body is None:
                 return
-            check_json(body, Headers(scope=scope))
+            scope[PARSED] = parsed(body, Headers(scope=scope))
         except ApiError as error:
             await respond(error, scope, receive, send)
             return
@@ -83,14 +87,32 @@ class BodyGate:
         )
 
 
-def check_json(body: bytes, headers: Headers) -> None:
-    """Raise ApiError unless the body is JSON. An empty body is left to the route.
+class BodyRoute(APIRoute):
+    """A route whose body is what the gate has parsed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of a request whose JSON is in its scope."""
+        handle = super().get_route_handler()
+
+        async def handle_parsed(request: Request) -> Response:
+            return await handle(_Parsed(request.scope, request.receive))
+
+        return handle_parsed
+
+
+class _Parsed(Request):
+    async def json(self) -> Any:
+        return self.scope[PARSED]
+
+
+def parsed(body: bytes, headers: Headers) -> Any:
+    """Return the body's JSON. An empty body is left to the route. Raises ApiError.
 
     A browser must also declare it as JSON: then it asks before it sends that to another site. For
     other clients, such as curl with `-d`, the content type is not checked.
     """
     if not body:
-        return
+        return None
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and "+json" in kind)
     if not is_json and "origin" in headers:  # a form, maybe of another site
@@ -101,6 +123,7 @@ def check_json(body: bytes, headers: Headers) -> None:
         )
         if SURROGATE.search(body):
             _whole_characters(content)
+        return content
     except UnicodeDecodeError as error:
         raise ApiError(
             400, f"the body is not UTF-8: {error.reason} at byte {error.start}"
