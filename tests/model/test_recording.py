@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ pytestmark = pytest.mark.needs_plugins
 HERE = sys.modules[__name__]
 OPS = ("linears", "linear", "rope", "attention")
 RECIPES = ("f32", "bf16", "q4k", "q4_k_m", "q6k", "q8_0")
+# not those of examples, whose ops may have no kernel: a strict load refuses these, and says so
+PLUGINS = Path(__file__).parents[2] / "plugins"
+SHIPPED = [
+    owned
+    for owned in get_registry().declarations("family")
+    if (PLUGINS / owned.distribution.replace("-", "_")).is_dir()
+]
 SAID = "steps are not recorded: "
 for entry in CORE_OPS.values():
     if not entry.is_composite:
@@ -140,8 +148,8 @@ def obstacles(file, *args):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("owned", get_registry().declarations("family"), ids=lambda o: o.qualified)
-def test_steps_of_every_installed_family_are_recorded(tmp_path, monkeypatch, owned, recipe):
+@pytest.mark.parametrize("owned", SHIPPED, ids=lambda o: o.qualified)
+def test_steps_of_every_shipped_family_are_recorded(tmp_path, monkeypatch, owned, recipe):
     pytest.importorskip("apr_backend_cpu", reason="the backend that repeats steps")
     pytest.importorskip("apr_quant_q4k", reason="the recipes")
     path, calls = tiny_apr(owned.declaration.name, tmp_path, recipe), []
