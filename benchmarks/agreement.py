@@ -56,12 +56,12 @@ def logits_of(model: Model, texts: list[list[int]]) -> list[NDArray[np.float64]]
 def peer_logits(gguf: Path, texts: list[list[int]], vocab: int) -> list[NDArray[np.float64]]:
     """llama.cpp's, with the same weights."""
     peer = LlamaCpp(str(gguf), 2).make(True, max(map(len, texts)) + 16)
-    found = []
+    logits = []
     for ids in texts:
         peer.reset()
         peer.eval(ids)
-        found.append(log_softmax(np.array(peer.scores[: len(ids)], np.float32)[:, :vocab]))
-    return found
+        logits.append(log_softmax(np.array(peer.scores[: len(ids)], np.float32)[:, :vocab]))
+    return logits
 
 
 def rows(file: Path, texts: list[list[int]], f32: list[NDArray[np.float64]]) -> None:

@@ -58,16 +58,16 @@ class WithRecipe:
 def files(size: str, work: Path) -> dict[str, Path]:
     """An .apr file of each kind, made where it is missing."""
     checkpoint = write(size, work / size)
-    found = {
+    paths = {
         name: imported(checkpoint, work / f"{size}-{name}.apr", name) for name in (OURS, RECIPE)
     }
-    found[EVERYWHERE] = work / f"{size}-q4_k-everywhere.apr"
-    if not found[EVERYWHERE].exists():
+    paths[EVERYWHERE] = work / f"{size}-q4_k-everywhere.apr"
+    if not paths[EVERYWHERE].exists():
         registry: Any = WithRecipe()
         source = find_source(str(checkpoint), registry)
         plan = plan_import(source, recipe=EVERYWHERE, arch=None, registry=registry)
-        write_import(plan, found[EVERYWHERE])
-    return found
+        write_import(plan, paths[EVERYWHERE])
+    return paths
 
 
 def decode(model: Model, batch: int) -> Callable[[], float]:
@@ -125,11 +125,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where files are, and stay")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = files(options.size, options.work or Path(folder))
-        models = {name: load(path) for name, path in found.items()}
-        for name, path in found.items():
+        paths = files(options.size, options.work or Path(folder))
+        models = {name: load(path) for name, path in paths.items()}
+        for name, path in paths.items():
             print(f"{name}: {path.stat().st_size / 2**20:.0f} MiB")
-        columns = [*found, f"nf4 / {RECIPE}", f"nf4 / {EVERYWHERE}"]
+        columns = [*paths, f"nf4 / {RECIPE}", f"nf4 / {EVERYWHERE}"]
         print(f"\n| {options.size}, tok/s | " + " | ".join(columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
         for batch in options.batches:

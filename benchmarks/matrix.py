@@ -47,28 +47,28 @@ def players_of(options: Options) -> dict[str, list[Player]]:
     """Those of each level that can be run here, the machine's own level first."""
     here = levels_here()
     pythons = {here[0]: _own("llama_cpp")}
-    for given in options.llama_python or ():
-        level, _, python = given.rpartition("=")
+    for pair in options.llama_python or ():
+        level, _, python = pair.rpartition("=")
         pythons[level or here[0]] = python
     ik = options.ik_python or _own("ik_llama_cpp")
     named = {level for only in options.only or () for level in only[2:3]}
     levels = [name for name in here if name in {*pythons, *named}]
-    found: dict[str, list[Player]] = {}
+    players: dict[str, list[Player]] = {}
     for level in levels:
         environment = {VARIABLE: level}
-        found[level] = [Player("apr", (level,), sys.executable, environment)]
+        players[level] = [Player("apr", (level,), sys.executable, environment)]
         if python := pythons.get(level):
-            found[level].append(Player("llama.cpp", (level,), python))
+            players[level].append(Player("llama.cpp", (level,), python))
         else:
             print(f"llama.cpp is left out at level {level}: no Python for it", file=sys.stderr)
     if ik:  # its wheels are built for AVX2: one process is the peer of all levels from there
         served = tuple(name for name in levels if "avx2" in ALL[name].needs)
         for level in served:
             environment = {REPACK: "1"} if options.ik_repack else {}
-            found[level].append(Player("ik_llama.cpp", served, ik, environment))
+            players[level].append(Player("ik_llama.cpp", served, ik, environment))
     else:
         print("ik_llama.cpp is left out: no Python for it", file=sys.stderr)
-    return found
+    return players
 
 
 def _own(package: str) -> str | None:
@@ -91,10 +91,10 @@ def files(model: Model, work: Path) -> tuple[Path, Path, list[str]]:
     checkpoint = write(model.size, work / model.size)
     stem = f"{model.size}-{model.format}"
     file = imported(checkpoint, work / f"{stem}.apr", model.format)
-    gguf, said = work / f"{stem}.gguf", work / f"{stem}.gguf.json"
-    if not (gguf.exists() and said.exists()):
-        said.write_text(json.dumps(run_export(file, "gguf", gguf, force=True)["warnings"]))
-    changed = json.loads(said.read_text())
+    gguf, log = work / f"{stem}.gguf", work / f"{stem}.gguf.json"
+    if not (gguf.exists() and log.exists()):
+        log.write_text(json.dumps(run_export(file, "gguf", gguf, force=True)["warnings"]))
+    changed = json.loads(log.read_text())
     note = f"the peers have other blocks in {len(changed)} tensors: {changed[0]}" if changed else ""
     return file, gguf, [note] if note else []
 

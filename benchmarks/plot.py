@@ -12,14 +12,14 @@ LEFT, BAR, GAP, SCALE = 190, 22, 8, 200  # pixels; SCALE is a ratio of 1
 
 def ratios(text: str) -> list[tuple[str, float]]:
     """(label, apr / llama.cpp) of the tables headed by a size."""
-    found, size = [], ""
+    pairs, size = [], ""
     for line in text.splitlines():
         heading = re.match(r"\| (\d\.?\d*b) \| apr", line)
         size = heading[1] if heading else size
         row = ROW.match(line)
         if row and size:
-            found.append((f"{size}, {row[1]}", float(row[2])))
-    return found
+            pairs.append((f"{size}, {row[1]}", float(row[2])))
+    return pairs
 
 
 def svg(rows: list[tuple[str, float]]) -> str:

@@ -27,7 +27,7 @@ def weights(backend: Cpu, format: str, rows: int, cols: int) -> list[Weight]:
     """Matrices of random blocks whose scales are ordinary numbers."""
     block, nbytes = BYTES[format]
     row_bytes = -(-cols // block) * nbytes
-    rng, made = np.random.default_rng(0), []
+    rng, matrices = np.random.default_rng(0), []
     for _ in range(max(1, COLD // (rows * row_bytes))):
         raw = rng.integers(0, 256, (rows, row_bytes), np.uint8)
         if format in ("f32", "f16", "bf16"):
@@ -50,8 +50,8 @@ def weights(backend: Cpu, format: str, rows: int, cols: int) -> list[Weight]:
             data = backend.upload_packed(matrix)
         weight = Weight("w", format, (rows, cols), data)
         weight.linear = backend.bind(linear)
-        made.append(weight)
-    return made
+        matrices.append(weight)
+    return matrices
 
 
 clock = time.perf_counter

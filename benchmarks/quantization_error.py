@@ -29,14 +29,14 @@ def samples() -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((ROWS, COLS))
     outliers = np.where(rng.random((ROWS, COLS)) < 0.002, 20 * normal, normal)
-    made = {
+    values = {
         "gaussian": normal,
         "laplace": rng.laplace(size=(ROWS, COLS)),
         "outliers": outliers,
         "uniform": rng.uniform(-1, 1, (ROWS, COLS)),
         "sparse": normal * (rng.random((ROWS, COLS)) < 0.1),
     }
-    return {name: (0.02 * x).astype(np.float32) for name, x in made.items()}
+    return {name: (0.02 * x).astype(np.float32) for name, x in values.items()}
 
 
 def llama_cpp_encoder() -> Callable[[str, NDArray[np.float32], NDArray[np.uint8]], None] | None:

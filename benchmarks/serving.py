@@ -98,18 +98,18 @@ def prefix_reuse(model: Model, rounds: int) -> None:
         try:
             for prompt in prompts[:-1]:
                 Stream(engine, prompt, 1).wait()
-            kept = Stream(engine, prompts[-1], 16).wait()
+            last = Stream(engine, prompts[-1], 16).wait()
             whole = Stream(engine, prompts[-1], 16, use_cache=False).wait()
         finally:
             engine.close()
-        with_cache.append(kept.first_s)
+        with_cache.append(last.first_s)
         without.append(whole.first_s)
-        same = same and kept.ids == whole.ids
+        same = same and last.ids == whole.ids
     alone = model.generate(prompts[-1], max_tokens=16).ids
     a, b = statistics.median(with_cache), statistics.median(without)
-    print(f"\nTurn {TURNS} of a chat, {len(prompts[-1])} tokens, {kept.cached} of them kept:")
+    print(f"\nTurn {TURNS} of a chat, {len(prompts[-1])} tokens, {last.cached} of them kept:")
     print(f"  first token after {a:.2f} s, {b:.2f} s when all is read: {a / b:.1%} (at most 15%)")
-    print(f"  same tokens: {same and kept.ids == alone}")
+    print(f"  same tokens: {same and last.ids == alone}")
 
 
 def throughput(model: Model, rounds: int) -> None:

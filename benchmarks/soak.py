@@ -46,19 +46,19 @@ class Tally:
 def bodies(count: int, stops: Sequence[int]) -> list[dict[str, object]]:
     """Different greedy requests, with and without a history. `stops` are kept from ending them."""
     rng = random.Random(7)
-    made = []
+    requests = []
     for _ in range(count):
         messages = [{"role": "user", "content": f"{rng.randrange(50)}+{rng.randrange(50)}="}]
         for _ in range(rng.choice((0, 0, 1, 4))):
             past = f"{rng.randrange(50)}+{rng.randrange(50)}="
             answer = {"role": "assistant", "content": str(rng.randrange(99))}
             messages = [{"role": "user", "content": past}, answer, *messages]
-        made.append({
+        requests.append({
             "model": "sums", "messages": messages, "temperature": 0,
             "max_tokens": rng.choice((4, 16, 48)), "stream": True, "presence_penalty": 1.5,
             "logit_bias": {str(id_): -100 for id_ in stops},
         })  # fmt: skip
-    return made
+    return requests
 
 
 async def ask(

@@ -102,7 +102,7 @@ def table(figures: Figures, models: Sequence[Model], other: str, rounds: int) ->
             paired = ratios(figures, model, phase, other)
             cells.append(f"{statistics.median(paired):.3f}" if paired else "-")
             lines.append(f"| {str(model).strip()} | {phase} | {' | '.join(cells)} |")
-    notes = [f"{model}: {note}" for model, said in figures.notes.items() for note in said]
+    notes = [f"{model}: {note}" for model, remarks in figures.notes.items() for note in remarks]
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 

@@ -127,8 +127,8 @@ def first_difference(a: Answers, b: Answers) -> tuple[int, int] | None:
         (next((i for i, x, y in zip(count(), p, q, strict=False) if x != y), None), n)
         for n, (p, q) in enumerate(zip(a, b, strict=True))
     ]
-    found = [(token, n) for token, n in places if token is not None]
-    return None if not found else (min(found)[1], min(found)[0])
+    differences = [(token, n) for token, n in places if token is not None]
+    return None if not differences else (min(differences)[1], min(differences)[0])
 
 
 def same_tokens(a: Answers, b: Answers) -> int:

@@ -65,10 +65,10 @@ class Bench:
         """A row of `keys` and what `measure` finds; of what went wrong, where something did."""
         self.machine.begin_peak()
         row: dict[str, Any] = dict(keys)
-        found: Mapping[str, Any] | None = None
+        figures: Mapping[str, Any] | None = None
         try:
-            found = measure()
-            row |= found
+            figures = measure()
+            row |= figures
             row["peak_gib"] = self.machine.peak_gib()
         except DoesNotFit as error:
             row["note"] = str(error)
@@ -78,10 +78,10 @@ class Bench:
                 self.report.fail(f"{table.title}: {dict(keys)}: {row['note']}")
                 if self.debug:
                     traceback.print_exc()
-        if found is None:
+        if figures is None:
             self.machine.clean()
         table.add(row)
-        return found
+        return figures
 
     def _words(self, error: Exception) -> str:
         """An error in a cell of a table."""

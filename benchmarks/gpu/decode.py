@@ -53,9 +53,9 @@ def run(bench: Bench) -> None:
         prefix = Prefix(built, context - a.decode_steps)
         for batch in a.batches:
             keys = {"batch": batch, "context": context}
-            found = bench.attempt(table, keys, partial(_measure, bench, built, prefix, batch))
-            if found:
-                speeds[batch, context] = found["tok_s"]
+            figures = bench.attempt(table, keys, partial(_measure, bench, built, prefix, batch))
+            if figures:
+                speeds[batch, context] = figures["tok_s"]
         del prefix
     _ratios(bench, speeds)
 

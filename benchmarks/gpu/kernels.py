@@ -57,11 +57,11 @@ def _measure(bench: Bench, case: Case) -> dict[str, Any]:
 def figures(bench: Bench, run: Run, nbytes: int, flops: int) -> dict[str, Any]:
     """A row's numbers."""
     took = bench.machine.kernel_seconds(run)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "us": 1e6 * took, "mb": nbytes / 1e6, "gb_s": nbytes / took / 1e9,
         "of_copy": nbytes / took / bench.machine.copy_rate,
     }  # fmt: skip
     if flops:
-        found["tflops"] = flops / took / 1e12
-        found["of_matmul"] = flops / took / bench.machine.matmul_rate
-    return found
+        row["tflops"] = flops / took / 1e12
+        row["of_matmul"] = flops / took / bench.machine.matmul_rate
+    return row

@@ -31,8 +31,8 @@ def driver_version() -> str:
     if not program:
         return "unknown"
     asked = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-    return found.stdout.strip().splitlines()[0] if found.stdout.strip() else "unknown"
+    reply = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    return reply.stdout.strip().splitlines()[0] if reply.stdout.strip() else "unknown"
 
 
 def _event() -> Any:
@@ -49,18 +49,18 @@ class Machine:
 
     def facts(self) -> dict[str, Any]:
         """Name, date and versions."""
-        found = {
+        facts = {
             "device": "processor, kernels interpreted", "date": datetime.date.today().isoformat(),
             "torch": torch.__version__, "triton": triton.__version__,
         }  # fmt: skip
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(self.device)
-            found |= {
+            facts |= {
                 "device": properties.name, "memory_gib": round(properties.total_memory / GIB, 1),
                 "cuda": torch.version.cuda, "driver": driver_version(),
                 "capability": ".".join(map(str, torch.cuda.get_device_capability(self.device))),
             }  # fmt: skip
-        return found
+        return facts
 
     def synchronize(self) -> None:
         """Wait for all that was started."""

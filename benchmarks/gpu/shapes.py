@@ -78,10 +78,10 @@ def hf_config(shape: str, registry: Registry) -> dict[str, Any]:
     """config.json of a published size; of `tiny`, the family's own for tests, cut to two layers."""
     if shape != TINY:
         return QWEN3_5[shape].config()
-    found: dict[str, Any] = registry.make("family", FAMILY).tiny_config()
+    config: dict[str, Any] = registry.make("family", FAMILY).tiny_config()
     kinds = ["linear_attention", "full_attention"]
-    return found | {
+    return config | {
         "num_hidden_layers": len(kinds), "layer_types": kinds, "full_attention_interval": 2,
         "mtp_num_hidden_layers": 0, "head_dim": 32, "intermediate_size": 128,
-        "rope_parameters": found["rope_parameters"] | {"mrope_section": [2, 1, 1]},
+        "rope_parameters": config["rope_parameters"] | {"mrope_section": [2, 1, 1]},
     }  # fmt: skip

@@ -26,5 +26,5 @@ def step(built: Built, parts: Parts) -> list[int]:
     """One forward; the likeliest next token of each part."""
     model = built.model
     draws = [greedy(model.config.vocab_size)] * len(parts)
-    found = model.forward_last(parts).chosen(draws)
-    return [each if isinstance(each, int) else int(np.argmax(each)) for each in found]
+    choices = model.forward_last(parts).chosen(draws)
+    return [each if isinstance(each, int) else int(np.argmax(each)) for each in choices]

@@ -55,10 +55,10 @@ def role(name: str) -> str:
 
 def distinct(weights: list[Weight]) -> dict[tuple[str, int, int], Weight]:
     """One matrix of each format and shape, named after its first."""
-    found: dict[tuple[str, int, int], Weight] = {}
+    matrices: dict[tuple[str, int, int], Weight] = {}
     for w in weights:
-        found.setdefault((w.format, w.rows, w.cols), w)
-    return found
+        matrices.setdefault((w.format, w.rows, w.cols), w)
+    return matrices
 
 
 def matrix_cases(bench: Bench) -> Iterator[Case]:

@@ -24,10 +24,10 @@ def machine_name() -> str:
     except (OSError, subprocess.CalledProcessError):
         return platform.processor() or platform.machine()
     pairs = (line.split(":", 1) for line in asked.stdout.splitlines() if ":" in line)
-    said = {key.strip(): value.strip() for key, value in pairs}
+    fields = {key.strip(): value.strip() for key, value in pairs}
     facts = {
-        "family": said.get("CPU family"), "model": said.get("Model"),
-        "processors": said.get("CPU(s)"), "L3": said.get("L3 cache"),
+        "family": fields.get("CPU family"), "model": fields.get("Model"),
+        "processors": fields.get("CPU(s)"), "L3": fields.get("L3 cache"),
     }  # fmt: skip
     rest = ", ".join(f"{key} {value}" for key, value in facts.items() if value)
-    return f"{said.get('Model name', platform.machine())} ({rest})"
+    return f"{fields.get('Model name', platform.machine())} ({rest})"

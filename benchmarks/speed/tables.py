@@ -83,7 +83,7 @@ def _remarks(figures: Figures, models: Iterable[Model]) -> Iterable[str]:
 
 
 def _grouped(failures: dict[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name, reason in failures.items():
-        found.setdefault(reason, []).append(name)
-    return found
+        groups.setdefault(reason, []).append(name)
+    return groups

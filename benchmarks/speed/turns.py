@@ -76,7 +76,7 @@ class Turns:
             self._close(player)
         self._compare()
 
-    def _turn(self, player: Player, phase: Phase, said: str) -> None:
+    def _turn(self, player: Player, phase: Phase, progress: str) -> None:
         if (player, phase) in self._failed:
             return
         try:
@@ -96,8 +96,8 @@ class Turns:
             name = key(self._model, player.engine, level, phase)
             self._figures.add(name, speed, others)
             self._figures.failures.pop(name, None)
-        told = f"{self._model}, {said}, {phase}: {player.name} {speed:.1f} tok/s"
-        print(f"{told}, others {others:.0%}", file=sys.stderr, flush=True)
+        message = f"{self._model}, {progress}, {phase}: {player.name} {speed:.1f} tok/s"
+        print(f"{message}, others {others:.0%}", file=sys.stderr, flush=True)
 
     def _undisturbed(self, running: Running, phase: Phase) -> tuple[float, float]:
         """Speed, and the share of others: of the first quiet attempt, or else the quietest."""
@@ -106,7 +106,7 @@ class Turns:
         while not tried or (tried[-1][1] > self._quiet.share and time.monotonic() < until):
             self._quiet.wait(until)
             tried.append(_ask(running, phase))
-        return min(tried, key=lambda found: found[1])
+        return min(tried, key=lambda attempt: attempt[1])
 
     def _opened(self, player: Player) -> Running:
         if player not in self._running:

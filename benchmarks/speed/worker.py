@@ -209,8 +209,8 @@ class LlamaCpp(Ggml):
         import llama_cpp
 
         self.api, self.version = llama_cpp, version("llama-cpp-python")
-        said = llama_cpp.llama_print_system_info().decode()
-        names = [part.split(" = ")[0].split(":")[-1].strip() for part in said.split("|")]
+        info = llama_cpp.llama_print_system_info().decode()
+        names = [part.split(" = ")[0].split(":")[-1].strip() for part in info.split("|")]
         self.features = " ".join(filter(None, names))
         super().__init__(path, threads)
 
