@@ -61,7 +61,7 @@ def test_a_published_configuration_says_little():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"hidden_activation": "relu"}, "hidden_activation"),
         ({"attn_logit_softcapping": 50.0}, "Gemma 2"),
