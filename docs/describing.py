@@ -75,18 +75,18 @@ def _field_comments(module: ModuleType, cls: type) -> dict[str, str]:
     source = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for base in cls.__mro__:
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef) and node.name == base.__name__:
-                found |= {
+                fields |= {
                     each.target.id: comments[each.lineno]
                     for each in node.body
                     if isinstance(each, ast.AnnAssign)
                     and isinstance(each.target, ast.Name)
                     and each.lineno in comments
                 }
-    return found
+    return fields
 
 
 def _default(field: Field[Any]) -> str:
@@ -112,13 +112,13 @@ def members(cls: type) -> Iterator[tuple[str, str]]:
 def signature(value: Any) -> str:
     """The signature without `self` and without quotes around types."""
     signature = inspect.signature(value)
-    kept = [
+    parameters = [
         p.replace(annotation=Unquoted(p.annotation), default=_shown_default(p.default))
         for n, p in signature.parameters.items()
         if n not in ("self", "cls")
     ]
     returned = Unquoted(signature.return_annotation)
-    return str(signature.replace(parameters=kept, return_annotation=returned))
+    return str(signature.replace(parameters=parameters, return_annotation=returned))
 
 
 class Unquoted:

@@ -59,12 +59,12 @@ def hooks() -> str:
     ]
     for name, function in _public_functions(hookspecs):
         text, _, example = doc(function).partition("\n\n")
-        made = sorted(set(re.findall(r"\b[A-Z]\w+(?=\()", example)))
+        names = sorted(set(re.findall(r"\b[A-Z]\w+(?=\()", example)))
         signature = str(inspect.signature(function)).replace("d.", "").replace("'", "")
         lines += [f"## {name}\n", f"`{name}{signature}`\n", f"{text}\n"]
         lines += [
             "```python",
-            f"from apr_core.plugin import {', '.join([*made, 'hookimpl'])}",
+            f"from apr_core.plugin import {', '.join([*names, 'hookimpl'])}",
             "",
             "",
         ]
@@ -79,8 +79,8 @@ def by_name(name: str) -> tuple[str, str]:
 
 def _public_functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
     """Functions called apr_..., in the order of the source."""
-    found = [(n, f) for n, f in vars(module).items() if n.startswith("apr_")]
-    return sorted(found, key=lambda item: item[1].__code__.co_firstlineno)
+    functions = [(n, f) for n, f in vars(module).items() if n.startswith("apr_")]
+    return sorted(functions, key=lambda item: item[1].__code__.co_firstlineno)
 
 
 def declarations() -> str:
@@ -146,11 +146,11 @@ def _brought_ops() -> dict[str, list[str]]:
     """{package: targets} of the ops that plugins of this repository bring."""
     from apr_core.declarations import Attention
 
-    found: dict[str, list[str]] = {}
+    ops: dict[str, list[str]] = {}
     for package, declarations in _declared().items():
         brings = [each for d in declarations if isinstance(d, Attention) for each in d.brings]
-        found[package] = list(dict.fromkeys(target for _, target in brings))
-    return {package: targets for package, targets in found.items() if targets}
+        ops[package] = list(dict.fromkeys(target for _, target in brings))
+    return {package: targets for package, targets in ops.items() if targets}
 
 
 def _declared() -> dict[str, list[Any]]:
