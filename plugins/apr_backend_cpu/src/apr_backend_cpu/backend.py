@@ -111,5 +111,5 @@ class Cpu(BackendPlugin):
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array itself."""
         settle()
-        found: NDArray[Any] = plain(array)
-        return found
+        values: NDArray[Any] = plain(array)
+        return values

@@ -44,12 +44,12 @@ class Library:
 
     def address(self, name: str) -> int:
         """Return a function's address. Raises AttributeError if there is none of that name."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = self._find(name)
-            if not found:
+        address = self._known.get(name)
+        if address is None:
+            address = self._known[name] = self._find(name)
+            if not address:
                 raise AttributeError(f"the CPU kernels have no function {name!r}")
-        return found
+        return address
 
     def function(self, name: str, arguments: int) -> Function:
         """Return a function of `arguments` words that returns one; it releases the GIL."""
@@ -75,19 +75,19 @@ def _compiled(level: Level) -> Library:
     if level is GENERIC:  # LLVM picks the instructions: not for other processors sharing the folder
         name += f"-{processor()}"
     folder = usable_folder(cache_dir() / CACHE, name, "compiled code", "APR_CACHE")
-    kept = folder / "kernels.o" if folder else None
-    if kept and kept.exists():
-        code = kept.read_bytes()
+    file = folder / "kernels.o" if folder else None
+    if file and file.exists():
+        code = file.read_bytes()
     else:
         from apr_backend_cpu.build.emit import object_code
 
         working("compiling kernels for this processor", 0, 1)
         code = object_code(level)
         working("compiling kernels for this processor", 1, 1)
-        if kept:
-            part = kept.with_suffix(f".{os.getpid()}.part")
+        if file:
+            part = file.with_suffix(f".{os.getpid()}.part")
             part.write_bytes(code)
-            part.replace(kept)
+            part.replace(file)
     engine = loaded(code)
     return Library(level, engine.get_function_address, "compiled here", engine)
 

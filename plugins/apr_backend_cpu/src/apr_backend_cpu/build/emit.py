@@ -58,21 +58,21 @@ def translated() -> tuple[str, ...]:
 def _translate(kernel: Kernel) -> str:
     arguments = tuple(NUMBA_TYPES[letter] for letter in kernel.arguments)
     kernel.function.compile(arguments)
-    made = kernel.function.overloads[arguments]
-    made.library.finalize()
-    return str(made.library._final_module) + _entry(kernel, made.fndesc.llvm_func_name)
+    overload = kernel.function.overloads[arguments]
+    overload.library.finalize()
+    return str(overload.library._final_module) + _entry(kernel, overload.fndesc.llvm_func_name)
 
 
 def _entry(kernel: Kernel, inner: str) -> str:
     """Return a C-ABI function around Numba's, with stack space for its result and error."""
     types = [str(IR_TYPES[letter]) for letter in kernel.arguments]
-    given = ", ".join(f"{t} %a{i}" for i, t in enumerate(types))
+    parameters = ", ".join(f"{t} %a{i}" for i, t in enumerate(types))
     passed = "".join(f", {t} %a{i}" for i, t in enumerate(types))
     result = str(IR_TYPES[kernel.result])
     room = result if kernel.result else "ptr"
     returned = f"%r = load {result}, ptr %room\n ret {result} %r" if kernel.result else "ret void"
     return f"""
-define {result} @{kernel.name}({given}) {{
+define {result} @{kernel.name}({parameters}) {{
  %room = alloca {room}
  %error = alloca ptr
  %status = call i32 @{inner}(ptr %room, ptr %error{passed})

@@ -34,14 +34,14 @@ def link(code: bytes, out: Path, platform: Platform | None = None) -> None:
     command = linker(platform)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        source, made = Path(folder) / "kernels.o", Path(folder) / out.name
+        source, library = Path(folder) / "kernels.o", Path(folder) / out.name
         source.write_bytes(code)
         macos = "macos" in platform.name if platform else sys.platform == "darwin"
         name = [f"-Wl,-install_name,@rpath/{out.name}"] if macos else []
         done = subprocess.run(
-            [*command, "-shared", "-s", *name, "-o", str(made), str(source), "-lm"],
+            [*command, "-shared", "-s", *name, "-o", str(library), str(source), "-lm"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise LinkError(f"{out.name} could not be linked: {done.stderr.strip()[-500:]}")
-        made.replace(out)
+        library.replace(out)

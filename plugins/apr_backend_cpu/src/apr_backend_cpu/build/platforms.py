@@ -24,8 +24,8 @@ class Platform:
 
 
 PLATFORMS = {
-    made.name: made
-    for made in (
+    target.name: target
+    for target in (
         Platform(
             "linux-x86_64",
             X86,

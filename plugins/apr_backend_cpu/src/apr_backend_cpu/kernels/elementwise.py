@@ -216,9 +216,9 @@ def rope_task(arguments, i, scratch):
             turned[c] = first[c] * cos[c] - second[c] * sin[c]
         for c in range(n):
             other[c] = second[c] * cos[c] + first[c] * sin[c]
-        rest, kept = floats_at(x + 8 * n, dim - 2 * n), floats_at(out + 8 * n, dim - 2 * n)
+        rest, copy = floats_at(x + 8 * n, dim - 2 * n), floats_at(out + 8 * n, dim - 2 * n)
         for c in range(dim - 2 * n):
-            kept[c] = rest[c]
+            copy[c] = rest[c]
 
 
 @kernel()
@@ -255,11 +255,11 @@ def delta_gates_task(arguments, i, scratch):
     """
     a = ints_at(arguments, MOST)
     n = a[4]
-    given, b = floats_at(a[0] + i * a[1], n), floats_at(a[2] + i * a[3], n)
+    dt, b = floats_at(a[0] + i * a[1], n), floats_at(a[2] + i * a[3], n)
     rate, bias = floats_at(a[5], n), floats_at(a[6], n)
     log_decay, beta = floats_at(a[7] + 4 * n * i, n), floats_at(a[8] + 4 * n * i, n)
     for h in range(n):
-        x = given[h] + bias[h]
+        x = dt[h] + bias[h]
         soft = max(x, f32(0.0)) + np.log1p(exp32(-abs(x)))
         log_decay[h] = -rate[h] * soft
         beta[h] = sigmoid32(b[h])

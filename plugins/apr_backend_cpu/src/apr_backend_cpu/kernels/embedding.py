@@ -72,10 +72,10 @@ for _name, (_loader, _) in LOADERS.items():
 
 @helper
 def _copy(source, target, nbytes):
-    given = carray(pointer(U(source)), (nbytes,), np.uint8)
-    taken = carray(pointer(U(target)), (nbytes,), np.uint8)
+    original = carray(pointer(U(source)), (nbytes,), np.uint8)
+    copy = carray(pointer(U(target)), (nbytes,), np.uint8)
     for i in range(nbytes):
-        taken[i] = given[i]
+        copy[i] = original[i]
 
 
 @kernel()

@@ -55,8 +55,8 @@ def _methods() -> NDArray[np.uint64]:
             some += [f"weigh_{name}_{n}" for n in (1, 4)]
         else:
             some += ["", "", f"dense_unpack_{name}", f"widen_{name}"]
-        found = [kernel(n) if n else 0 for n in some]
-        rows[kind, : APPEND + len(found)] = (kind, item, *found)
+        addresses = [kernel(n) if n else 0 for n in some]
+        rows[kind, : APPEND + len(addresses)] = (kind, item, *addresses)
     return rows
 
 
@@ -88,10 +88,10 @@ _latest: _Layout | None = None
 def _layout(step: Any) -> _Layout:
     """Return the step's layout, made when the first layer asks."""
     global _latest
-    found = _latest
-    if found is None or found.step is not step:
-        found = _latest = _Layout(step)
-    return found
+    layout = _latest
+    if layout is None or layout.step is not step:
+        layout = _latest = _Layout(step)
+    return layout
 
 
 class _Segments:
@@ -130,11 +130,11 @@ class _Few:
         self._table[:, START] = layout.segments[self._segments, 0] + layout.single[:, 1]
         self._program, self._kv_heads, self._group, self._dim = p, kv_heads, heads // kv_heads, dim
         self._room, self._parts = np.empty(0, np.float32), 0
-        given, scratch = (address(q), address(self._table), count), _scratch(self._group, dim)
+        inputs, scratch = (address(q), address(self._table), count), _scratch(self._group, dim)
         more = (*numbers, 0, 0, 0, 0)
-        parts = p.add("attend_few_task", 0, *given, *more, scratch=scratch)
+        parts = p.add("attend_few_task", 0, *inputs, *more, scratch=scratch)
         self._number = p.last
-        merge = p.add("merge_task", kv_heads * count, *given, *more, address(out), scratch=scratch)
+        merge = p.add("merge_task", kv_heads * count, *inputs, *more, address(out), scratch=scratch)
         self._arguments = (parts, merge)
         p.keep(self)
 

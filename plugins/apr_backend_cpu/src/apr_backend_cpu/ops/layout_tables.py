@@ -88,9 +88,9 @@ class TileNumbers:
     @classmethod
     def of(cls, numbers: NDArray[np.float32], unit: float) -> TileNumbers:
         """Make numbers from float32 [rows, groups] and one factor for all."""
-        made = cls.__new__(cls)
-        made._fill(numbers, SINGLE, _ones(numbers.shape[0], 1) * np.float32(unit))
-        return made
+        tiles = cls.__new__(cls)
+        tiles._fill(numbers, SINGLE, _ones(numbers.shape[0], 1) * np.float32(unit))
+        return tiles
 
     def _fill(self, numbers: NDArray[np.float32], kind: int, factors: NDArray[np.float32]) -> None:
         self._numbers = _by_tile(numbers.astype(STORED[kind]))

@@ -92,18 +92,18 @@ class Group:
 
         Tasks have about equal bytes for few rows, equal tiles for many.
         """
-        found = self._bounds.get((few, threads))
-        if found is None:
+        bounds = self._bounds.get((few, threads))
+        if bounds is None:
             rows, row_bytes = self.table[:, PART_ROWS], self.table[:, ROW_BYTES]
             counts = -(-rows.astype(np.int64) // ROWS)
             size = ROWS * row_bytes if few else np.ones_like(row_bytes)
             done = np.concatenate([[0], np.cumsum(np.repeat(size, counts).astype(np.float64))])
             each = done[-1] / threads / (TASK_BYTES if few else SIDE_BY_SIDE)
             tasks = threads * math.ceil(each)
-            found = np.searchsorted(done, done[-1] * np.arange(tasks + 1) / tasks).astype(np.int64)
-            found[0], found[-1] = 0, done.size - 1
-            self._bounds[few, threads] = found
-        return found
+            bounds = np.searchsorted(done, done[-1] * np.arange(tasks + 1) / tasks).astype(np.int64)
+            bounds[0], bounds[-1] = 0, done.size - 1
+            self._bounds[few, threads] = bounds
+        return bounds
 
     def __call__(self, x: Floats) -> list[Floats]:
         """Return a product [T, rows] for each weight, from x [T, in]."""
@@ -178,14 +178,14 @@ def _is_known(w: Any) -> bool:
 
 def group(weights: tuple[Any, ...], biases: tuple[Floats | None, ...] = ()) -> Group:
     """Return the group of these weights, made on first use and kept with the first of them."""
-    kept = weights[0].prepared
-    if kept is None:
-        kept = weights[0].prepared = {}
+    groups = weights[0].prepared
+    if groups is None:
+        groups = weights[0].prepared = {}
     key = tuple(map(id, (*weights, *biases)))
-    found: Group | None = kept.get(key)
-    if found is None:
-        found = kept[key] = Group(weights, biases or (None,) * len(weights))
-    return found
+    group: Group | None = groups.get(key)
+    if group is None:
+        group = groups[key] = Group(weights, biases or (None,) * len(weights))
+    return group
 
 
 def linear(x: Floats, w: Any) -> Floats:

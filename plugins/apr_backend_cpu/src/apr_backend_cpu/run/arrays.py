@@ -15,8 +15,8 @@ def address(array: NDArray[Any]) -> int:
     try:
         return addressof(c_char.from_buffer(buffer))  # five times as fast as the way below
     except (TypeError, ValueError):  # read-only, empty, or not contiguous
-        found: int = array.__array_interface__["data"][0]
-        return found
+        start: int = array.__array_interface__["data"][0]
+        return start
 
 
 def bits(value: float) -> int:

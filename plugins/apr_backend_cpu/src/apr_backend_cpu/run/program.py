@@ -51,11 +51,11 @@ class Program:
 
         `task` is a kernel's name; `scratch` is the bytes of scratch memory per task.
         """
-        given = np.array(arguments, np.int64)
-        self._kept.append(given)
-        self._rows.append([kernel(task), tasks, address(given)])
+        values = np.array(arguments, np.int64)
+        self._kept.append(values)
+        self._rows.append([kernel(task), tasks, address(values)])
         self._scratch = max(self._scratch, scratch)
-        return given
+        return values
 
     @property
     def last(self) -> int:
@@ -88,8 +88,8 @@ class Program:
 
     def records(self, x: Floats) -> NDArray[np.uint8]:
         """Return x [T, K] rounded to int8, once: by its instruction if that can, else a new one."""
-        found = self._rounding.get(address(x))
-        if found is None or found[2] != x.shape[1]:
+        entry = self._rounding.get(address(x))
+        if entry is None or entry[2] != x.shape[1]:
             records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
             self.add(
                 "quantize_task",
@@ -102,7 +102,7 @@ class Program:
             )
             self._rounding[address(x)] = (None, records, x.shape[1])
             return records
-        producer, records, _ = found
+        producer, records, _ = entry
         if producer is not None:
             producer[0] = address(records)
         return records
@@ -143,9 +143,9 @@ def recorder() -> Any:
     return _local.recorder
 
 
-def set_recorder(found: Any) -> None:
+def set_recorder(recorder: Any) -> None:
     """Begin (a recorder) or end (None) recording on this thread."""
-    _local.recorder = found
+    _local.recorder = recorder
 
 
 @contextmanager
@@ -222,9 +222,9 @@ _constants: dict[tuple[int, Any], tuple[weakref.ref[Any], NDArray[Any]]] = {}
 def constant(source: NDArray[Any], make: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
     """Return make(source) of a weight, kept as long as the weight lives."""
     key = (id(source), make)
-    found = _constants.get(key)
-    if found is None or found[0]() is not source:
+    entry = _constants.get(key)
+    if entry is None or entry[0]() is not source:
         forget = _constants.pop  # bound now: at interpreter exit the global is None
-        gone = weakref.ref(source, lambda _: forget(key, None))
-        found = _constants[key] = gone, make(source)
-    return found[1]
+        reference = weakref.ref(source, lambda _: forget(key, None))
+        entry = _constants[key] = reference, make(source)
+    return entry[1]

@@ -39,9 +39,9 @@ class Pending(Unread):
 
 def settle() -> None:
     """Run what this thread has recorded, if anything, and stop recording."""
-    found = recorder()
-    if found is not None:
-        found.settle()
+    current = recorder()
+    if current is not None:
+        current.settle()
 
 
 class Recorder:

@@ -73,7 +73,7 @@ def attend_many_task(arguments, i, scratch):
     n = min((seg[STOP] - seg[START]) * group - first, most)
     stride = U(row_bytes(methods, dim))
     size, at = 4 * most * dim, scratch
-    q, result, found = (
+    q, result, part_result = (
         matrix_at(at, n, dim), matrix_at(at + size, n, dim), matrix_at(at + 2 * size, n, dim)
     )  # fmt: skip
     arranged = at  # float caches: the arranged queries, in the place of q
@@ -111,7 +111,7 @@ def attend_many_task(arguments, i, scratch):
                 scores,
                 part_tops,
                 part_sums,
-                found,
+                part_result,
                 False,
                 room,
             )
@@ -127,10 +127,10 @@ def attend_many_task(arguments, i, scratch):
                 scores,
                 part_tops,
                 part_sums,
-                found,
+                part_result,
                 room,
             )
-        merge(tops, sums, result, part_tops, part_sums, found)
+        merge(tops, sums, result, part_tops, part_sums, part_result)
     for j in range(n):
         finish(sums[j], result[j], floats_at(a[1] + place[j], dim))
 

@@ -49,12 +49,12 @@ def by_tiles(
     queries: int, wide: tuple[int, int], block: Callable[[int, int], list[Value]]
 ) -> list[Value]:
     """Return sums [queries][keys] from block(first query, first key), which gives one tile."""
-    found = {}
+    totals = {}
     for first in range(0, queries, wide[0]):
         for key in range(0, KEYS, wide[1]):
             for k, total in enumerate(block(first, key)):
-                found[first + k // wide[1], key + k % wide[1]] = total
-    return [found[place] for place in sorted(found)]
+                totals[first + k // wide[1], key + k % wide[1]] = total
+    return [totals[place] for place in sorted(totals)]
 
 
 def make_scores(name: str, loader: Loader, itemsize: int, queries: int) -> Any:

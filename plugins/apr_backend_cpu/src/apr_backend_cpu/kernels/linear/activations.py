@@ -206,9 +206,9 @@ def quantize_block(x, size, block, records, scratch):
     first = block * SUPERBLOCK
     count, source = min(size - first, SUPERBLOCK), x + 4 * first
     if count < SUPERBLOCK:
-        values, given = floats_at(scratch, SUPERBLOCK), floats_at(source, count)
+        values, inputs = floats_at(scratch, SUPERBLOCK), floats_at(source, count)
         for i in range(count):
-            values[i] = given[i]
+            values[i] = inputs[i]
         for i in range(count, SUPERBLOCK):
             values[i] = np.float32(0.0)
         quantize_superblock(U(scratch), U(records + RECORD * block))

@@ -97,9 +97,9 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
 
             def row(r: Value, values: Values) -> Values:
                 weights = b.advance(b.advance(wp, r, row_bytes), begin, LANES * itemsize)
-                kept = b.advance(room, r, VECTOR * size)
+                slot = b.advance(room, r, VECTOR * size)
                 for first in range(0, size, wide):
-                    places = [b.at(kept, VECTOR * (first + t)) for t in range(wide)]
+                    places = [b.at(slot, VECTOR * (first + t)) for t in range(wide)]
                     reads = [
                         partial(b.advance, b.at(near, VECTOR * (first + t)), stride=VECTOR * size)
                         for t in range(wide)
@@ -114,9 +114,9 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
             return b.count_loop(rows, values, row)
 
         def result(r: Value, values: Values) -> Values:
-            kept = b.advance(room, r, VECTOR * size)
+            slot = b.advance(room, r, VECTOR * size)
             for t, out in enumerate(outs):
-                total = b.horizontal_sum(b.read(b.at(kept, VECTOR * t), V16F))
+                total = b.horizontal_sum(b.read(b.at(slot, VECTOR * t), V16F))
                 b.write(total, b.advance(out, r, 4))
             return values
 

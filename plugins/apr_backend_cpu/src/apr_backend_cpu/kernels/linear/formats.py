@@ -94,9 +94,9 @@ class Blocks:
     def __init__(self, b: Builder, format: Format, args: tuple[Value, ...]) -> None:
         self._b, self._format = b, format
         if format.declared:
-            given, *self._numbers = args
-            self._offsets = b.read(b.at(given, 8 * OFFSETS), I64)
-            levels = b.read(b.read(b.at(given, 8 * LEVELS), I64), vector_of(I8, 16))
+            params, *self._numbers = args
+            self._offsets = b.read(b.at(params, 8 * OFFSETS), I64)
+            levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
             b.levels = b.shuffle(levels, list(range(16)) * 4)
 
     def offset(self, g: Value) -> Value:
@@ -111,13 +111,13 @@ class Blocks:
 
         `first` is the first row's number in its tile.
         """
-        b, found = self._b, []
+        b, vectors = self._b, []
         if not self._format.declared:
             return halves(b, rows), None
         for table in self._numbers[: 1 + self._format.minimum]:
             here = b.advance(b.advance(table, g, VECTOR), first, 4)
-            found.append(b.read(here, vector_of(F32, len(rows))))
-        return found[0], found[1] if self._format.minimum else None
+            vectors.append(b.read(here, vector_of(F32, len(rows))))
+        return vectors[0], vectors[1] if self._format.minimum else None
 
 
 def nibble(b: Builder, packed: Value, high: int) -> Value:

@@ -138,14 +138,14 @@ def _by_count(
 
 
 @helper
-def expand_numbers(given, tile, room):
+def expand_numbers(params, tile, room):
     """Expand the scales and any minima of a tile: float32 [runs][16] each.
 
-    `given` is the address of the weight's parameters. Returns the address of the minima, or 0.
+    `params` is the address of the weight's parameters. Returns the address of the minima, or 0.
     """
-    params = words_at(given, PARAMETERS)
-    blocks, groups, runs = params[BLOCKS], params[GROUPS], params[RUNS]
-    columns = given + U(8 * NUMBERS)
+    words = words_at(params, PARAMETERS)
+    blocks, groups, runs = words[BLOCKS], words[GROUPS], words[RUNS]
+    columns = params + U(8 * NUMBERS)
     expand(columns, tile, blocks, groups, runs, room)
     columns += U(8 * COLUMNS_OF_NUMBERS)
     if words_at(columns, 1)[AT_NUMBERS] == U(0):

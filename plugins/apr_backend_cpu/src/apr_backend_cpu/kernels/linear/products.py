@@ -61,10 +61,10 @@ def _is_declared(methods):
 
 
 @helper
-def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, given, scales, minima):
+def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, params, scales, minima):
     """Multiply a tile of a packed format by fewer than FEW rows of activations.
 
-    `given`, `scales` and `minima` are for declared layouts.
+    `params`, `scales` and `minima` are for declared layouts.
     """
     t, declared = U(0), _is_declared(methods)
     while t < tokens:
@@ -72,11 +72,11 @@ def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, given, scal
         column = FEW_8 if left > U(6) else FEW_6 if left > U(4) else FEW_4
         function = methods[column if left > U(2) else FEW_2]
         if left == U(1) and declared:
-            call(methods[ONE], (w, row_bytes, x, out, runs, room, given, scales, minima))
+            call(methods[ONE], (w, row_bytes, x, out, runs, room, params, scales, minima))
         elif left == U(1):
             call(methods[ONE], (w, row_bytes, x, out, runs, room))
         elif declared:
-            call(function, (w, row_bytes, x, xs, left, out, os_, runs, given, scales, minima))
+            call(function, (w, row_bytes, x, xs, left, out, os_, runs, params, scales, minima))
         else:
             call(function, (w, row_bytes, x, xs, left, out, os_, runs))
         t += left
@@ -87,13 +87,13 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
     """Multiply `count` consecutive tiles, unpacked side by side to fetch activations once."""
     row_bytes, block = part[ROW_BYTES], methods[BLOCK]
     size = (runs * U(GROUP) + block - U(1)) // block * methods[TILE_BYTES]
-    numbers, given = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
+    numbers, params = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
     for i in range(count):
         tile = room + U(i) * size
         w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
         if _is_declared(methods):
-            minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
-            call(methods[UNPACK], (w, row_bytes, tile, runs, given, numbers, minima))
+            minima = expand_numbers(params, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
+            call(methods[UNPACK], (w, row_bytes, tile, runs, params, numbers, minima))
         else:
             call(methods[UNPACK], (w, row_bytes, tile, runs))
     t, ahead = U(0), part[ADDRESS] + (index + U(count)) * U(ROWS) * row_bytes
@@ -133,13 +133,13 @@ def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, ro
             )
             done += some
         return
-    row_bytes, given = part[ROW_BYTES], part[PARAMETERS]
+    row_bytes, params = part[ROW_BYTES], part[PARAMETERS]
     numbers, minima = room + (runs + U(7)) // U(8) * U(ROW_ROOM), U(0)
     for i in range(count):
         w, out = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
         if _is_declared(methods):
-            minima = expand_numbers(given, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
-        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, runs, room, given, numbers, minima)
+            minima = expand_numbers(params, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
+        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, runs, room, params, numbers, minima)
 
 
 @helper
@@ -178,12 +178,12 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
 def _copy(source, target, stride, tokens, rows):
     """Copy the first `rows` of each token's 16 results to their destination."""
     for t in range(tokens):
-        given, out = (
+        results, out = (
             floats_at(source + U(VECTOR * t), rows),
             floats_at(target + U(t) * stride, rows),
         )
         for r in range(rows):
-            out[r] = given[r]
+            out[r] = results[r]
 
 
 @helper

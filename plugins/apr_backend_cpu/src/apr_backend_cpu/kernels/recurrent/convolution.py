@@ -41,12 +41,12 @@ conv_vectors = vector("conv_vectors", "pppppp", _conv_vectors)
 def _conv_block(x, past, w, first, last, out, scratch):
     """Convolve channels [first, last): x [T, C] after past [K - 1, C], w [K, C] -> out [T, C]."""
     (tokens, channels), taps = x.shape, w.shape[0]
-    kept, size = taps - 1, last - first
+    history, size = taps - 1, last - first
     whole, skip = size // LANES, 4 * first
     stride, rows = 4 * channels, ints_at(scratch, taps)
     for t in range(tokens):
         for j in range(taps):  # the last `taps` inputs, oldest first
-            before = t + j - kept
+            before = t + j - history
             rows[j] = skip + (
                 x.ctypes.data + before * stride
                 if before >= 0
@@ -66,8 +66,8 @@ def _conv_block(x, past, w, first, last, out, scratch):
             for j in range(taps):
                 total += floats_at(rows[j], size)[c] * w[j, first + c]
             out[t, first + c] = total * sigmoid32(total)
-    for j in range(kept):
-        before = tokens + j - kept
+    for j in range(history):
+        before = tokens + j - history
         source = x[before][first:last] if before >= 0 else past[tokens + j][first:last]
         target = past[j][first:last]
         for c in range(target.size):

@@ -59,11 +59,11 @@ def _in_place(q, k, v, decay, beta, S, out):
 def _copy_columns(source, target, columns):
     """Copy a matrix's first columns to another; zero the rest of that one."""
     for i in range(source.shape[0]):
-        given, taken = row(source[i]), row(target[i])
+        original, copy = row(source[i]), row(target[i])
         for c in range(columns):
-            taken[c] = given[c]
-        for c in range(columns, taken.size):
-            taken[c] = f32(0.0)
+            copy[c] = original[c]
+        for c in range(columns, copy.size):
+            copy[c] = f32(0.0)
 
 
 @helper

@@ -56,11 +56,11 @@ class Chain:
 
     def total(self) -> Value:
         """Return the sums as int32."""
-        b, found = self._b, self._sum
+        b, total = self._b, self._sum
         for part in self._narrow:
             fours = b.add_pairs(part, const(part.type, 1))
-            found = fours if found is None else b.add(found, fours)
-        return found
+            total = fours if total is None else b.add(total, fours)
+        return total
 
     def scaled(self, total: Value, factor: Value) -> Value:
         """Return total + the sums times a factor for each lane, in the form of `pair_of`."""

@@ -47,10 +47,10 @@ class Rows:
 
 def addresses(b: Builder, start: Value, stride: Value, size: int, count: Value) -> Values:
     """Return the addresses of `size` rows; from the count-th on, the last one again."""
-    last, found = b.sub(count, number(1)), []
+    last, rows = b.sub(count, number(1)), []
     for t in range(size):
-        found.append(opaque(b, b.advance(start, b.least(number(t), last), stride)))
-    return found
+        rows.append(opaque(b, b.advance(start, b.least(number(t), last), stride)))
+    return rows
 
 
 def _fetch(b: Builder, args: tuple[Value, ...]) -> None:
