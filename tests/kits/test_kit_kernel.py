@@ -40,14 +40,13 @@ def test_a_sound_kernel_passes_everything(target, op, weight):
     of = kit(kernel(target, op, weight))
     found = {name: run_check(of, name) for name in OWN}
     assert {r.outcome for r in found.values()} == {"passed"}, found
-    assert len(found) >= 8
+    assert len(found) >= 7
 
 
 CAUGHT = [
     ("it_agrees_with_the_reference", "swiglu_of_one_percent_more", "has an NMSE of 1.0e-04"),
     ("it_agrees_with_the_reference", "swiglu_in_double", "is float64, expected float32"),
     ("it_agrees_with_the_reference", "no_such_kernel", "cannot be loaded"),
-    ("it_is_what_gets_bound", "no_such_kernel", "cannot be loaded"),
     ("views_are_read_where_they_are", "swiglu_of_whole_rows", "NaN or infinite"),
     ("unwritten_memory_does_not_leak", "swiglu_but_for_the_last", "NaN or infinite"),
     ("inputs_are_left_alone", "swiglu_in_place", "changes argument 0"),
@@ -99,7 +98,7 @@ def test_a_kernel_that_is_never_looked_up_is_caught():
 
 def test_two_kernels_for_one_op_are_caught():
     other = Kernel("toy/faster", broken.target("swiglu"), backend="toy", op="swiglu")
-    result = outcome("nobody_else_brings_it", kernel("swiglu"), others=[other])
+    result = outcome("declaration_can_be_looked_up", kernel("swiglu"), others=[other])
     assert result.outcome == "failed"
     assert "fast and others both bring a kernel for swiglu[*] on backend 'toy'" in result.reason
 
@@ -107,7 +106,7 @@ def test_two_kernels_for_one_op_are_caught():
 @pytest.mark.parametrize(
     ("declared", "words"),
     [
-        (kernel("swiglu", backend="gone"), "it is for backend 'gone': no installed plugin"),
+        (kernel("swiglu", backend="gone"), "no installed plugin provides backend 'gone'"),
         (kernel("swiglu", op="warp"), "no plugin is installed that brings the op 'warp'"),
         (kernel("linear", "linear", "q3"), "no quantizer is installed for 'q3'"),
     ],

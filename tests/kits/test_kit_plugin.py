@@ -62,7 +62,7 @@ WRONG = {  # what is wrong -> source of the hooks, the one check that fails, wha
                        "targets API 0, this apr-core has API 1: upgrade the plugin"),
     "imports arrays": (quantizer("toy", "import numpy\n"), "test_hooks_module_is_light",
                        "imports numpy"),
-    "prints": (quantizer("toy", "print('hello')\n"), "test_hooks_are_silent", "'hello"),
+    "prints": (quantizer("toy", "print('hello')\n"), "test_hooks_module_is_light", "'hello"),
     "changes its mind": (
         quantizer("toy", COUNT).replace("bytes_per_block=18", "bytes_per_block=next(count)"),
         "test_hooks_are_pure", "first"),

@@ -33,7 +33,7 @@ def packed(name, cols, seed=0):
     """A matrix as a file has it."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((ROWS, cols)).astype(np.float32)
-    return PACKS[name](Matrix(values), rng, name).host
+    return PACKS[name](Matrix(values), name).host
 
 
 def sent(host, piece):

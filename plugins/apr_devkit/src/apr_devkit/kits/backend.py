@@ -20,7 +20,8 @@ from apr_core.runtime import Model, chosen, load, make_backend
 from apr_devkit.kits.cases import KV, KV_TYPES, Call, attention_cases, flat
 from apr_devkit.kits.checks import equal, no, skip
 from apr_devkit.kits.kernel import DeviceKit, OpChecks, nan_memory
-from apr_devkit.kits.ops import difference, differences
+from apr_devkit.kits.measures import difference
+from apr_devkit.kits.ops import differences
 from apr_devkit.kits.rig import NAME as REFERENCE
 from apr_devkit.kits.rig import with_reference
 from apr_devkit.tiny import Floats, tiny_apr

@@ -10,33 +10,36 @@
 A call is the op's arguments without the leading `xp` or `o`. Arrays are activations: rows first,
 uploaded, and passed as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and `Recurrent`
 are states, `Parts` is a step; anything else is passed as it is. Calls of a case run one after the
-other; a state that several of them name is one state. Knows no backend.
+other; a state that several of them name is one state.
 
-Cases of the core's ops follow. Shapes are 1, odd and large; values are what models have. Tolerances
-are squared errors, chosen between two precisions. Float32 passes on any device, summed in any
-order, with exponentials that are wrong in a few of the last bits: 4096 products added one after the
-other have an NMSE of 1e-12, and 1e-9 is allowed (a relative error of 3e-5). Less than float32
-fails: factors rounded to the 8 bits of bf16 have an NMSE of 5e-6 or more, to the 11 bits of f16, or
-of a matrix unit's shortened float32, 8e-8. So no backend needs its own factor, and no separate
-check of gains is needed: one that is 0.004% off fails.
+Cases of the core's ops follow: shapes are 1, odd and large, values are what models have. Tolerances
+are squared errors between those of two precisions. Float32 passes, summed in any order and with
+exponentials that are wrong in a few of the last bits: 4096 products added one after the other have
+an NMSE of 1e-12, and 1e-9 is allowed. Factors rounded to the 8 bits of bf16 (5e-6), to the 11 bits
+of f16 or of a matrix unit's shortened float32 (8e-8) fail, and so does a gain that is 0.004% off.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from apr_core.plugin import HostMatrix, KVState, KVType, RecurrentState, StateMakers, WindowState
+from apr_core.runtime import make_step
 
 Floats = NDArray[np.float32]
 Call = tuple[Any, ...]
-Make = Callable[[np.random.Generator], list[Call]]
+Make = Callable[[Generator], list[Call]]
+Shape = tuple[int, ...]
+Table = Iterable[tuple[Any, ...]]  # rows of arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,8 @@ class OpCase:
     """One case of one op.
 
     `make` builds its calls, always the same for the same generator. `tolerance` is the largest
-    normalised mean square error (see `nmse`) of any result and of the state afterwards; 1e-10 is
-    a relative error of 1e-5.
+    normalised mean square error (`measures.nmse`) of any result and of the state afterwards; 1e-10
+    is a relative error of 1e-5.
     """
 
     op: str
@@ -91,14 +94,10 @@ class Parts:
         """The position of each slot after the step."""
         return {slot: position + count for slot, count, position in self.parts}
 
-    def rows(self, slot: int) -> slice | None:
-        """Return the rows of a slot; None if it has none."""
-        start = 0
-        for number, count, _ in self.parts:
-            if number == slot:
-                return slice(start, start + count)
-            start += count
-        return None
+    @property
+    def rows(self) -> dict[int, slice]:
+        """The rows of each slot."""
+        return {s.slot: slice(s.start, s.stop) for s in make_step(self.parts).segments}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -190,41 +189,34 @@ def flat(calls: Sequence[Any]) -> Iterator[Any]:
         yield from flat(each) if isinstance(each, tuple | list) else [each]
 
 
-def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:
+def normal(rng: Generator, *shape: int, scale: float = 1.0) -> Floats:
     """Return normally distributed float32."""
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
-def uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
+def uniform(rng: Generator, low: float, high: float, *shape: int) -> Floats:
     """Return uniformly distributed float32."""
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the normalised mean square error: mean((a - e)^2) / mean(e^2).
+def with_others(calls: Sequence[Call]) -> list[Call]:
+    """Return the calls, then the same with other activations and new states, but the same weights.
 
-    Where `expected` is all zeros it is mean(a^2). 0.0 for empty arrays, infinite if a is not
-    finite.
+    Activations are reversed: still values that the op is meant for.
     """
-    if expected.size == 0:
-        return 0.0
-    wanted, given = expected.astype(np.float64), actual.astype(np.float64)
-    if not np.isfinite(given).all():
-        return float("inf")
-    return float(np.mean((given - wanted) ** 2) / (np.mean(wanted**2) or 1.0))
+    states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
+
+    def other(argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(map(other, argument))
+        if isinstance(argument, np.ndarray):
+            return np.flip(argument).copy()
+        return states.get(id(argument), argument)
+
+    return [*calls, *map(other, calls)]
 
 
-def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the factor of `expected` in `actual`: 1.0 if errors are mere rounding.
-
-    A systematic error of a percent shows here where 8-bit rounding would hide it from `nmse`.
-    """
-    wanted, given = expected.astype(np.float64), actual.astype(np.float64)
-    power = float(np.sum(wanted * wanted))
-    return float(np.sum(given * wanted)) / power if power else 1.0
-
-
-def weight(rng: np.random.Generator, rows: int, cols: int) -> Matrix:
+def weight(rng: Generator, rows: int, cols: int) -> Matrix:
     """Return a matrix whose products have the size of their inputs."""
     return Matrix(normal(rng, rows, cols, scale=cols**-0.5))
 
@@ -244,42 +236,34 @@ NORM_SHAPES = ((1, 1), (3, 37), (300, 1024), (1, 2, 64), (5, 3, 33))  # rows, th
 
 
 def each(
-    op: str,
-    tolerance: float,
-    table: Iterable[tuple[Any, ...]],
-    name: str,
-    make: Callable[..., list[Call]],
+    op: str, tolerance: float, table: Table, name: str, make: Callable[..., list[Call]]
 ) -> list[OpCase]:
     """Return a case for each row of a table: `make` gets its values, and the generator."""
     return [OpCase(op, name.format(*row), partial(make, *row), tolerance) for row in table]
 
 
-def _embed(n: int, rows: int, cols: int, rng: np.random.Generator) -> list[Call]:
+def _embed(n: int, rows: int, cols: int, rng: Generator) -> list[Call]:
     return [(rng.integers(0, rows, n), Matrix(normal(rng, rows, cols), ("embed",)))]
 
 
-def _linear(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
+def linear(n: int, cols: int, rows: int, rng: Generator) -> list[Call]:
+    """Return a call of `linear` with rows [n, cols] and a weight [rows, cols]."""
     return [(normal(rng, n, cols), weight(rng, rows, cols))]
 
 
-def _linears(n: int, biased: str, rng: np.random.Generator) -> list[Call]:
+def _linears(n: int, biased: str, rng: Generator) -> list[Call]:
     call = normal(rng, n, 96), tuple(weight(rng, rows, 96) for rows in (64, 1, 33))
     biases = Vector(normal(rng, 64)), None, Vector(normal(rng, 33))
     return [(*call, biases) if biased else call]
 
 
-def _mlp(n: int, cols: int, inner: int, rng: np.random.Generator) -> list[Call]:
+def _mlp(n: int, cols: int, inner: int, rng: Generator) -> list[Call]:
     gate, up, down = weight(rng, inner, cols), weight(rng, inner, cols), weight(rng, cols, inner)
     return [(normal(rng, n, cols), gate, up, down)]
 
 
 def _norm(
-    adds: int,
-    shape: tuple[int, ...],
-    offset: float,
-    scale: float,
-    eps: float,
-    rng: np.random.Generator,
+    adds: int, shape: Shape, offset: float, scale: float, eps: float, rng: Generator
 ) -> list[Call]:
     w = Vector(normal(rng, shape[-1], scale=0.5))
     x = normal(rng, *shape, scale=3 * scale if adds else scale)
@@ -287,30 +271,25 @@ def _norm(
     return [(x, *more, w, eps, offset)]
 
 
-def _add(shape: tuple[int, int], what: str, rng: np.random.Generator) -> list[Call]:
+def _add(shape: tuple[int, int], what: str, rng: Generator) -> list[Call]:
     more = Vector(normal(rng, shape[1])) if what == "a row" else normal(rng, *shape)
     return [(normal(rng, *shape), more)]
 
 
-def _by(shape: tuple[int, int], factor: float, rng: np.random.Generator) -> list[Call]:
+def _by(shape: tuple[int, int], factor: float, rng: Generator) -> list[Call]:
     return [(normal(rng, *shape, scale=10.0), factor)]
 
 
-def _gate(more: int, shape: tuple[int, ...], top: float, rng: np.random.Generator) -> list[Call]:
+def _gate(more: int, shape: Shape, top: float, rng: Generator) -> list[Call]:
     return [(uniform(rng, -top, top, *shape), *(normal(rng, *shape) for _ in range(more)))]
 
 
-def _heads_gate(shape: tuple[int, ...], rng: np.random.Generator) -> list[Call]:
+def _heads_gate(shape: Shape, rng: Generator) -> list[Call]:
     return [(normal(rng, *shape), uniform(rng, -100.0, 100.0, *shape))]
 
 
 def _rope(
-    rotary: int,
-    dim: int,
-    rows: int,
-    last: int,
-    positions: tuple[int, ...],
-    rng: np.random.Generator,
+    rotary: int, dim: int, rows: int, last: int, positions: tuple[int, ...], rng: Generator
 ) -> list[Call]:
     exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
     inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
@@ -325,7 +304,7 @@ GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # 200 overfl
 CORE: tuple[tuple[Any, ...], ...] = (
     ("embed", EXACT, ((1, 1, 1), (7, 33, 37), (300, 500, 256)), "{} of {} rows of {}", _embed),
     ("linear", PRODUCT, ((1, 1, 1), (3, 37, 5), (1, 300, 257), (65, 320, 129), (2, 4096, 16)),
-     "[{}, {}] by {} rows", _linear),
+     "[{}, {}] by {} rows", linear),
     ("linears", PRODUCT, [(n, more) for n in (1, 5, 70) for more in ("", ", biases")],
      "{} rows{}", _linears),
     ("mlp", PRODUCT, ((1, 32, 64), (3, 37, 45), (70, 256, 512)), "[{}, {}], {} inside", _mlp),
@@ -356,7 +335,8 @@ def product_cases() -> list[OpCase]:
     return [case for row in CORE if row[0] in PRODUCTS for case in each(*row)]
 
 
-STEPS = {  # name -> the steps that come one after the other
+Steps = tuple[Parts, ...]
+STEPS: dict[str, Steps] = {  # name -> the steps that come one after the other
     "one token": (Parts((0, 1, 0)),),
     "a prompt, then tokens": (Parts((0, 37, 0)), Parts((0, 1, 37)), Parts((0, 1, 38))),
     "a prompt in chunks": (Parts((0, 64, 0)), Parts((0, 36, 64)), Parts((0, 3, 100))),
@@ -366,7 +346,9 @@ STEPS = {  # name -> the steps that come one after the other
         Parts((2, 2, 71), (0, 66, 6)),
     ),
 }
-LONG = {"a long context": (Parts((0, 1100, 0)), Parts((0, 1, 1100)), Parts((0, 5, 1101)))}
+LONG: dict[str, Steps] = {
+    "a long context": (Parts((0, 1100, 0)), Parts((0, 1, 1100)), Parts((0, 5, 1101)))
+}
 HEADS = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 64), LONG))
 
 
@@ -383,13 +365,7 @@ def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
 
 
 def _attention(
-    _: str,
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    kv_type: KVType,
-    steps: tuple[Parts, ...],
-    rng: np.random.Generator,
+    _: str, heads: int, kv_heads: int, dim: int, kv_type: KVType, steps: Steps, rng: Generator
 ) -> list[Call]:
     state, calls = KV(kv_heads, dim, kv_type), []
     for step in steps:

@@ -16,7 +16,8 @@ from apr_core.runtime import GRID, Model, PluginConflict, PluginNotFound, Sampli
 from apr_devkit.kits import rig
 from apr_devkit.kits.checks import equal, shared, skip
 from apr_devkit.kits.layer import LENGTHS, Piece, SequenceChecks
-from apr_devkit.kits.rig import difference, leaves
+from apr_devkit.kits.measures import distance
+from apr_devkit.kits.rig import leaves
 from apr_devkit.tiny import Floats, random_weights, tiny_apr, tiny_config
 
 NEEDED = ("hidden_size", "num_hidden_layers", "vocab_size")  # they have no default
@@ -138,7 +139,7 @@ class FamilyKit(SequenceChecks):
 
     def assert_parity(self, actual: Floats, expected: Floats, what: str) -> None:
         """Fail if logits differ by more than `parity`, relative to their standard deviation."""
-        off = difference(actual, expected)
+        off = distance(actual, expected)
         said = f"logits {what}: they differ by {off:.1e} of their standard deviation"
         assert off < self.parity, f"{said}, expected less than {self.parity:.0e}"
 
@@ -303,7 +304,7 @@ class FamilyConformance(FamilyConfigs):
         assert not strange, f"{strange} logits are not finite{self.where}"
         assert rows.std(axis=1).min() > 0, f"a row of logits is constant{self.where}"
         ids[0] = (ids[0] + 1) % size
-        changed = difference(self.fresh(ids)[-1], rows[-1])
+        changed = distance(self.fresh(ids)[-1], rows[-1])
         assert changed > 1e-6, f"the first token changes nothing later{self.where}"
 
     def test_chunked_prefill_is_prefill(self) -> None:
@@ -351,7 +352,7 @@ class FamilyConformance(FamilyConfigs):
         usual = self.fresh(ids)
         for key, hf in others.items():
             what = f"another {key} in config.json changes nothing{self.where}"
-            changed = difference(self.logits_with(key, hf, ids), usual)
+            changed = distance(self.logits_with(key, hf, ids), usual)
             assert changed > self.tolerance, f"{what}: the family, or its mixer, has its own"
 
     def test_parity_with_other_constants(self) -> None:

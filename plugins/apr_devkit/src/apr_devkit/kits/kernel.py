@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apr_core.plugin import DENSE, GENERIC, BackendError, BackendPlugin, BackendUnavailable, Kernel
 from apr_core.runtime import (
@@ -22,9 +22,9 @@ from apr_core.runtime import (
     resolve,
 )
 from apr_devkit.kits import ops
-from apr_devkit.kits.cases import Matrix, OpCase, flat
+from apr_devkit.kits.cases import Matrix, OpCase, flat, with_others
 from apr_devkit.kits.checks import PluginConformance, no, shared, skip
-from apr_devkit.kits.ops import PACKABLE, READERS, Installed, Outcome, Runner
+from apr_devkit.kits.ops import PACKABLE, READERS, Array, Installed, Outcome, Runner, Upload
 
 NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others use '*'"
 
@@ -37,14 +37,12 @@ def nan_memory(device: BackendPlugin) -> Iterator[None]:
     """
     library = type(device.upload(np.zeros(4, np.float32))).__module__.partition(".")[0]
     owners = {id(each): each for each in (np, sys.modules[library], device.xp)}.values()
+    places = [(o, name) for o in owners for name in ("empty", "empty_like") if hasattr(o, name)]
     with ExitStack() as stack:
-        for owner in owners:
-            for name in ("empty", "empty_like"):
-                if hasattr(owner, name):
-                    with suppress(AttributeError, TypeError):  # a namespace that is read-only
-                        stack.enter_context(
-                            patch.object(owner, name, _filled(getattr(owner, name)))
-                        )
+        for owner, name in places:
+            filled = _filled(getattr(owner, name))
+            with suppress(AttributeError, TypeError):  # a namespace that is read-only
+                stack.enter_context(patch.object(owner, name, filled))
         yield
 
 
@@ -56,6 +54,20 @@ def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
         return array
 
     return filled
+
+
+def half_of_heads(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
+    """Return an upload that is half NaN, and the half of its last axis with the values."""
+    wide = upload(np.concatenate([np.full_like(values, np.nan), values], axis=-1))
+    return wide, wide[..., values.shape[-1] :]
+
+
+def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
+    """Return an upload [T, 3n] with NaN at both sides, and its middle columns, reshaped."""
+    rows = values.reshape(values.shape[0], -1)
+    n, beside = rows.shape[1], np.full_like(rows, np.nan)
+    wide = upload(np.concatenate([beside, rows, beside], axis=1))
+    return wide, wide[:, n : 2 * n].reshape(*values.shape)
 
 
 class DeviceKit(PluginConformance):
@@ -70,10 +82,10 @@ class DeviceKit(PluginConformance):
         return self.make_device(self.name)
 
     def make_device(self, name: str, threads: int | None = None) -> BackendPlugin:
-        """Return a new backend. Skips where it cannot run."""
+        """Return a new backend. Skips where it is missing or cannot run."""
         try:
             return make_backend(self.registry, name, threads)
-        except BackendUnavailable as error:
+        except (BackendUnavailable, PluginNotFound) as error:
             skip(error.message)
 
 
@@ -111,27 +123,24 @@ class OpComparison(DeviceKit):
         """Return the checked backend's outcome of a case."""
         return self.once(f"outcome {id(case)}", lambda: self.runner.run(case))
 
-    def complaints(self, case: OpCase, run: Callable[[], Outcome]) -> list[str]:
-        """Return how the outcome of `run` differs from the references' outcome of the case."""
-        expected = self.expected(case)
-        try:
-            return ops.differences(run(), expected, case.tolerance)
-        except AssertionError as error:
-            return [str(error)]
-        except Exception as error:
-            return [f"raises {type(error).__name__}: {error}"]
-
-    def compare(self, cases: Iterable[OpCase], **how: Any) -> None:
+    def compare(self, cases: Iterable[OpCase], runner: Runner | None = None, **how: Any) -> None:
         """Fail unless all cases, run with `how` (see `Runner.run`), match the references."""
-        runner, problems = self.runner, []
+        stored, runner, problems = not (runner or how), runner or self.runner, []
         for case in cases:
-            run = partial(runner.run, case, **how) if how else partial(self.outcome, case)
-            problems += [f"{case}: {problem}" for problem in self.complaints(case, run)]
+            expected = self.expected(case)
+            try:
+                outcome = self.outcome(case) if stored else runner.run(case, **how)
+                differences = ops.differences(outcome, expected, case.tolerance)
+            except AssertionError as error:
+                differences = [str(error)]
+            except Exception as error:
+                differences = [f"raises {type(error).__name__}: {error}"]
+            problems += [f"{case}: {difference}" for difference in differences]
         no(problems)
 
     def test_views_are_read_where_they_are(self) -> None:
         """Activations may be views of wider arrays, as families slice them."""
-        for view in (ops.some_columns, ops.half_of_heads):
+        for view in (some_columns, half_of_heads):
             self.compare(self.viewed_cases(), view=view)
 
     def test_unwritten_memory_does_not_leak(self) -> None:
@@ -149,7 +158,7 @@ class OpComparison(DeviceKit):
         """An op that is called again, with other values, changes no earlier result of its own."""
         problems = []
         for case in self.every_case():
-            names = self.runner.run(case, ops.with_others(case.calls())).overwritten
+            names = self.runner.run(case, with_others(case.calls())).overwritten
             problems += [f"{case}: {name} is overwritten by a later call" for name in names]
         no(problems)
 
@@ -182,12 +191,8 @@ class KernelConformance(OpComparison):
 
     @shared
     def device(self) -> BackendPlugin:
-        """Return the backend that the kernel is for. Skips where it is missing or cannot run."""
-        name = self.declaration.backend
-        try:
-            return make_backend(self.registry, name, None)
-        except (BackendUnavailable, PluginNotFound) as error:
-            skip(f"it is for backend {name!r}: {error.message}")
+        """Return the backend that the kernel is for."""
+        return self.make_device(self.declaration.backend)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -213,9 +218,7 @@ class KernelConformance(OpComparison):
         if op not in PACKABLE or format == DENSE:
             return dense
         if format == GENERIC:
-            return [
-                c for name in ops.LAYOUTS for c in ops.packed_cases(name, ops.in_layout(name), uses)
-            ]
+            return ops.layout_cases(uses)
         wanted = list(formats) if format == "*" else [format]
         if not set(wanted) <= set(formats):
             skip(f"no quantizer is installed for {format!r}")
@@ -223,31 +226,22 @@ class KernelConformance(OpComparison):
         return packed + (dense if format == "*" else [])
 
     def test_declaration_can_be_looked_up(self) -> None:
-        """It names a backend and an op, and a weight format only where ops have one."""
+        """It names a backend, an op and a format that are looked up, and nobody else brings it."""
         declared: Kernel = self.declaration
         for field in ("backend", "op"):
             assert getattr(declared, field), f"kernel {self.name!r} names no {field}"
         used = declared.weight == "*" or declared.op in PACKABLE
         assert used, f"{declared.op}[{declared.weight}] {NEVER}"
-
-    def test_nobody_else_brings_it(self) -> None:
-        """No other distribution brings a kernel for the same op, format and backend."""
-        known = foreign_kernels(self.registry, self.declaration.backend)
+        known = foreign_kernels(self.registry, declared.backend)
         assert self.key in known, f"{self.key} is not among the kernels {sorted(known)}"
 
-    def test_it_is_what_gets_bound(self) -> None:
-        """The op is bound to this kernel, and the report says whose it is."""
-        for case in self.every_case():
-            self.runner.run(case)
+    def test_it_agrees_with_the_reference(self) -> None:
+        """The op is bound to it, gives what its reference body gives, and leaves the same state."""
+        self.compare(self.every_case())
         bound, d = self.runner.binder.report.bound, self.declaration
-        mine = [b for b in bound.values() if b.target == d.target and b.op == d.op]
-        owners = {b.distribution for b in mine}
+        owners = {b.distribution for b in bound.values() if (b.target, b.op) == (d.target, d.op)}
         said = [f"{b.key}: {b.target} ({b.distribution})" for b in bound.values()]
         assert owners == {self.owned.distribution}, f"{d.op}[{d.weight}] is bound to {said}"
-
-    def test_it_agrees_with_the_reference(self) -> None:
-        """Every case of the op gives what the reference body gives, and leaves the same state."""
-        self.compare(self.every_case())
 
 
 class OpChecks(OpComparison):
@@ -270,9 +264,7 @@ class OpChecks(OpComparison):
         """Return cases of declared layouts; none without a kernel for them."""
         kernels = self.device.kernels
         uses = [op for op, reader in READERS.items() if (reader, GENERIC) in kernels]
-        return [
-            c for name in ops.LAYOUTS for c in ops.packed_cases(name, ops.in_layout(name), uses)
-        ]
+        return ops.layout_cases(uses)
 
     def viewed_cases(self) -> list[OpCase]:
         """Return the installed cases, without packed weights."""
@@ -298,17 +290,10 @@ class OpChecks(OpComparison):
         """Every reference body runs on its array namespace: ops of the future have no kernel."""
         device = copy(self.device)
         device.kernels = {}
-        bare = Runner(device, self.installed.ops)
         cases = self.installed.cases
         if self.device.kernels:  # dense weights may be laid out for its kernels
             cases = [c for c in cases if not any(isinstance(a, Matrix) for a in flat(c.calls()))]
-        no(
-            [
-                f"{case}: {problem}"
-                for case in cases
-                for problem in self.complaints(case, partial(bare.run, case))
-            ]
-        )
+        self.compare(cases, Runner(device, self.installed.ops))
 
     def test_kernel_table_can_be_loaded(self) -> None:
         """Every key can be looked up and every target is a function that can be imported."""

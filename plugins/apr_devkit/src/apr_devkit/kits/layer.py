@@ -19,6 +19,7 @@ from apr_core.runtime import GRID, Owned, ReferenceBackend, Registry, Trial, Tri
 from apr_devkit.kits import rig
 from apr_devkit.kits.cases import Matrix
 from apr_devkit.kits.checks import PluginConformance, attribute, shared, skip
+from apr_devkit.kits.measures import distance
 from apr_devkit.kits.ops import Runner
 from apr_devkit.tiny import random_values
 
@@ -71,7 +72,7 @@ class SequenceChecks(PluginConformance):
 
     def assert_same(self, actual: Floats, expected: Floats, what: str) -> None:
         """Fail if outputs [T, features] differ by more than the tolerance."""
-        off = rig.difference(actual, expected)
+        off = distance(actual, expected)
         assert off < self.tolerance, (
             f"{what}{self.where}: outputs differ by {off:.1e} of their standard deviation, at most "
             f"{self.tolerance:.0e} is rounding"
@@ -438,7 +439,7 @@ class MlpConformance(PartConformance):
         rows = self.inputs(7)
         together = self.rig.run(rows)
         alone = np.concatenate([self.rig.run(rows[i : i + 1]) for i in range(len(rows))])
-        off = rig.difference(together, alone)
+        off = distance(together, alone)
         assert off < self.tolerance, f"rows alone or together differ by {off:.1e}"
 
 

@@ -8,10 +8,10 @@ not count. It may round activations to 8 bits where weights have few, which is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,12 @@ from apr_core.plugin import (
 from apr_core.runtime import Binder, ForeignKernel, Owned, Registry, make_step, state_makers
 from apr_devkit.kits import cases
 from apr_devkit.kits.cases import Call, Matrix, OpCase, Parts, Vector, flat, is_state, normal
+from apr_devkit.kits.measures import Floats, Raw, difference
 
 Array = Any
 Upload = Callable[[NDArray[Any]], Array]
 View = Callable[[Upload, NDArray[Any]], tuple[Array, Array]]  # -> (what was uploaded, the view)
-Pack = Callable[[Matrix, np.random.Generator, str], Matrix]  # (weight, generator, name)
+Pack = Callable[[Matrix, str], Matrix]  # (weight, its name)
 
 # weights in the formats of files
 
@@ -46,6 +47,7 @@ HALVES = 1e-5  # of float formats: a backend may multiply in half precision
 FLOAT_FORMATS = ("f16", "bf16")
 MOVED = 1e-10  # `embed` only decodes
 PACKABLE = ("linear", "embed")  # the ops that see packed weights
+WIDE = ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))  # rows, columns, rows of the weight
 READERS = {"linear": "linear", "linears": "linear", "embed": "embed", "mlp": "linear"}
 LEVELS = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
@@ -66,13 +68,13 @@ LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
 
 def in_format(
     format: str,
-    encode: Callable[[NDArray[np.float32]], NDArray[np.uint8]],
-    decode: Callable[[NDArray[np.uint8], int], NDArray[np.float32]],
+    encode: Callable[[Floats], Raw],
+    decode: Callable[[Raw, int], Floats],
     layout: BlockLayout | None = None,
 ) -> Pack:
     """Return a function that packs weights by a quantizer."""
 
-    def pack(matrix: Matrix, rng: np.random.Generator, name: str) -> Matrix:
+    def pack(matrix: Matrix, name: str) -> Matrix:
         raw = encode(matrix.values)
         host = HostMatrix(name, format, matrix.values.shape, raw, decode, layout)
         return replace(matrix, values=host.dense(), host=host)
@@ -83,11 +85,10 @@ def in_format(
 def in_floats(format: str) -> Pack:
     """Return a function that packs weights in f32, f16 or bf16."""
 
-    def encode(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        raw = rows if format == DENSE else from_float32(rows, format)
-        return np.ascontiguousarray(raw).view(np.uint8).reshape(len(rows), -1)
+    def encode(rows: Floats) -> Raw:
+        return from_float32(rows, format).reshape(len(rows), -1)
 
-    def decode(raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
+    def decode(raw: Raw, cols: int) -> Floats:
         return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
 
     return in_format(format, encode, decode)
@@ -97,9 +98,9 @@ def in_layout(name: str) -> Pack:
     """Return a function that makes random blocks of a layout, without codec; values about 0.01."""
     layout, block, nbytes = LAYOUTS[name]
 
-    def pack(matrix: Matrix, rng: np.random.Generator, label: str) -> Matrix:
-        rows, cols = matrix.values.shape
-        raw = rng.integers(0, 256, (rows, -(-cols // block), nbytes), dtype=np.uint8)
+    def encode(rows: Floats) -> Raw:
+        rng = np.random.default_rng(crc32(rows.tobytes()))  # other blocks for other weights
+        raw = rng.integers(0, 256, (len(rows), -(-rows.shape[1] // block), nbytes), dtype=np.uint8)
         for part in (*layout.scale, *layout.minimum):
             shape = (*raw.shape[:2], 1 if part.per_block else block // layout.group)
             # either sign: otherwise a common part of all rows would dominate the rounding
@@ -108,20 +109,15 @@ def in_layout(name: str) -> Pack:
             if part.dtype in ("f32", "f16", "bf16"):
                 stored = from_float32(numbers, part.dtype).reshape(*raw.shape[:2], -1)
                 raw[:, :, part.offset : part.offset + stored.shape[-1]] = stored
-        decode, spec = partial(layouts.decode, *LAYOUTS[name]), BlockLayout(*LAYOUTS[name])
-        return in_format(f"layout of {name}", lambda _: raw.reshape(rows, -1), decode, spec)(
-            matrix, rng, label
-        )
+        return raw.reshape(len(rows), -1)
 
-    return pack
+    decode, spec = partial(layouts.decode, *LAYOUTS[name]), BlockLayout(*LAYOUTS[name])
+    return in_format(f"layout of {name}", encode, decode, spec)
 
 
 def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
     """Return the core's product cases and wider ones, with packed weights."""
-    wide = [
-        OpCase("linear", f"[{n}, {cols}] by {rows} rows", partial(_wide, n, cols, rows))
-        for n, cols, rows in ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))
-    ]
+    wide = cases.each("linear", PACKED, WIDE, "[{}, {}] by {} rows", cases.linear)
     return [
         OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), tolerance(c.op, format))
         for c in (*cases.product_cases(), *wide)
@@ -143,15 +139,11 @@ def tolerance(op: str, format: str) -> float:
     return PACKED_TWICE if op == "mlp" else PACKED
 
 
-def _wide(n: int, cols: int, rows: int, rng: np.random.Generator) -> list[Call]:
-    return [(normal(rng, n, cols), cases.weight(rng, rows, cols))]
-
-
 def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
     def replaced(argument: Any, label: str) -> Any:
         if isinstance(argument, tuple):
             return tuple(replaced(each, f"{label}.{i}") for i, each in enumerate(argument))
-        return pack(argument, rng, label) if isinstance(argument, Matrix) else argument
+        return pack(argument, label) if isinstance(argument, Matrix) else argument
 
     return [replaced(call, case.op) for call in case.make(rng)]
 
@@ -161,7 +153,7 @@ def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
 
     def mixed(n: int, first: int, rng: np.random.Generator) -> list[Call]:
         three = [(packs[(first + i) % len(packs)], f"weight {i}") for i in range(3)]
-        weights = tuple(pack(cases.weight(rng, 33, 512), rng, label) for pack, label in three)
+        weights = tuple(pack(cases.weight(rng, 33, 512), label) for pack, label in three)
         return [(normal(rng, n, 512), weights)]
 
     table = [(n, first) for n in (1, 6) for first in range(len(packs))]
@@ -185,25 +177,23 @@ class Installed:
     def of(cls, registry: Registry) -> Installed:
         """Collect everything usable; unusable plugins are named in `missing`."""
         installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
-        for kind, take in (("attention", cls._bringer), ("quantizer", cls._quantizer)):
-            for owned in registry.declarations(kind):
-                try:
-                    take(installed, owned, registry)
-                except AprError as error:
-                    installed.missing.append(f"{owned.qualified}: {error.message}")
+        for owned in (*registry.declarations("attention"), *registry.declarations("quantizer")):
+            try:
+                installed._add(owned, registry)
+            except AprError as error:
+                installed.missing.append(f"{owned.qualified}: {error.message}")
         return installed
 
-    def _bringer(self, owned: Owned, registry: Registry) -> None:
-        for name, target in owned.declaration.brings:
-            self.ops[name] = registry.load_target(target, owned.distribution)
-        if owned.declaration.cases:
-            self.cases += registry.load_target(owned.declaration.cases, owned.distribution)()
-
-    def _quantizer(self, owned: Owned, registry: Registry) -> None:
-        d, codec = owned.declaration, registry.make("quantizer", owned.declaration.name)
-        layout = BlockLayout(d.layout, d.block, d.bytes_per_block) if d.layout else None
-        self.formats[d.name] = in_format(d.name, codec.encode, codec.decode, layout)
-        self.generic |= {d.name} if layout else set()
+    def _add(self, owned: Owned, registry: Registry) -> None:
+        d, load = owned.declaration, partial(registry.load_target, distribution=owned.distribution)
+        if d.kind == "quantizer":
+            codec = registry.make("quantizer", d.name)
+            layout = BlockLayout(d.layout, d.block, d.bytes_per_block) if d.layout else None
+            self.formats[d.name] = in_format(d.name, codec.encode, codec.decode, layout)
+            self.generic |= {d.name} if layout else set()
+            return
+        self.ops |= {name: load(target) for name, target in d.brings}
+        self.cases += load(d.cases)() if d.cases else []
 
     def op(self, name: str) -> Op | None:
         """Return an op by name, of a plugin or of the core."""
@@ -221,20 +211,6 @@ def whole(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
     """Return an uploaded array and the same as its view."""
     array = upload(values)
     return array, array
-
-
-def half_of_heads(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
-    """Return an upload that is half NaN, and the half of its last axis with the values."""
-    wide = upload(np.concatenate([np.full_like(values, np.nan), values], axis=-1))
-    return wide, wide[..., values.shape[-1] :]
-
-
-def some_columns(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
-    """Return an upload [T, 3n] with NaN at both sides, and its middle columns, reshaped."""
-    rows = values.reshape(values.shape[0], -1)
-    n, beside = rows.shape[1], np.full_like(rows, np.nan)
-    wide = upload(np.concatenate([beside, rows, beside], axis=1))
-    return wide, wide[:, n : 2 * n].reshape(*values.shape)
 
 
 @dataclass(slots=True)
@@ -282,7 +258,7 @@ class Runner:
     def weight(self, matrix: Matrix, name: str) -> Any:
         """Return the matrix on the backend, bound for its uses; dense if it is not packed."""
         if matrix.host is None:
-            matrix = in_floats(DENSE)(matrix, np.random.default_rng(), name)
+            matrix = in_floats(DENSE)(matrix, name)
         assert matrix.host
         return self.binder.weight(matrix.host, matrix.uses)
 
@@ -375,13 +351,6 @@ class _Run:
         return state
 
 
-# how results differ
-
-ENOUGH = 256  # values; a gain needs as many
-GAIN = 6e-3  # how much a gain may differ from 1: a codebook's levels may be rounded to 8 bits
-FEW, LENIENCE = 16, 10  # values that may all happen to be small, so that errors look large
-
-
 def differences(actual: Outcome, expected: Outcome, tolerance: float) -> list[str]:
     """Return what is wrong with an outcome, in words; [] if all is within the tolerance."""
     counts = [[len(call) for call in each.results] for each in (actual, expected)]
@@ -397,45 +366,6 @@ def different(actual: Outcome, expected: Outcome) -> list[str]:
     return [n for n, array in actual.arrays().items() if array.tobytes() != wanted[n].tobytes()]
 
 
-def difference(
-    actual: NDArray[Any], expected: NDArray[Any], tolerance: float, off: float = GAIN
-) -> str:
-    """Return how an array differs from the expected one, or an empty string.
-
-    `tolerance` limits its NMSE, `off` how much its gain may differ from 1.
-    """
-    if actual.shape != expected.shape:
-        return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
-    if actual.dtype != expected.dtype:
-        return f"is {actual.dtype}, expected {expected.dtype}"
-    if not np.isfinite(actual).all():
-        return f"has {int((~np.isfinite(actual)).sum())} of {actual.size} values NaN or infinite"
-    error = cases.nmse(actual, expected)
-    if error > tolerance * (LENIENCE if expected.size < FEW else 1):
-        return f"has an NMSE of {error:.1e}, at most {tolerance:.1e} is allowed"
-    factor = cases.gain(actual, expected)
-    if expected.size >= ENOUGH and abs(factor - 1) > off:
-        return f"is {factor:.4f} times the expected values, beside rounding"
-    return ""
-
-
-def with_others(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls, then the same with other activations and new states, but the same weights.
-
-    Activations are reversed: still values that the op is meant for.
-    """
-    states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
-
-    def other(argument: Any) -> Any:
-        if isinstance(argument, tuple):
-            return tuple(map(other, argument))
-        if isinstance(argument, np.ndarray):
-            return np.flip(argument).copy()
-        return states.get(id(argument), argument)
-
-    return [*calls, *map(other, calls)]
-
-
 def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list[Call], Outcome]]:
     """Yield parts of calls that can run alone, and their outcome in a whole run.
 
@@ -443,28 +373,23 @@ def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list
     one from the middle and the last.
     """
     for name, slot, spans in _spans(calls):
-        parts = [
-            (call, results, span)
-            for call, results, span in zip(calls, together.results, spans, strict=True)
-            if span
-        ]
-        alone = [tuple(_cut(a, span, slot) for a in call) for call, _, span in parts]
-        results = [tuple(a[span] for a in results) for _, results, span in parts]
+        alone = [tuple(_cut(a, span, slot) for a in calls[i]) for i, span in spans.items()]
+        results = [tuple(a[span] for a in together.results[i]) for i, span in spans.items()]
         states = {k: v for k, v in together.states.items() if k.endswith(f" of slot {slot}")}
         yield name, alone, Outcome(results, states)
 
 
-def _spans(calls: Sequence[Call]) -> Iterator[tuple[str, int | None, list[slice | None]]]:
-    """Yield (name, slot, rows in each call) of parts of calls."""
-    steps = [next((a for a in call if isinstance(a, Parts)), None) for call in calls]
-    slots = dict.fromkeys(part[0] for step in steps if step for part in step.parts)
+def _spans(calls: Sequence[Call]) -> Iterator[tuple[str, int | None, dict[int, slice]]]:
+    """Yield (name, slot, {number of a call: rows}) of parts of calls."""
+    steps = {i: a.rows for i, call in enumerate(calls) for a in call if isinstance(a, Parts)}
+    slots = dict.fromkeys(slot for rows in steps.values() for slot in rows)
     for slot in slots if len(slots) > 1 else ():
-        yield f"slot {slot}", slot, [step.rows(slot) if step else None for step in steps]
-    rows = [next(len(a) for a in call if isinstance(a, np.ndarray)) for call in calls]
+        yield f"slot {slot}", slot, {i: rows[slot] for i, rows in steps.items() if slot in rows}
+    counts = [next(len(a) for a in call if isinstance(a, np.ndarray)) for call in calls]
     for name, at in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
-        if not slots and min(rows) > 1:
-            starts = [int((n - 1) * at) for n in rows]
-            yield f"the {name} row", None, [slice(i, i + 1) for i in starts]
+        if not slots and min(counts) > 1:
+            starts = [int((n - 1) * at) for n in counts]
+            yield f"the {name} row", None, {i: slice(s, s + 1) for i, s in enumerate(starts)}
 
 
 def _cut(argument: Any, span: slice, slot: int | None) -> Any:

@@ -1,23 +1,17 @@
 """Kits for number formats: quantizers, by their sizes, errors and bytes, and recipes of them.
 
-Errors are relative RMSE. The yardstick is the plainest codec that fits into the same bytes: of
-`bits` a value, it spends ceil(bits) - 1 on a code, and the rest on a 16-bit scale for each group of
-values. The scale is a group's largest magnitude over the largest code; codes are rounded to
-nearest. (4.5 bits are codes of 4 bits and a scale for 32 values, 8.5 bits the same with codes of 8:
-the simplest formats in use.) A format may have `MARGIN` times that error, on a distribution or on
-the bell-shaped one, for which formats choose their levels. Rounding that is wrong by half a step
-doubles the error, and a scale that is wrong by a step or swapped nibbles do worse: all are caught.
-No error may exceed that of writing zeros. A format that spends its bits otherwise, such as floats
-of 8 bits, states its own `max_error`.
+Errors are relative RMSE; `apr_devkit.kits.measures` has the yardstick. A format that spends its
+bits otherwise, such as floats of 8 bits, states its own `max_error`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from math import ceil
 from typing import Any
 
@@ -29,7 +23,6 @@ from apr_core.plugin import (
     SOURCE,
     FormatError,
     FormatSpec,
-    PluginError,
     QuantizationError,
     QuantizerPlugin,
     TensorClass,
@@ -37,67 +30,18 @@ from apr_core.plugin import (
     number_formats,
 )
 from apr_core.runtime import PluginNotFound
-from apr_devkit.kits.cases import gain, nmse
-from apr_devkit.kits.checks import PluginConformance, attribute, call_fresh, equal, skip
-
-Rows = NDArray[np.float32]
-Raw = NDArray[np.uint8]
-
-KINDS = ("gaussian", "laplace", "outliers", "uniform", "sparse")
-BELL = KINDS[0]
-MARGIN = 1.5
-VALUES = 1 << 16  # of a sample
-SCALE_BITS, LEAST_GROUP = 16, 8
-
-
-def sample(kind: str, rows: int, cols: int, seed: int = 0, scale: float = 0.02) -> Rows:
-    """Return seeded values of one of KINDS, as large as weights by default: f32 [rows, cols]."""
-    rng, shape = np.random.default_rng([KINDS.index(kind), seed]), (rows, cols)
-    bell = rng.standard_normal(shape)
-    kinds: dict[str, Callable[[], Any]] = {
-        "gaussian": lambda: bell,
-        "laplace": lambda: rng.laplace(size=shape),
-        "outliers": lambda: np.where(rng.random(shape) < 0.002, 20 * bell, bell),
-        "uniform": lambda: rng.uniform(-1, 1, shape),
-        "sparse": lambda: bell * (rng.random(shape) < 0.1),
-    }
-    values: Rows = (scale * kinds[kind]()).astype(np.float32)
-    return values
-
-
-def block_sample(kind: str, block: int, scale: float = 0.02) -> Rows:
-    """Return a sample of about VALUES values, in rows of whole blocks: float32 [R, C]."""
-    cols = block * ceil(1024 / block)
-    return sample(kind, max(2, VALUES // cols), cols, scale=scale)
-
-
-def relative_rmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return sqrt(sum of squared errors / sum of squared values)."""
-    return float(nmse(actual, expected) ** 0.5)
-
-
-def plain_codec(bits: float, block: int) -> tuple[int, int]:
-    """Return the yardstick's code bits and group, for `bits` a value in blocks of `block`."""
-    code = max(2, ceil(bits) - 1)
-    group = round(SCALE_BITS / (bits - code)) if bits > code else block
-    return code, min(max(group, LEAST_GROUP), max(block, LEAST_GROUP))
-
-
-def plain_error(x: Rows, bits: float, block: int) -> float:
-    """Return the relative RMSE of the yardstick on float32 [R, C], incomplete groups left out."""
-    code, group = plain_codec(bits, block)
-    whole = x[:, : x.shape[1] // group * group].astype(np.float64)
-    values = whole.reshape(-1, group)  # [groups, group]
-    step = np.abs(values).max(axis=1, keepdims=True) / (2 ** (code - 1) - 1)
-    codes = np.rint(values / np.where(step == 0, 1, step))
-    return relative_rmse(codes * step, values)
-
-
-def default_bounds(block: int, nbytes: float) -> dict[str, float]:
-    """Return the largest relative RMSE by kind of sample, for `block` values in `nbytes` bytes."""
-    bits = 8 * nbytes / block
-    errors = {kind: plain_error(block_sample(kind, block), bits, block) for kind in KINDS}
-    return {kind: min(1.0, MARGIN * max(e, errors[BELL])) for kind, e in errors.items()}
+from apr_devkit.kits.checks import PluginConformance, attribute, call_fresh, equal, refusal, skip
+from apr_devkit.kits.measures import (
+    BELL,
+    KINDS,
+    Floats,
+    Raw,
+    block_sample,
+    default_bounds,
+    gain,
+    relative_rmse,
+    sample,
+)
 
 
 def golden_digest(codec: Any, block: int) -> str:
@@ -132,7 +76,7 @@ class QuantizerConformance(PluginConformance):
             golden = "?"                           # optional: a SHA-256; the failure tells it
 
     Without a `max_error` of the codec, bounds follow from the declared bytes: see
-    `apr_devkit.kits.quantizer`; 0.0 is that of a format that loses nothing. Its `gain_tolerance`,
+    `apr_devkit.kits.measures`; 0.0 is that of a format that loses nothing. Its `gain_tolerance`,
     1%, suits all that round to nearest or search for the least error. A format that clips the
     largest values on purpose states more.
     """
@@ -154,7 +98,7 @@ class QuantizerConformance(PluginConformance):
         """Values in a block."""
         return int(self.declaration.block)
 
-    def encoded(self, x: Rows, where: str = "a sample") -> Raw:
+    def encoded(self, x: Floats, where: str = "a sample") -> Raw:
         """Encode, and check type and size of the result: u8 [R, row bytes]."""
         d, raw = self.declaration, self.codec.encode(x)
         equal(f"what encode of {where} returns", _kind(raw), "array of uint8")
@@ -163,7 +107,7 @@ class QuantizerConformance(PluginConformance):
         equal(f"{what}, {list(x.shape)},", list(raw.shape), [len(x), row])
         return raw
 
-    def decoded(self, raw: Raw, cols: int, where: str = "a sample") -> Rows:
+    def decoded(self, raw: Raw, cols: int, where: str = "a sample") -> Floats:
         """Decode, and check type and size of the result and that it is finite: f32 [R, C]."""
         values = self.codec.decode(raw, cols)
         equal(f"what decode of {where} returns", _kind(values), "array of float32")
@@ -172,29 +116,34 @@ class QuantizerConformance(PluginConformance):
         assert not bad, f"decode of {where} made {bad} values that are NaN or infinite"
         return values
 
-    def round_trip(self, x: Rows, where: str = "a sample") -> Rows:
+    def round_trip(self, x: Floats, where: str = "a sample") -> Floats:
         """Encode and decode."""
         return self.decoded(self.encoded(x, where), x.shape[1], where)
 
-    def bell(self, cols: int, scale: float = 1.0, rows: int = ROWS) -> Rows:
+    def bell(self, cols: int, scale: float = 1.0, rows: int = ROWS) -> Floats:
         """Return bell-shaped values, float32 [rows, cols]."""
         return sample(BELL, rows, cols, cols, scale)
 
-    def stated(self) -> dict[str, float]:
-        """Return the bounds that the codec states, by kind of sample."""
-        bound = self.codec.max_error
-        if bound is None:
-            return {}
-        bounds = dict(bound) if isinstance(bound, Mapping) else dict.fromkeys(KINDS, float(bound))
-        assert set(bounds) <= set(KINDS), f"max_error is about {sorted(bounds)}, known are {KINDS}"
-        return bounds
-
     def bounds(self) -> dict[str, float]:
-        """Return the largest error allowed, by kind of sample."""
-        derive = partial(default_bounds, self.block, self.declaration.bytes_per_block)
-        return self.once("bounds", derive) | self.stated()
+        """Return the largest error allowed, by kind of sample: as stated, else by its bytes.
 
-    def within(self, bound: float, x: Rows, where: str) -> None:
+        Fails if one that is stated is more than half of the bytes would give.
+        """
+        d, stated = self.declaration, self.codec.max_error
+        derived = self.once("bounds", partial(default_bounds, self.block, d.bytes_per_block))
+        if stated is None:
+            return derived
+        bounds = dict(stated) if isinstance(stated, Mapping) else dict.fromkeys(KINDS, stated)
+        assert set(bounds) <= set(KINDS), (
+            f"max_error is about {sorted(bounds)}, known are {[*KINDS]}"
+        )
+        halved = default_bounds(self.block, d.bytes_per_block / 2)
+        for kind, bound in bounds.items():
+            what = f"max_error of {kind} is {bound:g}; a plain format of half the bytes stays below"
+            assert 0 <= bound <= halved[kind], f"{what} {halved[kind]:.4g}"
+        return derived | bounds
+
+    def within(self, bound: float, x: Floats, where: str) -> None:
         """Fail if a round trip loses more than the bound."""
         with np.errstate(all="ignore"):
             error = relative_rmse(self.round_trip(x, where), x)
@@ -205,6 +154,11 @@ class QuantizerConformance(PluginConformance):
         equal(f"shape of {what}", array.shape, expected.shape)
         different = int((array != expected).sum())
         assert not different, f"{what} changes {different} of {expected.size} numbers"
+
+    def _refusal(self, x: Floats, where: str) -> QuantizationError | None:
+        """Return the error by which encode refuses values, if it does."""
+        with np.errstate(all="ignore"):
+            return refusal(QuantizationError, f"{where}: encode", self.codec.encode, x)
 
     def test_error_is_within_its_bound(self) -> None:
         """Sizes are as declared, and errors on all kinds of values are below what they promise."""
@@ -234,25 +188,13 @@ class QuantizerConformance(PluginConformance):
             for row, col in ((0, 0), (1, b), (ROWS - 1, 2 * b)):
                 x, where = self.bell(2 * b + 1), f"{value} at row {row}, column {col}"
                 x[row, col] = value
-                assert self._refuses(x, where), f"{where}: encode accepts it"
+                assert self._refusal(x, where), f"{where}: encode accepts it"
         bell, one = self.bell(2 * b, rows=3).astype(np.float64), np.arange(2 * b) == 3
         for top in HUGE:
             for wide in (bell / np.abs(bell).max() * top, bell * 0 - top, np.where(one, top, bell)):
                 x, where = wide.astype(np.float32), f"values up to {top:g}"
-                if not self._refuses(x, where):
+                if not self._refusal(x, where):
                     self.within(worst, x, where)
-
-    def _refuses(self, x: Rows, where: str) -> bool:
-        """Return True if encode raises QuantizationError; any other error is a failure."""
-        try:
-            with np.errstate(all="ignore"):
-                self.codec.encode(x)
-        except QuantizationError:
-            return True
-        except Exception as error:
-            what = f"encode raises {type(error).__name__}: {error}"
-            raise AssertionError(f"{where}: {what}, not QuantizationError") from None
-        return False
 
     def test_values_are_neither_shrunk_nor_stretched(self) -> None:
         """Decoded values are on the whole as large as the encoded ones: no gain hides in a bound.
@@ -271,15 +213,6 @@ class QuantizerConformance(PluginConformance):
         most = 1 + max(tolerance, STRETCHING * squares)
         what = f"decoded values are {factor:.4f} times what was encoded, beside rounding"
         assert least <= factor <= most, f"{what}; expected {least:.4f} to {most:.4f}"
-
-    def test_stated_error_is_no_empty_promise(self) -> None:
-        """A bound that the author states is at least what half of the bytes would give."""
-        if not self.stated():
-            skip("it states no max_error: bounds follow from its bytes")
-        halved = default_bounds(self.block, self.declaration.bytes_per_block / 2)
-        for kind, bound in self.stated().items():
-            what = f"max_error of {kind} is {bound:g}; a plain format of half the bytes stays below"
-            assert 0 <= bound <= halved[kind], f"{what} {halved[kind]:.4g}"
 
     def test_input_may_be_any_view_and_is_left_alone(self) -> None:
         """Strided, transposed, read-only rows and bytes are read, and nothing is written there."""
@@ -303,21 +236,6 @@ class QuantizerConformance(PluginConformance):
         cols, where = plain.shape[1], "read-only bytes at an odd address, as of a mapped file,"
         self.same(self.decoded(odd, cols, where), self.decoded(raw, cols), f"decoding {where}")
 
-    def test_results_stay_as_they_are(self) -> None:
-        """Encoding or decoding something else changes no earlier result: no buffer is reused."""
-        codec, cols = self.codec, 2 * self.block + 1
-        inputs = [self.bell(cols), np.roll(self.bell(cols), 1, axis=0)]
-        raws = [codec.encode(x).copy() for x in inputs]
-        calls: dict[str, Callable[[int], NDArray[Any]]] = {
-            "encode": lambda i: codec.encode(inputs[i]),
-            "decode": lambda i: codec.decode(raws[i], cols),
-        }
-        for name, call in calls.items():
-            result = call(0)
-            before = result.copy()
-            call(1)
-            self.same(result, before, f"{name} of something else, looked at in an earlier result,")
-
     def test_the_same_bytes_every_time(self) -> None:
         """Encoding twice, by another object, thread or process, gives the same bytes and values."""
         inputs = [self.bell(self.block + 64 * i) for i in range(8)]
@@ -338,15 +256,20 @@ class QuantizerConformance(PluginConformance):
             equal("what another process encodes to", there, here)
 
     def test_rows_are_independent(self) -> None:
-        """The same bytes and values come out however the rows are cut into chunks."""
+        """However the rows are cut into chunks, the same bytes and values come out, and stay."""
         x = self.bell(2 * self.block + 1)
         whole = self.encoded(x).copy()
-        values = self.decoded(whole, x.shape[1]).copy()
+        values, results = self.decoded(whole, x.shape[1]).copy(), []
         for cut in [slice(at, at + step) for step in (1, 2, 5) for at in range(0, ROWS, step)]:
             where = f"rows {cut.start} to {min(cut.stop, ROWS)} alone"
-            self.same(self.encoded(x[cut], where), whole[cut], f"encoding {where}")
-            back = self.decoded(whole[cut], x.shape[1], where)
-            self.same(back, values[cut], f"decoding {where}")
+            for result, expected, what in (
+                (self.encoded(x[cut], where), whole[cut], f"encoding {where}"),
+                (self.decoded(whole[cut], x.shape[1], where), values[cut], f"decoding {where}"),
+            ):
+                self.same(result, expected, what)
+                results.append((result, expected, what))
+        for result, expected, what in results:  # no buffer was reused
+            self.same(result, expected, f"{what}, looked at after later calls,")
 
     def test_bytes_of_another_length_are_refused(self) -> None:
         """Too many or too few bytes for the columns are an error, not values."""
@@ -365,19 +288,13 @@ class QuantizerConformance(PluginConformance):
         assert number is None or 0 <= number < FIRST_FILE_ID, (
             f"dtype_id {number}: ids from {FIRST_FILE_ID} up belong to files; declare None"
         )
-        try:
-            number_formats([FormatSpec(d.name, number, d.block, d.bytes_per_block)])
-        except FormatError as error:
-            raise AssertionError(error.message) from None
+        number_formats([FormatSpec(d.name, number, d.block, d.bytes_per_block)])
 
     def test_layout_means_what_decode_does(self) -> None:
         """The declared layout fits the block and decodes to the codec's values."""
         d = self.declaration
         layout = d.layout or skip("it declares no layout")
-        try:
-            layout.check(d.block, d.bytes_per_block)
-        except PluginError as error:
-            raise AssertionError(error.message) from None
+        layout.check(d.block, d.bytes_per_block)
         for kind in KINDS:
             x = block_sample(kind, self.block)[:, :-1]
             raw = self.encoded(x, kind)
@@ -453,10 +370,8 @@ class RecipeConformance(PluginConformance):
 
 def questions() -> Iterator[TensorClass]:
     """Yield every class, shape and place in a model, in a role that no family has."""
-    for name in CLASSES:
-        for shape in SHAPES:
-            for layer, layers in LAYERS:
-                yield TensorClass(f"model.{name}.weight", f"kit_{name}", name, shape, layer, layers)
+    for name, shape, place in product(CLASSES, SHAPES, LAYERS):
+        yield TensorClass(f"model.{name}.weight", f"kit_{name}", name, shape, *place)
 
 
 def answers(target: str, step: int = 1) -> list[str]:
