@@ -19,8 +19,8 @@ COMPILED = "cpu"  # folder of a cache
 def distributions() -> dict[str, Path]:
     """{distribution name: folder} of all that this repository ships, examples included."""
     folders = [ROOT, *ROOT.glob("plugins/*"), *ROOT.glob("examples/plugins/*")]
-    found = [folder for folder in folders if (folder / "pyproject.toml").exists()]
-    return {_name(folder): folder for folder in sorted(found)}
+    projects = [folder for folder in folders if (folder / "pyproject.toml").exists()]
+    return {_name(folder): folder for folder in sorted(projects)}
 
 
 def _name(folder: Path) -> str:
