@@ -98,14 +98,14 @@ def attended(rng):
             state = KVState(Cpu(2).zeros, kv_heads, dim, dtype=dtype)
             state.open(0)
             state.open(1)
-            found, lengths = [], [0, 0]
+            outputs, lengths = [], [0, 0]
             for counts in ([300, 5], [1, 1], [6, 1]):
                 step = make_step([(s, n, lengths[s]) for s, n in enumerate(counts)])
                 rows = sum(counts)
                 q, k, v = (normal(rng, rows, n, dim) for n in (heads, kv_heads, kv_heads))
-                found.append(attention.attention(q, k, v, state, step, dim**-0.5))
+                outputs.append(attention.attention(q, k, v, state, step, dim**-0.5))
                 lengths = [a + b for a, b in zip(lengths, counts, strict=True)]
-            yield f"attention {dtype} {dim}", found
+            yield f"attention {dtype} {dim}", outputs
 
 
 def recurrent(rng):

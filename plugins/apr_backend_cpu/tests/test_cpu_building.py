@@ -64,7 +64,7 @@ def test_a_library_is_named_by_all_that_machine_code_is_made_from(tmp_path):
 def test_without_a_linker_this_system_is_told_what_follows(no_linker, tmp_path, capsys):
     for arguments in ([], ["--platform", "here"]):
         assert main([*arguments, "--out", str(tmp_path)]) == 0
-        assert "note:" in (said := capsys.readouterr().out) and "compiled at first use" in said
+        assert "note:" in (output := capsys.readouterr().out) and "compiled at first use" in output
     assert not list(tmp_path.glob("*.so"))
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_level_or_platform_is_an_error(capsys):
     for arguments in (["x86-64-v9"], ["--platform", "plan9-mips"]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "x86-64-v4" in (said := capsys.readouterr().err) or "linux-x86_64" in said
+        assert "x86-64-v4" in (message := capsys.readouterr().err) or "linux-x86_64" in message
 
 
 def test_what_is_there_is_not_built_again_and_what_is_old_goes(no_linker, tmp_path):

@@ -70,7 +70,7 @@ def weight(rng, name, rows, cols):
     spec = BlockLayout(layout, block, nbytes)
     matrix = SimpleNamespace(raw=raw, format=name, shape=(rows, cols), layout=spec)
     data = Cpu(2).upload_packed(matrix)
-    found = SimpleNamespace(
+    bound_weight = SimpleNamespace(
         name=name,
         format=name,
         rows=rows,
@@ -82,7 +82,7 @@ def weight(rng, name, rows, cols):
         row_bytes=raw.shape[1],
         decode=lambda raw, cols: decode(layout, block, nbytes, raw, cols),
     )
-    return found, decode(layout, block, nbytes, raw, cols)
+    return bound_weight, decode(layout, block, nbytes, raw, cols)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

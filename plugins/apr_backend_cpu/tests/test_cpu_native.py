@@ -61,9 +61,9 @@ class Copy:
     def digests(self):
         """(notices, origin, what of a compiler was imported, digests)."""
         lines = self.python(DIGESTS)
-        said = [line for line in lines if line.startswith("notice: ")]
-        origin, *found, imported = lines[len(said) :]
-        return said, origin.partition(": ")[2], imported.split()[1:], found
+        notices = [line for line in lines if line.startswith("notice: ")]
+        origin, *digests, imported = lines[len(notices) :]
+        return notices, origin.partition(": ")[2], imported.split()[1:], digests
 
     def build(self):
         return self.python("-m", "apr_backend_cpu.build")
@@ -82,8 +82,8 @@ def copy(tmp_path_factory):
 
 @pytest.mark.takes_minutes
 def test_sources_without_a_library_are_compiled_once_to_the_same_bits(copy):
-    said, origin, imported, compiled = copy.digests()
-    assert (said, origin, imported) == (SAID, "compiled here", ["llvmlite", "numba"])
+    notices, origin, imported, compiled = copy.digests()
+    assert (notices, origin, imported) == (SAID, "compiled here", ["llvmlite", "numba"])
     kept = copy.kept()
     assert [path.name for path, _ in kept] == ["kernels.o"]
     assert copy.digests() == ([], "compiled here", ["llvmlite"], compiled)
@@ -131,10 +131,10 @@ def compiled(monkeypatch):
 def test_kept_code_is_read_and_names_are_looked_up_in_it(compiled, monkeypatch, tmp_path, tries):
     monkeypatch.setenv("APR_CACHE", str(tmp_path))
     for _ in range(tries):
-        made = native._compiled(chosen())
-        assert made.function("twice", 1)(21) == 42
+        code = native._compiled(chosen())
+        assert code.function("twice", 1)(21) == 42
         with pytest.raises(AttributeError, match="no function 'thrice'"):
-            made.address("thrice")
+            code.address("thrice")
     assert compiled == [chosen()]
 
 
@@ -160,8 +160,8 @@ def test_code_is_kept_elsewhere_or_not_where_the_cache_cannot_be_used(
 
 def test_every_declared_kernel_can_be_called():
     functions = [f.name for f in source.VECTOR_FUNCTIONS.values() if not f.inline]
-    found = [native.address(name) for name in (*functions, *source.KERNELS)]
-    assert len(set(found)) == len(found) > 100
+    addresses = [native.address(name) for name in (*functions, *source.KERNELS)]
+    assert len(set(addresses)) == len(addresses) > 100
 
 
 def test_a_name_that_no_kernel_has_is_an_error_that_says_so():
@@ -170,11 +170,11 @@ def test_a_name_that_no_kernel_has_is_an_error_that_says_so():
 
 
 def test_a_description_says_which_kernels_and_makes_none(monkeypatch, tmp_path):
-    said = f"cpu: 2 threads, kernels for {chosen().name}"
+    description = f"cpu: 2 threads, kernels for {chosen().name}"
     monkeypatch.setattr(backend, "library_path", lambda level: tmp_path)
-    assert Cpu(2).describe() == said
+    assert Cpu(2).describe() == description
     monkeypatch.setattr(backend, "library_path", lambda level: tmp_path / "none.so")
-    assert Cpu(2).describe() == f"{said}, compiled at first use"
+    assert Cpu(2).describe() == f"{description}, compiled at first use"
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,12 @@ def normal(*shape):
 @pytest.fixture
 def weights():
     """An embedding and a square matrix, both dense."""
-    made = []
+    matrices = []
     for name, rows in (("embedding", 50), ("square", 64)):
         w = Weight(name, "f32", (rows, 64), normal(rows, 64))
         w.linear, w.embed = linear.linear, linear.embed
-        made.append(w)
-    return made
+        matrices.append(w)
+    return matrices
 
 
 def step_of(*positions):
@@ -98,8 +98,8 @@ def test_results_of_a_replay_stay_what_they_were(weights):
     ids=["arithmetic", "numpy", "indices", "copy", "item", "reshape that copies", "list"],
 )
 def test_what_looks_at_values_ends_the_recording_and_not_the_result(weights, between):
-    calls, once, said = [], [], []
-    captured = Captured(network(weights, calls, between), said.append)
+    calls, once, notes = [], [], []
+    captured = Captured(network(weights, calls, between), notes.append)
     plain = network(weights, once, between)
     for position in range(3):
         expected = plain(ids_of(5, 6), step_of(position, position))
@@ -107,21 +107,21 @@ def test_what_looks_at_values_ends_the_recording_and_not_the_result(weights, bet
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
     assert len(calls) == 3
     assert recorder() is None
-    (line,) = said
+    (line,) = notes
     assert line.startswith("values are needed in ") and "test_cpu_recording.py:" in line
 
 
 def test_a_number_of_sequences_that_cannot_be_recorded_leaves_others_alone(weights):
-    calls, said = [], []
+    calls, notes = [], []
 
     def between(x):
         return x * np.float32(1) if len(x) == 2 else x
 
-    captured = Captured(network(weights, calls, between), said.append)
+    captured = Captured(network(weights, calls, between), notes.append)
     for _ in range(3):
         captured(ids_of(5, 6), step_of(0, 0))
         captured(ids_of(5), step_of(0))
-    assert calls == [2, 1, 2, 2] and len(said) == 1
+    assert calls == [2, 1, 2, 2] and len(notes) == 1
 
 
 def test_writing_into_a_pending_array_comes_after_what_was_recorded(weights):
