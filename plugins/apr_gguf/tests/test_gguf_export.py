@@ -27,7 +27,7 @@ CASES = {
 }
 
 
-def made(tmp_path, recipe, **options):
+def gguf_export(tmp_path, recipe, **options):
     """(open .apr, gguf reader, summary)."""
     checkpoint = tiny_checkpoints.write(tmp_path / "checkpoint", **options)
     path, out = tmp_path / f"{recipe}.apr", tmp_path / f"{recipe}.gguf"
@@ -38,8 +38,8 @@ def made(tmp_path, recipe, **options):
 
 
 def tensor(reader, name):
-    found = next(t for t in reader.tensors if t.name == name)
-    return found.data
+    entry = next(t for t in reader.tensors if t.name == name)
+    return entry.data
 
 
 def values(file, name):
@@ -49,18 +49,18 @@ def values(file, name):
 
 @pytest.mark.parametrize("recipe", ["q4k", "q6k", "q8_0", "q4_k_m", "f32", "bf16"])
 def test_bytes_of_matrices_pass_through(tmp_path, recipe):
-    file, reader, summary = made(tmp_path, recipe, ratio=1)
+    file, reader, summary = gguf_export(tmp_path, recipe, ratio=1)
     for role, name in (("mlp.gate_proj", "ffn_gate"), ("linear_attn.in_proj_qkv", "attn_qkv"),
                        ("mlp.down_proj", "ffn_down")):  # fmt: skip
         source = f"{LAYER}{role}.weight"
-        found = tensor(reader, f"blk.0.{name}.weight")
-        assert found.tobytes() == file.raw(source).tobytes(), source
+        matrix = tensor(reader, f"blk.0.{name}.weight")
+        assert matrix.tobytes() == file.raw(source).tobytes(), source
     assert summary["tensors"] == len(reader.tensors)
     assert all("mtp" in name or "visual" in name for name in summary["left_out"])
 
 
 def test_the_transforms(tmp_path):
-    file, reader, _ = made(tmp_path, "f32", ratio=1)
+    file, reader, _ = gguf_export(tmp_path, "f32", ratio=1)
     norm = values(file, f"{LAYER}input_layernorm.weight")
     np.testing.assert_array_equal(tensor(reader, "blk.0.attn_norm.weight"), norm + np.float32(1))
     plain = values(file, f"{LAYER}linear_attn.norm.weight")
@@ -79,7 +79,7 @@ def test_the_order_of_value_heads():
 
 
 def test_reordered_rows_and_columns_are_the_same_weights(tmp_path):
-    file, reader, summary = made(tmp_path, "q8_0", ratio=2)
+    file, reader, summary = gguf_export(tmp_path, "q8_0", ratio=2)
     order = Heads(2, 4, 32, 32).positions(32)
     z = file.raw(f"{LAYER}linear_attn.in_proj_z.weight").reshape(128, -1)
     assert tensor(reader, "blk.0.attn_gate.weight").tobytes() == z[order].tobytes()
@@ -90,16 +90,16 @@ def test_reordered_rows_and_columns_are_the_same_weights(tmp_path):
 
 
 def test_blocks_that_span_heads_are_decoded_and_it_is_said(tmp_path):
-    _, reader, summary = made(tmp_path, "q4k", ratio=4, hidden=256)
-    found = next(t for t in reader.tensors if t.name == "blk.0.ssm_out.weight")
-    assert found.tensor_type.name == "F16"
+    _, reader, summary = gguf_export(tmp_path, "q4k", ratio=4, hidden=256)
+    entry = next(t for t in reader.tensors if t.name == "blk.0.ssm_out.weight")
+    assert entry.tensor_type.name == "F16"
     assert any("out_proj" in warning and "F16" in warning for warning in summary["warnings"])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_computes_the_same_logits(tmp_path, case):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    file, _, summary = made(tmp_path, "f32", **CASES[case])
+    file, _, summary = gguf_export(tmp_path, "f32", **CASES[case])
     file.close()
     ids = np.random.default_rng(1).integers(0, 261, 40).tolist()
     with load(file.path) as model:
@@ -112,7 +112,7 @@ def test_llama_cpp_computes_the_same_logits(tmp_path, case):
 
 
 def test_a_family_without_a_place_is_refused(tmp_path):
-    file, _, _ = made(tmp_path, "f32", ratio=1)
+    file, _, _ = gguf_export(tmp_path, "f32", ratio=1)
     file.metadata["apr.family"] = "mamba"
     with pytest.raises(AprError, match="does not know model family 'mamba'"):
         export(file, tmp_path / "no.gguf")
@@ -120,7 +120,7 @@ def test_a_family_without_a_place_is_refused(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    file, _, _ = made(tmp_path, "f32", ratio=1)
+    file, _, _ = gguf_export(tmp_path, "f32", ratio=1)
     before = sorted(p.name for p in tmp_path.iterdir())
 
     def full(*args):
