@@ -34,8 +34,8 @@ def test_format_of_each_class(recipe):
 
 @pytest.mark.parametrize("recipe", EXPECTED)
 def test_outside_the_layers(recipe):
-    found = chosen(recipe, "head", layer=None), chosen(recipe, "sensitive", layer=None)
-    assert found == (chosen(recipe, "head"), chosen(recipe, "sensitive"))
+    formats = chosen(recipe, "head", layer=None), chosen(recipe, "sensitive", layer=None)
+    assert formats == (chosen(recipe, "head"), chosen(recipe, "sensitive"))
 
 
 @pytest.mark.parametrize("quant_class", ["value", "down"])
@@ -71,9 +71,9 @@ def test_codecs_import_their_compiler_when_they_are_used():
     """Not before: a model whose formats the backend reads is run without any of them."""
     code = (
         "import sys, numpy as np; from apr_quant_q4k import codecs\n"
-        "made = [codecs.Q4K(), codecs.Q5K(), codecs.Q6K(), codecs.Q8_0()]\n"
-        "def found(): print(*sorted({'numba', 'llvmlite'} & set(sys.modules)))\n"
-        "found(); made[3].decode(np.zeros((1, 34), np.uint8), 32); found()\n"
+        "quantizers = [codecs.Q4K(), codecs.Q5K(), codecs.Q6K(), codecs.Q8_0()]\n"
+        "def compilers(): print(*sorted({'numba', 'llvmlite'} & set(sys.modules)))\n"
+        "compilers(); quantizers[3].decode(np.zeros((1, 34), np.uint8), 32); compilers()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["", "llvmlite numba"]
