@@ -83,7 +83,7 @@ def test_required_numbers_are_named(key):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "relu"}, "hidden_act"),
@@ -91,8 +91,8 @@ def test_required_numbers_are_named(key):
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ],
 )
-def test_refused_by_name(changes, said):
-    with pytest.raises(ContractError, match=said):
+def test_refused_by_name(changes, words):
+    with pytest.raises(ContractError, match=words):
         Qwen2().config(SMALL | changes)
 
 
