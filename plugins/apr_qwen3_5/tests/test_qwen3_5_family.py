@@ -152,7 +152,7 @@ def test_rope_has_no_silent_default(key):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
@@ -169,8 +169,8 @@ def test_rope_has_no_silent_default(key):
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ],
 )
-def test_refused_by_name(changes, said):
-    with pytest.raises(ContractError, match=said):
+def test_refused_by_name(changes, words):
+    with pytest.raises(ContractError, match=words):
         Qwen35().config(flat(**changes))
 
 
@@ -198,9 +198,9 @@ def test_stop_ids_are_a_union_and_sampling_is_the_models_own():
 
 def test_metadata_for_other_readers():
     family = Qwen35()
-    found = family.metadata(family.config(nested()))
-    assert found["rope_type"] == 2
-    assert found["linear_attn_hparams"] == {
+    metadata = family.metadata(family.config(nested()))
+    assert metadata["rope_type"] == 2
+    assert metadata["linear_attn_hparams"] == {
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
         "linear_key_head_dim": 128,
