@@ -50,27 +50,23 @@ class Family(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Declaration):
-    """An attention variant (mixer). `brings` are (op name, target) pairs for ops of its own.
-
-    `cases` is "module:function" -> list of apr_devkit.kits.OpCase for these ops: every backend's
-    conformance kit runs them.
-    """
+    """An attention variant (mixer). Every backend's conformance kit runs the cases of its ops."""
 
     _: KW_ONLY
     state: StateKind = "kv"  # the state it keeps of a sequence between steps
     brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
-    cases: str = ""  # "module:function" that makes cases for the ops it brings
+    cases: str = ""  # "module:function" -> list of apr_devkit.kits.OpCase for the ops it brings
 
     kind: ClassVar[str] = "attention"
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp(Declaration):
-    """A feed-forward variant. `brings` and `cases` are as in Attention."""
+    """A feed-forward variant. Every backend's conformance kit runs the cases of its ops."""
 
     _: KW_ONLY
     brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
-    cases: str = ""  # "module:function" that makes cases for the ops it brings
+    cases: str = ""  # "module:function" -> list of apr_devkit.kits.OpCase for the ops it brings
 
     kind: ClassVar[str] = "mlp"
 
@@ -90,8 +86,7 @@ class Layout:
 
     `scale` and `minimum` are products. A level is the code less `zero`, or `codebook[code]`. Codes
     of 4 bits stand as `pairs` (byte i holds values 2i, low, and 2i + 1) or as `halves` (16 bytes
-    hold 32 values: low nibbles the first 16). `group` is a multiple of 32. apr_core.ops.layouts
-    reads them.
+    hold 32 values: low nibbles the first 16). apr_core.ops.layouts reads them.
     """
 
     group: int  # values that share a scale: a multiple of 32 that divides the block

@@ -128,10 +128,9 @@ def _bytes(entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any) -> 
 
 def _write_rest(metadata: Mapping[str, Any], out: Path) -> None:
     """Write config.json, generation_config.json, tokenizer and chat template, where present."""
-    if isinstance(metadata.get("hf_config"), dict):
-        _write_json(out / "config.json", metadata["hf_config"])
-    if isinstance(metadata.get("apr.generation_config"), dict):
-        _write_json(out / "generation_config.json", metadata["apr.generation_config"])
+    for key, name in (("hf_config", "config"), ("apr.generation_config", "generation_config")):
+        if isinstance(metadata.get(key), dict):
+            _write_json(out / f"{name}.json", metadata[key])
     content = unpack(metadata)
     if content is not None:
         _write_json(out / "tokenizer.json", content)

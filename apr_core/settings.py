@@ -46,9 +46,7 @@ def config_path(env: Mapping[str, str] = os.environ) -> Path:
     """Return $APR_CONFIG, or apr/config.toml in the XDG configuration folder."""
     if env.get("APR_CONFIG"):
         return Path(env["APR_CONFIG"])
-    return (
-        Path(env.get("XDG_CONFIG_HOME") or _home("APR_CONFIG") / ".config") / "apr" / "config.toml"
-    )
+    return Path(env.get("XDG_CONFIG_HOME") or _home("APR_CONFIG") / ".config", "apr/config.toml")
 
 
 def _home(variable: str) -> Path:
@@ -84,11 +82,8 @@ def read_settings(path: Path | None = None) -> Settings:
     for text, hint in problems(own):
         raise ConfigError(f"{path}: {text}", hint)
     plugins, cache = content.get("plugins", {}), content.get("cache", {}).get("dir")
-    return Settings(
-        tuple(plugins.get("disable", ())),
-        tuple(plugins.get("prefer", ())),
-        Path(cache).expanduser() if cache else None,
-    )
+    disable, prefer = (tuple(plugins.get(key, ())) for key in ("disable", "prefer"))
+    return Settings(disable, prefer, Path(cache).expanduser() if cache else None)
 
 
 def check_settings(sections: Sections, passed_over: Callable[[str], bool]) -> None:

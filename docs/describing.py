@@ -103,9 +103,10 @@ def members(cls: type) -> Iterator[tuple[str, str]]:
     inherited = {k: v for base in reversed(cls.__mro__[1:-1]) for k, v in vars(base).items()}
     for name, value in ({**inherited, **vars(cls)} if not is_protocol(cls) else vars(cls)).items():
         called = name == "__call__"
-        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        getter = getattr(value, "fget", getattr(value, "func", None))  # of a property, maybe cached
+        function = getter or getattr(value, "__func__", value)
         if inspect.isfunction(function) and (called or not name.startswith("_")):
-            shown = "" if isinstance(value, property) else signature(function)
+            shown = "" if getter else signature(function)
             yield f"`{name}{shown}`", first(function)
 
 

@@ -166,7 +166,8 @@ def errors() -> str:
     import apr_core.plugin
     from apr_core import errors as module
 
-    classes = [c for c in vars(module).values() if inspect.isclass(c)]
+    known = [c for c in vars(module).values() if inspect.isclass(c)]
+    classes = [c for c in known if issubclass(c, module.AprError)]
     public = apr_core.plugin.__all__
     rows = [
         (
@@ -309,7 +310,7 @@ def _described(name: str, value: Any) -> Iterator[str]:
         yield f"`{value!r}`\n" if plain else f"A `{type(value).__name__}`.\n"
         return
     if is_dataclass(value):
-        shown = ", ".join(plain_field(f) for f in fields(value))
+        shown = ", ".join(plain_field(f) for f in fields(value) if f.init)
         yield f"`{name}({shown})`\n"
     elif inspect.isfunction(value) or ("__init__" in vars(value) and not is_protocol(value)):
         yield f"`{name}{signature(value)}`\n"

@@ -147,8 +147,8 @@ def run(args: list[str]) -> int:
         return INTERRUPTED
     except Terminated:
         return TERMINATED
-    except BrokenPipeError:
-        _silence_stdout()
+    except BrokenPipeError:  # the reader of stdout is no more: the last flush may go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except AprError as error:
         return _show(error.message, error.hint, error.exit_code)
@@ -177,12 +177,3 @@ def _show(message: str, hint: str, code: int) -> int:
     for line in with_options(hint).splitlines():
         click.echo(f"{click.style('hint:', fg='cyan')} {line}", err=True)
     return code
-
-
-def _silence_stdout() -> None:
-    """Let the interpreter's last flush go nowhere, as the reader of stdout has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    main()

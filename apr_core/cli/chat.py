@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.generation import (
-    Printer,
-    collect,
-    generation_options,
-    loaded,
-    sampling_params,
-    thinking,
-)
+from apr_core.cli.generation import Printer, answered, collect, generation_options, loaded, thinking
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,13 +89,8 @@ class Conversation:
         self.history.append({"role": "user", "content": text})
         result, printer = Generation(), Printer()
         try:
-            pieces = self.model.stream(
-                self.model.chat_ids(self.messages(), thinking(self.options)),
-                params=sampling_params(self.model, self.options),
-                max_tokens=self.options["max_tokens"],
-                stop=self.options["stop"],
-                timings=result.timings,
-            )
+            ids = self.model.chat_ids(self.messages(), thinking(self.options))
+            pieces = answered(self.model, ids, result.timings, self.options)
             collect(pieces, result, printer.show)
         except UsageError as error:  # the context is full, or the template refuses
             self.history.pop()

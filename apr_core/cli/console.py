@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,12 @@ OPTIONS = {  # library argument -> command-line option
 }  # fmt: skip
 ARGUMENT = re.compile(f"`({'|'.join(OPTIONS)})`")
 PATIENCE = 1.0  # seconds of waiting before progress is shown
+
+
+def output_option(metavar: str, help: str) -> Callable[..., Any]:
+    """Return the option for what a command writes."""
+    path = click.Path(path_type=Path)
+    return click.option("-o", "--output", type=path, required=True, metavar=metavar, help=help)
 
 
 def print_json(value: Any) -> None:
@@ -44,11 +51,11 @@ def with_options(text: str) -> str:
 
 def human_bytes(count: float) -> str:
     """Return a byte count for people: 1536 -> 1.5 KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
-    raise AssertionError("unreachable")
+    return f"{count:.1f} GiB"
 
 
 def printable(text: object) -> str:
@@ -138,15 +145,15 @@ def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
 
 def show_notices() -> None:
     """Show notices of slow work on stderr: a line that counts on a terminal, else one line."""
-    said: set[str] = set()
+    shown: set[str] = set()
 
     def show(text: str, done: int, total: int) -> None:
         if sys.stderr.isatty():
             end = "\r" + " " * (len(text) + 20) + "\r" if done == total else ""
             click.echo(f"\r{text}: {done} of {total}{end}", nl=False, err=True)
-        elif text not in said:
+        elif text not in shown:
             click.echo(text, err=True)
-        said.add(text)
+        shown.add(text)
 
     messages.show_with(show)
 

@@ -9,27 +9,16 @@ from typing import Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, progress
+from apr_core.cli.console import human_bytes, output_option, print_json, progress
 from apr_core.errors import UsageError
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--format",
-    "format_",
-    metavar="NAME",
-    required=True,
-    help="safetensors, or what a plugin brings.",
+    "--format", "name", metavar="NAME", required=True, help="safetensors, or what a plugin brings."
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="OUT",
-    help="The file to write; a directory for safetensors.",
-)
+@output_option("OUT", "The file to write; a directory for safetensors.")
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "f16", "bf16"]),
@@ -37,11 +26,9 @@ from apr_core.errors import UsageError
 )
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(
-    file: Path, format_: str, output: Path, dtype: str | None, force: bool, as_json: bool
-) -> None:
+def command(file: Path, name: str, output: Path, as_json: bool, **options: Any) -> None:
     """Write FILE in another format. Number formats both know pass through unchanged."""
-    summary = run_export(file, format_, output, force, dtype)
+    summary = run_export(file, name, output, **options)
     if as_json:
         print_json(dict(summary))
         return
@@ -70,8 +57,7 @@ def run_export(
     with AprFile.open(file) as source:
         total = sum(source.raw(name).nbytes for name in source.tensors)
         with progress(output.name, total) as bar:
-            summary: Mapping[str, Any] = export(source, output, progress=bar)
-    return summary
+            return export(source, output, progress=bar)
 
 
 def _exporter(format_: str, dtype: str | None) -> Callable[..., Mapping[str, Any]]:

@@ -48,22 +48,13 @@ OPTIONS = (
     click.option("--stop", multiple=True, help="Stop before this text; may be repeated."),
     click.option("--system", help="System message."),
     click.option("--thinking", type=click.Choice(["on", "off"]), help="Default: the model's."),
-    click.option(
-        "--backend",
-        metavar="NAME[:DEVICE]",
-        help="Where to run; default: what fits this machine best.",
-    ),
+    click.option("--backend", metavar="NAME[:DEVICE]", help="Where to run; the best by default."),
     click.option("--threads", type=click.IntRange(1), help="Default: one a physical core."),
     click.option("--context", type=click.IntRange(1), help="Context in tokens; default: all."),
     kv_type_option,
     click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
     click.option("-v", "--verbose", is_flag=True, help="Show what runs on what."),
 )
-SAMPLING = (
-    "temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
-    "repetition_penalty",
-)  # fmt: skip
-
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)], "\ufffd") | {9: "\t", 10: "\n"}
 
 
@@ -113,23 +104,10 @@ def answer(
     from apr_core.generate.generate import Generation
 
     result, params = Generation(), sampling_params(model, options)
-    pieces = model.stream(
-        ids,
-        params=params,
-        max_tokens=options["max_tokens"],
-        stop=options["stop"],
-        timings=result.timings,
-    )
+    pieces = answered(model, ids, result.timings, options)
     if as_json:
         collect(pieces, result, lambda piece: None)
-        print_json(
-            as_dict(result, load_s, model.backend.name)
-            | {
-                "sampling": dataclasses.asdict(params),
-                "bound": model.report.as_dict(),
-                "fallbacks": model.report.fallbacks,
-            }
-        )
+        print_json(as_dict(result, load_s, model, params))
         return
     printer = Printer()
     try:
@@ -141,17 +119,30 @@ def answer(
             click.echo(click.style(line, dim=True), err=True)
 
 
-def as_dict(result: Generation, load_s: float, backend: str) -> dict[str, Any]:
+def answered(
+    model: Model, ids: list[int], timings: Timings, options: Mapping[str, Any]
+) -> Iterator[Delta]:
+    """Yield the answer to a prompt in pieces, by the options of the command line."""
+    limits = {name: options[name] for name in ("max_tokens", "stop")}
+    return model.stream(ids, params=sampling_params(model, options), timings=timings, **limits)
+
+
+def as_dict(
+    result: Generation, load_s: float, model: Model, params: SamplingParams
+) -> dict[str, Any]:
     """Return the object that --json prints."""
     t = result.timings
     return {
         "text": result.text, "reasoning": result.reasoning, "ids": result.ids,
         "finish_reason": result.finish_reason, "ended_by": result.ended_by,
-        "prompt_tokens": t.prompt_tokens, "completion_tokens": t.tokens, "backend": backend,
+        "prompt_tokens": t.prompt_tokens, "completion_tokens": t.tokens,
+        "backend": model.backend.name,
         "timings": {
             "load_s": load_s, "prefill_s": t.prefill_s, "decode_s": t.decode_s,
             "prefill_tok_s": t.prefill_tok_s, "decode_tok_s": t.decode_tok_s,
         },
+        "sampling": dataclasses.asdict(params), "bound": model.report.as_dict(),
+        "fallbacks": model.report.fallbacks,
     }  # fmt: skip
 
 
@@ -159,7 +150,8 @@ def sampling_params(model: Model, options: Mapping[str, Any]) -> SamplingParams:
     """Return the model's defaults, replaced by options of the command line."""
     from apr_core.generate.sampling import SamplingParams
 
-    given = {name: options[name] for name in SAMPLING}
+    names = {field.name for field in dataclasses.fields(SamplingParams)}
+    given = {name: value for name, value in options.items() if name in names}
     return SamplingParams.from_defaults(model.config.sampling, **given)
 
 
@@ -180,18 +172,18 @@ def loaded(file: str, options: Mapping[str, Any]) -> Iterator[Model]:
             progress=uploaded,
         )
     with model:
-        said = len(model.report.fallbacks)
+        count = len(model.report.fallbacks)
         if options["verbose"]:
             for line in model.report.lines():
                 click.echo(line, err=True)
-        elif said:
+        elif count:
             click.echo(
-                f"! {said} slow or large fallback{'s' if said > 1 else ''} on "
+                f"! {count} slow or large fallback{'s' if count > 1 else ''} on "
                 f"{model.backend.name}: -v shows them, --strict refuses them",
                 err=True,
             )
         yield model
-        for line in model.report.fallbacks[said:]:  # noted as steps ran
+        for line in model.report.fallbacks[count:]:  # noted as steps ran
             click.echo(f"! {line}", err=True)
 
 
@@ -216,8 +208,7 @@ def _is_piped() -> bool:
 
 def thinking(options: Mapping[str, Any]) -> bool | None:
     """Return --thinking as the template's `enable_thinking`; None leaves it to the template."""
-    chosen = options["thinking"]
-    return None if chosen is None else chosen == "on"
+    return {"on": True, "off": False}.get(options["thinking"])
 
 
 class Printer:
@@ -232,20 +223,17 @@ class Printer:
 
     def show(self, piece: Delta) -> None:
         """Write one piece."""
+        safe = piece.text.translate(CONTROL)
         if piece.channel == "reasoning":
-            text = click.style(piece.text.translate(CONTROL), dim=True)
-            click.echo(text, nl=False, err=not self._terminal)
+            click.echo(click.style(safe, dim=True), nl=False, err=not self._terminal)
+        elif not piece.text:
+            return
         else:
-            if not piece.text:
-                return
             if self._before == "reasoning":
                 click.echo("\n", err=not self._terminal)
-            click.echo(self._safe(piece.text), nl=False, color=True)  # color: pass it unchanged
+            # a pipe gets the text unchanged, colours too
+            click.echo(safe if self._terminal else piece.text, nl=False, color=True)
         self._before = piece.channel
-
-    def _safe(self, text: str) -> str:
-        """Escape control characters on a terminal; a pipe gets the text unchanged."""
-        return text.translate(CONTROL) if self._terminal else text
 
     def end(self) -> None:
         """End the line."""

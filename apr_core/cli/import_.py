@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import human_bytes, print_json, print_table, progress
+from apr_core.cli.console import human_bytes, output_option, print_json, print_table, progress
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,41 +30,22 @@ def parse_size(text: str) -> int:
 
 @click.command()
 @click.argument("source", metavar="SRC")
+@output_option("FILE.apr", "The file to write.")
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE.apr",
-    help="The file to write.",
-)
-@click.option(
-    "-q",
-    "--quantize",
-    metavar="RECIPE",
-    help="A recipe of an installed plugin; without it, precision is kept.",
+    "-q", "--quantize", metavar="RECIPE", help="A plugin's recipe; without it, precision is kept."
 )
 @click.option("--arch", metavar="FAMILY", help="Model family, if config.json should not decide.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--shard-size", metavar="SIZE", help="Write shards of at most this size, e.g. 4GiB.")
 @click.option("--threads", type=click.IntRange(1), help="Encoding threads; all cores by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(
-    source: str,
-    output: Path,
-    quantize: str | None,
-    arch: str | None,
-    force: bool,
-    shard_size: str | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def command(source: str, output: Path, as_json: bool, **options: Any) -> None:
     """Turn a checkpoint into a quantized .apr file.
 
     SRC is a directory with config.json, tokenizer and safetensors, or a URL whose scheme a plugin
     declares as a source: `apr plugins list` shows them.
     """
-    summary = run_import(source, output, quantize, arch, force, shard_size, threads)
+    summary = run_import(source, output, **options)
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -121,9 +102,7 @@ def print_summary(s: ImportSummary) -> None:
     if s.carried:
         click.echo(f"carried    {s.carried} tensors that running does not use yet")
     if s.absent:
-        click.echo(
-            f"absent     {len(s.absent)} tensors that config.json announces: {s.absent[0]} .."
-        )
+        click.echo(f"absent     {len(s.absent)} tensors that config.json claims: {s.absent[0]} ..")
     for path in s.paths:
         click.echo(f"wrote      {path} ({human_bytes(path.stat().st_size)})")
     click.echo(

@@ -152,7 +152,11 @@ def _print(facts: dict[str, Any], full: bool) -> None:
         f"  layout       metadata {head['metadata_size']} bytes at {head['metadata_offset']}, "
         f"index at {head['index_offset']}, data at {head['data_offset']}"
     )
-    _print_metadata(facts["metadata"], full)
+    own = {k: v for k, v in facts["metadata"].items() if not k.startswith("tokenizer.")}
+    width = 10**9 if full else 100
+    identity = {k: own.pop(k) for k in IDENTITY if own.get(k) is not None}
+    _print_pairs("identity", identity, width)
+    _print_pairs("metadata", own, width)
     _print_pairs("tokenizer", facts["tokenizer"] or {"": "none in the file"}, 60)
     click.echo()
     names = ("format", "id", "tensors", "parameters", "bytes", "distribution")
@@ -160,14 +164,6 @@ def _print(facts: dict[str, Any], full: bool) -> None:
     click.echo()
     columns = ("role", "tensors", "parameters", "bytes", "formats")
     print_table([_cells(row, columns) for row in facts["roles"]], columns)
-
-
-def _print_metadata(metadata: dict[str, Any], full: bool) -> None:
-    own = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
-    identity = {k: own.pop(k) for k in IDENTITY if own.get(k) is not None}
-    width = 10**9 if full else 100
-    _print_pairs("identity", identity, width)
-    _print_pairs("metadata", own, width)
 
 
 def _print_pairs(title: str, pairs: dict[str, Any], width: int) -> None:

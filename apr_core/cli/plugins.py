@@ -9,6 +9,7 @@ import click
 
 from apr_core.cli import LazyGroup, Table
 from apr_core.cli.console import diverted, print_json, print_table
+from apr_core.declarations import record_of
 from apr_core.discovery import PluginRow, normalized, normalized_id
 from apr_core.errors import NotFound
 from apr_core.messages import did_you_mean, published
@@ -57,17 +58,15 @@ def list_(as_json: bool, refresh: bool) -> None:
         wellknown = sorted({*published("backend").values(), *published("quantizer").values()})
         click.echo(f"  pip install {' '.join(wellknown)}")
         return
-    table = [
-        (r.distribution, r.version, r.status, _summary(_provides(r)) or r.reason) for r in rows
-    ]
+    table = [(r.distribution, r.version, r.status, _summary(r) or r.reason) for r in rows]
     print_table(table, ("plugin", "version", "status", "provides"))
     for row in rows:
         if row.status != "ok":
             click.echo(f"! {row.distribution}: {row.reason}")
 
 
-def _summary(provides: dict[str, list[str]]) -> str:
-    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in provides.items())
+def _summary(row: PluginRow) -> str:
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in _provides(row).items())
 
 
 @click.command()
@@ -85,23 +84,20 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _details(row: PluginRow) -> list[dict[str, Any]]:
-    return [
-        {"kind": d.kind, **{f: getattr(d, f) for f in d.__dataclass_fields__ if f != "_"}}
-        for d in row.declarations
-    ]
+    return [record_of(d) for d in row.declarations]
 
 
 def _print(row: PluginRow) -> None:
     click.echo(f"{row.distribution} {row.version}  (entry point {row.entry_point} = {row.module})")
     click.echo(f"  status   {row.status}{': ' + row.reason if row.reason else ''}")
-    for detail in _details(row):
-        click.echo(f"  {detail['kind']} {detail['name']}: {detail['summary']}")
-        for key, value in detail.items():
-            if key not in ("kind", "name", "summary") and value not in ("", (), None):
-                click.echo(f"    {key}: {value if not isinstance(value, tuple) else _flat(value)}")
+    for record in _details(row):
+        click.echo(f"  {record['kind']} {record['name']}: {record['summary']}")
+        for key, value in record.items():
+            if key not in ("kind", "name", "summary") and value not in ("", [], None):
+                click.echo(f"    {key}: {_flat(value) if isinstance(value, list) else value}")
 
 
-def _flat(values: tuple[Any, ...]) -> str:
+def _flat(values: list[Any]) -> str:
     return ", ".join(v if isinstance(v, str) else " = ".join(map(str, v)) for v in values)
 
 

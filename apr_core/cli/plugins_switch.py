@@ -9,7 +9,6 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -91,7 +90,7 @@ def _report(
     names = [p.name for p in plugins]
     notes = _overrides(done, plugins)
     if as_json:
-        report: dict[str, Any] = {
+        report = {
             "action": done, "plugins": names, "changed": changed, "config": str(path),
             "notes": notes,
         }  # fmt: skip
@@ -134,7 +133,11 @@ def change_disabled(
         new = [name for name in dict.fromkeys(add) if name not in values]
         wanted.setdefault("plugins", {})["disable"] = values + new
         changed = _edited(text, new, remove)
-        if _parsed(changed) != wanted:
+        try:
+            safe = tomllib.loads(changed) == wanted
+        except tomllib.TOMLDecodeError:
+            safe = False
+        if not safe:
             raise ConfigError(
                 f"{path} is written in a way that cannot be changed safely; it is untouched",
                 f"Change it by hand:\n  [plugins]\n  disable = {values + new}",
@@ -177,10 +180,3 @@ def _edited(text: str, add: Collection[str], remove: Collection[str]) -> str:
         comma = "" if not bare or bare.endswith(",") else ", "
         values += comma + json.dumps(entry, ensure_ascii=False)
     return text[: item.end()] + values + text[close:]
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return None

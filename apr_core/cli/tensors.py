@@ -27,22 +27,16 @@ def command(file: str, stats: bool, text: str, limit: int | None, as_json: bool)
     with AprFile.open(file) as opened:
         matching = [e for name, e in opened.tensors.items() if text in name]
         shown = matching if limit is None else matching[:limit]
-        rows = [_row(e) for e in shown]
+        rows: list[dict[str, Any]] = [
+            {"name": e.name, "format": e.format, "shape": list(e.shape), "bytes": e.nbytes}
+            for e in shown
+        ]
         if stats:
             _add_stats(opened, shown, rows)
         if as_json:
             print_json({"file": file, "count": len(matching), "tensors": rows})
         else:
             _print(rows, len(matching), sum(e.nbytes for e in matching), stats)
-
-
-def _row(entry: TensorEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "format": entry.format,
-        "shape": list(entry.shape),
-        "bytes": entry.nbytes,
-    }
 
 
 def _add_stats(file: AprFile, entries: list[TensorEntry], rows: list[dict[str, Any]]) -> None:

@@ -19,9 +19,7 @@ WORST = 10
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("--quality", is_flag=True, help="Also measure the error against the source.")
-@click.option(
-    "--source", metavar="DIR", help="The checkpoint the file was imported from, for --quality."
-)
+@click.option("--source", metavar="DIR", help="The checkpoint it was imported from, for --quality.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: str, quality: bool, source: str | None, as_json: bool) -> None:
     """Check an .apr file, and its quality. Exit code 5 if a check failed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
@@ -116,29 +116,23 @@ class Contract:
 
     def rules(self, config: ModelConfig, layout: str) -> list[TensorRule]:
         """Return the rules of all tensors for a configuration and layout, except carried ones."""
-        return list(self._rules(config, self.content["layouts"][layout]))
-
-    def _rules(self, config: ModelConfig, names: Mapping[str, str]) -> Iterator[TensorRule]:
-        template = self.content["tensor_template"]
-        tied = config.tied_embeddings
-        for role in sorted(set(template) - {"per_layer"} - ({"lm_head"} if tied else set())):
-            policy = "head" if tied and role == "embedding" else self._class(role)
-            yield self._rule(template[role].format(**names), role, None, config, policy)
+        template, names = self.content["tensor_template"], self.content["layouts"][layout]
+        outside = set(template) - {"per_layer"} - ({"lm_head"} if config.tied_embeddings else set())
+        rules = [self._rule(template[r].format(**names), r, None, config) for r in sorted(outside)]
         special = {r for roles in self.content["layer_types"].values() for r in roles}
         for n, kind in enumerate(config.layer_types):
             own = set(self.content["layer_types"][self.layer_type(kind)])
-            for role, name in template["per_layer"].items():
-                if name is not None and (role in own or role not in special):
-                    full = name.format(n=n, **names)
-                    yield self._rule(full, role, n, config, self._class(role))
+            rules += [
+                self._rule(name.format(n=n, **names), role, n, config)
+                for role, name in template["per_layer"].items()
+                if name is not None and (role in own or role not in special)
+            ]
+        return rules
 
-    def _class(self, role: str) -> str:
-        return str(self.content["quantization_policy"][role])
-
-    def _rule(
-        self, name: str, role: str, layer: int | None, config: ModelConfig, policy: str
-    ) -> TensorRule:
+    def _rule(self, name: str, role: str, layer: int | None, config: ModelConfig) -> TensorRule:
         shape = evaluate_shape(self.content["shape_template"][role], config.dims())
+        tied = config.tied_embeddings and role == "embedding"
+        policy = "head" if tied else str(self.content["quantization_policy"][role])
         return TensorRule(name, role, layer, shape, policy)
 
     def carried(self, config: ModelConfig) -> list[TensorRule]:
@@ -233,6 +227,4 @@ def _value(node: ast.expr, text: str, dims: Mapping[str, int]) -> int:
         if isinstance(node.op, ast.FloorDiv) and right == 0:
             raise ContractError(f"shape expression {text!r} divides by zero")
         return OPERATORS[type(node.op)](left, right)
-    raise ContractError(
-        f"shape expression {text!r} may hold integers, names, + - * // and parentheses"
-    )
+    raise ContractError(f"shape expression {text!r} may hold integers, names, + - * // and ( )")

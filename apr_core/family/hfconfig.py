@@ -160,7 +160,5 @@ def sampling_defaults(generation: Mapping[str, Any] | None) -> dict[str, float]:
         return {}
     if generation.get("do_sample") is False:
         return {"temperature": 0.0}
-    numbers = {k: generation.get(k) for k in SAMPLING}
-    return {
-        k: v for k, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool)
-    }
+    numbers = {k: generation[k] for k in SAMPLING if k in generation}
+    return {k: v for k, v in numbers.items() if type(v) in (int, float)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ MARK = "?"
 # libyaml where PyYAML has it: contracts are read on every load, and it takes a tenth of the time
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-Rules = Mapping[int, Sequence[tuple[Sequence[str], str]]]
+
+@dataclass(slots=True)
+class _Field:
+    """A key of the schema, or `*`: its type, and the keys below it."""
+
+    kind: str = ""
+    required: bool = True
+    below: dict[str, _Field] = field(default_factory=dict)
 
 
 @cache
@@ -28,37 +36,35 @@ def schema() -> dict[str, str]:
 
 
 @cache
-def _rules() -> Rules:
-    """Return (keys, type) of the key paths, grouped by the number of keys."""
-    by_length: dict[int, list[tuple[list[str], str]]] = {}
+def _root() -> _Field:
+    """Return the schema as a tree: the field above all others."""
+    root = _Field()
     for path, kind in schema().items():
-        keys = path.removesuffix(MARK).split(".")
-        by_length.setdefault(len(keys), []).append((keys, kind))
-    return by_length
+        *keys, last = path.removesuffix(MARK).split(".")
+        above = reduce(lambda parent, key: parent.below[key], keys, root)
+        above.below[last] = _Field(kind, not path.endswith(MARK))
+    return root
 
 
-def problems(content: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a contract, in words; empty if nothing is."""
-    required = [path for path in schema() if not path.endswith(MARK)]
-    lines = [
-        f"missing required field: {path}"
-        for pattern in required
-        for path in _missing(content, pattern.split("."), "")
-    ]
-    for path, kind, value in _walk(content, (), _rules()):
-        where = ".".join(path)
-        if kind is None:
-            lines.append(f"unknown field: {where}")
-        elif not any(_is(value, option.strip()) for option in kind.split("|")):
-            lines.append(f"{where}: expected {kind.replace('|', ' or ')}, found {value!r}")
-    return lines
+def _problems(content: Mapping[str, Any], above: _Field, path: str) -> Iterator[str]:
+    for key, each in above.below.items():
+        if each.required and key not in (*content, "*"):
+            yield f"missing required field: {path}{key}"
+    for key, value in content.items():
+        here, rule = f"{path}{key}", above.below.get(str(key)) or above.below.get("*")
+        if rule is None:
+            yield f"unknown field: {here}"
+        elif not any(_is(value, option.strip()) for option in rule.kind.split("|")):
+            yield f"{here}: expected {rule.kind.replace('|', ' or ')}, found {value!r}"
+        elif isinstance(value, Mapping) and rule.kind != "any":
+            yield from _problems(value, rule, f"{here}.")
 
 
 def check(content: Any, origin: str) -> Mapping[str, Any]:
     """Return the content of a valid contract. Raises ContractError listing all problems."""
     if not isinstance(content, dict):
         raise ContractError(f"{origin}: a contract is a YAML mapping")
-    lines = problems(content) or list(_disagreements(content))
+    lines = list(_problems(content, _root(), "")) or list(_disagreements(content))
     if lines:
         raise ContractError(f"{origin}: " + "; ".join(lines), "See docs/reference/contracts.md.")
     return content
@@ -81,43 +87,6 @@ def _disagreements(content: Mapping[str, Any]) -> Iterator[str]:
     for group, part in content.get("carry", {}).items():
         for name in sorted(set(part.get("policy", {})) - set(part.get("tensors", {}))):
             yield f"carry.{group}.policy: {name!r} is not among its tensors"
-
-
-def _missing(content: Any, keys: list[str], path: str) -> Iterator[str]:
-    key, rest = keys[0], keys[1:]
-    if not isinstance(content, Mapping):
-        return
-    if key == "*":
-        for name, value in content.items():
-            if rest:
-                yield from _missing(value, rest, f"{path}{name}.")
-    elif key not in content:
-        if not rest or rest == ["*"]:
-            yield f"{path}{key}"
-    elif rest:
-        yield from _missing(content[key], rest, f"{path}{key}.")
-
-
-def _walk(
-    content: Mapping[str, Any], path: tuple[str, ...], rules: Rules
-) -> Iterator[tuple[tuple[str, ...], str | None, Any]]:
-    """Yield every key path with its type and value; nothing below a key the schema leaves open."""
-    for key, value in content.items():
-        here = (*path, str(key))
-        kind = _rule(here, rules)
-        yield here, kind, value
-        if isinstance(value, Mapping) and kind not in (None, "any"):
-            yield from _walk(value, here, rules)
-
-
-def _rule(path: tuple[str, ...], rules: Rules) -> str | None:
-    """Return the type of a key path, or None; `*` in a pattern matches any one key."""
-    for keys, kind in rules.get(len(path), ()):
-        if keys[-1] not in ("*", path[-1]):  # most paths differ there
-            continue
-        if all(k in ("*", p) for k, p in zip(keys, path, strict=True)):
-            return kind
-    return None
 
 
 def _is(value: Any, kind: str) -> bool:

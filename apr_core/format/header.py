@@ -126,9 +126,7 @@ class IndexEntry:
         try:
             name = self.name.encode()
         except UnicodeEncodeError:
-            raise FormatError(
-                f"tensor {self.name!r}: the name cannot be written as UTF-8"
-            ) from None
+            raise FormatError(f"tensor {self.name!r}: the name does not fit UTF-8") from None
         if not 0 < len(name) <= MAX_NAME or len(self.shape) > MAX_DIMS:
             raise FormatError(
                 f"tensor {self.name!r}: names have 1..{MAX_NAME} bytes, shapes {MAX_DIMS} dims"

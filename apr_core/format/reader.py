@@ -10,7 +10,7 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -99,9 +99,7 @@ class _Mapped:
                 f"{self.size - 4}: the file is cut off or damaged"
             )
         if e.offset % ALIGNMENT:
-            raise FormatError(
-                f"tensor {e.name!r}: offset {e.offset} is not a multiple of {ALIGNMENT}"
-            )
+            raise FormatError(f"tensor {e.name!r}: offset {e.offset} is no multiple of {ALIGNMENT}")
         if e.dtype_id in LEGACY_IDS:
             spec = legacy_spec(e.dtype_id, elements)
         if spec and e.nbytes != tensor_nbytes(spec, e.shape):
@@ -116,24 +114,20 @@ class _Mapped:
         return np.frombuffer(self._map, np.uint8, nbytes, offset)
 
     def crc(self, progress: Callable[[int], None] | None) -> tuple[int, int]:
-        stored = int.from_bytes(self._map[self.size - 4 :], "little")
-        crc = 0
-        with memoryview(self._map) as view:
-            for start in range(0, self.size - 4, CHUNK):
-                with view[start : min(start + CHUNK, self.size - 4)] as part:
-                    crc = zlib.crc32(part, crc)
-                    read = len(part)
-                self.drop(start, read)
-                if progress:
-                    progress(read)
-        return stored, crc
+        crc, end = 0, self.size - 4
+        for start in range(0, end, CHUNK):
+            count = min(CHUNK, end - start)
+            crc = zlib.crc32(self.view(start, count).data, crc)
+            self.drop(start, count)
+            if progress:
+                progress(count)
+        return int.from_bytes(self._map[end:], "little"), crc
 
     def drop(self, start: int, nbytes: int) -> None:
         """Release the memory of these pages; they are read again when needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if nbytes and hasattr(mmap, "MADV_DONTNEED"):
             first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            if nbytes:
-                self._map.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
+            self._map.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
 
     def gaps(self) -> list[tuple[int, int]]:
         """Return the spans [start, end) that belong to no section or tensor."""
@@ -145,8 +139,7 @@ class _Mapped:
             *((e.offset, e.offset + e.nbytes) for e in self.entries.values() if e.nbytes),
             (self.size - 4, self.size),
         ]
-        spans.sort()
-        pairs = pairwise(spans)
+        pairs = pairwise(sorted(spans))
         return [(end, start) for (_, end), (start, _) in pairs if end < start]
 
     def close(self) -> None:
@@ -242,9 +235,10 @@ class AprFile:
         from apr_core.format.shards import check_shard
 
         parts: list[_Mapped] = []
-        try:
+        with ExitStack() as undo:
             for index, path in enumerate(paths):
                 parts.append(_Mapped(path))
+                undo.callback(parts[-1].close)
                 if not parts[-1].header.flags & SHARDED:
                     raise FormatError(f"{path}: named like a shard, but not flagged as one")
                 check_shard(path, parts[-1].metadata, index, len(paths), parts[0].metadata)
@@ -252,10 +246,7 @@ class AprFile:
             twice = next((name for name, times in names.items() if times > 1), None)
             if twice is not None:
                 raise FormatError(f"{paths[0]}: tensor {twice!r} is in two shards")
-        except BaseException:
-            for part in parts:
-                part.close()
-            raise
+            undo.pop_all()
         return cls(parts)
 
     def raw(self, name: str) -> NDArray[np.uint8]:

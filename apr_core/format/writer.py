@@ -74,9 +74,7 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"metadata cannot be written as JSON: {error}") from None
     if len(raw) > MAX_METADATA:
-        raise FormatError(
-            f"metadata would take {len(raw)} bytes, APR v2 allows {MAX_METADATA} (16 MiB)"
-        )
+        raise FormatError(f"metadata takes {len(raw)} bytes, APR v2 allows {MAX_METADATA} (16 MiB)")
     return raw
 
 

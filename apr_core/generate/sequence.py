@@ -102,9 +102,7 @@ class GenerationSequence:
         self.token = -1
         self._limit, self._limit_reason, self._cached = limit, limit_reason, cached
         self._constraint = constraint
-        self._writer = Writer(
-            vocabulary.tokenizer, request.prompt_ids, request.stop, request.plain, index
-        )
+        self._writer = Writer(vocabulary.tokenizer, request, index)
         self._sampler = _sampler(request, index, vocabulary.valid)
         self._repetition = Repetition() if request.detect_repetition else None
         self._forced: deque[int] = deque()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from apr_core.generate.requests import Channel, Delta, TokenLogprob
+from apr_core.generate.requests import Channel, Delta, GenerationRequest, TokenLogprob
 from apr_core.text.chat import starts_thinking
 from apr_core.text.detokenize import Detokenizer, StopScanner
 from apr_core.text.tokenizer import Tokenizer
@@ -17,20 +17,13 @@ class Writer:
     text. `plain`: all is text as it was written, tags too.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        stop: Sequence[str],
-        plain: bool = False,
-        index: int = 0,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, index: int) -> None:
         self._tokenizer, self._index = tokenizer, index
         self._detokenizer = Detokenizer(tokenizer)
-        self._scanner = StopScanner(stop)
+        self._scanner = StopScanner(request.stop)
         channels: tuple[Channel, ...] = ("reasoning", "text")
-        self._tags = {} if plain else dict(zip(tokenizer.reasoning, channels, strict=False))
-        thinks = not plain and starts_thinking(tokenizer, prompt_ids)
+        self._tags = {} if request.plain else dict(zip(tokenizer.reasoning, channels, strict=False))
+        thinks = not request.plain and starts_thinking(tokenizer, request.prompt_ids)
         self.channel: Channel = "reasoning" if thinks else "text"
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []

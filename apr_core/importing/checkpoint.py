@@ -209,10 +209,8 @@ def _numbered_set(
 
 
 def _no_safetensors(directory: Path) -> FormatError | NotFound:
-    others = sorted(
-        f.name for f in directory.glob("[!.]*") if f.is_file() and f.suffix not in TEXTS
-    )
-    if others:
+    files = (f for f in directory.glob("[!.]*") if f.is_file() and f.suffix not in TEXTS)
+    if others := sorted(f.name for f in files):
         return FormatError(
             f"{directory}: holds {others[0]} and no safetensors",
             "Other files can run code when they are read, or have lost precision. Take the "

@@ -56,9 +56,7 @@ def plan_import(
     config.json. Raises NotFound, FormatError, ContractError or PluginError.
     """
     directory = source.directory
-    hf = read_json(
-        directory / "config.json", "A checkpoint has its config.json beside the weights."
-    )
+    hf = read_json(directory / "config.json", "A checkpoint has config.json beside its weights.")
     owned = find_family(hf, arch, registry)
     recipe = recipe or SOURCE
     family: FamilyPlugin = registry.make("family", owned.qualified)

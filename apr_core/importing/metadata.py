@@ -152,18 +152,15 @@ def role_rows(
 
 
 def _row(role: str, members: Sequence[Assignment], tallies: Mapping[str, ErrorTally]) -> RoleRow:
-    total = ErrorTally()
-    for a in members:
-        if a.rule.name in tallies:
-            total.add(tallies[a.rule.name].errors, tallies[a.rule.name].values)
-    exact = not any(a.rule.name in tallies for a in members)
+    lossy = [tallies[a.rule.name] for a in members if a.rule.name in tallies]
+    total = ErrorTally(sum(t.errors for t in lossy), sum(t.values for t in lossy))
     return RoleRow(
         role,
         len(members),
         sum(prod(a.rule.shape) for a in members),
         dict(Counter(a.spec.name for a in members)),
         sum(tensor_nbytes(a.spec, a.rule.shape) for a in members),
-        None if exact else total.relative,
+        total.relative if lossy else None,
     )
 
 

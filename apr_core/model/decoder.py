@@ -125,7 +125,8 @@ class Decoder:
         """Run as `hidden`, pausing after every mixer and mlp, so that other slots may advance."""
         o = self.ops
         h = self.embedded(ids)  # [T, hidden]
-        x = self._first_norm(h)
+        first = NORMS[self.layers[0].block.norm][0]
+        x = self.norm(h, getattr(self.layers[0].weights, first)) if first else h
         for i, layer in enumerate(self.layers):
             w = layer.weights
             _, after_mixer, before_mlp, after_mlp = NORMS[layer.block.norm]
@@ -151,10 +152,6 @@ class Decoder:
         """Return the plan's RMS norm of rows x [T, N], with a weight [N]."""
         return self.ops.rms_norm(x, weight, self.plan.norm_eps, self.plan.norm_offset)
 
-    def _first_norm(self, h: Array) -> Array:
-        role = NORMS[self.layers[0].block.norm][0]
-        return self.norm(h, getattr(self.layers[0].weights, role)) if role else h
-
     def _next(self, index: int) -> tuple[Weights, str | None]:
         """Return (weights, role) of the norm after a layer: the next layer's first, or the last."""
         if index + 1 == len(self.layers):
@@ -163,20 +160,14 @@ class Decoder:
         return following.weights, NORMS[following.block.norm][0]
 
     def _joined(
-        self,
-        h: Array,
-        y: Array,
-        own: Weights,
-        after: str | None,
-        other: Weights,
-        before: str | None,
+        self, h: Array, y: Array, w: Weights, after: str | None, next_w: Weights, before: str | None
     ) -> tuple[Array, Array]:
         """Return (h + y, its norm); y is normed first if `after`, the sum if `before`."""
         o, plan = self.ops, self.plan
         if after:
-            y = self.norm(y, getattr(own, after))
+            y = self.norm(y, getattr(w, after))
         if before:
-            weight = getattr(other, before)
+            weight = getattr(next_w, before)
             h, x = o.add_rms_norm(h, y, weight, plan.norm_eps, plan.norm_offset)
             return h, x
         h = o.add(h, y)

@@ -91,20 +91,20 @@ def check_probe(registry: Registry, owned: Owned, name: str) -> None:
 
 def foreign_kernels(registry: Registry, backend: str) -> dict[tuple[str, str], ForeignKernel]:
     """Return the kernels that installed plugins bring for this backend, through `apr_kernels`."""
-    found: dict[tuple[str, str], ForeignKernel] = {}
+    kernels: dict[tuple[str, str], ForeignKernel] = {}
     for owned in registry.declarations("kernel"):
         kernel = owned.declaration
         if kernel.backend != backend:
             continue
         key = (kernel.op, kernel.weight)
-        if key in found:
+        if key in kernels:
             raise BackendError(
-                f"{found[key].distribution} and {owned.distribution} both bring a kernel for "
+                f"{kernels[key].distribution} and {owned.distribution} both bring a kernel for "
                 f"{kernel.op}[{kernel.weight}] on backend {backend!r}",
                 "Disable one of them: APR_PLUGINS_BLOCK=<distribution>.",
             )
-        found[key] = ForeignKernel(kernel.target, owned.distribution)
-    return found
+        kernels[key] = ForeignKernel(kernel.target, owned.distribution)
+    return kernels
 
 
 class WeightLoader:
@@ -128,7 +128,7 @@ class WeightLoader:
         self.outside = dict(parts.decoder.matrices)
         if tied:
             self.outside["embedding"] += self.outside.pop("lm_head")
-        self._layouts: dict[str, BlockLayout | None] = {}  # by format, once checked
+        self._quantizer = partial(registry.make, "quantizer")
         self._progress, self._done = progress, 0
         self._total = sum(e.nbytes for e, _ in self.matrices()) if progress else 0
         self._report(0)
@@ -158,13 +158,6 @@ class WeightLoader:
             shape = (entry.shape[0], entry.shape[1])
             self.binder.expect(format, layout, shape, entry.nbytes, uses)
 
-    def _quantizer(self, format: str) -> Any:
-        return self.registry.make("quantizer", format)
-
-    def _declared(self, format: str) -> Quantizer:
-        declaration: Quantizer = self.registry.get("quantizer", format).declaration
-        return declaration
-
     def _decode(self, format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
         """Decode rows to float32. The codec is imported only now; kernels need none."""
         if format in NATIVE:
@@ -192,29 +185,20 @@ class WeightLoader:
             return DENSE, None
         if entry.format in NATIVE:
             return entry.format, None
-        declared = quantizer_for(entry, self._declared)  # its error names what to install
-        # kernels trust the block size: a file may not redefine it
-        check_declared(entry, declared)
-        return entry.format, self._layout(entry.format, declared)
+        find = partial(self.registry.get, "quantizer")
+        declared: Quantizer = quantizer_for(entry, find).declaration
+        check_declared(entry, declared)  # kernels trust the block size: a file may not redefine it
+        layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
+        if layout is None:
+            return entry.format, None
+        layout.check(block, nbytes)
+        return entry.format, BlockLayout(layout, block, nbytes)
 
     def kept_as(self, entry: TensorEntry, uses: tuple[str, ...]) -> tuple[str, BlockLayout | None]:
         """Return a matrix's format on the backend, and its blocks' layout if declared."""
         format, layout = self._read_as(entry)
-        kept = self.binder.kept_as(format, layout, uses)
-        return kept, layout if kept == format else None
-
-    def embedding_format(self) -> str:
-        """Return the format the embedding will have on the backend."""
-        return self.kept_as(self.entry("embedding"), self.outside["embedding"])[0]
-
-    def _layout(self, format: str, declared: Quantizer) -> BlockLayout | None:
-        """Return the blocks a generic kernel can read, or None if the format declares none."""
-        if format not in self._layouts:
-            layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
-            if layout:
-                layout.check(block, nbytes)
-            self._layouts[format] = BlockLayout(layout, block, nbytes) if layout else None
-        return self._layouts[format]
+        uploaded = self.binder.kept_as(format, layout, uses)
+        return uploaded, layout if uploaded == format else None
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Upload any other tensor as a dense float32 array."""
@@ -310,7 +294,8 @@ def build_decoder(
     check_claims(contract, config, parts, used)
     if strict:
         binder.report.refuse_fallbacks()
-    kv_type = choose_kv_type(kv_type, loader.embedding_format(), backend, config)
+    embedding, _ = loader.kept_as(loader.entry("embedding"), loader.outside["embedding"])
+    kv_type = choose_kv_type(kv_type, embedding, backend, config)
     free = backend.capacity()
     if free is not None:
         from apr_core.model.planning import check_memory, demand_of  # devices with their own memory

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from apr_core.errors import ContractError, FormatError, PluginError
@@ -65,12 +65,9 @@ class Parts:
         self.decoder: type[Decoder] = (
             registry.load_target(plan.decoder) if plan.decoder else Decoder
         )
-        self.mixers: list[Mixer] = [
-            make_part(registry, "attention", b.mixer, b.options) for b in plan.blocks
-        ]
-        self.mlps: list[FeedForward] = [
-            make_part(registry, "mlp", b.mlp, b.mlp_options) for b in plan.blocks
-        ]
+        make, blocks = partial(make_part, registry), plan.blocks
+        self.mixers: list[Mixer] = [make("attention", b.mixer, b.options) for b in blocks]
+        self.mlps: list[FeedForward] = [make("mlp", b.mlp, b.mlp_options) for b in blocks]
 
     def matrices(self, layer: int | None) -> tuple[str, ...]:
         """Return the roles of a layer's matrices; None: of those outside the layers."""

@@ -7,6 +7,7 @@ that would fit, instead of failing in the first long chat.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,20 +105,11 @@ def step_bytes(hidden: int, vocabulary: int, layers: Iterable[LayerShapes]) -> i
     layer, the mixer's products, each with its transformed copy (rotated, convolved, gated), or the
     feed-forward's; and logits of all rows, as when a text is scored.
     """
-    widest = max(
-        (max(2 * _rows(layer.mixer), _rows(layer.mlp) + _widest(layer.mlp)) for layer in layers),
-        default=0,
-    )
+    widest = 0
+    for layer in layers:
+        mixer, mlp = ([out for out, *_ in part] for part in (layer.mixer, layer.mlp))
+        widest = max(widest, 2 * sum(mixer), sum(mlp) + max(mlp, default=0))
     return CHUNK * FLOAT * (4 * hidden + widest + vocabulary)
-
-
-def _rows(matrices: Iterable[Shape]) -> int:
-    """Return how many features some matrices [out, in] give together."""
-    return sum(shape[0] for shape in matrices)
-
-
-def _widest(matrices: Iterable[Shape]) -> int:
-    return max((shape[0] for shape in matrices), default=0)
 
 
 def check_memory(
@@ -157,8 +149,5 @@ def _advice(free: int, demand: Demand, context: int) -> str:
 
 def largest_context(room: int, state_at: Callable[[int], int], context: int) -> int:
     """Return the largest multiple of STEP below `context` whose state fits; 0 if none does."""
-    low, high = 0, (context - 1) // STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if state_at(middle * STEP) <= room else (low, middle - 1)
-    return low * STEP
+    steps = range(1, (context - 1) // STEP + 1)
+    return STEP * bisect_right(steps, room, key=lambda count: state_at(count * STEP))

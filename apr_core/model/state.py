@@ -29,9 +29,8 @@ class State:
     # position to begin at; `restore` takes the same, with everything before it in place; and
     # `shortened(snapshot, rows)` returns the first rows of one
     segments = False
-    grid = (
-        1  # tokens: prompts that are cut at its multiples give the same bits however they are cut
-    )
+    # tokens: prompts that are cut at its multiples give the same bits however they are cut
+    grid = 1
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -174,8 +173,8 @@ class RecurrentState(State):
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot: all zeros."""
-        made = {name: self._zeros(shape) for name, shape in self._shapes.items()}
-        for name, array in made.items():
+        zeros = {name: self._zeros(shape) for name, shape in self._shapes.items()}
+        for name, array in zeros.items():
             self.arrays[name][slot] = array
 
     def close(self, slot: int) -> None:
@@ -258,16 +257,16 @@ class WindowState(_KeysAndValues):
     ) -> tuple[Array, Array, int]:
         """Join rows that do not fit outside the room, which then keeps the last ones."""
         length = start - seen + k.shape[0]
-        kept = min(length, self.window - 1)
+        staying = min(length, self.window - 1)
         joined = []
         for cache, rows in ((self.keys, k), (self.values, v)):
             whole = self._zeros(length)
             whole[:, : start - seen] = cache[slot][:, seen:start]
             whole[:, start - seen :] = rows.swapaxes(0, 1)
-            cache[slot][:, :kept] = whole[:, length - kept :]
+            cache[slot][:, :staying] = whole[:, length - staying :]
             joined.append(whole)
         first = self.first[slot] + seen
-        self.first[slot] = first + length - kept
+        self.first[slot] = first + length - staying
         return joined[0], joined[1], first
 
     def snapshot(self, slot: int, length: int) -> tuple[int, Array, Array]:

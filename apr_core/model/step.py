@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +71,9 @@ class LastLogits:
 
     def of(self, part: int, count: int = 1) -> LastLogits:
         """Return one part's logits `count` times, so that as many tokens can be taken from them."""
-        found = copy(self)
-        found._rows = self._rows[part : part + 1] if count == 1 else self._rows[[part] * count]
-        return found
+        one = copy(self)
+        one._rows = self._rows[part : part + 1] if count == 1 else self._rows[[part] * count]
+        return one
 
     def wait(self) -> None:
         """Wait until the logits are there: a device may still be at work on the step."""
@@ -99,11 +99,8 @@ class LastLogits:
             return list(self.download())
         tokens = self._choose(self._rows, wanted)
         left = [i for i, token in enumerate(tokens) if token is None]
-        rows = iter(self._downloaded(left) if left else ())
+        rows: Iterator[NDArray[np.float32]] = iter(())
+        if left:
+            undecided = self._rows if len(left) == len(tokens) else self._rows[left]
+            rows = iter(self._backend.download(undecided))
         return [next(rows) if token is None else int(token) for token in tokens]
-
-    def _downloaded(self, rows: list[int]) -> NDArray[np.float32]:
-        everything = len(rows) == len(self._rows)
-        found: NDArray[np.float32]
-        found = self._backend.download(self._rows if everything else self._rows[rows])
-        return found

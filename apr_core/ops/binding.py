@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal
@@ -63,7 +63,7 @@ class Weight:
 
     name: str
     format: str
-    shape: InitVar[tuple[int, int]]
+    shape: tuple[int, int]
     data: Array
     decode: Decode | None = None
     row_bytes: int = 0  # in the file, if `decode` is given
@@ -74,8 +74,8 @@ class Weight:
     rows: int = field(init=False)
     cols: int = field(init=False)
 
-    def __post_init__(self, shape: tuple[int, int]) -> None:
-        self.rows, self.cols = shape
+    def __post_init__(self) -> None:
+        self.rows, self.cols = self.shape
 
 
 @dataclass(frozen=True, slots=True)

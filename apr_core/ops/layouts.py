@@ -47,9 +47,9 @@ def products(
 ) -> NDArray[np.float32]:
     """Return the product of numbers of raw u8 [R, blocks, bytes], a group: f32 [R, groups]."""
     groups = block // layout.group
-    found = [_numbers(n, raw, 1 if n.per_block else groups) for n in parts]
+    factors = [_numbers(n, raw, 1 if n.per_block else groups) for n in parts]
     shape = (*raw.shape[:2], groups)
-    return prod(np.broadcast_to(f, shape) for f in found).reshape(raw.shape[0], -1)  # type: ignore
+    return prod(np.broadcast_to(f, shape) for f in factors).reshape(raw.shape[0], -1)  # type: ignore
 
 
 def _numbers(n: Numbers, raw: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

@@ -72,8 +72,6 @@ class ChatTemplate:
                 size += len(part)
                 if size > MAX_PROMPT:
                     raise FormatError(f"the chat template produced over {MAX_PROMPT} characters")
-        except FormatError:
-            raise
         except MemoryError:
             raise FormatError("the chat template asks for more memory than there is") from None
         except (jinja2.TemplateError, *FAULTS) as error:

@@ -105,9 +105,8 @@ class StopScanner:
             at, self.stopped = min(matches, key=lambda item: item[0])
             shown, self._held = self._held[:at], ""
             return shown
-        keep = self._possible_start()
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        certain = len(self._held) - self._possible_start()
+        shown, self._held = self._held[:certain], self._held[certain:]
         return shown
 
     def _possible_start(self) -> int:

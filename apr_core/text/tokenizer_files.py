@@ -141,11 +141,9 @@ def joined_merges(content: Mapping[str, Any], origin: Path) -> list[str]:
         raise FormatError(f"{origin}: tokenizer.json: model.merges are not pairs") from None
 
 
-def _token_types(
-    content: Mapping[str, Any], by_id: Mapping[int, str], vocab_size: int
-) -> list[int]:
+def _token_types(content: Mapping[str, Any], by_id: Mapping[int, str], rows: int) -> list[int]:
     """Return the type of each vocabulary row, as in GGUF: 1 normal, 3 control, 4 user, 5 unused."""
-    types = [1 if i in by_id else 5 for i in range(vocab_size)]
+    types = [1 if i in by_id else 5 for i in range(rows)]
     for token in content["added_tokens"]:
         types[token["id"]] = 3 if token.get("special") else 4
     return types

@@ -115,16 +115,12 @@ class Comparison:
         return sqrt(self._noise / self._values) if self._values else 0.0
 
     def add(self, entry: TensorEntry, error: float, signal: float) -> None:
-        """Add the sums of squares of one tensor."""
-        relative, count = _relative(error, signal), prod(entry.shape)
+        """Add a tensor: |difference| / |source|, or 1 if the source is zeros and it is not."""
+        relative = 1.0  # with NaN in the file it is lost, and values-finite says so
+        if np.isfinite(error):
+            relative = sqrt(error / signal) if signal else float(error > 0)
+        count = prod(entry.shape)
         self._noise += relative**2 * count
         self._values += count
         snr = -20 * log10(relative) if relative else None
         self.errors.append(TensorError(entry.name, entry.format, relative, snr, limit_for(entry)))
-
-
-def _relative(error: float, signal: float) -> float:
-    """Return |difference| / |source|; for a source of zeros, 1 if anything else was stored."""
-    if not np.isfinite(error):
-        return 1.0  # NaN in the file: the tensor is lost, and values-finite says so
-    return sqrt(error / signal) if signal else float(error > 0)

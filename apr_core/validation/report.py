@@ -58,10 +58,12 @@ class Report:
         """Add a check that could not run."""
         self.checks.append(Check(name, "not_run", reason))
 
-    def judge(self, name: str, problems: Sequence[str], detail: str) -> None:
-        """Add a check that passes if there are no problems."""
+    def judge(self, name: str, problems: Sequence[str], detail: str, unseen: str = "") -> None:
+        """Add a check that passes without problems, unless `unseen` says what was not looked at."""
         if problems:
             self.failed(name, listed(problems))
+        elif unseen:
+            self.not_run(name, unseen)
         else:
             self.passed(name, detail)
 

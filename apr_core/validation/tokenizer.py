@@ -22,21 +22,17 @@ def check_tokenizer(report: Report, metadata: Mapping[str, Any], rows: int | Non
         for name in ("tokenizer-ids", "tokenizer-merges", "tokenizer-loads"):
             report.not_run(name, "the file has no tokenizer.vocabulary")
         return
-    report.judge("tokenizer-vocabulary", _vocabulary(metadata, vocabulary), _tokens(vocabulary))
+    problems = _vocabulary(metadata, vocabulary)
     if not isinstance(vocabulary, list) or not all(isinstance(t, str) for t in vocabulary):
         vocabulary = []
+    report.judge("tokenizer-vocabulary", problems, f"{len(vocabulary)} tokens, dense")
     if rows is None:
         report.not_run("tokenizer-ids", "the number of embedding rows is not known")
     else:
-        report.judge(
-            "tokenizer-ids", _beyond(metadata, vocabulary, rows), f"all ids are below {rows}"
-        )
+        problems = _beyond(metadata, vocabulary, rows)
+        report.judge("tokenizer-ids", problems, f"all ids are below {rows}")
     _check_merges(report, metadata.get("tokenizer.merges"), vocabulary)
     _check_loads(report, metadata, rows)
-
-
-def _tokens(vocabulary: Any) -> str:
-    return f"{len(vocabulary)} tokens, dense" if isinstance(vocabulary, list) else ""
 
 
 def _vocabulary(metadata: Mapping[str, Any], vocabulary: Any) -> list[str]:
@@ -96,11 +92,9 @@ def _check_loads(report: Report, metadata: Mapping[str, Any], rows: int | None) 
         tokenizer = Tokenizer.from_metadata(metadata)
         ids = tokenizer.encode(PROBE)
         text = tokenizer.decode(ids)
-    except AprError as error:
-        report.failed("tokenizer-loads", error.message)
-        return
     except Exception as error:  # hostile metadata: whatever goes wrong, it does not load
-        report.failed("tokenizer-loads", f"{type(error).__name__}: {error}")
+        why = error.message if isinstance(error, AprError) else f"{type(error).__name__}: {error}"
+        report.failed("tokenizer-loads", why)
         return
     problems = [f"id {i} is beyond the embedding" for i in ids if rows is not None and i >= rows]
     # Normalizers may change text, so it need not come back equal, only not empty.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from apr_core.errors import AprError, ContractError, PluginError
 from apr_core.family.contract import Contract, Resolution
@@ -103,28 +102,23 @@ def check_contract(report: Report, file: AprFile, registry: Registry) -> _Model:
     try:
         family = registry.make("family", name)
         model.contract = family.contract()
-        model.config = family.config(hf, _object(file.metadata.get("apr.generation_config")))
+        defaults = file.metadata.get("apr.generation_config")
+        model.config = family.config(hf, defaults if isinstance(defaults, dict) else None)
         shapes = {name: entry.shape for name, entry in file.tensors.items()}
         model.resolution = model.contract.check(model.config, shapes)
     except PluginError as error:
         model.reason = ". ".join([error.message, *error.hint.splitlines()[:1]]).removesuffix(".")
         report.not_run("contract", model.reason)
-        return model
     except ContractError as error:
         model.reason = "the contract is not met"
         report.failed("contract", error.message)
-        return model
     except Exception as error:  # a plugin that fails on a hostile hf_config
         model.reason = f"family {name!r} cannot read hf_config: {type(error).__name__}: {error}"
         report.failed("contract", model.reason)
-        return model
-    used = f"{model.contract.family}/{model.contract.version}"
-    report.passed("contract", f"{used}, {len(model.resolution.rules)} tensors")
+    else:
+        used = f"{model.contract.family}/{model.contract.version}"
+        report.passed("contract", f"{used}, {len(model.resolution.rules)} tensors")
     return model
-
-
-def _object(value: Any) -> dict[str, Any] | None:
-    return value if isinstance(value, dict) else None
 
 
 def read_values(
@@ -172,28 +166,19 @@ def check_values(report: Report, file: AprFile, model: _Model, values: _Values) 
         for name, s in values.stats.items()
         if s.nan or s.inf
     ]
-    unread = _unread(file, values)
-    if wrong or not unread:
-        report.judge("values-finite", wrong, f"{len(values.stats)} tensors decoded")
-    else:
-        report.not_run("values-finite", unread)
+    unread = ""
+    if values.unreadable:
+        first = next(iter(values.unreadable.values()))
+        count = f"{len(values.unreadable)} of {len(file.tensors)}"
+        unread = f"{count} tensors cannot be decoded: {first}"
+    report.judge("values-finite", wrong, f"{len(values.stats)} tensors decoded", unread)
     if model.resolution is None or model.contract is None:
         report.not_run("values-plausible", model.reason)
         return
     rules = model.resolution.rules
     known = {n: (rules[n], s) for n, s in values.stats.items() if n in rules}
     odd = implausible(model.contract, known)
-    if odd or not unread:
-        report.judge("values-plausible", odd, f"{len(known)} tensors look like weights")
-    else:
-        report.not_run("values-plausible", unread)
-
-
-def _unread(file: AprFile, values: _Values) -> str:
-    if not values.unreadable:
-        return ""
-    first = next(iter(values.unreadable.values()))
-    return f"{len(values.unreadable)} of {len(file.tensors)} tensors cannot be decoded: {first}"
+    report.judge("values-plausible", odd, f"{len(known)} tensors look like weights", unread)
 
 
 def check_quality(report: Report, comparison: Comparison | None, why: str, values: _Values) -> None:
@@ -207,10 +192,8 @@ def check_quality(report: Report, comparison: Comparison | None, why: str, value
         for t in comparison.errors
         if t.relative_rmse > t.limit
     ]
-    if not problems and (not comparison.errors or values.unreadable):
-        first = next(iter(values.unreadable.values()), "the source has none of the tensors")
-        report.not_run("quantization-error", first)
-        return
+    unseen = "" if comparison.errors else "the source has none of the tensors"
+    unseen = next(iter(values.unreadable.values()), unseen)
     apart = f", {len(comparison.missing)} not in the source" if comparison.missing else ""
     detail = f"relative RMSE {report.overall_error or 0:.4f} over {len(comparison.errors)} tensors"
-    report.judge("quantization-error", problems, detail + apart)
+    report.judge("quantization-error", problems, detail + apart, unseen)

@@ -226,7 +226,7 @@ DATA = bytes(256)
         ([E("a", 0, (4,), 256, 16)], "'a' ends at byte .*cut off"),
         ([E("a", 0, (4,), 2**64 - 64, 16)], "'a' ends at byte"),
         ([E("a", 0, (4,), 0, 2**64 - 1)], "'a' ends at byte"),
-        ([E("a", 0, (4,), 2, 16)], "'a': offset 2 is not a multiple of 64"),
+        ([E("a", 0, (4,), 2, 16)], "'a': offset 2 is no multiple of 64"),
         ([E("a", 0, (2**60,), 0, 16)], "'a': impossible shape"),
         ([E("a", 0, (2**60, 0), 0, 0)], "'a': impossible shape"),
         ([E("a", 0, (2**32, 2**32), 0, 0)], "'a': impossible shape"),  # product is 0 in 64 bits
