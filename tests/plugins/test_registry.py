@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_core.declarations import Backend, Family, Quantizer
+from apr_core.declarations import Backend, Family, Layout, Numbers, Quantizer
 from apr_core.discovery import PluginRow
 from apr_core.errors import BackendUnavailable, PluginBroken, PluginConflict, PluginNotFound
 from apr_core.format.dtypes import FormatSpec
@@ -77,6 +77,17 @@ def fakes(tmp_path):
 def test_a_plugin_that_prints_does_not_break_json(fakes):
     fakes.add("x-prints", "print('hello from a plugin')\n" + quantizer_module())
     assert fakes.rows()["x-prints"]["status"] == "ok"
+
+
+def test_a_declared_layout_is_shown(fakes):
+    layout = Layout(32, codes=2, bits=4, scale=(Numbers(0, "f16", per_block=True),))
+    source = "from apr_core.plugin import Layout, Numbers\n" + quantizer_module(layout=layout)
+    fakes.add("x-stripes", source)
+    done = fakes.run("plugins", "show", "x-stripes", "--json")
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)[0]["declarations"]
+    assert record["layout"]["scale"] == [{"offset": 0, "dtype": "f16", "per_block": True}]
+    assert "layout: {'group': 32" in fakes.run("plugins", "show", "x-stripes").stdout
 
 
 def test_api_numbers(fakes):
