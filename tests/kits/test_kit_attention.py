@@ -259,14 +259,14 @@ class RemembersTheLast(Totals):
             self.arrays["total"][slot] = self.old.pop(slot)
 
 
-@caught("weights_and_inputs_are_left_alone", "the input: changed")
+@caught(SHAPE, "the input: changed")
 class ChangesItsInput(Good):
     def __call__(self, o, w, x, step, state):
         x *= np.float32(2)
         return super().__call__(o, w, x, step, state)
 
 
-@caught("weights_and_inputs_are_left_alone", "q_bias: changed")
+@caught(SHAPE, "q_bias: changed")
 class ChangesAWeight(Good):
     def __call__(self, o, w, x, step, state):
         w.q_bias *= np.float32(2)

@@ -53,7 +53,7 @@ def test_a_right_family_passes_on_references_alone():
 
 # what a family says
 
-LEADS = "its_own_config_leads_to_it"
+LEADS, KEYS = "its_own_config_leads_to_it", "missing_keys_and_nonsense_are_named"
 WRONG.add(Qwen2, LEADS, "claims ['*']", architectures=("Qwen2ForCausalLM", "*"))
 
 
@@ -70,20 +70,20 @@ class Renamed(Qwen2):
         return replace(super().config(hf, generation), family="other")
 
 
-@caught("missing_keys_are_named", "without num_attention_heads config() raises KeyError")
+@caught(KEYS, "without num_attention_heads config() raises KeyError")
 class Careless(Qwen2):
     def config(self, hf, generation=None):
         hf["num_attention_heads"]
         return super().config(hf, generation)
 
 
-@caught("missing_keys_are_named", "invents hidden_size")
+@caught(KEYS, "invents hidden_size")
 class Guessing(Qwen2):
     def config(self, hf, generation=None):
         return super().config({"hidden_size": 128} | dict(hf), generation)
 
 
-@caught("nonsense_is_refused_by_name", "with rms_norm_eps = 'many' config() raises TypeError")
+@caught(KEYS, "with rms_norm_eps = 'many' config() raises TypeError")
 class Trusting(Qwen2):
     def config(self, hf, generation=None):
         hf.get("rms_norm_eps", 1) + 1

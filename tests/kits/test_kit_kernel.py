@@ -40,7 +40,7 @@ def test_a_sound_kernel_passes_everything(target, op, weight):
     of = kit(kernel(target, op, weight))
     found = {name: run_check(of, name) for name in OWN}
     assert {r.outcome for r in found.values()} == {"passed"}, found
-    assert len(found) >= 7
+    assert len(found) >= 6
 
 
 CAUGHT = [
@@ -49,8 +49,8 @@ CAUGHT = [
     ("it_agrees_with_the_reference", "no_such_kernel", "cannot be loaded"),
     ("views_are_read_where_they_are", "swiglu_of_whole_rows", "NaN or infinite"),
     ("unwritten_memory_does_not_leak", "swiglu_but_for_the_last", "NaN or infinite"),
-    ("inputs_are_left_alone", "swiglu_in_place", "changes argument 0"),
-    ("results_stay_as_they_are", "swiglu_into_one_buffer", "is overwritten by a later call"),
+    ("what_is_not_its_result_stays", "swiglu_in_place", "changes argument 0"),
+    ("what_is_not_its_result_stays", "swiglu_into_one_buffer", "is overwritten by a later call"),
 ]
 
 
@@ -76,7 +76,7 @@ def test_wrong_products_are_caught(weight, target, words):
 @pytest.mark.parametrize("weight", ["f16", "layout", "*"])
 def test_a_result_that_is_kept_with_the_weight_is_caught(weight):
     declared = kernel("linear_into_the_weights_buffer", "linear", weight)
-    result = outcome("results_stay_as_they_are", declared)
+    result = outcome("what_is_not_its_result_stays", declared)
     assert result.outcome == "failed" and "is overwritten by a later call" in result.reason, result
 
 

@@ -80,12 +80,16 @@ CAUGHT = [
     ("recipe", "PicksFromASet", "the_same_answers_every_time", "in another process ("),
     ("source", "takes_no_options", "it_is_called_as_apr_calls_it", "fetch(url) cannot be called"),
     ("source", "raises_another_error", "an_unknown_name_is_not_found", "raises AprError"),
-    ("source", "raises_key_error", "an_unknown_name_is_not_found", "expected an AprError"),
+    ("source", "raises_key_error", "an_unknown_name_is_not_found", "raises KeyError"),
     ("source", "says_no_name", "an_unknown_name_is_not_found", "'no such model' does not say"),
-    ("source", "finds_everything", "a_failed_fetch_leaves_nothing_behind", "no-such-model gives"),
-    ("source", "raises_key_error", "a_failed_fetch_leaves_nothing_behind", "KeyError"),
-    ("source", "leaves_a_part", "a_failed_fetch_leaves_nothing_behind", "leaves download.part"),
-    ("source", "leaves_a_lock_at_home", "a_failed_fetch_leaves_nothing_behind", ".toy/lock"),
+    (
+        "source",
+        "finds_everything",
+        "an_unknown_name_is_not_found",
+        "gives a path; expected an AprError",
+    ),
+    ("source", "leaves_a_part", "an_unknown_name_is_not_found", "leaves download.part"),
+    ("source", "leaves_a_lock_at_home", "an_unknown_name_is_not_found", ".toy/lock"),
     ("source", "returns_text", "the_example_is_a_checkpoint", "returned a str"),
     ("source", "has_no_weights", "the_example_is_a_checkpoint", "no *.safetensors"),
     ("source", "has_a_list_for_config", "the_example_is_a_checkpoint", "no JSON object"),
@@ -114,9 +118,9 @@ CAUGHT = [
     ("exporter", "removes_first", "a_failed_export_changes_nothing", "destroys the file"),
     ("exporter", "refuses_packed_in_the_middle", "packed_weights_are_written_or_refused", "leaves"),
     ("command", "no_command", "the_target_is_a_command", "is a function, expected"),
-    ("command", "says_something_else", "help_is_there", "does not say 'Say hello'"),
-    ("command", "has_no_help", "help_is_there", "exit code of --help, which says"),
-    ("command", "helps_with_numpy", "help_is_light", "imports numpy"),
+    ("command", "says_something_else", "help_is_there_and_light", "does not say 'Say hello'"),
+    ("command", "has_no_help", "help_is_there_and_light", "exit code of --help, which says"),
+    ("command", "helps_with_numpy", "help_is_there_and_light", "imports numpy"),
     ("command", "takes_anything", "a_wrong_option_is_a_usage_error", "is 0, expected 2"),
 ]
 ELSEWHERE = {"test_listed_formats_are_installed", "test_the_name_can_be_typed_and_is_not_taken"}
@@ -234,6 +238,6 @@ def test_a_name_that_is_taken_or_cannot_be_typed_is_caught(name):
 
 
 def test_a_kit_that_does_not_say_what_it_is_about_fails():
-    result = run_check(type("Nameless", (CommandConformance,), {}), "test_help_is_there")
+    result = run_check(type("Nameless", (CommandConformance,), {}), "test_help_is_there_and_light")
     assert (result.subject, result.outcome) == ("Nameless", "failed")
     assert 'must say which: command = "..."' in result.reason

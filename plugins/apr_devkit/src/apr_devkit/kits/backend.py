@@ -54,7 +54,7 @@ class ArrayChecks(DeviceKit):
             raise AssertionError(f"there is no {name}, and it was made: {device.describe()}")
 
     def test_zeros_are_zeros(self) -> None:
-        """`zeros` gives new zeros of the shape and dtype asked for, whatever memory held."""
+        """`zeros` gives new zeros of the shape and dtype asked for, by default f32."""
         for (dtype, expected), shape in product(DTYPES.items(), SHAPES):
             with nan_memory(self.device):
                 array = self.device.zeros(shape, dtype)
@@ -63,9 +63,6 @@ class ArrayChecks(DeviceKit):
             equal(f"dtype {where}", values.dtype.name, expected)
             equal(f"nbytes {where}", array.nbytes, values.size * values.itemsize)
             assert not values.any(), f"{where[3:]} is not zero: {values[values != 0][:3]}"
-
-    def test_zeros_are_nobody_elses(self) -> None:
-        """Two results of `zeros` share no memory, and f32 is what it makes by default."""
         one, other = self.device.zeros((3, 4)), self.device.zeros((3, 4))
         one[...] = 1.0
         assert self.device.download(one).all(), "writing to zeros in place has no effect"
@@ -223,8 +220,8 @@ class ModelChecks(OpChecks):
 
     def families(self, recipe: str = "f32") -> Iterator[tuple[str, Path]]:
         """Yield (name, tiny model) of every family. Skips at the end if some have none."""
-        missing, count, _ = [], 0, self.device  # no device, no check of families
-        for owned in self.registry.declarations("family"):
+        missing, declared, _ = [], self.registry.declarations("family"), self.device
+        for owned in declared:
             name = owned.declaration.name
             folder = self.folder() / f"{name}-{recipe}"
             make = partial(tiny_apr, name, folder, recipe, registry=self.registry)
@@ -232,10 +229,9 @@ class ModelChecks(OpChecks):
                 path = self.once(f"tiny {name} {recipe}", make)
             except AprError as error:
                 missing.append(f"{name}: {error.message}")
-                continue
-            count += 1
-            yield name, path
-        if missing or not count:
+            else:
+                yield name, path
+        if missing or not declared:
             skip("; ".join(missing) or "no family is installed")
 
     def open(self, path: Path, backend: str = "", **options: Any) -> Model:
@@ -270,9 +266,10 @@ class ModelChecks(OpChecks):
     def _compared(self, path: Path, tolerance: float) -> list[str]:
         logits, state = self.ran(path)
         with self.open(path) as model, self.open(path, REFERENCE, kv_type=model.kv_type) as other:
-            wrong = _steps_that_differ(logits, run_model(other), tolerance)
-        held = f"{state} bytes of state are held after all slots were freed"
-        return [f"logits of step {i} differ: {c}" for i, c in wrong] + ([held] if state else [])
+            pairs = enumerate(zip(logits, run_model(other), strict=True), 1)
+        wrong = ((i, difference(a, b, tolerance, DEEP)) for i, (a, b) in pairs)
+        held = [f"{state} bytes of state are held after all slots were freed"] if state else []
+        return [f"logits of step {i} differ: {c}" for i, c in wrong if c] + held
 
     def test_captured_steps_are_the_same_bits(self) -> None:
         """A captured step gives the very logits of one that is not."""
@@ -291,17 +288,13 @@ class ModelChecks(OpChecks):
         if obstacles:
             skip(f"steps are not recorded: {'; '.join(obstacles)}")
 
-    def kv_types(self) -> tuple[KVType, ...]:
-        """Return the `kv_types` that the backend claims, after a check of their names."""
+    def test_kv_types_work(self) -> None:
+        """Attention works with every precision of keys and values it claims."""
         claimed: tuple[KVType, ...] = self.device.kv_types
         unknown = sorted(set(claimed) - set(KV_TYPES))
         assert not unknown, f"kv_types has {unknown}, known are {', '.join(KV_TYPES)}"
         assert "f32" in claimed, "kv_types must have f32"
-        return claimed
-
-    def test_kv_types_work(self) -> None:
-        """Attention works with every precision of keys and values it claims."""
-        for kv_type in self.kv_types():
+        for kv_type in claimed:
             problems = []
             for case in attention_cases(kv_type):
                 calls = _in_f32(case.calls()) if kv_type == "q8" else None
@@ -328,15 +321,6 @@ def run_model(model: Model) -> list[Floats]:
     return logits
 
 
-def _steps_that_differ(
-    logits: Sequence[Floats], expected: Sequence[Floats], tolerance: float
-) -> list[tuple[int, str]]:
-    """Return (number of a step, how it differs) for steps outside of the tolerance."""
-    pairs = enumerate(zip(logits, expected, strict=True), 1)
-    found = ((i, difference(a, b, tolerance, DEEP)) for i, (a, b) in pairs)
-    return [(i, problem) for i, problem in found if problem]
-
-
 def _in_f32(calls: list[Call]) -> list[Call]:
     caches = {id(a): replace(a, dtype="f32") for a in flat(calls) if isinstance(a, KV)}
     return [tuple(caches.get(id(a), a) for a in call) for call in calls]
@@ -350,7 +334,5 @@ class BackendConformance(ModelChecks, ChoiceChecks, ArrayChecks):
 
     Errors are normalised mean square errors; tolerances are listed with the cases of each op
     (`cases`, `ops`, and what mixers bring). Other distributions' kernels for the backend are left
-    out: `KernelConformance` checks those. A backend may have, beyond `BackendPlugin`, `bitwise_rows
-    = True` if a row's result has the same bits alone and in any batch, and `memory() -> int`, the
-    bytes its arrays take.
+    out: `KernelConformance` checks those.
     """

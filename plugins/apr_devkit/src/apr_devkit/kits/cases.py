@@ -104,9 +104,9 @@ class Parts:
 class KV:
     """Keys and values of full attention.
 
-    For a state of another kind, define an object with these three methods: `new` makes it, no slot
-    open, `spoil` writes NaN wherever an open slot has no value yet, and `read` returns the slot's
-    arrays, as far as `length` tokens have filled them.
+    A state of another kind is an object with these three methods: `new` makes it, no slot open,
+    `spoil` writes NaN where an open slot has no value yet, and `read` returns the slot's arrays, as
+    far as `length` tokens have filled them.
     """
 
     kv_heads: int
@@ -200,10 +200,7 @@ def uniform(rng: Generator, low: float, high: float, *shape: int) -> Floats:
 
 
 def with_others(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls, then the same with other activations and new states, but the same weights.
-
-    Activations are reversed: still values that the op is meant for.
-    """
+    """Return the calls, then the same with reversed activations and new states, but the weights."""
     states = {id(a): copy(a) for a in flat(calls) if is_state(a)}
 
     def other(argument: Any) -> Any:

@@ -10,22 +10,19 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import click
+
 from apr_core.plugin import SOURCE, AprError, AprFile, InputOutputError, NotFound, PluginError
-from apr_devkit.kits.checks import (
-    PluginConformance,
-    attribute,
-    call_fresh,
-    equal,
-    run_fresh,
-    shared,
-    skip,
-)
+from apr_core.runtime import COMMANDS
+from apr_devkit.kits import checks
+from apr_devkit.kits.checks import PluginConformance, equal, refusal, shared, skip
 from apr_devkit.tiny import tiny_apr
 
 NOWHERE = "apr-kit-no-such-model"
@@ -46,12 +43,7 @@ def sandbox() -> Iterator[Path]:
 def contents(path: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a directory, or of the one file, by relative name."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return {str(p.relative_to(path)): _digest(p) for p in files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def assert_same_files(path: Path, expected: Mapping[str, str], how: str) -> None:
@@ -92,7 +84,10 @@ class SourceConformance(PluginConformance):
             raise AssertionError(f"fetch{signature} cannot be called: {error}") from None
 
     def test_an_unknown_name_is_not_found(self) -> None:
-        """A name that does not exist is a NotFound that repeats the name."""
+        """An unknown name is a NotFound that repeats it; what is refused leaves no file behind."""
+        for name in ("", "/", f"../{NOWHERE}", f"{NOWHERE}/../../{NOWHERE}"):
+            message = self._refusal(name).message.strip()
+            assert message, f"the error for {self.name}://{name} says nothing"
         error = self._refusal(NOWHERE)
         if isinstance(error, InputOutputError):
             skip(f"it cannot be reached: {error.message}")
@@ -101,36 +96,23 @@ class SourceConformance(PluginConformance):
         named = NOWHERE in f"{error.message} {error.hint}"
         assert named, f"{error.message!r} does not say which name was not found"
 
-    def test_a_failed_fetch_leaves_nothing_behind(self) -> None:
-        """Without a name, or with one that climbs out, it is refused, and no file is left."""
-        for name in (NOWHERE, "", "/", f"../{NOWHERE}", f"{NOWHERE}/../../{NOWHERE}"):
-            message = self._refusal(name).message.strip()
-            assert message, f"the error for {self.name}://{name} says nothing"
-
     def _refusal(self, name: str) -> AprError:
         """Return the error for a URL. Fails if a file is left, even in a cache."""
-        url, result = f"{self.name}://{name}", None
+        url = f"{self.name}://{name}"
         with sandbox() as folder:
-            try:
-                given = self.load()(url)
-            except AprError as error:
-                result = error
-            except Exception as error:
-                given = f"{type(error).__name__}: {error}"
+            error = refusal(AprError, f"fetch of {url}", self.load(), url)
             files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
-        assert result, f"{url} gives {given}; expected an AprError"
+        assert error, f"{url} gives a path; expected an AprError"
         assert not files, f"a fetch that failed leaves {', '.join(files)}"
-        return result
+        return error
 
     def test_the_example_is_a_checkpoint(self) -> None:
         """What is fetched is the directory of a checkpoint: config.json and weights."""
         path = self.load()(self.example())
         assert isinstance(path, Path), f"fetch returned a {type(path).__name__}, expected a Path"
-        assert path.is_dir(), f"{self.example()} gives {path}, which is no directory"
         config = path / "config.json"
-        assert config.is_file(), f"{path} has no config.json"
-        is_object = isinstance(json.loads(config.read_text("utf-8")), dict)
-        assert is_object, "config.json is no JSON object"
+        assert config.is_file(), f"{self.example()} gives {path}, which has no config.json"
+        assert isinstance(json.loads(config.read_bytes()), dict), "config.json is no JSON object"
         assert list(path.glob("*.safetensors")), f"{path} has no *.safetensors file"
 
     def test_fetching_again_gives_the_same(self) -> None:
@@ -239,9 +221,8 @@ class ExporterConformance(PluginConformance):
         for key, kind in kinds.items():
             value = summary.get(key)
             assert type(value) is kind, f"result[{key!r}] is {value!r}, expected a {kind.__name__}"
-            texts: Any = value if kind is list else ()
-            wrong = [part for part in texts if not isinstance(part, str)]
-            assert not wrong, f"result[{key!r}] holds {wrong[0]!r}, expected text"
+            for text in summary[key] if kind is list else ():
+                assert isinstance(text, str), f"result[{key!r}] holds {text!r}, expected text"
         json.dumps(dict(summary))
         assert out.exists(), f"there is nothing at {out}"
         equal("path of the result", summary["path"], str(out))
@@ -264,7 +245,7 @@ class ExporterConformance(PluginConformance):
         source, first, out = self.exported.source, contents(self.exported.out), self.place("again")
         self.export(source, out)
         assert_same_files(out, first, "exported again")
-        call_fresh(f"{__name__}:export", self.declaration.target, str(source), str(out))
+        checks.call_fresh(f"{__name__}:export", self.declaration.target, str(source), str(out))
         assert_same_files(out, first, "in another process")
 
     def test_progress_adds_up_to_the_work(self) -> None:
@@ -283,18 +264,12 @@ class ExporterConformance(PluginConformance):
 
     def test_a_failed_export_changes_nothing(self) -> None:
         """After an error or Ctrl-C there is no output, or the one that was there before."""
-        count = len(self.exported.reports.amounts)
+        count, source = len(self.exported.reports.amounts), self.exported.source
         if not count:
             skip("it never reports progress, so it cannot be stopped half way")
-        errors: tuple[BaseException, ...] = (OSError(28, "No space left"), Interrupted())
-        for at in sorted({1, (count + 1) // 2}):
-            for error in errors:
-                self._fail(at, error)
-
-    def _fail(self, at: int, error: BaseException) -> None:
-        where, source = f"{type(error).__name__} at report {at}", self.exported.source
-        for before in (None, BEFORE):
-            out = self.place("failed")
+        errors = (OSError(28, "No space left"), Interrupted())
+        for at, error, before in product(sorted({1, (count + 1) // 2}), errors, (None, BEFORE)):
+            where, out = f"{type(error).__name__} at report {at}", self.place("failed")
             if before:
                 out.write_bytes(before)
             try:
@@ -326,20 +301,16 @@ class ExporterConformance(PluginConformance):
     def _recipe(self) -> str:
         """Return a recipe with installed block formats. Skips the check if there is none."""
         for owned in self.registry.declarations("recipe"):
-            try:
-                for name in owned.declaration.formats:
-                    self.registry.make("quantizer", name)
-            except PluginError:
-                continue
-            if owned.declaration.formats:
-                return owned.qualified
+            with suppress(PluginError):
+                if [self.registry.make("quantizer", name) for name in owned.declaration.formats]:
+                    return owned.qualified
         return skip("no recipe with a block format is installed")
 
 
 def export(target: str, source: str, out: str) -> None:
     """Call an exporter's "module:function"."""
     with AprFile.open(source) as file:
-        attribute(target)(file, Path(out))
+        checks.attribute(target)(file, Path(out))
 
 
 def _size(path: Path) -> int:
@@ -390,29 +361,24 @@ class CommandConformance(PluginConformance):
     def run(self, option: str) -> dict[str, Any]:
         """Return the outcome of `apr NAME OPTION`: code, out, err, and the modules it imported."""
         d = self.declaration
-        return self.once(option, lambda: json.loads(run_fresh(RUN, d.target, d.name, option)))
+        outcome: dict[str, Any] = json.loads(checks.run_fresh(RUN, d.target, d.name, option))
+        return outcome
 
     def test_the_target_is_a_command(self) -> None:
         """The target is a click command or group."""
-        import click
-
         target, kind = self.load(), type(self.load()).__name__
         is_command = isinstance(target, click.Command)
         assert is_command, f"{self.declaration.target} is a {kind}, expected a click.Command"
 
-    def test_help_is_there(self) -> None:
-        """`--help` prints the declared summary and ends with 0."""
+    def test_help_is_there_and_light(self) -> None:
+        """`--help` prints the summary, and imports no array, device or tokenizer library."""
         ran, summary = self.run("--help"), self.declaration.summary
         equal(f"exit code of --help, which says {ran['err'].strip()[-200:]!r},", ran["code"], 0)
         assert _words(summary) in _words(ran["out"]), (
             f"--help does not say {summary!r}, which `apr --help` shows for this command"
         )
-
-    def test_help_is_light(self) -> None:
-        """`--help` imports no array, device or tokenizer library."""
-        heavy = [name for name in HEAVY if name in self.run("--help")["modules"]]
-        names = ", ".join(heavy)
-        assert not heavy, f"--help imports {names}: import it inside the command's function"
+        heavy = ", ".join(name for name in HEAVY if name in ran["modules"])
+        assert not heavy, f"--help imports {heavy}: import it inside the command's function"
 
     def test_a_wrong_option_is_a_usage_error(self) -> None:
         """An option that does not exist ends with 2 and a message that names it."""
@@ -422,8 +388,6 @@ class CommandConformance(PluginConformance):
 
     def test_the_name_can_be_typed_and_is_not_taken(self) -> None:
         """The name is a lower-case word and not that of a built-in command."""
-        from apr_core.runtime import COMMANDS
-
         name = self.declaration.name
         assert NAME.fullmatch(name), f"{name!r} is no name of a command: use a-z, 0-9 and -"
         taken = name in COMMANDS and not self.declaration.group

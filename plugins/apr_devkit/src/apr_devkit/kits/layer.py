@@ -1,158 +1,25 @@
-"""Kits for parts of a layer: each is run alone, on references and random weights.
-
-`SequenceChecks` are for all that runs sequences, a mixer or a whole model; `PartConformance` is for
-all parts of a layer. `AttentionConformance` is both, `MlpConformance` the second.
-"""
+"""Kits for parts of a layer: each is run alone, on references and random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import CORE_OPS, NORMS, AprError, Block, MixerExample, Op, StateMakers, Weight
-from apr_core.runtime import GRID, Owned, ReferenceBackend, Registry, Trial, TrialOps, make_step
-from apr_devkit.kits import rig
+from apr_core.plugin import CORE_OPS, NORMS, AprError, MixerExample, Op, State, StateMakers, Weight
+from apr_core.runtime import Binder, Owned, ReferenceBackend, Registry, Trial, TrialOps, make_step
 from apr_devkit.kits.cases import Matrix
-from apr_devkit.kits.checks import PluginConformance, attribute, shared, skip
-from apr_devkit.kits.measures import distance
+from apr_devkit.kits.checks import PluginConformance, attribute, equal, shared, skip
+from apr_devkit.kits.measures import Floats, distance
 from apr_devkit.kits.ops import Runner
+from apr_devkit.kits.rig import LENGTHS, Piece, SequenceChecks, resume
 from apr_devkit.tiny import random_values
 
 ACTIVATIONS = ("silu", "gelu", "relu")
 NORM_ROLES = {role for roles in NORMS.values() for role in roles if role}
-LENGTHS = (1, 2, 5, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)  # prompts are cut on the grid
-REWINDS = ((20, 7), (GRID + 6, GRID), (2 * GRID + 2, 100))  # (tokens run, position to go on from)
-Floats = NDArray[np.float32]
-Piece = tuple[int, int, NDArray[Any]]  # (slot, first position, token ids or rows)
-
-
-class SequenceChecks(PluginConformance):
-    """The output of a sequence depends neither on how it is cut nor on other sequences."""
-
-    tolerance: float = 5e-5
-
-    @property
-    def where(self) -> str:
-        """Where it runs, as the end of a message."""
-        return ""
-
-    def session(self) -> Any:
-        """Return a new session: slots that can be opened, run, copied and closed."""
-        raise NotImplementedError
-
-    def inputs(self, count: int, seed: int = 0) -> NDArray[Any]:
-        """Return `count` random inputs: token ids or rows."""
-        raise NotImplementedError
-
-    def rewindable(self) -> bool:
-        """Return True if all states are rewindable."""
-        raise NotImplementedError
-
-    @contextmanager
-    def opened(self, *slots: int) -> Iterator[Any]:
-        """Open slots of a session, and close them at the end."""
-        session = self.session()
-        for slot in slots:
-            session.open(slot)
-        try:
-            yield session
-        finally:
-            for slot in slots:
-                session.close(slot)
-
-    def fresh(self, *pieces: NDArray[Any]) -> Floats:
-        """Return the output [T, features] of a sequence in a new slot, run piece by piece."""
-        with self.opened(0) as session:
-            return resume(session, 0, 0, *pieces)
-
-    def assert_same(self, actual: Floats, expected: Floats, what: str) -> None:
-        """Fail if outputs [T, features] differ by more than the tolerance."""
-        off = distance(actual, expected)
-        assert off < self.tolerance, (
-            f"{what}{self.where}: outputs differ by {off:.1e} of their standard deviation, at most "
-            f"{self.tolerance:.0e} is rounding"
-        )
-
-    def test_prefill_equals_decode(self) -> None:
-        """A prompt in one step, in two, and token by token gives the same outputs."""
-        for n in LENGTHS:
-            x = self.inputs(n)
-            whole, ones = self.fresh(x), [x[i : i + 1] for i in range(n)]
-            self.assert_same(self.fresh(*ones), whole, f"{n} tokens, one by one or at once")
-            for k in sorted({1, 3, n // 2, GRID, n - 1} & {*range(1, n)}):
-                what = f"{n} tokens, as {k} + {n - k} or at once"
-                self.assert_same(self.fresh(x[:k], x[k:]), whole, what)
-
-    def test_batch_equals_each_alone(self) -> None:
-        """Two sequences of different lengths in one step give what each gives alone."""
-        for long, short in ((GRID + 6, 5), (3, 1), (1, 1)):
-            a, b = self.inputs(long + 4, seed=1), self.inputs(short + 4, seed=2)
-            with self.opened(1, 0) as session:
-                first = session.run((1, 0, a[:long]), (0, 0, b[:short]))
-                then = session.run((0, short, b[short : short + 1]), (1, long, a[long : long + 1]))
-                last = session.run((0, short + 1, b[short + 1 :]), (1, long + 1, a[long + 1 :]))
-            what = f"{long} and {short} tokens in one step or each alone"
-            self.assert_same(np.concatenate([first[0], then[1], last[1]]), self.fresh(a), what)
-            self.assert_same(np.concatenate([first[1], then[0], last[0]]), self.fresh(b), what)
-
-    def test_rewindable_claim_is_true(self) -> None:
-        """If all states say they are rewindable, a sequence goes on from any earlier position."""
-        if not self.rewindable():
-            skip("not every state claims to be rewindable")
-        for n, position in REWINDS:
-            x, other = self.inputs(n, seed=1), self.inputs(9, seed=2)
-            with self.opened(0) as session:
-                session.run((0, 0, x))
-                after = resume(session, 0, position, other)
-            what = f"rewindable = True, but {n} tokens cut back to {position} go on wrong"
-            self.assert_same(after, self.fresh(x[:position], other)[position:], what)
-
-    def test_snapshots_resume(self) -> None:
-        """A snapshot, put back into its slot or another, goes on as before, as often as wanted."""
-        for n in (1, 7, GRID + 6):
-            x, then, other = self.inputs(n, 1), self.inputs(5, 2), self.inputs(n + 5, 3)
-            expected = self.fresh(x, then)[n:]
-            with self.opened(0, 1) as session:
-                session.run((0, 0, x))
-                snapshot = session.snapshot(0, n)
-                session.run((0, n, other), (1, 0, other))
-                for slot in (0, 1, 1):
-                    session.restore(slot, snapshot)
-                    after = resume(session, slot, n, then[:2], then[2:])
-                    what = f"snapshot after {n} tokens, into slot {slot}"
-                    self.assert_same(after, expected, what)
-
-    def test_slots_open_and_close(self) -> None:
-        """Closing slots gives their memory back, and one that is opened again begins anew."""
-        session, x = self.session(), self.inputs(9)
-        for _ in range(3):
-            held = session.nbytes()
-            assert held == 0, f"{held} bytes are held though every slot is closed{self.where}"
-            for slot in (3, 0):
-                session.open(slot)
-            after = resume(session, 0, 0, x[:5], x[5:])
-            self.assert_same(after, self.fresh(x), "in a slot that held another sequence")
-            session.run((3, 0, self.inputs(70)), (0, 9, self.inputs(2)))
-            self.before_closing(session)
-            for slot in (3, 0):
-                session.close(slot)
-
-    def before_closing(self, session: Any) -> None:
-        """Check open slots that hold something; by default nothing."""
-
-
-def resume(session: Any, slot: int, position: int, *pieces: NDArray[Any]) -> Floats:
-    """Return the output [T, features] of the pieces, one step each, from `position` on."""
-    outputs = []
-    for piece in pieces:
-        outputs += session.run((slot, position, piece))
-        position += len(piece)
-    return np.concatenate(outputs)
 
 
 class PartRig:
@@ -162,8 +29,8 @@ class PartRig:
         self.hidden_size = example.hidden_size
         self.part = registry.load(owned)(**example.options)
         brought = {n: registry.load_target(t) for n, t in owned.declaration.brings}
-        self.runner = Runner(ReferenceBackend(), brought)
-        self.binder = self.runner.binder
+        self.binder = Binder(ReferenceBackend(), brought)
+        self.runner = Runner(self.binder)
         self.weights = SimpleNamespace(**dict(self._weights(example)))
 
     def _weights(self, example: MixerExample) -> Iterator[tuple[str, Any]]:
@@ -192,6 +59,7 @@ class PartConformance(PluginConformance):
 
     example: MixerExample | None = None
     taken: Iterable[str] = NORM_ROLES  # roles of the layer's other parts
+    in_block = ("mixer", "options")  # fields of a Block: the part's name, its options
 
     @shared
     def rig(self) -> PartRig:
@@ -203,10 +71,7 @@ class PartConformance(PluginConformance):
         return PartRig(self.owned, self.registry, self.made_with())
 
     def made_with(self) -> MixerExample:
-        """Return `example`, else the part's own, else that of an installed family.
-
-        Raises AssertionError if there is none.
-        """
+        """Return `example`, else the part's own, else that of an installed family."""
         example: MixerExample | None = self.example or self.load().example()
         example = example or next(self._in_families(), None)
         assert example is not None, (
@@ -226,18 +91,11 @@ class PartConformance(PluginConformance):
             except (AprError, AttributeError, NotImplementedError):
                 continue  # its own kit reports what is wrong
             for layer, block in enumerate(blocks):
-                if self.name_in(block) == self.declaration.name:
+                name, options = (getattr(block, field) for field in self.in_block)
+                if name == self.declaration.name:
                     shapes = {rule.role: rule.shape for rule in rules if rule.layer == layer}
-                    yield MixerExample(self.options_in(block), config.hidden_size, shapes)
+                    yield MixerExample(options, config.hidden_size, shapes)
                     break
-
-    def name_in(self, block: Block) -> str:
-        """Return the name of the block's part of this kind."""
-        return block.mixer
-
-    def options_in(self, block: Block) -> Mapping[str, Any]:
-        """Return the options of the block's part of this kind."""
-        return block.options
 
     def inputs(self, count: int, seed: int = 0) -> Floats:
         """Return random rows [count, hidden], of the size that norms leave."""
@@ -274,8 +132,7 @@ class PartConformance(PluginConformance):
         declared = self.declaration
         for name, target in declared.brings:
             brought = self.registry.load_target(target, self.owned.distribution)
-            kind = type(brought).__name__
-            assert isinstance(brought, Op), f"{target} is {kind}, expected an @op"
+            assert isinstance(brought, Op), f"{target} is {type(brought).__name__}, expected an @op"
             real = brought.name
             assert real == name, f"{target} is the op {real!r}, declared as {name!r}"
             assert name not in CORE_OPS, f"op {name!r} is one of the core's: choose another name"
@@ -287,38 +144,34 @@ class PartConformance(PluginConformance):
         )
 
     def test_output_has_the_shape_of_the_input(self) -> None:
-        """Rows [T, hidden] in, finite float32 rows [T, hidden] out, to the same bits each time."""
+        """Rows [T, hidden] in, finite float32 rows out, the same each time, and nothing changes."""
+        part = self.make_rig()
+        weights = {n: w.data if isinstance(w, Weight) else w for n, w in vars(part.weights).items()}
         for n in LENGTHS:
             rows = self.inputs(n)
-            out, again = self.run(self.rig, rows), self.run(self.rig, rows)
+            given: dict[str, NDArray[Any]] = {"the input": rows, **weights}
+            before = {name: array.copy() for name, array in given.items()}
+            out = self.run(part, rows)
+            changed = [name for name in given if not np.array_equal(given[name], before[name])]
+            assert not changed, f"{', '.join(changed)}: changed in place"
             assert out.shape == rows.shape, f"{n} rows: found {out.shape}, expected {rows.shape}"
             assert out.dtype == np.float32, f"{n} rows: found {out.dtype}, expected float32"
             assert np.isfinite(out).all(), f"{n} rows: {(~np.isfinite(out)).sum()} not finite"
-            assert np.array_equal(out, again), f"two runs of the same {n} rows differ"
-
-    def test_weights_and_inputs_are_left_alone(self) -> None:
-        """A run changes neither its weights nor its input."""
-        part, rows = self.make_rig(), self.inputs(7)
-        weights = vars(part.weights).items()
-        given: dict[str, NDArray[Any]] = {
-            "the input": rows,
-            **{n: w.data if isinstance(w, Weight) else w for n, w in weights},
-        }
-        before = {name: array.copy() for name, array in given.items()}
-        self.run(part, rows)
-        changed = [name for name, array in given.items() if not np.array_equal(array, before[name])]
-        assert not changed, f"{', '.join(changed)}: changed in place"
+            same = np.array_equal(out, self.run(part, rows))
+            assert same, f"two runs of the same {n} rows differ"
 
 
 class MixerSession:
     """A mixer and a state: slots are opened, run, copied and closed."""
 
-    def __init__(self, part: PartRig, zeros: Any = None) -> None:
+    def __init__(self, part: PartRig, *slots: int, zeros: Any = None) -> None:
         self.part = part
         self.state = part.part.new_state(StateMakers(zeros or part.binder.backend.zeros))
         self.open, self.close = self.state.open, self.state.close
         self.snapshot, self.restore = self.state.snapshot, self.state.restore
-        self.nbytes = self.state.nbytes
+        self.nbytes, self.rewindable = self.state.nbytes, self.state.rewindable
+        for slot in slots:
+            self.open(slot)
 
     def run(self, *pieces: Piece) -> list[Floats]:
         """Run one step; return each piece's output [n, hidden]."""
@@ -342,40 +195,30 @@ class AttentionConformance(PartConformance, SequenceChecks):
     attention: str = ""
     taken = NORM_ROLES | {"gate_proj", "up_proj", "down_proj"}
 
-    def session(self, zeros: Any = None) -> MixerSession:
+    def session(self) -> MixerSession:
         """Return a mixer with a new state."""
-        return MixerSession(self.rig, zeros)
-
-    def rewindable(self) -> bool:
-        """Return True if the mixer's state is rewindable."""
-        return bool(self.session().state.rewindable)
+        return MixerSession(self.rig)
 
     def run(self, part: PartRig, rows: Floats) -> Floats:
         """Return the output [T, hidden] of a prompt."""
-        session = MixerSession(part)
-        session.open(0)
-        return session.run((0, 0, rows))[0]
+        return MixerSession(part, 0).run((0, 0, rows))[0]
 
     def watch(self, part: PartRig, trial: Trial) -> None:
         """Run a decode step of two sequences, on arrays that report who reads their values."""
-        session, ops = MixerSession(part), TrialOps(trial, part.binder)
-        for slot in (0, 1):
-            session.open(slot)
+        session, ops = MixerSession(part, 0, 1), TrialOps(trial, part.binder)
         rows, step = trial.watched(self.inputs(2)), trial.step((0, 1, 0), (1, 1, 0))
         part.part(ops, part.weights, rows, step, session.state)
 
     def test_state_is_of_the_declared_kind(self) -> None:
         """The state says it is what the declaration says it is."""
-        state, declared = self.session().state, self.declaration.state
+        state = self.session().state
         kind = getattr(state, "kind", None)
-        assert kind == declared, (
-            f"declared state={declared!r}, but {type(state).__name__}.kind is {kind!r}"
-        )
+        equal(f"{type(state).__name__}.kind", kind, self.declaration.state)
         assert isinstance(state.rewindable, bool), f"rewindable is {state.rewindable!r}"
 
     def before_closing(self, session: Any) -> None:
         """Fail unless all memory is counted; then fill it with NaN for the next sequence."""
-        arrays = list(rig.arrays_in(session.state))
+        arrays = list(_arrays_in(session.state))
         held, seen = session.nbytes(), sum(array.nbytes for array in arrays)
         if self.declaration.state != "none":
             assert held >= seen > 0, f"nbytes() is {held}, its arrays hold {seen} bytes"
@@ -399,8 +242,7 @@ class AttentionConformance(PartConformance, SequenceChecks):
         if self.declaration.state not in ("kv", "window"):
             skip(f"a {self.declaration.state} state begins with zeros, which count")
         for n in LENGTHS:
-            rows, session = self.inputs(n + 2), self.session(zeros=_nan)
-            session.open(0)
+            rows, session = self.inputs(n + 2), MixerSession(self.rig, 0, zeros=_nan)
             out = resume(session, 0, 0, rows[:n], rows[n : n + 1], rows[n + 1 :])
             self.assert_same(out, self.fresh(rows), f"{n} tokens in memory full of NaN")
 
@@ -418,15 +260,8 @@ class MlpConformance(PartConformance):
     kind = "mlp"
     mlp: str = ""
     taken = NORM_ROLES | {"q_proj", "k_proj", "v_proj", "o_proj"}
+    in_block = ("mlp", "mlp_options")
     tolerance: float = 5e-5
-
-    def name_in(self, block: Block) -> str:
-        """Return the name of the block's mlp."""
-        return block.mlp
-
-    def options_in(self, block: Block) -> Mapping[str, Any]:
-        """Return the options of the block's mlp."""
-        return block.mlp_options
 
     def test_it_says_what_it_is(self) -> None:
         """`activation` and `gated`, which contracts' claims are compared with, are known values."""
@@ -445,3 +280,13 @@ class MlpConformance(PartConformance):
 
 def _nan(shape: tuple[int, ...], dtype: str = "f32") -> NDArray[Any]:
     return np.full(shape, np.nan, np.float16 if dtype == "f16" else np.float32)
+
+
+def _arrays_in(thing: Any) -> Iterator[NDArray[Any]]:
+    """Yield every array that a state holds, also in dicts, lists and tuples."""
+    inner = vars(thing) if isinstance(thing, State) else thing
+    if isinstance(thing, np.ndarray):
+        yield thing
+    elif isinstance(inner, Mapping | list | tuple):
+        for part in inner.values() if isinstance(inner, Mapping) else inner:
+            yield from _arrays_in(part)

@@ -1,12 +1,11 @@
 """How far arrays are apart; and for codecs, values to encode and a yardstick of their errors.
 
-The yardstick is the plainest codec that fits into the same bytes: of `bits` a value, it spends
-ceil(bits) - 1 on a code, and the rest on a 16-bit scale for each group of values. The scale is a
-group's largest magnitude over the largest code; codes are rounded to nearest. (4.5 bits are codes
-of 4 bits and a scale for 32 values, 8.5 bits the same with codes of 8: the simplest formats in
-use.) A format may have `MARGIN` times that error, on a distribution or on the bell-shaped one, for
-which formats choose their levels. Rounding that is wrong by half a step doubles the error, and a
-scale that is wrong by a step or swapped nibbles do worse. No error may exceed that of zeros.
+The yardstick is the plainest codec in as many bytes. Of `bits` a value, ceil(bits) - 1 are a code,
+rounded to nearest; the rest is a 16-bit scale for each group, its largest magnitude over the
+largest code. (4.5 bits are codes of 4 bits and a scale for 32 values, 8.5 bits the same with codes
+of 8: the simplest formats in use.) A format may have `MARGIN` times that error, on a distribution
+or on the bell-shaped one, for which formats choose their levels, but none more than zeros. Rounding
+that is wrong by half a step doubles the error; a wrong scale and swapped nibbles do worse.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ FEW, LENIENCE = 16, 10  # values that may all happen to be small, so that errors
 
 
 def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the normalised mean square error: mean((a - e)^2) / mean(e^2).
+    """Return the normalised mean square error, mean((a - e)^2) / mean(e^2), or inf if not finite.
 
-    Where `expected` is all zeros it is mean(a^2). 0.0 for empty arrays, infinite if a is not
-    finite.
+    Where `expected` is all zeros it is mean(a^2).
     """
     if expected.size == 0:
         return 0.0
@@ -42,7 +40,7 @@ def nmse(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def gain(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the factor of `expected` in `actual`: 1.0 if errors are mere rounding.
+    """Return the factor of `expected` in `actual`, by least squares: 1 if errors are mere rounding.
 
     A systematic error of a percent shows here where 8-bit rounding would hide it from `nmse`.
     """

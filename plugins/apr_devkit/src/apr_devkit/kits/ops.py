@@ -7,9 +7,10 @@ not count. It may round activations to 8 bits where weights have few, which is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 from zlib import crc32
 
@@ -20,7 +21,6 @@ from apr_core.plugin import (
     CORE_OPS,
     DENSE,
     AprError,
-    BackendPlugin,
     BlockLayout,
     HostMatrix,
     Layout,
@@ -30,7 +30,7 @@ from apr_core.plugin import (
     layouts,
     to_float32,
 )
-from apr_core.runtime import Binder, ForeignKernel, Owned, Registry, make_step, state_makers
+from apr_core.runtime import Binder, Owned, Registry, make_step, state_makers
 from apr_devkit.kits import cases
 from apr_devkit.kits.cases import Call, Matrix, OpCase, Parts, Vector, flat, is_state, normal
 from apr_devkit.kits.measures import Floats, Raw, difference
@@ -118,8 +118,10 @@ def in_layout(name: str) -> Pack:
 def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
     """Return the core's product cases and wider ones, with packed weights."""
     wide = cases.each("linear", PACKED, WIDE, "[{}, {}] by {} rows", cases.linear)
+    once, twice = (HALVES, HALVES) if format in FLOAT_FORMATS else (PACKED, PACKED_TWICE)
+    limits = {"embed": MOVED, "linear": once, "linears": once, "mlp": twice}
     return [
-        OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), tolerance(c.op, format))
+        OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), limits[c.op])
         for c in (*cases.product_cases(), *wide)
         if c.op in ops
     ]
@@ -128,15 +130,6 @@ def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -
 def layout_cases(ops: Sequence[str]) -> list[OpCase]:
     """Return the same cases in every one of `LAYOUTS`."""
     return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
-
-
-def tolerance(op: str, format: str) -> float:
-    """Return the NMSE allowed for this op with weights of this format."""
-    if op == "embed":
-        return MOVED
-    if format in FLOAT_FORMATS:
-        return HALVES
-    return PACKED_TWICE if op == "mlp" else PACKED
 
 
 def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
@@ -162,22 +155,19 @@ def mixed_cases(packs: Sequence[Pack]) -> list[OpCase]:
 
 @dataclass(slots=True)
 class Installed:
-    """Ops that plugins bring, cases of all ops, formats by name; `missing` says what is unusable.
-
-    `generic` are the formats that declare a layout.
-    """
+    """Ops that plugins bring, cases of all ops, formats by name."""
 
     ops: dict[str, Op] = field(default_factory=dict)
     cases: list[OpCase] = field(default_factory=cases.core_cases)
     formats: dict[str, Pack] = field(default_factory=dict)
-    generic: set[str] = field(default_factory=set)
-    missing: list[str] = field(default_factory=list)
+    generic: set[str] = field(default_factory=set)  # formats that declare a layout
+    missing: list[str] = field(default_factory=list)  # what is unusable, and why
 
     @classmethod
     def of(cls, registry: Registry) -> Installed:
         """Collect everything usable; unusable plugins are named in `missing`."""
         installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
-        for owned in (*registry.declarations("attention"), *registry.declarations("quantizer")):
+        for owned in chain(*map(registry.declarations, ("attention", "mlp", "quantizer"))):
             try:
                 installed._add(owned, registry)
             except AprError as error:
@@ -215,16 +205,12 @@ def whole(upload: Upload, values: NDArray[Any]) -> tuple[Array, Array]:
 
 @dataclass(slots=True)
 class Outcome:
-    """The outcome of a run: one tuple of `results` a call, and the states' arrays.
-
-    `changed` names arguments whose values were changed, `overwritten` results that a later call of
-    the run has changed.
-    """
+    """The outcome of a run: one tuple of `results` a call, and the states' arrays."""
 
     results: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
     states: dict[str, NDArray[Any]] = field(default_factory=dict)
-    changed: list[str] = field(default_factory=list)
-    overwritten: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)  # names of arguments
+    overwritten: list[str] = field(default_factory=list)  # names of results, by a later call
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all arrays by name."""
@@ -237,30 +223,23 @@ class Outcome:
 
 
 class Runner:
-    """Runs ops of one backend. `ops` are those that plugins bring, `foreign` others' kernels."""
+    """Runs ops of one backend, as they are bound."""
 
-    def __init__(
-        self,
-        backend: BackendPlugin,
-        ops: Mapping[str, Op],
-        foreign: Mapping[tuple[str, str], ForeignKernel] | None = None,
-    ) -> None:
-        self.backend, self.binder = backend, Binder(backend, ops, foreign)
+    def __init__(self, binder: Binder) -> None:
+        self.binder, self.backend = binder, binder.backend
 
     def run(self, case: OpCase, calls: Sequence[Call] | None = None, **how: Any) -> Outcome:
         """Run the case's calls, or the given ones.
 
-        With `view`, activations are views of wider arrays; with `spoiled=True`, states are NaN
-        wherever that is allowed.
+        With `view`, activations are views; with `spoiled=True`, states are NaN where they may be.
         """
         return _Run(self, case.calls() if calls is None else calls, **how)(case.op)
 
     def weight(self, matrix: Matrix, name: str) -> Any:
         """Return the matrix on the backend, bound for its uses; dense if it is not packed."""
-        if matrix.host is None:
-            matrix = in_floats(DENSE)(matrix, name)
-        assert matrix.host
-        return self.binder.weight(matrix.host, matrix.uses)
+        host = matrix.host or in_floats(DENSE)(matrix, name).host
+        assert host
+        return self.binder.weight(host, matrix.uses)
 
 
 class _Run:
@@ -369,8 +348,7 @@ def different(actual: Outcome, expected: Outcome) -> list[str]:
 def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list[Call], Outcome]]:
     """Yield parts of calls that can run alone, and their outcome in a whole run.
 
-    Parts are those of one slot where a step is among the arguments, else single rows: the first,
-    one from the middle and the last.
+    Parts are those of one slot where there is a step, else the first, a middle and the last row.
     """
     for name, slot, spans in _spans(calls):
         alone = [tuple(_cut(a, span, slot) for a in calls[i]) for i, span in spans.items()]

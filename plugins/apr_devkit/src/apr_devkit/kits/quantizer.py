@@ -30,18 +30,9 @@ from apr_core.plugin import (
     number_formats,
 )
 from apr_core.runtime import PluginNotFound
+from apr_devkit.kits import measures
 from apr_devkit.kits.checks import PluginConformance, attribute, call_fresh, equal, refusal, skip
-from apr_devkit.kits.measures import (
-    BELL,
-    KINDS,
-    Floats,
-    Raw,
-    block_sample,
-    default_bounds,
-    gain,
-    relative_rmse,
-    sample,
-)
+from apr_devkit.kits.measures import BELL, KINDS, Floats, Raw, block_sample, relative_rmse, sample
 
 
 def golden_digest(codec: Any, block: int) -> str:
@@ -76,9 +67,8 @@ class QuantizerConformance(PluginConformance):
             golden = "?"                           # optional: a SHA-256; the failure tells it
 
     Without a `max_error` of the codec, bounds follow from the declared bytes: see
-    `apr_devkit.kits.measures`; 0.0 is that of a format that loses nothing. Its `gain_tolerance`,
-    1%, suits all that round to nearest or search for the least error. A format that clips the
-    largest values on purpose states more.
+    `apr_devkit.kits.measures`. A format that loses nothing states 0.0. `gain_tolerance`, 1%, suits
+    what rounds to nearest or searches for the least error; what clips large values states more.
     """
 
     kind = "quantizer"
@@ -125,19 +115,18 @@ class QuantizerConformance(PluginConformance):
         return sample(BELL, rows, cols, cols, scale)
 
     def bounds(self) -> dict[str, float]:
-        """Return the largest error allowed, by kind of sample: as stated, else by its bytes.
-
-        Fails if one that is stated is more than half of the bytes would give.
-        """
+        """Return the largest error allowed, by kind of sample; fails if one promises nothing."""
         d, stated = self.declaration, self.codec.max_error
-        derived = self.once("bounds", partial(default_bounds, self.block, d.bytes_per_block))
+        derived = self.once(
+            "bounds", partial(measures.default_bounds, self.block, d.bytes_per_block)
+        )
         if stated is None:
             return derived
         bounds = dict(stated) if isinstance(stated, Mapping) else dict.fromkeys(KINDS, stated)
         assert set(bounds) <= set(KINDS), (
             f"max_error is about {sorted(bounds)}, known are {[*KINDS]}"
         )
-        halved = default_bounds(self.block, d.bytes_per_block / 2)
+        halved = measures.default_bounds(self.block, d.bytes_per_block / 2)
         for kind, bound in bounds.items():
             what = f"max_error of {kind} is {bound:g}; a plain format of half the bytes stays below"
             assert 0 <= bound <= halved[kind], f"{what} {halved[kind]:.4g}"
@@ -199,16 +188,15 @@ class QuantizerConformance(PluginConformance):
     def test_values_are_neither_shrunk_nor_stretched(self) -> None:
         """Decoded values are on the whole as large as the encoded ones: no gain hides in a bound.
 
-        The gain is that of a least-squares fit, sum(decoded * x) / sum(x * x). It is 1 where codes
-        are rounded to nearest, and 1 - error^2 where levels are the means of what they stand for,
-        which shows with 3 bits and less.
+        The gain is 1 where codes are rounded to nearest, and 1 - error^2 where levels are the means
+        of what they stand for, which shows with 3 bits and less.
         """
         tolerance = self.codec.gain_tolerance
         if tolerance is None:
             skip("gain_tolerance is None: it is said to change the size of values")
         x = block_sample(BELL, self.block)
         decoded = self.round_trip(x)
-        factor, squares = gain(decoded, x), relative_rmse(decoded, x) ** 2
+        factor, squares = measures.gain(decoded, x), relative_rmse(decoded, x) ** 2
         least = 1 - max(tolerance, SHRINKING * squares)
         most = 1 + max(tolerance, STRETCHING * squares)
         what = f"decoded values are {factor:.4f} times what was encoded, beside rounding"
