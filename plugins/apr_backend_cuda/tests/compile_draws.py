@@ -39,5 +39,5 @@ for kernel, constants in KERNELS:
     names = kernel.arg_names
     types = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    made = triton.compile(ASTSource(kernel, types, constants), target=target)
-    print(kernel.__name__, len(made.asm["cubin"]))
+    binary = triton.compile(ASTSource(kernel, types, constants), target=target)
+    print(kernel.__name__, len(binary.asm["cubin"]))

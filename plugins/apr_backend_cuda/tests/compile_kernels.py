@@ -66,8 +66,8 @@ def spilled(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
-    return int(re.search(r"STACK:(\d+)", said.stdout)[1])
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    return int(re.search(r"STACK:(\d+)", usage.stdout)[1])
 
 
 def empty_matrix(format: str, height: int, layout: BlockLayout | None = None) -> matrices.Matrix:
@@ -104,7 +104,7 @@ def by_rows() -> None:
     delta.delta_gates(torch.zeros(9, 32), torch.zeros(9, 32), torch.zeros(32), torch.zeros(32))
 
 
-def made(kv_type: str) -> states.DeviceStates:
+def device_states(kv_type: str) -> states.DeviceStates:
     def zeros(shape, dtype="f32"):
         return torch.zeros(shape, dtype=FLOATS[dtype])
 
@@ -115,14 +115,14 @@ def sequences() -> None:
     one_each, prompt = [(0, 1, 5), (1, 1, 5000)], [(0, 300, 0)]
     for kv_type in FLOATS:
         for dim, heads, kv_heads in HEADS[kv_type]:
-            state = made(kv_type).kv(kv_heads, dim)
+            state = device_states(kv_type).kv(kv_heads, dim)
             state.open(0), state.open(1)
             for parts in (one_each, [(0, 1, 5)], prompt):
                 step = make_step(parts, torch.from_numpy)
                 k = torch.zeros(step.n_rows, kv_heads, dim)
                 q = torch.zeros(step.n_rows, heads, dim)
                 attention.attention(q, k, k, state, step, 0.1)
-    state = made("f16").recurrent(conv=(3, 8192), delta=(32, 128, 128))
+    state = device_states("f16").recurrent(conv=(3, 8192), delta=(32, 128, 128))
     state.open(0), state.open(1)
     for parts in (one_each, prompt):
         step = make_step(parts, torch.from_numpy)

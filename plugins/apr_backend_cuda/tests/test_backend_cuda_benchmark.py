@@ -67,9 +67,9 @@ def test_what_takes_the_least_time_has_a_share_of_one():
 
 def test_a_table_has_its_head_once_and_says_what_is_missing(capsys):
     columns = (table.Column("a", "first", ".1f"), table.Column("b", "second"))
-    made = table.Table("Numbers", columns)
-    made.add({"a": 1.25, "b": "x", "hidden": 3})
-    made.add({"b": None})
+    numbers = table.Table("Numbers", columns)
+    numbers.add({"a": 1.25, "b": "x", "hidden": 3})
+    numbers.add({"b": None})
     assert capsys.readouterr().out.splitlines()[1:] == [
         "### Numbers",
         "",
@@ -78,7 +78,7 @@ def test_a_table_has_its_head_once_and_says_what_is_missing(capsys):
         "| 1.2 | x |",
         "| - | - |",
     ]
-    assert made.rows[0] == {"a": 1.25, "b": "x", "hidden": 3}
+    assert numbers.rows[0] == {"a": 1.25, "b": "x", "hidden": 3}
 
 
 def test_the_first_difference_is_the_earliest_token_of_any_sequence():
@@ -95,14 +95,14 @@ def event(key, device, spent):
 
 
 def test_a_kernels_time_is_without_the_cache_emptied_before_it_and_without_copies():
-    found = [
+    events = [
         event("_linear", "CUDA", 7.0), event("_add_parts", "CUDA", 2.0),
         event("void at::native::vectorized_elementwise_kernel<16, at::native::FillFunctor<unsigned "
               "char>>", "CUDA", 400.0),
         event("Memcpy HtoD (Pageable -> Device)", "CUDA", 30.0),
         event("cudaLaunchKernel", "CPU", 9.0),
     ]  # fmt: skip
-    assert kernel_microseconds(found) == 9.0
+    assert kernel_microseconds(events) == 9.0
 
 
 def test_phases_run_in_their_own_order_and_unknown_ones_are_refused():
@@ -188,14 +188,14 @@ def attempts(error):
     report = table.Report({})
     machine = Machine(torch.device("cpu"), INTERPRETED)
     b = bench.Bench("tiny", "q4_k_m", None, "", False, INTERPRETED, get_registry(), machine, report)
-    made = report.table("Work", (table.Column("n", "n"), table.Column("note", "")))
+    work = report.table("Work", (table.Column("n", "n"), table.Column("note", "")))
 
     def fails():
         raise error
 
-    assert b.attempt(made, {"n": 1}, fails) is None
-    assert b.attempt(made, {"n": 2}, lambda: {"found": 3}) == {"found": 3}
-    return made.rows, report.failures
+    assert b.attempt(work, {"n": 1}, fails) is None
+    assert b.attempt(work, {"n": 2}, lambda: {"found": 3}) == {"found": 3}
+    return work.rows, report.failures
 
 
 def test_a_row_without_memory_says_so_and_the_next_one_is_measured():
@@ -232,15 +232,15 @@ def test_every_phase_runs(tmp_path):
     file = tmp_path / "found.json"
     done = run("--shape", "tiny", "--checks", "zeros", "--json", str(file), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(file.read_text())
-    tables = {t["title"]: t["rows"] for t in found["tables"]}
+    results = json.loads(file.read_text())
+    tables = {t["title"]: t["rows"] for t in results["tables"]}
     wanted = {"Conformance", "Kernels", "Decode", "Prefill", "The same greedy tokens", "Load"}
     assert wanted <= set(tables)
-    assert ("transformers" in tables) or any("not installed" in n for n in found["notes"])
+    assert ("transformers" in tables) or any("not installed" in n for n in results["notes"])
     assert not [row for rows in tables.values() for row in rows if row.get("note")]
     assert all(row["tok_s"] > 0 for row in tables["Decode"] + tables["Prefill"])
     assert all(row["same"] == row["tokens"] for row in tables["The same greedy tokens"])
     kernels = {row["kernel"] for row in tables["Kernels"]}
     assert {"linear", "mlp", "attention", "gated_delta", "causal_conv1d", "embed"} <= kernels
     assert tables["Conformance"][0]["passed"] == tables["Conformance"][0]["checks"] == 2
-    assert f"## {found['facts']['device']}" in done.stdout
+    assert f"## {results['facts']['device']}" in done.stdout

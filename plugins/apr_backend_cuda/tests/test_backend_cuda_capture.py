@@ -35,8 +35,8 @@ def opened(*slots, max_len=4 * PAGE):
 
 
 def rows(count, heads, seed):
-    found = np.random.default_rng([seed, count, heads]).standard_normal((count, heads, DIM))
-    return torch.from_numpy(found.astype(np.float32))
+    values = np.random.default_rng([seed, count, heads]).standard_normal((count, heads, DIM))
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def attending(state):
@@ -74,9 +74,9 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch):
     with pytest.raises(BackendError):
         recorded(torch.tensor([1]), one_each((0, 0)))
     monkeypatch.setattr(state.pool, "_new", new)
-    found = recorded(torch.tensor([2]), one_each((1, 0)))
+    output = recorded(torch.tensor([2]), one_each((1, 0)))
     plain = opened(1)
-    assert torch.equal(found, attending(plain)(torch.tensor([2]), one_each((1, 0))))
+    assert torch.equal(output, attending(plain)(torch.tensor([2]), one_each((1, 0))))
     assert not state.pool.pages(0, 0, 1), "nobody wrote to the slot of the step that failed"
 
 
@@ -86,18 +86,18 @@ def full():
 
 def test_pages_that_were_found_before_memory_ran_out_are_in_the_table(monkeypatch):
     state = opened(0)
-    pool, new, found = state.pool, state.pool._new, []
+    pool, new, pages = state.pool, state.pool._new, []
 
     def two_more():
-        if len(found) == 2:
+        if len(pages) == 2:
             full()
-        found.append(new())
-        return found[-1]
+        pages.append(new())
+        return pages[-1]
 
     monkeypatch.setattr(pool, "_new", two_more)
     with pytest.raises(BackendError):
         pool.reserve(0, 0, 3 * PAGE)
-    assert pool.table[0].tolist() == [page.data.data_ptr() for page in found] + [0, 0]
+    assert pool.table[0].tolist() == [page.data.data_ptr() for page in pages] + [0, 0]
 
 
 def test_a_recording_that_breaks_off_is_no_graph_and_leaves_no_stream(monkeypatch):

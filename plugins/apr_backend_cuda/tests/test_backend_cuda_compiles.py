@@ -32,9 +32,9 @@ def compiled(script: str, capability: int, folder: Path) -> list[list[str]]:
 @pytest.mark.takes_minutes
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_compiles_for_ada_and_hopper_and_fits_them(tmp_path, capability):
-    found = compiled("compile_kernels.py", capability, tmp_path)
-    assert {name for name, _, _ in found} == KERNELS
-    too_large = [line for line in found if int(line[1]) > SHARED[capability]]
+    kernels = compiled("compile_kernels.py", capability, tmp_path)
+    assert {name for name, _, _ in kernels} == KERNELS
+    too_large = [line for line in kernels if int(line[1]) > SHARED[capability]]
     assert not too_large
 
 

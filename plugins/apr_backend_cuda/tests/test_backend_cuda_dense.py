@@ -20,8 +20,8 @@ KIT = Kit()
 
 
 def cases():
-    found = [case for case in [*KIT.packed, *KIT.generic] if case.op == "linear"]
-    return found[::3]  # the tiles themselves are what other products are checked with
+    products = [case for case in [*KIT.packed, *KIT.generic] if case.op == "linear"]
+    return products[::3]  # the tiles themselves are what other products are checked with
 
 
 @pytest.mark.parametrize(("slab", "programs"), [(1 << 10, 1), (1 << 26, 1 << 10)])
@@ -32,7 +32,7 @@ def test_products_of_many_tokens_agree_with_the_references(monkeypatch, slab, pr
     decoded = []
     decode = dense.multiply_many
     monkeypatch.setattr(linear, "multiply_many", lambda *a: decoded.append(a) or decode(*a))
-    found = [c for case in cases() for c in KIT.complaints(case, partial(KIT.runner.run, case))]
-    assert not found
+    faults = [c for case in cases() for c in KIT.complaints(case, partial(KIT.runner.run, case))]
+    assert not faults
     assert len(decoded) >= 20
     assert any(parts > 1 for _, _, parts, _ in decoded) == (programs > 1)

@@ -86,8 +86,8 @@ def test_without_a_driver_there_is_no_device(machine, monkeypatch):
 
 
 def test_a_driver_that_finds_none_is_no_device(machine):
-    for found in ({"error": probe.NO_DEVICE}, {"error": 0}):
-        machine(**found)
+    for driver in ({"error": probe.NO_DEVICE}, {"error": 0}):
+        machine(**driver)
         assert probe.probe() == (0, "no CUDA device: the NVIDIA driver finds none")
 
 

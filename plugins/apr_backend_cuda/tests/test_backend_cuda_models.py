@@ -31,5 +31,5 @@ def test_logits_are_near_those_of_float32(tmp_path, family, recipe):
         slot = model.new_slot()
         read = [model.forward([(slot, ids[:67])], all_rows=True)]  # in chunks of the delta rule
         read += [model.forward([(slot, [i])]) for i in ids[67:]]  # recorded steps
-        found = np.concatenate(read)
-    assert np.abs(found - expected).max() <= NEAR[recipe] * np.abs(expected).max()
+        logits = np.concatenate(read)
+    assert np.abs(logits - expected).max() <= NEAR[recipe] * np.abs(expected).max()

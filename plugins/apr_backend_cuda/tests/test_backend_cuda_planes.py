@@ -98,14 +98,14 @@ def test_every_byte_of_a_plane_is_written(name, cols):
     """Kernels read whole superblocks: nothing may be left of what memory held before."""
     host = packed(name, cols)
     form = form_of(host.format, cols, host.layout)
-    raw, found = torch.from_numpy(host.raw.copy()), []
+    raw, contents = torch.from_numpy(host.raw.copy()), []
     for before in (0, 255):
         planes = form.empty(ROWS, CPU)
         for plane in planes.values():
             plane.view(torch.uint8).fill_(before)
         form.fill(raw, planes)
-        found.append({name: bits(plane) for name, plane in planes.items()})
-    assert found[0] == found[1]
+        contents.append({name: bits(plane) for name, plane in planes.items()})
+    assert contents[0] == contents[1]
 
 
 def bits(plane):

@@ -43,11 +43,11 @@ def host(row, draw):
 
 
 def assert_as_the_host(device, logits, draws):
-    found = choose(device, logits, draws)
+    choices = choose(device, logits, draws)
     expected = [host(row, draw) for row, draw in zip(logits, draws, strict=True)]
     wrong = [
         (token, tokens, draw)
-        for token, tokens, draw in zip(found, expected, draws, strict=True)
+        for token, tokens, draw in zip(choices, expected, draws, strict=True)
         if token not in tokens
     ]
     assert not wrong, f"{len(wrong)} of {len(draws)}: {wrong[:3]}"
@@ -78,8 +78,8 @@ def test_of_equal_scores_the_lowest_id_comes_first(device, levels):
     logits[0, 5:] = logits[0].max()
     draws = list(random_draws(rng, 400, 130))
     assert_as_the_host(device, logits, draws)
-    found = choose(device, logits, [Draw(130)] * 400)
-    assert found == logits.argmax(1).tolist()
+    choices = choose(device, logits, [Draw(130)] * 400)
+    assert choices == logits.argmax(1).tolist()
 
 
 def test_what_is_masked_is_never_chosen(device):
@@ -112,9 +112,9 @@ def test_rows_that_are_not_finite_are_left_to_the_host(device, bad):
 def test_rows_without_a_draw_get_none_and_rows_may_be_apart(device):
     wide = np.random.default_rng(7).standard_normal((6, 400)).astype(np.float32)
     draws = [None, Draw(300), Draw(300, 1.0, share=0.4), None, Draw(300, 1.0, 5, share=0.9), None]
-    found = device.choose(device.upload(wide)[:, :300], draws)
+    choices = device.choose(device.upload(wide)[:, :300], draws)
     expected = [None if d is None else chosen(row[:300], d) for row, d in zip(wide, draws)]  # noqa: B905
-    assert found == expected
+    assert choices == expected
     assert choose(device, wide, [None] * 6) == [None] * 6
 
 
@@ -127,8 +127,8 @@ def test_rows_of_many_blocks(device):
             Draw(8990, 1.0, share=share, **{**kind, "top_k": kind.get("top_k", 0) % 9000})
             for kind in KINDS
         ]
-        found = choose(device, logits, draws)
-        for token, row, draw in zip(found, logits, draws, strict=True):
+        choices = choose(device, logits, draws)
+        for token, row, draw in zip(choices, logits, draws, strict=True):
             listed = draw.top_k or draw.top_p < 1
             long = listed and _needs(row[:8990], draw) > sampling.LONGEST
             assert token is None if long else token in host(row, draw), draw
@@ -179,16 +179,16 @@ def test_a_seed_draws_the_same_tokens(device, kind):
     for _ in range(12):
         logits = (rng.standard_normal((len(params), 256)) * 2).astype(np.float32)
         draws = [sampler.draw() for sampler in ours]
-        found = choose(device, logits, draws)
-        for sampler, token in zip(ours, found, strict=True):
+        choices = choose(device, logits, draws)
+        for sampler, token in zip(ours, choices, strict=True):
             sampler.took(token)
         expected = [sampler(row) for sampler, row in zip(theirs, logits, strict=True)]
         if NEAR:
             expected = [
-                f if f in host(r, d) else e
-                for f, r, d, e in zip(found, logits, draws, expected, strict=True)
+                c if c in host(r, d) else e
+                for c, r, d, e in zip(choices, logits, draws, expected, strict=True)
             ]
-        assert found == expected
+        assert choices == expected
 
 
 def test_what_a_row_gives_does_not_depend_on_the_batch(device):

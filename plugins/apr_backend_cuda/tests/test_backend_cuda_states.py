@@ -30,8 +30,8 @@ def makers(kv_type="f32", max_len=4 * PAGE):
 
 
 def paged(*slots, layers=1):
-    made = makers()
-    states = [made.kv(HEADS, DIM) for _ in range(layers)]
+    maker = makers()
+    states = [maker.kv(HEADS, DIM) for _ in range(layers)]
     for state in states:
         for slot in slots:
             state.open(slot)

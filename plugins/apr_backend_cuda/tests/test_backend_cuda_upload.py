@@ -24,64 +24,64 @@ CPU = torch.device("cpu")
 
 def collect(sent_by, rows):
     """What arrives, [R, row bytes], and of how many rows each piece was."""
-    found, counts = np.zeros((len(rows), rows[:1].nbytes), np.uint8), []
+    copy, counts = np.zeros((len(rows), rows[:1].nbytes), np.uint8), []
 
     def take(piece, first):
-        found[first : first + len(piece)] = piece.numpy()
+        copy[first : first + len(piece)] = piece.numpy()
         counts.append(len(piece))
 
     sent_by.rows(rows, take)
-    return found, counts
+    return copy, counts
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int64])
 def test_rows_arrive_in_pieces_of_whole_rows(dtype):
     rows = np.arange(70, dtype=dtype).reshape(10, 7)
     with uploader(CPU, piece=3 * rows[0].nbytes + 1) as sent_by:
-        found, counts = collect(sent_by, rows)
+        copy, counts = collect(sent_by, rows)
     assert counts == [3, 3, 3, 1]
-    assert found.tobytes() == rows.tobytes()
+    assert copy.tobytes() == rows.tobytes()
 
 
 def test_a_row_longer_than_a_piece_is_sent_whole():
     rows = np.arange(40, dtype=np.uint8).reshape(2, 20)
     with uploader(CPU, piece=7) as sent_by:
-        found, counts = collect(sent_by, rows)
+        copy, counts = collect(sent_by, rows)
     assert counts == [1, 1]
-    assert found.tobytes() == rows.tobytes()
+    assert copy.tobytes() == rows.tobytes()
 
 
 def test_rows_may_be_a_view_of_others():
     rows = np.arange(60, dtype=np.float32).reshape(6, 10)[:, 2:5]
     with uploader(CPU, piece=24) as sent_by:
-        found, _ = collect(sent_by, rows)
-    assert found.tobytes() == np.ascontiguousarray(rows).tobytes()
+        copy, _ = collect(sent_by, rows)
+    assert copy.tobytes() == np.ascontiguousarray(rows).tobytes()
 
 
 def test_one_uploader_sends_matrices_of_any_width():
     with uploader(CPU, piece=64) as sent_by:
         for width in (3, 64, 1, 200, 5):
             rows = np.random.default_rng(width).integers(0, 256, (9, width), dtype=np.uint8)
-            found, _ = collect(sent_by, rows)
-            assert found.tobytes() == rows.tobytes()
+            copy, _ = collect(sent_by, rows)
+            assert copy.tobytes() == rows.tobytes()
 
 
 def test_large_pieces_are_read_by_several_threads():
     rows = np.random.default_rng(0).integers(0, 256, (8, upload.WORTHWHILE // 4), dtype=np.uint8)
     with uploader(CPU) as sent_by:
-        found, counts = collect(sent_by, rows)
+        copy, counts = collect(sent_by, rows)
     assert counts == [8]
-    assert np.array_equal(found, rows)
+    assert np.array_equal(copy, rows)
 
 
 def test_nothing_of_the_file_is_kept():
     rows = np.zeros((4, 8), np.uint8)
-    gone = weakref.ref(rows)
+    reference = weakref.ref(rows)
     with uploader(CPU, piece=16) as sent_by:
         collect(sent_by, rows)
         del rows
         gc.collect()
-        assert gone() is None
+        assert reference() is None
 
 
 def test_no_more_is_staged_than_two_pieces():
@@ -104,9 +104,9 @@ def test_no_more_is_staged_than_two_pieces():
 def test_a_large_array_is_sent_in_pieces_as_it_is(shape, monkeypatch):
     monkeypatch.setattr("apr_backend_cuda.backend.PIECE", 256)
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = Cuda().upload(array)
-    assert found.dtype == torch.float32
-    assert np.array_equal(found.numpy(), array)
+    tensor = Cuda().upload(array)
+    assert tensor.dtype == torch.float32
+    assert np.array_equal(tensor.numpy(), array)
 
 
 def test_while_a_model_is_loaded_all_matrices_share_one_uploader():
@@ -158,8 +158,8 @@ class Device:
         )
 
     def empty(self, count, dtype, device=None, pin_memory=False):
-        made = torch.full((count,), 99, dtype=dtype)
-        return Lazy(self, made.numpy()) if device else made
+        buffer = torch.full((count,), 99, dtype=dtype)
+        return Lazy(self, buffer.numpy()) if device else buffer
 
     @contextmanager
     def inside(self, stream):
@@ -222,7 +222,7 @@ def test_no_buffer_is_overwritten_before_it_was_used(seed, monkeypatch):
     device = Device(seed)
     monkeypatch.setattr(upload, "torch", device.torch())
     sent_by = Uploader(SimpleNamespace(type="cuda"), piece=8)
-    sent, found = [], []
+    sent, copies = [], []
     for width in (4, 8, 2, 8):
         rows = device.rng.integers(0, 256, (11, width), dtype=np.uint8)
         arrived = np.zeros_like(rows)
@@ -233,9 +233,9 @@ def test_no_buffer_is_overwritten_before_it_was_used(seed, monkeypatch):
 
         sent_by.rows(rows, take)
         sent.append(rows)
-        found.append(arrived)
+        copies.append(arrived)
     sent_by.close()
-    assert all(np.array_equal(a, b) for a, b in zip(sent, found, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(sent, copies, strict=True))
 
 
 def test_what_torch_holds_unused_is_free(monkeypatch):
