@@ -76,8 +76,8 @@ class Cuda(BackendPlugin):
         """Return the device line of the report."""
         if self.device.type == "cpu":
             return "cuda: interpreted on the processor, for tests"
-        found = torch.cuda.get_device_properties(self.device)
-        return f"{self.device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
+        gpu = torch.cuda.get_device_properties(self.device)
+        return f"{self.device}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
 
     def zeros(self, shape: tuple[int, ...], dtype: str = "f32") -> torch.Tensor:
         """Return zeros in f32 or f16."""
@@ -158,5 +158,5 @@ class Cuda(BackendPlugin):
 
     def download(self, array: torch.Tensor) -> NDArray[Any]:
         """Return a copy on the host."""
-        found = array.detach().cpu().numpy()
-        return found.copy() if self.device.type == "cpu" else found  # always a copy
+        values = array.detach().cpu().numpy()
+        return values.copy() if self.device.type == "cpu" else values  # always a copy

@@ -27,15 +27,15 @@ def chosen(number: str | None) -> torch.device:
     if interpreted():
         return _interpreted(number)
     try:
-        found = devices()
+        gpus = devices()
     except NoDevices as reason:
         raise BackendUnavailable(
             f"there is no CUDA device: {reason}", "`apr doctor` says more."
         ) from None
-    device = _numbered(found, number)
+    device = _numbered(gpus, number)
     if not device.usable:
         raise BackendUnavailable(
-            f"cuda:{device.number} cannot be used: {unusable(device)}", _others(found)
+            f"cuda:{device.number} cannot be used: {unusable(device)}", _others(gpus)
         )
     _check_torch(device)
     return torch.device("cuda", device.number)
@@ -60,20 +60,20 @@ def _interpreted(number: str | None) -> torch.device:
     return torch.device("cpu")
 
 
-def _numbered(found: list[Device], number: str | None) -> Device:
+def _numbered(gpus: list[Device], number: str | None) -> Device:
     if number is None:
-        return next((device for device in found if device.usable), found[0])
-    if int(number) >= len(found):
+        return next((device for device in gpus if device.usable), gpus[0])
+    if int(number) >= len(gpus):
         hidden = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise BackendUnavailable(
-            f"there is no cuda:{number} among {listed(found)}{hidden}", _others(found)
+            f"there is no cuda:{number} among {listed(gpus)}{hidden}", _others(gpus)
         )
-    return found[int(number)]
+    return gpus[int(number)]
 
 
-def _others(found: list[Device]) -> str:
+def _others(gpus: list[Device]) -> str:
     """Return what to write instead."""
-    names = [f"cuda:{device.number}" for device in found if device.usable]
+    names = [f"cuda:{device.number}" for device in gpus if device.usable]
     return f"Choose {' or '.join(names)}." if names else "Choose another backend with --backend."
 
 

@@ -47,21 +47,21 @@ def probe() -> tuple[int, str]:
     if interpreted():
         return INTERPRETED, "TRITON_INTERPRET is set: kernels are interpreted, which is for tests"
     try:
-        found = devices()
+        gpus = devices()
     except NoDevices as reason:
         return 0, f"no CUDA device: {reason}"
-    if not any(device.usable for device in found):
-        return 0, f"no CUDA device that kernels run on: {unusable(found[0])}"
+    if not any(device.usable for device in gpus):
+        return 0, f"no CUDA device that kernels run on: {unusable(gpus[0])}"
     built = torch_without_cuda()
     if built:
         return 0, f"{built} is built without CUDA"
-    return SCORE, listed(found)
+    return SCORE, listed(gpus)
 
 
-def listed(found: list[Device]) -> str:
+def listed(gpus: list[Device]) -> str:
     """Return a line such as `2 CUDA devices: 0 NVIDIA L4, 1 NVIDIA L4`."""
-    names = ", ".join(map(str, found))
-    return f"{len(found)} CUDA device{'s' * (len(found) > 1)}: {names}"
+    names = ", ".join(map(str, gpus))
+    return f"{len(gpus)} CUDA device{'s' * (len(gpus) > 1)}: {names}"
 
 
 def unusable(device: Device) -> str:
@@ -73,10 +73,10 @@ def unusable(device: Device) -> str:
 def torch_without_cuda() -> str:
     """Return `torch 2.9.0+cpu` if the installed version's name says so, else ""."""
     try:
-        found = version("torch")
+        release = version("torch")
     except PackageNotFoundError:
         return ""
-    return f"torch {found}" if found.endswith("+cpu") else ""
+    return f"torch {release}" if release.endswith("+cpu") else ""
 
 
 def devices() -> list[Device]:

@@ -73,10 +73,10 @@ def _append(
 def _times(a, b, acc, F16: tl.constexpr):
     """Return acc + a b; in half precision if keys and values are f16."""
     if F16:
-        found = tl.dot(a.to(tl.float16), b, acc)
+        total = tl.dot(a.to(tl.float16), b, acc)
     else:
-        found = tl.dot(a, b, acc, input_precision=NEARLY_F32)
-    return found
+        total = tl.dot(a, b, acc, input_precision=NEARLY_F32)
+    return total
 
 
 @triton.jit
@@ -93,10 +93,10 @@ def _rows_at(page, at, row, dim, KEYS: tl.constexpr, DIM: tl.constexpr, F16: tl.
     """Return addresses of keys or values in a page, from a row of it on: [KEYS, DIM]."""
     offset = (row + tl.arange(0, KEYS))[:, None] * dim + tl.arange(0, DIM)[None, :]
     if F16:
-        found = pointer(page + at, tl.float16) + offset
+        addresses = pointer(page + at, tl.float16) + offset
     else:
-        found = pointer(page + at, tl.float32) + offset
-    return found
+        addresses = pointer(page + at, tl.float32) + offset
+    return addresses
 
 
 @triton.jit

@@ -218,8 +218,8 @@ def _token(
         S *= tl.exp(tl.load(decay + row * decay_row + head))
         read = tl.sum(S * key[:, None], axis=0)
         S += key[:, None] * ((value - read) * tl.load(beta + row * beta_row + head))[None, :]
-        found = tl.sum(S * query[:, None], axis=0)
-        tl.store(out + (row * heads + head) * value_dim + j, found, mask=j < value_dim)
+        result = tl.sum(S * query[:, None], axis=0)
+        tl.store(out + (row * heads + head) * value_dim + j, result, mask=j < value_dim)
     tl.store(state, S, mask=inside)
 
 
@@ -419,12 +419,12 @@ def _scan(
         tl.debug_barrier()
         c = tl.load(sums + place + r * heads, mask=valid, other=0.0)
         query = tl.load(queries + place * key_dim + at_keys, mask=in_keys, other=0.0)
-        found = _dot(query * tl.exp(c)[:, None], S)
+        result = _dot(query * tl.exp(c)[:, None], S)
         tl.debug_barrier()
         at = (r * (heads * C))[:, None] + r[None, :]
         seen = tl.load(within + place * C + at, mask=valid[:, None], other=0.0)
-        found = tl.dot(seen, value, found, input_precision=NEARLY_F32)
-        tl.store(out + place * value_dim + at_values, found, mask=in_values)
+        result = tl.dot(seen, value, result, input_precision=NEARLY_F32)
+        tl.store(out + place * value_dim + at_values, result, mask=in_values)
         tl.debug_barrier()
         last = tl.sum(tl.where(r == count - 1, c, 0.0), axis=0)
         key = tl.load(keys + place * key_dim + at_keys, mask=in_keys, other=0.0)

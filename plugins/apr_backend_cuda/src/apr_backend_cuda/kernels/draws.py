@@ -136,9 +136,9 @@ def draw_from_all(
     r, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCKS)[None, :]
     inside, g = r < rows, first + r
     mask = inside[:, None] & (k < blocks)
-    found = tl.load(sums + r[:, None] * blocks + k, mask=mask, other=0.0)
+    block_sums = tl.load(sums + r[:, None] * blocks + k, mask=mask, other=0.0)
     share = tl.load(params + g * FIELDS + SHARE, mask=inside, other=0.0)
-    block, rest = passing(found, share * tl.sum(found, axis=1), BLOCKS)
+    block, rest = passing(block_sums, share * tl.sum(block_sums, axis=1), BLOCKS)
     ids = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     row, valid = rows_of(logits, params, g, inside, stride)
     x = scores_of(row, valid, ids)
@@ -178,13 +178,13 @@ def list_scores(
     row = tl.load(params + (first + r) * FIELDS + ROW).to(tl.int64)
     valid = tl.load(params + (first + r) * FIELDS + VALID).to(tl.int32)
     x = tl.load(logits + row * stride + ids, mask=ids < valid, other=float("-inf"))
-    found = (x >= tl.load(bounds + r)) & (x < float("inf"))
-    one = tl.where(found, 1, 0)
+    hits = (x >= tl.load(bounds + r)) & (x < float("inf"))
+    one = tl.where(hits, 1, 0)
     place = tl.atomic_add(counts + r, tl.sum(one, axis=0), sem="relaxed") + tl.cumsum(one, 0) - 1
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # also for -0
     ordered = tl.where(bits < 0, bits ^ NO_ID, bits).to(tl.int64)
     key = (ordered << 32) | (ids ^ NO_ID).to(tl.int64)
-    tl.store(keys + r * ROOM + place, key, mask=found & (place < ROOM))
+    tl.store(keys + r * ROOM + place, key, mask=hits & (place < ROOM))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -234,9 +234,9 @@ def draw_from_list(
     least = tl.load(line + MIN_P, mask=inside, other=0.0)
     keep = (sums - weights < amount[:, None]) & (weights >= least[:, None])
     count = tl.maximum(tl.sum(tl.where(keep, 1, 0), axis=1), 1)
-    kept = tl.where(k < count[:, None], weights, 0.0)
+    candidates = tl.where(k < count[:, None], weights, 0.0)
     share = tl.load(line + SHARE, mask=inside, other=0.0)
-    at, _ = passing(kept, share * tl.sum(kept, axis=1), K)
+    at, _ = passing(candidates, share * tl.sum(candidates, axis=1), K)
     ids = tl.where(k == at[:, None], (key & NO_ID).to(tl.int32) ^ NO_ID, 0)
     usable = tl.load(tokens + g, mask=inside, other=-1) >= 0
     usable &= tl.load(counts + r, mask=inside, other=0) <= ROOM

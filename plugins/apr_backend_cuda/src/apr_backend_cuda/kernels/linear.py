@@ -52,7 +52,7 @@ def _linear(
     rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     inside = rows < n_rows
     part = tl.program_id(2)
-    found = products(
+    sums = products(
         x,
         x_stride,
         token,
@@ -78,7 +78,7 @@ def _linear(
         TOKENS,
     )
     to = out + (part * tokens + token).to(tl.int64)[None, :] * n_rows + rows[:, None]
-    tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
+    tl.store(to, sums, mask=inside[:, None] & (token < tokens)[None, :])
 
 
 @triton.jit
@@ -152,12 +152,12 @@ def linears(
     """Return products with one input, plus biases. Products of a kind share one array."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     matrices = [as_matrix(w.data) for w in ws]
-    found: dict[int, torch.Tensor] = {}
+    outputs: dict[int, torch.Tensor] = {}
     for places in alike(matrices):
         own = [matrices[place] for place in places]
-        found |= dict(zip(places, _of_a_kind(x, own), strict=True))
+        outputs |= dict(zip(places, _of_a_kind(x, own), strict=True))
     pairs = zip(range(len(ws)), biases or (None,) * len(ws), strict=True)
-    return tuple(found[i] if bias is None else found[i] + bias for i, bias in pairs)
+    return tuple(outputs[i] if bias is None else outputs[i] + bias for i, bias in pairs)
 
 
 def multiply(x: torch.Tensor, m: Matrix) -> torch.Tensor:

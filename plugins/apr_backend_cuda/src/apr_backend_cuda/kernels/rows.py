@@ -62,12 +62,12 @@ def _norm(
         tl.store(total + to, value, mask=inside)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / cols + eps)
     gain = tl.load(w + k, mask=k < cols, other=0.0) + offset
-    found = value * scale[:, None] * gain[None, :]
+    result = value * scale[:, None] * gain[None, :]
     if GATE:
         z_at = (row // inner * z_outer + row % inner * z_inner)[:, None] + k[None, :]
         gate = tl.load(z + z_at, mask=inside, other=0.0)
-        found *= gate * sigmoid_of(gate)
-    tl.store(out + to, found, mask=inside)
+        result *= gate * sigmoid_of(gate)
+    tl.store(out + to, result, mask=inside)
 
 
 @triton.jit
@@ -93,20 +93,20 @@ def _gate(
     middle, k = rest // cols, rest % cols
     x = tl.load(a + outer * a_outer + middle * a_inner + k, mask=inside, other=0.0)
     if OP == "sigmoid":
-        found = sigmoid_of(x)
+        result = sigmoid_of(x)
     elif OP == "silu":
-        found = x * sigmoid_of(x)
+        result = x * sigmoid_of(x)
     elif OP == "softplus":
-        found = softplus_of(x)
+        result = softplus_of(x)
     else:
         y = tl.load(b + outer * b_outer + middle * b_inner + k, mask=inside, other=0.0)
         if OP == "swiglu":
-            found = x * sigmoid_of(x) * y
+            result = x * sigmoid_of(x) * y
         elif OP == "geglu":  # the tanh form of gelu is x sigmoid(2 sqrt(2 / pi) (x + ...))
-            found = x * sigmoid_of(1.5957691216057308 * (x + 0.044715 * x * x * x)) * y
+            result = x * sigmoid_of(1.5957691216057308 * (x + 0.044715 * x * x * x)) * y
         else:
-            found = x * sigmoid_of(y)
-    tl.store(out + i, found, mask=inside)
+            result = x * sigmoid_of(y)
+    tl.store(out + i, result, mask=inside)
 
 
 @triton.jit

@@ -31,12 +31,12 @@ def product(w, x, acc, KIND: tl.constexpr):
     fast. bf16 needs its range: such weights are exact in tf32. float32 stays nearly exact.
     """
     if KIND == "f32":
-        found = tl.dot(w, x, acc, input_precision=NEARLY_F32)
+        total = tl.dot(w, x, acc, input_precision=NEARLY_F32)
     elif KIND == "bf16":
-        found = tl.dot(w, x, acc, input_precision="tf32")
+        total = tl.dot(w, x, acc, input_precision="tf32")
     else:
-        found = tl.dot(w.to(tl.float16), shrunk(x), acc)
-    return found
+        total = tl.dot(w.to(tl.float16), shrunk(x), acc)
+    return total
 
 
 @triton.jit
@@ -51,10 +51,10 @@ def shrunk(x):
 def unshrunk(acc, KIND: tl.constexpr):
     """Undo the scaling of a sum of products with shrunk inputs."""
     if KIND == "f32" or KIND == "bf16":
-        found = acc
+        total = acc
     else:
-        found = acc * SHRINK
-    return found
+        total = acc * SHRINK
+    return total
 
 
 @triton.jit
@@ -122,11 +122,11 @@ def tile(
         return tl.load(at, mask=mask, other=0.0).to(tl.float32)
     RUN: tl.constexpr = 16 if GROUP == 16 else 32
     width: tl.constexpr = 256 if KIND == "bytes" else 128
-    found = codes_of(codes, rows, inside, blocks * width, block, half, KIND)
+    code = codes_of(codes, rows, inside, blocks * width, block, half, KIND)
     if KIND == "q5_k":
-        found += upper_of(upper, rows, inside, blocks * 32, block, half, KIND, ROWS)
+        code += upper_of(upper, rows, inside, blocks * 32, block, half, KIND, ROWS)
     if KIND == "q6_k":
-        found += upper_of(upper, rows, inside, blocks * 64, block, half, KIND, ROWS)
+        code += upper_of(upper, rows, inside, blocks * 64, block, half, KIND, ROWS)
     scale = numbers_of(scales, rows, inside, groups, block, half, GROUP, RUN).to(tl.float32)
     if KIND == "q4_k" or KIND == "q5_k":
         d = tl.load(supers + rows * (2 * blocks) + 2 * block, mask=inside, other=0.0)
@@ -135,9 +135,9 @@ def tile(
         d = tl.load(supers + rows * blocks + block, mask=inside, other=0.0)
         scale *= d.to(tl.float32)[:, None]
     if KIND == "codebook":
-        level = tl.load(codebook + found)
+        level = tl.load(codebook + code)
     else:
-        level = (found - ZERO).to(tl.float32)
+        level = (code - ZERO).to(tl.float32)
     value = tl.reshape(level, (ROWS, HALF // RUN, RUN)) * scale[:, :, None]
     if MINIMA:
         low = numbers_of(minima, rows, inside, groups, block, half, GROUP, RUN).to(tl.float32)

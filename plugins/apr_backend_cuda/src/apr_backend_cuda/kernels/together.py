@@ -26,26 +26,26 @@ FIELDS = 16  # of a tile: addresses of its planes, rows of its matrix, its first
 def _scales_at(address, KIND: tl.constexpr):
     """Return a pointer to scales or minima, of the kind's type."""
     if KIND == "q4_k" or KIND == "q5_k":
-        found = pointer(address, tl.uint8)
+        scales = pointer(address, tl.uint8)
     elif KIND == "q6_k":
-        found = pointer(address, tl.int8)
+        scales = pointer(address, tl.int8)
     else:
-        found = pointer(address, tl.float32)
-    return found
+        scales = pointer(address, tl.float32)
+    return scales
 
 
 @triton.jit
 def _codes_at(address, KIND: tl.constexpr):
     """Return a pointer to codes, or to whole weights."""
     if KIND == "f32":
-        found = pointer(address, tl.float32)
+        codes = pointer(address, tl.float32)
     elif KIND == "f16":
-        found = pointer(address, tl.float16)
+        codes = pointer(address, tl.float16)
     elif KIND == "bf16":
-        found = pointer(address, tl.bfloat16)
+        codes = pointer(address, tl.bfloat16)
     else:
-        found = pointer(address, tl.uint8)
-    return found
+        codes = pointer(address, tl.uint8)
+    return codes
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _linears(
     inside = rows < tl.load(own + 6)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     part = tl.program_id(2)
-    found = products(
+    sums = products(
         x,
         x_stride,
         token,
@@ -105,18 +105,18 @@ def _linears(
     )
     place = tl.load(own + 8) + tl.arange(0, ROWS)  # output row among the rows of all matrices
     to = out + (part * tokens + token).to(tl.int64)[None, :] * all_rows + place[:, None]
-    tl.store(to, found, mask=inside[:, None] & (token < tokens)[None, :])
+    tl.store(to, sums, mask=inside[:, None] & (token < tokens)[None, :])
 
 
 def alike(matrices: Sequence[Matrix]) -> list[list[int]]:
     """Group matrices that can go together: indices, in order, for each kind."""
-    found: dict[tuple[object, ...], list[int]] = {}
+    kinds: dict[tuple[object, ...], list[int]] = {}
     for place, m in enumerate(matrices):
         shape = m.arguments()
         key = (*(shape[name] for name in ("KIND", "GROUP", "ZERO", "MINIMA", "cols", "groups")),)
         levels = m.extra.get("codebook")
-        found.setdefault((*key, levels is None), []).append(place)
-    return list(found.values())
+        kinds.setdefault((*key, levels is None), []).append(place)
+    return list(kinds.values())
 
 
 def multiply_together(
@@ -156,8 +156,8 @@ def multiply_together(
 def _table(matrices: tuple[Matrix, ...], height: int) -> torch.Tensor:
     """Return the tiles of all matrices: i64 [tiles, FIELDS]; kept with the first matrix."""
     key = (height, *map(id, matrices[1:]))
-    kept = matrices[0].together
-    if key not in kept:
+    tables = matrices[0].together
+    if key not in tables:
         lines, place = [], 0
         for m in matrices:
             planes = m.arguments()
@@ -166,7 +166,7 @@ def _table(matrices: tuple[Matrix, ...], height: int) -> torch.Tensor:
                 line = [*addresses, m.rows, first, place + first]
                 lines.append([*line, *[0] * (FIELDS - len(line))])
             place += m.rows
-        made = torch.tensor(lines, dtype=torch.int64)
+        table = torch.tensor(lines, dtype=torch.int64)
         # keeps the matrices alive, so that their addresses stay valid and their ids are not reused
-        kept[key] = made.to(matrices[0].codes.device), matrices[1:]
-    return kept[key][0]
+        tables[key] = table.to(matrices[0].codes.device), matrices[1:]
+    return tables[key][0]

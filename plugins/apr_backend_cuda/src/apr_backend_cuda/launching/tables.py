@@ -18,13 +18,13 @@ Launch = tuple[int, int]  # warps and stages
 
 def _linear(packed: Mapping[int, Launch], whole: Mapping[int, Launch]) -> dict[str, Choice]:
     """Return choices for products of few tokens, by the tokens per tile."""
-    found: dict[str, Choice] = {}
+    table: dict[str, Choice] = {}
     for kinds, launches in ((PACKED, packed), (WHOLE, whole)):
         for kind in kinds:
             for tokens, (warps, stages) in launches.items():
                 sizes = {"ROWS": 64, "num_warps": warps, "num_stages": stages}
-                found[f"linear {kind} {tokens}"] = found[f"linears {kind} {tokens}"] = sizes
-    return found
+                table[f"linear {kind} {tokens}"] = table[f"linears {kind} {tokens}"] = sizes
+    return table
 
 
 def _matmul(large: Choice, small: Choice) -> dict[str, Choice]:
@@ -47,11 +47,11 @@ def _tiles(rows: int, tokens: int, k: int, warps: int, stages: int) -> Choice:
 
 def _attend(wide_stages: int) -> dict[str, Choice]:
     """Return choices for attention, by head size and rows per tile."""
-    found: dict[str, Choice] = {}
+    table: dict[str, Choice] = {}
     for dim in (64, 128, 256):
-        found[f"attend {dim} 16"] = {"num_warps": 4, "num_stages": 3}
-        found[f"attend {dim} 64"] = {"num_warps": 8, "num_stages": 3 if dim < 256 else wide_stages}
-    return found
+        table[f"attend {dim} 16"] = {"num_warps": 4, "num_stages": 3}
+        table[f"attend {dim} 64"] = {"num_warps": 8, "num_stages": 3 if dim < 256 else wide_stages}
+    return table
 
 
 HOPPER = {

@@ -76,25 +76,25 @@ class Tuning:
 def _read(file: Path | None) -> dict[str, Candidate]:
     """Return the saved choices; none if the file is damaged."""
     try:
-        found = json.loads(file.read_text()) if file else {}
+        entries = json.loads(file.read_text()) if file else {}
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         return {}
-    return {key: each for key, each in found.items() if _is_candidate(each)}
+    return {key: each for key, each in entries.items() if _is_candidate(each)}
 
 
-def _is_candidate(found: Any) -> bool:
-    return isinstance(found, dict) and all(type(size) is int for size in found.values())
+def _is_candidate(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(type(size) is int for size in entry.values())
 
 
 @cache
 def tuning_of(device: int) -> Tuning:
     """Return the choices for a CUDA device of this process, by its number."""
-    found = torch.cuda.get_device_properties(device)
-    name = f"{found.name}-triton-{triton.__version__}.json".replace(" ", "-").replace("/", "-")
+    gpu = torch.cuda.get_device_properties(device)
+    name = f"{gpu.name}-triton-{triton.__version__}.json".replace(" ", "-").replace("/", "-")
     folder = tuning_folder()
-    table = TABLES.get((found.major, found.minor), {})
+    table = TABLES.get((gpu.major, gpu.minor), {})
     mode = os.environ.get(SETTING, "")
     return Tuning(table, folder and folder / name, triton.testing.do_bench, mode)
 

@@ -38,9 +38,9 @@ class Results:
         room = 1 << (rows - 1).bit_length()
         if room not in self._kept:
             self._kept[room] = logits.new_empty((room, logits.shape[1]))
-        kept = self._kept[room][:rows]
-        kept.copy_(logits)
-        return kept
+        array = self._kept[room][:rows]
+        array.copy_(logits)
+        return array
 
 
 class Recorder:

@@ -45,13 +45,13 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | Non
     kinds = [Kind.HOST if draw is None else kind_of(draw, vocab) for draw in draws]
     order = [row for row, kind in enumerate(kinds) if kind is not Kind.HOST]
     order.sort(key=kinds.__getitem__)
-    found: list[int | None] = [None] * len(draws)
+    choices: list[int | None] = [None] * len(draws)
     if order:
         lines = [_line(row, draw, vocab) for row in order if (draw := draws[row]) is not None]
         tokens = _tokens(logits, lines, [kinds[row] for row in order])
         for row, token in zip(order, tokens, strict=True):
-            found[row] = token if token >= 0 else None
-    return found
+            choices[row] = token if token >= 0 else None
+    return choices
 
 
 def kind_of(draw: Draw, vocab: int) -> Kind:
@@ -78,8 +78,8 @@ def _tokens(logits: torch.Tensor, lines: list[tuple[float, ...]], kinds: list[Ki
     if count := kinds.count(Kind.LISTED):
         first = kinds.index(Kind.LISTED)
         rows.draw_from_list(first, count, int(max(line[3] for line in lines[first:])))
-    found: list[int] = rows.tokens.tolist()
-    return found
+    tokens: list[int] = rows.tokens.tolist()
+    return tokens
 
 
 @dataclass(frozen=True, slots=True)

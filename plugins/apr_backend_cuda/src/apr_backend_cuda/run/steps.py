@@ -139,17 +139,17 @@ def _owners(step: Step) -> NDArray[np.int32]:
 
 
 def _cut(step: Step, size: int, on_grid: bool) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    found: list[tuple[int, ...]] = []
+    tiles: list[tuple[int, ...]] = []
     starts = [0]
     for number, s in enumerate(step.segments):
         at = s.start
         while at < s.stop:
             position = s.position + at - s.start
             rows = min(s.stop - at, size - (position % size if on_grid else 0))
-            found.append((at, rows, position, number, at - s.start, s.slot, 0, 0))
+            tiles.append((at, rows, position, number, at - s.start, s.slot, 0, 0))
             at += rows
-        starts.append(len(found))
-    return np.array(found, np.int32), np.array(starts, np.int32)
+        starts.append(len(tiles))
+    return np.array(tiles, np.int32), np.array(starts, np.int32)
 
 
 _current = threading.local()
@@ -157,10 +157,10 @@ _current = threading.local()
 
 def tables_of(step: Step, device: torch.device) -> Tables:
     """Return the tables of a step; those of the last step are cached."""
-    found: Tables | None = getattr(_current, "tables", None)
-    if found is None or found.step is not step or found.device != device:
-        found = _current.tables = Tables(step, device)
-    return found
+    tables: Tables | None = getattr(_current, "tables", None)
+    if tables is None or tables.step is not step or tables.device != device:
+        tables = _current.tables = Tables(step, device)
+    return tables
 
 
 @contextmanager

@@ -130,8 +130,8 @@ class PagePool:
         """Write the addresses of changed pages to the kernels' table."""
         if changed:
             first, last = changed[0], changed[-1] + 1
-            found = [page.data.data_ptr() for page in self._pages[slot][first:last]]
-            addresses = torch.tensor(found, dtype=torch.int64)
+            pointers = [page.data.data_ptr() for page in self._pages[slot][first:last]]
+            addresses = torch.tensor(pointers, dtype=torch.int64)
             self.table[slot, first:last].copy_(addresses, non_blocking=True)
 
 
@@ -232,16 +232,16 @@ class PagedKV(State):
 
     def filled(self, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return copies of the first `length` keys and values, both [Hkv, length, D]."""
-        found = torch.empty(
+        copies = torch.empty(
             (2, self._heads, length, self._dim),
             dtype=self.pool.dtype,
             device=self.pool.table.device,
         )
         pages = self.pool.pages(slot, 0, length)
         for page, inside, rows in self._stretches(0, length):
-            for to, cache in zip(found, self._of(pages[page]), strict=True):
+            for to, cache in zip(copies, self._of(pages[page]), strict=True):
                 to[:, rows] = cache[:, inside]
-        return found[0], found[1]
+        return copies[0], copies[1]
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> PagedRows:
         """Return keys and values of positions `since` to `length`, shared with the slot."""
@@ -254,8 +254,8 @@ class PagedKV(State):
             self.pool.reserve(slot, since, min((first + 1) * PAGE, snapshot.length))
             inside = slice(since % PAGE, PAGE)
             own = self.pool.pages(slot, since, since + 1)[0]
-            for cache, kept in zip(self._of(own), self._of(pages[0]), strict=True):
-                cache[:, inside] = kept[:, inside]
+            for cache, source in zip(self._of(own), self._of(pages[0]), strict=True):
+                cache[:, inside] = source[:, inside]
             pages, first = pages[1:], first + 1
         self.pool.share(slot, first, pages)
 

@@ -74,8 +74,8 @@ def _unpacked(layout: Layout, packed: torch.Tensor) -> torch.Tensor:
 def _products(parts: tuple[Numbers, ...], blocks: torch.Tensor, groups: int) -> torch.Tensor:
     """Return the product of some numbers of blocks [R, n, bytes]: f32 [R, n groups]."""
     shape = (*blocks.shape[:2], groups)
-    found = [_numbers(each, blocks, 1 if each.per_block else groups) for each in parts]
-    return reduce(torch.mul, [f.expand(shape) for f in found]).reshape(len(blocks), -1)
+    factors = [_numbers(each, blocks, 1 if each.per_block else groups) for each in parts]
+    return reduce(torch.mul, [f.expand(shape) for f in factors]).reshape(len(blocks), -1)
 
 
 def _numbers(part: Numbers, blocks: torch.Tensor, count: int) -> torch.Tensor:

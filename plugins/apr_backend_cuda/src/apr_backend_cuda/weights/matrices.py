@@ -101,14 +101,14 @@ def in_planes(form: Form, shape: tuple[int, int], planes: dict[str, torch.Tensor
 def uploaded_array(array: NDArray[Any], sent_by: Uploader) -> torch.Tensor:
     """Upload a large array unchanged, [R, ...]."""
     dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    made = torch.empty(array.shape, dtype=dtype, device=sent_by.device)
-    flat = made.view(len(array), -1).view(torch.uint8)  # [R, row bytes]
+    tensor = torch.empty(array.shape, dtype=dtype, device=sent_by.device)
+    flat = tensor.view(len(array), -1).view(torch.uint8)  # [R, row bytes]
 
     def put(piece: torch.Tensor, first: int) -> None:
         flat[first : first + len(piece)].copy_(piece)
 
     sent_by.rows(array, put)
-    return made
+    return tensor
 
 
 def as_matrix(data: torch.Tensor | Matrix) -> Matrix:

@@ -80,11 +80,11 @@ class Uploader:
 @contextmanager
 def uploader(device: torch.device, piece: int = PIECE) -> Iterator[Uploader]:
     """Yield an uploader, closed on exit."""
-    made = Uploader(device, piece)
+    sender = Uploader(device, piece)
     try:
-        yield made
+        yield sender
     finally:
-        made.close()
+        sender.close()
 
 
 class _Slot:
