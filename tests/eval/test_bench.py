@@ -87,10 +87,10 @@ def entry_bytes(model, name):
 
 def test_slots_are_freed_and_batches_counted(model):
     runs = []
-    found = measure(model, Plan(8, 3, 2, 0, 2), lambda: runs.append(1))
+    result = measure(model, Plan(8, 3, 2, 0, 2), lambda: runs.append(1))
     assert len(runs) == 2
     assert model.state_bytes() == 0
-    assert found.state_bytes > 0 and found.batch == 2
+    assert result.state_bytes > 0 and result.batch == 2
 
 
 def test_state_bytes_grow_by_the_keys_and_values_of_a_token(model):
@@ -121,9 +121,9 @@ def test_a_device_with_memory_of_its_own_has_no_share_of_the_machines(path, monk
     monkeypatch.setattr(Cpu, "capacity", lambda self: 1 << 40)
     monkeypatch.setattr(Cpu, "matrix_bytes", lambda self, *matrix: 1)
     plan = {"warmup": 0, "measure": 1, "prompt_tokens": 4, "max_tokens": 1, "batch": 1}
-    found = bench.run_bench(str(path), {"backend": "cpu", "threads": 1}, False, plan)
-    assert found["memory_bandwidth_bytes_s"] is found["bandwidth_share"] is None
-    bench._print(found)
+    result = bench.run_bench(str(path), {"backend": "cpu", "threads": 1}, False, plan)
+    assert result["memory_bandwidth_bytes_s"] is result["bandwidth_share"] is None
+    bench._print(result)
     assert capsys.readouterr().out.splitlines()[-1] == "a token reads 1.8 MiB"
 
 
