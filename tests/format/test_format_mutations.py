@@ -168,8 +168,8 @@ def test_round_trip(tmp_path: Path, metadata: dict, tensors: dict, native: bool)
     }
     path = write(tmp_path / "m.apr", metadata, contents, force=True)
     with AprFile.open(path) as file:
-        found = {k: v for k, v in file.metadata.items() if k != "apr.formats"}
-        assert found == metadata
+        own_metadata = {k: v for k, v in file.metadata.items() if k != "apr.formats"}
+        assert own_metadata == metadata
         assert list(file.tensors) == sorted(tensors, key=str.encode)
         for name, (_, shape, data) in contents.items():
             assert file.tensors[name].shape == shape
