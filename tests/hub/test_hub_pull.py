@@ -99,8 +99,8 @@ def test_import_and_offline_find_it_without_the_network(hub, apr):
     again = apr("pull", "hf://org/model", "--offline", "--json")
     assert again.returncode == 0 and SHARD in json.loads(again.stdout)["files"]
     assert apr("pull", "hf://org/model", HF_HUB_OFFLINE="1").returncode == 0
-    found = apr("import", "hf://org/model", "-o", str(apr.home / "x.apr"))
-    assert "no installed plugin reads architecture" in found.stderr
+    refusal = apr("import", "hf://org/model", "-o", str(apr.home / "x.apr"))
+    assert "no installed plugin reads architecture" in refusal.stderr
 
 
 def test_offline_without_it(apr):
