@@ -47,12 +47,12 @@ def test_a_folder_that_can_be_written_is_made_and_taken(tmp_path, capsys):
 
 def test_another_is_said_once_with_the_reason_and_what_to_do(temporary, blocked, capsys):
     for _ in range(2):
-        found = usable_folder(blocked, "cpu", "compiled code", "APR_CACHE")
-        assert found == own(temporary) / "kernels" / "cpu" and found.is_dir()
-    said = capsys.readouterr().err
-    assert said == (
+        folder = usable_folder(blocked, "cpu", "compiled code", "APR_CACHE")
+        assert folder == own(temporary) / "kernels" / "cpu" and folder.is_dir()
+    notice = capsys.readouterr().err
+    assert notice == (
         f"notice: {blocked} cannot be used (Not a directory): compiled code is kept in "
-        f"{found.parent}. Set APR_CACHE to a folder that you can write to.\n"
+        f"{folder.parent}. Set APR_CACHE to a folder that you can write to.\n"
     )
     assert stat.S_IMODE(own(temporary).stat().st_mode) == 0o700
 

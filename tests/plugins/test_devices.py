@@ -58,8 +58,8 @@ BOTH = registry(npus=[backend("npu"), backend("old", "Abacus"), backend("any", "
     ],
 )  # fmt: skip
 def test_a_number_behind_the_name_is_a_device(name, qualified, device):
-    owned, found = BOTH.backend(name)
-    assert (owned.qualified, found) == (qualified, device)
+    owned, number = BOTH.backend(name)
+    assert (owned.qualified, number) == (qualified, device)
 
 
 def test_a_name_that_is_declared_means_itself_before_it_means_a_device():
@@ -103,7 +103,7 @@ def test_one_that_knows_no_devices_says_what_to_write_instead(name, instead):
 def test_kernels_of_others_are_found_however_the_backend_is_named(name, monkeypatch, tmp_path):
     """Those that bring a kernel know the backend by its bare name."""
     kernel = Kernel("npu/silu", "k:silu", backend="npu", op="silu")
-    found = registry(npus=[backend("npu")], kernels=[kernel])
+    plugins = registry(npus=[backend("npu")], kernels=[kernel])
     asked = []
 
     family = SimpleNamespace(contract=lambda: None, plan=lambda config: None)
@@ -114,10 +114,10 @@ def test_kernels_of_others_are_found_however_the_backend_is_named(name, monkeypa
         asked.append(foreign_kernels(known, backend_name))
         raise BackendError("far enough")
 
-    monkeypatch.setattr(found, "make", lambda kind, name: family)
+    monkeypatch.setattr(plugins, "make", lambda kind, name: family)
     monkeypatch.setattr(models, "family_config", lambda family, file: config)
     monkeypatch.setattr(models.AprFile, "open", classmethod(lambda cls, path: file))
     monkeypatch.setattr(models, "build_decoder", build)
     with pytest.raises(BackendError, match="far enough"):
-        models.load(tmp_path / "model.apr", name, registry=found)
+        models.load(tmp_path / "model.apr", name, registry=plugins)
     assert asked == [{("silu", "*"): ForeignKernel("k:silu", "kernels")}]

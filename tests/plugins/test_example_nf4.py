@@ -16,9 +16,9 @@ NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo", "apr-eval", 
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory):
-    made = FreshVenv(tmp_path_factory.mktemp("nf4"))
-    made.install(*NEEDED)
-    return made
+    environment = FreshVenv(tmp_path_factory.mktemp("nf4"))
+    environment.install(*NEEDED)
+    return environment
 
 
 @pytest.fixture(scope="module")

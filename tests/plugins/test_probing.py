@@ -57,8 +57,8 @@ class Npu(BackendPlugin):
 
 
 def row(*declarations):
-    [found] = Registry.from_declarations({"x-npu": declarations}).rows_here()
-    return found.status, found.reason
+    [plugin] = Registry.from_declarations({"x-npu": declarations}).rows_here()
+    return plugin.status, plugin.reason
 
 
 @pytest.mark.parametrize("probe", ["", "runs"])
@@ -182,9 +182,9 @@ def test_checks_of_it_are_skipped_for_that_reason_and_none_fails(machine):
     pytest.importorskip("apr_devkit")
     (machine.root / "x_npu_probe.py").write_text(PROBE + "\n\nclass B:\n    pass\n")
     done = machine.run("plugins", "check", "x-npu", "--json")
-    found = json.loads(done.stdout)
-    assert done.returncode == 0 and not found["failed"] and found["passed"]
-    of_the_device = [r for r in found["results"] if r["subject"] == "backend npu"]
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and not report["failed"] and report["passed"]
+    of_the_device = [r for r in report["results"] if r["subject"] == "backend npu"]
     assert {r["outcome"] for r in of_the_device} == {"skipped"}
     assert all("no such device here" in r["reason"] for r in of_the_device)
 

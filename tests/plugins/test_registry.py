@@ -217,9 +217,9 @@ def test_equally_good_backends_are_a_question():
 
 
 def test_without_a_backend_that_can_run_here_one_is_named():
-    for found in ({}, backends(never=f"{__name__}:none")):
+    for declarations in ({}, backends(never=f"{__name__}:none")):
         with pytest.raises(PluginNotFound, match="can run on this machine") as caught:
-            Registry.from_declarations(found).best_backend()
+            Registry.from_declarations(declarations).best_backend()
         assert "pip install apr-backend-" in caught.value.hint
 
 
