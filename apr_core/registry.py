@@ -48,7 +48,7 @@ class Registry:
     def __init__(self, plugins: Iterable[PluginRow], prefer: Iterable[str] = ()) -> None:
         self.plugins = tuple(plugins)
         self._prefer = {normalized_id(name) for name in prefer}
-        self._made: dict[tuple[str, str], Any] = {}
+        self._objects: dict[tuple[str, str], Any] = {}
         self._by_kind: dict[str, list[Owned]] = {"mlp": [Owned(SWIGLU, "apr-core")]}
         for row in self.plugins:
             if row.status in ("ok", "unavailable"):
@@ -288,11 +288,11 @@ class Registry:
 
     def make(self, kind: str, name: str) -> Any:
         """Get, load and call a target without arguments; the object is made once per name."""
-        if (kind, name) not in self._made:
+        if (kind, name) not in self._objects:
             owned = self.get(kind, name)
             factory = self.load(owned)
             try:
-                self._made[kind, name] = factory()
+                self._objects[kind, name] = factory()
             except PluginError:
                 raise
             except Exception as error:
@@ -300,7 +300,7 @@ class Registry:
                     f"{owned.declaration.target} of {owned.distribution} raised "
                     f"{type(error).__name__}: {error}"
                 ) from error
-        return self._made[kind, name]
+        return self._objects[kind, name]
 
 
 _current: Registry | None = None

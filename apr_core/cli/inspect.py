@@ -81,17 +81,9 @@ def _formats(file: AprFile) -> list[dict[str, Any]]:
     """Return sizes by format, with the decoder that the file's own table names."""
     rows = []
     for name, entries in _grouped(file, lambda entry: entry.format):
-        spec = entries[0].spec
-        rows.append(
-            {
-                "format": name,
-                "id": entries[0].dtype_id,
-                "distribution": spec.distribution if spec else None,
-                "block": spec.block if spec else None,
-                "bytes_per_block": spec.bytes_per_block if spec else None,
-            }
-            | _sizes(entries)
-        )
+        spec = asdict(entries[0].spec) if entries[0].spec else {}
+        facts = {key: spec.get(key) for key in ("distribution", "block", "bytes_per_block")}
+        rows.append({"format": name, "id": entries[0].dtype_id} | facts | _sizes(entries))
     return rows
 
 

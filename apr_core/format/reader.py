@@ -206,9 +206,7 @@ class AprFile:
         self.metadata: dict[str, Any] = first.metadata
         self.size = sum(part.size for part in parts)
         merged = {n: e for part in parts for n, e in part.entries.items()}
-        self.tensors: dict[str, TensorEntry] = dict(
-            sorted(merged.items(), key=lambda item: item[0].encode())
-        )
+        self.tensors = {name: merged[name] for name in sorted(merged, key=str.encode)}
 
     def __repr__(self) -> str:
         return f"<AprFile {str(self.path)!r}: {len(self.tensors)} tensors, {self.size} bytes>"

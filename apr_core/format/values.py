@@ -166,9 +166,8 @@ def decode_rows(
     # Flat: rows start inside blocks, so decode the blocks that hold them.
     block, size = entry.spec.block, entry.spec.bytes_per_block
     first, last = start * cols // block, -(-stop * cols // block)
-    flat = _decode(
-        entry, quantizer, raw[first * size : last * size].reshape(1, -1), (last - first) * block
-    )
+    part = raw[first * size : last * size].reshape(1, -1)
+    flat = _decode(entry, quantizer, part, (last - first) * block)
     skip = start * cols - first * block
     return flat[0, skip : skip + (stop - start) * cols].reshape(shape)
 

@@ -92,8 +92,7 @@ def uploaded_shapes(layer: Layer) -> LayerShapes:
     """Return the shapes of a loaded layer's matrices."""
 
     def of(part: Part) -> list[Shape]:
-        matrices = (getattr(layer.weights, role) for role in part.matrices)
-        return [(matrix.rows, matrix.cols) for matrix in matrices]
+        return [getattr(layer.weights, role).shape for role in part.matrices]
 
     return LayerShapes(of(layer.mixer), of(layer.mlp))
 

@@ -9,7 +9,7 @@ also that of results whose values do not exist yet, which a backend gives that r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -350,7 +350,6 @@ class ReferenceBackend(BackendPlugin):
 
     name = "reference"
     xp: Any = np
-    kernels: Mapping[tuple[str, str], str] = {}
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
