@@ -57,9 +57,9 @@ def test_inspect_needs_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[s
                  "<text of 9000 characters>"):  # fmt: skip
         assert text in out
     assert "t" * 500 not in out
-    found = apr_json(capsys, "inspect", path)
-    assert found["header"]["tensor_count"] == 3 and found["parameters"] == 42
-    assert found["formats"][0] == {
+    summary = apr_json(capsys, "inspect", path)
+    assert summary["header"]["tensor_count"] == 3 and summary["parameters"] == 42
+    assert summary["formats"][0] == {
         "format": "nf9",
         "id": 192,
         "distribution": "apr-nf9",
@@ -69,15 +69,15 @@ def test_inspect_needs_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "parameters": 36,
         "bytes": 40,
     }
-    assert found["roles"][0] == {
+    assert summary["roles"][0] == {
         "role": "l.*.w",
         "tensors": 2,
         "parameters": 36,
         "bytes": 40,
         "formats": ["nf9"],
     }
-    assert found["tokenizer"]["vocabulary"] == 24 and found["tokenizer"]["merges"] == 1
-    assert found["metadata"]["chat_template"] == "<text of 9000 characters>"
+    assert summary["tokenizer"]["vocabulary"] == 24 and summary["tokenizer"]["merges"] == 1
+    assert summary["metadata"]["chat_template"] == "<text of 9000 characters>"
     full = apr_json(capsys, "inspect", path, "--full")
     assert full["metadata"]["chat_template"] == "t" * 9000
     assert len(full["metadata"]["tokenizer.vocabulary"]) == 24
@@ -104,9 +104,9 @@ def test_inspect_of_almost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_sharded_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_set(tmp_path / "m.apr")
-    found = apr_json(capsys, "inspect", paths[2])
-    assert found["files"] == [str(p) for p in paths]
-    assert found["header"]["tensor_count"] == 11
+    summary = apr_json(capsys, "inspect", paths[2])
+    assert summary["files"] == [str(p) for p in paths]
+    assert summary["header"]["tensor_count"] == 11
     assert apr_json(capsys, "tensors", paths[1])["count"] == 11
     paths[0].unlink()
     code, _, err = apr(capsys, "inspect", paths[1])
@@ -129,9 +129,9 @@ def test_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "m.apr")
     code, out, _ = apr(capsys, "tensors", path)
     assert code == 0 and "layers.0.up" in out and "32 x 32" in out and "7 tensors" in out
-    found = apr_json(capsys, "tensors", path, "--filter", ".up", "--limit", 2)
-    assert found["count"] == 3
-    assert found["tensors"] == [
+    listing = apr_json(capsys, "tensors", path, "--filter", ".up", "--limit", 2)
+    assert listing["count"] == 3
+    assert listing["tensors"] == [
         {"name": f"layers.{n}.up", "format": "toy8", "shape": [32, 32], "bytes": 1280}
         for n in range(2)
     ]
@@ -168,9 +168,9 @@ def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = apr(capsys, "validate", path)
     assert code == 0 and err == ""
     assert "valid (12 of 12 checks ran)" in out
-    found = apr_json(capsys, "validate", path)
-    assert found["valid"] and found["score"] is None and found["file"] == str(path)
-    assert {c["status"] for c in found["checks"]} == {"passed"}
+    report = apr_json(capsys, "validate", path)
+    assert report["valid"] and report["score"] is None and report["file"] == str(path)
+    assert {c["status"] for c in report["checks"]} == {"passed"}
 
 
 def test_validate_fails_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,8 +182,8 @@ def test_validate_fails_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 5
     assert "FAILED   footer-checksum" in out and "NOT VALID" in out
     assert "1 of 12 checks failed" in err and "hint:" in err
-    found = apr_json(capsys, "validate", path)
-    assert not found["valid"]
+    report = apr_json(capsys, "validate", path)
+    assert not report["valid"]
 
 
 def test_validate_of_what_does_not_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +191,8 @@ def test_validate_of_what_does_not_open(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_bytes(path.read_bytes()[:-500])
     code, out, _ = apr(capsys, "validate", path)
     assert code == 5 and "FAILED   structure" in out and "cut off" in out
-    found = apr_json(capsys, "validate", path, "--quality")
-    assert found["checks"][0]["status"] == "failed" and found["score"] == 0
+    report = apr_json(capsys, "validate", path, "--quality")
+    assert report["checks"][0]["status"] == "failed" and report["score"] == 0
     assert apr(capsys, "validate", tmp_path / "none.apr")[0] == 3
 
 
@@ -202,8 +202,8 @@ def test_validate_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, out, _ = apr(capsys, "validate", path, "--quality")
     assert code == 0 and "13 of 13 checks ran" in out and "score 9" in out
     assert "SNR dB" in out and "(4 are exact)" in out
-    found = apr_json(capsys, "validate", path, "--quality", "--source", source)
-    assert len(found["tensors"]) == 7 and 90 < found["score"] < 100
+    report = apr_json(capsys, "validate", path, "--quality", "--source", source)
+    assert len(report["tensors"]) == 7 and 90 < report["score"] < 100
     assert apr(capsys, "validate", path, "--source", source)[0] == 2
     assert apr(capsys, "validate", path, "--quality", "--source", tmp_path / "none")[0] == 3
 

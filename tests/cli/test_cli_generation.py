@@ -29,8 +29,8 @@ def test_a_fallback_is_said_with_the_backend_that_was_chosen(monkeypatch, capsys
     options = {"backend": asked, "threads": None, "context": None, "kv_type": None}
     with loaded("x.apr", {**options, "strict": False, "verbose": False}):
         pass
-    said = capsys.readouterr().err
-    assert "1 slow or large fallback on toy-device: -v shows them" in said
+    message = capsys.readouterr().err
+    assert "1 slow or large fallback on toy-device: -v shows them" in message
 
 
 @pytest.mark.parametrize("source", ["hf://org/model", "demo://sums"])

@@ -54,17 +54,17 @@ class Bar:
 
 @pytest.fixture
 def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(console, "time", made)
-    return made
+    fake_clock = Clock()
+    monkeypatch.setattr(console, "time", fake_clock)
+    return fake_clock
 
 
 @pytest.fixture
 def bar(monkeypatch):
-    made = Bar()
-    monkeypatch.setattr(console, "progress", made)
+    fake_bar = Bar()
+    monkeypatch.setattr(console, "progress", fake_bar)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    return made
+    return fake_bar
 
 
 def test_a_quick_load_shows_nothing(clock, bar):
