@@ -61,9 +61,9 @@ def backend(name, target="Good", **fields):
 def use(monkeypatch, *declarations, rows=()):
     """Let all parts see these declarations, and these further rows."""
     known = Registry.from_declarations({"dist": declarations})
-    made = Registry([*known.plugins, *rows])
+    full_registry = Registry([*known.plugins, *rows])
     for part in (plugins, storage):
-        monkeypatch.setattr(part, "tolerant_registry", lambda: made)
+        monkeypatch.setattr(part, "tolerant_registry", lambda: full_registry)
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +93,11 @@ def test_all_is_well(monkeypatch, capsys):
 def test_json_has_every_part(monkeypatch, capsys):
     use(monkeypatch, backend("good"), FAMILY)
     code, out, _ = doctor(capsys, "--json")
-    found = json.loads(out)
-    assert code == 0 and [*found] == [*PARTS, "warnings", "problems"]
-    assert found["system"]["api"] == 1
-    assert found["memory"]["total"] >= found["memory"]["available"] > 0
-    libraries = {each["name"]: each["version"] for each in found["libraries"]}
+    report = json.loads(out)
+    assert code == 0 and [*report] == [*PARTS, "warnings", "problems"]
+    assert report["system"]["api"] == 1
+    assert report["memory"]["total"] >= report["memory"]["available"] > 0
+    libraries = {each["name"]: each["version"] for each in report["libraries"]}
     assert libraries["numpy"] == version("numpy") and "tokenizers" in libraries
 
 
@@ -198,11 +198,11 @@ def test_a_part_that_fails_says_so_itself(capsys, monkeypatch):
         print("noise")
         return Finding([("a", "b")], {"a": "b"})
 
-    found = {p.name: p.finding for p in examine({"x": fails, "y": leaves, "z": prints})}
-    assert found["x"].warnings == ["x cannot be examined: RuntimeError: boom"]
-    assert found["x"].facts == {"error": "cannot be examined: RuntimeError: boom"}
-    assert "SystemExit" in found["y"].warnings[0]
-    assert found["z"].facts == {"a": "b"} and capsys.readouterr().out == ""
+    findings = {p.name: p.finding for p in examine({"x": fails, "y": leaves, "z": prints})}
+    assert findings["x"].warnings == ["x cannot be examined: RuntimeError: boom"]
+    assert findings["x"].facts == {"error": "cannot be examined: RuntimeError: boom"}
+    assert "SystemExit" in findings["y"].warnings[0]
+    assert findings["z"].facts == {"a": "b"} and capsys.readouterr().out == ""
 
 
 def test_caches_are_measured_and_their_disks(monkeypatch, home):
@@ -248,31 +248,31 @@ def test_every_setting_says_where_it_comes_from(home):
         "APR_CONFIG": str(path), "HF_TOKEN": "hf_secret", "APR_PLUGINS_BLOCK": "x",
         "APR_SPEED_OF_SOME_PLUGIN": "9",
     }  # fmt: skip
-    finding, found = settings(env)
-    assert found["configuration file"] == (str(path), "APR_CONFIG")
-    assert found["plugins.disable"] == (["a"], str(path))
-    assert "plugins.prefer" not in found, "nobody set it"
-    assert found["cache.dir"] == ("/big", str(path))
-    assert found["APR_PLUGINS_BLOCK"] == ("x", "environment")
-    assert found["APR_PLUGINS"][1] == "default"
+    finding, origins = settings(env)
+    assert origins["configuration file"] == (str(path), "APR_CONFIG")
+    assert origins["plugins.disable"] == (["a"], str(path))
+    assert "plugins.prefer" not in origins, "nobody set it"
+    assert origins["cache.dir"] == ("/big", str(path))
+    assert origins["APR_PLUGINS_BLOCK"] == ("x", "environment")
+    assert origins["APR_PLUGINS"][1] == "default"
     assert finding.facts["other_variables"] == ["APR_SPEED_OF_SOME_PLUGIN"]
     assert "hf_secret" not in str(finding)
-    _, found = settings(env | {"APR_CACHE": "/fast"})
-    assert found["cache.dir"] == ("/fast", "APR_CACHE")
-    _, found = settings({"XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": "/xdg"})
-    assert found["configuration file"][1] == "XDG_CONFIG_HOME, not there"
-    assert found["cache.dir"] == ("/xdg/apr", "XDG_CACHE_HOME")
+    _, origins = settings(env | {"APR_CACHE": "/fast"})
+    assert origins["cache.dir"] == ("/fast", "APR_CACHE")
+    _, origins = settings({"XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": "/xdg"})
+    assert origins["configuration file"][1] == "XDG_CONFIG_HOME, not there"
+    assert origins["cache.dir"] == ("/xdg/apr", "XDG_CACHE_HOME")
 
 
 def test_every_wrong_key_is_reported_at_once(home):
     path = home / "file.toml"
     path.write_text('[plugins]\ndisabel = ["a"]\nprefer = 3\n[cash]\n[cache]\ndir = "/big"\n')
-    finding, found = settings({"APR_CONFIG": str(path)})
+    finding, origins = settings({"APR_CONFIG": str(path)})
     assert len(finding.problems) == 3
     assert "'disabel' in [plugins]. Did you mean disable?" in finding.problems[0]
     assert "plugins.prefer must be a list" in finding.problems[1]
     assert "[cash]" in finding.problems[2]
-    assert found["cache.dir"][1] == "default", "a file that is refused sets nothing"
+    assert origins["cache.dir"][1] == "default", "a file that is refused sets nothing"
 
 
 def test_a_wrong_configuration_file_hides_nothing_else(home, capsys, monkeypatch):
@@ -283,9 +283,9 @@ def test_a_wrong_configuration_file_hides_nothing_else(home, capsys, monkeypatch
 
     monkeypatch.setattr(registry, "get_registry", refuses)
     code, out, _ = doctor(capsys, "--json")
-    found = json.loads(out)
-    assert code == 1 and any(str(home / "c.toml") in text for text in found["problems"])
-    assert found["processor"]["logical"] >= 1 and "error" not in str(found["plugins"])
+    report = json.loads(out)
+    assert code == 1 and any(str(home / "c.toml") in text for text in report["problems"])
+    assert report["processor"]["logical"] >= 1 and "error" not in str(report["plugins"])
 
 
 def test_the_processor_is_described_from_what_the_system_tells(tmp_path, monkeypatch):

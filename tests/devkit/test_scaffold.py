@@ -28,9 +28,9 @@ def new(capsys, *args):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    made = FreshVenv(tmp_path_factory.mktemp("fresh"))
-    made.install_shipped()
-    return made
+    venv = FreshVenv(tmp_path_factory.mktemp("fresh"))
+    venv.install_shipped()
+    return venv
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,24 +38,24 @@ def test_a_new_plugin_installs_passes_its_tests_and_its_checks(fresh, tmp_path, 
     name = NAMES[kind]
     wrote = fresh.apr("plugins", "new", kind, name, "--json", cwd=tmp_path)
     assert wrote.returncode == 0, wrote.stderr
-    made = json.loads(wrote.stdout)
-    directory = tmp_path / made["directory"]
+    plugin = json.loads(wrote.stdout)
+    directory = tmp_path / plugin["directory"]
     fresh.install_editable(directory)
     try:
         tested = fresh.run("python", "-m", "pytest", "-p", "no:cacheprovider", cwd=directory)
         assert tested.returncode == 0, tested.stdout
         assert " passed" in tested.stdout and " failed" not in tested.stdout
         checked = fresh.apr("plugins", "check", name, "--json")
-        found = json.loads(checked.stdout)
-        assert checked.returncode == 0, [r for r in found["results"] if r["outcome"] == "failed"]
-        assert found["failed"] == 0 and found["passed"] > 2 * found["skipped"]
-        subjects = {r["subject"] for r in found["results"]}
-        assert {f"plugin {made['distribution']}", f"{kind} {name}"} <= subjects
+        report = json.loads(checked.stdout)
+        assert checked.returncode == 0, [r for r in report["results"] if r["outcome"] == "failed"]
+        assert report["failed"] == 0 and report["passed"] > 2 * report["skipped"]
+        subjects = {r["subject"] for r in report["results"]}
+        assert {f"plugin {plugin['distribution']}", f"{kind} {name}"} <= subjects
         frozen = fresh.apr("plugins", "freeze").stdout
-        assert f"# {made['distribution']}==0.1.0" in frozen
+        assert f"# {plugin['distribution']}==0.1.0" in frozen
         USES[kind](fresh, tmp_path)
     finally:
-        fresh.uninstall(made["distribution"])
+        fresh.uninstall(plugin["distribution"])
 
 
 def imported(fresh, tmp_path, recipe="q8_0"):
@@ -86,10 +86,10 @@ def use_kernel(fresh, tmp_path):
     done = answer(fresh, file := imported(fresh, tmp_path), "-v")
     assert "42" in done.stdout
     assert "apr_kernel_toy_kernel.kernels:rms_norm (apr-kernel-toy-kernel)" in done.stderr
-    said = "steps are not recorded: rms_norm runs on a foreign kernel (apr-kernel-toy-kernel, "
-    assert said in done.stderr
+    reason = "steps are not recorded: rms_norm runs on a foreign kernel (apr-kernel-toy-kernel, "
+    assert reason in done.stderr
     refused = fresh.apr("run", file, "17+25=", "--strict")
-    assert refused.returncode == 14 and said in refused.stderr
+    assert refused.returncode == 14 and reason in refused.stderr
 
 
 def use_source(fresh, tmp_path):
@@ -202,8 +202,8 @@ def test_a_name_that_is_taken_is_said(capsys, tmp_path, monkeypatch):
     from apr_core.registry import Registry
 
     taken = Quantizer("nf4", "m:Q", block=1, bytes_per_block=1)
-    made = Registry.from_declarations({"somebody-else": [taken]})
-    monkeypatch.setattr("apr_devkit.cli.new.get_registry", lambda: made)
+    registry = Registry.from_declarations({"somebody-else": [taken]})
+    monkeypatch.setattr("apr_devkit.cli.new.get_registry", lambda: registry)
     code, _, err = new(capsys, "quantizer", "nf4", "--dir", tmp_path / "a")
     assert code == 0 and "already provided by somebody-else" in err
 
@@ -212,8 +212,8 @@ def test_a_kernel_is_for_a_backend_that_is_installed(capsys, tmp_path, monkeypat
     from apr_core.declarations import Backend
     from apr_core.registry import Registry
 
-    made = Registry.from_declarations({"somebody": [Backend("npu", "m:B")]})
-    monkeypatch.setattr("apr_devkit.cli.new.get_registry", lambda: made)
+    registry = Registry.from_declarations({"somebody": [Backend("npu", "m:B")]})
+    monkeypatch.setattr("apr_devkit.cli.new.get_registry", lambda: registry)
     code, _, err = new(capsys, "kernel", "k", "--for", "nobody", "--dir", tmp_path / "a")
     assert code == 3 and "no installed plugin provides backend 'nobody'" in err
     assert "Installed: npu" in err and not list(tmp_path.iterdir())
