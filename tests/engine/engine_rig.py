@@ -75,9 +75,9 @@ class Client:
         return self
 
     def answer(self, index=0):
-        found = [d for d in self.wait().deltas if d.index == index]
-        assert [d.finish_reason is not None for d in found] == [False] * (len(found) - 1) + [True]
-        return found
+        deltas = [d for d in self.wait().deltas if d.index == index]
+        assert [d.finish_reason is not None for d in deltas] == [False] * (len(deltas) - 1) + [True]
+        return deltas
 
     def ids(self, index=0):
         return [i for d in self.answer(index) for i in d.ids]

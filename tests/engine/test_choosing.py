@@ -151,8 +151,8 @@ def test_the_plain_loop_chooses_too(model, monkeypatch):
     alone = [model.generate(random_ids(70), params=p, max_tokens=8).ids for p in params]
     backend = Choosing()
     monkeypatch.setattr(model, "backend", backend)
-    found = [model.generate(random_ids(70), params=p, max_tokens=8).ids for p in params]
-    assert found == alone and backend.rows() == 0
+    answers = [model.generate(random_ids(70), params=p, max_tokens=8).ids for p in params]
+    assert answers == alone and backend.rows() == 0
 
 
 @pytest.mark.needs_plugins

@@ -31,40 +31,40 @@ GREEDY = SamplingParams()
 def test_greedy_answers_are_those_of_the_plain_loop(model, engine):
     for ids in (random_ids(1), random_ids(70), random_ids(700), chat(model, "hi", "ho", "hum")):
         alone = model.generate(ids, params=GREEDY, max_tokens=20)
-        told = ask(engine, ids, max_tokens=20)
-        assert (told.ids(), told.text()) == (alone.ids, alone.text)
-        assert told.last().finish_reason == alone.finish_reason
-        assert told.last().usage.prompt_tokens == len(ids)
-        assert told.last().usage.completion_tokens == len(alone.ids)
+        client = ask(engine, ids, max_tokens=20)
+        assert (client.ids(), client.text()) == (alone.ids, alone.text)
+        assert client.last().finish_reason == alone.finish_reason
+        assert client.last().usage.prompt_tokens == len(ids)
+        assert client.last().usage.completion_tokens == len(alone.ids)
 
 
 def test_seeds_draw_the_same_as_the_plain_loop_and_answers_differ(model, engine):
     params = SamplingParams(temperature=2.0, seed=7)
-    told = ask(engine, random_ids(30), params, max_tokens=12, n=3)
+    client = ask(engine, random_ids(30), params, max_tokens=12, n=3)
     for index in range(3):
         again = SamplingParams(temperature=2.0, seed=7 + index)
         alone = model.generate(random_ids(30), params=again, max_tokens=12)
-        assert told.ids(index) == alone.ids
-    assert len({tuple(told.ids(index)) for index in range(3)}) == 3
+        assert client.ids(index) == alone.ids
+    assert len({tuple(client.ids(index)) for index in range(3)}) == 3
 
 
 def test_answers_without_a_seed_differ(engine):
     params = SamplingParams(temperature=2.0)
-    told = ask(engine, random_ids(30), params, max_tokens=12, n=2)
-    assert told.ids(0) != told.ids(1)
+    client = ask(engine, random_ids(30), params, max_tokens=12, n=2)
+    assert client.ids(0) != client.ids(1)
 
 
 def test_logprobs_are_those_of_the_raw_logits(model, engine):
     ids = random_ids(40)
     params = SamplingParams(temperature=0.7, top_k=5, presence_penalty=1.0, seed=3)
-    told = ask(engine, ids, params, max_tokens=8, top_logprobs=4)
-    found = [lp for d in told.answer() for lp in d.logprobs]
-    assert [lp.id for lp in found] == told.ids()
-    rows = model.logits([*ids, *told.ids()])[len(ids) - 1 : -1, : model.tokenizer.valid_size]
+    client = ask(engine, ids, params, max_tokens=8, top_logprobs=4)
+    probabilities = [lp for d in client.answer() for lp in d.logprobs]
+    assert [lp.id for lp in probabilities] == client.ids()
+    rows = model.logits([*ids, *client.ids()])[len(ids) - 1 : -1, : model.tokenizer.valid_size]
     rows = rows.astype(np.float64)
     expected = rows - np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1, keepdims=True))
     expected -= rows.max(1, keepdims=True)
-    for lp, row in zip(found, expected, strict=True):
+    for lp, row in zip(probabilities, expected, strict=True):
         assert lp.logprob == pytest.approx(row[lp.id], abs=3e-7)
         assert [i for i, _ in lp.top] == np.argsort(-row, kind="stable")[:4].tolist()
         np.testing.assert_allclose([p for _, p in lp.top], np.sort(row)[::-1][:4], atol=3e-7)
@@ -72,26 +72,26 @@ def test_logprobs_are_those_of_the_raw_logits(model, engine):
 
 def test_no_logprobs_unless_asked_and_zero_means_the_chosen_ones(engine):
     assert not any(d.logprobs for d in ask(engine, random_ids(9), max_tokens=4).answer())
-    found = [
+    probabilities = [
         lp
         for d in ask(engine, random_ids(9), max_tokens=4, top_logprobs=0).answer()
         for lp in d.logprobs
     ]
-    assert len(found) == 4 and not any(lp.top for lp in found)
+    assert len(probabilities) == 4 and not any(lp.top for lp in probabilities)
 
 
 def test_deltas_joined_have_every_id_and_whole_characters(model, engine):
     params = SamplingParams(temperature=3.0, seed=1)
-    told = ask(engine, random_ids(20), params, max_tokens=200, detect_repetition=False)
+    client = ask(engine, random_ids(20), params, max_tokens=200, detect_repetition=False)
     alone = model.generate(random_ids(20), params=params, max_tokens=200)
-    assert told.ids() == alone.ids and told.text() == alone.text
-    assert told.last().usage.completion_tokens == len(told.ids())
+    assert client.ids() == alone.ids and client.text() == alone.text
+    assert client.last().usage.completion_tokens == len(client.ids())
 
 
 def test_the_context_ends_an_answer(model, engine):
-    told = ask(engine, random_ids(model.max_len - 5), ignore_stop_tokens=True)
-    assert len(told.ids()) == 5
-    assert (told.last().finish_reason, told.last().ended_by) == ("length", "context")
+    client = ask(engine, random_ids(model.max_len - 5), ignore_stop_tokens=True)
+    assert len(client.ids()) == 5
+    assert (client.last().finish_reason, client.last().ended_by) == ("length", "context")
 
 
 def test_what_can_never_run_is_refused_with_the_numbers(model):
@@ -118,16 +118,16 @@ def test_an_answer_without_a_length_gets_what_its_share_of_memory_holds(model, m
     for share, expected in ((1024, 1014), (512, 503)):
         memory = 2 * model.sequence_bytes(share)
         with running(model, by_hand, slots=2, memory_bytes=memory, cache_bytes=0) as engine:
-            told = ask(engine, random_ids(10), **ENDLESS)
-            assert (len(told.ids()), told.last().ended_by) == (expected, "context")
+            client = ask(engine, random_ids(10), **ENDLESS)
+            assert (len(client.ids()), client.last().ended_by) == (expected, "context")
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_answer_without_a_length_gets_what_there_is_where_memory_is_tiny(model, n):
     with running(model, by_hand, slots=2, memory_bytes=n * model.sequence_bytes(256)) as engine:
-        told = ask(engine, random_ids(100), n=n, **ENDLESS)
+        client = ask(engine, random_ids(100), n=n, **ENDLESS)
         for index in range(n):
-            assert 156 < len(told.ids(index)) <= model.max_len - 100
+            assert 156 < len(client.ids(index)) <= model.max_len - 100
 
 
 def test_answers_without_a_length_leave_room_for_prefixes(model, monkeypatch):
@@ -141,9 +141,9 @@ def test_answers_without_a_length_leave_room_for_prefixes(model, monkeypatch):
 
 
 def test_embeddings_are_the_mean_of_the_last_hidden_states(model, engine):
-    found, came = [], threading.Event()
+    results, came = [], threading.Event()
     ids = random_ids(600)
-    engine.embed(ids, lambda result: (found.append(result), came.set()))
+    engine.embed(ids, lambda result: (results.append(result), came.set()))
     assert came.wait(60)
     slot = model.new_slot()
     slices = model.forward_slices([(slot, ids)], hidden=True)
@@ -154,7 +154,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(model, engine):
         hidden = end.value
     model.free_slot(slot)
     assert hidden.shape == (600, model.config.hidden_size)
-    np.testing.assert_allclose(found[0], hidden.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(results[0], hidden.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
 
 
 class Scripted:

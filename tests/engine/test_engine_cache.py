@@ -113,13 +113,13 @@ def test_of_a_long_new_chat_some_cuts_are_kept(model):
 def test_a_long_new_chat_goes_on_from_its_end(model, monkeypatch):
     monkeypatch.setattr(model, "max_len", 4096)
     engine = Engine(model, slots=1, memory_bytes=256 << 20)
-    said = [f"{i}" for i in range(61)]
+    texts = [f"{i}" for i in range(61)]
     try:
-        ask(engine, chat(model, *said), max_tokens=1)
+        ask(engine, chat(model, *texts), max_tokens=1)
         entries = engine.stats().cache_entries
-        told = ask(engine, chat(model, *said, "a", "b"), max_tokens=8)
-        assert told.last().usage.cached_tokens >= len(chat(model, *said)) - 1
-        assert told.ids() == model.generate(chat(model, *said, "a", "b"), max_tokens=8).ids
+        client = ask(engine, chat(model, *texts, "a", "b"), max_tokens=8)
+        assert client.last().usage.cached_tokens >= len(chat(model, *texts)) - 1
+        assert client.ids() == model.generate(chat(model, *texts, "a", "b"), max_tokens=8).ids
         assert entries < 10
     finally:
         engine.close()
@@ -142,17 +142,17 @@ def test_forwards_of_a_prompt_end_at_cuts_and_on_the_grid():
 
 def turns(model):
     """A chat that grows: each prompt but the first continues one before."""
-    said = [c * n for c, n in zip("abcdefghi", (40, 80, 30, 90, 20, 60, 50, 70, 40), strict=True)]
-    return [chat(model, *said[: 2 * i + 1]) for i in range(5)]
+    texts = [c * n for c, n in zip("abcdefghi", (40, 80, 30, 90, 20, 60, 50, 70, 40), strict=True)]
+    return [chat(model, *texts[: 2 * i + 1]) for i in range(5)]
 
 
 def test_a_growing_chat_is_read_from_its_last_header_on(model, engine):
     before = 0
     for ids in turns(model):
-        told = ask(engine, ids, max_tokens=8)
+        client = ask(engine, ids, max_tokens=8)
         alone = model.generate(ids, max_tokens=8)
-        assert told.ids() == alone.ids
-        cached = told.last().usage.cached_tokens
+        assert client.ids() == alone.ids
+        cached = client.last().usage.cached_tokens
         assert cached >= before, "from where the last prompt ended"
         before = len(ids)
     stats = engine.stats()
@@ -173,9 +173,9 @@ def test_prompts_that_share_a_beginning_share_its_state(model, engine):
     common = random_ids(300, seed=9)
     for tail in range(3):
         ids = common + random_ids(50, seed=tail)
-        told = ask(engine, ids, max_tokens=4)
-        assert told.ids() == model.generate(ids, max_tokens=4).ids
-        assert (told.last().usage.cached_tokens >= 256) == (tail > 0)
+        client = ask(engine, ids, max_tokens=4)
+        assert client.ids() == model.generate(ids, max_tokens=4).ids
+        assert (client.last().usage.cached_tokens >= 256) == (tail > 0)
 
 
 def test_a_long_chat_is_put_back_between_the_steps_of_others(model):
@@ -236,13 +236,13 @@ def test_a_small_budget_is_kept_and_changes_no_answer(model, room):
 
 def counted(cache):
     """Bytes of all nodes, walked."""
-    found, todo = 0, list(cache._root.children.values())
+    nbytes, todo = 0, list(cache._root.children.values())
     while todo:
         node = todo.pop()
-        found += node.row_bytes + node.copy_bytes
+        nbytes += node.row_bytes + node.copy_bytes
         assert node.copies is not None or node.children or node.pins, "a node of no use"
         todo += node.children.values()
-    return found
+    return nbytes
 
 
 def test_bytes_are_counted_exactly_and_least_recently_used_goes_first(model):
@@ -395,7 +395,7 @@ def test_a_state_that_does_not_say_is_measured(file):
             def __init__(self, state):
                 self.open, self.close, self.nbytes = state.open, state.close, state.nbytes
 
-        said = model.sequence_bytes(256)
+        size = model.sequence_bytes(256)
         model._states = [Silent(state) for state in model._states]
-        assert model.sequence_bytes(256) == empty == said
+        assert model.sequence_bytes(256) == empty == size
         assert model.state_bytes() == 0

@@ -31,11 +31,11 @@ def test_a_period_repeated_without_end_is_noticed_in_time(period, thinking):
     rng = random.Random(period)
     before = [rng.randrange(1000) for _ in range(100)]
     repeated = rng.sample(range(1000, 10_000), period)
-    found = noticed_after(before + repeated * (2 + 8192 // period) * TIMES, thinking)
+    length = noticed_after(before + repeated * (2 + 8192 // period) * TIMES, thinking)
     needed = 100 + max(TIMES * period, LEAST_IN_THOUGHT if thinking else LEAST)
     if period > LONGEST:
         needed = 100 + TIMES * period
-    assert needed <= found <= needed + (LOOKS if period <= LONGEST else FAR_LOOKS)
+    assert needed <= length <= needed + (LOOKS if period <= LONGEST else FAR_LOOKS)
 
 
 @pytest.mark.parametrize("period", [3, 40, 700])

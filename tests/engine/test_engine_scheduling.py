@@ -93,14 +93,14 @@ def test_a_cancelled_answer_ends_within_one_step_and_tells_what_it_had(engine):
     at = {}
 
     def stop_at_five(client):
-        if len([i for d in client.deltas for i in d.ids]) >= 5 and "told" not in at:
-            at["told"] = engine.stats().steps
+        if len([i for d in client.deltas for i in d.ids]) >= 5 and "steps" not in at:
+            at["steps"] = engine.stats().steps
             client.ticket.cancel()
 
     client = Client(engine, random_ids(10), max_tokens=900, on_delta=stop_at_five, **ENDLESS)
     last = client.last()
     assert (last.finish_reason, last.ended_by) == ("cancelled", "cancelled")
-    assert engine.stats().steps <= at["told"] + 1
+    assert engine.stats().steps <= at["steps"] + 1
     assert last.usage.completion_tokens == len(client.ids())
     assert engine.stats().cancelled == 1
 

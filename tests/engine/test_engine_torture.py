@@ -109,13 +109,13 @@ class Embedded:
     """A prompt to embed, and what came of it."""
 
     def __init__(self, engine, rng, prompts):
-        self.at, self.found = rng.randrange(len(prompts)), []
-        self.job = engine.embed(prompts[self.at], self.found.append, rng.choice("abc"))
+        self.at, self.results = rng.randrange(len(prompts)), []
+        self.job = engine.embed(prompts[self.at], self.results.append, rng.choice("abc"))
 
     @property
     def ended(self):
-        assert len(self.found) < 2
-        return bool(self.found)
+        assert len(self.results) < 2
+        return bool(self.results)
 
 
 def check_books(engine, asked):
@@ -139,15 +139,15 @@ def check_books(engine, asked):
 
 def check_cache(cache, pinned, budget):
     """It has the bytes it says, room for them, and no node that nobody needs."""
-    found, todo = 0, [cache._root]
+    nbytes, todo = 0, [cache._root]
     while todo:
         node = todo.pop()
         todo += node.children.values()
-        found += node.row_bytes + node.copy_bytes
+        nbytes += node.row_bytes + node.copy_bytes
         assert node.pins == pinned.get(node, 0)
         assert node.copies is not None or node.children or node.pins or node is cache._root
         assert (node in cache._recent) == (node.copies is not None)
-    assert cache.nbytes == found <= budget.cache_limit
+    assert cache.nbytes == nbytes <= budget.cache_limit
 
 
 def prompts_of(model):
@@ -162,27 +162,27 @@ def prompts_of(model):
 
 def expected(model, prompts):
     """What each prompt gives alone: 12 tokens, for greedy and for each answer's seed."""
-    found = {}
+    answers = {}
     for at, ids in enumerate(prompts):
-        found[at, None] = plain(model, ids, SamplingParams())
+        answers[at, None] = plain(model, ids, SamplingParams())
         for index in range(4):
             params = SamplingParams(
                 temperature=1.5, top_k=30, presence_penalty=1.0, seed=at + index
             )
-            found[at, index] = plain(model, ids, params)
-    return found
+            answers[at, index] = plain(model, ids, params)
+    return answers
 
 
 def plain(model, ids, params):
     engine = Engine(model, slots=1, cache_bytes=0)
-    told = []
+    deltas = []
     try:
         request = GenerationRequest(ids, params, max_tokens=12, ignore_stop_tokens=True)
-        engine.submit(request, told.extend)
+        engine.submit(request, deltas.extend)
         assert engine.drain(60)
     finally:
         engine.close()
-    return [i for d in told for i in d.ids]
+    return [i for d in deltas for i in d.ids]
 
 
 @pytest.fixture(scope="module")
@@ -241,15 +241,15 @@ def check_answers(model, asked, alone):
         drawn = each.request.params.temperature > 0
         for index in range(each.request.n):
             (end,) = [d for d in each.deltas if d.index == index and d.finish_reason]
-            told = each.ids(index)
+            ids = each.ids(index)
             whole = alone[each.at, index if drawn else None]
-            assert told == whole[: len(told)], "what was told before it ended counts as well"
-            assert end.usage.completion_tokens == len(told)
+            assert ids == whole[: len(ids)], "what was told before it ended counts as well"
+            assert end.usage.completion_tokens == len(ids)
             probabilities = [p for d in each.deltas if d.index == index for p in d.logprobs]
-            wanted = told if each.request.top_logprobs is not None else []
+            wanted = ids if each.request.top_logprobs is not None else []
             assert [p.id for p in probabilities] == wanted
             assert all(np.isfinite(p.logprob) for p in probabilities)
             if end.finish_reason == "length":
-                assert len(told) == each.request.max_tokens
+                assert len(ids) == each.request.max_tokens
                 served += 1
     return served

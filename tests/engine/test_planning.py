@@ -81,8 +81,8 @@ def never(x, w):
 def registry():
     for backend in (Small, Packing):
         backend.free, backend.uploads, backend.planned = PLENTY, (), ()
-    made = [Backend(cls.__name__.lower(), f"{__name__}:{cls.__name__}") for cls in (Small, Packing)]
-    own = Registry.from_declarations({"apr-small": made})
+    backends = [Backend(c.__name__.lower(), f"{__name__}:{c.__name__}") for c in (Small, Packing)]
+    own = Registry.from_declarations({"apr-small": backends})
     return Registry([*get_registry().plugins, *own.plugins])
 
 
@@ -313,12 +313,12 @@ def test_all_uploads_happen_while_the_backend_is_loading(qwen2, registry, monkey
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_progress_is_told_once_a_matrix(tied, qwen2, packed, registry):
-    said = []
+    calls = []
     file = qwen2 if tied else packed
-    with load(file, "small", registry=registry, progress=lambda *each: said.append(each)) as model:
+    with load(file, "small", registry=registry, progress=lambda *each: calls.append(each)) as model:
         names = {w.name for w in model.matrices()} | {"model.embed_tokens.weight"}
         sizes = [model.file.tensors[name].nbytes for name in names]
-    assert said[0] == (0, sum(sizes))
-    assert said[-1] == (sum(sizes), sum(sizes))
-    steps = [b[0] - a[0] for a, b in pairwise(said)]
+    assert calls[0] == (0, sum(sizes))
+    assert calls[-1] == (sum(sizes), sum(sizes))
+    steps = [b[0] - a[0] for a, b in pairwise(calls)]
     assert sorted(steps) == sorted(sizes)
