@@ -124,16 +124,16 @@ def test_several_unrelated_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "said"),
+    ("name", "kind", "words"),
     [
         ("pytorch_model.bin", FormatError, "pytorch_model.bin and no"),
         ("model.gguf", FormatError, "gguf"),
         ("README.md", NotFound, "no safetensors"),
     ],
 )
-def test_directories_without_safetensors(tmp_path, name, kind, said):
+def test_directories_without_safetensors(tmp_path, name, kind, words):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=words):
         Checkpoint.open(tmp_path)
 
 
@@ -142,7 +142,7 @@ def header(**rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "data", "said"),
+    ("rows", "data", "words"),
     [
         ({"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8, "'b' overlaps"),
         ({"b": {"dtype": "F32", "shape": [1], "data_offsets": [12, 16]}}, 16, "'b' leaves a hole"),
@@ -155,10 +155,10 @@ def header(**rows):
         ({"__metadata__": {"x": 1}}, 8, "__metadata__"),
     ],
 )
-def test_spans_that_do_not_fit(tmp_path, rows, data, said):
+def test_spans_that_do_not_fit(tmp_path, rows, data, words):
     path = tmp_path / "model.safetensors"
     tiny.write_raw_safetensors(path, header(**rows), bytes(data))
-    with pytest.raises(FormatError, match=said) as error:
+    with pytest.raises(FormatError, match=words) as error:
         Checkpoint.open(tmp_path)
     assert str(path) in error.value.message
 

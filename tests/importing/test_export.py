@@ -45,14 +45,14 @@ def header(path):
 
 def contents(directory):
     """{name: (dtype, shape, bytes)} over all safetensors files."""
-    found = {}
+    tensors = {}
     for path in directory.glob("*.safetensors"):
         head, data = header(path)
         for name, row in head.items():
             if name != "__metadata__":
                 start, stop = row["data_offsets"]
-                found[name] = row["dtype"], row["shape"], data[start:stop]
-    return found
+                tensors[name] = row["dtype"], row["shape"], data[start:stop]
+    return tensors
 
 
 def test_safetensors_come_back_bit_for_bit(checkpoint, kept, tmp_path):
@@ -77,9 +77,9 @@ def test_shards_have_an_index(kept, tmp_path):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     names = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
     assert len(names) > 2 and set(index["weight_map"].values()) == names
-    found = contents(tmp_path / "out")
-    assert set(found) == set(index["weight_map"])
-    assert index["metadata"]["total_size"] == sum(len(raw) for _, _, raw in found.values())
+    tensors = contents(tmp_path / "out")
+    assert set(tensors) == set(index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(len(raw) for _, _, raw in tensors.values())
 
 
 def test_quantized_tensors_are_decoded_only_when_asked(packed, tmp_path):

@@ -127,9 +127,9 @@ def test_files_that_are_no_safetensors(tmp_path, capsys, raw):
 
 def test_a_missing_shard_is_named(tmp_path, capsys):
     source = tiny.write(tmp_path / "c")
-    gone = next(source.glob("model*00002-of*.safetensors"))
-    gone.unlink()
-    fails(capsys, 3, gone.name, source, tmp_path / "m.apr")
+    shard = next(source.glob("model*00002-of*.safetensors"))
+    shard.unlink()
+    fails(capsys, 3, shard.name, source, tmp_path / "m.apr")
 
 
 @pytest.mark.parametrize(

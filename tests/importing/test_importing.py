@@ -85,11 +85,11 @@ def plan(source, recipe="halves", registry_=None, arch=None):
 def test_third_party_format_end_to_end(tmp_path):
     source = tiny.write(tmp_path / "c")
     seen = []
-    made = plan(source)
+    import_plan = plan(source)
     summary = write_import(
-        made, tmp_path / "m.apr", progress=lambda name, nbytes: seen.append((name, nbytes))
+        import_plan, tmp_path / "m.apr", progress=lambda name, nbytes: seen.append((name, nbytes))
     )
-    assert sum(nbytes for _, nbytes in seen) == made.source_bytes == summary.source_bytes
+    assert sum(nbytes for _, nbytes in seen) == import_plan.source_bytes == summary.source_bytes
     with AprFile.open(tmp_path / "m.apr") as file:
         entry = file.tensors[GATE]
         assert entry.format == "halves" and entry.dtype_id >= 192
@@ -221,17 +221,17 @@ def test_mtp_may_be_absent_and_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gone", "kind", "said"),
+    ("name", "kind", "words"),
     [
         ("config.json", NotFound, r"config\.json"),
         ("tokenizer.json", NotFound, r"tokenizer\.json"),
         ("model.safetensors", NotFound, "no safetensors"),
     ],
 )
-def test_missing_files(tmp_path, gone, kind, said):
+def test_missing_files(tmp_path, name, kind, words):
     source = tiny.write(tmp_path / "c", shards=0)
-    (source / gone).unlink()
-    with pytest.raises(kind, match=said):
+    (source / name).unlink()
+    with pytest.raises(kind, match=words):
         plan(source)
 
 
@@ -280,8 +280,8 @@ def test_recipes_that_cannot_be_followed(tmp_path):
 
 
 def _found(source):
-    made = plan(source)
-    return made.resolution, made.checkpoint
+    import_plan = plan(source)
+    return import_plan.resolution, import_plan.checkpoint
 
 
 def test_values_a_format_cannot_hold_name_the_tensor_and_leave_no_file(tmp_path):
@@ -319,8 +319,8 @@ def test_interrupted_at_any_tensor_nothing_changes(tmp_path):
     source = tiny.write(tmp_path / "c")
     target = tmp_path / "m.apr"
     target.write_bytes(b"older")
-    made = plan(source)
-    for count in (1, 20, len(made.assignments)):
+    import_plan = plan(source)
+    for count in (1, 20, len(import_plan.assignments)):
         calls = []
 
         def interrupt(name, nbytes, calls=calls, count=count):
@@ -329,24 +329,24 @@ def test_interrupted_at_any_tensor_nothing_changes(tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            write_import(made, target, force=True, progress=interrupt)
+            write_import(import_plan, target, force=True, progress=interrupt)
         assert target.read_bytes() == b"older"
         assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "m.apr"]
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "said"),
+    ("source", "kind", "words"),
     [
         ("missing", NotFound, "no such directory"),
         ("Qwen/Qwen3.5-9B", NotFound, "no such directory"),
         ("zip://x", PluginNotFound, "zip"),
     ],
 )
-def test_sources_that_are_not_there(tmp_path, monkeypatch, source, kind, said):
+def test_sources_that_are_not_there(tmp_path, monkeypatch, source, kind, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("APR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with pytest.raises(kind, match=said) as error:
+    with pytest.raises(kind, match=words) as error:
         find_source(source, registry())
     if "Qwen" in source:
         assert "write hf://Qwen/Qwen3.5-9B" in error.value.hint
@@ -359,9 +359,9 @@ def test_files_are_not_sources(tmp_path):
 
 
 def test_sources_of_plugins(tmp_path):
-    made = Registry.from_declarations({"x": [Source("zip", f"{HERE}:fetch_zip")]})
-    found = find_source(f"zip://{tmp_path}", made)
-    assert found.directory == tmp_path and found.origin == f"zip://{tmp_path}"
+    plugins = Registry.from_declarations({"x": [Source("zip", f"{HERE}:fetch_zip")]})
+    source = find_source(f"zip://{tmp_path}", plugins)
+    assert source.directory == tmp_path and source.origin == f"zip://{tmp_path}"
 
 
 def fetch_zip(url, *, progress=None, force=False):

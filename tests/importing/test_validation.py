@@ -51,14 +51,14 @@ class ToyContract:
     family, version, norm_offset = "toy", 1, 1.0
     plain_norms = frozenset({"plain_norm"})
 
-    def check(self, config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> Resolution:
+    def check(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Resolution:
         rules = {"embed": TensorRule("embed", "embedding", None, (ROWS, HIDDEN), "embedding")}
         for n in range(config.num_layers):
             for role, shape in (("up", (HIDDEN, HIDDEN)), ("norm", (HIDDEN,))):
                 name = f"layers.{n}.{role}"
                 rules[name] = TensorRule(name, role, n, shape, "matrix")
-        if set(rules) != set(found):
-            raise ContractError(f"tensors do not fit: {sorted(set(rules) ^ set(found))}")
+        if set(rules) != set(shapes):
+            raise ContractError(f"tensors do not fit: {sorted(set(rules) ^ set(shapes))}")
         return Resolution("flat", rules)
 
 
@@ -198,9 +198,9 @@ def test_flipped_bit_and_dirty_padding(tmp_path: Path) -> None:
     with AprFile.open(path) as file:
         raw[64 + file.header.metadata_size] = 1
     path.write_bytes(raw)
-    found = statuses(check(path))
-    assert found["footer-checksum"] == "failed" and found["padding"] == "failed"
-    assert found["structure"] == "passed"
+    outcomes = statuses(check(path))
+    assert outcomes["footer-checksum"] == "failed" and outcomes["padding"] == "failed"
+    assert outcomes["structure"] == "passed"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -286,9 +286,9 @@ def test_metadata_that_says_no_model(tmp_path: Path, metadata: dict, text: str) 
 
 def test_without_family_plugin_nothing_is_counted_as_passed(tmp_path: Path) -> None:
     report = check(save(tmp_path / "m.apr"), make_registry("quantizer"))
-    found = statuses(report)
-    assert found["contract"] == found["values-plausible"] == found["stop-ids"] == "not_run"
-    assert found["tokenizer-ids"] == "not_run"
+    outcomes = statuses(report)
+    assert outcomes["contract"] == outcomes["values-plausible"] == outcomes["stop-ids"] == "not_run"
+    assert outcomes["tokenizer-ids"] == "not_run"
     assert "family 'toy'" in detail(report, "contract")
     assert report.valid and report.ran == len(report.checks) - 4
 
