@@ -129,7 +129,7 @@ def test_all_problems_at_once_with_file_and_key_path():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"shape_template": {**CONTENT["shape_template"], "gate": "[1]"}}, "'gate'"),
         ({"quantization_policy": {"q": "matrix"}}, "'conv'"),
@@ -138,8 +138,8 @@ def test_all_problems_at_once_with_file_and_key_path():
         ({"carry": {"d": {"tensors": {"x": "[1]"}, "policy": {"y": "keep"}}}}, "'y'"),
     ],
 )
-def test_parts_that_disagree(change, said):
-    with pytest.raises(ContractError, match=said):
+def test_parts_that_disagree(change, words):
+    with pytest.raises(ContractError, match=words):
         contract(**change)
 
 
@@ -151,28 +151,28 @@ def test_not_a_contract(text):
 
 def test_resolution_of_a_complete_checkpoint():
     extra = {"model.vision.patch.weight": (3, 3), "lm_head.weight": (32, 8)}
-    found = contract().check(config(), complete(**extra))
-    assert found.layout == "short"
-    assert found.name_of("embedding") == "model.embed.weight"
-    assert found.name_of("conv", 1) == "model.layers.1.conv.weight"
-    assert found.name_of("q", 0) == "model.layers.0.q.weight"
+    resolution = contract().check(config(), complete(**extra))
+    assert resolution.layout == "short"
+    assert resolution.name_of("embedding") == "model.embed.weight"
+    assert resolution.name_of("conv", 1) == "model.layers.1.conv.weight"
+    assert resolution.name_of("q", 0) == "model.layers.0.q.weight"
     with pytest.raises(ContractError, match="no tensor for role 'conv' of layer 0"):
-        found.name_of("conv", 0)
-    assert found.rules["model.embed.weight"].quant_class == "head"  # tied
-    assert found.rules["model.layers.0.q.weight"].layer == 0
-    assert found.rules["draft.a.weight"].group == "draft"
-    assert found.rules["draft.a.weight"].quant_class == "matrix"
-    assert found.rules["draft.b.weight"].quant_class == "keep"
-    assert set(found.left_out) == set(extra)
-    assert found.left_out["model.vision.patch.weight"] == "pictures"
-    assert "tied" in found.left_out["lm_head.weight"]
+        resolution.name_of("conv", 0)
+    assert resolution.rules["model.embed.weight"].quant_class == "head"  # tied
+    assert resolution.rules["model.layers.0.q.weight"].layer == 0
+    assert resolution.rules["draft.a.weight"].group == "draft"
+    assert resolution.rules["draft.a.weight"].quant_class == "matrix"
+    assert resolution.rules["draft.b.weight"].quant_class == "keep"
+    assert set(resolution.left_out) == set(extra)
+    assert resolution.left_out["model.vision.patch.weight"] == "pictures"
+    assert "tied" in resolution.left_out["lm_head.weight"]
     with pytest.raises(ContractError, match="no tensor for role 'conv' of layer 0"):
-        found.name_of("conv", 0)
+        resolution.name_of("conv", 0)
 
 
 def test_layout_is_told_by_the_embedding_alone():
-    found = contract().check(config(), complete("model.text."))
-    assert found.layout == "long" and found.name_of("final_norm") == "model.text.norm.weight"
+    result = contract().check(config(), complete("model.text."))
+    assert result.layout == "long" and result.name_of("final_norm") == "model.text.norm.weight"
     with pytest.raises(ContractError, match="no embedding"):
         contract().check(config(), {"something.else": (1,)})
 
@@ -181,16 +181,16 @@ def test_untied_needs_its_head():
     untied = config(tied_embeddings=False)
     with pytest.raises(ContractError, match=r"lm_head\.weight"):
         contract().check(untied, complete())
-    found = contract().check(untied, complete(**{"lm_head.weight": (32, 8)}))
-    assert found.rules["model.embed.weight"].quant_class == "embedding"
-    assert found.rules["lm_head.weight"].quant_class == "head"
+    resolution = contract().check(untied, complete(**{"lm_head.weight": (32, 8)}))
+    assert resolution.rules["model.embed.weight"].quant_class == "embedding"
+    assert resolution.rules["lm_head.weight"].quant_class == "head"
 
 
 def test_missing_unexpected_and_misshapen_in_one_error():
-    found = complete(**{"model.layers.0.q.weight": (8, 9), "model.layers.7.q.weight": (8, 8)})
-    del found["model.layers.1.conv.weight"]
+    shapes = complete(**{"model.layers.0.q.weight": (8, 9), "model.layers.7.q.weight": (8, 8)})
+    del shapes["model.layers.1.conv.weight"]
     with pytest.raises(ContractError) as error:
-        contract().check(config(), found)
+        contract().check(config(), shapes)
     message = error.value.message
     assert "missing (1):\n    model.layers.1.conv.weight" in message
     assert "unexpected (1):\n    model.layers.7.q.weight" in message
@@ -199,18 +199,18 @@ def test_missing_unexpected_and_misshapen_in_one_error():
 
 
 def test_long_lists_are_counted_not_shown():
-    found = complete(**{f"extra.{i}": (1,) for i in range(1000)})
+    shapes = complete(**{f"extra.{i}": (1,) for i in range(1000)})
     with pytest.raises(ContractError) as error:
-        contract().check(config(), found)
+        contract().check(config(), shapes)
     assert "unexpected (1000)" in error.value.message
     assert f"and {1000 - LISTED} more" in error.value.message
     assert error.value.message.count("\n") < LISTED + 6
 
 
 def test_carried_tensors_may_be_absent_and_are_not_wanted_without_their_number():
-    found = complete()
-    del found["draft.b.weight"]
-    assert contract().check(config(), found).absent == ("draft.b.weight",)
+    shapes = complete()
+    del shapes["draft.b.weight"]
+    assert contract().check(config(), shapes).absent == ("draft.b.weight",)
     without = config(extra={"conv_width": 4, "draft_layers": 0})
     with pytest.raises(ContractError, match="unexpected"):
         contract().check(without, complete())

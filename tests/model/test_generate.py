@@ -26,7 +26,7 @@ class Scripted:
         self.config = SimpleNamespace(stop_ids=stop_ids, sampling=sampling or {})
         self.open: dict[int, int] = {}
         self.forwards: list[int] = []
-        self.said = 0
+        self.position = 0
 
     def new_slot(self):
         self.open[7] = 0
@@ -49,9 +49,9 @@ class Scripted:
         logits = np.zeros((1, self.tokenizer.vocab_size + 8), np.float32)
         logits[0, -1] = 99.0  # a padding row, which must never be chosen
         if self.open[slot] >= self.prompt:
-            token = self.says[self.said] if self.said < len(self.says) else 0
+            token = self.says[self.position] if self.position < len(self.says) else 0
             logits[0, token] = 9.0 if token >= 0 else np.nan
-            self.said += 1
+            self.position += 1
         return logits
 
     def ask(self, prompt="hello", **options):

@@ -58,9 +58,9 @@ class Pair:
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def pair(request, tmp_path_factory):
-    made = Pair(request.param, tmp_path_factory.mktemp("parity"))
-    yield made
-    made.model.close()
+    pair_ = Pair(request.param, tmp_path_factory.mktemp("parity"))
+    yield pair_
+    pair_.model.close()
 
 
 def assert_parity(actual, expected):

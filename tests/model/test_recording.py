@@ -138,13 +138,13 @@ def obstacles(file, *args):
     """What the report says of a model; it is captured if that is nothing."""
     registry = registry_of(*args)
     with load(file, "recorder", registry=registry) as model:
-        found = [line for line in model.report.fallbacks if line.startswith(SAID)]
-        assert [f"! {line}" for line in found] == [
+        lines = [line for line in model.report.fallbacks if line.startswith(SAID)]
+        assert [f"! {line}" for line in lines] == [
             line for line in model.report.lines() if SAID in line
         ]
-        assert HERE.Device.captured == (not found)
+        assert HERE.Device.captured == (not lines)
         assert np.isfinite(model.logits([1, 2, 3])).all()
-    return [line.removeprefix(SAID) for line in found]
+    return [line.removeprefix(SAID) for line in lines]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -190,7 +190,7 @@ def test_arithmetic_is_named_with_its_plugin_and_line_and_refused_before_any_upl
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "words"),
     [
         (lambda o, x, step: x * np.float32(0.5), "arithmetic outside ops in <lambda>"),
         (lambda o, x, step: np.concatenate([x, x])[: len(x)], "arithmetic outside ops"),
@@ -200,14 +200,14 @@ def test_arithmetic_is_named_with_its_plugin_and_line_and_refused_before_any_upl
     ],
     ids=["arithmetic", "numpy", "indices", "a copy", "positions"],
 )
-def test_arithmetic_matters_unless_the_backend_captures_it(file, what, said):
-    found = obstacles(file, doing(what))
-    assert found and all(line.startswith(said) for line in found)
+def test_arithmetic_matters_unless_the_backend_captures_it(file, what, words):
+    lines = obstacles(file, doing(what))
+    assert lines and all(line.startswith(words) for line in lines)
     assert obstacles(file, doing(what), Graphs) == []
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "words"),
     [
         (
             lambda o, x, step: x if float(x[0, 0]) is not None else None,
@@ -221,9 +221,9 @@ def test_arithmetic_matters_unless_the_backend_captures_it(file, what, said):
     ],
     ids=["a number", "a condition", "the step"],
 )
-def test_what_is_read_on_the_host_always_matters(file, what, said):
+def test_what_is_read_on_the_host_always_matters(file, what, words):
     (line,) = obstacles(file, doing(what), Graphs)
-    assert line.startswith(said) and line.endswith(")")
+    assert line.startswith(words) and line.endswith(")")
 
 
 def test_code_that_runs_on_other_arrays_only_is_said_to(file):

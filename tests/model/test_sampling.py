@@ -17,11 +17,11 @@ from apr_core.generate.sequence import token_logprob
 
 def draws(logits, n=4000, **params):
     sampler = Sampler(SamplingParams(temperature=1.0, seed=1, **params), len(logits))
-    found = []
+    tokens = []
     for _ in range(n):
         sampler._seen = Seen()
-        found.append(sampler(np.asarray(logits, np.float32)))
-    return np.bincount(found, minlength=len(logits)) / n
+        tokens.append(sampler(np.asarray(logits, np.float32)))
+    return np.bincount(tokens, minlength=len(logits)) / n
 
 
 def softmax(x):
@@ -97,10 +97,10 @@ def test_limits(bad):
 
 
 def test_model_defaults_and_overrides():
-    made = SamplingParams.from_defaults(
+    params = SamplingParams.from_defaults(
         {"temperature": 0.7, "top_k": 20, "unknown": 1}, top_k=None, top_p=0.5
     )
-    assert (made.temperature, made.top_k, made.top_p) == (0.7, 20, 0.5)
+    assert (params.temperature, params.top_k, params.top_p) == (0.7, 20, 0.5)
 
 
 def plain_scores(logits, params, counts, prompt):
@@ -152,9 +152,9 @@ def drawn_shares(logits, valid, params, counts=None, prompt=(), steps=400):
 def check_against_plain(logits, valid, params, counts=None, prompt=(), steps=400):
     scores = plain_scores(logits[:valid], params, counts or {}, prompt)
     shares = plain_shares(scores, params)
-    found = drawn_shares(logits, valid, params, counts, prompt, steps)
-    assert not found[shares == 0].any()
-    np.testing.assert_allclose(found, shares, atol=1.0001 / steps)
+    drawn = drawn_shares(logits, valid, params, counts, prompt, steps)
+    assert not drawn[shares == 0].any()
+    np.testing.assert_allclose(drawn, shares, atol=1.0001 / steps)
 
 
 # Scores and penalties in eighths are exact in float32, so ties stay ties; the shares of top-p and
@@ -238,8 +238,8 @@ def test_what_was_seen_is_counted_however_much_it_is():
     seen = Seen()
     for token in drawn:
         seen.add(token)
-    found = dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True))
-    assert found == Counter(drawn)
+    counts = dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True))
+    assert counts == Counter(drawn)
 
 
 @pytest.mark.parametrize("steps", [{}, {"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.9}])
@@ -251,8 +251,8 @@ def test_min_p_of_one_keeps_all_that_are_the_best(steps):
 def test_a_share_picks_where_the_running_sum_passes_it():
     weights = np.zeros(5000, np.float32)
     weights[[7, 2000, 2001, 4000]] = [1, 2, 4, 1]
-    found = [pick(weights, share) for share in (0, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1)]
-    assert found == [7, 7, 2000, 2000, 2001, 2001, 4000, 4000]
+    picks = [pick(weights, share) for share in (0, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1)]
+    assert picks == [7, 7, 2000, 2000, 2001, 2001, 4000, 4000]
     rng = np.random.default_rng(0)
     for share in (np.nextafter(1, 0), 1.0, 1.0000001):
         weights = rng.random(3000) ** 9
@@ -308,8 +308,8 @@ def test_log_probabilities_of_a_long_row_are_exact_to_what_logits_are(spread):
     row = (rng.standard_normal(248_320) * spread).astype(np.float32)
     wide = row.astype(np.float64)
     expected = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
-    found = token_logprob(row, 77, 5)
-    assert found.logprob == pytest.approx(expected[77], abs=3e-7)
+    entry = token_logprob(row, 77, 5)
+    assert entry.logprob == pytest.approx(expected[77], abs=3e-7)
     best = np.argsort(-wide, kind="stable")[:5].tolist()
-    assert [token for token, _ in found.top] == best
-    np.testing.assert_allclose([p for _, p in found.top], expected[best], atol=3e-7)
+    assert [token for token, _ in entry.top] == best
+    np.testing.assert_allclose([p for _, p in entry.top], expected[best], atol=3e-7)

@@ -59,7 +59,7 @@ def saying(**shapes):
 def refusal(tmp_path):
     """What a load says of a family's contract."""
 
-    def said(family, mixer=FullAttention, registry=None):
+    def message(family, mixer=FullAttention, registry=None):
         registry = registry or registry_of(family, mixer)
         file = tiny_apr(
             registry.declarations("family")[0].declaration.name, tmp_path, registry=registry
@@ -68,7 +68,7 @@ def refusal(tmp_path):
             load(file, "reference", registry=registry)
         return caught.value.message
 
-    return said
+    return message
 
 
 MLP, MIXER = "mlp.{}.weight", "self_attn.{}.weight"
@@ -93,10 +93,10 @@ def test_a_shape_that_does_not_fit_is_named_with_what_does(
 ):
     bias = {role.replace("proj", "bias"): f"{expression.split(',')[0]}]"} if name == MIXER else {}
     family = saying(**{role: expression}, **(bias if role != "o_proj" else {}))
-    made = family()
-    found = list(evaluate_shape(expression, made.config(made.tiny_config()).dims()))
-    said = refusal(family)
-    assert f"{name.format(role)} has shape {found}, expected {expected}" in said
+    instance = family()
+    shape = list(evaluate_shape(expression, instance.config(instance.tiny_config()).dims()))
+    error = refusal(family)
+    assert f"{name.format(role)} has shape {shape}, expected {expected}" in error
 
 
 OUTPUT = "the output of model.layers.1."
@@ -122,8 +122,8 @@ def test_a_plan_that_means_other_heads_is_refused(refusal):
         def plan(self, config):
             return super().plan(replace(config, num_heads=8))
 
-    said = refusal(Other)
-    assert "q_proj.weight has shape [128, 128], expected [256, 128]: its rows are read as" in said
+    error = refusal(Other)
+    assert "q_proj.weight has shape [128, 128], expected [256, 128]: its rows are read as" in error
 
 
 def test_heads_that_are_counted_from_the_rows_are_checked_where_they_end(refusal):
@@ -144,12 +144,12 @@ def test_heads_that_are_counted_from_the_rows_are_checked_where_they_end(refusal
 
 
 def test_a_vector_in_the_place_of_a_matrix_is_refused(refusal):
-    said = refusal(saying(k_proj="[hidden_dim]"))
-    assert "k_proj.weight has shape [128], expected two dimensions" in said
+    error = refusal(saying(k_proj="[hidden_dim]"))
+    assert "k_proj.weight has shape [128], expected two dimensions" in error
 
 
 @pytest.mark.parametrize(
-    ("role", "said"),
+    ("role", "words"),
     [
         ("in_proj_qkv", "causal_conv1d of the output of model.layers.2.linear_attn.in_proj_qkv"),
         ("in_proj_z", "in_proj_z.weight has shape"),
@@ -159,7 +159,7 @@ def test_a_vector_in_the_place_of_a_matrix_is_refused(refusal):
         ("q_proj", "layers.3.self_attn.q_proj.weight has shape"),
     ],
 )
-def test_every_kind_of_layer_is_tried(refusal, role, said):
+def test_every_kind_of_layer_is_tried(refusal, role, words):
     content = copy.deepcopy(dict(Qwen35().contract().content))
     first, *rest = content["shape_template"][role].strip("[]").split(", ")
     content["shape_template"][role] = f"[{', '.join([f'2 * ({first})', *rest])}]"
@@ -177,7 +177,7 @@ def test_every_kind_of_layer_is_tried(refusal, role, said):
     )
     mixers = [owned.declaration for owned in get_registry().declarations("attention")]
     registry = with_reference(Registry.from_declarations({"apr-mine": [family, *mixers]}))
-    assert said in refusal(Changed, registry=registry)
+    assert words in refusal(Changed, registry=registry)
 
 
 def test_every_installed_family_fits_itself(tmp_path):

@@ -58,8 +58,8 @@ def test_a_snapshot_holds_the_window_and_nothing_else():
     assert first == 26 and keys.shape == (HEADS, 7, DIM)
     state.open(1)
     state.restore(1, snapshot)
-    found, _, first = state.append(1, 33, rows(33, 1), rows(33, 1))
-    np.testing.assert_array_equal(found[0, :, 0], np.arange(26, 34))
+    window, _, first = state.append(1, 33, rows(33, 1), rows(33, 1))
+    np.testing.assert_array_equal(window[0, :, 0], np.arange(26, 34))
     assert first == 26
 
 
