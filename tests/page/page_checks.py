@@ -22,7 +22,7 @@ CONTRAST = """() => {
     }
     return rgba("Canvas");
   };
-  const found = [];
+  const faults = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   let checked = 0;
   while (walker.nextNode()) {
@@ -35,11 +35,11 @@ CONTRAST = """() => {
     const large = parseFloat(style.fontSize) >= 24;
     checked++;
     if (ratio < (large ? 3 : 4.5)) {
-      found.push(`${walker.currentNode.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
+      faults.push(`${walker.currentNode.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
     }
   }
-  if (checked < 10) found.push(`only ${checked} pieces of text were looked at`);
-  return found;
+  if (checked < 10) faults.push(`only ${checked} pieces of text were looked at`);
+  return faults;
 }"""
 
 NAMELESS = """() => {

@@ -99,8 +99,8 @@ def test_the_inside_of_a_paragraph(page, text, html):
     ],
 )
 def test_links(page, text, href):
-    found = page.evaluate('(html) => /href="([^"]*)"/.exec(html)?.[1]', page.evaluate(WHOLE, text))
-    assert found.replace("&amp;", "&") == href
+    link = page.evaluate('(html) => /href="([^"]*)"/.exec(html)?.[1]', page.evaluate(WHOLE, text))
+    assert link.replace("&amp;", "&") == href
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_a_second_tab_shows_the_same_chat_and_takes_nothing_from_it(tab):
     expect(second.locator(".answer")).to_have_count(2)
     second.close()
     answered(first, "three")
-    said = ["one", "You said: one", "two", "You said: two", "three", "You said: three"]
-    assert first.evaluate(KEPT) == [said]
+    texts = ["one", "You said: one", "two", "You said: two", "three", "You said: three"]
+    assert first.evaluate(KEPT) == [texts]
 
 
 def test_two_tabs_that_go_on_with_one_chat_keep_both(tab):
@@ -119,8 +119,8 @@ def test_a_page_the_browser_brings_back_goes_on(tab):
     page.go_back(wait_until="commit")
     page.wait_for_function("window.restored")
     answered(page, "three")
-    said = ["one", "You said: one", "two", "You said: two", "three", "You said: three"]
-    assert page.evaluate(KEPT) == [said]
+    texts = ["one", "You said: one", "two", "You said: two", "three", "You said: three"]
+    assert page.evaluate(KEPT) == [texts]
 
 
 def test_only_the_last_answer_is_tried_again(tab):
