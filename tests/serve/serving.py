@@ -114,9 +114,9 @@ def _gather(stream, lines):
 def wait_until_ready(running):
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        said = next((line for line in running.out if line.startswith("serving on ")), None)
-        if said:
-            running.url = said.removeprefix("serving on ")
+        notice = next((line for line in running.out if line.startswith("serving on ")), None)
+        if notice:
+            running.url = notice.removeprefix("serving on ")
             return running
         assert running.process.poll() is None, "\n".join(running.err)
         time.sleep(0.02)

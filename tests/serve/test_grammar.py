@@ -107,14 +107,14 @@ def events(tools, text, **options):
 
 def calls(tools, text):
     """(name, arguments) of each call; nothing else may be in the text."""
-    found = []
+    parts = []
     for event in events(tools, text):
         assert not getattr(event, "text", ""), event
         if isinstance(event, ToolCallStart):
-            found.append([event.name, ""])
+            parts.append([event.name, ""])
         if isinstance(event, ToolCallArguments):
-            found[-1][1] += event.fragment
-    return [(name, parsed(arguments)) for name, arguments in found]
+            parts[-1][1] += event.fragment
+    return [(name, parsed(arguments)) for name, arguments in parts]
 
 
 def parsed(text):
@@ -162,9 +162,9 @@ def test_required_calls_are_read_back_and_fit_their_schemas(tokenizer, tools, fo
     seen = set()
     for seed in range(40):
         text = written(tokenizer, make, seed)
-        made = calls(tools, text)
-        assert made, text
-        for name, arguments in made:
+        pairs = calls(tools, text)
+        assert pairs, text
+        for name, arguments in pairs:
             assert schemas[name].is_valid(arguments), (text, arguments)
             seen |= {name, *arguments}
     assert {t.name for t in tools} <= seen
@@ -202,9 +202,9 @@ def test_where_a_call_is_not_required_json_may_come_instead(tokenizer):
               "additionalProperties": False}  # fmt: skip
     make = grammar.tool_calls(tokenizer, [PING], required=False, answer=answer)
     texts = {written(tokenizer, make, seed).strip() for seed in range(40)}
-    said = {text for text in texts if not text.startswith("<tool_call>")}
-    assert said and all(type(json.loads(text)["ok"]) is bool for text in said)
-    assert said != texts
+    documents = {text for text in texts if not text.startswith("<tool_call>")}
+    assert documents and all(type(json.loads(text)["ok"]) is bool for text in documents)
+    assert documents != texts
 
 
 def test_the_end_is_allowed_exactly_where_the_grammar_is_satisfied(tokenizer):
@@ -331,11 +331,11 @@ def test_a_model_that_knows_no_tools_is_asked_for_none(tokenizer):
 def test_arguments_of_any_name_where_the_schema_lists_none(tokenizer):
     tool = Tool("f", "", {"type": "object", "additionalProperties": {"type": "integer"}})
     make = grammar.tool_calls(tokenizer, [tool], parallel=False)
-    found = {}
+    everything = {}
     for seed in range(30):
         [(_, arguments)] = calls([tool], written(tokenizer, make, seed))
-        found |= arguments
-    assert found and all(type(value) is int for value in found.values())
+        everything |= arguments
+    assert everything and all(type(value) is int for value in everything.values())
 
 
 def test_many_arguments_come_in_the_order_of_the_schema(tokenizer):

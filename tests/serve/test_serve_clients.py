@@ -241,8 +241,8 @@ def test_an_error_about_tools_names_them(server):
 
 def test_as_many_texts_as_a_request_may_have_are_embedded(server):
     """Ten times as many as may wait in the engine's queue, in one request as some clients do."""
-    found = server.post("/v1/embeddings", {"input": [f"{i}+1=" for i in range(1280)]})
-    assert found.status_code == 200 and len(found.json()["data"]) == 1280
+    response = server.post("/v1/embeddings", {"input": [f"{i}+1=" for i in range(1280)]})
+    assert response.status_code == 200 and len(response.json()["data"]) == 1280
 
 
 @pytest.mark.parametrize("think", ["--no-think", "--think"])

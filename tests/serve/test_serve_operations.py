@@ -38,9 +38,9 @@ def ends(code, words, *arguments, **options):
     finally:
         running.process.kill()
     time.sleep(0.1)
-    said = "\n".join(running.err)
-    assert said.startswith("error:") and words in said and "Traceback" not in said, said
-    return said
+    message = "\n".join(running.err)
+    assert message.startswith("error:") and words in message and "Traceback" not in message, message
+    return message
 
 
 def bearer(key):
@@ -72,8 +72,8 @@ def test_keys_open_everything_and_health_is_open_to_all(tmp_path):
         assert server.post(CHAT, HELLO).status_code == 401
         assert server.post(CHAT, HELLO, headers=bearer(OTHER)).status_code == 200
         assert server.terminate() == 0
-    said = "\n".join([*server.out, *server.err])
-    assert KEY not in said and OTHER not in said
+    output = "\n".join([*server.out, *server.err])
+    assert KEY not in output and OTHER not in output
 
 
 def test_keys_that_protect_nothing_are_refused(tmp_path):
@@ -89,8 +89,8 @@ def test_keys_that_protect_nothing_are_refused(tmp_path):
 def test_a_server_that_others_reach_without_a_key_says_so():
     for arguments, warned in (((), True), (("--api-key", KEY), False)):
         with serving("--host", "0.0.0.0", *arguments) as server:
-            said = [line for line in server.err if "no API key" in line]
-            assert bool(said) == warned
+            warnings = [line for line in server.err if "no API key" in line]
+            assert bool(warnings) == warned
 
 
 def test_sigterm_lets_sixteen_streams_end_in_order():
@@ -104,8 +104,8 @@ def test_sigterm_lets_sixteen_streams_end_in_order():
                 for _ in range(min(max_tokens, 100) - 5):  # short ones end soon on any machine
                     next(lines)
                 started.wait(600)
-                said = list(lines)
-            ends_seen.append((max_tokens, said[-2:]))
+                rest = list(lines)
+            ends_seen.append((max_tokens, rest[-2:]))
 
         threads = [threading.Thread(target=client, args=(n,)) for n in [40] * 4 + [1500] * 12]
         for thread in threads:
@@ -207,8 +207,8 @@ def test_a_unix_socket_serves_its_owner_only(tmp_path):
 def test_a_port_in_use_is_known_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = ends(7, f"127.0.0.1:{port} is already in use", "--port", port)
-        assert "--port" in said
+        message = ends(7, f"127.0.0.1:{port} is already in use", "--port", port)
+        assert "--port" in message
     ends(7, "cannot listen on 192.0.2.1", "--host", "192.0.2.1")
 
 
@@ -269,8 +269,8 @@ def test_a_body_that_does_not_come_is_not_waited_for():
             assert b" 408 " in slow.recv(4096).splitlines()[0]
         with socket.create_connection((host, int(port)), timeout=10) as slow:
             slow.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n")
-            said = slow.recv(4096)
-            assert not said or b" 408 " in said.splitlines()[0]
+            reply = slow.recv(4096)
+            assert not reply or b" 408 " in reply.splitlines()[0]
 
 
 def test_connections_that_say_nothing_do_not_keep_others_out():
@@ -308,8 +308,8 @@ def test_logs_are_json_and_hold_no_prompt_unless_asked():
         done = next(line for line in lines if line.get("ended_by"))
         assert done["request_id"] == "r-1" and done["status"] == 200 and done["model"] == "sums"
         assert done["completion_tokens"] == 3 and done["prompt_tokens"] > 10 and done["ms"] > 0
-        told = [line["request_id"] for line in lines if secret in line.get("body", "")]
-        assert (told[:1] == ["r-1"]) == shown
+        ids = [line["request_id"] for line in lines if secret in line.get("body", "")]
+        assert (ids[:1] == ["r-1"]) == shown
         assert (secret in "\n".join(server.err)) == shown
 
 
@@ -354,12 +354,12 @@ def test_flags_and_the_keys_of_the_file_are_the_same():
 
 def test_tls_is_served_with_a_certificate(tmp_path):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = subprocess.run(
+    openssl = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
          "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
         capture_output=True,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert openssl.returncode == 0, openssl.stderr
     with serving("--tls-cert", cert, "--tls-key", key) as server:
         assert server.url.startswith("https://")
         context = ssl.create_default_context(cafile=str(cert))
@@ -375,9 +375,9 @@ def test_a_long_prefill_is_not_silent():
         first = threading.Thread(target=lambda: server.post(CHAT, body))
         first.start()
         time.sleep(0.1)
-        said = server.post(CHAT, prompt | {"stream": True}).text
+        events = server.post(CHAT, prompt | {"stream": True}).text
         first.join(60)
-    assert ": waiting\n\n" in said and said.endswith("data: [DONE]\n\n")
+    assert ": waiting\n\n" in events and events.endswith("data: [DONE]\n\n")
 
 
 def test_the_first_line_says_where_and_the_next_what():

@@ -76,11 +76,11 @@ def test_no_request_is_the_servers_fault(published, operation):
         short(case.body)
         answer = case.call(timeout=60)
         statuses[answer.status_code] += 1
-        told = (case.as_curl_command(), answer.status_code, answer.text)
-        assert answer.status_code < 500, told
+        details = (case.as_curl_command(), answer.status_code, answer.text)
+        assert answer.status_code < 500, details
         case.validate_response(answer, checks=CHECKS)
         if answer.status_code >= 400:
-            assert "error" in answer.json(), told
+            assert "error" in answer.json(), details
 
     check()
     expected = 404 if "{" in path else 200  # names in paths are made up

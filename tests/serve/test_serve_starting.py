@@ -31,9 +31,9 @@ def refused(*arguments, files=None):
     finally:
         running.process.kill()
     time.sleep(0.1)
-    said = "\n".join(running.err)
-    assert "bug in apr" not in said and not running.out
-    return said
+    message = "\n".join(running.err)
+    assert "bug in apr" not in message and not running.out
+    return message
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_a_site_that_no_browser_would_name_is_refused():
 
 
 def test_memory_that_holds_no_sequence_is_refused():
-    said = refused("--memory", "0.0001")
-    assert "sums gets 104" in said and "256 tokens" in said
+    message = refused("--memory", "0.0001")
+    assert "sums gets 104" in message and "256 tokens" in message
 
 
 def test_a_key_that_is_encrypted_is_refused_before_anything_is_loaded(tmp_path):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = subprocess.run(
+    openssl = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:secret", "-subj",
          "/CN=localhost", "-keyout", key, "-out", cert],
         capture_output=True,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert openssl.returncode == 0, openssl.stderr
     nothing = tmp_path / "nothing.apr"
     nothing.write_bytes(b"")
-    said = refused("--tls-cert", cert, "--tls-key", key, files=[nothing])
-    assert "the TLS key is encrypted" in said
+    message = refused("--tls-cert", cert, "--tls-key", key, files=[nothing])
+    assert "the TLS key is encrypted" in message
 
 
 def test_who_asks_without_saying_which_model_is_told_so():

@@ -23,19 +23,19 @@ FORGED = "/x status=200 client=6.6.6.6"
 
 
 def record(**fields):
-    made = logging.LogRecord("apr.server", logging.INFO, "", 0, "request", (), None)
-    made.__dict__.update(fields)
-    return made
+    entry = logging.LogRecord("apr.server", logging.INFO, "", 0, "request", (), None)
+    entry.__dict__.update(fields)
+    return entry
 
 
-def client(trusted, peer, *said):
-    headers = [(b"x-forwarded-for", line.encode()) for line in said]
+def client(trusted, peer, *lines):
+    headers = [(b"x-forwarded-for", line.encode()) for line in lines]
     scope = {"type": "http", "client": peer and (peer, 1), "headers": headers}
     return Proxies(trusted).client(scope)
 
 
 @pytest.mark.parametrize(
-    ("trusted", "peer", "said", "found"),
+    ("trusted", "peer", "lines", "expected"),
     [
         ([], "10.0.0.1", ["9.9.9.9"], "10.0.0.1"),
         (["10.0.0.1"], "10.0.0.1", ["9.9.9.9"], "9.9.9.9"),
@@ -51,8 +51,8 @@ def client(trusted, peer, *said):
         ([], None, [], "local"),
     ],
 )
-def test_the_client_is_the_nearest_that_no_trusted_proxy_is(trusted, peer, said, found):
-    assert client(trusted, peer, *said) == found
+def test_the_client_is_the_nearest_that_no_trusted_proxy_is(trusted, peer, lines, expected):
+    assert client(trusted, peer, *lines) == expected
 
 
 def test_a_proxy_that_is_no_address_is_refused():
@@ -63,8 +63,8 @@ def test_a_proxy_that_is_no_address_is_refused():
 def test_no_path_looks_like_other_fields_of_a_log_line():
     pretty = ForPeople(colours=False).format(record(path=FORGED, status=404))
     assert pretty.split(" ", 1)[1] == f"request path='{FORGED}' status=404"
-    told = json.loads(JsonLines().format(record(path=FORGED, status=404)))
-    assert told["path"] == FORGED and told["status"] == 404 and "client" not in told
+    fields = json.loads(JsonLines().format(record(path=FORGED, status=404)))
+    assert fields["path"] == FORGED and fields["status"] == 404 and "client" not in fields
 
 
 def test_an_error_in_the_log_cannot_reach_the_terminal():
@@ -86,7 +86,7 @@ def test_health_is_told_to_those_who_only_ask_for_heads():
 @pytest.mark.needs_plugins
 def test_the_log_names_clients_behind_a_trusted_proxy(tmp_path):
     path = tmp_path / "apr.sock"
-    for arguments, found in (
+    for arguments, expected in (
         (("--trusted-proxy", "127.0.0.0/8"), "9.9.9.9"),
         ((), "127.0.0.1"),
         (("--unix-socket", path), "9.9.9.9"),
@@ -100,7 +100,7 @@ def test_the_log_names_clients_behind_a_trusted_proxy(tmp_path):
             assert server.terminate() == 0
             time.sleep(0.1)
         (line,) = [json.loads(line) for line in server.err]
-        assert line["client"] == found
+        assert line["client"] == expected
 
 
 @pytest.mark.needs_plugins

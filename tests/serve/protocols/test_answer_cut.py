@@ -21,8 +21,8 @@ SHELL = {"type": "function", "function": {"name": "shell", "parameters": {
 def test_a_call_that_was_cut_off_is_left_open(reason, ended_by):
     whole, closed = json.dumps(MADE[1]), CALL.index("</function>") + len("</function>")
     for size in range(len(CALL) + 1):
-        said, _, calls, why = text(CALL[:size], reason=reason, ended_by=ended_by)
-        assert not (calls and said) and CALL.startswith(said) and "=f>" not in said
+        prose, _, calls, why = text(CALL[:size], reason=reason, ended_by=ended_by)
+        assert not (calls and prose) and CALL.startswith(prose) and "=f>" not in prose
         if size >= closed:
             assert calls == [MADE]
             assert why == ("tool_calls" if reason == "stop" else reason)
@@ -43,9 +43,9 @@ def test_a_name_without_end_costs_no_more_with_every_piece():
     endless = "<tool_call>\n<function=f>\n<parameter=" + "k" * 200_000
     parts = [("text", endless[at : at + 4]) for at in range(0, len(endless), 4)]
     started = time.process_time()
-    said, _, calls, _ = answer(parts)
+    prose, _, calls, _ = answer(parts)
     assert time.process_time() - started < 5
-    assert calls == [("f", {})] and said == endless[endless.index("<parameter") :]
+    assert calls == [("f", {})] and prose == endless[endless.index("<parameter") :]
 
 
 @pytest.mark.needs_plugins

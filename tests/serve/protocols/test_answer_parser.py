@@ -51,11 +51,11 @@ def answer(parts, tools=TOOLS, reason="stop", ended_by="stop_token", **options):
     parser = AnswerParser(tools, 3, **options)
     events = [e for channel, text in parts for e in parser.push(Delta(3, text, channel))]
     events += parser.push(Delta(3, finish_reason=reason, ended_by=ended_by))
-    said, calls = {"text": "", "reasoning": ""}, []
+    texts, calls = {"text": "", "reasoning": ""}, []
     for event in events:
         assert event.index == 3
         if isinstance(event, Delta):
-            said[event.channel] += event.text
+            texts[event.channel] += event.text
         elif isinstance(event, ToolCallStart):
             assert event.call == len(calls)
             calls.append([event.name, ""])
@@ -63,9 +63,9 @@ def answer(parts, tools=TOOLS, reason="stop", ended_by="stop_token", **options):
             calls[event.call][1] += event.fragment
     ends = [e for e in events if isinstance(e, Delta) and e.finish_reason]
     assert ends == events[-1:]
-    made = [(name, read(arguments)) for name, arguments in calls]
-    assert all(isinstance(arguments, dict) for _, arguments in made) or ended_by != "stop_token"
-    return said["text"], said["reasoning"], made, events[-1].finish_reason
+    pairs = [(name, read(arguments)) for name, arguments in calls]
+    assert all(isinstance(arguments, dict) for _, arguments in pairs) or ended_by != "stop_token"
+    return texts["text"], texts["reasoning"], pairs, events[-1].finish_reason
 
 
 def read(arguments):
@@ -178,10 +178,10 @@ def test_a_key_given_twice_counts_once():
 
 
 def test_a_call_that_ends_the_thought_is_made():
-    made = ("", "Hm.", [MADE], "tool_calls")
-    assert answer([("reasoning", f"Hm.\n\n{CALL}\n")]) == made
-    assert answer([("reasoning", f"Hm.\n{CALL}\n"), ("text", "\n")]) == made
-    assert answer([("reasoning", f"Hm.\n{CALL[:-20]}")]) == made
+    expected = ("", "Hm.", [MADE], "tool_calls")
+    assert answer([("reasoning", f"Hm.\n\n{CALL}\n")]) == expected
+    assert answer([("reasoning", f"Hm.\n{CALL}\n"), ("text", "\n")]) == expected
+    assert answer([("reasoning", f"Hm.\n{CALL[:-20]}")]) == expected
     assert answer([("reasoning", f"Hm.\n{CALL}"), ("text", "\nDone.")])[0] == "Done."
     assert answer([("reasoning", f"Hm.\n{CALL}"), ("text", "Done.")])[2] == [MADE]
 
@@ -235,23 +235,23 @@ def cut(words, sizes):
 @settings(max_examples=600, deadline=None)
 @given(TEXTS, TEXTS, st.lists(st.integers(1, 25), min_size=1, max_size=6))
 @example(f"a {CALL}\n", f"\n{CALL}\nb", [1])
-def test_how_the_text_is_cut_does_not_matter(thought, said, sizes):
-    whole = answer([("reasoning", thought)] * bool(thought) + [("text", said)] * bool(said))
+def test_how_the_text_is_cut_does_not_matter(thought, prose, sizes):
+    whole = answer([("reasoning", thought)] * bool(thought) + [("text", prose)] * bool(prose))
     parts = [("reasoning", piece) for piece in cut(thought, sizes)]
-    parts += [("text", piece) for piece in cut(said, sizes)]
+    parts += [("text", piece) for piece in cut(prose, sizes)]
     assert answer(parts) == whole
     if not whole[2]:
-        assert whole[:2] == (said, thought)
+        assert whole[:2] == (prose, thought)
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_nothing_but_calls_and_space_is_taken_out_of_a_text(words):
-    said, _, calls, _ = text(words)
+    prose, _, calls, _ = text(words)
     if not calls:
-        assert said == words
+        assert prose == words
     left = iter(words)
-    assert all(sign in left for sign in said if not sign.isspace())
+    assert all(sign in left for sign in prose if not sign.isspace())
 
 
 # The template writes history, the parser reads answers: each other's inverse
@@ -367,8 +367,8 @@ def test_values_are_what_the_schema_says(case):
     written, schema, value = VALUES[case]
     defs = {"whole": {"type": "integer"}, "loop": {"$ref": "#/$defs/loop"}}
     types = ArgumentTypes({"properties": {"a": schema}, "$defs": defs})
-    found = json.loads(coerced(written, types.of("a")))
-    assert (found, type(found)) == (value, type(value))
+    result = json.loads(coerced(written, types.of("a")))
+    assert (result, type(result)) == (value, type(value))
 
 
 def test_numbers_keep_their_digits():
@@ -420,9 +420,9 @@ def test_plain_text_has_all_its_log_probabilities(tools):
     for i, word in enumerate(["Is ", "", "1 <", " 2", " ?", " \n"]):
         events += parser.push(Delta(0, word, logprobs=(TokenLogprob(i, -1.0),)))
     events += parser.push(Delta(0, finish_reason="length"))
-    said = [e for e in events if isinstance(e, Delta)]
-    assert "".join(e.text for e in said) == "Is 1 < 2 ? \n"
-    assert [p.id for e in said for p in e.logprobs] == [0, 1, 2, 3, 4, 5]
+    deltas = [e for e in events if isinstance(e, Delta)]
+    assert "".join(e.text for e in deltas) == "Is 1 < 2 ? \n"
+    assert [p.id for e in deltas for p in e.logprobs] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_end_tells_why_and_what_it_cost():

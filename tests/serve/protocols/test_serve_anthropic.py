@@ -186,11 +186,11 @@ def test_a_prompt_that_was_read_before_is_told_as_cached(client):
 
 def test_what_cannot_be_done_is_an_error_that_names_it(client):
     image = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
-    told = refused(client, "'image'", messages=[{"role": "user", "content": [image]}])
-    assert told["type"] == "invalid_request_error"
+    error = refused(client, "'image'", messages=[{"role": "user", "content": [image]}])
+    assert error["type"] == "invalid_request_error"
     refused(client, "prefill", messages=[*SUM, {"role": "assistant", "content": "The"}])
-    told = refused(client, "no model", anthropic.NotFoundError, extra_body={"model": "other"})
-    assert told["type"] == "not_found_error"
+    error = refused(client, "no model", anthropic.NotFoundError, extra_body={"model": "other"})
+    assert error["type"] == "not_found_error"
 
 
 def test_bodies_that_are_no_requests_are_refused_in_this_form(server):

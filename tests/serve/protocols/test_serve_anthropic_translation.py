@@ -148,7 +148,7 @@ def test_a_prompt_to_count_needs_no_max_tokens():
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "words"),
     [
         ({"max_tokens": None}, "max_tokens: Input should be a valid integer"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater"),
@@ -169,10 +169,10 @@ def test_a_prompt_to_count_needs_no_max_tokens():
         ({"system": [{"type": "image"}]}, "system.0: blocks of type 'image'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_name(fields, told):
+def test_what_cannot_be_done_is_refused_by_name(fields, words):
     error = refusal(**fields)
     assert error.status == 400
-    assert told in error.message
+    assert words in error.message
 
 
 CALLED = called("t1", "t2")
@@ -224,8 +224,8 @@ def test_how_events_come_in_steps_changes_nothing(name):
 
 def test_the_sequence_of_a_whole_answer_is_the_official_one():
     sent, message = translated([*THOUGHT, *SAID, *CALLED[:3], CALLS])
-    told = [(e["type"], e.get("index"), e.get("delta", {}).get("type")) for e in sent]
-    assert told == [
+    outline = [(e["type"], e.get("index"), e.get("delta", {}).get("type")) for e in sent]
+    assert outline == [
         ("message_start", None, None),
         ("ping", None, None),
         ("content_block_start", 0, None),
@@ -331,5 +331,5 @@ def test_a_signature_of_another_server_recalls_nothing(foreign):
     ],
 )  # fmt: skip
 def test_errors_have_the_official_names(status, kind):
-    told = anthropic_shape(ApiError(status, "why"))
-    assert told == {"type": "error", "error": {"type": kind, "message": "why"}}
+    body = anthropic_shape(ApiError(status, "why"))
+    assert body == {"type": "error", "error": {"type": kind, "message": "why"}}

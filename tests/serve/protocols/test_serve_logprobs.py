@@ -21,33 +21,33 @@ def client():
 
 
 def test_logprobs_are_of_the_text_shown(client):
-    found = ask(client, HELLO, logprobs=True, top_logprobs=3).choices[0].logprobs.content
-    assert bytes(b for token in found for b in token.bytes).decode() == GREETING
-    for token in found:
+    tokens = ask(client, HELLO, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert bytes(b for token in tokens for b in token.bytes).decode() == GREETING
+    for token in tokens:
         assert token.logprob <= 0 and len(token.top_logprobs) == 3
         assert token.top_logprobs[0].logprob == pytest.approx(token.logprob)  # greedy
         assert token.top_logprobs[0].token == token.token
     chunks = ask(client, HELLO, logprobs=True, stream=True)
     streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content]
-    assert [t.token for t in streamed] == [t.token for t in found]
+    assert [t.token for t in streamed] == [t.token for t in tokens]
     assert ask(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
 @pytest.mark.parametrize(
-    ("stop", "told"), [(" two", "Hello! I can add"), ("d two", "Hello! I can add")]
+    ("stop", "expected"), [(" two", "Hello! I can add"), ("d two", "Hello! I can add")]
 )
-def test_logprobs_end_with_the_token_that_a_stop_string_cuts(client, stop, told):
+def test_logprobs_end_with_the_token_that_a_stop_string_cuts(client, stop, expected):
     choice = ask(client, HELLO, logprobs=True, stop=stop).choices[0]
-    found = bytes(b for token in choice.logprobs.content for b in token.bytes).decode()
-    assert found == told and choice.message.content == GREETING.partition(stop)[0]
+    text = bytes(b for token in choice.logprobs.content for b in token.bytes).decode()
+    assert text == expected and choice.message.content == GREETING.partition(stop)[0]
 
 
 def test_logprobs_after_a_thought_begin_with_the_answer(client):
     thinks = {"thinking_budget": 2, "chat_template_kwargs": {"enable_thinking": True}}
     choice = ask(client, HELLO, logprobs=True, max_tokens=60, extra_body=thinks).choices[0]
     assert choice.message.reasoning_content and choice.message.content
-    told = bytes(b for token in choice.logprobs.content for b in token.bytes).decode()
-    assert told == choice.message.content
+    text = bytes(b for token in choice.logprobs.content for b in token.bytes).decode()
+    assert text == choice.message.content
 
 
 def test_plain_completions_keep_the_tags_of_thinking(client, server):
@@ -71,7 +71,7 @@ def test_plain_completions_have_the_same_log_probabilities_streamed(client, opti
     whole = client.completions.create(**asked).choices[0]
     chunks = [c.choices[0].logprobs for c in client.completions.create(**asked, stream=True)]
     for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):
-        streamed = [value for found in chunks for value in getattr(found, name)]
+        streamed = [value for chunk in chunks for value in getattr(chunk, name)]
         assert streamed == getattr(whole.logprobs, name)
     assert len(whole.logprobs.tokens) == 40
     for token, at in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True):

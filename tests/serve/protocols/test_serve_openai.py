@@ -162,13 +162,13 @@ def test_an_object_or_a_schema_is_what_the_answer_is(client):
         "required": ["sum"], "additionalProperties": False,
     }  # fmt: skip
     wanted = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
-    found = ask(client, response_format=wanted, **options).choices[0]
-    assert json.loads(found.message.content)["sum"] in (4, 5)
-    assert found.finish_reason == "stop"
+    choice = ask(client, response_format=wanted, **options).choices[0]
+    assert json.loads(choice.message.content)["sum"] in (4, 5)
+    assert choice.finish_reason == "stop"
     thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget": 10}
-    found = ask(client, HELLO, response_format=wanted, extra_body=thinking, **options).choices[0]
-    assert json.loads(found.message.content)["sum"] in (4, 5)
-    assert found.message.reasoning_content
+    choice = ask(client, HELLO, response_format=wanted, extra_body=thinking, **options).choices[0]
+    assert json.loads(choice.message.content)["sum"] in (4, 5)
+    assert choice.message.reasoning_content
 
 
 def test_a_tool_that_must_be_called_is_called_with_fitting_arguments(client):
@@ -312,8 +312,8 @@ def test_control_tokens_in_a_prompt_are_text_unless_allowed(client):
 
 def test_embeddings_have_length_one_and_two_forms(client, server):
     texts = ["two and two", "three and four", "two and two"]
-    found = client.embeddings.create(model="sums", input=texts)  # the client asks for base64
-    vectors = np.array([item.embedding for item in found.data])
+    response = client.embeddings.create(model="sums", input=texts)  # the client asks for base64
+    vectors = np.array([item.embedding for item in response.data])
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert np.array_equal(vectors[0], vectors[2]) and not np.allclose(vectors[0], vectors[1])
     plain = client.embeddings.create(model="sums", input=texts[0], encoding_format="float")
@@ -344,12 +344,12 @@ def test_models_say_what_they_are_bound_to(client):
 
 def test_tokens_go_there_and_back(server):
     text = "Grüße, 2+2 <think>"
-    found = server.post("/tokenize", {"text": text, "with_pieces": True}).json()
-    assert found["count"] == len(found["tokens"]) == len(found["pieces"])
-    assert server.post("/detokenize", {"tokens": found["tokens"]}).json() == {"text": text}
+    answer = server.post("/tokenize", {"text": text, "with_pieces": True}).json()
+    assert answer["count"] == len(answer["tokens"]) == len(answer["pieces"])
+    assert server.post("/detokenize", {"tokens": answer["tokens"]}).json() == {"text": text}
     chat = server.post("/tokenize", {"messages": SUM}).json()
-    told = server.post("/v1/chat/completions", {"messages": SUM}).json()["usage"]["prompt_tokens"]
-    assert chat["count"] == told
+    count = server.post("/v1/chat/completions", {"messages": SUM}).json()["usage"]["prompt_tokens"]
+    assert chat["count"] == count
     for bad in ({}, {"text": "x", "messages": SUM}, {"text": 3}):
         assert server.post("/tokenize", bad).status_code == 400
     assert server.post("/detokenize", {"tokens": [10**7]}).status_code == 400

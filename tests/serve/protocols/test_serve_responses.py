@@ -192,12 +192,12 @@ def test_responses_are_kept_until_they_are_deleted(client):
 
 
 def test_what_was_said_to_get_a_response_is_listed_page_by_page(client):
-    said = [{"role": "user", "content": f"{n}+1="} for n in range(5)]
-    kept = ask(client, said, max_output_tokens=2)
+    messages = [{"role": "user", "content": f"{n}+1="} for n in range(5)]
+    kept = ask(client, messages, max_output_tokens=2)
     listed = client.responses.input_items.list(kept.id, order="asc", limit=2)
     assert len(listed.data) == 2 and listed.has_more
     items = list(listed)  # the client asks for the other pages
-    assert [item.content[0].text for item in items] == [one["content"] for one in said]
+    assert [item.content[0].text for item in items] == [one["content"] for one in messages]
     assert {(item.type, item.role, item.content[0].type) for item in items} == {
         ("message", "user", "input_text")
     }

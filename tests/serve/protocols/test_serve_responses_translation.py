@@ -25,7 +25,7 @@ def asked(**fields):
     return ResponsesRequest.model_validate({"model": "m", "input": "Hi", **fields})
 
 
-def said(text):
+def text_item(text):
     return {"type": "input_text", "text": text}
 
 
@@ -53,7 +53,7 @@ def test_reasoning_text_and_calls_of_one_turn_are_one_message():
     body = asked(
         input=[
             {"role": "developer", "content": "Use tools."},
-            {"role": "user", "content": [said("1"), said("+1?")]},
+            {"role": "user", "content": [text_item("1"), text_item("+1?")]},
             {
                 "type": "reasoning",
                 "id": "rs_1",
@@ -82,7 +82,7 @@ def test_reasoning_text_and_calls_of_one_turn_are_one_message():
                 "arguments": "{}",
             },
             {"type": "function_call_output", "call_id": "c1", "output": "2"},
-            {"type": "function_call_output", "call_id": "c2", "output": [said("0")]},
+            {"type": "function_call_output", "call_id": "c2", "output": [text_item("0")]},
             {"role": "assistant", "content": "2"},
             {"role": "assistant", "content": "and 0"},
         ]
@@ -181,7 +181,7 @@ def test_allowed_tools_are_the_only_ones_shown():
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "words"),
     [
         ({"conversation": "c"}, "conversation: 'c' is not supported: send the whole"),
         ({"prompt": {"id": "p"}}, "prompt: {'id': 'p'} is not supported"),
@@ -201,10 +201,10 @@ def test_allowed_tools_are_the_only_ones_shown():
         ({"include": ["everything"]}, "include.0: Input should be"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_name(fields, told):
+def test_what_cannot_be_done_is_refused_by_name(fields, words):
     error = refusal(**fields)
     assert error.status == 400
-    assert told in error.message
+    assert words in error.message
 
 
 CALLED = called("c1", "c2")
@@ -300,10 +300,10 @@ def test_an_answer_that_fails_says_so_and_keeps_what_came():
     answer = ResponseEvents(response_head(asked(), "m"))
     sent = [*answer.begin(), *answer.push(SAID), *answer.fail("a tensor is not finite")]
     assert sent[-1]["type"] == "response.failed"
-    told = sent[-1]["response"]
-    assert told["error"] == {"code": "server_error", "message": "a tensor is not finite"}
-    assert told["output"][0]["content"][0]["text"] == "It is 2."
-    assert (told["status"], told["output"][0]["status"]) == ("failed", "incomplete")
+    response = sent[-1]["response"]
+    assert response["error"] == {"code": "server_error", "message": "a tensor is not finite"}
+    assert response["output"][0]["content"][0]["text"] == "It is 2."
+    assert (response["status"], response["output"][0]["status"]) == ("failed", "incomplete")
 
 
 def test_what_was_asked_for_is_told_back():
@@ -360,18 +360,18 @@ def test_items_may_be_named_instead_of_sent():
     _, response = translated([*THOUGHT, *SAID, *CALLED[:3], CALLS])
     store.put(response, question.items, "me")
     names = [{"type": "item_reference", "id": item["id"]} for item in response["output"]]
-    told = asked(
+    request = asked(
         input=[{"role": "user", "content": "1+1?"}, *names, {"role": "user", "content": "?"}]
     )
-    named = told.continuing(store.resolved(told.items, "me"), [])
+    named = request.continuing(store.resolved(request.items, "me"), [])
     [_, answer, _] = named.chat_messages()
     assert answer["reasoning_content"] == "Add them." and answer["content"] == "It is 2."
     assert answer["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
-    assert store.resolved(told.items, "another") == told.items
+    assert store.resolved(request.items, "another") == request.items
     store.delete(response["id"], "me")
-    assert store.resolved(told.items, "me") == told.items
+    assert store.resolved(request.items, "me") == request.items
     with pytest.raises(ApiError, match="is not kept here"):
-        told.chat_messages()
+        request.chat_messages()
 
 
 def test_nobody_sees_what_belongs_to_another():

@@ -194,9 +194,9 @@ ODD = st.dictionaries(FIELDS, JSON | ROLES, max_size=5) | JSON
 @given(st.lists(ODD, max_size=4) | JSON)
 def test_anything_is_either_taken_or_refused(template, tokenizer, messages):
     try:
-        made = normalized(messages)
-        assert all(isinstance(m["content"], str) for m in made)
-        encode_chat(tokenizer, template, made)
+        turns = normalized(messages)
+        assert all(isinstance(m["content"], str) for m in turns)
+        encode_chat(tokenizer, template, turns)
     except UsageError as error:
         assert error.message.startswith(("messages", "the chat template refuses"))
 
