@@ -45,9 +45,9 @@ def _as_dict(row: PluginRow) -> dict[str, Any]:
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--refresh", is_flag=True, help="Look at every plugin again; remember nothing.")
+@click.option("--refresh", is_flag=True, help="Re-import every plugin, ignoring the cache.")
 def list_(as_json: bool, refresh: bool) -> None:
-    """One line a plugin: version, status, what it provides."""
+    """One line per plugin: version, status, what it provides."""
     with diverted():  # probes are code of plugins
         rows = get_registry(refresh).rows_here()
     if as_json:

@@ -41,7 +41,7 @@ def disable(name: str, as_json: bool) -> None:
 def enable(name: str, as_json: bool) -> None:
     """Use a plugin again that `apr plugins disable` left out.
 
-    NAME is a distribution or an entry point, or any name that stands in the configuration file.
+    NAME is a distribution or an entry point, or any name listed in the configuration file.
     """
     before = read_settings().disable
     stale = {entry for entry in before if normalized(entry) == normalized(name)}

@@ -196,7 +196,7 @@ class RecurrentState(State):
             self.arrays[name][slot][...] = array
 
     def bytes_at(self, length: int) -> int:
-        """Return the bytes of a slot, however long its sequence is."""
+        """Return the bytes of a slot, independent of sequence length."""
         return sum(4 * prod(shape) for shape in self._shapes.values())
 
     def nbytes(self) -> int:
@@ -283,7 +283,7 @@ class WindowState(_KeysAndValues):
         self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
 
     def bytes_at(self, length: int) -> int:
-        """Return the bytes of a slot, however long its sequence is."""
+        """Return the bytes of a slot, independent of sequence length."""
         return 2 * self.capacity * int(self._zeros(1).nbytes)
 
 

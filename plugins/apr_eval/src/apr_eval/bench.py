@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=3,
     show_default=True,
-    help="Repetitions that are not counted.",
+    help="Warm-up runs (not counted).",
 )
 @click.option(
-    "--measure", type=click.IntRange(1), default=10, show_default=True, help="Repetitions that are."
+    "--measure", type=click.IntRange(1), default=10, show_default=True, help="Measured runs."
 )
 @click.option(
     "--prompt-tokens",

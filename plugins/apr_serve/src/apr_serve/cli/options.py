@@ -68,9 +68,9 @@ OPTIONS = (
                  help="Precision of cached keys and values. Default: f16."),
     click.option("--strict", is_flag=True, help="Refuse slow fallbacks."),
     click.option("--slots", type=click.IntRange(1, 1024), default=8, show_default=True,
-                 help="Answers of a model that are made at once."),
+                 help="Concurrent answers per model."),
     click.option("--queue", type=click.IntRange(1), default=128, show_default=True,
-                 help="Requests that may wait for a slot; more are told to come back."),
+                 help="Maximum queued requests; beyond that clients get 429."),
     click.option("--memory", type=POSITIVE,
                  help="GiB for sequences and cached prefixes; default: half of what is free, "
                       "or nine tenths of what a device has left."),
@@ -80,7 +80,7 @@ OPTIONS = (
     click.option("--alias", multiple=True, metavar="ALIAS=NAME", help="A further name."),
     click.option("--api-key", multiple=True, help="Better: --api-key-file or $APR_API_KEY."),
     click.option("--api-key-file", type=FILE, help="API keys, one a line."),
-    click.option("--cors-origin", multiple=True, help="Web site that may ask; *: any."),
+    click.option("--cors-origin", multiple=True, help="Allowed CORS origin (* for any)."),
     click.option("--trusted-proxy", multiple=True, metavar="ADDRESS",
                  help="Proxy or network whose X-Forwarded-For is believed."),
     click.option("--max-body", type=POSITIVE, default=8.0, show_default=True, help="MiB."),
@@ -97,10 +97,11 @@ OPTIONS = (
                  help="Seconds for answers to end after SIGTERM."),
     click.option("--log-format", type=click.Choice(["pretty", "json"]), default="pretty",
                  show_default=True, help="Form of the log on stderr."),
-    click.option("--log-prompts", is_flag=True, help="Log what is asked, too."),
+    click.option("--log-prompts", is_flag=True, help="Also log prompts."),
     click.option("--strict-parameters", is_flag=True,
                  help="Refuse requests with unknown fields; else they are ignored and named."),
-    click.option("--show-config", is_flag=True, help="Print every value and who set it; stop."),
+    click.option("--show-config", is_flag=True,
+                 help="Print every value and its source, then exit."),
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class FairQueue(Generic[T]):
         self._waiting.setdefault(self._owner_of(item), deque()).append(item)
 
     def next(self, running: Mapping[str, int]) -> T | None:
-        """Return the item whose turn it is, left in the queue. `running` counts by owner."""
+        """Return the next item without removing it. `running` counts by owner."""
         if not self._waiting:
             return None
         owner = min(self._waiting, key=lambda name: running.get(name, 0))  # the first of equals
