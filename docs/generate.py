@@ -219,6 +219,63 @@ def _context(command: Any, name: str, parent: Any) -> Any:
     return command.make_context(name, [], parent, resilient_parsing=True, terminal_width=WIDTH)
 
 
+# what the core's keys and every variable mean; commands' keys are options, whose help says it
+KEYS = {
+    "plugins.disable": "distributions, or `distribution:entry point`, that are not used",
+    "plugins.prefer": "`distribution:name` that wins where two plugins claim a name",
+    "cache.dir": "where compiled kernels and what was found out about plugins are kept",
+}
+VARIABLES = {
+    "APR_CONFIG": "the configuration file",
+    "APR_CACHE": "the cache folder, before `[cache] dir`",
+    "APR_PLUGINS": "use these distributions alone, separated by commas",
+    "APR_PLUGINS_BLOCK": "do not use these distributions, separated by commas",
+    "APR_NO_PLUGINS": "`1`: use no plugins, as `--no-plugins`",
+    "APR_TRACE_PLUGINS": "`1`: show every call of a hook",
+    "APR_DEBUG": "`1`: show tracebacks",
+    "APR_API_KEY": "keys that `apr serve` asks for, separated by commas",
+    "APR_CPU_LEVEL": "a lower instruction set for the CPU's kernels, such as `x86-64-v3`",
+    "APR_CUDA_TUNE": "`off`: time no launch of a GPU kernel; `again`: time all anew",
+    "HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN": "of the hub's own client",
+}
+
+
+ABOUT_CONFIGURATION = """\
+The file is `$APR_CONFIG`, else `apr/config.toml` in `$XDG_CONFIG_HOME` (by default `~/.config`). It
+is TOML. An unknown section or key stops every command but `apr doctor`, which shows what is set.
+Options of the command line come before the environment, and that before the file.
+"""
+
+
+def configuration() -> str:
+    """Every key of the configuration file, and every environment variable."""
+    from apr_core.settings import KNOWN, TYPES, WHAT
+
+    lines = ["# Configuration\n", ABOUT_CONFIGURATION, "## The file\n"]
+    rows = [
+        (code(f"[{section}] {key}"), WHAT[kind], KEYS[f"{section}.{key}"])
+        for section, keys in KNOWN.items()
+        for key, kind in keys.items()
+    ]
+    for declaration in (d for declared in _declared().values() for d in declared):
+        for key, kind in getattr(declaration, "settings", ()):
+            options = {o.name: o for o in load(declaration.target).params}
+            rows.append(
+                (code(f"[{declaration.name}] {key}"), WHAT[TYPES[kind]], _help(options, key))
+            )
+    lines += table(("key", "type", "meaning"), rows)
+    lines += ["## The environment\n"]
+    lines += table(
+        ("variable", "meaning"), [(code(name), what) for name, what in VARIABLES.items()]
+    )
+    return "\n".join(lines)
+
+
+def _help(options: dict[str, Any], key: str) -> str:
+    option = options.get(key.replace("-", "_"))
+    return str(getattr(option, "help", None) or f"the command's {key}")
+
+
 def contract_schema() -> str:
     """Every path of a contract, from the schema and the comments in it."""
     text = (ROOT / "contracts" / "_schema.yaml").read_text("utf-8")
@@ -326,6 +383,7 @@ PAGES: dict[str, tuple[str, Callable[[], str]]] = {
     "ops.md": ("apr_core/ops and the plugins' ops", ops),
     "errors.md": ("apr_core/errors.py", errors),
     "cli.md": ("apr_core/cli", cli),
+    "configuration.md": ("apr_core/settings.py and the plugins' commands", configuration),
     "contract-schema.md": ("contracts/_schema.yaml", contract_schema),
     "conformance.md": ("plugins/apr_devkit", conformance),
     "api.md": ("apr_core.__all__", api),

@@ -32,7 +32,9 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 def command(file: str, full: bool, as_json: bool) -> None:
     """Show what an .apr file says about itself."""
     from apr_core.format import AprFile
+    from apr_core.registry import get_registry
 
+    get_registry()  # a wrong configuration file stops every command
     with AprFile.open(file) as opened:
         facts = describe(opened, full)
     if as_json:

@@ -23,7 +23,9 @@ STATS = ("mean", "std", "min", "max", "nan", "inf", "zeros_share")
 def command(file: str, stats: bool, text: str, limit: int | None, as_json: bool) -> None:
     """List the tensors of an .apr file."""
     from apr_core.format import AprFile
+    from apr_core.registry import get_registry
 
+    get_registry()  # a wrong configuration file stops every command
     with AprFile.open(file) as opened:
         matching = [e for name, e in opened.tensors.items() if text in name]
         shown = matching if limit is None else matching[:limit]

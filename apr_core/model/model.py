@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import BackendError, NotFound, UsageError
+from apr_core.errors import BackendError, UsageError
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import AprFile
 from apr_core.generate.boundaries import CHUNK, GRID
@@ -374,11 +373,6 @@ def load(
     called after each matrix with the bytes uploaded, and those of all. Raises NotFound,
     FormatError, ContractError, PluginError or BackendError, also where it would not fit the device.
     """
-    if re.match(r"[a-z][a-z0-9+.-]*://", str(path)):
-        raise NotFound(
-            f"{path} is where a checkpoint comes from, expected an .apr file",
-            f"Import it first: apr import {path} -o model.apr",
-        )
     registry = registry or get_registry()
     named = backend or registry.best_backend()
     device = make_backend(registry, named, threads)

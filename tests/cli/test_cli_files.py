@@ -236,3 +236,11 @@ def test_modules_import_no_arrays() -> None:
         "sys.exit('numpy' in sys.modules or 'rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["inspect", "tensors", "validate", "export"])
+def test_a_url_is_refused_with_the_import_it_needs(capsys, command):
+    options = ["--format", "safetensors", "-o", "x"] if command == "export" else []
+    code, _, err = apr(capsys, command, "demo://sums", *options)
+    assert code == 3 and "demo://sums is where a checkpoint comes from" in err
+    assert "apr import demo://sums -o model.apr" in err

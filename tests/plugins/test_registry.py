@@ -124,9 +124,12 @@ def test_escape_hatches(fakes):
     assert fakes.rows()["x-good"]["status"] == "disabled"
 
 
-def test_a_bad_configuration_file(fakes):
+@pytest.mark.parametrize(
+    "command", [["plugins", "list"], ["plugins", "freeze"], ["inspect", "x"], ["tensors", "x"]]
+)
+def test_a_bad_configuration_file(fakes, command):
     (fakes.root / "c.toml").write_text("[plugin]\n")
-    done = fakes.run("plugins", "list")
+    done = fakes.run(*command)
     assert done.returncode == 2
     assert "unknown section [plugin]" in done.stderr and "mean plugins?" in done.stderr
 

@@ -25,7 +25,7 @@ def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
     from apr_hub.ids import parse_id
     from apr_hub.pulling import pull
 
-    id_ = parse_id(model)
+    registry, id_ = get_registry(), parse_id(model)
     with _Bars() as bars:
         pulled = pull(model, offline=offline, force=force, reporter=bars)
     if as_json:
@@ -37,7 +37,7 @@ def command(model: str, force: bool, offline: bool, as_json: bool) -> None:
     for file, size in pulled.files.items():
         click.echo(f"  {file}  {human_bytes(size)}")
     click.echo(f"in {pulled.path}")
-    recipe = get_registry().recommended_recipe()
+    recipe = registry.recommended_recipe()
     options = f"--quantize {recipe} -o {name}-{recipe}.apr" if recipe else f"-o {name}.apr"
     click.echo(f"next: apr import {id_} {options}")
 

@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 
 import click
 
-from apr_core.runtime import installed, print_json
+from apr_core.runtime import get_registry, installed, print_json
 
 CORE = "apr-core"
 
@@ -24,6 +24,7 @@ def freeze(as_json: bool) -> None:
     `pip install -r` reads these lines. What was installed from a folder, file or repository is
     named by its address, as pip itself does.
     """
+    get_registry()  # a wrong configuration file stops every command
     frozen = [_frozen(name) for name in sorted({CORE, *(f.distribution for f in installed())})]
     if as_json:
         print_json(frozen)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from apr_core.plugin import ConfigError, cache_dir
-from apr_core.runtime import config_content, config_path, get_registry, problems, read_settings
+from apr_core.runtime import (
+    config_content,
+    config_path,
+    get_registry,
+    problems,
+    read_settings,
+    tolerant_registry,
+)
 from apr_devkit.doctor.finding import Finding
 
 DEFAULT = "default"
@@ -63,7 +70,9 @@ def _problems(path: Path) -> Iterator[str]:
         read_settings(path)
         get_registry()
     except ConfigError as error:
-        mistakes = list(problems(_content(path)))  # none if it is not TOML
+        mistakes = list(
+            problems(_content(path), tolerant_registry().settings())
+        )  # none if it is not TOML
         texts = [f"{path}: {text}. {hint}".strip() for text, hint in mistakes] or [error.message]
         yield from (f"{text} Commands that use plugins stop at that." for text in texts)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.plugin import AprError, NotFound, UsageError
+from apr_core.plugin import AprError, AprFile, NotFound, UsageError
 from apr_core.runtime import human_bytes, show_notices, sparing_collections, upload_progress
 from apr_serve.cli.options import serve_options, show_config
 
@@ -52,10 +52,9 @@ def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> N
 
 
 def _names(files: Sequence[Path], model_names: Sequence[str]) -> list[str]:
-    """Return one name a file. Raises UsageError for duplicates, NotFound for missing files."""
+    """Return one name a file. Raises UsageError for duplicates, and what opening a file raises."""
     for file in files:
-        if not file.exists():
-            raise NotFound(f"{file}: no such file")
+        AprFile.open(file).close()
     if len(model_names) > len(files):
         raise UsageError(f"{len(model_names)} model names for {len(files)} files")
     names = [*model_names, *(file.stem for file in files[len(model_names) :])]
