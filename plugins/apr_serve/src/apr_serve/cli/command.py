@@ -54,7 +54,8 @@ def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> N
 def _names(files: Sequence[Path], model_names: Sequence[str]) -> list[str]:
     """Return one name a file. Raises UsageError for duplicates, and what opening a file raises."""
     for file in files:
-        AprFile.open(file).close()
+        if not file.exists():
+            AprFile.open(file)  # raises
     if len(model_names) > len(files):
         raise UsageError(f"{len(model_names)} model names for {len(files)} files")
     names = [*model_names, *(file.stem for file in files[len(model_names) :])]
