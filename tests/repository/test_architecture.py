@@ -103,20 +103,20 @@ def importers(package):
 
 
 def test_only_what_is_listed_imports_torch_and_the_list_is_no_longer_than_it_need_be():
-    found = importers("torch")
-    assert not {name for name in found if not name.startswith(tuple(ON_TORCH))}
+    modules = importers("torch")
+    assert not {name for name in modules if not name.startswith(tuple(ON_TORCH))}
     files = {name for name in ON_TORCH if not name.endswith("/")}
-    assert files <= found
+    assert files <= modules
 
 
 def test_only_the_plugin_and_what_measures_it_import_triton():
-    found = importers("triton")
-    assert found and not {name for name in found if not name.startswith(ON_TRITON)}
+    modules = importers("triton")
+    assert modules and not {name for name in modules if not name.startswith(ON_TRITON)}
 
 
 def test_only_sources_of_kernels_and_codecs_import_a_compiler():
-    found = importers("numba") | importers("llvmlite")
-    assert found and not {name for name in found if not name.startswith(tuple(ON_NUMBA))}
+    modules = importers("numba") | importers("llvmlite")
+    assert modules and not {name for name in modules if not name.startswith(tuple(ON_NUMBA))}
 
 
 def test_a_gpu_is_looked_for_without_what_it_takes_to_use_one():

@@ -167,12 +167,12 @@ def test_a_refusal_reads_as_it_is_shown(api):
 
 
 def test_what_is_not_run_is_listed_with_its_reason():
-    found = {
+    reasons = {
         page.name: [b.value for b in blocks(page) if b.mark == "not run"]
         for page in PAGES
         if any(b.mark == "not run" for b in blocks(page))
     }
-    assert found == NOT_RUN
+    assert reasons == NOT_RUN
 
 
 @pytest.mark.parametrize("page", FOLLOWED, ids=name_of)

@@ -11,10 +11,10 @@ PINNED = Path(__file__).parents[1] / "data" / "public_api.txt"
 
 def test_the_public_api_is_pinned():
     now, pinned = list(public_api.lines()), PINNED.read_text("utf-8").splitlines()
-    gone = [line for line in pinned if line not in now]
+    old = [line for line in pinned if line not in now]
     new = [line for line in now if line not in pinned]
     assert now == pinned, (
-        f"gone: {gone}\nnew: {new}\nIf that is meant: python -m tests.public_api > {PINNED.name}, "
+        f"gone: {old}\nnew: {new}\nIf that is meant: python -m tests.public_api > {PINNED.name}, "
         "after reading docs/explanation/plugin-api.md"
     )
 
