@@ -59,11 +59,11 @@ def module_of(path: Path, root: Path) -> str:
 def graph(package: Path) -> dict[str, set[str]]:
     """The modules of a package, and which of them each imports."""
     names = {module_of(p, package.parent): p for p in package.rglob("*.py")}
-    found: dict[str, set[str]] = {}
+    modules: dict[str, set[str]] = {}
     for name, path in names.items():
         wanted = {m if m in names else m.rpartition(".")[0] for m in imports(path)}
-        found[name] = (wanted & set(names)) - {name}
-    return found
+        modules[name] = (wanted & set(names)) - {name}
+    return modules
 
 
 def upward(repository: Path) -> list[str]:

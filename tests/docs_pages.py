@@ -131,8 +131,8 @@ def first_missing(shown, output):
 
     Numbers may differ, and so may spaces. `...` stands for any lines, at a line's end for anything.
     """
-    said = [line for line in output.splitlines() if line.strip() and not line.startswith(ONCE)]
-    lines = [loose(line) for line in said]
+    raw_lines = [line for line in output.splitlines() if line.strip() and not line.startswith(ONCE)]
+    lines = [loose(line) for line in raw_lines]
     at, anywhere = 0, False
     for line in filter(str.strip, shown):
         if line.strip() == "...":
@@ -140,10 +140,10 @@ def first_missing(shown, output):
             continue
         wanted = loose(line)
         places = range(at, len(lines)) if anywhere else range(at, min(at + 1, len(lines)))
-        found = next((i for i in places if fits(wanted, lines[i])), None)
-        if found is None:
+        place = next((i for i in places if fits(wanted, lines[i])), None)
+        if place is None:
             return line
-        at, anywhere = found + 1, False
+        at, anywhere = place + 1, False
     return None if anywhere or at == len(lines) or not shown else f"(nothing after {shown[-1]!r})"
 
 

@@ -109,7 +109,7 @@ def _block(t: Tiny, layer: str, is_full: bool) -> Iterator[tuple[str, tuple[int,
 def _full(t: Tiny) -> dict[str, tuple[int, ...]]:
     q, kv = t.heads * t.head_dim, t.kv_heads * t.head_dim
     rows = 2 * q if t.family == "qwen3_5" else q
-    found: dict[str, tuple[int, ...]] = {
+    tensors: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj.weight": (rows, t.hidden),
         "self_attn.k_proj.weight": (kv, t.hidden),
         "self_attn.v_proj.weight": (kv, t.hidden),
@@ -117,8 +117,8 @@ def _full(t: Tiny) -> dict[str, tuple[int, ...]]:
     }
     if t.family == "qwen2":
         biases = {"q": q, "k": kv, "v": kv}
-        return found | {f"self_attn.{n}_proj.bias": (size,) for n, size in biases.items()}
-    return found | {f"self_attn.{n}_norm.weight": (t.head_dim,) for n in "qk"}
+        return tensors | {f"self_attn.{n}_proj.bias": (size,) for n, size in biases.items()}
+    return tensors | {f"self_attn.{n}_norm.weight": (t.head_dim,) for n in "qk"}
 
 
 def _linear(t: Tiny) -> dict[str, tuple[int, ...]]:
@@ -140,7 +140,7 @@ def _linear(t: Tiny) -> dict[str, tuple[int, ...]]:
 def random(tiny: Tiny) -> dict[str, tuple[str, np.ndarray]]:
     """{name: (dtype, values)}: weights of 0.05, norms and biases that are not trivial."""
     rng = np.random.default_rng(tiny.seed)
-    found = {}
+    tensors = {}
     for name, shape in shapes(tiny):
         values = rng.standard_normal(shape, np.float32)
         is_norm = name.endswith("norm.weight") or "layernorm" in name
@@ -155,8 +155,8 @@ def random(tiny: Tiny) -> dict[str, tuple[str, np.ndarray]]:
             ("A_log", "linear_attn.norm.weight")
         )
         bits = np.ascontiguousarray(values, "<f4").view("<u4") & np.uint32(0xFFFF0000)
-        found[name] = ("F32" if keeps_f32 else tiny.dtype), bits.view("<f4").reshape(shape)
-    return found
+        tensors[name] = ("F32" if keeps_f32 else tiny.dtype), bits.view("<f4").reshape(shape)
+    return tensors
 
 
 def config(tiny: Tiny) -> dict[str, Any]:
