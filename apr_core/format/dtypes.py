@@ -155,9 +155,8 @@ def _spec(row: Any) -> FormatSpec:
         )
     if not (DISTRIBUTION.fullmatch(row["distribution"]) and NAME.fullmatch(row["name"])):
         raise FormatError(f"metadata `{TABLE}` holds a name that no format or distribution has")
-    return FormatSpec(
-        row["name"], row["id"], row["block"], row["bytes_per_block"], row["distribution"]
-    )
+    known = {key: row[key] for key in fields}
+    return FormatSpec(dtype_id=known.pop("id"), **known)
 
 
 def format_table(specs: Iterable[FormatSpec]) -> list[dict[str, Any]]:

@@ -148,6 +148,9 @@ def parse_index(raw: memoryview, count: int) -> tuple[list[IndexEntry], int]:
         if entries and entries[-1].name.encode() >= entry.name.encode():
             kind = "appears twice" if entries[-1].name == entry.name else "is out of order"
             raise FormatError(f"tensor index: {entry.name!r} {kind}")
+        if entry.offset % ALIGNMENT:
+            where = f"offset {entry.offset} is no multiple of {ALIGNMENT}"
+            raise FormatError(f"tensor {entry.name!r}: {where}")
         entries.append(entry)
     return entries, at
 

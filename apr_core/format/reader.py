@@ -22,14 +22,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import FormatError, InputOutputError, NotFound
 from apr_core.format.dtypes import LEGACY_IDS, FormatSpec, file_formats, legacy_spec, tensor_nbytes
-from apr_core.format.header import (
-    ALIGNMENT,
-    HEADER_SIZE,
-    SHARDED,
-    IndexEntry,
-    parse_header,
-    parse_index,
-)
+from apr_core.format.header import HEADER_SIZE, SHARDED, IndexEntry, parse_header, parse_index
 
 MAX_ELEMENTS = 2**48
 CHUNK = 4 << 20
@@ -98,8 +91,6 @@ class _Mapped:
                 f"tensor {e.name!r} ends at byte {offset + e.nbytes}, the data ends at "
                 f"{self.size - 4}: the file is cut off or damaged"
             )
-        if e.offset % ALIGNMENT:
-            raise FormatError(f"tensor {e.name!r}: offset {e.offset} is no multiple of {ALIGNMENT}")
         if e.dtype_id in LEGACY_IDS:
             spec = legacy_spec(e.dtype_id, elements)
         if spec and e.nbytes != tensor_nbytes(spec, e.shape):

@@ -188,10 +188,9 @@ def chosen(logits: NDArray[np.float32], draw: Draw) -> int:
         ids = largest(scores, draw.top_k)
         return _among(ids, _weights(scores[ids].astype(np.float64), scores[ids[0]], draw), draw)
     scores, token = finite(scores)
-    return _drawn(scores, scores[token], draw) if draw.temperature > 0 else token
-
-
-def _drawn(scores: NDArray[np.float32], top: np.float32, draw: Draw) -> int:
+    top = scores[token]
+    if draw.temperature <= 0:
+        return token
     if draw.top_p < 1.0:
         ids, total = _nucleus(scores, top, draw)
         return _among(ids, _weights(scores[ids].astype(np.float64), top, draw), draw, total)

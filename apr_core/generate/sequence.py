@@ -103,7 +103,11 @@ class GenerationSequence:
         self._limit, self._limit_reason, self._cached = limit, limit_reason, cached
         self._constraint = constraint
         self._writer = Writer(vocabulary.tokenizer, request, index)
-        self._sampler = _sampler(request, index, vocabulary.valid)
+        params = request.params
+        if index and params.seed is not None:
+            params = replace(params, seed=params.seed + index)
+        prompt: Sequence[int] = request.prompt_ids if params.repetition_penalty != 1.0 else ()
+        self._sampler = Sampler(params, vocabulary.valid, prompt)
         self._repetition = Repetition() if request.detect_repetition else None
         self._forced: deque[int] = deque()
         self._count = self._reasoning = 0
@@ -263,14 +267,6 @@ class GenerationSequence:
         """Token counts so far."""
         prompt = len(self.request.prompt_ids)
         return Usage(prompt, self._cached, self._count, self._reasoning)
-
-
-def _sampler(request: GenerationRequest, index: int, valid: int) -> Sampler:
-    params = request.params
-    if index and params.seed is not None:
-        params = replace(params, seed=params.seed + index)
-    prompt: Sequence[int] = request.prompt_ids if params.repetition_penalty != 1.0 else ()
-    return Sampler(params, valid, prompt)
 
 
 def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:

@@ -277,9 +277,8 @@ def build_decoder(
     """Check the file's tensors against the contract, bind the ops, upload the weights.
 
     Also chooses the precision of keys and values if `kv_type` is None. Before anything is uploaded,
-    raises ContractError (also if the plan contradicts the contract's claims), and BackendError if
-    the weights and a sequence of `context` tokens do not fit the device, or if `strict` and
-    something would run slower or larger than it should.
+    raises ContractError (also for a claim that the plan contradicts), and BackendError if weights
+    and `context` tokens do not fit the device, or if `strict` and something is slow or large.
     """
     resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
     parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
@@ -289,8 +288,7 @@ def build_decoder(
     loader.expect()
     fresh = Parts(registry, plan)
     zeros = ZeroLoader(file, resolution, registry, Binder(ReferenceBackend(), brought), fresh, tied)
-    trial = partial(zeros.decoder, only=fresh.kinds())
-    used = try_step(binder, trial, registry.owner_of)
+    used = try_step(binder, partial(zeros.decoder, only=fresh.kinds()), registry.owner_of)
     check_claims(contract, config, parts, used)
     if strict:
         binder.report.refuse_fallbacks()

@@ -12,15 +12,10 @@ from typing import Any
 from apr_core.errors import FormatError, UsageError
 from apr_core.text.tokenizer_files import build, is_added_token, unpack
 
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return {character: byte} of byte-level BPE (Radford et al., 2019)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    shifted = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(shifted)}
-
-
-BYTE_OF = _byte_alphabet()
+# {character: byte} of byte-level BPE (Radford et al., 2019)
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+SHIFTED = [b for b in range(256) if b not in PRINTABLE]
+BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(SHIFTED)}
 
 
 @dataclass(frozen=True, slots=True)
