@@ -51,7 +51,8 @@ class Constraint(Protocol):
 class GenerationRequest:
     """One prompt and how to answer it. `n` answers are drawn; answer i has seed `seed + i`.
 
-    Before `min_tokens` no token that ends answers is chosen. `thinking_budget` are reasoning
+    Before `min_tokens` no token that ends answers is chosen, and no stop string looked for;
+    `skip_special_tokens` leaves control tokens out of the text. `thinking_budget` are reasoning
     tokens, after which the thought is closed with `budget_text`. `constraint` makes what limits the
     answer; it applies from the end of the reasoning on. `top_logprobs` None means none, 0 those of
     the chosen tokens only. Owners take turns, however many requests each has waiting.
@@ -69,6 +70,7 @@ class GenerationRequest:
     constraint: Callable[[], Constraint] | None = None
     detect_repetition: bool = True
     ignore_stop_tokens: bool = False
+    skip_special_tokens: bool = True
     plain: bool = False  # all is text as it was written, tags of thinking too
     use_cache: bool = True  # of prefixes
     owner: str = ""

@@ -19,7 +19,8 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, index: int) -> None:
         self._tokenizer, self._index = tokenizer, index
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, request.skip_special_tokens)
+        self._skip, self._unstoppable = request.skip_special_tokens, request.min_tokens
         self._scanner = StopScanner(request.stop)
         channels: tuple[Channel, ...] = ("reasoning", "text")
         self._tags = {} if request.plain else dict(zip(tokenizer.reasoning, channels, strict=False))
@@ -53,7 +54,7 @@ class Writer:
         text = self._inner(written)
         if written and self._border:  # only line breaks: their ids belong to the tag
             yield self._delta("", "reasoning")
-        if shown := self._scanner.push(text):
+        if shown := text if self._unstoppable >= 0 else self._scanner.push(text):
             yield self._delta(shown)
 
     def finish(self, token: int | None = None, logprob: TokenLogprob | None = None) -> Delta:
@@ -68,6 +69,7 @@ class Writer:
 
     def _add(self, token: int, logprob: TokenLogprob | None) -> None:
         self._ids.append(token)
+        self._unstoppable -= 1  # tokens left in whose text no stop string is looked for
         if logprob is not None:
             self._logprobs.append(logprob)
 
@@ -93,5 +95,5 @@ class Writer:
             if size >= len(text):
                 break
             shown.append(each)
-            size += len(self._tokenizer.decode([each.id]))
+            size += len(self._tokenizer.decode([each.id], self._skip))
         return tuple(shown)

@@ -12,17 +12,22 @@ REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Turns ids into text piece by piece; the pieces joined are the text of all ids."""
+    """Turns ids into text piece by piece; the pieces joined are the text of all ids.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    With `skip_special`, control tokens give no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special
         self._run: _ByteRun | _TokenRun
         self._run = _ByteRun(tokenizer) if tokenizer.byte_level else _TokenRun(tokenizer)
 
     def push(self, id_: int) -> str:
         """Return the text that is certain after this id; empty while a character is incomplete."""
         added = self._tokenizer.added_token(id_)
-        return self._run.flush() + added.content if added else self._run.push(id_)
+        if added is None:
+            return self._run.push(id_)
+        return self._run.flush() + ("" if self._skip and added.special else added.content)
 
     @property
     def mid_character(self) -> bool:

@@ -139,6 +139,30 @@ def test_tokens_that_end_an_answer_wait_for_the_least_number(server):
     assert count(ignore_eos=True, min_tokens=0)[0] > usual
 
 
+def test_control_tokens_are_text_only_if_that_is_asked_for(server):
+    asked = {"messages": SUM, "max_tokens": 20, "ignore_eos": True, "temperature": 0}
+
+    def text(**fields):
+        return server.post(CHAT, asked | fields).json()["choices"][0]["message"]["content"]
+
+    assert "<|im_end|>" not in text() and "<|im_end|>" not in text(skip_special_tokens=True)
+    assert "<|im_end|>" in text(skip_special_tokens=False)
+    assert text(skip_special_tokens=False).replace("<|im_end|>", "").startswith(text()[:4])
+
+
+def test_stop_strings_wait_for_the_least_number_of_tokens(server):
+    asked = {"messages": SUM, "max_tokens": 30, "temperature": 0, "ignore_eos": True}
+    usual = server.post(CHAT, asked).json()["choices"][0]["message"]["content"]
+    stop = usual.strip()[0]
+    first = server.post(CHAT, asked | {"stop": [stop]}).json()
+    assert first["choices"][0]["apr_ended_by"] == "stop_string"
+    later = server.post(CHAT, asked | {"stop": [stop], "min_tokens": 8}).json()
+    assert later["usage"]["completion_tokens"] > 8
+    assert stop in later["choices"][0]["message"]["content"]
+    refused = server.post(CHAT, asked | {"min_tokens": 31})
+    assert refused.status_code == 400 and "min_tokens is 31" in refused.json()["error"]["message"]
+
+
 def test_a_prompt_can_be_scored(server):
     path, text = "/v1/completions", "2+2=4"
     ids = server.post("/tokenize", {"text": text}).json()["tokens"]

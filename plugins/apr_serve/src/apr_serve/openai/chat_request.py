@@ -89,9 +89,9 @@ class Sampled(MoreSampling):
     )
     ignore_eos: bool | None = Field(None, description="Go on after tokens that end answers.")
     cache_prompt: bool | None = Field(None, description="false: read the whole prompt again.")
-    skip_special_tokens: Annotated[
-        bool | None, only(True, why="control tokens are no text here")
-    ] = None
+    skip_special_tokens: bool | None = Field(
+        None, description="false: control tokens are part of the text."
+    )
 
     def bias(self) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises ApiError for invalid ids."""
@@ -121,15 +121,22 @@ class Sampled(MoreSampling):
         raise NotImplementedError
 
     def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
-        """Return the request for the engine, without sampling and constraint."""
+        """Return the request for the engine, without sampling and constraint.
+
+        Raises ApiError if it wants more tokens than it allows.
+        """
+        least, most = self.min_tokens or 0, self.wanted_tokens()
+        if most is not None and least > most:
+            raise ApiError(400, f"min_tokens is {least}, more than the limit, {most}", "min_tokens")
         return GenerationRequest(
             prompt_ids,
-            max_tokens=self.wanted_tokens(),
-            min_tokens=self.min_tokens or 0,
+            max_tokens=most,
+            min_tokens=least,
             stop=self.stops(),
             n=self.n or 1,
             top_logprobs=self.wanted_logprobs(),
             ignore_stop_tokens=self.ignore_eos is True,
+            skip_special_tokens=self.skip_special_tokens is not False,
             use_cache=self.cache_prompt is not False,
         )
 
