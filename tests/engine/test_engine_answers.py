@@ -259,8 +259,10 @@ def test_a_stop_string_that_does_not_come_true_is_shown_at_the_end(model):
 
 
 def test_stop_tokens_can_be_ignored(model):
-    run = Scripted(model, "a<|im_end|>b", room=3, ignore_stop_tokens=True).run()
+    options = {"room": 3, "ignore_stop_tokens": True}
+    run = Scripted(model, "a<|im_end|>b", **options, skip_special_tokens=False).run()
     assert run.text("text") == "a<|im_end|>b"
+    assert Scripted(model, "a<|im_end|>b", **options).run().text("text") == "ab"
     assert run.answer.deltas[-1].ended_by == "max_tokens"
 
 

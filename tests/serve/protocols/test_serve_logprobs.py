@@ -66,8 +66,9 @@ def test_plain_completions_keep_the_tags_of_thinking(client, server):
 
 @pytest.mark.parametrize("options", [{"temperature": 50}, {"temperature": 0, "prompt": "1+1="}])
 def test_plain_completions_have_the_same_log_probabilities_streamed(client, options):
+    whatever = {"ignore_eos": True, "skip_special_tokens": False}
     asked = {"model": "sums", "prompt": "Hello", "max_tokens": 40, "logprobs": 1, "seed": 2,
-             "extra_body": {"ignore_eos": True}, **options}  # fmt: skip
+             "extra_body": whatever, **options}  # fmt: skip
     whole = client.completions.create(**asked).choices[0]
     chunks = [c.choices[0].logprobs for c in client.completions.create(**asked, stream=True)]
     for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):

@@ -79,11 +79,13 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         since, tools = time.perf_counter(), body.tool_use()
         asked = await service.request(body, owner_of(request))
         note = noting(request, service.model_id)
+        special = body.skip_special_tokens is not False
+        names = TokenNames(service.model.tokenizer, special=special) if body.logprobs else None
         if not body.stream:
             answers = await while_connected(request, service.complete(asked, tools, note, since))
-            return JSONResponse(whole(service, answers, body.logprobs is True))
+            return JSONResponse(whole(service, answers, names))
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunks = ChatChunks(service, asked.n, include_usage, body.logprobs is True)
+        chunks = ChatChunks(service, asked.n, include_usage, names)
         steps = await service.stream(asked, tools, note, since=since)
         return EventStream(chunks.streamed(steps), options.heartbeat, failure_events)
 
@@ -91,18 +93,17 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
 
 
 def whole(
-    service: ChatService, answers: Sequence[CollectedAnswer], logprobs: bool
+    service: ChatService, answers: Sequence[CollectedAnswer], names: TokenNames | None
 ) -> dict[str, Any]:
-    """Return the body of an answer that is not streamed."""
-    names = TokenNames(service.model.tokenizer)
+    """Return the body of an answer that is not streamed, with log probabilities if `names`."""
     return {
         **new_head("chatcmpl", "chat.completion", service.model_id),
-        "choices": [_choice(answer, names, logprobs) for answer in answers],
+        "choices": [_choice(answer, names) for answer in answers],
         "usage": usage_body(total(answer.usage for answer in answers)),
     }
 
 
-def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[str, Any]:
+def _choice(answer: CollectedAnswer, names: TokenNames | None) -> dict[str, Any]:
     content = answer.text if answer.text or not answer.calls else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if answer.reasoning:
@@ -116,7 +117,7 @@ def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[
             }
             for call in answer.calls
         ]
-    details = {"content": names.chat(answer.logprobs), "refusal": None} if logprobs else None
+    details = {"content": names.chat(answer.logprobs), "refusal": None} if names else None
     return {
         "index": answer.index, "message": message, "logprobs": details,
         "finish_reason": answer.reason, "apr_ended_by": answer.ended_by,
@@ -126,11 +127,12 @@ def _choice(answer: CollectedAnswer, names: TokenNames, logprobs: bool) -> dict[
 class ChatChunks:
     """Makes the chunks of one streamed chat."""
 
-    def __init__(self, service: ChatService, n: int, include_usage: bool, logprobs: bool) -> None:
+    def __init__(
+        self, service: ChatService, n: int, include_usage: bool, names: TokenNames | None
+    ) -> None:
         self._head = new_head("chatcmpl", "chat.completion.chunk", service.model_id)
         self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
-        self._names = TokenNames(service.model.tokenizer)
-        self._n, self._logprobs, self._include_usage = n, logprobs, include_usage
+        self._n, self._names, self._include_usage = n, names, include_usage
         self._usages: list[Usage] = []
 
     async def streamed(self, steps: AsyncGenerator[list[ChatEvent], None]) -> AsyncIterator[bytes]:
@@ -156,7 +158,9 @@ class ChatChunks:
 
     def _text(self, delta: Delta) -> bytes:
         reasoning = delta.channel == "reasoning"
-        more = {} if reasoning or not self._logprobs else {"logprobs": self._logprobs_of(delta)}
+        more: dict[str, Any] = {}
+        if self._names and not reasoning:
+            more["logprobs"] = {"content": self._names.chat(delta.logprobs), "refusal": None}
         if not delta.text and not (more and delta.logprobs):
             return b""
         return self._chunk(
@@ -169,9 +173,6 @@ class ChatChunks:
         self._usages.append(delta.usage or Usage())
         reasons = {"finish_reason": delta.finish_reason, "apr_ended_by": delta.ended_by}
         return self._chunk(delta.index, {}, reasons)
-
-    def _logprobs_of(self, delta: Delta) -> dict[str, Any]:
-        return {"content": self._names.chat(delta.logprobs), "refusal": None}
 
     def _chunk(
         self, index: int, delta: dict[str, Any], more: dict[str, Any] | None = None

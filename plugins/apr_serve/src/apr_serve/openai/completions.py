@@ -151,7 +151,11 @@ class Completions:
     ) -> None:
         self._service, self._body, self._request = service, body, request
         self._n = body.n or 1
-        self._names = TokenNames(service.model.tokenizer, ends=body.ignore_eos is not True)
+        self._names = TokenNames(
+            service.model.tokenizer,
+            ends=body.ignore_eos is not True,
+            special=body.skip_special_tokens is not False,
+        )
         self._head = new_head("cmpl", "text_completion", service.model_id)
         self.written = [
             Written(text if body.echo else "") for text, _ in prompts for _ in range(self._n)

@@ -116,11 +116,15 @@ def failure_events(error: BaseException) -> bytes:
 
 
 class TokenNames:
-    """Tokens as text and bytes, for log probabilities. `ends`: omit tokens that end answers."""
+    """Tokens as text and bytes, for log probabilities.
 
-    def __init__(self, tokenizer: Tokenizer, ends: bool = True) -> None:
+    Omits what is not in the text: tokens that end answers, and control tokens, if so asked.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ends: bool = True, special: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._silent = frozenset(tokenizer.stop_ids if ends else ())
+        control = {t.id for t in tokenizer.added.values() if t.special} if special else set()
+        self._silent = frozenset(control.union(tokenizer.stop_ids if ends else ()))
 
     def spoken(self, logprobs: Iterable[TokenLogprob]) -> list[TokenLogprob]:
         """Return the tokens that are text: joined they are the answer."""
