@@ -28,9 +28,7 @@ class ChatTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if not isinstance(source, str):
-            raise UsageError(
-                "the model has no chat template", "Complete plain text instead (--raw)."
-            )
+            raise UsageError("the model has no chat template", "Complete plain text instead.")
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
