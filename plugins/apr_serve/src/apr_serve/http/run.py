@@ -181,7 +181,11 @@ class _SocketFile(socket.socket):
 
 
 class _Embedded(Server):
-    """Granian on a socket that is already bound: its own would share the port with others."""
+    """Granian on a socket that is already bound: its own would share the port with others.
+
+    It has no public way to give it one, so two of its private members, read in 2.8, are set here;
+    the requirement is for that minor version, and tests start it for every kind of socket.
+    """
 
     def __init__(self, listener: socket.socket, **settings: Any) -> None:
         super().__init__(**settings)
