@@ -373,12 +373,11 @@ def load(
     called after each matrix with the bytes uploaded, and those of all. Raises NotFound,
     FormatError, ContractError, PluginError or BackendError, also where it would not fit the device.
     """
-    registry = registry or get_registry()
-    named = backend or registry.best_backend()
-    device = make_backend(registry, named, threads)
-    name = registry.backend(named)[0].declaration.name  # as foreign kernels have it
-    file = AprFile.open(Path(path))
+    registry, file = registry or get_registry(), AprFile.open(Path(path))
     try:
+        named = backend or registry.best_backend()
+        device = make_backend(registry, named, threads)
+        name = registry.backend(named)[0].declaration.name  # as foreign kernels have it
         family_name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
         family = registry.make("family", family_name)
         config = family_config(family, file)

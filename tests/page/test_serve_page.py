@@ -182,7 +182,7 @@ def test_settings_go_with_the_request_and_survive(page):
         "Top p": "0.9",
         "Top k": "20",
         "Seed": "7",
-        "Most tokens": "64",
+        "Maximum answer length": "64",
     }.items():
         page.get_by_label(label).fill(value)
     page.get_by_label("Thinking").select_option("off")

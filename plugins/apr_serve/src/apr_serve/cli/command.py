@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.plugin import AprError, AprFile, NotFound, UsageError
+from apr_core.plugin import AprError, NotFound, UsageError
 from apr_core.runtime import human_bytes, show_notices, sparing_collections, upload_progress
 from apr_serve.cli.options import serve_options, show_config
 
@@ -55,6 +55,8 @@ def _names(files: Sequence[Path], model_names: Sequence[str]) -> list[str]:
     """Return one name a file. Raises UsageError for duplicates, and what opening a file raises."""
     for file in files:
         if not file.exists():
+            from apr_core.plugin import AprFile  # imports NumPy
+
             AprFile.open(file)  # raises
     if len(model_names) > len(files):
         raise UsageError(f"{len(model_names)} model names for {len(files)} files")
