@@ -199,7 +199,7 @@ def test_a_model_names_it_with_its_device(name, tmp_path):
 @pytest.mark.skipif(probe.torch_without_cuda() == "", reason="torch is built for CUDA here")
 def test_the_command_refuses_and_runs_on_nothing_else(tmp_path):
     """Whatever this machine has: with this torch there is no GPU to be had."""
-    run = ["run", tmp_path / "m.apr", "hi", "--backend", "cuda"]
+    run = ["run", tiny_apr("qwen2", tmp_path), "hi", "--backend", "cuda"]
     done = subprocess.run(
         [sys.executable, "-m", "apr_core.cli", *run],
         env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True,
