@@ -220,7 +220,9 @@ def test_what_is_not_installed_is_named_with_exit_code_14(tmp_path, missing):
         "sys.exit(run(['run', sys.argv[2], 'hi', '--backend', 'cuda']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, missing, tmp_path / "m.apr"], capture_output=True, text=True
+        [sys.executable, "-c", code, missing, tiny_apr("qwen2", tmp_path)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 14, done.stderr
     assert f"needs {missing}, which is not installed" in done.stderr
