@@ -7,6 +7,7 @@ import json
 import pytest
 
 from apr_core.cli import run
+from apr_core.plugin import FamilyPlugin
 
 pytest.importorskip("apr_qwen2", reason="the family whose checkpoint is written")
 
@@ -43,6 +44,12 @@ def test_a_directory_that_holds_something_is_replaced_only_by_force(capsys, tmp_
     assert (tmp_path / "config.json").read_text() == "mine"
     assert tiny(capsys, "qwen2", "-o", tmp_path, "--force")[0] == 0
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_a_family_without_a_tiny_config_is_refused_by_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("apr_qwen2.family.Qwen2.tiny_config", FamilyPlugin.tiny_config)
+    code, _, err = tiny(capsys, "qwen2", "-o", tmp_path / "x")
+    assert code == 2 and "'qwen2' has no tiny_config()" in err and not (tmp_path / "x").exists()
 
 
 def test_an_unknown_family_is_named(capsys, tmp_path):

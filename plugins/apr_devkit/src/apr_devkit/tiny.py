@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import Contract, ModelConfig, TensorRule, UsageError
+from apr_core.plugin import Contract, FamilyPlugin, ModelConfig, TensorRule, UsageError
 from apr_core.runtime import Registry, find_source, get_registry, plan_import, write_import
 
 Floats = NDArray[np.float32]
@@ -83,16 +83,15 @@ GENERATION = {
 }  # fmt: skip
 
 
-def tiny_config(family: Any, name: str) -> dict[str, Any]:
+def tiny_config(family: FamilyPlugin, name: str) -> dict[str, Any]:
     """Return the family object's tiny config.json. Raises UsageError if it has none."""
-    offered = getattr(family, "tiny_config", None)
-    if offered is None:
+    try:
+        return family.tiny_config()
+    except NotImplementedError:
         raise UsageError(
             f"family {name!r} has no tiny_config()",
             "Give it one (see FamilyPlugin), or pass a config.json of a few layers as `config`.",
-        )
-    config: dict[str, Any] = offered()
-    return config
+        ) from None
 
 
 def tiny_checkpoint(
