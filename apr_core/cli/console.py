@@ -16,9 +16,10 @@ import click
 
 from apr_core import messages
 
-OPTIONS = {  # library argument -> command-line option
+OPTIONS = {  # library argument or function -> what the command line has
     "arch": "--arch", "backend": "--backend", "dtype": "--dtype", "force": "--force",
-    "max_len": "--context", "out": "-o", "source": "--source", "strict": "--strict",
+    "generate": "`apr run --raw`", "max_len": "--context", "out": "-o", "source": "--source",
+    "strict": "--strict",
 }  # fmt: skip
 ARGUMENT = re.compile(f"`({'|'.join(OPTIONS)})`")
 PATIENCE = 1.0  # seconds of waiting before progress is shown

@@ -91,8 +91,6 @@ def prompt_ids(model: Model, text: str, options: dict[str, Any]) -> list[int]:
     """Return the prompt's token ids, through the chat template unless --raw."""
     if options["raw"]:
         return model.tokenizer.encode(text, allow_special=options["special"])
-    if not model.metadata.get("chat_template"):
-        raise UsageError("the model has no chat template", "Add --raw to complete plain text.")
     messages = [{"role": "user", "content": text}]
     if options["system"]:
         messages.insert(0, {"role": "system", "content": options["system"]})

@@ -10,6 +10,7 @@ from apr_core.cli.console import human_bytes, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from apr_core.format import AprFile, TensorEntry
+    from apr_core.registry import Registry
 
 STATS = ("mean", "std", "min", "max", "nan", "inf", "zeros_share")
 
@@ -25,7 +26,7 @@ def command(file: str, stats: bool, text: str, limit: int | None, as_json: bool)
     from apr_core.format import AprFile
     from apr_core.registry import get_registry
 
-    get_registry()  # a wrong configuration file stops every command
+    registry = get_registry()  # a wrong configuration file stops every command
     with AprFile.open(file) as opened:
         matching = [e for name, e in opened.tensors.items() if text in name]
         shown = matching if limit is None else matching[:limit]
@@ -34,20 +35,21 @@ def command(file: str, stats: bool, text: str, limit: int | None, as_json: bool)
             for e in shown
         ]
         if stats:
-            _add_stats(opened, shown, rows)
+            _add_stats(opened, registry, shown, rows)
         if as_json:
             print_json({"file": file, "count": len(matching), "tensors": rows})
         else:
             _print(rows, len(matching), sum(e.nbytes for e in matching), stats)
 
 
-def _add_stats(file: AprFile, entries: list[TensorEntry], rows: list[dict[str, Any]]) -> None:
+def _add_stats(
+    file: AprFile, registry: Registry, entries: list[TensorEntry], rows: list[dict[str, Any]]
+) -> None:
     """Add statistics to the rows, or a note where the format cannot be decoded."""
     from apr_core.errors import AprError
-    from apr_core.registry import get_registry
     from apr_core.validation import TensorReader, tensor_stats
 
-    reader = TensorReader(file, get_registry())
+    reader = TensorReader(file, registry)
     with progress("Decoding", sum(e.nbytes for e in entries)) as bar:
         for entry, row in zip(entries, rows, strict=True):
             row["stats"], row["note"] = None, reader.why_not(entry)

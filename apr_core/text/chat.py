@@ -28,7 +28,7 @@ class ChatTemplate:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if not isinstance(source, str):
-            raise UsageError("the model has no chat template", "Complete plain text instead.")
+            raise UsageError("the model has no chat template", "`generate` completes plain text.")
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )

@@ -70,9 +70,8 @@ def _problems(path: Path) -> Iterator[str]:
         read_settings(path)
         get_registry()
     except ConfigError as error:
-        mistakes = list(
-            problems(_content(path), tolerant_registry().settings())
-        )  # none if it is not TOML
+        content, sections = _content(path), tolerant_registry().settings()
+        mistakes = list(problems(content, sections))  # none if it is not TOML
         texts = [f"{path}: {text}. {hint}".strip() for text, hint in mistakes] or [error.message]
         yield from (f"{text} Commands that use plugins stop at that." for text in texts)
 
