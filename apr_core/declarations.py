@@ -190,7 +190,7 @@ class Exporter(Declaration):
 
     The target is `export(file, out, *, progress=None) -> mapping`: an open AprFile, the path to
     write, and a Progress to report bytes to. It writes beside `out` and renames, and returns
-    `path`, `tensors` (how many), `bytes`, `left_out` (names) and `warnings` (sentences).
+    `path`, `tensors` (how many), `bytes`, `skipped` (names) and `warnings` (sentences).
     """
 
     kind: ClassVar[str] = "exporter"

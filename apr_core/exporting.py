@@ -59,7 +59,7 @@ def export(
     warnings = [f"{name} tensors were decoded to {dtype}" for name in decoded]
     size = sum(path.stat().st_size for path in out.iterdir())
     return {
-        "path": str(out), "tensors": len(specs), "bytes": size, "left_out": [],
+        "path": str(out), "tensors": len(specs), "bytes": size, "skipped": [],
         "warnings": warnings,
     }  # fmt: skip
 

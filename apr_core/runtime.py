@@ -46,12 +46,12 @@ if TYPE_CHECKING:
         Usage,
         as_exception,
     )
-    from apr_core.generate.sampling import Sampler, SamplingParams, chosen
+    from apr_core.generate.sampling import Sampler, SamplingParams, sample
     from apr_core.generate.sequence import (
         GenerationSequence,
         Vocabulary,
-        choose_tokens,
         decode_step,
+        sample_tokens,
         token_logprob,
     )
     from apr_core.importing import find_source, plan_import, write_import
@@ -75,11 +75,11 @@ __all__ = [
     "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong", "ReferenceBackend",
     "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer",
     "Trial", "TrialOps", "Usage", "Vocabulary", "allowed", "apr", "as_exception", "boundaries_of",
-    "chat_pieces", "check_prompt", "choose_tokens", "chosen", "collect", "config_content",
-    "config_path", "decode_step", "diverted", "encode_chat", "find_source", "foreign_kernels",
-    "generate", "get_registry", "human_bytes", "installed", "kv_type_option", "limit_of", "load",
-    "make_backend", "make_step", "normalized", "normalized_id", "plan_import", "print_json",
-    "print_table", "problems", "progress", "read_settings", "resolve", "rows_called",
+    "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
+    "diverted", "encode_chat", "find_source", "foreign_kernels", "generate", "get_registry",
+    "human_bytes", "installed", "kv_type_option", "limit_of", "load", "make_backend", "make_step",
+    "normalized", "normalized_id", "plan_import", "print_json", "print_table", "problems",
+    "progress", "read_settings", "resolve", "rows_called", "sample", "sample_tokens",
     "show_notices", "sparing_collections", "state_makers", "stream", "token_logprob",
     "tolerant_registry", "upload_progress", "write_import",
 ]  # fmt: skip

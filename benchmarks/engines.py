@@ -90,9 +90,9 @@ class LlamaCpp(Engine):
     def __init__(self, path: str, threads: int) -> None:
         import llama_cpp
 
-        self.make = lambda every, room: llama_cpp.Llama(
+        self.make = lambda every, n_ctx: llama_cpp.Llama(
             path,
-            n_ctx=room,
+            n_ctx=n_ctx,
             n_threads=threads,
             n_threads_batch=threads,
             n_batch=512,
@@ -100,7 +100,7 @@ class LlamaCpp(Engine):
             logits_all=every,
             verbose=False,
         )
-        self.room = 0
+        self.n_ctx = 0
         self.model: Any = None
 
     def prefill(self, tokens: list[int]) -> None:
@@ -110,9 +110,9 @@ class LlamaCpp(Engine):
 
     def timed_prefill(self, tokens: list[int]) -> float:
         """As in Engine, with room for the context made before the clock starts."""
-        if self.room < len(tokens) + 256:
-            self.room = len(tokens) + 256
-            self.model = self.make(False, self.room)
+        if self.n_ctx < len(tokens) + 256:
+            self.n_ctx = len(tokens) + 256
+            self.model = self.make(False, self.n_ctx)
         return super().timed_prefill(tokens)
 
     def step(self, token: int) -> None:

@@ -34,8 +34,8 @@ def command(file: Path, name: str, output: Path, as_json: bool, **options: Any) 
         return
     for warning in summary.get("warnings", ()):
         click.echo(f"{click.style('note:', fg='yellow')} {warning}", err=True)
-    if summary.get("left_out"):
-        names = summary["left_out"]
+    if summary.get("skipped"):
+        names = summary["skipped"]
         click.echo(f"left out   {len(names)} tensors this format has no place for: {names[0]} ..")
     click.echo(
         f"wrote      {summary['path']} ({human_bytes(summary['bytes'])}, "

@@ -97,7 +97,7 @@ def print_summary(s: ImportSummary) -> None:
         for r in s.roles
     ]
     print_table(rows, ("role", "tensors", "format", "size", "error"))
-    for reason, row in s.left_out.items():
+    for reason, row in s.skipped.items():
         click.echo(f"left out   {row['tensors']} tensors, {human_bytes(row['bytes'])}: {reason}")
     if s.carried:
         click.echo(f"carried    {s.carried} tensors that running does not use yet")

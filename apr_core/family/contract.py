@@ -45,7 +45,7 @@ class Resolution:
 
     layout: str
     rules: Mapping[str, TensorRule]
-    left_out: Mapping[str, str] = field(default_factory=dict)  # name -> why
+    skipped: Mapping[str, str] = field(default_factory=dict)  # name -> why
     absent: tuple[str, ...] = ()  # carried tensors that the config promises and the file lacks
     _names: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
 
@@ -147,7 +147,7 @@ class Contract:
                 rules.append(TensorRule(name, name, None, dims, policy, group))
         return rules
 
-    def reason_to_leave_out(self, name: str) -> str | None:
+    def reason_to_skip(self, name: str) -> str | None:
         """Return why a tensor of that name is not imported, or None if it is."""
         reasons = self.content.get("leave_out", {})
         return next((str(reasons[each]) for each in reasons if fnmatchcase(name, each)), None)
@@ -163,12 +163,12 @@ class Contract:
         absent = tuple(r.name for r in carried if r.name not in shapes)
         rules = {r.name: r for r in [*model, *(r for r in carried if r.name in shapes)]}
         others = [n for n in shapes if n not in rules]
-        left_out = {n: why for n in others if (why := self.reason_to_leave_out(n))}
+        skipped = {n: why for n in others if (why := self.reason_to_skip(n))}
         if config.tied_embeddings:  # a head that is stored too is a copy of the embedding
             head = self.content["tensor_template"]["lm_head"]
             name = head.format(**self.content["layouts"][layout])
-            left_out |= dict.fromkeys({name}.intersection(others), TIED)
-        unexpected = [n for n in others if n not in left_out]
+            skipped |= dict.fromkeys({name}.intersection(others), TIED)
+        unexpected = [n for n in others if n not in skipped]
         missing = [r.name for r in model if r.name not in shapes]
         misshapen = [
             f"{r.name} has shape {list(shapes[r.name])}, expected {list(r.shape)}"
@@ -177,7 +177,7 @@ class Contract:
         ]
         self._refuse(missing, unexpected, misshapen)
         names = {(r.role, r.layer): r.name for r in model}
-        return Resolution(layout, rules, left_out, absent, names)
+        return Resolution(layout, rules, skipped, absent, names)
 
     def _refuse(self, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
         lines = []

@@ -322,11 +322,11 @@ def _shards(
 def split(specs: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
     """Split specs into consecutive groups of at most `max_bytes` of data, one tensor at least."""
     groups: list[list[TensorSpec]] = [[]]
-    room = max_bytes
+    remaining = max_bytes
     for spec in specs:
-        if groups[-1] and align(spec.nbytes) > room:
+        if groups[-1] and align(spec.nbytes) > remaining:
             groups.append([])
-            room = max_bytes
+            remaining = max_bytes
         groups[-1].append(spec)
-        room -= align(spec.nbytes)
+        remaining -= align(spec.nbytes)
     return groups

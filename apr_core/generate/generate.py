@@ -11,7 +11,7 @@ from apr_core.errors import PromptTooLong, UsageError
 from apr_core.generate.boundaries import CHUNK, GRID, Prefill, boundaries_of
 from apr_core.generate.requests import Delta, EndedBy, GenerationRequest
 from apr_core.generate.sampling import SamplingParams
-from apr_core.generate.sequence import GenerationSequence, Vocabulary, choose_tokens, decode_step
+from apr_core.generate.sequence import GenerationSequence, Vocabulary, decode_step, sample_tokens
 
 if TYPE_CHECKING:
     from apr_core.model.model import Model
@@ -124,10 +124,10 @@ def limit_of(model: Model, request: GenerationRequest) -> tuple[int, EndedBy]:
     Raises UsageError as `check_prompt` does, and for a limit below 1.
     """
     check_prompt(model, request.prompt_ids)
-    limit, room = request.max_tokens, model.max_len - len(request.prompt_ids)
+    limit, left = request.max_tokens, model.max_len - len(request.prompt_ids)
     if limit is not None and limit < 1:
         raise UsageError(f"max_tokens must be at least 1, found {limit}")
-    return (room, "context") if limit is None or limit > room else (limit, "max_tokens")
+    return (left, "context") if limit is None or limit > left else (limit, "max_tokens")
 
 
 def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
@@ -140,13 +140,13 @@ def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
 
 
 def _prefill(model: Model, sequence: GenerationSequence, chunk: int, timings: Timings) -> None:
-    """Read the prompt of a sequence and choose its first token."""
+    """Read the prompt of a sequence and sample its first token."""
     started, ids = time.perf_counter(), sequence.request.prompt_ids
     prefill = Prefill(ids, boundaries_of(model)(ids))
     while not prefill.done:
         start, prefill.position = prefill.position, prefill.stop_within(chunk)
         logits = model.forward_last([(sequence.slot, ids[start : prefill.position])])
-    choose_tokens(logits, [sequence])
+    sample_tokens(logits, [sequence])
     timings.prompt_tokens, timings.prefill_s = len(ids), time.perf_counter() - started
 
 

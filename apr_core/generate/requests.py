@@ -73,7 +73,7 @@ class GenerationRequest:
     skip_special_tokens: bool = True
     plain: bool = False  # all is text as it was written, tags of thinking too
     use_cache: bool = True  # of prefixes
-    owner: str = ""
+    tenant: str = ""
 
 
 def as_exception(error: BaseException) -> Exception:

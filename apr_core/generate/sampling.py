@@ -1,8 +1,8 @@
 """Chooses the next token from logits. NumPy on the host; seeded, one generator per request.
 
-Steps in order: mask, bias, penalties, temperature, top-k, top-p, min-p, draw. Presence and
+Steps in order: mask, bias, penalties, temperature, top-k, top-p, min-p, sample. Presence and
 frequency penalties count generated tokens; the repetition penalty, prompt and generated ones
-(Keskar et al., 2019). Of equal scores the lowest id comes first. A draw walks the tokens that are
+(Keskar et al., 2019). Of equal scores the lowest id comes first. Sampling walks the tokens that are
 left from the likeliest down, or all by id where neither top-k nor top-p chose.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import AprError, UsageError
-from apr_core.ops.binding import Draw
+from apr_core.ops.binding import SamplingMetadata
 
 LARGEST = float(np.finfo(np.float32).max)
 COLDEST = 1e-37  # the lowest temperature float32 divides by; no two logits are that close
-FIRST_LOOK = 64  # first guess of how many tokens hold a top-p share
-BLOCK = 1024  # weights; a running sum is taken only of the block the draw falls in
+FIRST_LOOK = 64  # first guess of how many tokens hold a top-p mass
+BLOCK = 1024  # weights; a running sum is taken only of the block the number falls in
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +117,26 @@ class Sampler:
         self._bias = np.array([bias for _, bias in biased], np.float64)
         penalties = params.presence_penalty or params.frequency_penalty
         self._plain = not (biased or penalties or params.repetition_penalty != 1.0)
-        self._share: float | None = None  # of the next token, once it is known
+        self._uniform: float | None = None  # of the next token, once it is known
 
-    def draw(self) -> Draw | None:
-        """Return the next token's draw; None if bias or penalties change the logits.
+    def metadata(self) -> SamplingMetadata | None:
+        """Return how to sample the next token; None if bias or penalties change the logits.
 
         It stays the same until a token is taken.
         """
-        return self._draw() if self._plain else None
+        return self._metadata() if self._plain else None
 
-    def _draw(self) -> Draw:
+    def _metadata(self) -> SamplingMetadata:
         p = self.params
-        if self._share is None:
-            self._share = self._rng.random() if p.temperature > 0 else 0.0
-        return Draw(self._valid, p.temperature, p.top_k, p.top_p, p.min_p, self._share)
+        if self._uniform is None:
+            self._uniform = self._rng.random() if p.temperature > 0 else 0.0
+        return SamplingMetadata(
+            self._valid, p.temperature, p.top_k, p.top_p, p.min_p, self._uniform
+        )
 
-    def took(self, token: int) -> None:
-        """Record a token that was taken by the draw elsewhere."""
-        self._share = None
+    def accept(self, token: int) -> None:
+        """Record a token that was sampled elsewhere, by `metadata`."""
+        self._uniform = None
         self._seen.add(token)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
@@ -143,18 +145,18 @@ class Sampler:
         Bias and penalties are written into the row and taken back: a copy takes longer.
         """
         scores = np.asarray(logits[: self._valid], np.float32)
-        changed, draw = self._changed(), self._draw()
+        changed, metadata = self._changed(), self._metadata()
         if not changed.size:
-            token = chosen(scores, draw)
+            token = sample(scores, metadata)
         else:
             scores = scores if scores.flags.writeable else scores.copy()
             before = scores[changed]
             try:
                 self._change(scores)
-                token = chosen(scores, draw)
+                token = sample(scores, metadata)
             finally:
                 scores[changed] = before
-        self.took(token)
+        self.accept(token)
         return token
 
     def _changed(self) -> NDArray[np.int64]:
@@ -181,60 +183,65 @@ class Sampler:
             _store(scores, seen.ids, scores[seen.ids] - penalties)
 
 
-def chosen(logits: NDArray[np.float32], draw: Draw) -> int:
-    """Return the token a draw takes from logits [vocab]. Raises AprError if none is finite."""
-    scores = logits[: draw.valid]
-    if draw.temperature > 0 and 0 < draw.top_k < scores.size:
-        ids = largest(scores, draw.top_k)
-        return _among(ids, _weights(scores[ids].astype(np.float64), scores[ids[0]], draw), draw)
+def sample(logits: NDArray[np.float32], metadata: SamplingMetadata) -> int:
+    """Sample a token from logits [vocab]. Raises AprError if none is finite."""
+    scores = logits[: metadata.valid]
+    if metadata.temperature > 0 and 0 < metadata.top_k < scores.size:
+        ids = largest(scores, metadata.top_k)
+        return _among(
+            ids, _weights(scores[ids].astype(np.float64), scores[ids[0]], metadata), metadata
+        )
     scores, token = finite(scores)
     top = scores[token]
-    if draw.temperature <= 0:
+    if metadata.temperature <= 0:
         return token
-    if draw.top_p < 1.0:
-        ids, total = _nucleus(scores, top, draw)
-        return _among(ids, _weights(scores[ids].astype(np.float64), top, draw), draw, total)
-    everything = _weights(scores, top, draw)
-    if draw.min_p > 0.0:
-        everything[everything < draw.min_p] = 0.0
-    return pick(everything, draw.share)
+    if metadata.top_p < 1.0:
+        ids, total = _nucleus(scores, top, metadata)
+        return _among(ids, _weights(scores[ids].astype(np.float64), top, metadata), metadata, total)
+    everything = _weights(scores, top, metadata)
+    if metadata.min_p > 0.0:
+        everything[everything < metadata.min_p] = 0.0
+    return pick(everything, metadata.uniform)
 
 
 def _among(
-    ids: NDArray[np.intp], weights: NDArray[np.float64], draw: Draw, total: float | None = None
+    ids: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    metadata: SamplingMetadata,
+    total: float | None = None,
 ) -> int:
-    """Draw by top-p and min-p from ids, likeliest first; `total` is the weight of all tokens."""
+    """Sample by top-p and min-p from ids, likeliest first; `total` is the weight of all tokens."""
     sums = np.cumsum(weights)
     before = np.concatenate([[0.0], sums[:-1]])
-    keep = before < draw.top_p * (sums[-1] if total is None else total)
-    keep &= weights >= draw.min_p  # of the likeliest, whose weight is 1
+    keep = before < metadata.top_p * (sums[-1] if total is None else total)
+    keep &= weights >= metadata.min_p  # of the likeliest, whose weight is 1
     count = max(1, np.count_nonzero(keep))  # both steps keep the first ones of a falling row
-    return int(ids[pick(weights[:count], draw.share)])
+    return int(ids[pick(weights[:count], metadata.uniform)])
 
 
-def _weights(scores: NDArray[Any], top: np.float32, draw: Draw) -> NDArray[Any]:
+def _weights(scores: NDArray[Any], top: np.float32, metadata: SamplingMetadata) -> NDArray[Any]:
     """Return the softmax without its denominator: 1 for the likeliest token."""
     weights: NDArray[Any] = scores - top
     with np.errstate(over="ignore"):  # a low temperature: all but the best become exp(-inf)
-        weights /= max(draw.temperature, COLDEST)
+        weights /= max(metadata.temperature, COLDEST)
         np.exp(weights, out=weights)
     return weights
 
 
 def _nucleus(
-    scores: NDArray[np.float32], top: np.float32, draw: Draw
+    scores: NDArray[np.float32], top: np.float32, metadata: SamplingMetadata
 ) -> tuple[NDArray[np.intp], float]:
     """Return at least the tokens top-p and min-p keep, likeliest first, and the weight of all.
 
-    Looks at ever more of the likeliest until they hold the share.
+    Looks at ever more of the likeliest until they hold the mass of top-p.
     """
-    total = float(_weights(scores, top, draw).sum(dtype=np.float64))
+    total = float(_weights(scores, top, metadata).sum(dtype=np.float64))
     count = FIRST_LOOK
     while True:
         ids = largest(scores, count)
-        weights = _weights(scores[ids].astype(np.float64), top, draw)
-        enough = weights.sum() >= draw.top_p * total
-        if enough or weights[-1] < draw.min_p or count >= scores.size:
+        weights = _weights(scores[ids].astype(np.float64), top, metadata)
+        enough = weights.sum() >= metadata.top_p * total
+        if enough or weights[-1] < metadata.min_p or count >= scores.size:
             return ids, total
         count *= 8
 
@@ -292,12 +299,12 @@ def _bound(scores: NDArray[np.float32], count: int) -> np.float32:
     return max(np.float32(np.partition(scores, -count)[-count]), np.float32(-LARGEST))
 
 
-def pick(weights: NDArray[Any], share: float) -> int:
-    """Return where the running sum passes `share` of the whole sum, never at a weight of 0."""
+def pick(weights: NDArray[Any], uniform: float) -> int:
+    """Return where the running sum passes `uniform` of the whole sum, never at a weight of 0."""
     if weights.size <= BLOCK:
-        return _passing(weights, share * float(weights.sum(dtype=np.float64)))[0]
+        return _passing(weights, uniform * float(weights.sum(dtype=np.float64)))[0]
     blocks = np.add.reduceat(weights, np.arange(0, weights.size, BLOCK), dtype=np.float64)
-    block, rest = _passing(blocks, share * float(blocks.sum()))
+    block, rest = _passing(blocks, uniform * float(blocks.sum()))
     start = block * BLOCK
     return start + _passing(weights[start : start + BLOCK], rest)[0]
 

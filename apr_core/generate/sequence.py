@@ -1,6 +1,6 @@
 """One sequence while it is generated: from a step's logits to its next token and deltas.
 
-`decode_step` and `choose_tokens` are the only way from logits to tokens, for one as for many.
+`decode_step` and `sample_tokens` are the only way from logits to tokens, for one as for many.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from apr_core.model.model import Model
     from apr_core.model.step import Choice, LastLogits
-    from apr_core.ops.binding import Draw
+    from apr_core.ops.binding import SamplingMetadata
     from apr_core.text.tokenizer import Tokenizer
 
 IMPOSSIBLE = -9999.0  # for a token whose logit is not finite, as clients expect
@@ -78,7 +78,7 @@ class Vocabulary:
 
 
 class GenerationSequence:
-    """Text `index` of a request, in a slot that its owner opens and frees.
+    """Text `index` of a request, in a slot that its caller opens and frees.
 
     `token` goes into the next step; `deltas` collects what is to be delivered. It ends by
     `limit_reason` when it has `limit` tokens.
@@ -114,10 +114,10 @@ class GenerationSequence:
         self._budget_spent = False
         self._close_thought()
 
-    def draw(self) -> Draw | None:
-        """Return the next token's draw; None if the logits are needed here."""
+    def metadata(self) -> SamplingMetadata | None:
+        """Return how to sample the next token; None if the logits are needed here."""
         needed = self._forced or self._constrained or self.request.top_logprobs is not None
-        return None if needed or self._must_go_on else self._sampler.draw()
+        return None if needed or self._must_go_on else self._sampler.metadata()
 
     def advance(self, choice: Choice) -> None:
         """Run `take`; any failure ends this sequence with the error."""
@@ -129,9 +129,9 @@ class GenerationSequence:
             self.fail(as_exception(error))
 
     def take(self, choice: Choice) -> None:
-        """Take the next token: the draw's, or one chosen from logits [vocab], left unchanged."""
+        """Take the next token: the one sampled, or one from logits [vocab], left unchanged."""
         forced = bool(self._forced)
-        self.token = self._forced.popleft() if forced else self._chosen(choice)
+        self.token = self._forced.popleft() if forced else self._sample(choice)
         if not forced and self._gives_up_in_thought(self.token):
             assert self._vocabulary.end_think is not None
             self.token = self._vocabulary.end_think
@@ -153,9 +153,9 @@ class GenerationSequence:
         valid = choice[: self._vocabulary.valid]
         return token_logprob(valid, self.token, self.request.top_logprobs)
 
-    def _chosen(self, choice: Choice) -> int:
+    def _sample(self, choice: Choice) -> int:
         if isinstance(choice, int):
-            self._sampler.took(choice)
+            self._sampler.accept(choice)
             return choice
         if not self._constrained or self._constraint is None:
             return self._sampler(self._without_ends(choice))
@@ -274,12 +274,12 @@ def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:
 
     Raises what the forward raises; an error in one sequence ends only that one.
     """
-    choose_tokens(model.forward_last([(each.slot, [each.token]) for each in sequences]), sequences)
+    sample_tokens(model.forward_last([(each.slot, [each.token]) for each in sequences]), sequences)
 
 
-def choose_tokens(logits: LastLogits, sequences: Sequence[GenerationSequence]) -> None:
+def sample_tokens(logits: LastLogits, sequences: Sequence[GenerationSequence]) -> None:
     """Give each sequence its next token, from its row of logits."""
-    choices = logits.chosen(map(GenerationSequence.draw, sequences))
+    choices = logits.sample(map(GenerationSequence.metadata, sequences))
     for each, choice in zip(sequences, choices, strict=True):
         each.advance(choice)
 

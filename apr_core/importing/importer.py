@@ -16,7 +16,7 @@ from apr_core.format.writer import AprWriter, TensorSpec, check_target
 from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
 from apr_core.importing.encoding import Encoder, Progress
-from apr_core.importing.metadata import ImportSummary, build_metadata, left_out_rows, role_rows
+from apr_core.importing.metadata import ImportSummary, build_metadata, role_rows, skipped_rows
 from apr_core.importing.source import CheckpointSource
 from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import read_json, tokenizer_metadata
@@ -140,7 +140,7 @@ def summarize(
         file_bytes=sum(path.stat().st_size for path in paths),
         bits_per_weight=8 * sum(r.nbytes for r in roles) / parameters,
         roles=roles,
-        left_out=left_out_rows(plan.resolution, sizes),
+        skipped=skipped_rows(plan.resolution, sizes),
         carried=sum(a.rule.group != "model" for a in plan.assignments),
         absent=plan.resolution.absent,
         seconds=seconds,

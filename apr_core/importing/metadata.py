@@ -130,7 +130,7 @@ class ImportSummary:
     file_bytes: int
     bits_per_weight: float
     roles: tuple[RoleRow, ...]
-    left_out: dict[str, dict[str, int]]  # reason -> {tensors, bytes}
+    skipped: dict[str, dict[str, int]]  # reason -> {tensors, bytes}
     carried: int  # tensors the model's plan does not use
     absent: tuple[str, ...]  # carried tensors the configuration promises and the checkpoint lacks
     seconds: float
@@ -164,10 +164,10 @@ def _row(role: str, members: Sequence[Assignment], tallies: Mapping[str, ErrorTa
     )
 
 
-def left_out_rows(resolution: Resolution, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
+def skipped_rows(resolution: Resolution, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Return {reason: tensors and bytes} of what is not imported."""
     rows: dict[str, dict[str, int]] = {}
-    for name, reason in resolution.left_out.items():
+    for name, reason in resolution.skipped.items():
         row = rows.setdefault(reason, {"tensors": 0, "bytes": 0})
         row["tensors"] += 1
         row["bytes"] += sizes[name]

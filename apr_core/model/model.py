@@ -116,11 +116,6 @@ class Model:
         """Return the number of tokens the slot's sequence has so far."""
         return self._lengths[slot]
 
-    @property
-    def rewindable(self) -> bool:
-        """True if every layer's state can be cut back without a snapshot."""
-        return all(state.rewindable for state in self._states)
-
     def snapshot(self, slot: int, since: int = 0) -> Snapshot:
         """Return a copy of the slot's state, to be restored into any slot.
 

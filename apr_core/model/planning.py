@@ -131,8 +131,8 @@ def _size(nbytes: int) -> str:
 
 
 def _advice(free: int, demand: Demand, context: int) -> str:
-    room = free - demand.weights - demand.working
-    fitting = largest_context(room, demand.state_at, context)
+    available = free - demand.weights - demand.working
+    fitting = largest_context(available, demand.state_at, context)
     if fitting:
         return f"Load it with `max_len` {fitting}, which is the most that fits{ELSEWHERE}."
     least = free - demand.working - demand.state_at(min(STEP, context))
@@ -146,7 +146,7 @@ def _advice(free: int, demand: Demand, context: int) -> str:
     )
 
 
-def largest_context(room: int, state_at: Callable[[int], int], context: int) -> int:
+def largest_context(available: int, state_at: Callable[[int], int], context: int) -> int:
     """Return the largest multiple of STEP below `context` whose state fits; 0 if none does."""
     steps = range(1, (context - 1) // STEP + 1)
-    return STEP * bisect_right(steps, room, key=lambda count: state_at(count * STEP))
+    return STEP * bisect_right(steps, available, key=lambda count: state_at(count * STEP))

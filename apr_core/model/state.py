@@ -24,7 +24,6 @@ class State:
     """Base class of one layer's state, for all slots."""
 
     kind: ClassVar[StateKind]  # as in the mixer's declaration
-    rewindable: bool  # True: forgetting the tokens after a position needs no snapshot
     # True: snapshots may hold a part of a sequence. Then `snapshot` takes a third argument, the
     # position to begin at; `restore` takes the same, with everything before it in place; and
     # `shortened(snapshot, rows)` returns the first rows of one
@@ -89,7 +88,6 @@ class KVState(_KeysAndValues):
     """
 
     kind: ClassVar[StateKind] = "kv"
-    rewindable = True
     segments = True
     growth = 256  # positions; capacity doubles from here
 
@@ -165,7 +163,6 @@ class RecurrentState(State):
     """Named fixed-size arrays per slot, for mixers that fold the past into a matrix."""
 
     kind: ClassVar[StateKind] = "recurrent"
-    rewindable = False
 
     def __init__(self, zeros: Zeros, shapes: Mapping[str, tuple[int, ...]], grid: int = 1) -> None:
         self._zeros, self._shapes, self.grid = zeros, dict(shapes), grid
@@ -212,7 +209,6 @@ class WindowState(_KeysAndValues):
     """
 
     kind: ClassVar[StateKind] = "window"
-    rewindable = False
 
     def __init__(
         self, zeros: Zeros, kv_heads: int, head_dim: int, window: int, dtype: KVType = "f32"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.ops.binding import Array, BackendPlugin, Draw
+from apr_core.ops.binding import Array, BackendPlugin, SamplingMetadata
 
 Choice = int | NDArray[np.float32]  # a token, or the logits [vocab] to take it from
-Choose = Callable[[Array, Sequence[Draw | None]], list[int | None]]
+SampleFunction = Callable[[Array, Sequence[SamplingMetadata | None]], list[int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ def make_step(parts: Sequence[tuple[int, int, int]], upload: Any = None) -> Step
 class LastLogits:
     """Logits [parts, vocab] of each part's last token; only what is needed leaves the backend.
 
-    A backend with `choose` keeps them; from others they are downloaded at once. Use them before the
+    A backend with `sample` keeps them; from others they are downloaded at once. Use them before the
     next step, which may overwrite them.
     """
 
     def __init__(self, backend: BackendPlugin, logits: Array) -> None:
         self._backend = backend
-        self._choose: Choose | None = backend.choose if backend.has("choose") else None
-        self._rows = logits if self._choose else backend.download(logits)
+        self._sample: SampleFunction | None = backend.sample if backend.has("sample") else None
+        self._rows = logits if self._sample else backend.download(logits)
 
     def of(self, part: int, count: int = 1) -> LastLogits:
         """Return one part's logits `count` times, so that as many tokens can be taken from them."""
@@ -77,27 +77,27 @@ class LastLogits:
 
     def wait(self) -> None:
         """Wait until the logits are there: a device may still be at work on the step."""
-        if self._choose:
+        if self._sample:
             self._backend.download(self._rows[-1:, :1])
 
     def download(self) -> NDArray[np.float32]:
         """Return all logits on the host: float32 [parts, vocab]."""
         rows: NDArray[np.float32]
-        rows = self._backend.download(self._rows) if self._choose else self._rows
+        rows = self._backend.download(self._rows) if self._sample else self._rows
         return rows
 
-    def chosen(self, draws: Iterable[Draw | None]) -> list[Choice]:
-        """Return what each row's draw takes: the token, or the row [vocab] to take it from.
+    def sample(self, sampling: Iterable[SamplingMetadata | None]) -> list[Choice]:
+        """Sample each row: return its token, or the row [vocab] to take the token from.
 
-        Rows are returned where there is no draw, or the backend leaves it to the host. Draws are
-        not iterated if the backend chooses nothing at all.
+        Rows are returned where there is no metadata, or the backend leaves it to the host. It is
+        not iterated if the backend samples nothing at all.
         """
-        if self._choose is None:
+        if self._sample is None:
             return list(self._rows)
-        wanted = list(draws)
-        if all(draw is None for draw in wanted):
+        wanted = list(sampling)
+        if all(metadata is None for metadata in wanted):
             return list(self.download())
-        tokens = self._choose(self._rows, wanted)
+        tokens = self._sample(self._rows, wanted)
         left = [i for i, token in enumerate(tokens) if token is None]
         rows: Iterator[NDArray[np.float32]] = iter(())
         if left:

@@ -95,12 +95,12 @@ class HostMatrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """The sampling parameters and random share that decide a sequence's next token.
+class SamplingMetadata:
+    """The sampling parameters and the random number that decide a sequence's next token.
 
     `temperature` 0 takes the likeliest, of equal ones the lowest id; `top_k` 0, `top_p` 1 and
-    `min_p` 0 switch a step off. `share` in [0, 1) decides: the token is the one where the running
-    sum of the weights passes that share of their sum. Ids from `valid` on are never taken.
+    `min_p` 0 switch a step off. `uniform` in [0, 1) decides: the token is the one where the running
+    sum of the weights passes that fraction of their sum. Ids from `valid` on are never taken.
     """
 
     valid: int
@@ -108,7 +108,7 @@ class Draw:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    share: float = 0.0
+    uniform: float = 0.0
 
 
 class BackendPlugin:
@@ -170,14 +170,16 @@ class BackendPlugin:
         """Return makers of states that the backend keeps in its own way; None: the core's."""
         return None
 
-    def choose(self, logits: Array, draws: Sequence[Draw | None]) -> list[int | None]:
-        """Return the token each draw takes from its row of logits [rows, vocab], on the device.
+    def sample(
+        self, logits: Array, sampling: Sequence[SamplingMetadata | None]
+    ) -> list[int | None]:
+        """Sample one token from each row of logits [rows, vocab], on the device.
 
-        The same token as `generate.sampling.chosen` takes on the host. None stands for a row
-        without a draw, or one left to the host, as rows must be whose valid ids have a NaN, +inf or
-        nothing but -inf.
+        The same token as `generate.sampling.sample` takes on the host. None stands for a row
+        without metadata, or one left to the host, as rows must be whose valid ids have a NaN,
+        +inf or nothing but -inf.
         """
-        return [None] * len(draws)
+        return [None] * len(sampling)
 
     def capacity(self) -> int | None:
         """Return the free bytes of a device with memory of its own; None: memory is not planned.

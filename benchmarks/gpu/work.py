@@ -109,8 +109,8 @@ def row_cases(bench: Bench) -> Iterator[Case]:
         yield Case("embed", bench.built().embedding.format, rows, partial(_embed, bench, rows))
     for rows in a.few_rows:
         yield Case("argmax", "torch's, of logits", rows, partial(_argmax, bench, rows))
-        for name, draw in (("likeliest", greedy), ("top-k and top-p", nucleus)):
-            yield Case("choose", name, rows, partial(_choose, bench, rows, draw))
+        for name, metadata in (("likeliest", greedy), ("top-k and top-p", nucleus)):
+            yield Case("sample", name, rows, partial(_sample, bench, rows, metadata))
 
 
 def _norm(bench: Bench, name: str, rows: int) -> Work:
@@ -160,8 +160,8 @@ def _argmax(bench: Bench, rows: int) -> Work:
     return Work(lambda: logits.argmax(-1), nbytes(tuple(logits.shape)))
 
 
-def _choose(bench: Bench, rows: int, draw: Callable[[int], Any]) -> Work:
+def _sample(bench: Bench, rows: int, metadata: Callable[[int], Any]) -> Work:
     backend: Any = bench.built().backend
     vocabulary = bench.built().model.config.vocab_size
-    logits, draws = values(bench, rows, vocabulary), [draw(vocabulary)] * rows
-    return Work(lambda: backend.choose(logits, draws), nbytes((rows, vocabulary)))
+    logits, sampling = values(bench, rows, vocabulary), [metadata(vocabulary)] * rows
+    return Work(lambda: backend.sample(logits, sampling), nbytes((rows, vocabulary)))

@@ -35,8 +35,8 @@ class Engine:
     vocab: int
     features = ""
 
-    def start(self, sequences: int, room: int) -> None:
-        """Forget everything; then there are that many sequences, for `room` tokens each."""
+    def start(self, sequences: int, n_ctx: int) -> None:
+        """Forget everything; then there are that many sequences, for `n_ctx` tokens each."""
         raise NotImplementedError
 
     def prepared(self, rows: Rows) -> Any:
@@ -102,7 +102,7 @@ class Apr(Engine):
         self.vocab = self._model.config.vocab_size
         self._slots: list[int] = []
 
-    def start(self, sequences: int, room: int) -> None:
+    def start(self, sequences: int, n_ctx: int) -> None:
         """See Engine."""
         for slot in self._slots:
             self._model.free_slot(slot)
@@ -141,7 +141,7 @@ class Ggml(Engine):
             raise RuntimeError("it cannot load this file")
         self.vocab = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self._model))
         self._threads = threads
-        self._contexts: dict[int, tuple[int, Any]] = {}  # sequences -> room, context
+        self._contexts: dict[int, tuple[int, Any]] = {}  # sequences -> n_ctx, context
 
     def tune_model(self, params: Any) -> None:
         """Set what only this engine's models have."""
@@ -153,20 +153,20 @@ class Ggml(Engine):
         """Forget all sequences."""
         raise NotImplementedError
 
-    def start(self, sequences: int, room: int) -> None:
+    def start(self, sequences: int, n_ctx: int) -> None:
         """See Engine. A context is kept for each number of sequences, as long as it is enough."""
         known, context = self._contexts.get(sequences, (0, None))
-        if known < room:
+        if known < n_ctx:
             if context:
                 self.api.llama_free(context)
-            context = self._new_context(sequences, room)
-            self._contexts[sequences] = room, context
+            context = self._new_context(sequences, n_ctx)
+            self._contexts[sequences] = n_ctx, context
         self._context = context
         self.clear(context)
 
-    def _new_context(self, sequences: int, room: int) -> Any:
+    def _new_context(self, sequences: int, n_ctx: int) -> Any:
         params = self.api.llama_context_default_params()
-        params.n_ctx = sequences * -(-room // 256) * 256
+        params.n_ctx = sequences * -(-n_ctx // 256) * 256
         params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = self._threads

@@ -114,7 +114,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(model):
 
 
 def test_an_answer_without_a_length_gets_what_its_share_of_memory_holds(model, monkeypatch):
-    monkeypatch.setattr("apr_serve.engine.engine.LEAST_ROOM", 64)
+    monkeypatch.setattr("apr_serve.engine.engine.LEAST_ANSWER", 64)
     for share, expected in ((1024, 1014), (512, 503)):
         memory = 2 * model.sequence_bytes(share)
         with running(model, by_hand, slots=2, memory_bytes=memory, cache_bytes=0) as engine:
@@ -131,7 +131,7 @@ def test_an_answer_without_a_length_gets_what_there_is_where_memory_is_tiny(mode
 
 
 def test_answers_without_a_length_leave_room_for_prefixes(model, monkeypatch):
-    monkeypatch.setattr("apr_serve.engine.engine.LEAST_ROOM", 64)
+    monkeypatch.setattr("apr_serve.engine.engine.LEAST_ANSWER", 64)
     ids = chat(model, "a" * 100, "b", "c")
     with running(model, by_hand, slots=2, memory_bytes=2 * model.sequence_bytes(1024)) as engine:
         ask(engine, ids, max_tokens=1)
@@ -160,7 +160,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(model, engine):
 class Scripted:
     """Feeds an answer logits that say what it shall choose."""
 
-    def __init__(self, model, says, prompt="hi", constraint=None, room=10_000, **options):
+    def __init__(self, model, says, prompt="hi", constraint=None, limit=10_000, **options):
         tokenizer = model.tokenizer
         self.vocabulary = Vocabulary.of(model)
         self.says = tokenizer.encode(says, allow_special=True)
@@ -170,7 +170,7 @@ class Scripted:
             request,
             0,
             slot=0,
-            limit=room,
+            limit=limit,
             limit_reason="max_tokens",
             constraint=constraint,
         )
@@ -200,7 +200,7 @@ THINKS = "<|im_start|>assistant\n<think>\n"
 
 def test_a_thinking_budget_closes_the_thought_properly(model):
     run = Scripted(
-        model, "abcdefgh", THINKS, thinking_budget=3, budget_text=" Enough.\n", room=40
+        model, "abcdefgh", THINKS, thinking_budget=3, budget_text=" Enough.\n", limit=40
     ).run()
     assert run.text("reasoning") == "abc Enough.\n"
     assert run.text("text").startswith("defgh")
@@ -214,13 +214,13 @@ def test_a_thinking_budget_closes_the_thought_properly(model):
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 5])
 def test_a_thinking_budget_splits_no_character(model, budget):
     """The tokens of this model are bytes: a snowman has three of them."""
-    run = Scripted(model, "a☃bcdefgh", THINKS, thinking_budget=budget, room=40).run()
+    run = Scripted(model, "a☃bcdefgh", THINKS, thinking_budget=budget, limit=40).run()
     assert run.text("reasoning") == {1: "a", 5: "a☃b"}.get(budget, "a☃")
     assert "\ufffd" not in run.text("text")
 
 
 def test_a_thinking_budget_waits_for_no_character_that_never_ends(model):
-    run = Scripted(model, "a", THINKS, thinking_budget=3, room=60)
+    run = Scripted(model, "a", THINKS, thinking_budget=3, limit=60)
     begun = model.tokenizer.encode("☃")[0]
     for _ in range(20):
         run.feed(begun)
@@ -259,7 +259,7 @@ def test_a_stop_string_that_does_not_come_true_is_shown_at_the_end(model):
 
 
 def test_stop_tokens_can_be_ignored(model):
-    options = {"room": 3, "ignore_stop_tokens": True}
+    options = {"limit": 3, "ignore_stop_tokens": True}
     run = Scripted(model, "a<|im_end|>b", **options, skip_special_tokens=False).run()
     assert run.text("text") == "a<|im_end|>b"
     assert Scripted(model, "a<|im_end|>b", **options).run().text("text") == "ab"

@@ -15,11 +15,11 @@ from apr_core.errors import AprError, UsageError
 from apr_core.generate.boundaries import CHUNK, GRID
 from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
-from apr_serve.engine.jobs import GenerationJob
+from apr_serve.engine.groups import GenerationGroup
 from apr_serve.engine.memory import _groups, available
 from apr_serve.engine.prefill import take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
-from apr_serve.engine.sharing import readers
+from apr_serve.engine.shared_prefixes import readers
 from tests.engine.engine_rig import Client, ask, assert_nothing_left, by_hand, random_ids, running
 
 pytestmark = pytest.mark.needs_plugins
@@ -94,28 +94,30 @@ def test_a_slot_that_cannot_be_opened_leaves_no_state(model):
     model.free_slot(model.new_slot())
 
 
-@pytest.mark.parametrize("room", [GRID, CHUNK])
-@pytest.mark.parametrize("owners", [1, 5])
-def test_a_long_prompt_is_read_however_many_short_ones_come(room, owners):
+@pytest.mark.parametrize("token_budget", [GRID, CHUNK])
+@pytest.mark.parametrize("tenants", [1, 5])
+def test_a_long_prompt_is_read_however_many_short_ones_come(token_budget, tenants):
     """Whenever one has been read, the next has come."""
     number = itertools.count()
 
-    def job(length, owner):
-        request = GenerationRequest(random_ids(length), owner=owner)
-        return GenerationJob(request, print, print, 1, "max_tokens")
+    def group(length, tenant):
+        request = GenerationRequest(random_ids(length), tenant=tenant)
+        return GenerationGroup(request, print, print, 1, "max_tokens")
 
-    long, waited = job(2000, "long"), 0
-    jobs = [long]
-    while long in jobs:
-        while len(jobs) < 8:
-            jobs.append(job(60, f"short {next(number) % owners}"))
-        chosen = take_turns(jobs, room, readers(jobs))
-        waited = 0 if long in [job for job, _ in chosen] else waited + 1
-        assert waited < len(jobs)
-        assert len(chosen) > 1 or room == GRID, "where there is room, short ones share it"
-        for job_, stop in chosen:
-            job_.position = stop
-        jobs = [job_ for job_ in jobs if not job_.done]
+    long, waited = group(2000, "long"), 0
+    groups = [long]
+    while long in groups:
+        while len(groups) < 8:
+            groups.append(group(60, f"short {next(number) % tenants}"))
+        chunks = take_turns(groups, token_budget, readers(groups))
+        waited = 0 if long in dict(chunks) else waited + 1
+        assert waited < len(groups)
+        assert len(chunks) > 1 or token_budget == GRID, (
+            "where the budget allows, short ones share it"
+        )
+        for read, stop in chunks:
+            read.position = stop
+        groups = [each for each in groups if not each.done]
 
 
 def test_a_chat_of_a_thousand_turns_is_answered_again(model, monkeypatch):
@@ -142,7 +144,7 @@ def test_thousands_of_kept_prefixes_do_not_keep_answers_waiting(model):
     slot, started = model.new_slot(), time.process_time()
     node = cache.restore(common + [300] * 50, slot)
     assert time.process_time() - started < 0.05
-    assert model.length(slot) == (400 if model.rewindable else 0)
+    assert model.length(slot) == (400 if all(model.states_in_rows) else 0)
     cache.unpin(node)
     model.free_slot(slot)
     cache.clear()

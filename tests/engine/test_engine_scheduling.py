@@ -59,7 +59,7 @@ def test_any_mix_gives_each_request_what_it_gets_alone(model, seed):
                 max_tokens=16,
                 n=rng.choice([1, 1, 2]),
                 use_cache=rng.random() < 0.8,
-                owner=rng.choice("ab"),
+                tenant=rng.choice("ab"),
             )
             if rng.random() < 0.25:
                 given_up.append(client)
@@ -140,8 +140,8 @@ def test_one_of_two_prompts_in_a_forward_can_be_cancelled(model, engine_by_hand)
 
     alone = model.generate(random_ids(90, seed=5), params=SamplingParams(), max_tokens=6).ids
     clients = [
-        Client(engine_by_hand, random_ids(90, seed=4), max_tokens=6, owner="a"),
-        Client(engine_by_hand, random_ids(90, seed=5), max_tokens=6, owner="b"),
+        Client(engine_by_hand, random_ids(90, seed=4), max_tokens=6, tenant="a"),
+        Client(engine_by_hand, random_ids(90, seed=5), max_tokens=6, tenant="b"),
     ]
     model.forward_slices = watched
     try:
@@ -162,7 +162,7 @@ def test_what_waits_can_be_cancelled(model):
         first.wait()
 
 
-def test_owners_take_turns_however_many_requests_they_have(model):
+def test_tenants_take_turns_however_many_requests_they_have(model):
     ended = []
     with running(model, by_hand, slots=1) as engine:
         clients = [
@@ -170,11 +170,11 @@ def test_owners_take_turns_however_many_requests_they_have(model):
                 engine,
                 random_ids(5),
                 max_tokens=2,
-                owner=owner,
-                on_delta=lambda c: ended.append(c.request.owner) if c.deltas[-1].usage else None,
+                tenant=tenant,
+                on_delta=lambda c: ended.append(c.request.tenant) if c.deltas[-1].usage else None,
                 **ENDLESS,
             )
-            for owner in ["greedy"] * 6 + ["modest"] * 2
+            for tenant in ["greedy"] * 6 + ["modest"] * 2
         ]
         for client in clients:
             client.wait()
@@ -189,8 +189,8 @@ def test_a_short_prompt_is_not_stuck_behind_a_long_one(model, engine_by_hand):
         return (yield from original(parts, hidden))
 
     clients = [
-        Client(engine_by_hand, random_ids(length), max_tokens=1, owner=owner)
-        for length, owner in ((1000, "long"), (20, "short"))
+        Client(engine_by_hand, random_ids(length), max_tokens=1, tenant=tenant)
+        for length, tenant in ((1000, "long"), (20, "short"))
     ]
     model.forward_slices = watched
     try:
@@ -210,12 +210,12 @@ def test_a_full_queue_is_busy(model):
         assert engine.stats().queued == 2
         with pytest.raises(Busy, match="2 requests are waiting"):
             ask(engine, random_ids(4))
-        for owner in "ab":  # nobody's crowd keeps everybody else out
-            waiting.append(Client(engine, random_ids(4), max_tokens=1, owner=owner))
+        for tenant in "ab":  # nobody's crowd keeps everybody else out
+            waiting.append(Client(engine, random_ids(4), max_tokens=1, tenant=tenant))
             with pytest.raises(Busy):
-                Client(engine, random_ids(4), max_tokens=1, owner=owner)
+                Client(engine, random_ids(4), max_tokens=1, tenant=tenant)
         with pytest.raises(Busy, match="4 requests are waiting"):  # but not without end
-            Client(engine, random_ids(4), max_tokens=1, owner="c")
+            Client(engine, random_ids(4), max_tokens=1, tenant="c")
         first.ticket.cancel()
         for client in waiting:
             client.wait()

@@ -81,12 +81,12 @@ class Asked:
             max_tokens=rng.choice([1, 6, 12]),
             n=rng.choice([1, 1, 1, 2, 4]),
             use_cache=rng.random() < 0.9,
-            owner=rng.choice("abc"),
+            tenant=rng.choice("abc"),
             top_logprobs=rng.choice([None, None, 3]),
             ignore_stop_tokens=True,
             constraint=Panicking if rng.random() < 0.05 else None,
         )
-        self.job = engine.submit(self.request, self._deliver)
+        self.group = engine.submit(self.request, self._deliver)
 
     def _deliver(self, deltas):
         assert not self.ended, "told after its end"
@@ -110,7 +110,7 @@ class Embedded:
 
     def __init__(self, engine, rng, prompts):
         self.at, self.results = rng.randrange(len(prompts)), []
-        self.job = engine.embed(prompts[self.at], self.results.append, rng.choice("abc"))
+        self.group = engine.embed(prompts[self.at], self.results.append, rng.choice("abc"))
 
     @property
     def ended(self):
@@ -119,19 +119,19 @@ class Embedded:
 
 
 def check_books(engine, asked):
-    """Slots, bytes, pins and counts are those of the jobs under way."""
+    """Slots, bytes, pins and counts are those of the groups under way."""
     loop, model, budget = engine._scheduler, engine.model, engine._budget
     answering = set(loop.decoding.values())
     under_way = {*loop.prefilling, *loop._left, *answering}
-    assert budget.reserved == sum(job.slots_held * job.bytes_each for job in under_way)
+    assert budget.reserved == sum(group.slots_held * group.bytes_each for group in under_way)
     held = Counter()
-    for job in under_way:
-        held[job.owner] += job.slots_held
+    for group in under_way:
+        held[group.tenant] += group.slots_held
     assert loop._held == held and held.total() <= loop.slots
-    slots = [job.slot for job in [*loop.prefilling, *loop._left]]
+    slots = [group.slot for group in [*loop.prefilling, *loop._left]]
     assert sorted([*slots, *(a.slot for a in loop.decoding)]) == sorted(model._lengths)
     assert model.state_bytes() <= budget.reserved <= budget.limit - engine._cache.nbytes
-    check_cache(engine._cache, Counter(job.node for job in under_way if job.node), budget)
+    check_cache(engine._cache, Counter(group.node for group in under_way if group.node), budget)
     alive = sum(not each.ended for each in asked)
     deaf = sum(isinstance(each, Asked) and each.deaf for each in asked)  # whose end is not seen
     assert alive <= engine._live <= alive + deaf
@@ -210,7 +210,7 @@ def test_the_books_are_right_whatever_happens(model, alone, seed):
                 kind = Embedded if rng.random() < 0.15 else Asked
                 asked.append(kind(engine, rng, prompts))
             if asked and rng.random() < 0.3:
-                rng.choice(asked[-12:]).job.cancel()
+                rng.choice(asked[-12:]).group.cancel()
             slices = iter([False] * rng.randrange(6))
             engine.turn(lambda slices=slices: next(slices, True))
             check_books(engine, asked)

@@ -260,12 +260,12 @@ def test_metadata_json_cannot_hold(tmp_path: Path, bad: object) -> None:
 
 
 def test_metadata_cap(tmp_path: Path) -> None:
-    room = (16 << 20) - len('{"k":""}')
-    AprWriter(tmp_path / "m.apr", {"k": "x" * room}, [])
+    longest = (16 << 20) - len('{"k":""}')
+    AprWriter(tmp_path / "m.apr", {"k": "x" * longest}, [])
     with pytest.raises(FormatError, match="16 MiB"):
-        AprWriter(tmp_path / "m.apr", {"k": "x" * (room + 1)}, [])
+        AprWriter(tmp_path / "m.apr", {"k": "x" * (longest + 1)}, [])
     with pytest.raises(FormatError, match="16 MiB"):  # bytes count, not characters
-        AprWriter(tmp_path / "m.apr", {"k": "ü" * (room // 2 + 1)}, [])
+        AprWriter(tmp_path / "m.apr", {"k": "ü" * (longest // 2 + 1)}, [])
 
 
 @pytest.mark.parametrize("name", ["", "x" * 257, "ü" * 129, "\ud800"])

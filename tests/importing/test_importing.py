@@ -119,7 +119,7 @@ def test_summary_counts_and_measures(tmp_path):
     assert roles["input_norm"].relative_error is None
     assert roles["gate_proj"].formats == {"halves": 4}
     assert roles["mtp"].tensors == summary.carried == 15
-    assert summary.left_out == {
+    assert summary.skipped == {
         "vision tower: apr runs text only": {"tensors": 2, "bytes": 2 * (8 * 3 * 2 * 4 * 4 + 8)}
     }
     stored = {n: v for n, (_, v) in tensors.items() if "visual" not in n}
@@ -276,10 +276,10 @@ def test_recipes_that_cannot_be_followed(tmp_path):
             "halves",
             1,
             Registry.from_declarations({"x": [Recipe("halves", f"{HERE}:EverythingHalves")]}),
-        ).choose(*_found(source))
+        ).choose(*_results(source))
 
 
-def _found(source):
+def _results(source):
     import_plan = plan(source)
     return import_plan.resolution, import_plan.checkpoint
 

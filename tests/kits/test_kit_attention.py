@@ -118,8 +118,8 @@ class TwoOfOneRole(Good):
 
     @staticmethod
     def example():
-        found = Good.example()
-        return MixerExample(found.options, HIDDEN, {**found.shapes, "input_norm": (HIDDEN,)})
+        example = Good.example()
+        return MixerExample(example.options, HIDDEN, {**example.shapes, "input_norm": (HIDDEN,)})
 
 
 @caught("roles_are_named", "'k_bias'")
@@ -212,12 +212,6 @@ class OneForAllSlots(Totals):
         return next(iter(self.arrays[name].values()))
 
 
-@caught("rewindable_claim_is_true", "20 tokens cut back to 7", **RECURRENT)
-@keeping(Sum)
-class FalselyRewindable(Totals):
-    rewindable = True
-
-
 @caught("snapshots_resume", "snapshot after 1 tokens", **RECURRENT)
 @keeping(Sum)
 class SnapshotsAreViews(Totals):
@@ -245,8 +239,8 @@ def test_a_read_of_what_was_never_written_is_found():
 @caught("slots_open_and_close", "held another sequence", **RECURRENT)
 @keeping(Sum)
 class RemembersTheLast(Totals):
-    def __init__(self, *made):
-        super().__init__(*made)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.old = {}
 
     def close(self, slot):

@@ -26,11 +26,11 @@ def declared(**facts):
 
 def kit(backend, *more, everything=False, **facts):
     """A kit of one backend, beside nothing else or everything that is installed."""
-    found = Registry.from_declarations({"toys": [declared(**facts), *more]})
+    results = Registry.from_declarations({"toys": [declared(**facts), *more]})
     if everything:
-        found = Registry([*get_registry().plugins, *found.plugins])
+        results = Registry([*get_registry().plugins, *results.plugins])
     setattr(broken, "Toy", backend)  # noqa: B010 - the target of the declaration
-    return type("Toy", (BackendConformance,), {"backend": "toy", "registry": found})
+    return type("Toy", (BackendConformance,), {"backend": "toy", "registry": results})
 
 
 def failure(check, backend, **options):
@@ -46,21 +46,21 @@ def outcomes(backend, checks, **options):
 
 
 def test_a_sound_backend_passes_everything():
-    found = outcomes(broken.Sound, [name for name in OWN if name not in MODELS])
-    assert not [r for r in found.values() if r.outcome == "failed"]
-    assert {n for n, r in found.items() if r.outcome == "skipped"} == {
+    results = outcomes(broken.Sound, [name for name in OWN if name not in MODELS])
+    assert not [r for r in results.values() if r.outcome == "failed"]
+    assert {n for n, r in results.items() if r.outcome == "skipped"} == {
         "test_packed_weights_are_read_as_decoded",
         *CHOICES,
     }
-    assert len(found) >= 15
+    assert len(results) >= 15
 
 
 @needs_families
 def test_a_sound_backend_runs_every_family():
-    found = outcomes(broken.Sound, MODELS, everything=True)
-    reasons = {r.reason for r in found.values() if r.outcome == "skipped"}
+    results = outcomes(broken.Sound, MODELS, everything=True)
+    reasons = {r.reason for r in results.values() if r.outcome == "skipped"}
     assert reasons == {"it has no capture()", "its kernel table reads no format of any recipe"}
-    assert not [r for r in found.values() if r.outcome == "failed"]
+    assert not [r for r in results.values() if r.outcome == "failed"]
 
 
 @pytest.mark.parametrize("backend", [broken.READS_FLOATS, broken.READS_LAYOUTS])
@@ -228,26 +228,27 @@ def test_false_claims_about_caches_are_caught(backend, words):
     assert words in failure("kv_types_work", backend)
 
 
-def test_a_backend_that_chooses_as_the_host_passes():
-    found = outcomes(broken.Chooses, CHOICES)
-    assert [r.outcome for r in found.values()] == ["passed"] * 2, found
+def test_a_backend_that_samples_as_the_host_passes():
+    results = outcomes(broken.Samples, CHOICES)
+    assert [r.outcome for r in results.values()] == ["passed"] * 2, results
 
 
-THE_HOST = "chosen_tokens_are_those_of_the_host"
+THE_HOST = "sampled_tokens_are_those_of_the_host"
 CHOICES_CAUGHT = [
-    (THE_HOST, broken.ChoosesTheLastOfEqual, "equal scores"),
-    (THE_HOST, broken.ChoosesPadding, "60 scores and padding: Draw(valid=60"),
-    (THE_HOST, broken.ChoosesNothing, "are not the likeliest tokens"),
-    (THE_HOST, broken.ChoosesNumPyIntegers, "choose gives int64, expected int or None"),
-    (THE_HOST, broken.ChoosesTooFew, "chosen tokens is 49, expected 50"),
-    *((THE_HOST, broken.chooses_without(**without), "97 scores: Draw(valid=97") for without in (
+    (THE_HOST, broken.SamplesTheLastOfEqual, "equal scores"),
+    (THE_HOST, broken.SamplesPadding, "60 scores and padding: SamplingMetadata(valid=60"),
+    (THE_HOST, broken.SamplesNothing, "are not the likeliest tokens"),
+    (THE_HOST, broken.SamplesNumPyIntegers, "sample gives int64, expected int or None"),
+    (THE_HOST, broken.SamplesTooFew, "sampled tokens is 49, expected 50"),
+    *((THE_HOST, broken.samples_without(**without), "97 scores: SamplingMetadata(valid=97")
+      for without in (
         {"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0},
-        {"share": 0.5})),
-    ("rows_that_are_not_finite_are_left_to_the_host", broken.ChoosesFromWhatIsNotFinite,
+        {"uniform": 0.5})),
+    ("rows_that_are_not_finite_are_left_to_the_host", broken.SamplesFromWhatIsNotFinite,
      "rows that are not finite give ["),
-    ("rows_that_are_not_finite_are_left_to_the_host", broken.ChoosesPadding,
+    ("rows_that_are_not_finite_are_left_to_the_host", broken.SamplesPadding,
      "is no reason to give [None, None"),
-    (THE_HOST, broken.ChoosesByTheBatch, "0 alone, "),
+    (THE_HOST, broken.SamplesByTheBatch, "0 alone, "),
 ]  # fmt: skip
 
 
@@ -279,11 +280,11 @@ def test_wrong_models_are_caught(check, backend, words):
     ],
 )
 def test_a_backend_that_cannot_run_here_is_skipped_with_the_reason(facts, words):
-    found = outcomes(broken.Sound, OWN, **facts)
-    assert {r.outcome for r in found.values()} == {"skipped"}, [
-        r for r in found.values() if r.outcome != "skipped"
+    results = outcomes(broken.Sound, OWN, **facts)
+    assert {r.outcome for r in results.values()} == {"skipped"}, [
+        r for r in results.values() if r.outcome != "skipped"
     ]
-    assert all(words in r.reason for r in found.values())
+    assert all(words in r.reason for r in results.values())
 
 
 def test_a_kernel_table_that_is_none_is_caught():

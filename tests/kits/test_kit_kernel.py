@@ -22,10 +22,10 @@ def kernel(target, op="swiglu", weight="*", backend="toy"):
 
 def kit(declared, backend=PLAIN, others=()):
     """A kit of one kernel, for a backend of another distribution."""
-    found = Registry.from_declarations(
+    registry = Registry.from_declarations(
         {"fast": [declared], "toys": [backend], "others": list(others)}
     )
-    return type("Toy", (KernelConformance,), {"kernel": "toy/fast", "registry": found})
+    return type("Toy", (KernelConformance,), {"kernel": "toy/fast", "registry": registry})
 
 
 def outcome(check, declared, **options):
@@ -38,9 +38,9 @@ def outcome(check, declared, **options):
 )
 def test_a_sound_kernel_passes_everything(target, op, weight):
     of = kit(kernel(target, op, weight))
-    found = {name: run_check(of, name) for name in OWN}
-    assert {r.outcome for r in found.values()} == {"passed"}, found
-    assert len(found) >= 6
+    results = {name: run_check(of, name) for name in OWN}
+    assert {r.outcome for r in results.values()} == {"passed"}, results
+    assert len(results) >= 6
 
 
 CAUGHT = [

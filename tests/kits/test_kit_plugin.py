@@ -32,11 +32,11 @@ def check(tmp_path, monkeypatch):
         if other:
             install(tmp_path, "x-other", other)
         importlib.invalidate_caches()
-        found = Registry(discover(Settings(), os.environ))
+        installed = Registry(discover(Settings(), os.environ))
 
         class Mine(PluginConformance):
             plugin = "x-mine"
-            registry = found
+            registry = installed
 
         return {result.check: result for result in run_checks(Mine)}
 
@@ -75,16 +75,16 @@ WRONG = {  # what is wrong -> source of the hooks, the one check that fails, wha
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_plugin_fails_one_check(check, what):
     source, name, said = WRONG[what]
-    found = failed(check(source))
-    assert said in found.pop(name)
-    assert not found or name == "test_plugin_is_usable", found
+    results = failed(check(source))
+    assert said in results.pop(name)
+    assert not results or name == "test_plugin_is_usable", results
 
 
 def test_a_name_that_somebody_else_has(check):
-    found = failed(check(quantizer("toy"), other=quantizer("toy")))
-    assert list(found) == ["test_declarations_say_what_they_are"]
-    assert "x-mine:toy" in found["test_declarations_say_what_they_are"]
-    assert "x-other:toy" in found["test_declarations_say_what_they_are"]
+    results = failed(check(quantizer("toy"), other=quantizer("toy")))
+    assert list(results) == ["test_declarations_say_what_they_are"]
+    assert "x-mine:toy" in results["test_declarations_say_what_they_are"]
+    assert "x-other:toy" in results["test_declarations_say_what_they_are"]
 
 
 def test_a_distribution_that_is_not_installed():

@@ -23,8 +23,8 @@ def kit(codec, declared=None, golden="", **stated):
     broken.Stated = codec = (
         type("Stated", (codec,), {"__module__": broken.__name__} | stated) if stated else codec
     )
-    found = Registry.from_declarations({"toys": [declare(codec, **(declared or {}))]})
-    attributes = {"quantizer": "toy", "registry": found, "golden": golden}
+    results = Registry.from_declarations({"toys": [declare(codec, **(declared or {}))]})
+    attributes = {"quantizer": "toy", "registry": results, "golden": golden}
     return type("Toy", (QuantizerConformance,), attributes)
 
 
@@ -136,8 +136,8 @@ def test_an_id_that_is_not_its_own_is_caught(number, reason):
     (Layout(group=32, codes=2, bits=4, zero=8, scale=(Numbers(17, "f16"),)), "exceeds the block"),
 ])  # fmt: skip
 def test_a_layout_that_means_something_else_is_caught(layout, reason):
-    found = failure("test_layout_means_what_decode_does", broken.Plain, {"layout": layout})
-    assert reason in found
+    results = failure("test_layout_means_what_decode_does", broken.Plain, {"layout": layout})
+    assert reason in results
 
 
 def test_golden_bytes_are_compared():
@@ -147,9 +147,9 @@ def test_golden_bytes_are_compared():
 
 
 def test_a_kind_without_a_stated_bound_has_that_of_its_bytes():
-    made = kit(broken.Plain, max_error={"gaussian": 0.15})
-    assert made().bounds()["gaussian"] == 0.15
-    assert made().bounds()["laplace"] == default_bounds(BLOCK, 18)["laplace"]
+    toy_kit = kit(broken.Plain, max_error={"gaussian": 0.15})
+    assert toy_kit().bounds()["gaussian"] == 0.15
+    assert toy_kit().bounds()["laplace"] == default_bounds(BLOCK, 18)["laplace"]
 
 
 def test_a_codec_derives_from_the_base_class():
@@ -158,8 +158,8 @@ def test_a_codec_derives_from_the_base_class():
 
 
 def test_a_bound_for_something_unknown_is_said():
-    found = failure("test_error_is_within_its_bound", broken.Plain, max_error={"gausian": 1.0})
-    assert "gausian" in found
+    results = failure("test_error_is_within_its_bound", broken.Plain, max_error={"gausian": 1.0})
+    assert "gausian" in results
 
 
 @pytest.mark.parametrize(("bits", "block", "expected"), [

@@ -41,8 +41,8 @@ def kit(kind, target, name="toy", *, registry=None, summary="Say hello", **attri
     fields = {"formats": attributes.pop("formats", ("toy",))} if kind == "recipe" else {}
     declared = record(name, f"tests.kits.broken.small:{target}", summary=summary, **fields)
     quantizer = broken_quantizers.declare(broken_quantizers.Plain)
-    found = registry or Registry.from_declarations({"toys": [declared, quantizer]})
-    return type("Toy", (base,), {kind: name, "registry": found} | attributes)
+    results = registry or Registry.from_declarations({"toys": [declared, quantizer]})
+    return type("Toy", (base,), {kind: name, "registry": results} | attributes)
 
 
 def with_families(target):
@@ -58,7 +58,7 @@ def exporter_kit(target, **attributes):
     return kit("exporter", target, registry=with_families(target), **attributes)
 
 
-def made(kind, target, **options):
+def toy_kit(kind, target, **options):
     return exporter_kit(target) if kind == "exporter" else kit(kind, target, **options)
 
 
@@ -67,7 +67,7 @@ RIGHT = {"recipe": "Recipe", "source": "fetch", "exporter": "export", "command":
 
 @pytest.mark.parametrize(("kind", "target"), RIGHT.items())
 def test_a_right_one_passes_everything(kind, target):
-    results = list(run_checks(made(kind, target), own_checks(kind)))
+    results = list(run_checks(toy_kit(kind, target), own_checks(kind)))
     assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
     assert len(results) >= 3
 
@@ -129,7 +129,7 @@ ELSEWHERE = {"test_listed_formats_are_installed", "test_the_name_can_be_typed_an
 @pytest.mark.parametrize(("kind", "target", "check", "reason"), CAUGHT)
 def test_a_wrong_one_is_caught(kind, target, check, reason):
     options = {"url": "toy://small"} if kind == "source" else {}
-    result = run_check(made(kind, target, **options), f"test_{check}")
+    result = run_check(toy_kit(kind, target, **options), f"test_{check}")
     assert result.outcome == "failed", result
     assert reason in result.reason
 
@@ -144,15 +144,15 @@ def test_recipes_are_asked_about_every_class_of_the_contracts():
 
 
 def test_a_format_that_is_not_installed_is_named():
-    made = kit("recipe", "Recipe", formats=("toy", "q4_k"))
-    result = run_check(made, "test_listed_formats_are_installed")
+    toy_kit = kit("recipe", "Recipe", formats=("toy", "q4_k"))
+    result = run_check(toy_kit, "test_listed_formats_are_installed")
     assert result.outcome == "skipped"
     assert "not installed: q4_k (Install the package that provides it" in result.reason
 
 
 def test_a_float_in_the_list_is_caught():
-    made = kit("recipe", "Recipe", formats=("toy", "f16"))
-    result = run_check(made, "test_listed_formats_are_installed")
+    toy_kit = kit("recipe", "Recipe", formats=("toy", "f16"))
+    result = run_check(toy_kit, "test_listed_formats_are_installed")
     assert result.outcome == "failed" and "'f16'" in result.reason
 
 
@@ -160,8 +160,8 @@ def test_a_format_of_two_owners_is_caught():
     quantizer = broken_quantizers.declare(broken_quantizers.Plain)
     recipe = Recipe("toy", "tests.kits.broken.small:Recipe", summary="a toy", formats=("toy",))
     both = Registry.from_declarations({"a": [recipe, quantizer], "b": [quantizer]})
-    made = kit("recipe", "Recipe", registry=both)
-    result = run_check(made, "test_listed_formats_are_installed")
+    toy_kit = kit("recipe", "Recipe", registry=both)
+    result = run_check(toy_kit, "test_listed_formats_are_installed")
     assert result.outcome == "failed" and "a:toy, b:toy" in result.reason
 
 
@@ -201,8 +201,8 @@ def test_an_exporter_without_families_or_recipes_is_skipped():
         ),
         *(r for r in get_registry().plugins if any(d.kind == "family" for d in r.declarations)),
     ])  # fmt: skip
-    made = kit("exporter", "export", registry=families)
-    result = run_check(made, "test_packed_weights_are_written_or_refused")
+    toy_kit = kit("exporter", "export", registry=families)
+    result = run_check(toy_kit, "test_packed_weights_are_written_or_refused")
     assert (result.outcome, result.reason) == (
         "skipped",
         "no recipe with a block format is installed",
@@ -224,15 +224,15 @@ def test_the_exporter_of_the_core_passes():
         "",
         (Exporter("toy", "apr_core.exporting:export", summary="a directory"),),
     )
-    made = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
-    results = list(run_checks(made, own_checks("exporter")))
+    toy_kit = kit("exporter", "export", registry=Registry([row, *get_registry().plugins]))
+    results = list(run_checks(toy_kit, own_checks("exporter")))
     assert {r.outcome for r in results} == {"passed"}, [r for r in results if r.reason]
 
 
 @pytest.mark.parametrize("name", ["run", "Hello", "two words", "-x"])
 def test_a_name_that_is_taken_or_cannot_be_typed_is_caught(name):
-    made = kit("command", "command", name=name)
-    result = run_check(made, "test_the_name_can_be_typed_and_is_not_taken")
+    toy_kit = kit("command", "command", name=name)
+    result = run_check(toy_kit, "test_the_name_can_be_typed_and_is_not_taken")
     assert result.outcome == "failed"
     assert name not in COMMANDS or "is built in" in result.reason
 

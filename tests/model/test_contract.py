@@ -163,9 +163,9 @@ def test_resolution_of_a_complete_checkpoint():
     assert resolution.rules["draft.a.weight"].group == "draft"
     assert resolution.rules["draft.a.weight"].quant_class == "matrix"
     assert resolution.rules["draft.b.weight"].quant_class == "keep"
-    assert set(resolution.left_out) == set(extra)
-    assert resolution.left_out["model.vision.patch.weight"] == "pictures"
-    assert "tied" in resolution.left_out["lm_head.weight"]
+    assert set(resolution.skipped) == set(extra)
+    assert resolution.skipped["model.vision.patch.weight"] == "pictures"
+    assert "tied" in resolution.skipped["lm_head.weight"]
     with pytest.raises(ContractError, match="no tensor for role 'conv' of layer 0"):
         resolution.name_of("conv", 0)
 

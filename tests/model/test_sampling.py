@@ -1,4 +1,4 @@
-"""Sampling: every step does what it says, and a seed decides the draw."""
+"""Sampling: every step does what it says, and a seed decides the token."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def plain_scores(logits, params, counts, prompt):
 
 
 def plain_shares(scores, params):
-    """The share of each token among those kept, by sorting everything, in float64."""
+    """The probability of each token among those kept, by sorting everything, in float64."""
     order = np.argsort(-scores, kind="stable")
     order = order[: params.top_k or None]
     weights = np.exp((scores[order] - scores.max()) / params.temperature)
@@ -251,13 +251,13 @@ def test_min_p_of_one_keeps_all_that_are_the_best(steps):
 def test_a_share_picks_where_the_running_sum_passes_it():
     weights = np.zeros(5000, np.float32)
     weights[[7, 2000, 2001, 4000]] = [1, 2, 4, 1]
-    picks = [pick(weights, share) for share in (0, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1)]
+    picks = [pick(weights, uniform) for uniform in (0, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1)]
     assert picks == [7, 7, 2000, 2000, 2001, 2001, 4000, 4000]
     rng = np.random.default_rng(0)
-    for share in (np.nextafter(1, 0), 1.0, 1.0000001):
+    for uniform in (np.nextafter(1, 0), 1.0, 1.0000001):
         weights = rng.random(3000) ** 9
         weights[-700:] = 0  # the last block and part of the one before
-        assert pick(weights, float(share)) == 2299
+        assert pick(weights, float(uniform)) == 2299
 
 
 @pytest.mark.parametrize(

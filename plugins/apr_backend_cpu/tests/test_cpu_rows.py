@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_calls import call, largest_bytes, quantized, random_bytes, weight
 
-from apr_backend_cpu.constants import GROUP, METHOD_COLUMNS, ONE, ROW_ROOM, SUPERBLOCK
+from apr_backend_cpu.constants import GROUP, METHOD_COLUMNS, ONE, ROW_WORKSPACE, SUPERBLOCK
 from apr_backend_cpu.kernels.linear.formats import FORMATS
 from apr_backend_cpu.ops.formats import PACKED_BLOCKS, methods
 from apr_backend_cpu.ops.linear import group
@@ -28,9 +28,9 @@ def together(name, w, x):
 def one_by_one(name, w, x):
     """The same, row by row, by the kernel for one row."""
     out, runs = np.full((len(x) + 1, ROWS), 7, np.float32), -(-x.shape[1] // GROUP)
-    room = np.empty(-(-x.shape[1] // SUPERBLOCK) * ROW_ROOM, np.uint8)
+    workspace = np.empty(-(-x.shape[1] // SUPERBLOCK) * ROW_WORKSPACE, np.uint8)
     for record, target in zip(quantized(x), out, strict=False):
-        call(f"one_row_{name}", w, w.strides[0], record, target, runs, room)
+        call(f"one_row_{name}", w, w.strides[0], record, target, runs, workspace)
     return out
 
 

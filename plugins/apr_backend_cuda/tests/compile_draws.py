@@ -21,7 +21,7 @@ TYPES = {
 }  # fmt: skip
 ONE, BLOCK = {"ROWS": 1}, {"BLOCK": sampling.BLOCK}
 BLOCKS = {"BLOCKS": 256}  # of a vocabulary of 248320
-ROOM = {"ROOM": sampling.ROOM}
+CAPACITY = {"CAPACITY": sampling.CAPACITY}
 KERNELS = [
     (draws.best_of_blocks, ONE | BLOCK),
     (draws.best_of_rows, ONE | BLOCKS),
@@ -29,10 +29,10 @@ KERNELS = [
     (draws.sums_of_blocks, ONE | BLOCK | {"LEAST": False}),
     (draws.draw_from_all, ONE | BLOCK | BLOCKS),
     (draws.best_of_columns, ONE | {"N": 256}),
-    (draws.list_scores, ROOM | BLOCK),
-    (draws.draw_from_list, ONE | ROOM | BLOCKS | {"NUCLEUS": True, "K": sampling.LONGEST}),
-    (draws.draw_from_list, ONE | ROOM | BLOCKS | {"NUCLEUS": False, "K": sampling.SHORTEST}),
-    (draws.draw_from_list, ONE | ROOM | BLOCKS | {"NUCLEUS": False, "K": sampling.LONGEST}),
+    (draws.list_scores, CAPACITY | BLOCK),
+    (draws.draw_from_list, ONE | CAPACITY | BLOCKS | {"NUCLEUS": True, "K": sampling.LONGEST}),
+    (draws.draw_from_list, ONE | CAPACITY | BLOCKS | {"NUCLEUS": False, "K": sampling.SHORTEST}),
+    (draws.draw_from_list, ONE | CAPACITY | BLOCKS | {"NUCLEUS": False, "K": sampling.LONGEST}),
 ]
 
 for kernel, constants in KERNELS:

@@ -242,5 +242,5 @@ def test_every_phase_runs(tmp_path):
     assert all(row["same"] == row["tokens"] for row in tables["The same greedy tokens"])
     kernels = {row["kernel"] for row in tables["Kernels"]}
     assert {"linear", "mlp", "attention", "gated_delta", "causal_conv1d", "embed"} <= kernels
-    assert tables["Conformance"][0]["passed"] == tables["Conformance"][0]["checks"] == 2
+    assert tables["Conformance"][0]["passed"] == tables["Conformance"][0]["checks"] == 1
     assert f"## {results['facts']['device']}" in done.stdout

@@ -68,7 +68,7 @@ def machine(monkeypatch):
 
 def refusal(number=None):
     with pytest.raises(BackendUnavailable) as refused:
-        devices.chosen(number)
+        devices.visible_device(number)
     assert refused.value.exit_code == 14
     return refused.value.message, refused.value.hint
 
@@ -116,7 +116,7 @@ def test_all_devices_are_listed_with_their_numbers(machine):
 @pytest.mark.parametrize(("number", "index"), [(None, 0), ("0", 0), ("1", 1), ("01", 1)])
 def test_the_device_of_a_number_is_used_and_the_first_without_one(machine, number, index):
     machine(HOPPER, HOPPER)
-    assert devices.chosen(number) == torch.device("cuda", index)
+    assert devices.visible_device(number) == torch.device("cuda", index)
 
 
 def test_a_number_that_no_device_has_is_refused_with_those_there_are(machine):
@@ -130,7 +130,7 @@ def test_a_number_that_no_device_has_is_refused_with_those_there_are(machine):
 
 def test_a_device_that_is_too_old_is_passed_over_but_refused_by_its_number(machine):
     machine(TURING, HOPPER)
-    assert probe.probe()[0] == 100 and devices.chosen(None).index == 1
+    assert probe.probe()[0] == 100 and devices.visible_device(None).index == 1
     message, hint = refusal("0")
     assert "Tesla T4 has compute capability 7.5, and 8.0 is needed" in message
     assert hint == "Choose cuda:1."
@@ -170,7 +170,7 @@ def test_a_driver_too_old_for_torch_is_refused_in_torchs_words(machine, monkeypa
 def test_a_device_that_torch_does_not_see_is_refused(machine, monkeypatch):
     machine(HOPPER, HOPPER)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert devices.chosen("0").index == 0
+    assert devices.visible_device("0").index == 0
     assert "cuda:1 is not among them" in refusal("1")[0]
 
 

@@ -56,7 +56,7 @@ def test_bytes_of_matrices_pass_through(tmp_path, recipe):
         matrix = tensor(reader, f"blk.0.{name}.weight")
         assert matrix.tobytes() == file.raw(source).tobytes(), source
     assert summary["tensors"] == len(reader.tensors)
-    assert all("mtp" in name or "visual" in name for name in summary["left_out"])
+    assert all("mtp" in name or "visual" in name for name in summary["skipped"])
 
 
 def test_the_transforms(tmp_path):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from apr_core.errors import AprError
-from apr_core.generate.sampling import chosen
+from apr_core.generate.sampling import sample
 from apr_core.ops import CORE_OPS
 from apr_core.ops.binding import GENERIC
 from apr_core.ops.layouts import decode as decode_layout
@@ -85,10 +85,10 @@ def linear_into_the_weights_buffer(x, w):
 
 def attention_into_one_buffer(q, k, v, state, step, scale):
     """Returns a view of what it uses for every step."""
-    room = BUFFERS.setdefault("attention", np.empty(1 << 20, np.float32))
-    found = _attention(np, q, k, v, state, step, scale)
-    out = room[: found.size].reshape(found.shape)
-    out[...] = found
+    buffer = BUFFERS.setdefault("attention", np.empty(1 << 20, np.float32))
+    result = _attention(np, q, k, v, state, step, scale)
+    out = buffer[: result.size].reshape(result.shape)
+    out[...] = result
     return out
 
 
@@ -249,11 +249,11 @@ class ZerosAreWide(Sound):
 
 
 class ZerosAreShared(Sound):
-    made = {}
+    built = {}
 
     def zeros(self, shape, dtype="f32"):
         key = (tuple(shape), dtype)
-        return self.made.setdefault(key, super().zeros(shape, dtype))
+        return self.built.setdefault(key, super().zeros(shape, dtype))
 
 
 class HalfIsInteger(Sound):
@@ -353,75 +353,75 @@ class ReplaysTheFirst(Sound):
 
         def captured(ids, step):
             key = step.n_rows
-            found = function(ids, step)
-            return seen.setdefault(key, found)
+            result = function(ids, step)
+            return seen.setdefault(key, result)
 
         return captured
 
 
-class Chooses(Sound):
-    """Chooses as the host does; the others change what they are asked for, or what they give."""
+class Samples(Sound):
+    """Samples as the host does; the others change what they are asked for, or what they give."""
 
-    def choose(self, logits, draws):
-        return [self.one(row, draw) for row, draw in zip(logits, draws, strict=True)]
+    def sample(self, logits, sampling):
+        return [self.one(row, metadata) for row, metadata in zip(logits, sampling, strict=True)]
 
-    def one(self, row, draw):
+    def one(self, row, metadata):
         try:
-            usable = draw is not None and (row[: draw.valid] < np.inf).all()
-            return chosen(row, draw) if usable else None
+            usable = metadata is not None and (row[: metadata.valid] < np.inf).all()
+            return sample(row, metadata) if usable else None
         except AprError:
             return None
 
 
-class ChoosesTheLastOfEqual(Chooses):
-    def one(self, row, draw):
-        if draw is None or draw.temperature > 0:
-            return super().one(row, draw)
-        token = super().one(row[: draw.valid][::-1], draw)
-        return token if token is None else draw.valid - 1 - token
+class SamplesTheLastOfEqual(Samples):
+    def one(self, row, metadata):
+        if metadata is None or metadata.temperature > 0:
+            return super().one(row, metadata)
+        token = super().one(row[: metadata.valid][::-1], metadata)
+        return token if token is None else metadata.valid - 1 - token
 
 
-class ChoosesPadding(Chooses):
-    def one(self, row, draw):
-        return super().one(row, draw and replace(draw, valid=row.size))
+class SamplesPadding(Samples):
+    def one(self, row, metadata):
+        return super().one(row, metadata and replace(metadata, valid=row.size))
 
 
-class ChoosesWithout(Chooses):
+class SamplesWithout(Samples):
     """Passes over one of the parameters."""
 
     without: ClassVar[dict[str, float]] = {}
 
-    def one(self, row, draw):
-        return super().one(row, draw and replace(draw, **self.without))
+    def one(self, row, metadata):
+        return super().one(row, metadata and replace(metadata, **self.without))
 
 
-def chooses_without(**without):
-    return type("Toy", (ChoosesWithout,), {"without": without})
+def samples_without(**without):
+    return type("Toy", (SamplesWithout,), {"without": without})
 
 
-class ChoosesNothing(Chooses):
-    def one(self, row, draw):
+class SamplesNothing(Samples):
+    def one(self, row, metadata):
         return None
 
 
-class ChoosesNumPyIntegers(Chooses):
-    def choose(self, logits, draws):
-        return np.array([token or 0 for token in super().choose(logits, draws)])
+class SamplesNumPyIntegers(Samples):
+    def sample(self, logits, sampling):
+        return np.array([token or 0 for token in super().sample(logits, sampling)])
 
 
-class ChoosesTooFew(Chooses):
-    def choose(self, logits, draws):
-        return super().choose(logits, draws)[:-1]
+class SamplesTooFew(Samples):
+    def sample(self, logits, sampling):
+        return super().sample(logits, sampling)[:-1]
 
 
-class ChoosesFromWhatIsNotFinite(Chooses):
-    def one(self, row, draw):
-        return super().one(np.nan_to_num(row), draw)
+class SamplesFromWhatIsNotFinite(Samples):
+    def one(self, row, metadata):
+        return super().one(np.nan_to_num(row), metadata)
 
 
-class ChoosesByTheBatch(Chooses):
-    def choose(self, logits, draws):
-        return super().choose(logits, draws) if len(draws) > 1 else [0]
+class SamplesByTheBatch(Samples):
+    def sample(self, logits, sampling):
+        return super().sample(logits, sampling) if len(sampling) > 1 else [0]
 
 
 class ClaimsBytes(Sound):

@@ -183,11 +183,11 @@ class Dithers(Plain):
 
 
 class DithersEachObject(Plain):
-    made = 0
+    built = 0
 
     def __init__(self):
-        DithersEachObject.made += 1
-        self.shift = 0.05 * DithersEachObject.made
+        DithersEachObject.built += 1
+        self.shift = 0.05 * DithersEachObject.built
 
     def codes(self, x, step):
         return super().codes(x + self.shift * step, step)
@@ -246,11 +246,11 @@ class OfNoKind:
 
 
 class EncodesIntoOneBuffer(Plain):
-    made = {}
+    built = {}
 
     def encode(self, rows):
         raw = super().encode(rows)
-        buffer = self.made.setdefault(raw.shape, np.empty_like(raw))
+        buffer = self.built.setdefault(raw.shape, np.empty_like(raw))
         buffer[:] = raw
         return buffer
 
@@ -262,9 +262,9 @@ class DecodesIntoItsBuffer(Plain):
         self.buffer = np.empty(1 << 20, np.float32)
 
     def finished(self, values):
-        found = self.buffer[: values.size].reshape(values.shape)
-        found[:] = values
-        return found
+        view = self.buffer[: values.size].reshape(values.shape)
+        view[:] = values
+        return view
 
 
 class Lossless(Plain):

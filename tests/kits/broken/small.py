@@ -164,8 +164,8 @@ def write_all(file, path, progress, head=b""):
 
 def summary(file, out, **changes):
     size = out.stat().st_size if out.is_file() else 0
-    found = {"path": str(out), "tensors": len(file.tensors), "bytes": size}
-    return found | {"left_out": [], "warnings": []} | changes
+    summary = {"path": str(out), "tensors": len(file.tensors), "bytes": size}
+    return summary | {"skipped": [], "warnings": []} | changes
 
 
 def refuses(file, out, *, progress=None):
@@ -188,8 +188,8 @@ def returns_nothing(file, out, *, progress=None):
 
 
 def forgets_warnings(file, out, *, progress=None):
-    found = export(file, out, progress=progress)
-    return {key: value for key, value in found.items() if key != "warnings"}
+    summary = export(file, out, progress=progress)
+    return {key: value for key, value in summary.items() if key != "warnings"}
 
 
 def warns_with_numbers(file, out, *, progress=None):
@@ -209,7 +209,7 @@ def counts_wrongly(file, out, *, progress=None):
 
 
 def leaves_out_what_is_not_there(file, out, *, progress=None):
-    return export(file, out, progress=progress) | {"left_out": ["no.such.weight"]}
+    return export(file, out, progress=progress) | {"skipped": ["no.such.weight"]}
 
 
 def writes_a_log(file, out, *, progress=None):
@@ -237,11 +237,11 @@ def never_reports(file, out, *, progress=None):
 
 
 def reports_shares(file, out, *, progress=None):
-    found = export(file, out)
+    summary = export(file, out)
     for _ in range(10):
         if progress is not None:
             progress.advance(0.1)
-    return found
+    return summary
 
 
 def reports_text(file, out, *, progress=None):

@@ -58,7 +58,7 @@ def test_what_an_agent_sends_is_answered():
     assert answer.status_code == 200, answer.text
     last = json.loads(answer.text.rstrip().rpartition("data: ")[2])
     assert last["type"] == "response.completed"
-    assert last["response"]["apr_tools_left_out"] == ["web_search"]
+    assert last["response"]["apr_ignored_tools"] == ["web_search"]
     assert [tool["type"] for tool in last["response"]["tools"]] == [
         "function",
         "custom",

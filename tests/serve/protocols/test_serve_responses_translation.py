@@ -337,9 +337,9 @@ def test_log_probabilities_stand_in_deltas_and_in_the_whole_text():
     assert response["output"][0]["content"][0]["logprobs"] == [entry]
 
 
-def kept(store, owner="me", previous=None, text="Hi"):
+def kept(store, tenant="me", previous=None, text="Hi"):
     _, response = translated(ANSWERS["all"], previous_response_id=previous)
-    store.put(response, [MessageItem(role="user", content=text)], owner)
+    store.put(response, [MessageItem(role="user", content=text)], tenant)
     return response["id"]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from apr_backend_cpu.constants import LANES, SUPERBLOCK
 from apr_backend_cpu.native import cache_folders, chosen
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
-from apr_backend_cpu.run.recording import Captured, StepFunction, settle
+from apr_backend_cpu.run.recording import Captured, StepFunction, materialize
 from apr_backend_cpu.run.resources import Resources
 from apr_backend_cpu.shipped import library_path
 from apr_core.plugin import BackendPlugin, HostMatrix, plain
@@ -110,6 +110,6 @@ class Cpu(BackendPlugin):
 
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array itself."""
-        settle()
+        materialize()
         values: NDArray[Any] = plain(array)
         return values

@@ -34,7 +34,7 @@ TOKENS = 24  # rows of activations multiplied by an unpacked tile in a call
 TILE_SUPERBLOCK = 5824  # bytes of a superblock in an unpacked tile with integer scales
 # bytes of 32 columns in an unpacked tile with floating-point scales; codes are bytes or int16
 TILE_GROUP, TILE_GROUP_WIDE = 640, 1216
-ROW_ROOM = VECTOR * ROWS  # bytes per superblock: 16 weight rows times one row of activations
+ROW_WORKSPACE = VECTOR * ROWS  # bytes per superblock: 16 weight rows times one row of activations
 # Columns of a table of parts. A part is the whole tiles of a matrix, or its remaining rows
 # copied into a buffer of 16 rows. Results are [tokens, rows], one matrix after another. METHODS is
 # the address of a format's functions, PARAMETERS that of a declared layout's tables.

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apr_backend_cuda.devices import chosen, enter
+from apr_backend_cuda.devices import enter, visible_device
 from apr_backend_cuda.launching.tuning import tuning_folder
 from apr_backend_cuda.namespace import Namespace
 from apr_backend_cuda.run.capture import Captured, StepFunction
-from apr_backend_cuda.run.sampling import choose
+from apr_backend_cuda.run.sampling import sample
 from apr_backend_cuda.states.device import DeviceStates
 from apr_backend_cuda.states.pages import TYPES
 from apr_backend_cuda.weights import matrices
 from apr_backend_cuda.weights.planes import FLOATS, FORMATS
 from apr_backend_cuda.weights.upload import PIECE, Uploader, uploader
-from apr_core.plugin import BackendPlugin, BlockLayout, Draw, HostMatrix, KVType
+from apr_core.plugin import BackendPlugin, BlockLayout, HostMatrix, KVType, SamplingMetadata
 
 HERE = "apr_backend_cuda"
 
@@ -67,7 +67,7 @@ class Cuda(BackendPlugin):
     captures_arithmetic = True  # a graph records whatever torch launches
 
     def __init__(self, threads: int | None = None, device: str | None = None) -> None:
-        self.device = chosen(device)
+        self.device = visible_device(device)
         enter(self.device)
         self.xp = Namespace(self.device)
         self._uploader: Uploader | None = None  # set while a model is being loaded
@@ -146,10 +146,12 @@ class Cuda(BackendPlugin):
         """Return the step function, run as CUDA graphs when every sequence gets one token."""
         return Captured(function)
 
-    def choose(self, logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+    def sample(
+        self, logits: torch.Tensor, sampling: Sequence[SamplingMetadata | None]
+    ) -> list[int | None]:
         """Return the tokens drawn from logits [rows, vocab]; only these leave the device."""
         enter(self.device)
-        return choose(logits, draws)
+        return sample(logits, sampling)
 
     def caches(self) -> list[tuple[str, str]]:
         """List the caches on disk: the tile sizes found fastest for each kernel."""

@@ -19,7 +19,7 @@ from apr_backend_cuda.probe import (
 from apr_core.plugin import BackendUnavailable
 
 
-def chosen(number: str | None) -> torch.device:
+def visible_device(number: str | None) -> torch.device:
     """Return the device of that number; by default the first that kernels run on.
 
     Returns the CPU if kernels are interpreted. Raises BackendUnavailable.

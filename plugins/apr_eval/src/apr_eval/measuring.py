@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import Draw, UsageError
+from apr_core.plugin import SamplingMetadata, UsageError
 from apr_core.runtime import CHUNK, Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Plan:
 
     def check(self, model: Model) -> None:
         """Raise UsageError for what the model cannot do."""
-        room = model.max_len - self.max_tokens
-        if self.prompt_tokens > room:
+        longest = model.max_len - self.max_tokens
+        if self.prompt_tokens > longest:
             raise UsageError(
                 f"{self.prompt_tokens} prompt tokens and {self.max_tokens} new ones do not fit "
                 f"the context of {model.max_len}",
@@ -123,13 +123,13 @@ def repetition(model: Model, plan: Plan, number: int) -> tuple[Run, int]:
             tokens.append(sampler(logits))
             run = run or Run(prefilled - started, time.perf_counter() - started)
         assert run is not None
-        likeliest = [Draw(valid)] * plan.batch
+        likeliest = [SamplingMetadata(valid)] * plan.batch
         for _ in range(plan.max_tokens):
             started = time.perf_counter()
             step = model.forward_last([(s, [t]) for s, t in zip(slots, tokens, strict=True)])
             tokens = [
                 choice if isinstance(choice, int) else int(choice[:valid].argmax())
-                for choice in step.chosen(likeliest)
+                for choice in step.sample(likeliest)
             ]
             run.steps_s.append(time.perf_counter() - started)
         return run, state_bytes(model, slots)

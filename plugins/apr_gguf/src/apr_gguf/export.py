@@ -44,7 +44,7 @@ def export(file: AprFile, out: Path, *, progress: Any = None) -> dict[str, Any]:
         part.unlink(missing_ok=True)
     return {
         "path": str(out), "tensors": len(targets), "bytes": out.stat().st_size,
-        "left_out": tensors.left_out, "warnings": [t.note for t in targets if t.note],
+        "skipped": tensors.skipped, "warnings": [t.note for t in targets if t.note],
     }  # fmt: skip
 
 

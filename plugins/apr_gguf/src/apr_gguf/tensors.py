@@ -94,14 +94,14 @@ class TensorMap:
         self, file: AprFile, arch: str, heads: Heads | None, find: Callable[[str], Any]
     ) -> None:
         self.file, self.arch, self.heads, self.find = file, arch, heads, find
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
 
     def targets(self) -> Iterator[Target]:
-        """Yield a target for each tensor GGUF has a place for; others go into `left_out`."""
+        """Yield a target for each tensor GGUF has a place for; others go into `skipped`."""
         for entry in self.file.tensors.values():
             name = self._name(entry.name)
             if name is None:
-                self.left_out.append(entry.name)
+                self.skipped.append(entry.name)
             else:
                 yield self._target(name, entry)
 

@@ -69,13 +69,13 @@ def _entry(kernel: Kernel, inner: str) -> str:
     parameters = ", ".join(f"{t} %a{i}" for i, t in enumerate(types))
     passed = "".join(f", {t} %a{i}" for i, t in enumerate(types))
     result = str(IR_TYPES[kernel.result])
-    room = result if kernel.result else "ptr"
-    returned = f"%r = load {result}, ptr %room\n ret {result} %r" if kernel.result else "ret void"
+    result_type = result if kernel.result else "ptr"
+    returned = f"%r = load {result}, ptr %result\n ret {result} %r" if kernel.result else "ret void"
     return f"""
 define {result} @{kernel.name}({parameters}) {{
- %room = alloca {room}
+ %result = alloca {result_type}
  %error = alloca ptr
- %status = call i32 @{inner}(ptr %room, ptr %error{passed})
+ %status = call i32 @{inner}(ptr %result, ptr %error{passed})
  {returned}
 }}
 """

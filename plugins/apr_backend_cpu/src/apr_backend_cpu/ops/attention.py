@@ -35,7 +35,7 @@ from apr_backend_cpu.constants import (
 from apr_backend_cpu.native import address as kernel
 from apr_backend_cpu.run.arrays import address, bits
 from apr_backend_cpu.run.program import Program, each_time, instructions, new, strided
-from apr_backend_cpu.run.recording import settle
+from apr_backend_cpu.run.recording import materialize
 from apr_core.plugin import CORE_OPS, plain
 
 Floats = NDArray[np.float32]
@@ -129,7 +129,7 @@ class _Few:
         self._table = np.zeros((count, SEGMENT), np.int64)
         self._table[:, START] = layout.segments[self._segments, 0] + layout.single[:, 1]
         self._program, self._kv_heads, self._group, self._dim = p, kv_heads, heads // kv_heads, dim
-        self._room, self._parts = np.empty(0, np.float32), 0
+        self._workspace, self._parts = np.empty(0, np.float32), 0
         inputs, scratch = (address(q), address(self._table), count), _scratch(self._group, dim)
         more = (*numbers, 0, 0, 0, 0)
         parts = p.add("attend_few_task", 0, *inputs, *more, scratch=scratch)
@@ -147,13 +147,13 @@ class _Few:
             self._table[:, caches] = table[self._segments, caches]
         if layout.parts != self._parts:
             self._parts = layout.parts
-            self._make_room(self._kv_heads * layout.parts)
+            self._grow_workspace(self._kv_heads * layout.parts)
 
-    def _make_room(self, tasks: int) -> None:
+    def _grow_workspace(self, tasks: int) -> None:
         queries = tasks * self._group
-        if self._room.size < queries * (self._dim + 2):
-            self._room = np.empty(2 * queries * (self._dim + 2), np.float32)
-        tops = address(self._room)
+        if self._workspace.size < queries * (self._dim + 2):
+            self._workspace = np.empty(2 * queries * (self._dim + 2), np.float32)
+        tops = address(self._workspace)
         for arguments in self._arguments:
             arguments[8:12] = self._parts, tops, tops + 4 * queries, tops + 8 * queries
         self._program.set_tasks(self._number, tasks)
@@ -201,7 +201,7 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
     """
     tokens, heads, dim = q.shape
     if dim % (2 * LANES if state.dtype == "q8" else LANES):
-        settle()
+        materialize()
         answer: Floats = CORE_OPS["attention"](np, *map(plain, (q, k, v)), state, step, scale)
         return answer
     q, k, v = (strided(x, whole=True).array for x in (q, k, v))

@@ -57,7 +57,7 @@ class LayoutTables:
         )
 
     @property
-    def room(self) -> int:
+    def workspace_bytes(self) -> int:
         """Bytes that a thread needs for a tile's numbers: scales and minima of every run."""
         return 2 * VECTOR * self.runs
 

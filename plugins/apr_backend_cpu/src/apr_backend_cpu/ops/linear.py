@@ -14,7 +14,7 @@ from apr_backend_cpu.constants import (
     PART_ROWS,
     ROW_BYTES,
     ROW_GAP,
-    ROW_ROOM,
+    ROW_WORKSPACE,
     ROWS,
     SIDE_BY_SIDE,
     SUPERBLOCK,
@@ -26,7 +26,7 @@ from apr_backend_cpu.ops.formats import BLOCKS, FLOATS, methods
 from apr_backend_cpu.ops.layout_tables import LayoutTables
 from apr_backend_cpu.run.arrays import address
 from apr_backend_cpu.run.program import Program, instructions, new, recorder, strided
-from apr_backend_cpu.run.recording import settle
+from apr_backend_cpu.run.recording import materialize
 from apr_core.plugin import plain
 
 Floats = NDArray[np.float32]
@@ -143,12 +143,12 @@ class Group:
 
     def _scratch(self, tokens: int, cols: int, n: int) -> int:
         """Return the bytes of a task: unpacked tiles, or partial sums; results of a last tile."""
-        room = n * (SIDE_BY_SIDE * 8 * TILE_GROUP_WIDE if tokens >= FEW else ROW_ROOM)
+        nbytes = n * (SIDE_BY_SIDE * 8 * TILE_GROUP_WIDE if tokens >= FEW else ROW_WORKSPACE)
         if self.dense:
-            room = max(room, 4 * ROWS * (cols + WIDTH))
+            nbytes = max(nbytes, 4 * ROWS * (cols + WIDTH))
         if self._layouts:
-            room += max(layout.room for layout in self._layouts.values())
-        return room + 4 * ROWS * tokens
+            nbytes += max(layout.workspace_bytes for layout in self._layouts.values())
+        return nbytes + 4 * ROWS * tokens
 
     def _arranged_records(self, p: Program, records: Any, n: int) -> NDArray[np.uint8]:
         """Return records reordered for declared layouts with nibbles of neighbours."""
@@ -235,7 +235,7 @@ def embed(ids: NDArray[np.int64], w: Any) -> Floats:
         return _decoded(ids, w)
     recording = recorder()
     if recording is None or ids is not recording.ids:
-        settle()
+        materialize()
         ids = np.ascontiguousarray(plain(ids), np.int64)
     out = new((len(ids), w.cols))
     with instructions(ids, out, w.data) as p:
@@ -260,7 +260,7 @@ def _decoded(ids: NDArray[np.int64], w: Any) -> Floats:
     """Return rows of a format without kernels, decoded by the format's own decoder."""
     recording = recorder()
     if recording is None or ids is not recording.ids:
-        settle()
+        materialize()
         return _rows(plain(ids), w)
     out = new((len(ids), w.cols))
     rows = out.view(np.ndarray)

@@ -84,13 +84,13 @@ class Program:
         use by something else when the instruction runs.
         """
         rows = out.size // size
-        self._rounding[address(out)] = (self._kept[-1], self._room(rows, size), size)
+        self._rounding[address(out)] = (self._kept[-1], self._buffer(rows, size), size)
 
     def records(self, x: Floats) -> NDArray[np.uint8]:
         """Return x [T, K] rounded to int8, once: by its instruction if that can, else a new one."""
         entry = self._rounding.get(address(x))
         if entry is None or entry[2] != x.shape[1]:
-            records, blocks = self._room(*x.shape), -(-x.shape[1] // SUPERBLOCK)
+            records, blocks = self._buffer(*x.shape), -(-x.shape[1] // SUPERBLOCK)
             self.add(
                 "quantize_task",
                 x.shape[0] * blocks,
@@ -107,11 +107,11 @@ class Program:
             producer[0] = address(records)
         return records
 
-    def _room(self, rows: int, size: int) -> NDArray[np.uint8]:
-        room = new((rows, -(-size // SUPERBLOCK) * RECORD + ROW_GAP), np.uint8)
+    def _buffer(self, rows: int, size: int) -> NDArray[np.uint8]:
+        buffer = new((rows, -(-size // SUPERBLOCK) * RECORD + ROW_GAP), np.uint8)
         if recorder() is None:
-            self._kept.append(room)
-        return room
+            self._kept.append(buffer)
+        return buffer
 
     def forget(self, where: int) -> None:
         """Forget records of the memory at an address, which is about to be overwritten."""
@@ -183,8 +183,8 @@ def new(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
     """Return an uninitialized array for a result."""
     if _local.recorder is None:
         return resources().memory.new(shape, dtype)
-    room: NDArray[Any] = _local.recorder.new(shape, dtype)
-    return room
+    buffer: NDArray[Any] = _local.recorder.new(shape, dtype)
+    return buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def strided(x: Floats, whole: bool = False) -> Strided:
     fits = fits and (x.flags.c_contiguous if whole else x.strides[-1] == 4 or x.shape[-1] == 1)
     if not fits:
         if _local.recorder is not None:
-            _local.recorder.settle()
+            _local.recorder.materialize()
         x = np.ascontiguousarray(x, np.float32).reshape(-1, *x.shape[max(1, x.ndim - 2) :])
     size = x.shape[-1]
     count, inner = (x.shape[1], x.strides[1]) if x.ndim == 3 else (1, 0)

@@ -2,9 +2,9 @@
 
 While a step is recorded, results are `Pending`: arrays whose values do not exist yet. Ops add their
 instructions; reshaping and slicing only make views. Any other access to values makes the recorder
-`settle`: what was recorded runs at once, and the rest of the step runs op by op. Such a step gives
-the same result, but is not replayed later. A load predicts which ops from other packages do that;
-other cases are reported to `note`.
+`materialize`: what was recorded runs at once, and the rest of the step runs op by op. Such a step
+gives the same result, but is not replayed later. A load predicts which ops from other packages do
+that; other cases are reported to `note`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Pending(Unread):
 
     def touched(self, reads: bool = False) -> None:
         """Note an access that needs values now."""
-        settle()
+        materialize()
 
 
-def settle() -> None:
+def materialize() -> None:
     """Run what this thread has recorded, if anything, and stop recording."""
     current = recorder()
     if current is not None:
-        current.settle()
+        current.materialize()
 
 
 class Recorder:
@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, ids: NDArray[np.int64], step: Any) -> None:
         self.program, self.ids, self.step = Program(), ids, step
-        self.settled = ""  # where values were needed
+        self.materialized_by = ""  # where values were needed
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Pending:
@@ -57,26 +57,26 @@ class Recorder:
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         spare = self._free.setdefault(nbytes, [])
         if spare:
-            room = spare.pop()
+            buffer = spare.pop()
         else:
             whole = np.empty(nbytes + ALIGNED, np.uint8)
             skip = -address(whole) % ALIGNED
-            room = whole[skip : skip + nbytes]
-            self.program.keep(room)
-        result: Pending = room.view(dtype).reshape(shape).view(Pending)
-        weakref.finalize(result, self._released, room)
+            buffer = whole[skip : skip + nbytes]
+            self.program.keep(buffer)
+        result: Pending = buffer.view(dtype).reshape(shape).view(Pending)
+        weakref.finalize(result, self._released, buffer)
         return result
 
-    def _released(self, room: NDArray[np.uint8]) -> None:
-        self.program.forget(address(room))
-        self._free[room.nbytes].append(room)
+    def _released(self, buffer: NDArray[np.uint8]) -> None:
+        self.program.forget(address(buffer))
+        self._free[buffer.nbytes].append(buffer)
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Run what was recorded; the rest of the step runs op by op."""
         if recorder() is self:
             set_recorder(None)
             name, _, place = toucher(__name__)
-            self.settled = f"{name} ({place})"
+            self.materialized_by = f"{name} ({place})"
             self.program.run(self.ids, self.step)
 
 
@@ -134,9 +134,9 @@ class Captured:
             result = self._function(own_ids, now.step)
         finally:
             set_recorder(None)
-        if now.settled or not isinstance(result, Pending):
+        if now.materialized_by or not isinstance(result, Pending):
             self._given_up.add(len(step.segments))
-            self._note(f"values are needed in {now.settled or 'what a step gives'}")
+            self._note(f"values are needed in {now.materialized_by or 'what a step gives'}")
             values: NDArray[np.float32] = plain(result)
             return values
         replay = self._replays[len(step.segments)] = Replay(now, result)

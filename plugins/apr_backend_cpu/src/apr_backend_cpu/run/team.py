@@ -31,8 +31,8 @@ class Team:
         self._control[THREADS] = threads
         self._at = address(self._control)
         self._scratch: list[NDArray[np.uint8]] = []
-        self._rooms = np.zeros(threads, np.uint64)
-        self._control[SCRATCH] = address(self._rooms)
+        self._scratch_starts = np.zeros(threads, np.uint64)
+        self._control[SCRATCH] = address(self._scratch_starts)
         self._scratch_bytes = -1
         self._execute, self._publish = function("execute", 2), function("publish", 3)
         self._wake = function("wake", 2)
@@ -54,7 +54,7 @@ class Team:
         """
         with self._running:
             if scratch > self._scratch_bytes:
-                self._make_room(scratch)
+                self._grow(scratch)
             program[size * COLUMNS :] = 0
             self._publish(self._at, address(program), size)
             for me in range(1, self.threads):
@@ -62,9 +62,11 @@ class Team:
                     self._beds[me].release()
             self._execute(self._at, 0)
 
-    def _make_room(self, scratch: int) -> None:
+    def _grow(self, scratch: int) -> None:
         self._scratch = [np.empty(scratch + ALIGNED, np.uint8) for _ in range(self.threads)]
-        self._rooms[:] = [-(-address(room) // ALIGNED) * ALIGNED for room in self._scratch]
+        self._scratch_starts[:] = [
+            -(-address(block) // ALIGNED) * ALIGNED for block in self._scratch
+        ]
         self._scratch_bytes = scratch
 
 

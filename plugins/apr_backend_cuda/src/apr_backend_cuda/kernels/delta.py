@@ -26,9 +26,9 @@ EPS = 1e-6
 
 
 @triton.jit
-def _keep(x, past, first, count, c, channels, x_row, KEPT: tl.constexpr, ROOM: tl.constexpr):
+def _keep(x, past, first, count, c, channels, x_row, KEPT: tl.constexpr, PADDED: tl.constexpr):
     """Put a segment's last inputs into its state [KEPT, channels]; `c` are a program's channels."""
-    i = tl.arange(0, ROOM)
+    i = tl.arange(0, PADDED)
     back = count - KEPT + i
     inside = (i < KEPT)[:, None] & (c < channels)[None, :]
     row = (first + back).to(tl.int64)
@@ -56,7 +56,7 @@ def _conv(
     TAPS: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
-    ROOM: tl.constexpr,
+    PADDED: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """Convolve some rows and channels of a segment: inputs of this step after the state's.
@@ -83,18 +83,18 @@ def _conv(
     to = out + (first + r).to(tl.int64)[:, None] * channels + c[None, :]
     tl.store(to, total * sigmoid_of(total), mask=inside)
     if WHOLE and TAPS > 1:
-        _keep(x, past, first, count, c, channels, x_row, TAPS - 1, ROOM)
+        _keep(x, past, first, count, c, channels, x_row, TAPS - 1, PADDED)
 
 
 @triton.jit
 def _conv_state(
-    x, table, segments, channels, x_row, KEPT: tl.constexpr, ROOM: tl.constexpr, N: tl.constexpr
+    x, table, segments, channels, x_row, KEPT: tl.constexpr, PADDED: tl.constexpr, N: tl.constexpr
 ):
     """Store the last inputs of each segment, for its next step."""
     segments += tl.program_id(0) * 4
     c = tl.program_id(1) * N + tl.arange(0, N)
     past = pointer(tl.load(table + tl.load(segments + 3)), tl.float32)
-    _keep(x, past, tl.load(segments), tl.load(segments + 1), c, channels, x_row, KEPT, ROOM)
+    _keep(x, past, tl.load(segments), tl.load(segments + 1), c, channels, x_row, KEPT, PADDED)
 
 
 def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> torch.Tensor:
@@ -111,7 +111,7 @@ def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> t
     height = min(most_rows, triton.next_power_of_2(tables.longest))
     tiles = tables.tiles_of(height)
     whole = tables.longest <= height
-    room = triton.next_power_of_2(max(1, taps - 1))
+    padded = triton.next_power_of_2(max(1, taps - 1))
     _conv[(len(tiles), groups)](
         x,
         w,
@@ -123,12 +123,12 @@ def causal_conv1d(x: torch.Tensor, w: torch.Tensor, state: Any, step: Step) -> t
         TAPS=taps,
         ROWS=height,
         N=width,
-        ROOM=room,
+        PADDED=padded,
         WHOLE=whole,
     )
     if taps > 1 and not whole:
         _conv_state[(len(tables.segments), groups)](
-            x, table, tables.segments, channels, x.stride(0), KEPT=taps - 1, ROOM=room, N=width
+            x, table, tables.segments, channels, x.stride(0), KEPT=taps - 1, PADDED=padded, N=width
         )
     return out
 

@@ -167,9 +167,9 @@ def best_of_columns(
 
 @triton.jit(do_not_specialize=VARYING)
 def list_scores(
-    logits, params, bounds, counts, keys, first, stride, ROOM: tl.constexpr, BLOCK: tl.constexpr
+    logits, params, bounds, counts, keys, first, stride, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """List the scores of a row from its bound up, as keys: i64 [rows, ROOM], in any order.
+    """List the scores of a row from its bound up, as keys: i64 [rows, CAPACITY], in any order.
 
     A key is the score's bits, then the id: the larger, the likelier; equal scores are ordered by
     id. `counts` i32 [rows] says how many there are, including those that did not fit.
@@ -184,7 +184,7 @@ def list_scores(
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # also for -0
     ordered = tl.where(bits < 0, bits ^ NO_ID, bits).to(tl.int64)
     key = (ordered << 32) | (ids ^ NO_ID).to(tl.int64)
-    tl.store(keys + r * ROOM + place, key, mask=hits & (place < ROOM))
+    tl.store(keys + r * CAPACITY + place, key, mask=hits & (place < CAPACITY))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -198,7 +198,7 @@ def draw_from_list(
     rows,
     first,
     blocks,
-    ROOM: tl.constexpr,
+    CAPACITY: tl.constexpr,
     NUCLEUS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -239,7 +239,7 @@ def draw_from_list(
     at, _ = passing(candidates, share * tl.sum(candidates, axis=1), K)
     ids = tl.where(k == at[:, None], (key & NO_ID).to(tl.int32) ^ NO_ID, 0)
     usable = tl.load(tokens + g, mask=inside, other=-1) >= 0
-    usable &= tl.load(counts + r, mask=inside, other=0) <= ROOM
+    usable &= tl.load(counts + r, mask=inside, other=0) <= CAPACITY
     if NUCLEUS:
         last = tl.sum(tl.where(k == K - 1, weights, 0.0), axis=1)
         valid = tl.load(line + VALID, mask=inside, other=0.0)

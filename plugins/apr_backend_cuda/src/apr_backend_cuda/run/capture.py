@@ -35,10 +35,10 @@ class Results:
     def put(self, logits: torch.Tensor) -> torch.Tensor:
         """Copy logits [sequences, vocab] to the array for that many, made if there is none."""
         rows = logits.shape[0]
-        room = 1 << (rows - 1).bit_length()
-        if room not in self._kept:
-            self._kept[room] = logits.new_empty((room, logits.shape[1]))
-        array = self._kept[room][:rows]
+        capacity = 1 << (rows - 1).bit_length()
+        if capacity not in self._kept:
+            self._kept[capacity] = logits.new_empty((capacity, logits.shape[1]))
+        array = self._kept[capacity][:rows]
         array.copy_(logits)
         return array
 

@@ -1,6 +1,6 @@
-"""The next tokens, chosen on the device: only they are downloaded, not the logits.
+"""The next tokens, sampled on the device: only they are downloaded, not the logits.
 
-Rows are sorted by what their draws need, and each kind takes a few launches for all of its rows.
+Rows are sorted by what their sampling needs; each kind takes a few launches for all of its rows.
 Parameters go up in one small copy; the download of the tokens is the only wait. Left to the host:
 rows that are not finite, top-k beyond LONGEST, and a nucleus of more than LONGEST.
 """
@@ -19,18 +19,18 @@ from apr_backend_cuda.kernels import draws as kernels
 from apr_backend_cuda.launching.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from apr_core.plugin import Draw
+    from apr_core.plugin import SamplingMetadata
 
-BLOCK = 1024  # ids per program; a draw from all ids uses the same blocks as the host
+BLOCK = 1024  # ids per program; sampling from all ids uses the same blocks as the host
 LONGEST, SHORTEST = 1024, 64  # lists of the likeliest tokens: a power of two in this range
-ROOM = 4 * LONGEST  # scores of a row that may have to be sorted for its list
+CAPACITY = 4 * LONGEST  # scores of a row that may have to be sorted for its list
 COLUMNS = 8 * LONGEST  # of the table that a row is folded into to find these
 COLDEST = 1e-37  # the lowest temperature float32 divides by, as on the host
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Kind(IntEnum):
-    """What a draw needs of a row."""
+    """What sampling needs of a row."""
 
     LIKELIEST = 0
     ALL = 1  # weights of all ids, in their order
@@ -39,34 +39,45 @@ class Kind(IntEnum):
     HOST = 4
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
+def sample(logits: torch.Tensor, sampling: Sequence[SamplingMetadata | None]) -> list[int | None]:
     """Return a token drawn from each row of f32 [rows, vocab]; None as in `BackendPlugin`."""
     vocab = logits.shape[1]
-    kinds = [Kind.HOST if draw is None else kind_of(draw, vocab) for draw in draws]
+    kinds = [Kind.HOST if metadata is None else kind_of(metadata, vocab) for metadata in sampling]
     order = [row for row, kind in enumerate(kinds) if kind is not Kind.HOST]
     order.sort(key=kinds.__getitem__)
-    choices: list[int | None] = [None] * len(draws)
+    choices: list[int | None] = [None] * len(sampling)
     if order:
-        lines = [_line(row, draw, vocab) for row in order if (draw := draws[row]) is not None]
+        lines = [
+            _line(row, metadata, vocab) for row in order if (metadata := sampling[row]) is not None
+        ]
         tokens = _tokens(logits, lines, [kinds[row] for row in order])
         for row, token in zip(order, tokens, strict=True):
             choices[row] = token if token >= 0 else None
     return choices
 
 
-def kind_of(draw: Draw, vocab: int) -> Kind:
-    """Return what a draw needs of a row of `vocab` scores."""
-    if draw.temperature <= 0:
+def kind_of(metadata: SamplingMetadata, vocab: int) -> Kind:
+    """Return what sampling needs of a row of `vocab` scores."""
+    if metadata.temperature <= 0:
         return Kind.LIKELIEST
-    if 0 < draw.top_k < min(draw.valid, vocab):
-        return Kind.LISTED if draw.top_k <= LONGEST else Kind.HOST
-    return Kind.NUCLEUS if draw.top_p < 1.0 else Kind.ALL
+    if 0 < metadata.top_k < min(metadata.valid, vocab):
+        return Kind.LISTED if metadata.top_k <= LONGEST else Kind.HOST
+    return Kind.NUCLEUS if metadata.top_p < 1.0 else Kind.ALL
 
 
-def _line(row: int, draw: Draw, vocab: int) -> tuple[float, ...]:
+def _line(row: int, metadata: SamplingMetadata, vocab: int) -> tuple[float, ...]:
     """Return the parameters of a row, in the order of `PARAMS`."""
-    valid, temperature = min(draw.valid, vocab), max(draw.temperature, COLDEST)
-    return row, valid, temperature, draw.top_k, draw.top_p, draw.min_p, draw.share, 0.0
+    valid, temperature = min(metadata.valid, vocab), max(metadata.temperature, COLDEST)
+    return (
+        row,
+        valid,
+        temperature,
+        metadata.top_k,
+        metadata.top_p,
+        metadata.min_p,
+        metadata.uniform,
+        0.0,
+    )
 
 
 def _tokens(logits: torch.Tensor, lines: list[tuple[float, ...]], kinds: list[Kind]) -> list[int]:
@@ -154,7 +165,7 @@ class Rows:
         return sums
 
     def draw_from_all(self, first: int, count: int) -> None:
-        """Draw tokens by the weights of all ids, in their order."""
+        """Sample tokens by the weights of all ids, in their order."""
         sums = self._sums(first, count, True)
         kernels.draw_from_all[(triton.cdiv(count, SHAPES.draws),)](
             self.logits,
@@ -172,18 +183,18 @@ class Rows:
         )
 
     def draw_from_nucleus(self, first: int, count: int) -> None:
-        """Draw tokens from the likeliest that hold a share of the total weight."""
+        """Sample tokens from the likeliest that hold top-p of the total weight."""
         self._draw_from(first, count, LONGEST, self._sums(first, count, False))
 
     def draw_from_list(self, first: int, count: int, most: int) -> None:
-        """Draw tokens from the likeliest `most`, or fewer."""
+        """Sample tokens from the likeliest `most`, or fewer."""
         length = max(SHORTEST, triton.next_power_of_2(most))
         self._draw_from(first, count, min(length, LONGEST), None)
 
     def _draw_from(self, first: int, count: int, length: int, sums: torch.Tensor | None) -> None:
         bounds = self._bounds(first, count, length)
         counts = torch.zeros(count, dtype=torch.int32, device=self.logits.device)
-        keys = self._new(count, ROOM, dtype=torch.int64).fill_(kernels.EMPTY.value)
+        keys = self._new(count, CAPACITY, dtype=torch.int64).fill_(kernels.EMPTY.value)
         kernels.list_scores[self.blocks, count](
             self.logits,
             self.params,
@@ -192,7 +203,7 @@ class Rows:
             keys,
             first,
             self.logits.stride(0),
-            ROOM=ROOM,
+            CAPACITY=CAPACITY,
             BLOCK=BLOCK,
         )
         listed = torch.topk(keys, length, dim=1).values  # [count, length]: no two are equal
@@ -206,7 +217,7 @@ class Rows:
             count,
             first,
             self.blocks,
-            ROOM=ROOM,
+            CAPACITY=CAPACITY,
             NUCLEUS=sums is not None,
             ROWS=SHAPES.draws,
             BLOCKS=triton.next_power_of_2(self.blocks),
@@ -219,7 +230,7 @@ class Rows:
         It is the length-th highest of the columns' highest scores, or the lowest float.
         """
         vocab = self.logits.shape[1]
-        if vocab <= ROOM:
+        if vocab <= CAPACITY:
             return self._new(count, dtype=torch.float32).fill_(-LARGEST)
         best = self._new(count, COLUMNS, dtype=torch.float32)
         width = min(SHAPES.folded, COLUMNS)

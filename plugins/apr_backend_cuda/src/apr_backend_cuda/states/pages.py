@@ -169,7 +169,6 @@ class PagedKV(State):
     """Keys and values of one layer, in the shared pages."""
 
     kind: ClassVar[StateKind] = "kv"
-    rewindable = True
     segments = True
 
     def __init__(self, pool: PagePool, kv_heads: int, head_dim: int) -> None:

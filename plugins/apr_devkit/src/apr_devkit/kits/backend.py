@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import AprError, BackendError, Draw, KVType
-from apr_core.runtime import Model, chosen, load, make_backend
+from apr_core.plugin import AprError, BackendError, KVType, SamplingMetadata
+from apr_core.runtime import Model, load, make_backend, sample
 from apr_devkit.kits.cases import KV, KV_TYPES, Call, attention_cases, flat
 from apr_devkit.kits.checks import equal, no, skip
 from apr_devkit.kits.kernel import DeviceKit, OpChecks, nan_memory
@@ -141,51 +141,54 @@ KINDS = tuple(product(TEMPERATURES, STEPS))
 
 
 class ChoiceChecks(DeviceKit):
-    """A backend that samples tokens itself chooses the same tokens as the host, draw by draw."""
+    """A backend that samples tokens itself takes the same tokens as the host."""
 
-    def choose(self, rows: Floats, draws: Sequence[Draw | None]) -> list[int | None]:
-        """Return the tokens that the backend chooses from logits [rows, vocab]."""
-        if not self.device.has("choose"):
-            skip("it has no choose()")
-        tokens = self.device.choose(self.device.upload(rows), draws)
+    def sample(self, rows: Floats, sampling: Sequence[SamplingMetadata | None]) -> list[int | None]:
+        """Return the tokens that the backend samples from logits [rows, vocab]."""
+        if not self.device.has("sample"):
+            skip("it has no sample()")
+        tokens = self.device.sample(self.device.upload(rows), sampling)
         kinds = sorted({type(token).__name__ for token in tokens} - {"int", "NoneType"})
-        assert not kinds, f"choose gives {', '.join(kinds)}, expected int or None"
-        equal("number of chosen tokens", len(tokens), len(draws))
+        assert not kinds, f"sample gives {', '.join(kinds)}, expected int or None"
+        equal("number of sampled tokens", len(tokens), len(sampling))
         return tokens
 
-    def test_chosen_tokens_are_those_of_the_host(self) -> None:
-        """Every draw takes the host's token or none, the likeliest token always, in any batch."""
+    def test_sampled_tokens_are_those_of_the_host(self) -> None:
+        """Every row takes the host's token or none, the likeliest token always, in any batch."""
         for label, rows, valid in _rows():
             rng = np.random.default_rng(2)
-            draws = [Draw(valid, t, *steps, share=float(rng.random())) for t, steps in KINDS]
-            tokens = self.choose(rows, draws)
-            no([f"{label}: {c}" for c in _complaints(rows, draws, tokens)])
-            greedy = self.choose(rows, [Draw(valid)] * len(rows))
+            sampling = [
+                SamplingMetadata(valid, t, *steps, uniform=float(rng.random()))
+                for t, steps in KINDS
+            ]
+            tokens = self.sample(rows, sampling)
+            no([f"{label}: {c}" for c in _complaints(rows, sampling, tokens)])
+            greedy = self.sample(rows, [SamplingMetadata(valid)] * len(rows))
             best = rows[:, :valid].argmax(axis=1).tolist()
             assert greedy == best, f"{label}: {greedy} are not the likeliest tokens, {best}"
             for i in range(0, len(rows), 7):
-                alone = self.choose(rows[i : i + 1], draws[i : i + 1])[0]
-                assert alone == tokens[i], f"{draws[i]}: {alone} alone, {tokens[i]} in a batch"
-        equal("what rows without a draw give", self.choose(rows[:2], [None, None]), [None, None])
+                alone = self.sample(rows[i : i + 1], sampling[i : i + 1])[0]
+                assert alone == tokens[i], f"{sampling[i]}: {alone} alone, {tokens[i]} in a batch"
+        equal("what rows without metadata give", self.sample(rows[:2], [None, None]), [None, None])
 
     def test_rows_that_are_not_finite_are_left_to_the_host(self) -> None:
-        """A NaN, +inf or no finite value gives None, whatever the draw; but not in padding."""
+        """A NaN, +inf or no finite value gives None, however it is sampled; but not in padding."""
         good = np.random.default_rng(1).standard_normal(70).astype(np.float32)
         bad, padded = np.stack([good] * 3), np.stack([good] * 3)
         bad[0, 11], bad[1, 48], bad[2] = np.nan, np.inf, -np.inf
         padded[0, 65], padded[1, 66], padded[2, 64:] = np.nan, np.inf, np.inf
         for temperature, steps in product((0.0, 1.0), STEPS):
-            draw = Draw(64, temperature, *steps, share=0.3)
-            tokens = self.choose(bad, [draw] * 3)
-            assert tokens == [None] * 3, f"{draw}: rows that are not finite give {tokens}"
-            tokens = self.choose(padded, [draw] * 3)
-            no(_complaints(padded, [draw] * 3, tokens))
+            metadata = SamplingMetadata(64, temperature, *steps, uniform=0.3)
+            tokens = self.sample(bad, [metadata] * 3)
+            assert tokens == [None] * 3, f"{metadata}: rows that are not finite give {tokens}"
+            tokens = self.sample(padded, [metadata] * 3)
+            no(_complaints(padded, [metadata] * 3, tokens))
             served = temperature > 0 or None not in tokens
-            assert served, f"{draw}: padding that is not finite is no reason to give {tokens}"
+            assert served, f"{metadata}: padding that is not finite is no reason to give {tokens}"
 
 
 def _rows() -> Iterator[tuple[str, Floats, int]]:
-    """Yield (name, logits [rows, vocab] with a row for each kind of draw, number of valid ids)."""
+    """Yield (name, logits [rows, vocab] with a row for each kind, number of valid ids)."""
     rng, count = np.random.default_rng(0), len(KINDS)
     plain = (rng.standard_normal((count, 97)) * 3).astype(np.float32)
     yield "97 scores", plain, 97
@@ -200,13 +203,15 @@ def _rows() -> Iterator[tuple[str, Floats, int]]:
     yield "5003 scores", (rng.standard_normal((count, 5003)) * 4).astype(np.float32), 5001
 
 
-def _complaints(rows: Floats, draws: Sequence[Draw], tokens: Sequence[int | None]) -> list[str]:
+def _complaints(
+    rows: Floats, sampling: Sequence[SamplingMetadata], tokens: Sequence[int | None]
+) -> list[str]:
     complaints = []
-    for row, draw, token in zip(rows, draws, tokens, strict=True):
-        near = {min(max(draw.share + by, 0.0), 1 - NEAR) for by in (-NEAR, 0.0, NEAR)}
-        allowed = {chosen(row, replace(draw, share=share)) for share in near}
+    for row, metadata, token in zip(rows, sampling, tokens, strict=True):
+        near = {min(max(metadata.uniform + by, 0.0), 1 - NEAR) for by in (-NEAR, 0.0, NEAR)}
+        allowed = {sample(row, replace(metadata, uniform=uniform)) for uniform in near}
         if token is not None and token not in allowed:
-            complaints.append(f"{draw} takes {token}, the host {sorted(allowed)}")
+            complaints.append(f"{metadata} takes {token}, the host {sorted(allowed)}")
     return complaints
 
 

@@ -47,9 +47,9 @@ def no(problems: Sequence[str]) -> None:
     assert not problems, "; ".join(problems[:SHOWN]) + more
 
 
-def equal(what: str, found: object, expected: object) -> None:
+def equal(what: str, actual: object, expected: object) -> None:
     """Fail unless both are equal, and say what they are."""
-    assert found == expected, f"{what} is {found!r}, expected {expected!r}"
+    assert actual == expected, f"{what} is {actual!r}, expected {expected!r}"
 
 
 def refusal(expected: type[E], what: str, call: Callable[..., Any], *arguments: Any) -> E | None:
@@ -213,8 +213,8 @@ with tempfile.TemporaryFile() as printed:  # descriptors: not all that prints as
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 own = sys.argv[1].partition(":")[0].partition(".")[0]
 strange = new - {own, "apr_core", *sys.stdlib_module_names}
-found = {"modules": sorted(strange), "printed": text, "declared": declared}
-os.write(answer, json.dumps(found).encode())
+report = {"modules": sorted(strange), "printed": text, "declared": declared}
+os.write(answer, json.dumps(report).encode())
 os._exit(0)
 """
 PROBE_LONGEST = 60  # seconds; without heavy imports it takes a tenth of one

@@ -38,7 +38,7 @@ class ModelSession:
 
     def __init__(self, model: Model) -> None:
         self.model, self.slots = model, dict[int, int]()
-        self.nbytes, self.rewindable = model.state_bytes, model.rewindable
+        self.nbytes = model.state_bytes
 
     def open(self, slot: int) -> None:
         """Open a slot."""

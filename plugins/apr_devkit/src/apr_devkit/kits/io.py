@@ -214,10 +214,10 @@ class ExporterConformance(PluginConformance):
             return self.load()(file, out, progress=progress)
 
     def test_the_summary_is_true(self) -> None:
-        """The result has path, tensors, bytes, left_out and warnings, as they are on disk."""
+        """The result has path, tensors, bytes, skipped and warnings, as they are on disk."""
         summary, out = self.exported.summary, self.exported.out
         assert isinstance(summary, Mapping), f"export returned {summary!r}, no mapping"
-        kinds = {"path": str, "tensors": int, "bytes": int, "left_out": list, "warnings": list}
+        kinds = {"path": str, "tensors": int, "bytes": int, "skipped": list, "warnings": list}
         for key, kind in kinds.items():
             value = summary.get(key)
             assert type(value) is kind, f"result[{key!r}] is {value!r}, expected a {kind.__name__}"
@@ -228,8 +228,8 @@ class ExporterConformance(PluginConformance):
         equal("path of the result", summary["path"], str(out))
         equal("bytes of the result", summary["bytes"], _size(out))
         with AprFile.open(self.exported.source) as file:
-            unknown = sorted(set(summary["left_out"]) - set(file.tensors))
-        assert not unknown, f"left_out names {unknown[0]!r}, which the file does not have"
+            unknown = sorted(set(summary["skipped"]) - set(file.tensors))
+        assert not unknown, f"skipped names {unknown[0]!r}, which the file does not have"
         assert summary["tensors"] > 0, "no tensor was written"
 
     def test_nothing_else_is_written(self) -> None:

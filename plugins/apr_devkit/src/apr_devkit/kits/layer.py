@@ -169,7 +169,7 @@ class MixerSession:
         self.state = part.part.new_state(StateMakers(zeros or part.binder.backend.zeros))
         self.open, self.close = self.state.open, self.state.close
         self.snapshot, self.restore = self.state.snapshot, self.state.restore
-        self.nbytes, self.rewindable = self.state.nbytes, self.state.rewindable
+        self.nbytes = self.state.nbytes
         for slot in slots:
             self.open(slot)
 
@@ -214,7 +214,6 @@ class AttentionConformance(PartConformance, SequenceChecks):
         state = self.session().state
         kind = getattr(state, "kind", None)
         equal(f"{type(state).__name__}.kind", kind, self.declaration.state)
-        assert isinstance(state.rewindable, bool), f"rewindable is {state.rewindable!r}"
 
     def before_closing(self, session: Any) -> None:
         """Fail unless all memory is counted; then fill it with NaN for the next sequence."""

@@ -19,7 +19,6 @@ from apr_devkit.tiny import text_layout
 REFERENCE = f"{ReferenceBackend.__module__}:{ReferenceBackend.__name__}"
 NAME, RECORDING = ReferenceBackend.name, "recording"
 LENGTHS = (1, 2, 5, GRID - 1, GRID, GRID + 1, 2 * GRID + 2)  # prompts are cut on the grid
-REWINDS = ((20, 7), (GRID + 6, GRID), (2 * GRID + 2, 100))  # (tokens run, position to go on from)
 Piece = tuple[int, int, NDArray[Any]]  # (slot, first position, token ids or rows)
 
 
@@ -98,7 +97,7 @@ class SequenceChecks(PluginConformance):
         return ""
 
     def session(self) -> Any:
-        """Return a new session: `rewindable` or not, with slots to open, run, copy and close."""
+        """Return a new session, with slots to open, run, copy and close."""
         raise NotImplementedError
 
     def inputs(self, count: int, seed: int = 0) -> NDArray[Any]:
@@ -151,18 +150,6 @@ class SequenceChecks(PluginConformance):
             what = f"{long} and {short} tokens in one step or each alone"
             self.assert_same(np.concatenate([first[0], then[1], last[1]]), self.fresh(a), what)
             self.assert_same(np.concatenate([first[1], then[0], last[0]]), self.fresh(b), what)
-
-    def test_rewindable_claim_is_true(self) -> None:
-        """If all states say they are rewindable, a sequence goes on from any earlier position."""
-        if not self.session().rewindable:
-            skip("not every state claims to be rewindable")
-        for n, position in REWINDS:
-            x, other = self.inputs(n, seed=1), self.inputs(9, seed=2)
-            with self.opened(0) as session:
-                session.run((0, 0, x))
-                after = resume(session, 0, position, other)
-            what = f"rewindable = True, but {n} tokens cut back to {position} go on wrong"
-            self.assert_same(after, self.fresh(x[:position], other)[position:], what)
 
     def test_snapshots_resume(self) -> None:
         """A snapshot, put back into its slot or another, goes on as before, as often as wanted."""

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from apr_serve.anthropic.errors import ERRORS, NO_THREADS, PATH, anthropic_shape
 from apr_serve.anthropic.events import Event, MessageEvents
 from apr_serve.anthropic.request import MessagesRequest, PromptRequest
-from apr_serve.chat.asking import noting, owner_of, take_all
+from apr_serve.chat.asking import noting, take_all, tenant_of
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import ApiError, as_api_error
@@ -59,7 +59,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         if body.thread is not None:
             message = "threads are not kept here: send the whole conversation, without thread"
             raise ApiError(400, message, "thread", NO_THREADS)
-        since, asked = time.perf_counter(), await service.request(body, owner_of(request))
+        since, asked = time.perf_counter(), await service.request(body, tenant_of(request))
         events = MessageEvents(service.model_id, hide_thinking=body.hides_thinking)
         if body.context_management is not None:
             events.message["context_management"] = {"applied_edits": []}

@@ -62,7 +62,7 @@ class AnswerParser:
     def _finish(self, delta: Delta) -> None:
         cut = delta.finish_reason != "stop" or delta.ended_by == "stop_string"
         self._turn(None, cut)
-        self._settle(as_calls=True)
+        self._resolve(as_calls=True)
         called = self._calls and delta.finish_reason == "stop" and not (cut and self._open)
         reason = "tool_calls" if called else delta.finish_reason
         end = replace(delta, text="", ids=(), logprobs=(), finish_reason=reason)
@@ -79,7 +79,7 @@ class AnswerParser:
             if self._draft is None or (name and self._draft.channel is not self._channel):
                 self._say(self._channel.name, *self._channel.left())
         if name == "reasoning":
-            self._settle(as_calls=False)  # the thinking goes on after all
+            self._resolve(as_calls=False)  # the thinking goes on after all
         self._channel = _ChannelText(name, self._tools) if name else None
 
     def _handle(self, pieces: list[Piece]) -> None:
@@ -94,7 +94,7 @@ class AnswerParser:
                     continue
             elif self._draft is not None and _speaks(piece):
                 as_calls = isinstance(piece, Text) and self._draft.ends_thought
-                self._settle(as_calls)
+                self._resolve(as_calls)
                 if as_calls:
                     channel.call_follows()  # so that space between them is not part of the text
             self._emit(channel, piece)
@@ -124,7 +124,7 @@ class AnswerParser:
         if text or logprobs:
             self._events.append(Delta(self._index, text, name, logprobs=logprobs))
 
-    def _settle(self, as_calls: bool) -> None:
+    def _resolve(self, as_calls: bool) -> None:
         """Turn the calls drafted while thinking into calls, or back into text."""
         draft, self._draft = self._draft, None
         if draft is None:

@@ -1,4 +1,4 @@
-"""What routes of every protocol do with a request: find its owner, watch the connection, log."""
+"""What routes of every protocol do with a request: find its tenant, watch the connection, log."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Result = TypeVar("Result")
 LEFT = 499  # status in logs for a client that disconnected before the answer
 
 
-def owner_of(request: Request) -> str:
-    """Return the owner for fair scheduling: the API key's number, else the client's address."""
-    return str(request.scope["state"].get("owner", ""))
+def tenant_of(request: Request) -> str:
+    """Return the tenant for fair scheduling: the API key's number, else the client's address."""
+    return str(request.scope["state"].get("tenant", ""))
 
 
 class Noting(Protocol):

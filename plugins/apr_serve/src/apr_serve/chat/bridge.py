@@ -88,22 +88,22 @@ class Bridge:
         )
         return deliveries
 
-    async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
+    async def embed(self, ids: Sequence[int], tenant: str = "") -> NDArray[np.float32]:
         """Return the mean [hidden] of the last hidden states. Raises Busy or AprError."""
         embed = self.engine.embed
-        return await self._result(lambda deliver: embed(ids, deliver, owner))  # type: ignore[no-any-return]
+        return await self._result(lambda deliver: embed(ids, deliver, tenant))  # type: ignore[no-any-return]
 
-    async def score(self, ids: Sequence[int], top: int, owner: str = "") -> list[TokenLogprob]:
+    async def score(self, ids: Sequence[int], top: int, tenant: str = "") -> list[TokenLogprob]:
         """Return the log probabilities of ids[1:]. Raises Busy or AprError."""
         score = self.engine.score
-        return await self._result(lambda deliver: score(ids, top, deliver, owner))  # type: ignore[no-any-return]
+        return await self._result(lambda deliver: score(ids, top, deliver, tenant))  # type: ignore[no-any-return]
 
     async def _result(self, submit: Callable[[Callable[[Any], None]], Ticket]) -> Any:
-        """Return the engine's single result. The job is cancelled if the caller is."""
+        """Return the engine's single result. The request is cancelled if the caller is."""
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def settle(result: Any) -> None:
+        def set_result(result: Any) -> None:
             if future.done():  # the client has disconnected
                 return
             if isinstance(result, Exception):
@@ -111,7 +111,7 @@ class Bridge:
             else:
                 future.set_result(result)
 
-        ticket = submit(lambda result: self._arrived.append((settle, result)))
+        ticket = submit(lambda result: self._arrived.append((set_result, result)))
         try:
             return await future
         except asyncio.CancelledError:

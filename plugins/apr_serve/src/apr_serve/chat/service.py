@@ -99,7 +99,7 @@ class ChatService:
         except AprError as error:
             raise self._refused(error, "messages") from error
 
-    async def request(self, body: ChatBody, owner: str) -> GenerationRequest:
+    async def request(self, body: ChatBody, tenant: str) -> GenerationRequest:
         """Return the engine's request for a chat."""
         ids = await asyncio.to_thread(self.prompt_ids, body)
         constraint = await asyncio.to_thread(self._constraint, body)
@@ -109,7 +109,7 @@ class ChatService:
             thinking_budget=body.thinking_limits()[1],
             budget_text=BUDGET_TEXT,
             constraint=constraint,
-            owner=owner,
+            tenant=tenant,
         )
 
     async def stream(
@@ -262,17 +262,17 @@ class ChatService:
         except AprError as error:
             raise self._refused(error, prompt or "text") from error
 
-    async def embed(self, ids: Sequence[int], owner: str = "") -> NDArray[np.float32]:
+    async def embed(self, ids: Sequence[int], tenant: str = "") -> NDArray[np.float32]:
         """Return the mean [hidden] of the last hidden states over the ids."""
         try:
-            return await self._bridge.embed(ids, owner)
+            return await self._bridge.embed(ids, tenant)
         except AprError as error:
             raise self._refused(error, "input") from error
 
-    async def score(self, ids: Sequence[int], top: int, owner: str = "") -> list[TokenLogprob]:
+    async def score(self, ids: Sequence[int], top: int, tenant: str = "") -> list[TokenLogprob]:
         """Return the log probabilities of ids[1:], each with its `top` most likely alternatives."""
         try:
-            return await self._bridge.score(ids, top, owner)
+            return await self._bridge.score(ids, top, tenant)
         except AprError as error:
             raise self._refused(error, "prompt") from error
 

@@ -32,8 +32,8 @@ from apr_core.runtime import (
     check_prompt,
     limit_of,
 )
+from apr_serve.engine.groups import EmbeddingGroup, GenerationGroup, ScoringGroup, SequenceGroup
 from apr_serve.engine.interface import Busy, EngineStats, Ticket
-from apr_serve.engine.jobs import EmbeddingJob, GenerationJob, Job, ScoringJob
 from apr_serve.engine.memory import MemoryBudget, default_limit
 from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions
 from apr_serve.engine.scheduler import Scheduler
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("apr.engine")
 Deliver = Callable[[Sequence[Delta]], None]
-LEAST_ROOM = 1024  # tokens of an answer without a limit, where memory is small
+LEAST_ANSWER = 1024  # tokens of an answer without a limit, where memory is small
 PREFIXES = 4  # one part in this many of the memory is for prefixes when answers have no limit
 
 
@@ -59,7 +59,7 @@ class Engine:
 
     `memory_bytes` is for the state of sequences and the prefix cache together, by default a share
     of what the machine or the device has left; `cache_bytes` limits the cache within it, 0 means
-    none. At most `queue_limit` requests wait, and one more of each owner who has none waiting.
+    none. At most `queue_limit` requests wait, and one more of each tenant who has none waiting.
     States of prompts are kept every `snapshot_every` tokens, and where messages begin. Nothing else
     may use the model meanwhile. Raises UsageError for sizes that make no sense.
 
@@ -93,12 +93,12 @@ class Engine:
         self._budget = budget = MemoryBudget(memory_bytes, cache_bytes)
         self._cache = PrefixCache(model, lambda: budget.for_cache)
         self._scheduler = Scheduler(
-            model, Vocabulary.of(model), budget, self._cache, slots, self._job_over, clock
+            model, Vocabulary.of(model), budget, self._cache, slots, self._group_ended, clock
         )
         self._lock = threading.Lock()  # guards what follows
-        self._inbox: list[Job] = []
+        self._inbox: list[SequenceGroup] = []
         self._waiting = self._live = 0  # requests without a slot, and all that have not ended
-        self._owners_waiting: set[str] = set()
+        self._tenants_waiting: set[str] = set()
         self._accepts, self._closing = True, False
         self._all_over = threading.Condition(self._lock)
         self._wake, self._interrupted = threading.Event(), False
@@ -116,36 +116,36 @@ class Engine:
             raise UsageError(
                 f"n must be between 1 and {self.slots}, the answers made at once, found {request.n}"
             )
-        job = GenerationJob(request, deliver, self._woken, limit, reason)
-        job.boundaries = self._boundaries(request.prompt_ids)
-        job.snapshots_at = snapshot_positions(job.boundaries, self._boundaries.every)
-        return self._enqueue(job, limit)
+        group = GenerationGroup(request, deliver, self._woken, limit, reason)
+        group.boundaries = self._boundaries(request.prompt_ids)
+        group.snapshots_at = snapshot_positions(group.boundaries, self._boundaries.every)
+        return self._enqueue(group, limit)
 
     def embed(
         self,
         ids: Sequence[int],
         deliver: Callable[[NDArray[np.float32] | Exception], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> Ticket:
         """Queue a prompt whose mean last hidden state [hidden] is wanted."""
         check_prompt(self.model, ids)
-        job = EmbeddingJob(ids, deliver, self._woken, owner)
-        job.boundaries = self._boundaries(ids)
-        return self._enqueue(job)
+        group = EmbeddingGroup(ids, deliver, self._woken, tenant)
+        group.boundaries = self._boundaries(ids)
+        return self._enqueue(group)
 
     def score(
         self,
         ids: Sequence[int],
         top: int,
         deliver: Callable[[list[TokenLogprob] | Exception], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> Ticket:
         """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
         check_prompt(self.model, ids)
         valid = self.model.tokenizer.valid_size
-        job = ScoringJob(ids, top, self.model.logits_of, valid, deliver, self._woken, owner)
-        job.boundaries = self._boundaries(ids)
-        return self._enqueue(job)
+        group = ScoringGroup(ids, top, self.model.logits_of, valid, deliver, self._woken, tenant)
+        group.boundaries = self._boundaries(ids)
+        return self._enqueue(group)
 
     def _limit(self, request: GenerationRequest) -> tuple[int, EndedBy]:
         """Return the most tokens an answer may have, and the end reason when it has them.
@@ -159,42 +159,42 @@ class Engine:
         prompt = len(request.prompt_ids)
         bytes_at, budget = self.model.sequence_bytes, self._budget
         shared = budget.limit - min(budget.cache_limit, budget.limit // PREFIXES)
-        share = max(shared // self.slots, bytes_at(prompt + LEAST_ROOM))
+        share = max(shared // self.slots, bytes_at(prompt + LEAST_ANSWER))
         share = min(share, budget.limit // request.n)
         fitting = bisect_right(range(1, limit + 1), share, key=lambda n: bytes_at(prompt + n - 1))
         return max(fitting, 1), reason
 
-    def _reserve(self, job: Job, length: int) -> None:
+    def _reserve(self, group: SequenceGroup, length: int) -> None:
         """Set the bytes that each answer reserves. Raises UsageError if it can never run."""
-        count, each = job.answers_wanted, self.model.sequence_bytes(length)
+        count, each = group.answers_wanted, self.model.sequence_bytes(length)
         if each * count > self._budget.limit:
             raise UsageError(
                 f"{count} x {length} tokens need {each * count >> 20} MiB of state, the engine has "
                 f"{self._budget.limit >> 20} MiB",
                 "Ask for fewer tokens or answers, or give the engine more memory.",
             )
-        job.bytes_each = each
+        group.bytes_each = each
 
-    def _enqueue(self, job: Job, limit: int = 1) -> Ticket:
-        self._reserve(job, len(job.ids) + limit - 1)
+    def _enqueue(self, group: SequenceGroup, limit: int = 1) -> Ticket:
+        self._reserve(group, len(group.ids) + limit - 1)
         with self._lock:
             if not self._accepts:
                 raise Busy("the engine is stopping and takes no more requests")
-            self._check_queue(job.owner)
+            self._check_queue(group.tenant)
             self._waiting += 1
-            self._owners_waiting.add(job.owner)
+            self._tenants_waiting.add(group.tenant)
             self._live += 1
-            self._inbox.append(job)
+            self._inbox.append(group)
         self._wake.set()
-        return job
+        return group
 
-    def _check_queue(self, owner: str) -> None:
+    def _check_queue(self, tenant: str) -> None:
         """Raise Busy if the queue is full.
 
-        An owner with nothing waiting may still queue one request, up to twice the limit: no owner
+        A tenant with nothing waiting may still queue one request, up to twice the limit: no tenant
         can keep all others out.
         """
-        limit = self.queue_limit * (1 if owner in self._owners_waiting else 2)
+        limit = self.queue_limit * (1 if tenant in self._tenants_waiting else 2)
         if self._waiting >= limit:
             raise Busy(f"{self._waiting} requests are waiting already, which is the limit")
 
@@ -265,7 +265,7 @@ class Engine:
         self._take_inbox()
         self._scheduler.cancel(everything=True)
         self._cache.clear()
-        self._tell()
+        self._deliver()
 
     def turn(self, interrupted: Callable[[], bool] | None = None) -> bool:
         """Take one step and prefill for a while; return whether anything is left to do.
@@ -279,9 +279,9 @@ class Engine:
             self._scheduler.admit()
             self._scheduler.decode()
             if self._scheduler.prefilling:
-                self._tell()
+                self._deliver()
                 self._scheduler.prefill(interrupted or (lambda: self._interrupted))
-            self._tell()
+            self._deliver()
         except BaseException as error:  # a bug of ours: all requests are lost, the engine is not
             log.exception("the engine failed: all requests end with this error")
             self._scheduler.fail(as_exception(error))
@@ -290,25 +290,27 @@ class Engine:
     def _take_inbox(self) -> None:
         with self._lock:
             arrived, self._inbox = self._inbox, []
-        for job in arrived:
-            self._scheduler.queue.push(job)
+        for group in arrived:
+            self._scheduler.queue.push(group)
 
     def _take_cancellations(self) -> None:
         if self._interrupted:
             self._interrupted = False
             self._scheduler.cancel()
 
-    def _tell(self) -> None:
+    def _deliver(self) -> None:
         """Deliver results once memory is released, so that it is free when callers see an end."""
         with self._lock:
             self._waiting = len(self._scheduler.queue) + len(self._inbox)
-            self._owners_waiting = self._scheduler.queue.owners | {job.owner for job in self._inbox}
+            self._tenants_waiting = self._scheduler.queue.tenants | {
+                group.tenant for group in self._inbox
+            }
         self._publish()
         if self._scheduler.deliver():
             with suppress(BaseException):  # a listener's error must not stop the engine
                 self.flushed()
 
-    def _job_over(self, job: Job) -> None:
+    def _group_ended(self, group: SequenceGroup) -> None:
         with self._lock:
             self._live -= 1
             self._all_over.notify_all()

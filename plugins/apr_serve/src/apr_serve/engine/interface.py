@@ -67,7 +67,7 @@ class GenerationEngine(Protocol):
         self,
         ids: Sequence[int],
         deliver: Callable[[NDArray[np.float32] | Exception], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> Ticket:
         """Queue a prompt whose mean last hidden state [hidden] is wanted."""
 
@@ -76,7 +76,7 @@ class GenerationEngine(Protocol):
         ids: Sequence[int],
         top: int,
         deliver: Callable[[list[TokenLogprob] | Exception], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> Ticket:
         """Queue a prompt for the log probabilities of ids[1:], each with its `top` alternatives."""
 

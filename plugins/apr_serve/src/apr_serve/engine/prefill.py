@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from apr_core.runtime import CHUNK, GRID, LastLogits
-from apr_serve.engine.jobs import Job, RowsJob
+from apr_serve.engine.groups import HiddenStatesGroup, SequenceGroup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,13 +60,15 @@ class PrefillController:
 class Forward:
     """One running forward over the next tokens of several prompts of one kind."""
 
-    def __init__(self, model: Model, chosen: Sequence[tuple[Job, int]]) -> None:
-        self.jobs = [job for job, _ in chosen]
-        self._stops = [stop for _, stop in chosen]
-        self._rows = [stop - job.position for job, stop in chosen]
-        self._embeds = isinstance(self.jobs[0], RowsJob)
+    def __init__(self, model: Model, chunks: Sequence[tuple[SequenceGroup, int]]) -> None:
+        self.groups = [group for group, _ in chunks]
+        self._stops = [stop for _, stop in chunks]
+        self._rows = [stop - group.position for group, stop in chunks]
+        self._embeds = isinstance(self.groups[0], HiddenStatesGroup)
         parts = [
-            (job.slot, job.ids[job.position : stop]) for job, stop in chosen if job.slot is not None
+            (group.slot, group.ids[group.position : stop])
+            for group, stop in chunks
+            if group.slot is not None
         ]
         self._slices = model.forward_slices(parts, hidden=self._embeds)
         self._result: LastLogits | NDArray[np.float32] | None = None  # or hidden [rows, n]
@@ -92,67 +94,74 @@ class Forward:
             if interrupted() or (seconds is not None and now - started + longest > seconds):
                 return False
 
-    def results(self) -> Iterator[tuple[Job, int, LastLogits | NDArray[np.float32]]]:
-        """Yield each job, its new position, and logits for its answers or hidden states."""
+    def results(self) -> Iterator[tuple[SequenceGroup, int, LastLogits | NDArray[np.float32]]]:
+        """Yield each group, its new position, and logits for its answers or hidden states."""
         assert self._result is not None
         start = 0
-        for i, (job, stop) in enumerate(zip(self.jobs, self._stops, strict=True)):
+        for i, (group, stop) in enumerate(zip(self.groups, self._stops, strict=True)):
             if isinstance(self._result, LastLogits):
-                yield job, stop, self._result.of(i, job.answers_wanted)
+                yield group, stop, self._result.of(i, group.answers_wanted)
             else:
-                yield job, stop, self._result[start : start + self._rows[i]]
+                yield group, stop, self._result[start : start + self._rows[i]]
                 start += self._rows[i]
 
     @property
     def abandoned(self) -> bool:
         """Whether nobody waits for its results any more."""
-        return all(job.cancelled for job in self.jobs)
+        return all(group.cancelled for group in self.groups)
 
     def close(self) -> None:
         """Abandon it. The state in its slots is unusable."""
         self._slices.close()
 
 
-def take_turns(jobs: list[Job], room: int, readers: Mapping[Job, Job]) -> list[tuple[Job, int]]:
-    """Return the jobs to prefill next and up to which token: about `room` tokens, fair to owners.
+def take_turns(
+    groups: list[SequenceGroup], token_budget: int, readers: Mapping[SequenceGroup, SequenceGroup]
+) -> list[tuple[SequenceGroup, int]]:
+    """Return the groups to prefill next and up to which token, fair to tenants.
 
-    `jobs` are in the order of their turns; a job that had its turn goes to the end. What an owner
-    does not need, others get. `readers` maps each job to the one that reads for it (`sharing.py`).
+    They get about `token_budget` tokens in all; what a tenant does not need, others get. `groups`
+    are in the order of their turns; a group that had its turn goes to the end. `readers` maps each
+    group to the one that reads for it (`shared_prefixes.py`).
     """
-    kind = isinstance(jobs[0], RowsJob)
-    turns = {job: readers[job] for job in jobs if isinstance(job, RowsJob) == kind}
-    chosen = _shares(*_order(turns), room)
-    served = {job for job, _ in chosen}
-    for job in jobs:
-        job.passed_over = readers[job] not in served
-    jobs.sort(key=lambda job: not job.passed_over)
-    return chosen
+    kind = isinstance(groups[0], HiddenStatesGroup)
+    turns = {
+        group: readers[group] for group in groups if isinstance(group, HiddenStatesGroup) == kind
+    }
+    chunks = _shares(*_order(turns), token_budget)
+    served = {group for group, _ in chunks}
+    for group in groups:
+        group.passed_over = readers[group] not in served
+    groups.sort(key=lambda group: not group.passed_over)
+    return chunks
 
 
-def _shares(order: Sequence[Job], owners: int, room: int) -> list[tuple[Job, int]]:
-    """Return jobs and up to where each is read; the first `owners` jobs have equal shares."""
-    chosen: list[tuple[Job, int]] = []
-    for job in order:
-        share = max(room // max(owners, 1), GRID)
-        owners -= 1
-        stop = job.stop_within(share)
-        if chosen and stop - job.position > room:
+def _shares(
+    order: Sequence[SequenceGroup], tenants: int, token_budget: int
+) -> list[tuple[SequenceGroup, int]]:
+    """Return groups and up to where each is read; the first `tenants` groups have equal shares."""
+    chunks: list[tuple[SequenceGroup, int]] = []
+    for group in order:
+        share = max(token_budget // max(tenants, 1), GRID)
+        tenants -= 1
+        stop = group.stop_within(share)
+        if chunks and stop - group.position > token_budget:
             break
-        chosen.append((job, stop))
-        room -= stop - job.position
-    return chosen
+        chunks.append((group, stop))
+        token_budget -= stop - group.position
+    return chunks
 
 
-def _order(turns: Mapping[Job, Job]) -> tuple[list[Job], int]:
-    """Return the first job of each owner, shortest first, then all others; and the count of owners.
+def _order(turns: Mapping[SequenceGroup, SequenceGroup]) -> tuple[list[SequenceGroup], int]:
+    """Return each tenant's first group, shortest first, then all others; and the count of tenants.
 
-    Jobs that were passed over come before those, in the order they wait: otherwise short prompts
-    could keep a long one waiting for ever. A job gives its turn to the job that reads for it.
+    Groups that were passed over come before those, in the order they wait: otherwise short prompts
+    could keep a long one waiting for ever. A group gives its turn to the group that reads for it.
     """
-    first: dict[str, Job] = {}
-    for job in turns:
-        first.setdefault(job.owner, job)
-    waiting = [turns[job] for job in first.values() if job.passed_over]
-    others = [turns[job] for job in first.values() if not job.passed_over]
+    first: dict[str, SequenceGroup] = {}
+    for group in turns:
+        first.setdefault(group.tenant, group)
+    waiting = [turns[group] for group in first.values() if group.passed_over]
+    others = [turns[group] for group in first.values() if not group.passed_over]
     leading = dict.fromkeys([*waiting, *sorted(others, key=lambda j: j.next_stop() - j.position)])
     return list(dict.fromkeys([*leading, *turns.values()])), len(leading)

@@ -54,10 +54,10 @@ class Node:
 
 
 class PrefixCache:
-    """The tree of one model. `room` returns the bytes that it may hold now."""
+    """The tree of one model. `capacity` returns the bytes that it may hold now."""
 
-    def __init__(self, model: Model, room: Callable[[], int]) -> None:
-        self._model, self._room = model, room
+    def __init__(self, model: Model, capacity: Callable[[], int]) -> None:
+        self._model, self._capacity = model, capacity
         self._root = Node(None, (), ())
         self._recent: OrderedDict[Node, None] = OrderedDict()  # least recently used first
         self._by_rows = model.states_in_rows  # of each layer
@@ -134,7 +134,7 @@ class PrefixCache:
     def keep(self, node: Node, ids: Sequence[int], slot: int) -> Node:
         """Keep a slot's state, which is that of a prefix of `ids`, below a pinned node.
 
-        Returns the node to continue from, pinned in its place; the same node if there is no room.
+        Returns the node to continue from, pinned in its place; the same node if it does not fit.
         """
         stop = self._model.length(slot)
         edge = tuple(ids[node.position : stop])
@@ -149,24 +149,24 @@ class PrefixCache:
         return child
 
     def _kept(self, node: Node, edge: Edge, child: Node | None, slot: int) -> Node | None:
-        if not self._room():
+        if not self._capacity():
             return None
         _, parts = self._model.snapshot(slot, node.position)
         split = list(zip(self._by_rows, parts, strict=True))
         new = child or Node(node, edge, [part if in_rows else None for in_rows, part in split])
         copies = [None if in_rows else part for in_rows, part in split]
         copy_bytes = _nbytes(copies)
-        if not self._make_room(copy_bytes + (0 if child else new.row_bytes), new):
+        if not self._reserve(copy_bytes + (0 if child else new.row_bytes), new):
             return None
         node.children[edge] = new
         new.copies, new.copy_bytes = copies, copy_bytes
         return new
 
-    def _make_room(self, needed: int, node: Node) -> bool:
+    def _reserve(self, needed: int, node: Node) -> bool:
         """Reserve `needed` bytes without dropping `node`; return False if they do not fit."""
-        room = self._room() - needed
+        left = self._capacity() - needed
         node.pins += 1
-        fits = room >= 0 and self.shrink(room)
+        fits = left >= 0 and self.shrink(left)
         node.pins -= 1
         if fits:
             self.nbytes += needed
@@ -185,12 +185,12 @@ class PrefixCache:
             node.pins -= 1
             self._prune(node)
 
-    def shrink(self, room: int) -> bool:
-        """Drop the least recently used until `room` bytes hold the rest; return whether they do.
+    def shrink(self, limit: int) -> bool:
+        """Drop the least recently used until `limit` bytes hold the rest; return whether they do.
 
         Rows that prompts are being read below stay.
         """
-        while self.nbytes > room:
+        while self.nbytes > limit:
             victim = next((n for n in self._recent if n.copy_bytes or self._removable(n)), None)
             if victim is None:
                 return False

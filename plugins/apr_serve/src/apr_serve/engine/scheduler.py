@@ -13,15 +13,15 @@ from apr_core.runtime import (
     LastLogits,
     Vocabulary,
     as_exception,
-    choose_tokens,
     decode_step,
+    sample_tokens,
 )
-from apr_serve.engine.jobs import GenerationJob, Job, RowsJob
+from apr_serve.engine.groups import GenerationGroup, HiddenStatesGroup, SequenceGroup
 from apr_serve.engine.memory import MemoryBudget
 from apr_serve.engine.prefill import Forward, PrefillController, take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
 from apr_serve.engine.queue import FairQueue
-from apr_serve.engine.sharing import readers
+from apr_serve.engine.shared_prefixes import readers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,9 +44,9 @@ class Totals:
 
 
 class Scheduler:
-    """Moves jobs through queue, prefill and decoding. `slots` answers run at once.
+    """Moves groups through queue, prefill and decoding. `slots` answers run at once.
 
-    `gone` is called with every job that has ended, after its last delivery.
+    `on_end` is called with every group that has ended, after its last delivery.
     """
 
     def __init__(
@@ -56,36 +56,42 @@ class Scheduler:
         budget: MemoryBudget,
         cache: PrefixCache,
         slots: int,
-        job_over: Callable[[Job], None],
+        on_end: Callable[[SequenceGroup], None],
         clock: Callable[[], float],
     ) -> None:
         self.model, self._vocabulary, self.budget, self.cache = model, vocabulary, budget, cache
-        self.slots, self._job_over, self._clock = slots, job_over, clock
-        self.queue: FairQueue[Job] = FairQueue(lambda job: job.owner)
-        self.prefilling: list[Job] = []  # in the order of their turns
-        self.decoding: dict[GenerationSequence, GenerationJob] = {}
+        self.slots, self._on_end, self._clock = slots, on_end, clock
+        self.queue: FairQueue[SequenceGroup] = FairQueue(lambda group: group.tenant)
+        self.prefilling: list[SequenceGroup] = []  # in the order of their turns
+        self.decoding: dict[GenerationSequence, GenerationGroup] = {}
         self.totals = Totals()
         self._forward: Forward | None = None
-        self._left: list[Job] = []  # ended, while a running forward still writes to their slots
-        self._held: Counter[str] = Counter()  # slots by owner
-        self._untold: dict[Job, bool] = {}  # jobs with something to deliver: whether it is the last
+        self._left: list[
+            SequenceGroup
+        ] = []  # ended, while a running forward still writes to their slots
+        self._held: Counter[str] = Counter()  # slots by tenant
+        self._undelivered: dict[
+            SequenceGroup, bool
+        ] = {}  # groups with something to deliver: whether it is the last
         self._controller, self._begun = PrefillController(clock), 0
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.queue or self.prefilling or self.decoding or self._left or self._untold)
+        return not (
+            self.queue or self.prefilling or self.decoding or self._left or self._undelivered
+        )
 
     def cancel(self, everything: bool = False) -> None:
-        """End the jobs that callers cancelled, or everything."""
-        for job in [*self.prefilling, *self.decoding.values()]:
-            job.cancelled |= everything
-        for job in self.queue.remove(lambda job: job.cancelled or everything):
-            job.cancelled = True
-            self._end(job, None)
-        for job in [job for job in self.prefilling if job.cancelled]:
-            self._end(job, None)
-        for sequence in [each for each, job in self.decoding.items() if job.cancelled]:
+        """End the groups that callers cancelled, or everything."""
+        for group in [*self.prefilling, *self.decoding.values()]:
+            group.cancelled |= everything
+        for group in self.queue.remove(lambda group: group.cancelled or everything):
+            group.cancelled = True
+            self._end(group, None)
+        for group in [group for group in self.prefilling if group.cancelled]:
+            self._end(group, None)
+        for sequence in [each for each, group in self.decoding.items() if group.cancelled]:
             sequence.cancel()
         self._retire()
         if self._forward and self._forward.abandoned:
@@ -93,76 +99,78 @@ class Scheduler:
             self._forward_over()
 
     def fail(self, error: Exception) -> None:
-        """End everything with an error: waiting jobs too, as they would fail again."""
+        """End everything with an error: waiting groups too, as they would fail again."""
         if self._forward:
             self._forward.close()
         self._forward_over()
-        for job in list(self.prefilling):
-            self._end(job, error)
+        for group in list(self.prefilling):
+            self._end(group, error)
         for sequence in list(self.decoding):
             sequence.fail(error)
-        for job in self.queue.remove(lambda job: True):
-            self._end(job, error)
+        for group in self.queue.remove(lambda group: True):
+            self._end(group, error)
         self._retire()
 
-    def _end(self, job: Job, reason: Exception | None) -> None:
-        """End a job that has no answers yet."""
-        job.end(reason)
-        if job in self.prefilling:
-            self.prefilling.remove(job)
-        if self._forward and job in self._forward.jobs:
-            self._left.append(job)
+    def _end(self, group: SequenceGroup, reason: Exception | None) -> None:
+        """End a group that has no answers yet."""
+        group.end(reason)
+        if group in self.prefilling:
+            self.prefilling.remove(group)
+        if self._forward and group in self._forward.groups:
+            self._left.append(group)
         else:
-            self._release_prompt(job)
-        self._over(job, failed=reason is not None)
+            self._release_prompt(group)
+        self._count_end(group, failed=reason is not None)
 
-    def _over(self, job: Job, failed: bool) -> None:
-        kind = "failed" if failed or job.broken else "cancelled" if job.cancelled else "finished"
+    def _count_end(self, group: SequenceGroup, failed: bool) -> None:
+        kind = (
+            "failed" if failed or group.broken else "cancelled" if group.cancelled else "finished"
+        )
         setattr(self.totals, kind, getattr(self.totals, kind) + 1)
-        self._untold[job] = True
+        self._undelivered[group] = True
 
-    def _release_prompt(self, job: Job) -> None:
-        """Release the slot, memory and cache node of a job without answers."""
-        self.cache.unpin(job.node)
-        job.node = job.restoring = None
-        if job.slot is not None:
-            self.model.free_slot(job.slot)
-            job.slot = None
-        self._give_back(job, job.slots_held)
+    def _release_prompt(self, group: SequenceGroup) -> None:
+        """Release the slot, memory and cache node of a group without answers."""
+        self.cache.unpin(group.node)
+        group.node = group.restoring = None
+        if group.slot is not None:
+            self.model.free_slot(group.slot)
+            group.slot = None
+        self._give_back(group, group.slots_held)
 
-    def _give_back(self, job: Job, slots: int) -> None:
-        job.slots_held -= slots
-        self.budget.reserved -= slots * job.bytes_each
-        self._held[job.owner] -= slots
-        if not self._held[job.owner]:
-            del self._held[job.owner]
+    def _give_back(self, group: SequenceGroup, slots: int) -> None:
+        group.slots_held -= slots
+        self.budget.reserved -= slots * group.bytes_each
+        self._held[group.tenant] -= slots
+        if not self._held[group.tenant]:
+            del self._held[group.tenant]
 
     def admit(self) -> None:
-        """Give slots to the jobs whose turn it is, as long as slots and memory last."""
-        while (job := self.queue.next(self._held)) is not None:
-            wanted, needed = job.answers_wanted, job.answers_wanted * job.bytes_each
+        """Give slots to the groups whose turn it is, as long as slots and memory last."""
+        while (group := self.queue.next(self._held)) is not None:
+            wanted, needed = group.answers_wanted, group.answers_wanted * group.bytes_each
             if self._held.total() + wanted > self.slots or not self.budget.fits(needed):
                 return
             if not self.cache.shrink(self.budget.limit - self.budget.reserved - needed):
                 return
-            self.queue.take(job)
+            self.queue.take(group)
             self.budget.reserved += needed
-            self._held[job.owner] += wanted
-            job.slots_held = wanted
-            self._begin(job)
+            self._held[group.tenant] += wanted
+            group.slots_held = wanted
+            self._begin(group)
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, group: SequenceGroup) -> None:
         """Open a slot, with the cached part of the prompt."""
         try:
             self._begun += 1
-            job.number, job.slot = self._begun, self.model.new_slot()
-            job.use_cache &= self.budget.cache_limit > 0
-            if job.use_cache:
-                self._take_over(job)
+            group.number, group.slot = self._begun, self.model.new_slot()
+            group.use_cache &= self.budget.cache_limit > 0
+            if group.use_cache:
+                self._take_over(group)
         except BaseException as error:
-            self._end(job, as_exception(error))
+            self._end(group, as_exception(error))
             return
-        self.prefilling.append(job)
+        self.prefilling.append(group)
 
     def decode(self) -> None:
         """Run one step over all running answers."""
@@ -180,17 +188,17 @@ class Scheduler:
         self.totals.steps += 1
         self._controller.stepped(self._clock() - started)
         for sequence in sequences:
-            self._untold.setdefault(self.decoding[sequence], False)
+            self._undelivered.setdefault(self.decoding[sequence], False)
         self._retire()
 
     def _retire(self) -> None:
         """Free the slots of answers that have ended."""
         for sequence in [each for each in self.decoding if each.ended]:
-            job = self.decoding.pop(sequence)
+            group = self.decoding.pop(sequence)
             self.model.free_slot(sequence.slot)
-            self._give_back(job, 1)
-            if not job.slots_held:
-                self._over(job, any(each.ended == "error" for each in job.sequences))
+            self._give_back(group, 1)
+            if not group.slots_held:
+                self._count_end(group, any(each.ended == "error" for each in group.sequences))
 
     def prefill(self, interrupted: Callable[[], bool]) -> None:
         """Run prefill: between steps as long as the controller allows, else a whole forward."""
@@ -206,129 +214,131 @@ class Scheduler:
         except BaseException as error:
             failed, self._forward = self._forward, None
             self._forward_over()
-            for job in failed.jobs:
-                if job in self.prefilling:
-                    self._end(job, as_exception(error))
+            for group in failed.groups:
+                if group in self.prefilling:
+                    self._end(group, as_exception(error))
             return
         forward, self._forward = self._forward, None
-        for job, stop, rows in forward.results():
-            if job in self.prefilling:
-                self._read(job, stop, rows)
+        for group, stop, rows in forward.results():
+            if group in self.prefilling:
+                self._read(group, stop, rows)
         self._forward_over()
 
     def _restore(self, seconds: float | None, interrupted: Callable[[], bool]) -> bool:
         """Copy cached prefixes into slots, for about `seconds`; return True if all are done."""
         started = self._clock()
-        for job in [job for job in self.prefilling if job.restoring is not None]:
+        for group in [group for group in self.prefilling if group.restoring is not None]:
             try:
-                for _ in job.restoring or ():
+                for _ in group.restoring or ():
                     late = seconds is not None and self._clock() - started > seconds
                     if late or interrupted():
                         return False
             except BaseException as error:
-                self._end(job, as_exception(error))
-            job.restoring = None
+                self._end(group, as_exception(error))
+            group.restoring = None
         return True
 
     def _start_forward(self) -> bool:
         turns = self._catch_up()
-        if not turns or any(job.restoring for job in turns):
+        if not turns or any(group.restoring for group in turns):
             return False
-        room = self._controller.chunk_between_steps if self.decoding else CHUNK
-        self._forward = Forward(self.model, take_turns(self.prefilling, room, turns))
+        tokens = self._controller.chunk_between_steps if self.decoding else CHUNK
+        self._forward = Forward(self.model, take_turns(self.prefilling, tokens, turns))
         return True
 
-    def _catch_up(self) -> dict[Job, Job]:
-        """Let waiting jobs take over the state of others; return who reads for whom."""
+    def _catch_up(self) -> dict[SequenceGroup, SequenceGroup]:
+        """Let waiting groups take over the state of others; return who reads for whom."""
         while True:
             reader_of = readers(self.prefilling)
-            late = [job for job, reader in reader_of.items() if job.waits and reader is job]
-            for job, reader in reader_of.items():
-                job.waits = reader is not job
+            late = [group for group, reader in reader_of.items() if group.waits and reader is group]
+            for group, reader in reader_of.items():
+                group.waits = reader is not group
             if not late:
                 return reader_of
-            for job in late:
+            for group in late:
                 try:
-                    self._take_over(job)
+                    self._take_over(group)
                 except BaseException as error:
-                    self._end(job, as_exception(error))
+                    self._end(group, as_exception(error))
 
-    def _take_over(self, job: Job) -> None:
+    def _take_over(self, group: SequenceGroup) -> None:
         """Continue from the longest kept prefix of a prompt, if it is longer than what was read."""
-        assert job.slot is not None
-        node, length, restoring = self.cache.restoring(job.ids, job.slot)
-        if job.node is not None and length <= job.position:
+        assert group.slot is not None
+        node, length, restoring = self.cache.restoring(group.ids, group.slot)
+        if group.node is not None and length <= group.position:
             self.cache.unpin(node)
             return
-        self.cache.unpin(job.node)
-        job.node, job.restoring = node, restoring
-        job.cached += length - job.position
-        job.position = length
+        self.cache.unpin(group.node)
+        group.node, group.restoring = node, restoring
+        group.cached += length - group.position
+        group.position = length
 
     def _forward_over(self) -> None:
-        """Release the slots of ended jobs, which the forward no longer writes to."""
+        """Release the slots of ended groups, which the forward no longer writes to."""
         self._forward = None
-        for job in self._left:
-            self._release_prompt(job)
+        for group in self._left:
+            self._release_prompt(group)
         self._left = []
 
-    def _read(self, job: Job, stop: int, rows: LastLogits | NDArray[np.float32]) -> None:
-        """Take a forward's results for a job, now at `stop`: last logits, or hidden states."""
-        job.position = stop
+    def _read(
+        self, group: SequenceGroup, stop: int, rows: LastLogits | NDArray[np.float32]
+    ) -> None:
+        """Take a forward's results for a group, now at `stop`: last logits, or hidden states."""
+        group.position = stop
         try:
-            if job.node is not None and job.worth_keeping and job.slot is not None:
-                job.node = self.cache.keep(job.node, job.ids, job.slot)
-            if isinstance(job, RowsJob) and not isinstance(rows, LastLogits):
-                job.add(rows)
+            if group.node is not None and group.worth_keeping and group.slot is not None:
+                group.node = self.cache.keep(group.node, group.ids, group.slot)
+            if isinstance(group, HiddenStatesGroup) and not isinstance(rows, LastLogits):
+                group.add(rows)
         except BaseException as error:
-            self._end(job, as_exception(error))
+            self._end(group, as_exception(error))
             return
-        if not job.done:
+        if not group.done:
             return
-        self.totals.prompt_tokens += len(job.ids)
-        self.totals.cached_tokens += job.cached
-        if isinstance(job, GenerationJob) and isinstance(rows, LastLogits):
-            self._answer(job, rows)
+        self.totals.prompt_tokens += len(group.ids)
+        self.totals.cached_tokens += group.cached
+        if isinstance(group, GenerationGroup) and isinstance(rows, LastLogits):
+            self._answer(group, rows)
         else:
-            self.prefilling.remove(job)
-            self._release_prompt(job)
-            self._over(job, failed=False)
+            self.prefilling.remove(group)
+            self._release_prompt(group)
+            self._count_end(group, failed=False)
 
-    def _answer(self, job: GenerationJob, logits: LastLogits) -> None:
+    def _answer(self, group: GenerationGroup, logits: LastLogits) -> None:
         """Begin all answers of a request with its prompt's last logits, one row for each."""
-        assert job.slot is not None
+        assert group.slot is not None
         slots: list[int] = []
         try:
-            for _ in range(job.request.n - 1):
-                slots.append(self.model.fork(job.slot))
-            job.sequences = [
-                job.sequence(self._vocabulary, index, slot)
-                for index, slot in enumerate([*slots, job.slot])
+            for _ in range(group.request.n - 1):
+                slots.append(self.model.fork(group.slot))
+            group.sequences = [
+                group.sequence(self._vocabulary, index, slot)
+                for index, slot in enumerate([*slots, group.slot])
             ]
-            choose_tokens(logits, job.sequences)
+            sample_tokens(logits, group.sequences)
         except BaseException as error:
-            job.sequences = []
+            group.sequences = []
             for slot in slots:
                 self.model.free_slot(slot)
-            self._end(job, as_exception(error))
+            self._end(group, as_exception(error))
             return
-        self.prefilling.remove(job)
-        self.cache.unpin(job.node)
-        job.node = job.slot = None
-        self.decoding |= dict.fromkeys(job.sequences, job)
-        self.totals.generated_tokens += len(job.sequences)
-        self._untold.setdefault(job, False)
+        self.prefilling.remove(group)
+        self.cache.unpin(group.node)
+        group.node = group.slot = None
+        self.decoding |= dict.fromkeys(group.sequences, group)
+        self.totals.generated_tokens += len(group.sequences)
+        self._undelivered.setdefault(group, False)
         self._retire()
 
     def deliver(self) -> bool:
         """Deliver pending results to callers; return True if there were any."""
-        untold, self._untold = self._untold, {}
-        for job, last in untold.items():
+        undelivered, self._undelivered = self._undelivered, {}
+        for group, last in undelivered.items():
             try:
-                job.deliver_pending()
+                group.deliver_pending()
             except BaseException:  # an error in the caller must not hurt others
-                job.broken = True
-                job.cancel()
+                group.broken = True
+                group.cancel()
             if last:
-                self._job_over(job)
-        return bool(untold)
+                self._on_end(group)
+        return bool(undelivered)

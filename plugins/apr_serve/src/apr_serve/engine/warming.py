@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apr_core.plugin import Draw
+from apr_core.plugin import SamplingMetadata
 from apr_core.runtime import GRID
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ def warm_up(model: Model) -> None:
         model.forward_last([(slot, [0] * length) for slot in slots])
         for count in STEPS:
             logits = model.forward_last([(slot, [0]) for slot in slots[:count]])
-            for draws in ([Draw(valid)], [Draw(valid, 1.0, share=0.5, **kind) for kind in KINDS]):
-                logits.of(0, len(draws)).chosen(draws)
+            for sampling in (
+                [SamplingMetadata(valid)],
+                [SamplingMetadata(valid, 1.0, uniform=0.5, **kind) for kind in KINDS],
+            ):
+                logits.of(0, len(sampling)).sample(sampling)
     finally:
         for slot in slots:
             model.free_slot(slot)

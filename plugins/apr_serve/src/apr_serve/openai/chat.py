@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from apr_core.runtime import Delta, Usage
-from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.asking import noting, tenant_of, while_connected
 from apr_serve.chat.collected import CollectedAnswer, total
 from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.chat.models import ServedModels
@@ -77,7 +77,7 @@ def router(models: ServedModels, options: ServerOptions) -> APIRouter:
         service = models.pick(body.model)
         one_stream_option(body.stream_options, body.stream)
         since, tools = time.perf_counter(), body.tool_use()
-        asked = await service.request(body, owner_of(request))
+        asked = await service.request(body, tenant_of(request))
         note = noting(request, service.model_id)
         special = body.skip_special_tokens is not False
         names = TokenNames(service.model.tokenizer, special=special) if body.logprobs else None

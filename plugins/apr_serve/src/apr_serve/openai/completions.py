@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from apr_core.runtime import Delta, Usage
-from apr_serve.chat.asking import noting, owner_of, while_connected
+from apr_serve.chat.asking import noting, tenant_of, while_connected
 from apr_serve.chat.collected import total
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
@@ -186,8 +186,8 @@ class Completions:
 
     async def _score(self, prompts: Sequence[Sequence[int]], top: int) -> None:
         """Begin the log probabilities of every choice with those of its prompt."""
-        owner = owner_of(self._request)
-        scoring = [self._service.score(ids, top, owner) for ids in prompts]
+        tenant = tenant_of(self._request)
+        scoring = [self._service.score(ids, top, tenant) for ids in prompts]
         all_scores = await while_connected(self._request, _gathered(scoring))
         for number, (ids, scores) in enumerate(zip(prompts, all_scores, strict=True)):
             for index in range(number * self._n, (number + 1) * self._n):
@@ -204,8 +204,8 @@ class Completions:
     async def _begin(self, ids: Sequence[int]) -> None:
         """Queue a prompt."""
         sampling = self._service.sampling(self._body.asked_sampling(), self._body.bias())
-        owner = owner_of(self._request)
-        asked = replace(self._body.generation(ids), params=sampling, plain=True, owner=owner)
+        tenant = tenant_of(self._request)
+        asked = replace(self._body.generation(ids), params=sampling, plain=True, tenant=tenant)
         self._streams.append(await self._service.stream(asked, param="prompt"))
 
     async def close(self) -> None:

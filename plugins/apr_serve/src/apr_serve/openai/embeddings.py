@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
-from apr_serve.chat.asking import owner_of, while_connected
+from apr_serve.chat.asking import tenant_of, while_connected
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body
@@ -96,7 +96,7 @@ def router(models: ServedModels) -> APIRouter:
         if body.dimensions not in (None, size):
             raise ApiError(400, f"embeddings here have {size} dimensions", "dimensions")
         prompts = [await _ids(service, text) for text in body.inputs()]
-        vectors = await while_connected(request, _all(service, prompts, owner_of(request)))
+        vectors = await while_connected(request, _all(service, prompts, tenant_of(request)))
         count, as_text = sum(map(len, prompts)), body.encoding_format == "base64"
         rest = {"model": service.model_id, "usage": {"prompt_tokens": count, "total_tokens": count}}
         content = await asyncio.to_thread(_written, vectors, as_text, rest)
@@ -114,7 +114,7 @@ async def _ids(service: ChatService, text: str | list[int]) -> list[int]:
 
 
 async def _all(
-    service: ChatService, prompts: list[list[int]], owner: str
+    service: ChatService, prompts: list[list[int]], tenant: str
 ) -> list[NDArray[np.float32]]:
     """Return one vector a prompt; when one fails the rest is cancelled.
 
@@ -124,7 +124,7 @@ async def _all(
 
     async def one(ids: list[int]) -> NDArray[np.float32]:
         async with turn:
-            return await service.embed(ids, owner)
+            return await service.embed(ids, tenant)
 
     tasks = [asyncio.ensure_future(one(ids)) for ids in prompts]
     try:

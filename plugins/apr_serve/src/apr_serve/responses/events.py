@@ -28,7 +28,7 @@ def response_head(request: ResponsesRequest, model: str) -> dict[str, Any]:
         mode="json", by_alias=True, exclude_none=True, include={"tool_choice", "text", "reasoning"}
     )
     effort, summary = (asked.get("reasoning", {}).get(n) for n in ("effort", "summary"))
-    missing = {"apr_tools_left_out": request.left_out_tools} if request.left_out_tools else {}
+    missing = {"apr_ignored_tools": request.ignored_tools} if request.ignored_tools else {}
     return {
         "id": new_id("resp"), "object": "response", "created_at": int(time.time()),
         "status": "in_progress", "background": False, "completed_at": None, "error": None,

@@ -32,7 +32,7 @@ from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
 from apr_serve.http.errors import ApiError
 from apr_serve.responses.items import Item, MessageItem, messages_of
-from apr_serve.responses.tools import AnyTool, KnownTool, known_tools, left_out
+from apr_serve.responses.tools import AnyTool, KnownTool, ignored_tools, known_tools
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -168,8 +168,8 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
 
     @model_validator(mode="after")
     def _some_tool_is_known(self) -> ResponsesRequest:
-        if self.left_out_tools and not self.known_tools:
-            context = {"kinds": ", ".join(map(repr, self.left_out_tools))}
+        if self.ignored_tools and not self.known_tools:
+            context = {"kinds": ", ".join(map(repr, self.ignored_tools))}
             form = "tools: none of these is run here, and no function is among them: {kinds}"
             raise PydanticCustomError("unsupported", form, context)
         return self
@@ -180,9 +180,9 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
         return known_tools(self.tools or ())
 
     @property
-    def left_out_tools(self) -> list[str]:
+    def ignored_tools(self) -> list[str]:
         """The types of the tools that are not shown to the model."""
-        return left_out(self.tools or ())
+        return ignored_tools(self.tools or ())
 
     @property
     def items(self) -> list[Item]:

@@ -1,6 +1,6 @@
 """OpenAI's `/v1/responses`, for its clients as they are.
 
-Responses are stored in memory, up to a size. Their owner may continue them by
+Responses are stored in memory, up to a size. Their tenant may continue them by
 `previous_response_id`, fetch and delete them. `apr_ended_by` says more precisely than `status` why
 an answer ended.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_serve.chat.asking import noting, owner_of, take_all
+from apr_serve.chat.asking import noting, take_all, tenant_of
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import EXPECTED, ApiError, as_api_error
@@ -53,19 +53,19 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
     @routes.post("", responses=STREAMED | ERRORS)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """Answer items, whole or as server-sent events. Stored unless `store` is false."""
-        service, owner = models.pick(body.model), owner_of(request)
-        earlier = _earlier(store, body.previous_response_id, owner)
-        body = body.continuing(store.resolved(body.items, owner), earlier)
+        service, tenant = models.pick(body.model), tenant_of(request)
+        earlier = _earlier(store, body.previous_response_id, tenant)
+        body = body.continuing(store.resolved(body.items, tenant), earlier)
         names = TokenNames(service.model.tokenizer)
         logprobs = None if body.wanted_logprobs is None else names.chat
         events = ResponseEvents(response_head(body, service.model_id), logprobs, body.known_tools)
 
         def keep() -> None:
             if body.store is not False:
-                store.put(events.response, body.items, owner)
+                store.put(events.response, body.items, tenant)
 
         try:
-            since, asked = time.perf_counter(), await service.request(body, owner)
+            since, asked = time.perf_counter(), await service.request(body, tenant)
             note = noting(request, service.model_id)
             steps = await service.stream(asked, body.tool_use(), note, since=since)
         except ApiError as error:
@@ -84,7 +84,7 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         """Return a stored response."""
         if stream:
             raise ApiError(400, "a response that is kept is not streamed again", "stream")
-        return JSONResponse(_known(store, response_id, owner_of(request)).response)
+        return JSONResponse(_known(store, response_id, tenant_of(request)).response)
 
     @routes.get("/{response_id}/input_items", responses=INPUT | ERRORS)
     async def list_input_items(
@@ -95,14 +95,14 @@ def router(models: ServedModels, heartbeat_s: float) -> APIRouter:
         after: Annotated[str | None, Query()] = None,
     ) -> Response:
         """List the input items of a stored response."""
-        stored = _known(store, response_id, owner_of(request))
+        stored = _known(store, response_id, tenant_of(request))
         return JSONResponse(input_items(stored, limit, order, after))
 
     @routes.delete("/{response_id}", responses=ERRORS)
     async def delete_response(response_id: str, request: Request) -> Response:
         """Delete a response; responses that continue it cannot be continued any more."""
-        _known(store, response_id, owner_of(request))
-        store.delete(response_id, owner_of(request))
+        _known(store, response_id, tenant_of(request))
+        store.delete(response_id, tenant_of(request))
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     return routes
@@ -131,12 +131,12 @@ def _failed(events: ResponseEvents, keep: Callable[[], None]) -> Callable[[Excep
     return failed
 
 
-def _earlier(store: ResponseStore, previous: str | None, owner: str) -> list[Item]:
+def _earlier(store: ResponseStore, previous: str | None, tenant: str) -> list[Item]:
     """Return the conversation that a request continues. Raises ApiError if it is not stored."""
     if previous is None:
         return []
     try:
-        return store.conversation(previous, owner)
+        return store.conversation(previous, tenant)
     except KeyError as missing:
         raise ApiError(
             400,
@@ -146,8 +146,8 @@ def _earlier(store: ResponseStore, previous: str | None, owner: str) -> list[Ite
         ) from None
 
 
-def _known(store: ResponseStore, response_id: str, owner: str) -> Stored:
-    stored = store.get(response_id, owner)
+def _known(store: ResponseStore, response_id: str, tenant: str) -> Stored:
+    stored = store.get(response_id, tenant)
     if stored is None:
         raise ApiError(404, f"response {response_id!r} is not kept here (any more)", "response_id")
     return stored

@@ -19,11 +19,11 @@ _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response, its input, and its owner."""
+    """A response, its input, and its tenant."""
 
     response: dict[str, Any]
     input: Sequence[Item]
-    owner: str
+    tenant: str
     size: int  # bytes of JSON
 
     @property
@@ -33,7 +33,7 @@ class Stored:
 
 
 class ResponseStore:
-    """Holds up to `max_bytes` of responses. No owner sees another's."""
+    """Holds up to `max_bytes` of responses. No tenant sees another's."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
@@ -43,12 +43,12 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def put(self, response: dict[str, Any], input_: Sequence[Item], owner: str) -> None:
+    def put(self, response: dict[str, Any], input_: Sequence[Item], tenant: str) -> None:
         """Store a response, unless it alone is larger than `max_bytes`."""
         size = len(_ITEMS.dump_json(list(input_))) + len(json.dumps(response))
         if size > self._max_bytes:
             return
-        self._stored[response["id"]] = Stored(response, input_, owner, size)
+        self._stored[response["id"]] = Stored(response, input_, tenant, size)
         self._made_by |= {item["id"]: response["id"] for item in response["output"]}
         self._bytes += size
         while self._bytes > self._max_bytes:
@@ -60,39 +60,39 @@ class ResponseStore:
         for item in entry.response["output"]:
             del self._made_by[item["id"]]
 
-    def get(self, id_: str, owner: str) -> Stored | None:
-        """Return the response and mark it as used last; None if the owner has none of this id."""
+    def get(self, id_: str, tenant: str) -> Stored | None:
+        """Return the response and mark it as used last; None if the tenant has none of this id."""
         entry = self._stored.get(id_)
-        if entry is None or entry.owner != owner:
+        if entry is None or entry.tenant != tenant:
             return None
         self._stored.move_to_end(id_)
         return entry
 
-    def delete(self, id_: str, owner: str) -> bool:
+    def delete(self, id_: str, tenant: str) -> bool:
         """Delete a response; return True if there was one."""
-        if self.get(id_, owner) is None:
+        if self.get(id_, tenant) is None:
             return False
         self._forget(id_)
         return True
 
-    def resolved(self, items: Sequence[Item], owner: str) -> list[Item]:
+    def resolved(self, items: Sequence[Item], tenant: str) -> list[Item]:
         """Return the items with references replaced by the stored items."""
-        return [self._item(i.id, owner) or i if isinstance(i, ItemReference) else i for i in items]
+        return [self._item(i.id, tenant) or i if isinstance(i, ItemReference) else i for i in items]
 
-    def _item(self, id_: str, owner: str) -> Item | None:
-        made_by = self.get(self._made_by.get(id_, ""), owner)
+    def _item(self, id_: str, tenant: str) -> Item | None:
+        made_by = self.get(self._made_by.get(id_, ""), tenant)
         output = made_by.response["output"] if made_by else ()
         return next((_ITEM.validate_python(item) for item in output if item["id"] == id_), None)
 
-    def conversation(self, id_: str, owner: str) -> list[Item]:
+    def conversation(self, id_: str, tenant: str) -> list[Item]:
         """Return all items up to and with this response. Raises KeyError with a missing id."""
-        turns = list(self._turns(id_, owner))
+        turns = list(self._turns(id_, tenant))
         return [item for turn in reversed(turns) for item in turn.items]
 
-    def _turns(self, id_: str | None, owner: str) -> Iterator[Stored]:
+    def _turns(self, id_: str | None, tenant: str) -> Iterator[Stored]:
         """Yield the responses from this one back to the first."""
         while id_ is not None:
-            turn = self.get(id_, owner)
+            turn = self.get(id_, tenant)
             if turn is None:
                 raise KeyError(id_)
             yield turn

@@ -102,7 +102,7 @@ def known_tools(tools: Sequence[Any]) -> list[KnownTool]:
     return [known for tool in tools for known in _known(tool)]
 
 
-def left_out(tools: Sequence[Any]) -> list[str]:
+def ignored_tools(tools: Sequence[Any]) -> list[str]:
     """Return the types of the tools that are not shown to the model."""
     return list(dict.fromkeys(tool.type for tool in tools if isinstance(tool, OtherTool)))
 

@@ -44,7 +44,7 @@ def row_bytes(methods, dim):
 
 
 @helper
-def _scores(methods, q, keys, values, stride, count, scores, stream, room):
+def _scores(methods, q, keys, values, stride, count, scores, stream, workspace):
     """Write q [n, D] times `count` keys at an address to scores [n, 256].
 
     With `stream`, prefetch the values that are needed next.
@@ -52,7 +52,7 @@ def _scores(methods, q, keys, values, stride, count, scores, stream, room):
     n, op, os_ = U(q.shape[1] // LANES), U(scores.ctypes.data), U(4 * PART)
     qp, qs = U(q.ctypes.data), U(4 * q.shape[1])
     if methods[CACHE_KIND] == U(Q8):
-        qp, qs = U(room), U(2 * q.shape[1] + 64)
+        qp, qs = U(workspace), U(2 * q.shape[1] + 64)
         for i in range(q.shape[0]):
             round_q8(U(q[i].ctypes.data), qp + U(i) * qs, n)
     for first in range(0, count, KEYS):
@@ -66,11 +66,11 @@ def _scores(methods, q, keys, values, stride, count, scores, stream, room):
 
 
 @helper
-def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
+def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, workspace):
     """Add weights times `count` values to out [queries, dims]; addresses and strides in bytes.
 
-    `room` holds weights times the scales of 8-bit values: 16 float32 per position and block, for
-    four queries.
+    `workspace` holds weights times the scales of 8-bit values: 16 float32 per position and block,
+    for four queries.
     """
     eight, size, i = methods[CACHE_KIND] == U(Q8), methods[ITEM], U(0)
     block = U(32) * U(np.gcd(np.int64(dims) // 32, 8)) if eight else dims
@@ -82,8 +82,11 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
             a_block = U(4 * LANES) * count
             each = a_block * (dims // block)
             function = methods[WEIGH + 1 if four else WEIGH]
-            call(function, (weights, ps, v + dims, vs, room, each, some, count, dims // U(LANES)))
-            weights = room
+            call(
+                function,
+                (weights, ps, v + dims, vs, workspace, each, some, count, dims // U(LANES)),
+            )
+            weights = workspace
         while d < dims:
             wide = d + U(WIDE) <= (d // block + U(1)) * block
             function = methods[MIX + (2 if four else 0) + (1 if wide else 0)]
@@ -97,7 +100,7 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, room):
 
 
 @helper
-def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room):
+def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, workspace):
     """Write scores as `_scores` does, for many queries; keys are unpacked.
 
     Queries are arranged for `dense_many`. The next keys and values are prefetched meanwhile.
@@ -107,14 +110,14 @@ def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, 
     lines = nbytes // U(CACHE_LINE * ((queries + TOKENS - 1) // TOKENS)) + U(1)
     for first in range(0, count, LANES):  # capacities are whole parts
         kp, skip = keys + U(first) * stride, U(first) * stride
-        call(methods[UNPACK_KEYS], (kp, stride, U(LANES), U(room), n))
+        call(methods[UNPACK_KEYS], (kp, stride, U(LANES), U(workspace), n))
         for t in range(0, queries, TOKENS):
             some = U(min(TOKENS, queries - t))
             fetch(kp + nbytes, lines)
             fetch(values + skip, lines)
             kp, skip = kp + lines * U(CACHE_LINE), skip + lines * U(CACHE_LINE)
             dense_many(
-                U(room),
+                U(workspace),
                 U(arranged) + U(4 * dim * t),
                 U(4 * dim),
                 some,
@@ -141,7 +144,7 @@ def _mix_square(p, v, vs, op, os_, queries, dims, count):
 
 
 @helper
-def _mix_tiled(methods, scores, values, stride, count, out, room):
+def _mix_tiled(methods, scores, values, stride, count, out, workspace):
     """Add weights times values as `_mix` does, for many queries, unpacking square by square."""
     op, wide = U(out.ctypes.data), U(4 * out.shape[1])
     for first in range(0, count, SQUARE):
@@ -149,9 +152,9 @@ def _mix_tiled(methods, scores, values, stride, count, out, room):
         for d in range(0, out.shape[1], SQUARE):
             dims = U(min(SQUARE, out.shape[1] - d))
             here = values + U(first) * stride + U(d) * methods[ITEM]
-            call(methods[WIDEN], (here, stride, U(room), dims // U(LANES), some))
+            call(methods[WIDEN], (here, stride, U(workspace), dims // U(LANES), some))
             _mix_square(
-                weights, U(room), U(4) * dims, op + U(4 * d), wide, out.shape[0], dims, some
+                weights, U(workspace), U(4) * dims, op + U(4 * d), wide, out.shape[0], dims, some
             )
 
 
@@ -193,13 +196,13 @@ def _clear(out):
 
 
 @helper
-def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out, stream, room):
+def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out, stream, workspace):
     """Compute one part for some queries: q, out [n, D]; addresses of its first key and value.
 
-    `room` holds queries rounded to int16, then weights times scales.
+    `workspace` holds queries rounded to int16, then weights times scales.
     """
     count = _most(seen)
-    _scores(methods, q, keys, values, stride, count, scores, stream, room)
+    _scores(methods, q, keys, values, stride, count, scores, stream, workspace)
     _exponentials(scores, seen, scale, count, tops, sums)
     _clear(out)
     queries, dims = U(q.shape[0]), U(q.shape[1])
@@ -219,18 +222,20 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
             dims,
             some,
             ahead,
-            U(room),
+            U(workspace),
         )
 
 
 @helper
-def tiled_part(methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, room):
+def tiled_part(
+    methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, workspace
+):
     """Compute a part as `part` does, for many queries of a float cache, unpacking it once."""
     count, (queries, dim) = _most(seen), out.shape
-    _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, room)
+    _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, workspace)
     _exponentials(scores, seen, scale, count, tops, sums)
     _clear(out)
-    _mix_tiled(methods, scores, values, stride, count, out, room)
+    _mix_tiled(methods, scores, values, stride, count, out, workspace)
 
 
 @helper

@@ -81,7 +81,7 @@ def attend_many_task(arguments, i, scratch):
     place, seen = ints_at(at, n), ints_at(at + 8 * most, n)  # place: offset of a query in q and out
     tops, sums = floats_at(at + 16 * most, n), floats_at(at + 20 * most, n)
     part_tops, part_sums = floats_at(at + 24 * most, n), floats_at(at + 28 * most, n)
-    scores, room = matrix_at(at + 32 * most, n, PART), at + 32 * most + 4 * most * PART
+    scores, workspace = matrix_at(at + 32 * most, n, PART), at + 32 * most + 4 * most * PART
     for j in range(n):
         token, member = (first + j) // group, (first + j) % group
         place[j] = 4 * dim * ((seg[START] + token) * heads + h * group + member)
@@ -113,7 +113,7 @@ def attend_many_task(arguments, i, scratch):
                 part_sums,
                 part_result,
                 False,
-                room,
+                workspace,
             )
         else:
             tiled_part(
@@ -128,7 +128,7 @@ def attend_many_task(arguments, i, scratch):
                 part_tops,
                 part_sums,
                 part_result,
-                room,
+                workspace,
             )
         merge(tops, sums, result, part_tops, part_sums, part_result)
     for j in range(n):
@@ -153,7 +153,7 @@ def attend_few_task(arguments, i, scratch):
     stride = U(row_bytes(methods, dim))
     offset = U(h * token[CAPACITY] + start) * stride
     scores, seen = matrix_at(scratch, group, PART), ints_at(scratch + 4 * PART * group, group)
-    room = scratch + 4 * PART * group + 64 * group
+    workspace = scratch + 4 * PART * group + 64 * group
     for j in range(group):
         seen[j] = token[POSITION] + 1 - start
     q = matrix_at(a[0] + 4 * dim * (token[START] * heads + h * group), group, dim)
@@ -170,7 +170,7 @@ def attend_few_task(arguments, i, scratch):
         floats_at(a[10] + 4 * group * i, group),
         matrix_at(a[11] + 4 * group * dim * i, group, dim),
         True,
-        room,
+        workspace,
     )
 
 

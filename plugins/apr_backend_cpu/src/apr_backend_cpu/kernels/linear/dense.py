@@ -63,7 +63,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
         outs = addresses(b, op, out_stride, size, tokens)
 
         wide = size if b.lanes == LANES else min(size, 4)  # as many sums as fit the registers
-        room, near = b.room(ROWS * size * VECTOR), b.room(COLUMNS * size * VECTOR)
+        workspace, near = b.stack(ROWS * size * VECTOR), b.stack(COLUMNS * size * VECTOR)
 
         def dots(
             p: Value,
@@ -97,7 +97,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
 
             def row(r: Value, values: Values) -> Values:
                 weights = b.advance(b.advance(wp, r, row_bytes), begin, LANES * itemsize)
-                slot = b.advance(room, r, VECTOR * size)
+                slot = b.advance(workspace, r, VECTOR * size)
                 for first in range(0, size, wide):
                     places = [b.at(slot, VECTOR * (first + t)) for t in range(wide)]
                     reads = [
@@ -114,7 +114,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
             return b.count_loop(rows, values, row)
 
         def result(r: Value, values: Values) -> Values:
-            slot = b.advance(room, r, VECTOR * size)
+            slot = b.advance(workspace, r, VECTOR * size)
             for t, out in enumerate(outs):
                 total = b.horizontal_sum(b.read(b.at(slot, VECTOR * t), V16F))
                 b.write(total, b.advance(out, r, 4))
@@ -132,7 +132,7 @@ def make_few(name: str, loader: Loader, itemsize: int, size: int) -> None:
             b.count_loop(rows, [], whole)
             return
         for place in range(0, ROWS * size * VECTOR, VECTOR):
-            b.write(const(V16F, 0.0), b.at(room, place))
+            b.write(const(V16F, 0.0), b.at(workspace, place))
         b.count_loop(b.udiv(b.add(n, number(COLUMNS - 1)), number(COLUMNS)), [], chunk)
         b.count_loop(rows, [], result)
 
@@ -192,15 +192,15 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
     # as fit the registers with both.
     size, parts = 8 if b.lanes == LANES else 3, ROWS // (wide * b.lanes)
     count = LANES // 2
-    room = b.room(count * TOKENS * VECTOR)  # [sums][tokens][16 rows]
-    inputs = b.room(8 * TOKENS)
+    workspace = b.stack(count * TOKENS * VECTOR)  # [sums][tokens][16 rows]
+    inputs = b.stack(8 * TOKENS)
     for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
         b.write(p, b.at(inputs, 8 * t))
         b.prefetch(b.advance(op, number(t), out_stride), VECTOR)
     a_sum, an_input = _sum_bytes(b, n), b.mul(n, number(4))
 
     def each_sum(j: Value, first: Value, blocks: Value) -> None:
-        weights, left = b.advance(tile, j, a_sum), b.advance(room, j, TOKENS * VECTOR)
+        weights, left = b.advance(tile, j, a_sum), b.advance(workspace, j, TOKENS * VECTOR)
         skip, rows = b.mul(j, an_input), b.advance(inputs, first, 8)
 
         def block(t: Value, values: Values) -> Values:
@@ -253,7 +253,7 @@ def _dense_many(b: Builder, args: tuple[Value, ...]) -> None:
             return values
 
         def result(t: Value, values: Values) -> Values:
-            here = b.advance(room, t, VECTOR)
+            here = b.advance(workspace, t, VECTOR)
             sums = [b.read(b.at(here, j * TOKENS * VECTOR), V16F) for j in range(count)]
             b.write(_tree(b, sums), b.advance(op, b.add(first, t), out_stride))
             return values

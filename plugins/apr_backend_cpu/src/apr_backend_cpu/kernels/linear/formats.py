@@ -50,11 +50,11 @@ class Format:
     """A packed format. A block has `nbytes` bytes: 256 values, or 32 where there is no `group`.
 
     A code has `bits`; `group` values share an integer scale. `row(b, p, r)` returns the codes of
-    run r of the block at p; `chunk(b, rows, room, j)` those of the j-th of 4 chunks (or of the only
-    one) of a block in several rows. `head(b, rows, room, sums_only)` writes what HEAD lists, or
-    only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the code of 0,
-    and `minimum` says that blocks have one. In `declared` layouts, a table says where blocks and
-    their numbers are.
+    run r of the block at p; `chunk(b, rows, workspace, j)` those of the j-th of 4 chunks (or of the
+    only one) of a block in several rows. `head(b, rows, workspace, sums_only)` writes what HEAD
+    lists, or only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the
+    code of 0, and `minimum` says that blocks have one. In `declared` layouts, a table says
+    where blocks and their numbers are.
     """
 
     name: str
@@ -218,10 +218,10 @@ def _with_tops(
     return [partial(code, c) for c in range(len(columns))]
 
 
-def _tops(b: Builder, room: Value, first: Value, shift: Value) -> Callable[[int], Value]:
+def _tops(b: Builder, workspace: Value, first: Value, shift: Value) -> Callable[[int], Value]:
     """Return a function of c: the (first + c)-th upper-bit vector from `head`, shifted right."""
     kind = vector_of(I32, b.lanes)
-    here, right = b.advance(room, first, VECTOR), b.splat(b.trunc(shift, I32), b.lanes)
+    here, right = b.advance(workspace, first, VECTOR), b.splat(b.trunc(shift, I32), b.lanes)
     return lambda c: b.lshr(b.read(b.at(here, TOPS + VECTOR * c), kind), right)
 
 
@@ -229,21 +229,21 @@ def _half_bytes(b: Builder, half: int) -> Callable[[Value], Value]:
     return lambda column: _bytes(b, _nibbles(b, column, half))
 
 
-def _chunk_q4_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_q4_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns, first = _columns(b, rows, j, 16), b.shl(j, number(1))
     return [(b.or_(first, number(h)), _lazy(_half_bytes(b, h), columns)) for h in (0, 1)]
 
 
-def _chunk_q5_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_q5_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns, first = _columns(b, rows, j, 48), b.shl(j, number(1))
-    tops = _tops(b, room, number(0), first)
+    tops = _tops(b, workspace, number(0), first)
     return [(b.or_(first, number(h)), _with_tops(b, columns, tops, h, 4 - h, 0x10)) for h in (0, 1)]
 
 
-def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_q6_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns, half = _columns(b, rows, j, 0), b.lshr(j, number(1))
     odd = b.and_(j, number(1))
-    tops = _tops(b, room, b.shl(half, number(3)), b.shl(odd, number(1)))
+    tops = _tops(b, workspace, b.shl(half, number(3)), b.shl(odd, number(1)))
     first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles: 2 further
     return [
         (b.or_(first, number(2 * h)), _with_tops(b, columns, tops, h, 4 - 4 * h, 0x30))
@@ -251,7 +251,7 @@ def _chunk_q6_k(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
     ]
 
 
-def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_q8_0(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 2)]
     return [(number(0), _lazy(lambda c: b.xor(c, const(c.type, 0x80)), columns))]
 
@@ -259,9 +259,9 @@ def _chunk_q8_0(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
 # Heads of superblocks
 
 
-def _put(b: Builder, values: Values, room: Value, offset: int) -> None:
+def _put(b: Builder, values: Values, workspace: Value, offset: int) -> None:
     for k, value in enumerate(values):
-        b.write(value, b.at(room, offset + VECTOR * k))
+        b.write(value, b.at(workspace, offset + VECTOR * k))
 
 
 def byte(b: Builder, words: Values, index: int) -> Value:
@@ -281,25 +281,25 @@ def _byte_pairs(b: Builder, words: Values) -> Values:
     return pairs
 
 
-def _head_affine(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
+def _head_affine(b: Builder, rows: Values, workspace: Value, sums_only: bool) -> None:
     ds, *words = packed_columns(b, rows, 0)
     scales, mins = six_bit(b, *words)
     if not sums_only:
-        _put(b, [b.pair_of(byte(b, scales, g)) for g in range(8)], room, SCALES)
-    _put(b, _byte_pairs(b, mins), room, PAIRS)
+        _put(b, [b.pair_of(byte(b, scales, g)) for g in range(8)], workspace, SCALES)
+    _put(b, _byte_pairs(b, mins), workspace, PAIRS)
     half = vector_of(I16, b.lanes)
-    b.write(b.from_half(b.trunc(ds, half)), b.at(room, D))
+    b.write(b.from_half(b.trunc(ds, half)), b.at(workspace, D))
     dmin = b.from_half(b.trunc(b.lshr(ds, const(ds.type, 16)), half))
-    b.write(b.fneg(dmin), b.at(room, DMIN))
+    b.write(b.fneg(dmin), b.at(workspace, DMIN))
 
 
-def _head_q5_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
-    _head_affine(b, rows, room, sums_only)
+def _head_q5_k(b: Builder, rows: Values, workspace: Value, sums_only: bool) -> None:
+    _head_affine(b, rows, workspace, sums_only)
     if not sums_only:
-        _put(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), room, TOPS)
+        _put(b, packed_columns(b, rows, 16) + packed_columns(b, rows, 32), workspace, TOPS)
 
 
-def _head_q6_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
+def _head_q6_k(b: Builder, rows: Values, workspace: Value, sums_only: bool) -> None:
     words = packed_columns(b, rows, 192)
     kind = words[0].type
     c = lambda v: const(kind, v)
@@ -307,15 +307,15 @@ def _head_q6_k(b: Builder, rows: Values, room: Value, sums_only: bool) -> None:
     pairs = [
         b.or_(b.and_(scales[g], c(0xFFFF)), b.shl(scales[g + 1], c(16))) for g in range(0, 16, 2)
     ]
-    _put(b, pairs, room, PAIRS)
-    b.write(halves(b, [b.at(p, 208) for p in rows]), b.at(room, D))
+    _put(b, pairs, workspace, PAIRS)
+    b.write(halves(b, [b.at(p, 208) for p in rows]), b.at(workspace, D))
     if sums_only:
         return
-    _put(b, [b.pair_of(scale) for scale in scales], room, SCALES)
+    _put(b, [b.pair_of(scale) for scale in scales], workspace, SCALES)
     tops: Values = []
     for offset in range(128, 192, 16):
         tops += packed_columns(b, rows, offset)
-    _put(b, tops, room, TOPS)
+    _put(b, tops, workspace, TOPS)
 
 
 def halves(b: Builder, addresses: Values) -> Value:
@@ -356,13 +356,13 @@ def _levels8(b: Builder, p: Value, r: int) -> Value:
     return b.add(b.read(p, V32B), b.shuffle(b.levels, list(range(32))))
 
 
-def _chunk_levels4(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_levels4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in packed_columns(b, rows(b), 0)]
     return [(number(0), [partial(lambda c, h: look_up(b, nibble(b, c, h)), c, h)
                          for h in (0, 1) for c in columns])]  # fmt: skip
 
 
-def _chunk_levels8(b: Builder, rows: Rows, room: Value, j: Value) -> Chunk:
+def _chunk_levels8(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 0)]
     wide = b.shuffle(b.levels, list(range(b.level.vector)))
     return [(number(0), _lazy(lambda c: b.add(c, wide), columns))]

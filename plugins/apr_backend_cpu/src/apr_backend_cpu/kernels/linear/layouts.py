@@ -138,7 +138,7 @@ def _by_count(
 
 
 @helper
-def expand_numbers(params, tile, room):
+def expand_numbers(params, tile, workspace):
     """Expand the scales and any minima of a tile: float32 [runs][16] each.
 
     `params` is the address of the weight's parameters. Returns the address of the minima, or 0.
@@ -146,11 +146,11 @@ def expand_numbers(params, tile, room):
     words = words_at(params, PARAMETERS)
     blocks, groups, runs = words[BLOCKS], words[GROUPS], words[RUNS]
     columns = params + U(8 * NUMBERS)
-    expand(columns, tile, blocks, groups, runs, room)
+    expand(columns, tile, blocks, groups, runs, workspace)
     columns += U(8 * COLUMNS_OF_NUMBERS)
     if words_at(columns, 1)[AT_NUMBERS] == U(0):
         return U(0)
-    minima = room + blocks * groups * runs * U(VECTOR)
+    minima = workspace + blocks * groups * runs * U(VECTOR)
     expand(columns, tile, blocks, groups, runs, minima)
     return minima
 

@@ -187,16 +187,16 @@ def add_block(
 
 
 def _finish_superblocks(
-    b: Builder, format: Format, rows: Values, xp: Value, room: Value, size: int, n: Value
+    b: Builder, format: Format, rows: Values, xp: Value, workspace: Value, size: int, n: Value
 ) -> Value:
     """Return float32 [rows] from the integers that rows left in the buffer."""
-    head = b.room(HEAD_AND_TOPS)
+    head = b.stack(HEAD_AND_TOPS)
     kind = vector_of(F32, b.lanes)
     sums = vector_of(I32, size // 4)
 
     def superblock(i: Value, ys: Values) -> Values:
         here = [b.advance(p, i, format.nbytes) for p in rows]
-        x, left = b.advance(xp, i, RECORD), b.advance(room, i, size * ROWS)
+        x, left = b.advance(xp, i, RECORD), b.advance(workspace, i, size * ROWS)
         assert format.head
         format.head(b, here, head, True)
         total = across(b, [b.read(b.at(left, size * r), sums) for r in range(len(rows))])
@@ -213,16 +213,16 @@ def _finish_blocks(
     rows: Values,
     first_row: int,
     xp: Value,
-    room: Value,
+    workspace: Value,
     n: Value,
 ) -> Value:
     """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8]."""
     count, kind = len(rows), vector_of(F32, b.lanes)
     sums = vector_of(I32, count)
-    turned = b.room(8 * 4 * count)
+    turned = b.stack(8 * 4 * count)
 
     def superblock(i: Value, ys: Values) -> Values:
-        left, x = b.advance(room, i, 32 * ROWS), b.advance(xp, i, RECORD)
+        left, x = b.advance(workspace, i, 32 * ROWS), b.advance(xp, i, RECORD)
         for half in (0, 1):
             quads = [
                 b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)
@@ -280,18 +280,18 @@ def _leave_blocks(
 def make_one_row(name: str, format: Format) -> None:
     """Declare a function: 16 weight rows times one row of activations.
 
-    Arguments: address of 16 rows, bytes per row, address of records, of 16 results, n, room. n
-    is the number of runs of 32 values, room the address of ROW_ROOM bytes for each 256 values.
-    Declared layouts have three more: see `Blocks`.
+    Arguments: address of 16 rows, bytes per row, address of records, of 16 results, n, workspace.
+    n is the number of runs of 32 values, workspace the address of ROW_WORKSPACE bytes for each 256
+    values. Declared layouts have three more: see `Blocks`.
     """
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
-        wp, row_bytes, xp, op, n, room, *more = args
+        wp, row_bytes, xp, op, n, workspace, *more = args
         blocks = Blocks(b, format, tuple(more))
         size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves for each superblock
 
         def superblock_row(r: Value, values: Values) -> Values:
-            first, out = b.advance(wp, r, row_bytes), b.advance(room, r, size)
+            first, out = b.advance(wp, r, row_bytes), b.advance(workspace, r, size)
 
             def superblock(i: Value, values: Values) -> Values:
                 p = b.advance(first, i, format.nbytes)
@@ -303,14 +303,14 @@ def make_one_row(name: str, format: Format) -> None:
             return b.count_loop(superblocks(b, n), values, superblock)
 
         def block_row(r: Value, values: Values) -> Values:
-            start, out = b.advance(wp, r, row_bytes), b.advance(room, r, 32)
+            start, out = b.advance(wp, r, row_bytes), b.advance(workspace, r, 32)
             _leave_blocks(b, format, blocks, start, xp, out, n)
             return values
 
         b.count_loop(number(ROWS), [], superblock_row if format.group else block_row)
         for first in range(0, ROWS, b.lanes):
             rows = [b.advance(wp, number(first + r), row_bytes) for r in range(b.lanes)]
-            left = b.at(room, first * (size if format.group else 32))
+            left = b.at(workspace, first * (size if format.group else 32))
             if format.group:
                 result = _finish_superblocks(b, format, rows, xp, left, size, n)
             else:

@@ -37,7 +37,7 @@ from apr_backend_cpu.constants import (
     PART_COLUMNS,
     PART_ROWS,
     ROW_BYTES,
-    ROW_ROOM,
+    ROW_WORKSPACE,
     ROWS,
     SIDE_BY_SIDE,
     TILE_BYTES,
@@ -61,7 +61,7 @@ def _is_declared(methods):
 
 
 @helper
-def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, params, scales, minima):
+def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, workspace, params, scales, minima):
     """Multiply a tile of a packed format by fewer than FEW rows of activations.
 
     `params`, `scales` and `minima` are for declared layouts.
@@ -72,9 +72,9 @@ def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, params, sca
         column = FEW_8 if left > U(6) else FEW_6 if left > U(4) else FEW_4
         function = methods[column if left > U(2) else FEW_2]
         if left == U(1) and declared:
-            call(methods[ONE], (w, row_bytes, x, out, runs, room, params, scales, minima))
+            call(methods[ONE], (w, row_bytes, x, out, runs, workspace, params, scales, minima))
         elif left == U(1):
-            call(methods[ONE], (w, row_bytes, x, out, runs, room))
+            call(methods[ONE], (w, row_bytes, x, out, runs, workspace))
         elif declared:
             call(function, (w, row_bytes, x, xs, left, out, os_, runs, params, scales, minima))
         else:
@@ -83,13 +83,13 @@ def _few(methods, w, row_bytes, xp, xs, tokens, op, os_, runs, room, params, sca
 
 
 @helper
-def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
+def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, workspace):
     """Multiply `count` consecutive tiles, unpacked side by side to fetch activations once."""
     row_bytes, block = part[ROW_BYTES], methods[BLOCK]
     size = (runs * U(GROUP) + block - U(1)) // block * methods[TILE_BYTES]
-    numbers, params = room + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
+    numbers, params = workspace + U(SIDE_BY_SIDE) * size, part[PARAMETERS]
     for i in range(count):
-        tile = room + U(i) * size
+        tile = workspace + U(i) * size
         w = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes
         if _is_declared(methods):
             minima = expand_numbers(params, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
@@ -103,7 +103,7 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
         some = min(U(TOKENS), tokens - t)
         following = xp + (t + some) * xs if t + some < tokens else xp
         for i in range(count):
-            tile, out = room + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
+            tile, out = workspace + U(i) * size, op + t * os_ + U(i) * U(4 * ROWS)
             fetch(ahead, lines)  # prefetch the next tiles
             ahead += lines * U(CACHE_LINE)
             coming = following + U(i * (TOKENS // SIDE_BY_SIDE)) * xs
@@ -112,7 +112,7 @@ def _unpacked(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
 
 
 @helper
-def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, room):
+def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, workspace):
     """Multiply `count` tiles of `runs` runs of 32 values by all rows of activations."""
     if tokens >= U(FEW):
         done = U(0)
@@ -129,24 +129,39 @@ def _packed_tiles(part, methods, index, count, xp, xs, tokens, op, os_, runs, ro
                 op + done * U(4 * ROWS),
                 os_,
                 runs,
-                room,
+                workspace,
             )
             done += some
         return
     row_bytes, params = part[ROW_BYTES], part[PARAMETERS]
-    numbers, minima = room + (runs + U(7)) // U(8) * U(ROW_ROOM), U(0)
+    numbers, minima = workspace + (runs + U(7)) // U(8) * U(ROW_WORKSPACE), U(0)
     for i in range(count):
         w, out = part[ADDRESS] + (index + U(i)) * U(ROWS) * row_bytes, op + U(i) * U(4 * ROWS)
         if _is_declared(methods):
             minima = expand_numbers(params, index + U(i) + part[FIRST_ROW] // U(ROWS), numbers)
-        _few(methods, w, row_bytes, xp, xs, tokens, out, os_, runs, room, params, numbers, minima)
+        _few(
+            methods,
+            w,
+            row_bytes,
+            xp,
+            xs,
+            tokens,
+            out,
+            os_,
+            runs,
+            workspace,
+            params,
+            numbers,
+            minima,
+        )
 
 
 @helper
-def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
+def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, workspace):
     """Multiply up to 16 rows of floating-point weights by all tokens.
 
-    Activations are rows, or, from FEW on, arranged; `room` is for an unpacked tile and results.
+    Activations are rows, or, from FEW on, arranged; `workspace` is for an unpacked tile and
+    results.
     """
     t = U(0)
     if tokens < U(FEW):
@@ -157,19 +172,19 @@ def _dense(methods, w, row_bytes, rows, xp, xs, tokens, op, os_, n, room):
             call(methods[column], (w, row_bytes, rows, xp + t * xs, xs, left, op + t * os_, os_, n))
             t += left
         return
-    call(methods[UNPACK], (w, row_bytes, rows, room, n))
+    call(methods[UNPACK], (w, row_bytes, rows, workspace, n))
     whole, ahead = rows == U(ROWS), w + rows * row_bytes
     calls = (tokens + U(TOKENS - 1)) // U(TOKENS)
     lines = rows * row_bytes // (calls * U(CACHE_LINE)) + U(1)
-    results = room + U(VECTOR * ROWS) * (n | U(1))
+    results = workspace + U(VECTOR * ROWS) * (n | U(1))
     while t < tokens:
         some = min(U(TOKENS), tokens - t)
         fetch(ahead, lines)
         ahead += lines * U(CACHE_LINE)
         if whole:
-            dense_many(room, xp + t * xs, xs, some, op + t * os_, os_, n)
+            dense_many(workspace, xp + t * xs, xs, some, op + t * os_, os_, n)
         else:
-            dense_many(room, xp + t * xs, xs, some, results, U(VECTOR), n)
+            dense_many(workspace, xp + t * xs, xs, some, results, U(VECTOR), n)
             _copy(results, op + t * os_, os_, np.int64(some), np.int64(rows))
         t += some
 
@@ -197,8 +212,8 @@ def _add_bias(bias, op, os_, rows, tokens):
 
 
 @helper
-def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
-    """Multiply tiles of a part by all rows; return how many. `room` is for unpacked tiles."""
+def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, workspace):
+    """Multiply tiles of a part by all rows; return how many. `workspace` is for unpacked tiles."""
     row_bytes, methods = part[ROW_BYTES], words_at(part[METHODS], METHOD_COLUMNS)
     first = part[FIRST_ROW] + index * U(ROWS)
     op, os_ = out + U(4) * (tokens * part[BEFORE] + first), U(4) * part[ALL_ROWS]
@@ -209,11 +224,11 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
     if methods[KIND] == U(DENSE):
         w = part[ADDRESS] + index * U(ROWS) * row_bytes
         xs = U(4) * cols if tokens < U(FEW) else U(row_of_floats(np.int64(cols)))
-        _dense(methods, w, row_bytes, rows, dense, xs, tokens, op, os_, cols // U(LANES), room)
+        _dense(methods, w, row_bytes, rows, dense, xs, tokens, op, os_, cols // U(LANES), workspace)
     elif left >= U(ROWS):
         done = min(count, left // U(ROWS))
         rows = done * U(ROWS)
-        _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, runs, room)
+        _packed_tiles(part, methods, index, done, x, xs, tokens, op, os_, runs, workspace)
     else:
         _packed_tiles(
             part,
@@ -223,12 +238,12 @@ def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, room):
             x,
             xs,
             tokens,
-            room,
+            workspace,
             U(VECTOR),
             runs,
-            room + U(VECTOR) * tokens,
+            workspace + U(VECTOR) * tokens,
         )
-        _copy(room, op, os_, np.int64(tokens), np.int64(left))
+        _copy(workspace, op, os_, np.int64(tokens), np.int64(left))
     if part[BIAS] != U(0):
         _add_bias(part[BIAS] + U(4) * first, op, os_, np.int64(rows), np.int64(tokens))
     return np.int64(done)

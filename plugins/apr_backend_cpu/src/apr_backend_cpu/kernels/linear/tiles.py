@@ -202,7 +202,7 @@ def make_few(name: str, format: Format, size: int) -> None:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, xp, x_stride, tokens, op, out_stride, n, *more = args
         blocks, share = Blocks(b, format, tuple(more)), _share(b, row_bytes, n)
-        room = b.room(HEAD_AND_TOPS)
+        workspace = b.stack(HEAD_AND_TOPS)
         records = addresses(b, xp, x_stride, size, tokens)
         outs = addresses(b, op, out_stride, size, tokens)
 
@@ -217,12 +217,12 @@ def make_few(name: str, format: Format, size: int) -> None:
                 nbytes = b.lanes * format.nbytes // CHUNKS
                 ahead = b.advance(following, i, b.lanes * format.nbytes)
                 assert format.head
-                format.head(b, here(b), room, False)
+                format.head(b, here(b), workspace, False)
 
                 def read(totals: Values, step: RunStep) -> Values:
                     def chunk(j: Value, totals: Values) -> Values:
                         b.prefetch(b.advance(ahead, j, nbytes), nbytes)
-                        for r, codes in format.chunk(b, here, room, j):
+                        for r, codes in format.chunk(b, here, workspace, j):
                             totals = step(r, [codes], totals)
                         return totals
 
@@ -231,13 +231,13 @@ def make_few(name: str, format: Format, size: int) -> None:
                     chunks = b.select(most, number(CHUNKS), number(CHUNKS // 2))
                     return b.count_loop(chunks, totals, chunk)
 
-                return _added(_superblock(b, format, [room], xs, read), ys)
+                return _added(_superblock(b, format, [workspace], xs, read), ys)
 
             def block(i: Value, ys: Values) -> Values:
                 here = Rows(rows, blocks.offset(i))
                 i8, g = _of_run(b, i)
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
-                ((_, codes),) = format.chunk(b, here, room, i)
+                ((_, codes),) = format.chunk(b, here, workspace, i)
                 xs = Rows(records, b.mul(i8, number(RECORD)))
                 numbers = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 return _added(_block(b, format, [_codes(b, format, codes)], [numbers], xs, g), ys)
@@ -264,7 +264,7 @@ def make_unpack(name: str, format: Format) -> None:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, tile, n, *more = args
         blocks, share = Blocks(b, format, tuple(more)), _share(b, row_bytes, n)
-        room = b.room(HEAD_AND_TOPS)
+        workspace = b.stack(HEAD_AND_TOPS)
 
         def part(k: Value, values: Values) -> Values:
             start = b.advance(wp, b.mul(k, number(b.lanes)), row_bytes)
@@ -283,13 +283,13 @@ def make_unpack(name: str, format: Format) -> None:
                 target, nbytes = b.advance(out, i, TILE_SUPERBLOCK), b.lanes * format.nbytes
                 b.prefetch(b.advance(following, i, nbytes), nbytes)
                 assert format.head
-                format.head(b, here(b), room, False)
+                format.head(b, here(b), workspace, False)
                 kind = vector_of(I8, b.level.vector)
                 for offset in range(0, HEAD, VECTOR):
-                    b.write(b.read(b.at(room, offset), kind), b.at(target, offset))
+                    b.write(b.read(b.at(workspace, offset), kind), b.at(target, offset))
 
                 def chunk(j: Value, values: Values) -> Values:
-                    for r, codes in format.chunk(b, here, room, j):
+                    for r, codes in format.chunk(b, here, workspace, j):
                         runs = b.advance(b.at(target, HEAD), r, 8 * VECTOR)
                         put((make() for make in codes), runs)
                     return values
@@ -300,7 +300,7 @@ def make_unpack(name: str, format: Format) -> None:
                 size, at_scale = _sizes(b, format)
                 here, target = Rows(rows, blocks.offset(i)), b.advance(out, i, size)
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
-                ((_, codes),) = format.chunk(b, here, room, i)
+                ((_, codes),) = format.chunk(b, here, workspace, i)
                 columns = [make() for make in _codes(b, format, codes)]
                 put(columns, target)
                 if _is_wide(b, format):
@@ -348,7 +348,7 @@ def make_many(name: str, format: Format) -> None:
             number(ROWS // (count * b.lanes)),
             b.udiv(b.add(tokens, number(some - 1)), number(some)),
         )
-        records, sums = b.room(8 * TOKENS), b.room(VECTOR * TOKENS)
+        records, sums = b.stack(8 * TOKENS), b.stack(VECTOR * TOKENS)
         for t, p in enumerate(addresses(b, xp, x_stride, TOKENS, tokens)):
             b.write(p, b.at(records, 8 * t))
             b.prefetch(b.advance(op, number(t), out_stride), VECTOR)
@@ -399,9 +399,9 @@ def make_many(name: str, format: Format) -> None:
 
                 def part(k: Value, values: Values) -> Values:
                     mine = b.advance(tile, k, part_bytes)
-                    room = b.advance(b.advance(sums, t, VECTOR * some), k, part_bytes)
+                    workspace = b.advance(b.advance(sums, t, VECTOR * some), k, part_bytes)
                     places = [
-                        b.at(room, VECTOR * c + b.level.vector * r)
+                        b.at(workspace, VECTOR * c + b.level.vector * r)
                         for c in range(some)
                         for r in range(count)
                     ]

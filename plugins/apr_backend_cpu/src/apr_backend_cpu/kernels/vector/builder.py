@@ -39,7 +39,7 @@ class Builder(ir.IRBuilder):
         """Whether sums of 16 bits are scaled, so that scales are needed twice per lane."""
         return self.level.sums_pairs
 
-    def room(self, nbytes: int) -> Any:
+    def stack(self, nbytes: int) -> Any:
         """Allocate `nbytes` on the stack, until the function returns; return the address."""
         lines = ir.ArrayType(ir.VectorType(ir.IntType(8), CACHE_LINE), -(-nbytes // CACHE_LINE))
         with self.goto_entry_block():

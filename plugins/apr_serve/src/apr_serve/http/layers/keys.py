@@ -65,7 +65,7 @@ class KeyGate:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse with 401, or pass on with `owner` in the request's state."""
+        """Refuse with 401, or pass on with `tenant` in the request's state."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -80,7 +80,7 @@ class KeyGate:
             await respond(error, scope, receive, send)
             return
         client = scope["client"][0]
-        scope.setdefault("state", {})["owner"] = client if key is None else f"key {key}"
+        scope.setdefault("state", {})["tenant"] = client if key is None else f"key {key}"
         await self._app(scope, receive, send)
 
     def _number(self, sent: str) -> int | None:

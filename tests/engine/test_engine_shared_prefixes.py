@@ -52,7 +52,7 @@ def test_prompts_that_come_together_are_read_once(model):
     asked = [COMMON, COMMON, [*COMMON, 1, 2, 3], [*COMMON[:520], *random_ids(90)]]
     with watched(model) as (engine, read):
         clients = [
-            Client(engine, ids, max_tokens=8, owner=f"{i % 2}") for i, ids in enumerate(asked)
+            Client(engine, ids, max_tokens=8, tenant=f"{i % 2}") for i, ids in enumerate(asked)
         ]
         assert [client.ids() for client in clients] == [alone(model, ids) for ids in asked]
         cached = [client.last().usage.cached_tokens for client in clients]
@@ -110,20 +110,20 @@ def test_who_wants_no_cache_neither_waits_nor_is_waited_for(model):
 
 
 def test_who_waits_gives_its_turns_to_the_reader(model):
-    """An owner with one prompt is not held up by the many of whom it waits for."""
+    """A tenant with one prompt is not held up by the many of whom it waits for."""
     order = []
     with watched(model, slots=8) as (engine, _):
 
         def note(client):
             if client.deltas[-1].finish_reason:
-                order.append(client.request.owner)
+                order.append(client.request.tenant)
 
         busy = [random_ids(700, seed=i) for i in range(5)]
         clients = [
-            Client(engine, ids, max_tokens=1, owner="many", on_delta=note, ignore_stop_tokens=True)
+            Client(engine, ids, max_tokens=1, tenant="many", on_delta=note, ignore_stop_tokens=True)
             for ids in [*busy, COMMON]
         ]
-        clients.append(Client(engine, COMMON, max_tokens=1, owner="one", on_delta=note))
+        clients.append(Client(engine, COMMON, max_tokens=1, tenant="one", on_delta=note))
         for client in clients:
             client.wait()
     assert "one" in order[:3], order

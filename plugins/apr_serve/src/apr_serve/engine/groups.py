@@ -1,4 +1,4 @@
-"""Jobs: prompts that the engine has accepted, from the queue through prefill."""
+"""Sequence groups: prompts the engine has accepted, and the texts wanted for each."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 SCORED_AT_ONCE = 64  # rows of logits in memory at a time
 
 
-class Job(Prefill):
+class SequenceGroup(Prefill):
     """A prompt, how much of it is in a slot, and what memory is reserved for it.
 
-    Jobs are the tickets that callers get: `cancel` may be called from any thread, everything else
+    Groups are the tickets that callers get: `cancel` may be called from any thread, everything else
     only from the engine's.
     """
 
     answers_wanted = 1
 
-    def __init__(self, ids: Sequence[int], owner: str, wake: Callable[[], None]) -> None:
+    def __init__(self, ids: Sequence[int], tenant: str, wake: Callable[[], None]) -> None:
         super().__init__(ids)
-        self.owner, self._wake = owner, wake
+        self.tenant, self._wake = tenant, wake
         self.cancelled = False  # the caller asked for it
         self.broken = False  # the caller can no longer be reached
         self.slot: int | None = None
         self.passed_over = False  # it was left out of the last prefill forward
         self.number = 0  # order in which slots were given
-        self.waits = False  # for another job that reads the same tokens
+        self.waits = False  # for another group that reads the same tokens
         self.snapshots_at: Sequence[int] = ()  # the cuts where state is worth keeping
         self.use_cache = False
         self.bytes_each = 0  # reserved for each answer
@@ -89,7 +89,7 @@ class Job(Prefill):
         raise NotImplementedError
 
 
-class GenerationJob(Job):
+class GenerationGroup(SequenceGroup):
     """A request for answers, each with the limit and the reason of a `GenerationSequence`."""
 
     def __init__(
@@ -100,7 +100,7 @@ class GenerationJob(Job):
         limit: int,
         limit_reason: EndedBy,
     ) -> None:
-        super().__init__(request.prompt_ids, request.owner, wake)
+        super().__init__(request.prompt_ids, request.tenant, wake)
         self.request, self._deliver = request, deliver
         self._limit, self._limit_reason = limit, limit_reason
         self.answers_wanted = request.n
@@ -108,7 +108,7 @@ class GenerationJob(Job):
         self._constraints = [make() if make else None for _ in range(request.n)]
         self.use_cache = request.use_cache
         self.sequences: list[GenerationSequence] = []
-        self._told: list[Delta] = []
+        self._deltas: list[Delta] = []
 
     def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> GenerationSequence:
         """Return answer `index` as a sequence, in a slot that holds the prompt."""
@@ -125,7 +125,7 @@ class GenerationJob(Job):
 
     def deliver_pending(self) -> None:
         """Deliver the pending deltas of its answers to the caller."""
-        deltas, self._told = self._told, []
+        deltas, self._deltas = self._deltas, []
         for sequence in self.sequences:
             deltas += sequence.deltas
             sequence.deltas = []
@@ -138,10 +138,10 @@ class GenerationJob(Job):
         for index in range(self.request.n):
             kind: Literal["error", "cancelled"] = "error" if reason else "cancelled"
             last = Delta(index, finish_reason=kind, ended_by=kind, usage=usage, error=reason)
-            self._told.append(last)
+            self._deltas.append(last)
 
 
-class RowsJob(Job):
+class HiddenStatesGroup(SequenceGroup):
     """A prompt whose hidden states are wanted, not an answer."""
 
     def __init__(
@@ -149,9 +149,9 @@ class RowsJob(Job):
         ids: Sequence[int],
         deliver: Callable[[Any], None],
         wake: Callable[[], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> None:
-        super().__init__(ids, owner, wake)
+        super().__init__(ids, tenant, wake)
         self._deliver = deliver
         self._result: Any = None
 
@@ -170,7 +170,7 @@ class RowsJob(Job):
         self._result = reason or AprError("the request was cancelled")
 
 
-class ScoringJob(RowsJob):
+class ScoringGroup(HiddenStatesGroup):
     """A prompt whose tokens' log probabilities are wanted: all but the first token's."""
 
     def __init__(
@@ -181,10 +181,10 @@ class ScoringJob(RowsJob):
         valid: int,
         deliver: Callable[[list[TokenLogprob] | Exception], None],
         wake: Callable[[], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> None:
         """Score `ids`; of the logits that `logits_of` returns, the first `valid` are tokens."""
-        super().__init__(ids, deliver, wake, owner)
+        super().__init__(ids, deliver, wake, tenant)
         self._top, self._logits_of, self._valid = top, logits_of, valid
         self._scores: list[TokenLogprob] = []
 
@@ -202,7 +202,7 @@ class ScoringJob(RowsJob):
             self._result = self._scores
 
 
-class EmbeddingJob(RowsJob):
+class EmbeddingGroup(HiddenStatesGroup):
     """A prompt whose mean hidden state is wanted."""
 
     def __init__(
@@ -210,9 +210,9 @@ class EmbeddingJob(RowsJob):
         ids: Sequence[int],
         deliver: Callable[[NDArray[np.float32] | Exception], None],
         wake: Callable[[], None],
-        owner: str = "",
+        tenant: str = "",
     ) -> None:
-        super().__init__(ids, deliver, wake, owner)
+        super().__init__(ids, deliver, wake, tenant)
         self._sum: NDArray[np.float64] | None = None  # [hidden]
 
     def add(self, rows: NDArray[np.float32]) -> None:

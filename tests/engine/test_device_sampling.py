@@ -1,4 +1,4 @@
-"""A backend that chooses tokens itself: the same answers, and logits that never leave it."""
+"""A backend that samples tokens itself: the same answers, and logits that never leave it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 from apr_core import load
 from apr_core.errors import AprError
-from apr_core.generate.sampling import Sampler, SamplingParams, chosen
+from apr_core.generate.sampling import Sampler, SamplingParams, sample
 from apr_core.model.step import LastLogits
-from apr_core.plugin import Draw
+from apr_core.plugin import SamplingMetadata
 from apr_core.registry import get_registry
 from apr_core.runtime import ReferenceBackend
 from apr_devkit.kits.rig import NAME, with_reference
@@ -25,18 +25,18 @@ class Choosing(ReferenceBackend):
         super().__init__()
         self.asked, self.left, self.leaves_every, self.downloads = 0, 0, leaves_every, []
 
-    def choose(self, logits, draws):
+    def sample(self, logits, sampling):
         return [
-            None if draw is None else self._one(*pair)
-            for *pair, draw in zip(logits, draws, draws, strict=True)
+            None if metadata is None else self._one(*pair)
+            for *pair, metadata in zip(logits, sampling, sampling, strict=True)
         ]
 
-    def _one(self, row, draw):
+    def _one(self, row, metadata):
         self.asked += 1
         if self.asked % self.leaves_every == 0 or not np.isfinite(row).all():
             self.left += 1
             return None
-        return chosen(row, draw)
+        return sample(row, metadata)
 
     def download(self, array):
         self.downloads.append(array.shape)
@@ -113,7 +113,7 @@ def expected(model):
 
 @pytest.mark.needs_plugins
 @pytest.mark.parametrize("leaves_every", [10**9, 3, 1])
-def test_answers_are_the_same_whoever_chooses(model, expected, monkeypatch, leaves_every):
+def test_answers_are_the_same_whoever_samples(model, expected, monkeypatch, leaves_every):
     backend = Choosing(leaves_every)
     monkeypatch.setattr(model, "backend", backend)
     assert answers(model) == expected
@@ -146,7 +146,7 @@ def test_only_rows_that_are_needed_are_downloaded(model, choosing):
 
 
 @pytest.mark.needs_plugins
-def test_the_plain_loop_chooses_too(model, monkeypatch):
+def test_the_plain_loop_samples_too(model, monkeypatch):
     params = [SamplingParams(), DRAWN, *(SamplingParams(seed=9, **kind) for kind in KINDS)]
     alone = [model.generate(random_ids(70), params=p, max_tokens=8).ids for p in params]
     backend = Choosing()
@@ -169,36 +169,36 @@ def test_logits_that_are_not_finite_are_the_same_error(model, choosing, monkeypa
 
 @pytest.mark.needs_plugins
 def test_a_choice_that_fails_ends_its_requests_and_the_engine_goes_on(model, choosing, monkeypatch):
-    def fails(logits, draws):
+    def fails(logits, sampling):
         raise MemoryError("no memory for weights")
 
     with running(model, slots=2) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(choosing, "choose", fails)
+            patch.setattr(choosing, "sample", fails)
             last = Client(engine, random_ids(9), max_tokens=4, n=2).last()
             assert last.finish_reason == "error" and "no memory for weights" in str(last.error)
         assert len(Client(engine, random_ids(9), max_tokens=4, **ENDLESS).ids()) == 4
 
 
 @pytest.mark.needs_plugins
-def test_nobody_is_asked_for_draws_where_the_host_chooses(model, monkeypatch):
+def test_nobody_is_asked_for_metadata_where_the_host_samples(model, monkeypatch):
     asked = []
-    monkeypatch.setattr("apr_core.generate.sequence.GenerationSequence.draw", asked.append)
+    monkeypatch.setattr("apr_core.generate.sequence.GenerationSequence.metadata", asked.append)
     assert model.generate(random_ids(9), params=DRAWN, max_tokens=4).ids
     with running(model) as engine:
         assert Client(engine, random_ids(9), DRAWN, max_tokens=4, n=2).ids(1)
     assert not asked
 
 
-def test_a_draw_stays_the_same_until_a_token_is_taken():
+def test_metadata_stays_the_same_until_a_token_is_taken():
     sampler, other = (Sampler(SamplingParams(temperature=1.0, seed=3), 40) for _ in range(2))
-    first = sampler.draw()
-    assert first == sampler.draw() and 0 <= first.share < 1
+    first = sampler.metadata()
+    assert first == sampler.metadata() and 0 <= first.uniform < 1
     rows = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
-    assert sampler(rows[0]) == chosen(rows[0], first) == other(rows[0])
-    second = sampler.draw()
-    assert second.share != first.share
-    sampler.took(other(rows[1]))
+    assert sampler(rows[0]) == sample(rows[0], first) == other(rows[0])
+    second = sampler.metadata()
+    assert second.uniform != first.uniform
+    sampler.accept(other(rows[1]))
     assert sampler(rows[2]) == other(rows[2])
 
 
@@ -207,20 +207,22 @@ def test_a_draw_stays_the_same_until_a_token_is_taken():
     [{"presence_penalty": 0.1}, {"frequency_penalty": 0.1}, {"repetition_penalty": 1.1},
      {"logit_bias": ((3, 1.0),)}],
 )  # fmt: skip
-def test_there_is_no_draw_where_scores_are_changed(needs_the_row):
-    assert Sampler(SamplingParams(temperature=1.0, **needs_the_row), 40).draw() is None
+def test_there_is_no_metadata_where_scores_are_changed(needs_the_row):
+    assert Sampler(SamplingParams(temperature=1.0, **needs_the_row), 40).metadata() is None
     beyond = SamplingParams(top_k=4, temperature=0.5, seed=0, logit_bias=((40, 1.0),))
-    draw = Sampler(beyond, 40).draw()
-    assert (draw.valid, draw.temperature, draw.top_k) == (40, 0.5, 4)
-    assert Sampler(SamplingParams(), 40).draw() == Draw(40)
+    metadata = Sampler(beyond, 40).metadata()
+    assert (metadata.valid, metadata.temperature, metadata.top_k) == (40, 0.5, 4)
+    assert Sampler(SamplingParams(), 40).metadata() == SamplingMetadata(40)
 
 
-def test_one_row_serves_several_draws():
+def test_one_row_serves_several_samples():
     backend, rows = Choosing(), np.eye(4, dtype=np.float32)
     logits = LastLogits(backend, rows)
-    assert logits.of(2, 3).chosen([Draw(4), Draw(2), Draw(4)]) == [2, 0, 2]
+    assert logits.of(2, 3).sample(
+        [SamplingMetadata(4), SamplingMetadata(2), SamplingMetadata(4)]
+    ) == [2, 0, 2]
     assert not backend.downloads
-    token, row = logits.of(1, 2).chosen([Draw(4), None])
+    token, row = logits.of(1, 2).sample([SamplingMetadata(4), None])
     assert token == 1 and row.tolist() == rows[1].tolist() and backend.downloads == [(1, 4)]
     plain = LastLogits(ReferenceBackend(), rows)
-    assert [row.tolist() for row in plain.of(3, 2).chosen([])] == [rows[3].tolist()] * 2
+    assert [row.tolist() for row in plain.of(3, 2).sample([])] == [rows[3].tolist()] * 2
