@@ -110,6 +110,7 @@ def test_a_strict_server_refuses_it():
 THINKS, SILENT = (True, False)
 EXTENSIONS = {  # fields that other servers have, and whether the model then thinks
     "thinking": ({"thinking": {"type": "disabled"}}, SILENT),
+    "thinking true": ({"thinking": True}, THINKS),
     "thinking on": ({"thinking": {"type": "enabled", "budget_tokens": 64}}, THINKS),
     "enable_thinking": ({"enable_thinking": True}, THINKS),
     "reasoning": ({"reasoning": {"effort": "low"}}, THINKS),

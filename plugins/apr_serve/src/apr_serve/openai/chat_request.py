@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from apr_core.runtime import GenerationRequest
 from apr_serve.chat.protocol_fields import Exact, MoreSampling, of_kinds, only, sampling_of
@@ -152,6 +152,10 @@ class Thinking(Exact):
     budget_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
 
 
+def _spelled_out(value: Any) -> Any:
+    return {"type": "enabled" if value else "disabled"} if isinstance(value, bool) else value
+
+
 class Reasoning(Exact):
     """How much to think, as routers of several providers write it."""
 
@@ -242,7 +246,9 @@ class ChatCompletionRequest(Body, Sampled, ChatBody):
     thinking_budget: int | None = Field(
         None, ge=0, le=MAX_TOKENS, description="Reasoning tokens after which the thought is closed."
     )
-    thinking: Thinking | None = Field(None, description="As Anthropic has it.")
+    thinking: Annotated[Thinking | None, BeforeValidator(_spelled_out)] = Field(
+        None, description="As Anthropic has it, or true or false."
+    )
     enable_thinking: bool | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
