@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -33,11 +34,15 @@ def _name(folder: Path) -> str:
 
 class FreshVenv:
     """A venv called `name` under `root`. `link`: third-party packages are those of this
-    interpreter, linked; otherwise it is empty and pip fetches what is installed.
+    interpreter, linked; otherwise it is empty and pip fetches what is installed. Venvs with one
+    folder of `wheels` build each wheel once, in several processes too.
     """
 
-    def __init__(self, root: Path, link: bool = True, name: str = "venv") -> None:
-        self.root, self.wheels, self.venv, self.link = root, root / "wheels", root / name, link
+    def __init__(
+        self, root: Path, link: bool = True, name: str = "venv", wheels: Path | None = None
+    ) -> None:
+        self.root, self.venv, self.link = root, root / name, link
+        self.wheels = wheels or root / "wheels"
         self.python = self.venv / "bin" / "python"
         self._link_compiled_code()
         subprocess.run([sys.executable, "-m", "venv", self.venv], check=True)
@@ -63,10 +68,13 @@ class FreshVenv:
     def wheel(self, name: str) -> Path:
         """The wheel of one of this repository's distributions, built at its first use."""
         pattern = f"{name.replace('-', '_')}-*.whl"
-        if not list(self.wheels.glob(pattern)):
-            self._pip(
-                sys.executable, "wheel", "--no-deps", "-w", self.wheels, distributions()[name]
-            )
+        self.wheels.mkdir(parents=True, exist_ok=True)
+        with (self.wheels / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not list(self.wheels.glob(pattern)):
+                self._pip(
+                    sys.executable, "wheel", "--no-deps", "-w", self.wheels, distributions()[name]
+                )
         return next(self.wheels.glob(pattern))
 
     def install(self, *names: str) -> None:

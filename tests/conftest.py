@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
+
+import pytest
 
 PACKAGES = {
     "apr_devkit": (
@@ -16,3 +19,10 @@ PACKAGES = {
 collect_ignore = [
     name for package, names in PACKAGES.items() if find_spec(package) is None for name in names
 ]
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """A folder for the wheels of this repository, one for all processes that run these tests."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheels"

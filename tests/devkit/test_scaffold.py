@@ -27,8 +27,8 @@ def new(capsys, *args):
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    venv = FreshVenv(tmp_path_factory.mktemp("fresh"))
+def fresh(tmp_path_factory, wheels):
+    venv = FreshVenv(tmp_path_factory.mktemp("fresh"), wheels=wheels)
     venv.install_shipped()
     return venv
 

@@ -10,7 +10,7 @@ from tests.engine.engine_rig import FAMILIES, by_hand, imported, running
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request, tmp_path_factory):
-    with load(imported(request.param, tmp_path_factory.mktemp("engine")), threads=2) as model:
+    with load(imported(request.param, tmp_path_factory.mktemp("engine")), threads=1) as model:
         yield model
 
 

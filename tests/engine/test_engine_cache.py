@@ -301,7 +301,7 @@ def file(request, tmp_path_factory):
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8"])
 def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
-    with load(file, threads=2, kv_type=kv_type) as model:
+    with load(file, threads=1, kv_type=kv_type) as model:
         ids, slot, chain = random_ids(700), model.new_slot(), []
         for start, stop in ((0, 5), (5, 300), (300, 600)):
             model.forward([(slot, ids[start:stop])])
@@ -327,7 +327,7 @@ def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
 
 
 def test_slices_give_the_bits_of_a_whole_forward_whatever_runs_between(file):
-    with load(file, threads=2) as model:
+    with load(file, threads=1) as model:
         ids = random_ids(200)
         slots = [model.new_slot() for _ in range(3)]
         whole = model.forward([(slots[0], ids)])
@@ -352,7 +352,7 @@ def test_slices_give_the_bits_of_a_whole_forward_whatever_runs_between(file):
 
 
 def test_a_forward_that_is_dropped_leaves_slots_that_can_be_freed(file):
-    with load(file, threads=2) as model:
+    with load(file, threads=1) as model:
         slot = model.new_slot()
         slices = model.forward_slices([(slot, random_ids(80))])
         next(slices)
@@ -365,7 +365,7 @@ def test_a_forward_that_is_dropped_leaves_slots_that_can_be_freed(file):
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8"])
 @pytest.mark.parametrize("length", [1, 256, 257, 700, 1024])
 def test_a_model_says_what_a_sequence_will_take(file, kv_type, length):
-    with load(file, threads=2, kv_type=kv_type) as model:
+    with load(file, threads=1, kv_type=kv_type) as model:
         slot = model.new_slot()
         model.forward([(slot, random_ids(length))])
         assert model.state_bytes() == model.sequence_bytes(length)
@@ -384,7 +384,7 @@ def test_states_say_what_a_slot_takes():
 
 
 def test_a_state_that_does_not_say_is_measured(file):
-    with load(file, threads=2) as model:
+    with load(file, threads=1) as model:
         slot = model.new_slot()
         empty = model.state_bytes()
         model.free_slot(slot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -73,11 +72,3 @@ def test_matrices_of_zeros_and_lines_somebody_asked_for_are_no_repetition():
 
 def test_a_period_beyond_the_farthest_passes():
     assert noticed_after(list(range(FARTHEST + 1)) * 6) is None
-
-
-def test_it_costs_little():
-    watch, count = Repetition(), 20_000
-    started = time.process_time()
-    for i in range(count):
-        watch.push(i % 10_000)
-    assert (time.process_time() - started) / count < 50e-6

@@ -15,8 +15,8 @@ NEEDED = ("apr-core", "apr-qwen3-5", "apr-backend-cpu", "apr-demo", "apr-eval", 
 
 
 @pytest.fixture(scope="module")
-def venv(tmp_path_factory):
-    environment = FreshVenv(tmp_path_factory.mktemp("nf4"))
+def venv(tmp_path_factory, wheels):
+    environment = FreshVenv(tmp_path_factory.mktemp("nf4"), wheels=wheels)
     environment.install(*NEEDED)
     return environment
 

@@ -19,9 +19,9 @@ EXAMPLES = [name for name in names() if "examples" in Recipe.read(name).path.par
 
 
 @pytest.fixture(scope="module")
-def venv(tmp_path_factory):
+def venv(tmp_path_factory, wheels):
     """One for all: kernels that are compiled at first use are compiled once."""
-    return FreshVenv(tmp_path_factory.mktemp("downstream"))
+    return FreshVenv(tmp_path_factory.mktemp("downstream"), wheels=wheels)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -51,13 +51,13 @@ def test_a_recipe_that_runs_nothing_fails(tmp_path, venv):
     assert not passed and "no test" in output
 
 
-def test_the_core_passes_its_suite_with_no_plugin_installed(tmp_path):
-    """All tests but those that are marked as needing plugins, in a venv that has the core alone."""
-    venv = FreshVenv(tmp_path)
+def test_the_core_passes_its_suite_with_no_plugin_installed(tmp_path, wheels):
+    """Each test that is not marked as needing plugins, once, in a venv that has the core alone."""
+    venv = FreshVenv(tmp_path, wheels=wheels)
     venv.install("apr-core")
     done = subprocess.run(
-        [venv.python, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs_plugins",
-         "tests"],
+        [venv.python, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.first_of_each",
+         "-m", "not needs_plugins", "tests"],
         cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

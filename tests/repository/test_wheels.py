@@ -24,8 +24,8 @@ sys.exit(code)
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    return FreshVenv(tmp_path_factory.mktemp("fresh"))
+def fresh(tmp_path_factory, wheels):
+    return FreshVenv(tmp_path_factory.mktemp("fresh"), wheels=wheels)
 
 
 def test_core_alone_then_what_it_asks_for(fresh, tmp_path):

@@ -48,7 +48,7 @@ def registry_with(package):
 def model(request, tmp_path_factory):
     registry = registry_with(FAMILIES[request.param])
     path = tiny_apr(request.param, tmp_path_factory.mktemp("example"), "q8_0", registry=registry)
-    with load(path, "cpu", threads=2, registry=registry) as model:
+    with load(path, "cpu", threads=1, registry=registry) as model:
         yield model
 
 

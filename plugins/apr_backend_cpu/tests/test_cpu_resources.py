@@ -43,7 +43,7 @@ def path(tmp_path_factory):
 
 
 class Workers:
-    """The threads that work on norms. Their first task waits for another thread to take one."""
+    """The threads that work on norms. Tasks wait a moment for another thread to take one too."""
 
     def __init__(self):
         self._norm, self._lock = Task(program.kernel("norm_task")), threading.Lock()
@@ -51,17 +51,18 @@ class Workers:
         self.expect(1)
 
     def expect(self, count):
-        """Forget who worked; without a second thread wait a moment, with one until it comes."""
+        """Forget who worked. A norm of one row has one task: then nobody can come."""
         self.seen, self._second = set(), threading.Event()
-        self._seconds = 0.2 if count == 1 else 30
+        self._waits = 1 if count == 1 else 100
 
     def _work(self, arguments, number, scratch):
         with self._lock:
             self.seen.add(threading.get_ident())
             if len(self.seen) > 1:
                 self._second.set()
-            waits, self._seconds = self._seconds, 0
-        self._second.wait(waits)
+            self._waits -= 1
+        if self._waits >= 0:
+            self._second.wait(0.2)
         self._norm(arguments, number, scratch)
 
 

@@ -40,12 +40,15 @@ def test_json_that_was_cut_off_is_no_call():
 
 
 def test_a_name_without_end_costs_no_more_with_every_piece():
-    endless = "<tool_call>\n<function=f>\n<parameter=" + "k" * 200_000
-    parts = [("text", endless[at : at + 4]) for at in range(0, len(endless), 4)]
-    started = time.process_time()
-    prose, _, calls, _ = answer(parts)
-    assert time.process_time() - started < 5
-    assert calls == [("f", {})] and prose == endless[endless.index("<parameter") :]
+    def seconds(length):
+        endless = "<tool_call>\n<function=f>\n<parameter=" + "k" * length
+        parts = [("text", endless[at : at + 4]) for at in range(0, len(endless), 4)]
+        started = time.process_time()
+        prose, _, calls, _ = answer(parts)
+        assert calls == [("f", {})] and prose == endless[endless.index("<parameter") :]
+        return time.process_time() - started
+
+    assert seconds(160_000) < 4 * 8 * seconds(20_000)  # 64 times if each piece cost what all do
 
 
 @pytest.mark.needs_plugins

@@ -20,6 +20,7 @@ from apr_serve.tools.messages import normalized, template_tools
 from apr_serve.tools.tool_calls import form_of
 
 TEMPLATE = (Path(__file__).parents[2] / "data/chat_template_on.jinja").read_text("utf-8")
+HISTORY = ChatTemplate(TEMPLATE)
 ANYTHING = {"type": ["string", "number", "integer", "boolean", "object", "array", "null"]}
 F = Tool(
     "f",
@@ -294,7 +295,7 @@ def rendered(calls, content):
         {"role": "assistant", "content": content, "reasoning_content": "",
          "tool_calls": [{"type": "function", "function": f} for f in functions]},
     ]  # fmt: skip
-    written = ChatTemplate(TEMPLATE).render(normalized(messages), add_generation_prompt=False)
+    written = HISTORY.render(normalized(messages), add_generation_prompt=False)
     return written.rpartition("</think>\n\n")[2].removesuffix("<|im_end|>\n")
 
 

@@ -77,20 +77,28 @@ def _norm(shape: tuple[int, int, int], rng: np.random.Generator) -> list[Call]:
 
 def delta_cases() -> list[OpCase]:
     """Return cases with 1, 2 and 3 value heads per key head; decays from almost none to all."""
-    shapes = ((1, 1, 8, 8), (2, 4, 32, 24), (1, 3, 16, 40), (2, 2, 128, 128))
+    one, prompt, chunk, ragged = STEPS
+    shapes = {
+        (2, 4, 32, 24): STEPS,
+        (1, 1, 8, 8): (one, prompt, chunk),
+        (1, 3, 16, 40): (one, ragged),
+        (2, 2, 128, 128): (one, prompt, chunk),
+    }
     usual = [
         OpCase(
             "gated_delta",
             f"{name}, {hv} heads over {hk}, {dk} by {dv}",
-            partial(_delta, (hk, hv, dk, dv), steps, (-20.0, -1e-4)),
+            partial(_delta, (hk, hv, dk, dv), STEPS[name], (-20.0, -1e-4)),
             DELTA,
         )
-        for hk, hv, dk, dv in shapes
-        for name, steps in STEPS.items()
+        for (hk, hv, dk, dv), names in shapes.items()
+        for name in names
     ]
     extremes = {"no decay at all": (0.0, 0.0), "decay beyond float32": (-300.0, -200.0)}
     return usual + [
-        OpCase("gated_delta", name, partial(_delta, shapes[1], (Parts((0, 130, 0)),), span), DELTA)
+        OpCase(
+            "gated_delta", name, partial(_delta, (2, 4, 32, 24), (Parts((0, 130, 0)),), span), DELTA
+        )
         for name, span in extremes.items()
     ]
 

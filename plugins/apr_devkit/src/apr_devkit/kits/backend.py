@@ -19,7 +19,7 @@ from apr_core.plugin import AprError, BackendError, KVType, SamplingMetadata
 from apr_core.runtime import Model, load, make_backend, sample
 from apr_devkit.kits.cases import KV, KV_TYPES, Call, attention_cases, flat
 from apr_devkit.kits.checks import equal, no, skip
-from apr_devkit.kits.kernel import DeviceKit, OpChecks, nan_memory
+from apr_devkit.kits.kernel import DeviceKit, OpChecks, OpComparison, nan_memory
 from apr_devkit.kits.measures import difference
 from apr_devkit.kits.ops import differences
 from apr_devkit.kits.rig import NAME as REFERENCE
@@ -220,7 +220,7 @@ DEEP = 0.1  # how much a gain may differ from 1: rounding in many layers is no l
 PROMPT, LENGTH = 70, 250  # tokens; the second is just below where a cache grows
 
 
-class ModelChecks(OpChecks):
+class ModelChecks(OpComparison):
     """Whole models: every installed family's tiny one, in all kinds of steps."""
 
     def families(self, recipe: str = "f32") -> Iterator[tuple[str, Path]]:
@@ -331,7 +331,7 @@ def _in_f32(calls: list[Call]) -> list[Call]:
     return [tuple(caches.get(id(a), a) for a in call) for call in calls]
 
 
-class BackendConformance(ModelChecks, ChoiceChecks, ArrayChecks):
+class BackendConformance(ModelChecks, OpChecks, ChoiceChecks, ArrayChecks):
     """Checks of one backend: it is compared with the reference bodies on NumPy.
 
         class TestMine(BackendConformance):

@@ -89,7 +89,7 @@ class DeviceKit(PluginConformance):
 
 
 class OpComparison(DeviceKit):
-    """Runs cases on the checked backend, and compares with the reference bodies."""
+    """Runs ops on the checked backend, and compares with the reference bodies."""
 
     @shared
     def runner(self) -> Runner:
@@ -105,6 +105,10 @@ class OpComparison(DeviceKit):
     def references(self) -> Runner:
         """Return a runner of the reference bodies on NumPy."""
         return Runner(Binder(ReferenceBackend(), self.installed.ops))
+
+
+class CaseChecks(OpComparison):
+    """Checks that run a list of cases."""
 
     @shared
     def cases(self) -> Sequence[OpCase]:
@@ -126,39 +130,40 @@ class OpComparison(DeviceKit):
 
     def compare(self, cases: Iterable[OpCase], runner: Runner | None = None, **how: Any) -> None:
         """Fail unless all cases, run with `how` (see `Runner.run`), match the references."""
-        stored, runner, problems = not (runner or how), runner or self.runner, []
-        for case in cases:
-            expected = self.expected(case)
-            try:
-                outcome = self.outcome(case) if stored else runner.run(case, **how)
-                differences = ops.differences(outcome, expected, case.tolerance)
-            except AssertionError as error:
-                differences = [str(error)]
-            except Exception as error:
-                differences = [f"raises {type(error).__name__}: {error}"]
-            problems += [f"{case}: {difference}" for difference in differences]
+        problems = [p for c in cases for p in self.problems(c, self.expected(c), runner, **how)]
         no(problems)
+
+    def problems(
+        self, case: OpCase, expected: Outcome, runner: Runner | None = None, **how: Any
+    ) -> list[str]:
+        """Return what is wrong with a case that is run with `how`, in words."""
+        stored, runner = not (runner or how), runner or self.runner
+        try:
+            outcome = self.outcome(case) if stored else runner.run(case, **how)
+            wrong = ops.differences(outcome, expected, case.tolerance)
+        except AssertionError as error:
+            return [f"{case}: {error}"]
+        except Exception as error:
+            return [f"{case}: raises {type(error).__name__}: {error}"]
+        later = (f"{name} is overwritten by a later call" for name in outcome.overwritten)
+        return [
+            *(f"{case}: {each}" for each in (*wrong, *later)),
+            *(f"{case} changes {what}" for what in outcome.changed),
+        ]
 
     def test_views_are_read_where_they_are(self) -> None:
         """Activations may be views of wider arrays, as families slice them."""
         for view in (some_columns, half_of_heads):
             self.compare(self.viewed_cases, view=view)
 
-    def test_unwritten_memory_does_not_leak(self) -> None:
-        """Results do not depend on what memory and unwritten state held before: it is NaN here."""
-        for case in self.cases:
-            self.expected(case)  # before memory is NaN
-        with nan_memory(self.device):
-            self.compare(self.cases, spoiled=True)
-
-    def test_what_is_not_its_result_stays(self) -> None:
-        """No op changes its arguments, slots that are not in the step, or its earlier results."""
+    def test_other_memory_neither_changes_nor_shows(self) -> None:
+        """No op changes arguments, other slots or earlier results, nor shows the NaN of memory."""
+        runs = [(case, with_others(case.calls())) for case in self.cases]
+        expected = [self.references.run(case, calls) for case, calls in runs]
         problems = []
-        for case in self.cases:
-            outcome = self.runner.run(case, with_others(case.calls()))
-            problems += [f"{case} changes {what}" for what in outcome.changed]
-            later = (f"{name} is overwritten by a later call" for name in outcome.overwritten)
-            problems += [f"{case}: {what}" for what in later]
+        with nan_memory(self.device):
+            for (case, calls), wanted in zip(runs, expected, strict=True):
+                problems += self.problems(case, wanted, calls=calls, spoiled=True)
         no(problems)
 
     def test_rows_alone_equal_rows_in_a_batch(self) -> None:
@@ -176,7 +181,7 @@ class OpComparison(DeviceKit):
         no(problems)
 
 
-class KernelConformance(OpComparison):
+class KernelConformance(CaseChecks):
     """Checks of one kernel, bound for its backend as a load binds it.
 
         class TestMine(KernelConformance):
@@ -241,7 +246,7 @@ class KernelConformance(OpComparison):
         assert owners == {self.owned.distribution}, f"{d.op}[{d.weight}] is bound to {said}"
 
 
-class OpChecks(OpComparison):
+class OpChecks(CaseChecks):
     """Checks of a backend's kernel table, and of every op on its arrays."""
 
     @shared

@@ -348,7 +348,7 @@ def different(actual: Outcome, expected: Outcome) -> list[str]:
 def shares(calls: Sequence[Call], together: Outcome) -> Iterator[tuple[str, list[Call], Outcome]]:
     """Yield parts of calls that can run alone, and their outcome in a whole run.
 
-    Parts are those of one slot where there is a step, else the first, a middle and the last row.
+    Parts are those of one slot where there is a step, else a middle and the last row.
     """
     for name, slot, spans in _spans(calls):
         alone = [tuple(_cut(a, span, slot) for a in calls[i]) for i, span in spans.items()]
@@ -364,7 +364,7 @@ def _spans(calls: Sequence[Call]) -> Iterator[tuple[str, int | None, dict[int, s
     for slot in slots if len(slots) > 1 else ():
         yield f"slot {slot}", slot, {i: rows[slot] for i, rows in steps.items() if slot in rows}
     counts = [next(len(a) for a in call if isinstance(a, np.ndarray)) for call in calls]
-    for name, at in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
+    for name, at in (("middle", 0.5), ("last", 1.0)):
         if not slots and min(counts) > 1:
             starts = [int((n - 1) * at) for n in counts]
             yield f"the {name} row", None, {i: slice(s, s + 1) for i, s in enumerate(starts)}
