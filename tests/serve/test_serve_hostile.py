@@ -75,9 +75,15 @@ def test_depth_is_no_way_to_fell_the_server(server):
     assert server.post(CHAT, {"messages": SUM, "tools": [tool]}).status_code == 400
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3", b'"x"', b"{}", b"true"])
-def test_json_that_is_no_request_is_refused(server, body):
-    refused(send(server, body), 400, "")
+NO_OBJECT = dict.fromkeys([b"null", b"[]", b"3", b'"x"', b"true"], "body: Input should be a valid")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"", "body: Field required"), (b"{}", "messages: Field required"), *NO_OBJECT.items()],
+)
+def test_json_that_is_no_request_is_refused(server, body, words):
+    refused(send(server, body), 400, words)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e400"])
