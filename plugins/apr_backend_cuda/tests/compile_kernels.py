@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from apr_backend_cuda.kernels import attention, delta, linear, rows
+from apr_backend_cuda.kernels import attention, convolution, delta, linear, rows
 from apr_backend_cuda.launching import tuning
 from apr_backend_cuda.launching.tables import TABLES, WHOLE
 from apr_backend_cuda.states import device as states
@@ -127,7 +127,7 @@ def sequences() -> None:
     for parts in (one_each, prompt):
         step = make_step(parts, torch.from_numpy)
         n = step.n_rows
-        delta.causal_conv1d(torch.zeros(n, 8192), torch.zeros(8192, 1, 4), state, step)
+        convolution.causal_conv1d(torch.zeros(n, 8192), torch.zeros(8192, 1, 4), state, step)
         q, v, gate = torch.zeros(n, 16, 128), torch.zeros(n, 32, 128), torch.zeros(n, 32)
         delta.gated_delta(q, q, v, gate, gate, state, step)
 

@@ -31,7 +31,7 @@ KERNELS: dict[tuple[str, str], str] = {
     ("embed", "*"): f"{HERE}.kernels.linear:embed",
     ("linears", "*"): f"{HERE}.kernels.linear:linears",
     ("attention", "*"): f"{HERE}.kernels.attention:attention",
-    ("causal_conv1d", "*"): f"{HERE}.kernels.delta:causal_conv1d",
+    ("causal_conv1d", "*"): f"{HERE}.kernels.convolution:causal_conv1d",
     ("delta_gates", "*"): f"{HERE}.kernels.delta:delta_gates",
     ("gated_delta", "*"): f"{HERE}.kernels.delta:gated_delta",
     **{
