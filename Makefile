@@ -17,7 +17,7 @@ KERNELS := PYTHONPATH=$(CPU)/src $(BIN)/python -m apr_backend_cpu.build
 WORKERS ?= 2  # processes that run tests; a file's tests stay together
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test kernels wheels test-all lint types bench docs clean help
+.PHONY: setup demo test kernels levels wheels test-all lint types bench docs clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,10 +47,13 @@ $(WHEELING): requirements/wheels.txt $(RUNTIME)
 kernels: $(RUNTIME)  ## machine code of the CPU kernels, for this processor, if their sources changed
 	$(KERNELS)
 
+levels: $(RUNTIME)  ## machine code of the CPU kernels for every level of this platform, as wheels have it
+	$(KERNELS) --platform here
+
 demo: kernels    ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
-test: $(TESTING) kernels  ## the tests; Triton's kernels are interpreted, in a process of their own
+test: $(TESTING) levels  ## the tests; Triton's kernels are interpreted, in a process of their own
 	$(BIN)/python -m pytest $(PARALLEL)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
 

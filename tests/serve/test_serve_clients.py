@@ -292,7 +292,6 @@ def test_every_question_of_a_benchmark_client_is_answered(tmp_path, think):
     assert [line for line in asked if "status=200" not in line] == []
 
 
-@pytest.mark.parametrize(("clients", "slots"), [("64", "16"), ("24", "4")])
-def test_a_crowd_of_clients_hears_what_each_would_alone(capsys, clients, slots):
-    code = soak.main(["--clients", clients, "--seconds", SECONDS, "--slots", slots])
+def test_a_crowd_of_clients_hears_what_each_would_alone(capsys):
+    code = soak.main(["--clients", "64", "--seconds", SECONDS, "--slots", "16"])
     assert code == 0, capsys.readouterr().out

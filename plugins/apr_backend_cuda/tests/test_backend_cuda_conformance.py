@@ -8,7 +8,7 @@ from __future__ import annotations
 from apr_devkit.kits import BackendConformance
 from apr_devkit.kits.backend import ArrayChecks, ChoiceChecks, ModelChecks
 from apr_devkit.kits.checks import checks_of
-from apr_devkit.kits.kernel import OpChecks
+from apr_devkit.kits.kernel import DeviceKit, OpChecks
 
 
 class TestCuda(OpChecks, ChoiceChecks, ArrayChecks):
@@ -16,5 +16,6 @@ class TestCuda(OpChecks, ChoiceChecks, ArrayChecks):
 
 
 def test_the_two_files_leave_out_no_check_and_repeat_none():
-    here, there, all_checks = map(checks_of, (TestCuda, ModelChecks, BackendConformance))
-    assert sorted([*here, *there]) == sorted(all_checks)
+    kits = (TestCuda, ModelChecks, BackendConformance, DeviceKit)
+    here, there, every, shared = (set(checks_of(kit)) for kit in kits)
+    assert here | there == every and here & there == shared
