@@ -13,8 +13,8 @@ from apr_serve.anthropic.events import MessageEvents
 from apr_serve.anthropic.request import MessagesRequest, PromptRequest
 from apr_serve.anthropic.thinking import recalled, signature
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
+from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
-from apr_serve.http.refusing import invalid
 from tests.serve.protocols.chat_events import CALLS, SAID, STOPPED, THOUGHT, answers, called, ended
 
 HI = [{"role": "user", "content": "Hi"}]

@@ -9,8 +9,8 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
+from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
-from apr_serve.http.refusing import invalid
 from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.request import ResponsesRequest
 from apr_serve.responses.store import ResponseStore

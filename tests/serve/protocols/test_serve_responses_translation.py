@@ -7,8 +7,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
 from apr_core.generate.requests import Delta, TokenLogprob
+from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
-from apr_serve.http.refusing import invalid
 from apr_serve.responses.events import ResponseEvents, response_head
 from apr_serve.responses.items import MessageItem
 from apr_serve.responses.request import ResponsesRequest

@@ -12,7 +12,7 @@ from apr_core.errors import BackendError
 from apr_core.generate.requests import Delta, GenerationRequest, Usage
 from apr_serve.anthropic import routes as anthropic
 from apr_serve.anthropic.events import MessageEvents
-from apr_serve.chat.asking import noting
+from apr_serve.chat.connection import noting
 from apr_serve.chat.service import ChatService
 from apr_serve.http.errors import ApiError
 from apr_serve.http.sse import EventStream

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from apr_serve.anthropic.errors import ERRORS, NO_THREADS, PATH, anthropic_shape
 from apr_serve.anthropic.events import Event, MessageEvents
 from apr_serve.anthropic.request import MessagesRequest, PromptRequest
-from apr_serve.chat.asking import noting, take_all, tenant_of
+from apr_serve.chat.connection import noting, take_all, tenant_of
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import ApiError, as_api_error

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
-from apr_serve.http.refusing import invalid
 
 MANY = 10_000  # mistakes: listing more would block the server for seconds
 LOOKED_AT = 8  # items of every list that are checked where there are too many mistakes

@@ -15,16 +15,16 @@ from apr_core.plugin import AprError
 from apr_serve.anthropic import routes as anthropic
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService
-from apr_serve.http import about
+from apr_serve.http import monitoring
+from apr_serve.http.error_responses import on_api_error, on_http_error, on_invalid
 from apr_serve.http.errors import ApiError
 from apr_serve.http.ignored import HEADER
 from apr_serve.http.layers.bodies import BodyGate
 from apr_serve.http.layers.keys import OPEN, KeyGate
-from apr_serve.http.layers.outermost import Outermost, ServerState
 from apr_serve.http.layers.proxies import Proxies
+from apr_serve.http.layers.requests import RequestMiddleware, ServerState
 from apr_serve.http.metrics import Metrics
 from apr_serve.http.options import ServerOptions
-from apr_serve.http.refusing import on_api_error, on_http_error, on_invalid
 from apr_serve.openai import chat as openai_chat
 from apr_serve.openai import completions as openai_completions
 from apr_serve.openai import embeddings, tokenization
@@ -98,7 +98,7 @@ def _add_routes(
     app.include_router(openai_completions.router(models, options))
     app.include_router(embeddings.router(models))
     app.include_router(tokenization.router(models))
-    app.include_router(about.router(models, metrics, state))
+    app.include_router(monitoring.router(models, metrics, state))
     app.include_router(pages.router(models, metrics.registry))
     app.include_router(responses.router(models, options.heartbeat))
     app.include_router(anthropic.router(models, options.heartbeat))
@@ -124,7 +124,7 @@ def _add_layers(app: FastAPI, options: ServerOptions, metrics: Metrics, state: S
         )
     proxies = Proxies(options.trusted_proxies)
     app.add_middleware(
-        Outermost,
+        RequestMiddleware,
         metrics=metrics,
         state=state,
         proxies=proxies,

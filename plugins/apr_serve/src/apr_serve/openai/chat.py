@@ -15,8 +15,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from apr_core.runtime import Delta, Usage
-from apr_serve.chat.asking import noting, tenant_of, while_connected
 from apr_serve.chat.collected import CollectedAnswer, total
+from apr_serve.chat.connection import noting, tenant_of, while_connected
 from apr_serve.chat.events import ChatEvent, ToolCallStart
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService

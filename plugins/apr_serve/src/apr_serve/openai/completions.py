@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from apr_core.runtime import Delta, Usage
-from apr_serve.chat.asking import noting, tenant_of, while_connected
 from apr_serve.chat.collected import total
+from apr_serve.chat.connection import noting, tenant_of, while_connected
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import only

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import Field
 
-from apr_serve.chat.asking import tenant_of, while_connected
+from apr_serve.chat.connection import tenant_of, while_connected
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body

@@ -12,9 +12,9 @@ from apr_serve.chat.models import ServedModels
 from apr_serve.chat.protocol_fields import Exact
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.service import ChatService
+from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
 from apr_serve.http.layers.bodies import BodyRoute
-from apr_serve.http.refusing import invalid
 from apr_serve.openai.chat_request import ChatCompletionRequest, FunctionTool
 from apr_serve.openai.parts import ERRORS, Open, TokenNames
 

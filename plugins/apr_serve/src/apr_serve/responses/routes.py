@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from apr_serve.chat.asking import noting, take_all, tenant_of
+from apr_serve.chat.connection import noting, take_all, tenant_of
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.models import ServedModels
 from apr_serve.http.errors import EXPECTED, ApiError, as_api_error

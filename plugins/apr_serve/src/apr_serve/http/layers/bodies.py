@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apr_serve.http.error_responses import respond
 from apr_serve.http.errors import ApiError
-from apr_serve.http.refusing import respond
 
 PARSED = "apr.body"  # key of a request's scope
 LOGGED = 20_000  # characters of a prompt in the log, if prompts are logged

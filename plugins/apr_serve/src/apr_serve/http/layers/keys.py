@@ -11,9 +11,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apr_core.plugin import InputOutputError, UsageError
+from apr_serve.http.error_responses import respond
 from apr_serve.http.errors import ApiError
 from apr_serve.http.options import KEY_VARIABLE
-from apr_serve.http.refusing import respond
 from apr_serve.page.routes import is_public
 
 OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})

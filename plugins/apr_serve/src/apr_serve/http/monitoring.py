@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from apr_serve.chat.models import ServedModels
 from apr_serve.chat.service import ChatService
-from apr_serve.http.layers.outermost import ServerState
+from apr_serve.http.layers.requests import ServerState
 from apr_serve.http.metrics import Metrics
 from apr_serve.openai.parts import ERRORS, Open
 

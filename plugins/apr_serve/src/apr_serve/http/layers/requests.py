@@ -11,13 +11,13 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apr_serve.chat.asking import LEFT
 from apr_serve.chat.collected import stopping
+from apr_serve.chat.connection import LEFT
+from apr_serve.http.error_responses import respond
 from apr_serve.http.errors import as_api_error
 from apr_serve.http.ignored import HEADER, IGNORED, Ignored
 from apr_serve.http.layers.proxies import Proxies
 from apr_serve.http.metrics import Metrics
-from apr_serve.http.refusing import respond
 
 ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 QUIET = ("/health/", "/metrics", "/page/", "/status.json")  # requested every few seconds
@@ -32,7 +32,7 @@ class ServerState:
         self.open_requests = 0
 
 
-class Outermost:
+class RequestMiddleware:
     """Wraps the whole application."""
 
     def __init__(
