@@ -105,8 +105,9 @@ class FreshVenv:
 
     def _pip(self, python: Path | str, verb: str, *arguments: object) -> None:
         isolation = ["--no-build-isolation"] if self.link and verb == "wheel" else []
+        lazily = ["--no-compile"] if verb == "install" else []  # most modules are never imported
         done = subprocess.run(
-            [str(python), "-m", "pip", verb, "-q", *isolation, *map(str, arguments)],
+            [str(python), "-m", "pip", verb, "-q", *isolation, *lazily, *map(str, arguments)],
             capture_output=True,
             text=True,
         )

@@ -89,7 +89,7 @@ def test_same_bits_alone_batched_chunked_and_threaded(apr_file):
 
 def test_a_step_gives_the_same_bits_captured_or_not(apr_file):
     """A backend may remember what a step did, and do it again without calling its ops."""
-    with load(apr_file, threads=2) as model:
+    with load(apr_file, threads=1) as model:
         captured = run(model, prompts())
         model.captures = False
         called = run(model, prompts())
@@ -99,7 +99,7 @@ def test_a_step_gives_the_same_bits_captured_or_not(apr_file):
 
 
 def test_same_bits_with_keys_and_values_of_8_bits(apr_file):
-    with load(apr_file, threads=2, kv_type="q8") as model:
+    with load(apr_file, threads=1, kv_type="q8") as model:
         alone = [run(model, [p]) for p in prompts()]
         batched = run(model, prompts())
         chunked = run(model, prompts()[-1:], 64)
@@ -140,7 +140,7 @@ def test_heads_that_8_bits_cannot_hold_are_refused(tmp_path):
 
 
 def test_mixed_step_of_prefill_and_decode_changes_nothing(apr_file):
-    with load(apr_file, threads=2) as model:
+    with load(apr_file, threads=1) as model:
         long, short = prompts()[-1], prompts()[1]
         a, b = model.new_slot(), model.new_slot()
         model.forward([(a, short)])

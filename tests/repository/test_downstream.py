@@ -34,11 +34,12 @@ def test_every_distribution_has_a_recipe():
     assert set(names()) == set(distributions()) - {"apr-core"}
 
 
-def test_a_suite_that_fails_is_reported(capsys, monkeypatch, tmp_path):
+def test_a_suite_that_fails_is_reported(capsys, monkeypatch, tmp_path, venv):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_wrong.py").write_text("def test_wrong():\n    assert 1 == 2\n")
     recipe = Recipe("apr-demo", tmp_path, (), (), "test_*.py")
     monkeypatch.setattr(Recipe, "read", classmethod(lambda cls, name: recipe))
+    monkeypatch.setattr("downstream.run.FreshVenv", lambda folder, link: venv)
     assert main(["apr-demo", "--quick"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED apr-demo" in printed and "assert 1 == 2" in printed

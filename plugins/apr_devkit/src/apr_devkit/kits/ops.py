@@ -128,8 +128,10 @@ def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -
 
 
 def layout_cases(ops: Sequence[str]) -> list[OpCase]:
-    """Return the same cases in every one of `LAYOUTS`."""
-    return [c for name in LAYOUTS for c in packed_cases(name, in_layout(name), ops)]
+    """Return the cases that read one weight in every one of `LAYOUTS`, and all in the first."""
+    few = {name: [each for each in ops if each in PACKABLE] for name in LAYOUTS}
+    few[next(iter(LAYOUTS))] = list(ops)
+    return [c for name, uses in few.items() for c in packed_cases(name, in_layout(name), uses)]
 
 
 def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
