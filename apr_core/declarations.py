@@ -178,8 +178,12 @@ class Source(Declaration):
     """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
 
     `progress` is called with a file's name and its bytes so far. The target may have an
-    attribute `example_url`: a small checkpoint that its conformance kit fetches.
+    attribute `example_url`: a small checkpoint that its conformance kit fetches. With `suffixes` it
+    is no scheme, but a file format: the target is `open(path) -> Checkpoint`.
     """
+
+    _: KW_ONLY
+    suffixes: tuple[str, ...] = ()  # of files that it opens, such as ".gguf"
 
     kind: ClassVar[str] = "source"
 

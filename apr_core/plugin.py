@@ -41,9 +41,11 @@ if TYPE_CHECKING:
         QuantizationError,
         UsageError,
         ValidationFailed,
+        reading,
     )
     from apr_core.family.contract import Contract, TensorRule
     from apr_core.family.hfconfig import ConfigReader, sampling_defaults
+    from apr_core.family.rope import rope_frequencies
     from apr_core.family.modelspec import (
         NORMS,
         Block,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from apr_core.format.dtypes import FIRST_FILE_ID, number_formats
     from apr_core.format.values import from_float32, to_float32
     from apr_core.hookspecs import hookimpl
+    from apr_core.importing.checkpoint import Checkpoint, SourceTensor
     from apr_core.importing.choosing import SOURCE
     from apr_core.messages import working
     from apr_core.model.decoder import Decoder, FeedForward, Layer, Mixer, Weights
@@ -94,15 +97,16 @@ else:
 __all__ = [
     "API_VERSION", "CORE_OPS", "DENSE", "FIRST_FILE_ID", "GENERIC", "NORMS", "SOURCE",
     "SUPPORTED_APIS", "AprError", "AprFile", "Attention", "Backend", "BackendError",
-    "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps", "Command",
-    "ConfigError", "ConfigReader", "Contract", "ContractError", "Declaration", "Decoder",
+    "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps", "Checkpoint",
+    "Command", "ConfigError", "ConfigReader", "Contract", "ContractError", "Declaration", "Decoder",
     "Exporter", "Family", "FamilyPlugin", "FeedForward", "FormatError", "FormatSpec", "HostMatrix",
     "InputOutputError", "KVState", "KVType", "Kernel", "Layer", "Layout", "Mixer", "MixerExample",
     "Mlp", "ModelConfig", "NotFound", "Numbers", "Op", "Plan", "PluginError", "QuantizationError",
     "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin", "RecurrentState", "SamplingMetadata",
-    "Segment", "Source", "State", "StateKind", "StateMakers", "Step", "StepFunction", "TensorClass",
-    "TensorEntry", "TensorRule", "Unread", "UsageError", "ValidationFailed", "Weight", "Weights",
-    "WindowState", "Zeros", "cache_dir", "composite", "decode_tensor", "from_float32", "hookimpl",
-    "layouts", "number_formats", "op", "plain", "sampling_defaults", "sigmoid", "silu", "softplus",
-    "to_float32", "toucher", "unpack", "usable_folder", "working",
+    "Segment", "Source", "SourceTensor", "State", "StateKind", "StateMakers", "Step",
+    "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
+    "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
+    "decode_tensor", "from_float32", "hookimpl", "layouts", "number_formats", "op", "plain",
+    "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
+    "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from apr_core.errors import ContractError
 from apr_core.family.modelspec import ModelConfig
+from apr_core.family.rope import KINDS
 
 MISSING = object()
 SIZES = {  # fields of a ModelConfig, and keys of config.json
@@ -135,6 +136,29 @@ class ConfigReader:
                     "supported",
                     "Remove the scaling from config.json: the original context length then holds.",
                 )
+
+    def rope_scaling(self) -> dict[str, Any]:
+        """Return the scaling of rotary positions, for `rope_frequencies`; {} if there is none.
+
+        Raises ContractError for a kind that is unknown, or lacks a number.
+        """
+        part = dict(self._object("rope_parameters") or self._object("rope_scaling"))
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind == "default":
+            return {}
+        if kind not in KINDS:
+            raise ContractError(
+                f"config.json: rope scaling {kind!r} is not supported, only {', '.join(KINDS)}",
+                "Remove the scaling from config.json: the original context length then holds.",
+            )
+        if kind == "yarn":
+            length = self._get("original_max_position_embeddings", None) or self.integer(
+                "max_position_embeddings"
+            )
+            part.setdefault("original_max_position_embeddings", length)
+        for key in KINDS[kind]:
+            _positive(f"rope scaling's {key}", part.get(key))
+        return part | {"rope_type": kind}
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Return the union of eos_token_id over config, its block and generation_config."""

@@ -42,7 +42,7 @@ CUT_OFF = "The file is cut off or damaged: download it again."
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor of a checkpoint. `dtype` as safetensors spells it, `offset` absolute in `file`."""
+    """A tensor of a checkpoint. `dtype` as its files spell it, `offset` absolute in `file`."""
 
     name: str
     dtype: str
@@ -52,27 +52,30 @@ class SourceTensor:
     nbytes: int
 
 
-def float_format(tensor: SourceTensor) -> str:
-    """Return the format name of a float tensor's dtype. Raises FormatError for any other dtype."""
-    if tensor.dtype not in FLOATS:
-        raise FormatError(
-            f"{tensor.file}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected one of "
-            f"{', '.join(FLOATS)}",
-            "Take the checkpoint in its original precision, not a quantized one.",
-        )
-    return FLOATS[tensor.dtype]
-
-
 class Checkpoint:
-    """An open checkpoint directory. Make one with `open`.
+    """An open checkpoint: a directory with its configuration files, and tensors by their HF names.
 
-    `tensors` maps names to their places, `metadata` is the `__metadata__` of the shards.
+    `open` makes one of safetensors; sources of other files derive from this. `metadata` is what the
+    files say about themselves, such as the `__metadata__` of safetensors.
     """
+
+    file_format = "safetensors"
 
     def __init__(
         self, directory: Path, tensors: Mapping[str, SourceTensor], metadata: Mapping[str, str]
     ) -> None:
         self.directory, self.tensors, self.metadata = directory, dict(tensors), dict(metadata)
+
+    def format_of(self, name: str) -> str:
+        """Return the name of the number format of a tensor. Raises FormatError if it is no float."""
+        tensor = self.tensors[name]
+        if tensor.dtype not in FLOATS:
+            raise FormatError(
+                f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}, expected one of "
+                f"{', '.join(FLOATS)}",
+                "Take the checkpoint in its original precision, not a quantized one.",
+            )
+        return FLOATS[tensor.dtype]
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
@@ -136,10 +139,9 @@ class Checkpoint:
 
         Raises FormatError if the dtype is not a float.
         """
-        dtype = float_format(self.tensors[name])
-        rows, cols = self.rows(name)
+        format, (rows, cols) = self.format_of(name), self.rows(name)
         count = (rows if stop is None else stop) - start
-        return to_float32(self.read_raw(name, start, stop), dtype, (count, cols))
+        return to_float32(self.read_raw(name, start, stop), format, (count, cols))
 
 
 def _read_into(file: Any, view: memoryview) -> None:

@@ -11,7 +11,7 @@ from apr_core.errors import PluginBroken
 from apr_core.family.contract import Resolution, TensorRule
 from apr_core.family.modelspec import QuantizerPlugin, RecipePlugin, TensorClass
 from apr_core.format import NATIVE, FormatSpec
-from apr_core.importing.checkpoint import Checkpoint, SourceTensor, float_format
+from apr_core.importing.checkpoint import Checkpoint, SourceTensor
 from apr_core.registry import Registry
 
 SOURCE = "source"  # the stored precision, bit for bit
@@ -28,17 +28,16 @@ class KeepPrecision:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A tensor, its source and its new format. `encoder` is None for native formats."""
+    """A tensor, its source and its new format. `encoder` is None for native formats.
+
+    `is_exact`: the bytes are copied unchanged.
+    """
 
     rule: TensorRule
     source: SourceTensor
     spec: FormatSpec
     encoder: QuantizerPlugin | None
-
-    @property
-    def is_exact(self) -> bool:
-        """True if the bytes are copied unchanged."""
-        return self.encoder is None and self.spec.name == float_format(self.source)
+    is_exact: bool
 
 
 def load_recipe(name: str, registry: Registry) -> RecipePlugin:
@@ -62,18 +61,18 @@ class FormatChooser:
 
     def choose(self, resolution: Resolution, checkpoint: Checkpoint) -> list[Assignment]:
         """Return one assignment per tensor. Raises PluginError, or FormatError if not floats."""
-        return [self._assign(r, checkpoint.tensors[r.name]) for r in resolution.rules.values()]
+        return [self._assign(rule, checkpoint) for rule in resolution.rules.values()]
 
-    def _assign(self, rule: TensorRule, source: SourceTensor) -> Assignment:
-        precision = float_format(source)
-        name = SOURCE
+    def _assign(self, rule: TensorRule, checkpoint: Checkpoint) -> Assignment:
+        precision, name = checkpoint.format_of(rule.name), SOURCE
         if rule.quant_class != KEEP:
             asked = TensorClass(
                 rule.name, rule.role, rule.quant_class, rule.shape, rule.layer, self.num_layers
             )
             name = self.recipe.format_for(asked)
         spec, encoder = self._format(precision if name == SOURCE else name, rule)
-        return Assignment(rule, source, spec, encoder)
+        source = checkpoint.tensors[rule.name]
+        return Assignment(rule, source, spec, encoder, spec.name == precision)
 
     def _format(self, name: Any, rule: TensorRule) -> tuple[FormatSpec, QuantizerPlugin | None]:
         if not isinstance(name, str):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from apr_core.errors import QuantizationError
 from apr_core.format import from_float32, to_float32
-from apr_core.importing.checkpoint import Checkpoint, float_format
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.choosing import Assignment
 
 BLOCK_VALUES = 1 << 20
@@ -99,12 +99,11 @@ class Encoder:
             yield start, min(start + step, rows)
 
     def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
-        raw = self.checkpoint.read_raw(a.rule.name, start, stop)
-        _, cols = self.checkpoint.rows(a.rule.name)
-        values = to_float32(raw, float_format(a.source), (stop - start, cols))
+        source_bytes = a.source.nbytes * (stop - start) // self.checkpoint.rows(a.rule.name)[0]
+        values = self.checkpoint.read_rows(a.rule.name, start, stop)
         check_finite(a.rule.name, values, start)
         if a.is_exact:
-            return _Encoded(raw, raw.nbytes)
+            return _Encoded(self.checkpoint.read_raw(a.rule.name, start, stop), source_bytes)
         if len(a.rule.shape) != 2:
             values = values.reshape(1, -1)
         try:
@@ -114,7 +113,7 @@ class Encoder:
                 f"tensor {a.rule.name!r}: {error.message}", error.hint
             ) from error
         miss = decoded - values
-        return _Encoded(encoded, raw.nbytes, _squares(miss), _squares(values))
+        return _Encoded(encoded, source_bytes, _squares(miss), _squares(values))
 
 
 def _convert(

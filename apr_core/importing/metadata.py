@@ -42,7 +42,7 @@ def identity(plan: ImportPlan) -> dict[str, Any]:
         "model_type": plan.config.family,
         "name": name or plan.source.directory.name,
         "source": origin,
-        "original_format": "safetensors",
+        "original_format": plan.checkpoint.file_format,
         "created_at": _timestamp(),
         "total_size": sum(tensor_nbytes(a.spec, a.rule.shape) for a in plan.assignments),
         "param_count": sum(prod(a.rule.shape) for a in plan.assignments),

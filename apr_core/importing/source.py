@@ -7,34 +7,66 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_core.errors import NotFound, UsageError
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.messages import published
-from apr_core.registry import Registry
+from apr_core.registry import Owned, Registry
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """A checkpoint's directory, and the name its user gave."""
+    """A checkpoint's directory, and the name its user gave.
+
+    `checkpoint` is there if a plugin opened it; else the directory holds safetensors.
+    """
 
     directory: Path
     origin: str
+    checkpoint: Checkpoint | None = None
+
+    def open(self) -> Checkpoint:
+        """Return the checkpoint with its tensors. Raises as `Checkpoint.open`."""
+        return self.checkpoint or Checkpoint.open(self.directory)
 
 
 def find_source(source: str, registry: Registry) -> CheckpointSource:
-    """Return the directory of a path, or of what a plugin fetches for `scheme://...`.
+    """Return what is at a path, or what a plugin fetches for `scheme://...`.
 
-    Raises NotFound, UsageError or PluginError.
+    Files, and directories of them without safetensors, are opened by the plugin that knows their
+    suffix. Raises NotFound, UsageError or PluginError.
     """
     match = _SCHEME.fullmatch(source)
     if match is None:
-        return CheckpointSource(_directory(Path(source), registry).resolve(), source)
+        return _opened(_existing(Path(source), registry).resolve(), source, registry)
     fetch = registry.load(registry.get("source", match[1]))
-    return CheckpointSource(Path(fetch(source)), source)
+    return _opened(Path(fetch(source)), source, registry)
 
 
-def _directory(path: Path, registry: Registry) -> Path:
-    if path.is_dir():
+def _opened(path: Path, origin: str, registry: Registry) -> CheckpointSource:
+    """Return the source at a path, opened if a plugin knows the suffix of what is there."""
+    file = path if path.is_file() else _model_file(path, registry)
+    if file is None:
+        return CheckpointSource(path, origin)
+    checkpoint = registry.load(_reader(file, registry))(str(file))
+    return CheckpointSource(checkpoint.directory, origin, checkpoint)
+
+
+def _reader(file: Path, registry: Registry) -> Owned | None:
+    """Return the declared source that reads files of this suffix, if there is one."""
+    suffix = file.suffix.lower()
+    return next((o for o in registry.declarations("source") if suffix in o.declaration.suffixes), None)
+
+
+def _model_file(directory: Path, registry: Registry) -> Path | None:
+    """Return the first file of a directory without safetensors that a plugin can open."""
+    if any(directory.glob("*.safetensors")):
+        return None
+    return next((f for f in sorted(directory.iterdir()) if _reader(f, registry)), None)
+
+
+def _existing(path: Path, registry: Registry) -> Path:
+    if path.is_dir() or (path.is_file() and _reader(path, registry)):
         return path
     if path.is_file():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What the four codecs share: checks, partial blocks at row ends, work split over threads."""
+"""What the codecs share: checks, partial blocks at row ends, work split over threads."""
 
 from __future__ import annotations
 
@@ -81,11 +81,13 @@ class BlockCodec(QuantizerPlugin):
     nbytes: ClassVar[int]
     smallest: ClassVar[float]
     largest: ClassVar[float]
+    loops: ClassVar[str] = ""  # the module with the loops, where it is not named after the format
+    kind: ClassVar[tuple[int, ...]] = ()  # what the loops take last
 
     @property
     def _loops(self) -> Any:
         """The module with `encode_blocks` and `decode_blocks`."""
-        return import_module(f"apr_quant_q4k.loops.{self.name}")
+        return import_module(f"apr_quant_q4k.loops.{self.loops or self.name}")
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Encode f32 [R, C] to u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
@@ -97,7 +99,8 @@ class BlockCodec(QuantizerPlugin):
             rows = np.pad(rows, ((0, 0), (0, across * self.block - cols)))
         out = np.zeros((count * across, self.nbytes), np.uint8)
         last = cols - (across - 1) * self.block  # values in a row's last block
-        spread(self._loops.encode_blocks, rows.reshape(-1, self.block), out, across, last)
+        blocks = rows.reshape(-1, self.block)
+        spread(self._loops.encode_blocks, blocks, out, across, last, *self.kind)
         return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
@@ -110,5 +113,5 @@ class BlockCodec(QuantizerPlugin):
             )
         packed = np.ascontiguousarray(raw).reshape(-1, self.nbytes)
         out = np.empty((len(packed), self.block), np.float32)
-        spread(self._loops.decode_blocks, packed, out)
+        spread(self._loops.decode_blocks, packed, out, *self.kind)
         return out.reshape(len(raw), across * self.block)[:, :cols]

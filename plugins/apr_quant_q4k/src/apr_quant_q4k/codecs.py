@@ -1,4 +1,4 @@
-"""The four codecs: the facts of each format, available before encoding or decoding.
+"""The codecs: the facts of each format, available before encoding or decoding.
 
 Each format's compiled loops are in the module of its name, which is imported at first use.
 """
@@ -40,3 +40,49 @@ class Q8_0(BlockCodec):
     name, block, nbytes = "q8_0", 32, 34
     max_error = 0.0097
     smallest, largest = -127 * HALF, 127 * HALF
+
+
+class SmallBlocks(BlockCodec):
+    """A codec of blocks of 32 with a step, and a minimum or none."""
+
+    block, loops = 32, "small_blocks"
+
+
+class Q4_0(SmallBlocks):
+    """The codec of q4_0."""
+
+    name, nbytes, kind = "q4_0", 18, (0, 15)
+    max_error = 0.105
+    smallest, largest = -8 * HALF, 8 * HALF
+
+
+class Q4_1(SmallBlocks):
+    """The codec of q4_1."""
+
+    name, nbytes, kind = "q4_1", 20, (1, 15)
+    max_error = 0.09
+    smallest, largest = -HALF, HALF
+
+
+class Q5_0(SmallBlocks):
+    """The codec of q5_0."""
+
+    name, nbytes, kind = "q5_0", 22, (0, 31)
+    max_error = 0.055
+    smallest, largest = -16 * HALF, 16 * HALF
+
+
+class Q5_1(SmallBlocks):
+    """The codec of q5_1."""
+
+    name, nbytes, kind = "q5_1", 24, (1, 31)
+    max_error = 0.045
+    smallest, largest = -HALF, HALF
+
+
+class IQ4_NL(SmallBlocks):
+    """The codec of iq4_nl."""
+
+    name, nbytes, kind = "iq4_nl", 18, (2, 15)
+    max_error = 0.095
+    smallest, largest = -113 * HALF, 113 * HALF

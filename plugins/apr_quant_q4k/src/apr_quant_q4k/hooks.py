@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from apr_core.plugin import Quantizer, Recipe, hookimpl
+from apr_core.plugin import Layout, Numbers, Quantizer, Recipe, hookimpl
 
 HERE = "apr_quant_q4k"
+STEP, MINIMUM = (Numbers(0, "f16"),), (Numbers(2, "f16"),)
+IQ4_NL = (
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
+    89.0, 113.0,
+)  # fmt: skip
 
 
 @hookimpl
 def apr_quantizers() -> list[Quantizer]:
-    """Declare four of GGML's block formats. Only two of them have their own id in APR v2."""
+    """Declare GGML's block formats. Only two of them have their own id in APR v2."""
     return [
         Quantizer(
             "q4_k", f"{HERE}.codecs:Q4K", summary="4.5 bits: 8 groups of 32 with scale and minimum",
@@ -26,6 +31,27 @@ def apr_quantizers() -> list[Quantizer]:
         Quantizer(
             "q8_0", f"{HERE}.codecs:Q8_0", summary="8.5 bits: groups of 32 with a scale",
             block=32, bytes_per_block=34,
+        ),
+        Quantizer(
+            "q4_0", f"{HERE}.codecs:Q4_0", summary="4.5 bits: groups of 32 with a scale",
+            block=32, bytes_per_block=18, layout=Layout(32, 2, 4, STEP, order="halves", zero=8),
+        ),
+        Quantizer(
+            "q4_1", f"{HERE}.codecs:Q4_1", summary="5 bits: groups of 32 with scale and minimum",
+            block=32, bytes_per_block=20, layout=Layout(32, 4, 4, STEP, MINIMUM, order="halves"),
+        ),
+        Quantizer(
+            "q5_0", f"{HERE}.codecs:Q5_0", summary="5.5 bits: as q4_0 with a fifth bit",
+            block=32, bytes_per_block=22,
+        ),
+        Quantizer(
+            "q5_1", f"{HERE}.codecs:Q5_1", summary="6 bits: as q4_1 with a fifth bit",
+            block=32, bytes_per_block=24,
+        ),
+        Quantizer(
+            "iq4_nl", f"{HERE}.codecs:IQ4_NL", summary="4.5 bits: as q4_0 on uneven levels",
+            block=32, bytes_per_block=18,
+            layout=Layout(32, 2, 4, STEP, order="halves", codebook=IQ4_NL),
         ),
     ]  # fmt: skip
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from apr_core.plugin import BoundOps, Mixer, State, StateMakers, Step, Weights
+from apr_core.plugin import (
+    BoundOps,
+    Mixer,
+    State,
+    StateMakers,
+    Step,
+    Weights,
+    rope_frequencies,
+)
 
 Array = Any
 
@@ -25,11 +32,13 @@ class FullAttention(Mixer):
         rope_theta: float,
         rotary_dim: int,
         bias: bool = True,
+        rope_scaling: Mapping[str, Any] | None = None,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.vectors: tuple[str, ...] = ("q_bias", "k_bias", "v_bias") if bias else ()
-        exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-        self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
+        inv_freq, magnitude = rope_frequencies(rope_theta, rotary_dim, rope_scaling)
+        self.constants = {"inv_freq": inv_freq}
+        self.scale = magnitude**2 * head_dim**-0.5  # queries and keys are rotated as a whole
 
     def new_state(self, states: StateMakers) -> State:
         """Make the state of keys and values; `states` makes the core's state kinds."""
@@ -42,5 +51,5 @@ class FullAttention(Mixer):
         q = o.rope(q.reshape(-1, self.heads, self.head_dim), step.positions, w.inv_freq)
         k = o.rope(k.reshape(-1, self.kv_heads, self.head_dim), step.positions, w.inv_freq)
         v = v.reshape(-1, self.kv_heads, self.head_dim)
-        out = o.attention(q, k, v, state, step, self.head_dim**-0.5)  # [T, H, D]
+        out = o.attention(q, k, v, state, step, self.scale)  # [T, H, D]
         return o.linear(out.reshape(-1, self.heads * self.head_dim), w.o_proj)

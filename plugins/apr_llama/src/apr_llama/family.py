@@ -1,0 +1,74 @@
+"""Llama 2 and 3, and models like them: config reader, contract, layer plan.
+
+Attention is `full_attention` of apr-qwen2, without biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from apr_core.plugin import Block, ConfigReader, Contract, FamilyPlugin, ModelConfig, Plan
+
+
+class Llama(FamilyPlugin):
+    """The family of Llama, SmolLM2 and TinyLlama."""
+
+    def contract(self) -> Contract:
+        """Return the tensor contract of Llama."""
+        return Contract.of_package("apr_llama")
+
+    def config(
+        self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    ) -> ModelConfig:
+        """Read config.json. Raises ContractError for what is missing or not supported.
+
+        Defaults are those of transformers' LlamaConfig.
+        """
+        c = ConfigReader(hf)
+        c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
+        c.refuse("attention_bias", [False], "this family has no biases")
+        c.refuse("mlp_bias", [False], "this family has no biases")
+        c.refuse("quantization_config", [], "import the unquantized checkpoint")
+        config = c.model(
+            "llama",
+            ("full_attention",) * c.layers(),
+            generation,
+            architecture=c.architecture("LlamaForCausalLM"),
+            rope_theta=c.rope("rope_theta", 10_000.0),
+            rms_norm_eps=c.number("rms_norm_eps", 1e-6),
+        )
+        return replace(config, extra={"rope_scaling": c.rope_scaling()})
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """Return the plan: full attention in every layer, plain norms."""
+        options = {
+            "num_heads": config.num_heads,
+            "num_kv_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "rope_theta": config.rope_theta,
+            "rotary_dim": config.head_dim,
+            "rope_scaling": config.extra["rope_scaling"],
+            "bias": False,
+        }
+        blocks = (Block("full_attention", options),) * config.num_layers
+        return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
+
+    def metadata(self, config: ModelConfig) -> dict[str, Any]:
+        """Return keys for other readers; rope_type 2 pairs i with i + head_dim / 2."""
+        return {"rope_type": 2}
+
+    def tiny_config(self) -> dict[str, Any]:
+        """Return the config.json of a model small enough for tests."""
+        return {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 96,
+            "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 3,
+            "num_key_value_heads": 1, "vocab_size": 320, "max_position_embeddings": 1024,
+            "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 256,
+            },
+            "tie_word_embeddings": True, "eos_token_id": 258, "dtype": "bfloat16",
+        }  # fmt: skip

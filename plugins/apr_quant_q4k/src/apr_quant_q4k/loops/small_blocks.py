@@ -1,0 +1,196 @@
+"""q4_0, q4_1, q5_0, q5_1 and iq4_nl: blocks of 32 values with a step, and a minimum or none (GGML).
+
+A block has d, in some formats m, in those of 5 bits 32 fifth bits, and nibbles: the low ones are
+values 0 to 15, the high ones 16 to 31. Values are d * (q - 8) in q4_0, d * (q - 16) in q5_0,
+d * q + m in q4_1 and q5_1, d * LEVELS[q] in iq4_nl.
+
+Each search tries several first steps, fits d (and m) by least squares to the codes that a step
+gives, rounds them to float16 and chooses the codes anew; what has the least sum of squared errors
+is kept. Only the first `count` values of a block are real.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.half import half_bits, half_value, load_half, store_half
+from apr_quant_q4k.search.lanes import nearest
+
+f32 = np.float32
+BLOCK, HALF = 32, 16
+LARGEST = f32(65504.0)
+SYMMETRIC, AFFINE, CODEBOOK = 0, 1, 2
+LEVELS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+BETWEEN = ((LEVELS[1:] + LEVELS[:-1]) / 2).astype(np.float32)
+TRIES = 12  # first steps, of either sign
+# The largest value meets the outermost level times these.
+LEAST, MOST = f32(0.72), f32(1.12)
+FEWER = f32(-2.5)  # the first affine steps are span / (levels + FEWER + k / 4)
+AFFINE_TRIES = 16
+
+
+@serial
+def _code(scaled, kind, levels):
+    """Return the code of a value over its step; of the affine kinds, less the minimum before."""
+    if kind == CODEBOOK:
+        code = 0
+        for i in range(15):
+            code += scaled > BETWEEN[i]
+        return code
+    zero = f32((levels + 1) // 2) if kind == SYMMETRIC else f32(0)
+    return int(min(max(nearest(scaled) + zero, f32(0)), f32(levels)))
+
+
+@serial
+def _level(code, kind, levels):
+    """Return the number that a code stands for."""
+    if kind == CODEBOOK:
+        return LEVELS[code]
+    return f32(code) - f32((levels + 1) // 2) if kind == SYMMETRIC else f32(code)
+
+
+@serial
+def _error(x, count, d, m, kind, levels):
+    """Return the sum of squared errors with the best codes for d and m."""
+    inverse = f32(1.0) / d if d != 0 else f32(0)
+    total = f32(0)
+    for i in range(count):
+        miss = x[i] - (d * _level(_code((x[i] - m) * inverse, kind, levels), kind, levels) + m)
+        total += miss * miss
+    return total
+
+
+@serial
+def _through_zero(x, count, inverse, kind, levels):
+    """Return the least-squares step for the codes that `inverse` gives; 0 if there is none."""
+    qx, qq = f32(0), f32(0)
+    for i in range(count):
+        level = _level(_code(x[i] * inverse, kind, levels), kind, levels)
+        qx += level * x[i]
+        qq += level * level
+    return qx / qq if qq > 0 else f32(0)
+
+
+@serial
+def _step(x, count, kind, levels):
+    """Return the bits of d for formats without a minimum."""
+    top = f32(0)
+    for i in range(count):
+        if abs(x[i]) > abs(top):
+            top = x[i]
+    if top == 0:
+        return np.uint16(0)
+    best, best_bits = f32(np.inf), np.uint16(0)
+    for side in range(2):
+        outermost = _level(0 if side == 0 else levels, kind, levels)
+        for k in range(TRIES):
+            times = LEAST + (MOST - LEAST) * f32(k) / f32(TRIES - 1)
+            d = _through_zero(x, count, outermost * times / top, kind, levels)
+            if not abs(d) < LARGEST:
+                continue
+            bits = half_bits(d)
+            error = _error(x, count, half_value(bits), f32(0), kind, levels)
+            if error < best:
+                best, best_bits = error, bits
+    return best_bits
+
+
+@serial
+def _line(x, count, low, inverse, levels):
+    """Return least-squares (step, minimum) for the codes of x - low over a step; step 0: none."""
+    q, qq, y, qy = f32(0), f32(0), f32(0), f32(0)
+    for i in range(count):
+        above = x[i] - low
+        code = min(max(nearest(above * inverse), f32(0)), f32(levels))
+        q += code
+        qq += code * code
+        y += above
+        qy += code * above
+    n = f32(count)
+    det = n * qq - q * q
+    if det <= 0:
+        return f32(0), low
+    return (n * qy - q * y) / det, low + (qq * y - q * qy) / det
+
+
+@serial
+def _step_and_minimum(x, count, levels):
+    """Return the bits of d and of m."""
+    low, high = x[0], x[0]
+    for i in range(count):
+        low, high = min(low, x[i]), max(high, x[i])
+    best_d, best_m = half_bits((high - low) / f32(levels)), half_bits(low)
+    best = _error(x, count, half_value(best_d), half_value(best_m), AFFINE, levels)
+    for k in range(AFFINE_TRIES if high > low else 0):
+        step, minimum = (high - low) / (f32(levels) + FEWER + f32(0.25) * f32(k)), low
+        for _ in range(2):
+            step, minimum = _line(x, count, minimum, f32(1.0) / step, levels)
+            if not (step > 0 and step < LARGEST and abs(minimum) < LARGEST):
+                break
+            d, m = half_bits(step), half_bits(minimum)
+            error = _error(x, count, half_value(d), half_value(m), AFFINE, levels)
+            if error < best:
+                best, best_d, best_m = error, d, m
+    return best_d, best_m
+
+
+@serial
+def _encode_block(x, count, block, kind, levels):
+    m_bits = np.uint16(0)
+    if kind == AFFINE:
+        d_bits, m_bits = _step_and_minimum(x, count, levels)
+    else:
+        d_bits = _step(x, count, kind, levels)
+    store_half(block, 0, d_bits)
+    at = 2
+    if kind == AFFINE:
+        store_half(block, 2, m_bits)
+        at = 4
+    d, m = half_value(d_bits), half_value(m_bits)
+    inverse = f32(1.0) / d if d != 0 else f32(0)
+    fifth = at
+    if levels == 31:
+        at += 4
+    for i in range(HALF):
+        low = _code((x[i] - m) * inverse, kind, levels)
+        high = _code((x[i + HALF] - m) * inverse, kind, levels)
+        block[at + i] = (low & 15) | ((high & 15) << 4)
+        if levels == 31:
+            block[fifth + i // 8] |= np.uint8((low >> 4) << (i % 8))
+            block[fifth + 2 + i // 8] |= np.uint8((high >> 4) << (i % 8))
+
+
+@serial
+def _decode_block(block, x, kind, levels):
+    d, m, at = load_half(block, 0), f32(0), 2
+    if kind == AFFINE:
+        m, at = load_half(block, 2), 4
+    fifth = at
+    if levels == 31:
+        at += 4
+    for i in range(HALF):
+        low, high = np.int64(block[at + i]) & 15, np.int64(block[at + i]) >> 4
+        if levels == 31:
+            low |= ((np.int64(block[fifth + i // 8]) >> (i % 8)) & 1) << 4
+            high |= ((np.int64(block[fifth + 2 + i // 8]) >> (i % 8)) & 1) << 4
+        first, second = d * _level(low, kind, levels), d * _level(high, kind, levels)
+        x[i] = first + m if kind == AFFINE else first  # -0.0 + 0.0 would lose the sign
+        x[i + HALF] = second + m if kind == AFFINE else second
+
+
+@serial
+def encode_blocks(values, out, start, stop, across, last, kind, levels):
+    """Encode values [N, 32] to out [N, bytes], zeros before; a row's last block has `last`."""
+    for n in range(start, stop):
+        count = last if n % across == across - 1 else BLOCK
+        _encode_block(values[n], count, out[n], kind, levels)
+
+
+@serial
+def decode_blocks(raw, out, start, stop, kind, levels):
+    """Decode raw [N, bytes] to out [N, 32]."""
+    for n in range(start, stop):
+        _decode_block(raw[n], out[n], kind, levels)
