@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 VOCAB = 2048
 VECTORS_F32 = ("linear_attn.A_log", "linear_attn.norm.weight")
@@ -17,16 +24,18 @@ VECTORS_F32 = ("linear_attn.A_log", "linear_attn.norm.weight")
 
 @dataclass(frozen=True)
 class Case:
-    """One checkpoint: family, layout, head ratio, tied or not."""
+    """One checkpoint: family, layout, head ratio, tied or not, scaling of rotary positions."""
 
     family: str
     layout: str = "flat"
     ratio: int = 2
     tied: bool = True
+    rope: str = "default"
 
     def __str__(self) -> str:
         ends = "tied" if self.tied else "untied"
-        return f"{self.family}-{self.layout}-r{self.ratio}-{ends}"
+        scaled = "" if self.rope == "default" else f"-{self.rope}"
+        return f"{self.family}-{self.layout}-r{self.ratio}-{ends}{scaled}"
 
 
 def build(case: Case, seed: int = 0) -> torch.nn.Module:
@@ -34,7 +43,7 @@ def build(case: Case, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = _qwen2(case) if case.family == "qwen2" else _qwen3_5(case)
+        model = {"qwen2": _qwen2, "qwen3_5": _qwen3_5, "llama": _llama}[case.family](case)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -58,6 +67,35 @@ def _qwen2(case: Case) -> torch.nn.Module:
             max_position_embeddings=32768,
             eos_token_id=0,
             bos_token_id=None,
+        )
+    )
+
+
+ROPES = {  # the tests' prompts are longer than the old context
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+def _llama(case: Case) -> torch.nn.Module:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=288,
+            num_hidden_layers=4,
+            intermediate_size=512,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=case.tied,
+            vocab_size=VOCAB,
+            max_position_embeddings=512,
+            eos_token_id=0,
+            bos_token_id=None,
+            rope_parameters={"rope_theta": 1e4, **ROPES[case.rope]},
         )
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from apr_core.errors import ContractError
 from apr_core.family.modelspec import ModelConfig
-from apr_core.family.rope import KINDS
+from apr_core.family.rope import METHODS
 
 MISSING = object()
 SIZES = {  # fields of a ModelConfig, and keys of config.json
@@ -137,18 +137,20 @@ class ConfigReader:
                     "Remove the scaling from config.json: the original context length then holds.",
                 )
 
-    def rope_scaling(self) -> dict[str, Any]:
+    def rope_scaling(self, **others: str) -> dict[str, Any]:
         """Return the scaling of rotary positions, for `rope_frequencies`; {} if there is none.
 
-        Raises ContractError for a kind that is unknown, or lacks a number.
+        `others` are a family's own names of methods: `rope_scaling(mine="wavelength")`. Raises
+        ContractError for a kind that is unknown, or lacks a number.
         """
+        methods = {"linear": "linear", "yarn": "yarn"} | others
         part = dict(self._object("rope_parameters") or self._object("rope_scaling"))
         kind = part.get("rope_type", part.get("type", "default"))
         if kind == "default":
             return {}
-        if kind not in KINDS:
+        if kind not in methods:
             raise ContractError(
-                f"config.json: rope scaling {kind!r} is not supported, only {', '.join(KINDS)}",
+                f"config.json: rope scaling {kind!r} is not supported, only {', '.join(methods)}",
                 "Remove the scaling from config.json: the original context length then holds.",
             )
         if kind == "yarn":
@@ -156,9 +158,9 @@ class ConfigReader:
                 "max_position_embeddings"
             )
             part.setdefault("original_max_position_embeddings", length)
-        for key in KINDS[kind]:
+        for key in METHODS[methods[kind]]:
             _positive(f"rope scaling's {key}", part.get(key))
-        return part | {"rope_type": kind}
+        return part | {"method": methods[kind]}
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Return the union of eos_token_id over config, its block and generation_config."""

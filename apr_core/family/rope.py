@@ -1,7 +1,7 @@
 """Frequencies of rotary positions, also scaled for contexts longer than a model was trained on.
 
-Linear: Chen et al., 2023. YaRN: Peng et al., 2023, section 3. Llama 3: its `rope_scaling`, as in
-transformers' modeling_rope_utils.py, whose float32 arithmetic this follows.
+Linear: Chen et al., 2023. YaRN: Peng et al., 2023, section 3. By wavelength: low frequencies are
+divided, high ones are not. As in transformers' modeling_rope_utils.py, in float32.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Scaling = Mapping[str, Any]
-KINDS: dict[str, tuple[str, ...]] = {  # kind -> numbers that it needs
+METHODS: dict[str, tuple[str, ...]] = {  # name -> numbers that it needs
     "linear": ("factor",),
-    "llama3": (
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "wavelength": (
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     ),
-    "yarn": ("factor", "original_max_position_embeddings"),
 }  # fmt: skip
 
 
@@ -37,21 +37,22 @@ def rope_frequencies(
         return plain, 1.0
     scaled: dict[str, Callable[[], Floats]] = {
         "linear": lambda: plain / np.float32(scaling["factor"]),
-        "llama3": lambda: _llama3(plain, scaling),
+        "wavelength": lambda: _by_wavelength(plain, scaling),
         "yarn": lambda: _yarn(plain, theta, dim, scaling),
     }
-    kind = scaling["rope_type"]
-    return scaled[kind]().astype(np.float32), _magnitude(scaling) if kind == "yarn" else 1.0
+    method = scaling["method"]
+    return scaled[method](), _magnitude(scaling) if method == "yarn" else 1.0
 
 
-def _llama3(plain: Floats, s: Scaling) -> Floats:
+def _by_wavelength(plain: Floats, s: Scaling) -> Floats:
     """Divide low frequencies by the factor, leave high ones, and go over smoothly between."""
     low, high = s["low_freq_factor"], s["high_freq_factor"]
     turns = s["original_max_position_embeddings"] / (2 * math.pi / plain)  # in the old context
     smooth = (turns - low) / (high - low)
     between = (1 - smooth) * plain / s["factor"] + smooth * plain
     long = np.where(turns < low, plain / s["factor"], plain)
-    return np.where((turns >= low) & (turns <= high), between, long).astype(np.float32)
+    scaled: Floats = np.where((turns >= low) & (turns <= high), between, long).astype(np.float32)
+    return scaled
 
 
 def _yarn(plain: Floats, theta: float, dim: int, s: Scaling) -> Floats:
@@ -67,7 +68,8 @@ def _yarn(plain: Floats, theta: float, dim: int, s: Scaling) -> Floats:
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 * (low == high)
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
-    return (plain / s["factor"] * ramp + plain * (1 - ramp)).astype(np.float32)
+    scaled: Floats = (plain / s["factor"] * ramp + plain * (1 - ramp)).astype(np.float32)
+    return scaled
 
 
 def _magnitude(s: Scaling) -> float:

@@ -67,7 +67,7 @@ class Checkpoint:
         self.directory, self.tensors, self.metadata = directory, dict(tensors), dict(metadata)
 
     def format_of(self, name: str) -> str:
-        """Return the name of the number format of a tensor. Raises FormatError if it is no float."""
+        """Return the name of a tensor's number format. Raises FormatError if it is no float."""
         tensor = self.tensors[name]
         if tensor.dtype not in FLOATS:
             raise FormatError(

@@ -48,32 +48,35 @@ def _opened(path: Path, origin: str, registry: Registry) -> CheckpointSource:
     file = path if path.is_file() else _model_file(path, registry)
     if file is None:
         return CheckpointSource(path, origin)
-    checkpoint = registry.load(_reader(file, registry))(str(file))
+    (reader,) = _readers(file, registry)
+    checkpoint = registry.load(reader)(str(file))
     return CheckpointSource(checkpoint.directory, origin, checkpoint)
 
 
-def _reader(file: Path, registry: Registry) -> Owned | None:
-    """Return the declared source that reads files of this suffix, if there is one."""
-    suffix = file.suffix.lower()
-    return next((o for o in registry.declarations("source") if suffix in o.declaration.suffixes), None)
+def _readers(file: Path, registry: Registry) -> list[Owned]:
+    """Return the declared source that opens files of this suffix, if there is one."""
+    suffix, declared = file.suffix.lower(), registry.declarations("source")
+    return [owned for owned in declared if suffix in owned.declaration.suffixes][:1]
 
 
 def _model_file(directory: Path, registry: Registry) -> Path | None:
     """Return the first file of a directory without safetensors that a plugin can open."""
-    if any(directory.glob("*.safetensors")):
+    if any(directory.glob("*.safetensors")) or not directory.is_dir():
         return None
-    return next((f for f in sorted(directory.iterdir()) if _reader(f, registry)), None)
+    return next((f for f in sorted(directory.iterdir()) if _readers(f, registry)), None)
 
 
 def _existing(path: Path, registry: Registry) -> Path:
-    if path.is_dir() or (path.is_file() and _reader(path, registry)):
+    if path.is_dir() or (path.is_file() and _readers(path, registry)):
         return path
     if path.is_file():
         raise UsageError(
             f"{path} is a file, expected the directory of a checkpoint",
             f"Give the directory where config.json and safetensors are: apr import {path.parent}",
         )
-    declared = {o.declaration.name for o in registry.declarations("source")}
+    declared = {
+        o.declaration.name for o in registry.declarations("source") if not o.declaration.suffixes
+    }
     schemes = [f"{name}://" for name in sorted(declared | set(published("source")))]
     hint = f"Give a directory, or a URL that begins with {' or '.join(schemes)}."
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):

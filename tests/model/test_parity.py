@@ -1,4 +1,4 @@
-"""Our logits against transformers in float32, on random checkpoints of both families.
+"""Our logits against transformers in float32, on random checkpoints of the families.
 
 transformers sees each sequence at once; we see it in one pass, in chunks, token by token and in a
 mixed batch. Differences are relative to the logits' standard deviation: "at logit scale 1".
@@ -28,6 +28,8 @@ CASES = [
     hf_models.Case("qwen3_5", "flat", 3, True),
     hf_models.Case("qwen2", tied=True),
     hf_models.Case("qwen2", tied=False),
+    hf_models.Case("llama", tied=False),
+    *(hf_models.Case("llama", rope=rope) for rope in ("linear", "llama3", "yarn")),
 ]  # fmt: skip
 LENGTHS = (1, 2, 3, 63, 64, 65, 200)
 DECODE = 50

@@ -16,11 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from apr_quant_q4k import reference
-from apr_quant_q4k.codecs import Q4K, Q5K, Q6K, Q8_0
+from apr_quant_q4k.codecs import IQ4_NL, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0
 
 PATH = Path(__file__).parent / "data" / "quant_golden.json"
-CODECS = {"q4_k": Q4K(), "q5_k": Q5K(), "q6_k": Q6K(), "q8_0": Q8_0()}
-GGML_IDS = {"q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_0": 8}
+CODECS = {
+    "q4_k": Q4K(), "q5_k": Q5K(), "q6_k": Q6K(), "q8_0": Q8_0(), "q4_0": Q4_0(), "q4_1": Q4_1(),
+    "q5_0": Q5_0(), "q5_1": Q5_1(), "iq4_nl": IQ4_NL(),
+}  # fmt: skip
+GGML_IDS = {
+    "q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7,
+    "iq4_nl": 20,
+}  # fmt: skip
+SMALL = ("q4_0", "q4_1", "q5_0", "q5_1")  # that the gguf package encodes as llama.cpp does
 KINDS = ("gaussian", "laplace", "outliers", "uniform", "sparse")
 ROWS, COLS = 64, 1024
 

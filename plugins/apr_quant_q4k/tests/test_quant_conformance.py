@@ -25,6 +25,26 @@ class TestQ80(QuantizerConformance):
     golden = "0d1935f72efd7bd05ede24ec1c5efd701848c738fcd64b89e2accd4e13e4609e"
 
 
+class TestQ40(QuantizerConformance):
+    quantizer = "q4_0"
+
+
+class TestQ41(QuantizerConformance):
+    quantizer = "q4_1"
+
+
+class TestQ50(QuantizerConformance):
+    quantizer = "q5_0"
+
+
+class TestQ51(QuantizerConformance):
+    quantizer = "q5_1"
+
+
+class TestIQ4NL(QuantizerConformance):
+    quantizer = "iq4_nl"
+
+
 class TestRecipeQ4k(RecipeConformance):
     recipe = "q4k"
 

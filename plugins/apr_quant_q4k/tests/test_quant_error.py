@@ -62,3 +62,24 @@ def test_encoding_decoded_values_again_loses_nearly_nothing(golden, name):
     once = codec.decode(codec.encode(x), golden.COLS)
     twice = codec.decode(codec.encode(once), golden.COLS)
     assert golden.relative_rmse(twice, once) < 0.25 * golden.relative_rmse(once, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1"])
+def test_small_blocks_are_better_than_those_of_the_gguf_package(golden, name, kind):
+    quants = pytest.importorskip("gguf.quants")
+    from gguf.constants import GGMLQuantizationType
+
+    x, codec, theirs = golden.sample(kind), golden.CODECS[name], golden.GGML_IDS[name]
+    raw = quants.quantize(x, GGMLQuantizationType(theirs))
+    ours = golden.relative_rmse(codec.decode(codec.encode(x), golden.COLS), x)
+    assert ours <= 0.99 * golden.relative_rmse(codec.decode(raw, golden.COLS), x)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "uniform"])
+def test_uneven_levels_are_better_than_even_ones_where_values_are_not(golden, kind):
+    def error(name):
+        x, codec = golden.sample(kind), golden.CODECS[name]
+        return golden.relative_rmse(codec.decode(codec.encode(x), golden.COLS), x)
+
+    assert (error("iq4_nl") < error("q4_0")) == (kind != "uniform")

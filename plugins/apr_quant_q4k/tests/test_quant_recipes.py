@@ -53,7 +53,7 @@ def test_declarations_agree_with_the_codecs_and_recipes(golden):
         codec = golden.CODECS[declared.name]
         assert (declared.block, declared.bytes_per_block) == (codec.block, codec.nbytes)
     ids = {d.name: d.dtype_id for d in hooks.apr_quantizers()}
-    assert ids == {"q4_k": 12, "q5_k": None, "q6_k": 14, "q8_0": None}
+    assert {name: id_ for name, id_ in ids.items() if id_} == {"q4_k": 12, "q6_k": 14}
     assert {d.name for d in hooks.apr_recipes()} == set(EXPECTED)
     for declared in hooks.apr_recipes():
         layers = [(c, n) for c in CLASSES for n in range(24)]

@@ -120,7 +120,9 @@ def _llama(keys: Keys) -> dict[str, Any]:
         return {}
     if kind != "linear":
         raise FormatError(f"{keys.path}: rope scaling {kind!r} of llama is not supported")
-    return {"rope_scaling": {"rope_type": "linear", "factor": keys.own("rope.scaling.factor", float)}}
+    return {
+        "rope_scaling": {"rope_type": "linear", "factor": keys.own("rope.scaling.factor", float)}
+    }
 
 
 ARCHITECTURES = {

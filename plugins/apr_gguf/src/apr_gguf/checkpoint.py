@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from apr_core.plugin import Checkpoint, FormatError, NotFound, SourceTensor
 from apr_core.runtime import get_registry
 from apr_gguf.architectures import ARCHITECTURES, Architecture, Keys, common_config
-from apr_gguf.reader import GgufFile, GgufTensor, read_header
+from apr_gguf.reader import GgufFile, read_header
 from apr_gguf.tokenizer import tokenizer_files
 
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -49,7 +47,9 @@ def _parts(path: Path) -> list[Path]:
     if match is None:
         return [path]
     count = int(match["count"])
-    parts = [path.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    parts = [
+        path.with_name(f"{match['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
+    ]
     missing = [part.name for part in parts if not part.exists()]
     if missing:
         raise NotFound(
@@ -73,7 +73,9 @@ class GgufCheckpoint(Checkpoint):
                 name = arch.tensor(t.name) or t.name
                 if name in tensors:
                     raise FormatError(f"{file.path}: tensor {t.name!r} is in two files")
-                tensors[name] = SourceTensor(name, t.type.name, t.shape, file.path, t.offset, t.nbytes)
+                tensors[name] = SourceTensor(
+                    name, t.type.name, t.shape, file.path, t.offset, t.nbytes
+                )
                 self._types[name] = t.type
         self._folder = tempfile.TemporaryDirectory(prefix="apr-gguf-")
         super().__init__(Path(self._folder.name), tensors, {})

@@ -155,7 +155,9 @@ def _tensor(header: _Header, what: str) -> GgufTensor:
     type_ = GGMLQuantizationType(kind)
     block, nbytes = GGML_QUANT_SIZES[type_]
     if prod(shape) >= 2**60 or (shape and shape[-1] % block):
-        raise header.fail(f"{what} of shape {list(shape)} is no whole number of {type_.name} blocks")
+        raise header.fail(
+            f"{what} of shape {list(shape)} is no whole number of {type_.name} blocks"
+        )
     return GgufTensor(name, shape, type_, offset, prod(shape) // block * nbytes)
 
 

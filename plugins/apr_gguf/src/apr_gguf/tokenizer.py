@@ -56,7 +56,9 @@ def tokenizer_files(keys: Keys) -> dict[str, Any]:
             "Import the original checkpoint: it has its tokenizer.json.",
         )
     tokens = keys.get("tokenizer.ggml.tokens", list)
-    merges = keys.get("tokenizer.ggml.merges", list)
+    merges = [
+        pair for pair in keys.get("tokenizer.ggml.merges", list) if pair
+    ]  # "": there are none
     types = keys.get("tokenizer.ggml.token_type", object, None)
     kinds = [1] * len(tokens) if types is None else [int(kind) for kind in types]
     if len(kinds) != len(tokens):

@@ -39,7 +39,7 @@ class Llama(FamilyPlugin):
             rope_theta=c.rope("rope_theta", 10_000.0),
             rms_norm_eps=c.number("rms_norm_eps", 1e-6),
         )
-        return replace(config, extra={"rope_scaling": c.rope_scaling()})
+        return replace(config, extra={"rope_scaling": c.rope_scaling(llama3="wavelength")})
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: full attention in every layer, plain norms."""

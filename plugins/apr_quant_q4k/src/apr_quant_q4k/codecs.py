@@ -52,7 +52,7 @@ class Q4_0(SmallBlocks):
     """The codec of q4_0."""
 
     name, nbytes, kind = "q4_0", 18, (0, 15)
-    max_error = 0.105
+    max_error = 0.125
     smallest, largest = -8 * HALF, 8 * HALF
 
 
@@ -68,7 +68,7 @@ class Q5_0(SmallBlocks):
     """The codec of q5_0."""
 
     name, nbytes, kind = "q5_0", 22, (0, 31)
-    max_error = 0.055
+    max_error = 0.073
     smallest, largest = -16 * HALF, 16 * HALF
 
 
@@ -84,5 +84,5 @@ class IQ4_NL(SmallBlocks):
     """The codec of iq4_nl."""
 
     name, nbytes, kind = "iq4_nl", 18, (2, 15)
-    max_error = 0.095
+    max_error = 0.103
     smallest, largest = -113 * HALF, 113 * HALF

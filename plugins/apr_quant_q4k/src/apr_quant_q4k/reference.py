@@ -69,3 +69,45 @@ def q6_k(raw: Bytes) -> Floats:
 def q8_0(raw: Bytes) -> Floats:
     """Decode 34 bytes: d, 32 int8 codes."""
     return _half(raw[:, :2]) * raw[:, 2:].view(np.int8).astype(np.float32)
+
+
+LEVELS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+
+def _halves(packed: Bytes) -> Bytes:
+    """Unpack u8 [N, 16] to u8 [N, 32]: all low nibbles, then all high ones."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
+
+
+def _fifth(raw: Bytes) -> Bytes:
+    """Unpack u8 [N, 4] to u8 [N, 32]: bit i of the word, as 0 or 16."""
+    return np.unpackbits(raw, axis=1, bitorder="little") << np.uint8(4)
+
+
+def q4_0(raw: Bytes) -> Floats:
+    """Decode 18 bytes: d, 16 of nibbles; values d * (q - 8)."""
+    return _half(raw[:, :2]) * (_halves(raw[:, 2:]).astype(np.float32) - np.float32(8))
+
+
+def q4_1(raw: Bytes) -> Floats:
+    """Decode 20 bytes: d, m, 16 of nibbles; values d * q + m."""
+    return _half(raw[:, :2]) * _halves(raw[:, 4:]).astype(np.float32) + _half(raw[:, 2:4])
+
+
+def q5_0(raw: Bytes) -> Floats:
+    """Decode 22 bytes: d, 4 of fifth bits, 16 of nibbles; values d * (q - 16)."""
+    codes = _halves(raw[:, 6:]) | _fifth(raw[:, 2:6])
+    return _half(raw[:, :2]) * (codes.astype(np.float32) - np.float32(16))
+
+
+def q5_1(raw: Bytes) -> Floats:
+    """Decode 24 bytes: d, m, 4 of fifth bits, 16 of nibbles; values d * q + m."""
+    codes = _halves(raw[:, 8:]) | _fifth(raw[:, 4:8])
+    return _half(raw[:, :2]) * codes.astype(np.float32) + _half(raw[:, 2:4])
+
+
+def iq4_nl(raw: Bytes) -> Floats:
+    """Decode 18 bytes: d, 16 of nibbles; values d * LEVELS[q]."""
+    return _half(raw[:, :2]) * LEVELS[_halves(raw[:, 2:])]

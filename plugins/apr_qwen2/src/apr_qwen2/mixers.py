@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr_core.plugin import (
-    BoundOps,
-    Mixer,
-    State,
-    StateMakers,
-    Step,
-    Weights,
-    rope_frequencies,
-)
+from apr_core.plugin import BoundOps, Mixer, State, StateMakers, Step, Weights, rope_frequencies
 
 Array = Any
 

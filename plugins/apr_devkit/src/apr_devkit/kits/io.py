@@ -19,7 +19,15 @@ from unittest.mock import patch
 
 import click
 
-from apr_core.plugin import SOURCE, AprError, AprFile, InputOutputError, NotFound, PluginError
+from apr_core.plugin import (
+    SOURCE,
+    AprError,
+    AprFile,
+    Checkpoint,
+    InputOutputError,
+    NotFound,
+    PluginError,
+)
 from apr_core.runtime import COMMANDS
 from apr_devkit.kits import checks
 from apr_devkit.kits.checks import PluginConformance, equal, refusal, shared, skip
@@ -75,10 +83,11 @@ class SourceConformance(PluginConformance):
         )
 
     def test_it_is_called_as_apr_calls_it(self) -> None:
-        """The target takes a URL, and `progress` and `force` by name."""
+        """The target takes a path; or a URL, and `progress` and `force` by name."""
         signature = inspect.signature(self.load())
         try:
-            signature.bind("scheme://name", progress=None, force=False)
+            if not self.declaration.suffixes:
+                signature.bind("scheme://name", progress=None, force=False)
             signature.bind("scheme://name")
         except TypeError as error:
             raise AssertionError(f"fetch{signature} cannot be called: {error}") from None
@@ -97,8 +106,9 @@ class SourceConformance(PluginConformance):
         assert named, f"{error.message!r} does not say which name was not found"
 
     def _refusal(self, name: str) -> AprError:
-        """Return the error for a URL. Fails if a file is left, even in a cache."""
-        url = f"{self.name}://{name}"
+        """Return the error for a URL or a path. Fails if a file is left, even in a cache."""
+        suffixes = self.declaration.suffixes
+        url = f"{name}{suffixes[0]}" if suffixes else f"{self.name}://{name}"
         with sandbox() as folder:
             error = refusal(AprError, f"fetch of {url}", self.load(), url)
             files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
@@ -109,11 +119,16 @@ class SourceConformance(PluginConformance):
     def test_the_example_is_a_checkpoint(self) -> None:
         """What is fetched is the directory of a checkpoint: config.json and weights."""
         path = self.load()(self.example())
+        if self.declaration.suffixes:
+            expected = isinstance(path, Checkpoint) and path.tensors
+            assert expected, f"open returned a {type(path).__name__}, expected a Checkpoint"
+            path = path.directory
         assert isinstance(path, Path), f"fetch returned a {type(path).__name__}, expected a Path"
         config = path / "config.json"
         assert config.is_file(), f"{self.example()} gives {path}, which has no config.json"
         assert isinstance(json.loads(config.read_bytes()), dict), "config.json is no JSON object"
-        assert list(path.glob("*.safetensors")), f"{path} has no *.safetensors file"
+        weights = self.declaration.suffixes or list(path.glob("*.safetensors"))
+        assert weights, f"{path} has no *.safetensors file"
 
     def test_fetching_again_gives_the_same(self) -> None:
         """A second fetch, forced or not, gives the same files, and prints nothing."""

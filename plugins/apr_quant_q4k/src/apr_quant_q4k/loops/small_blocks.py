@@ -81,17 +81,15 @@ def _step(x, count, kind, levels):
     for i in range(count):
         if abs(x[i]) > abs(top):
             top = x[i]
+    best, best_bits = _error(x, count, f32(0), f32(0), kind, levels), np.uint16(0)
     if top == 0:
-        return np.uint16(0)
-    best, best_bits = f32(np.inf), np.uint16(0)
+        return best_bits
     for side in range(2):
         outermost = _level(0 if side == 0 else levels, kind, levels)
         for k in range(TRIES):
             times = LEAST + (MOST - LEAST) * f32(k) / f32(TRIES - 1)
             d = _through_zero(x, count, outermost * times / top, kind, levels)
-            if not abs(d) < LARGEST:
-                continue
-            bits = half_bits(d)
+            bits = half_bits(min(max(d, -LARGEST), LARGEST))
             error = _error(x, count, half_value(bits), f32(0), kind, levels)
             if error < best:
                 best, best_bits = error, bits
@@ -122,8 +120,12 @@ def _step_and_minimum(x, count, levels):
     low, high = x[0], x[0]
     for i in range(count):
         low, high = min(low, x[i]), max(high, x[i])
-    best_d, best_m = half_bits((high - low) / f32(levels)), half_bits(low)
-    best = _error(x, count, half_value(best_d), half_value(best_m), AFFINE, levels)
+    best_d, best_m = np.uint16(0), np.uint16(0)
+    best = _error(x, count, f32(0), f32(0), AFFINE, levels)
+    d, m = half_bits((high - low) / f32(levels)), half_bits(low)
+    error = _error(x, count, half_value(d), half_value(m), AFFINE, levels)
+    if error < best:
+        best, best_d, best_m = error, d, m
     for k in range(AFFINE_TRIES if high > low else 0):
         step, minimum = (high - low) / (f32(levels) + FEWER + f32(0.25) * f32(k)), low
         for _ in range(2):

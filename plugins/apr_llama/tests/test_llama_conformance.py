@@ -1,0 +1,9 @@
+"""Llama passes the kit that every family passes."""
+
+from __future__ import annotations
+
+from apr_devkit.kits import FamilyConformance
+
+
+class TestLlama(FamilyConformance):
+    family = "llama"
