@@ -42,8 +42,8 @@ def parse_size(text: str) -> int:
 def command(source: str, output: Path, as_json: bool, **options: Any) -> None:
     """Turn a checkpoint into a quantized .apr file.
 
-    SRC is a directory with config.json, tokenizer and safetensors, or a URL whose scheme a plugin
-    declares as a source: `apr plugins list` shows them.
+    SRC is a directory with config.json, tokenizer and safetensors, or a file or a URL that a
+    plugin declares as a source: `apr plugins list` shows them.
     """
     summary = run_import(source, output, **options)
     if as_json:
