@@ -99,7 +99,8 @@ class Encoder:
             yield start, min(start + step, rows)
 
     def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
-        source_bytes = a.source.nbytes * (stop - start) // self.checkpoint.rows(a.rule.name)[0]
+        rows, _ = self.checkpoint.rows(a.rule.name)
+        source_bytes = a.source.nbytes * (stop - start) // max(rows, 1)
         values = self.checkpoint.read_rows(a.rule.name, start, stop)
         check_finite(a.rule.name, values, start)
         if a.is_exact:

@@ -73,8 +73,9 @@ def provenance(plan: ImportPlan) -> dict[str, Any]:
         "apr.family_distribution": plan.family_distribution,
         "apr.contract_version": plan.contract.version,
         "apr.recipe": plan.recipe,
-        "apr.source_path": str(plan.source.directory),
     }
+    if plan.source.checkpoint is None:  # else the directory goes with the process
+        notes["apr.source_path"] = str(plan.source.directory)
     if plan.generation is not None:
         notes["apr.generation_config"] = dict(plan.generation)
     if plan.checkpoint.metadata:

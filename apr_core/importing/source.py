@@ -39,8 +39,13 @@ def find_source(source: str, registry: Registry) -> CheckpointSource:
     match = _SCHEME.fullmatch(source)
     if match is None:
         return _opened(_existing(Path(source), registry).resolve(), source, registry)
-    fetch = registry.load(registry.get("source", match[1]))
-    return _opened(Path(fetch(source)), source, registry)
+    owned = registry.get("source", match[1])
+    if suffixes := owned.declaration.suffixes:
+        raise UsageError(
+            f"{source}: {match[1]} is no place to fetch from, but a kind of file",
+            f"Give the path of a file that ends with {' or '.join(suffixes)}.",
+        )
+    return _opened(Path(registry.load(owned)(source)), source, registry)
 
 
 def _opened(path: Path, origin: str, registry: Registry) -> CheckpointSource:
@@ -63,7 +68,7 @@ def _model_file(directory: Path, registry: Registry) -> Path | None:
     """Return the first file of a directory without safetensors that a plugin can open."""
     if any(directory.glob("*.safetensors")) or not directory.is_dir():
         return None
-    return next((f for f in sorted(directory.iterdir()) if _readers(f, registry)), None)
+    return next((f for f in sorted(directory.glob("*")) if _readers(f, registry)), None)
 
 
 def _existing(path: Path, registry: Registry) -> Path:

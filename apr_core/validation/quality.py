@@ -48,13 +48,13 @@ def open_source(
     """
     config = file.metadata.get("hf_config")
     if source is not None:
-        directory = find_source(source, registry).directory
-        if read_json(directory / "config.json") != config:
+        given = find_source(source, registry)
+        if read_json(given.directory / "config.json") != config:
             raise UsageError(
                 f"`source` {source}: its config.json is not the one the file was made from",
                 "Give the checkpoint this file was imported from.",
             )
-        return Checkpoint.open(directory), ""
+        return given.open(), ""
     return _remembered(file.metadata.get("apr.source_path"), config)
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from apr_core import load
 from apr_core.cli.import_ import run_import
-from apr_core.errors import AprError, FormatError, NotFound
+from apr_core.errors import AprError, FormatError, NotFound, UsageError
 from apr_core.format import AprFile
 from apr_core.importing import find_source
 from apr_core.registry import get_registry
+from apr_core.validation.quality import open_source
 from apr_gguf.architectures import ARCHITECTURES, Keys
 from apr_gguf.checkpoint import open_checkpoint
 from apr_gguf.export import export
@@ -76,6 +77,21 @@ def test_a_directory_of_a_gguf_file_is_opened_too(exported):
     folder = gguf.parent
     source = find_source(str(folder), get_registry())
     assert source.checkpoint is not None and source.checkpoint.file_format == "gguf"
+
+
+def test_a_scheme_of_that_name_is_no_place_to_fetch_from():
+    with pytest.raises(UsageError, match="gguf is no place to fetch from, but a kind of file"):
+        find_source("gguf://model", get_registry())
+
+
+def test_what_was_imported_is_compared_with_the_file_it_came_from(exported, tmp_path):
+    _, gguf = exported["f16"]
+    run_import(str(gguf), tmp_path / "m.apr", "q8_0")
+    with AprFile.open(tmp_path / "m.apr") as file:
+        assert "apr.source_path" not in file.metadata
+        checkpoint, why = open_source(file, str(gguf), get_registry())
+    assert checkpoint is not None and not why
+    assert checkpoint.read_rows("model.norm.weight").dtype == np.float32
 
 
 def test_it_may_be_encoded_anew(exported, tmp_path):
