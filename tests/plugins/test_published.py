@@ -9,13 +9,15 @@ from apr_core.registry import get_registry
 
 SHIPPED = (
     "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gguf",
-    "apr-hub", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5", "apr-serve",
+    "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5", "apr-serve",
 )  # fmt: skip
 
 
 def declared(kind):
     rows = get_registry().declarations(kind)
     ours = [o for o in rows if o.distribution in SHIPPED]
+    if kind == "source":  # in messages they are schemes
+        ours = [o for o in ours if not o.declaration.suffixes]
     return {o.declaration.full_name: o.distribution for o in ours}
 
 
