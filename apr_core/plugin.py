@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         reading,
     )
     from apr_core.family.contract import Contract, TensorRule
-    from apr_core.family.hfconfig import ConfigReader, sampling_defaults
+    from apr_core.family.hfconfig import ConfigReader, rope_frequencies, sampling_defaults
     from apr_core.family.modelspec import (
         NORMS,
         Block,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
         RecipePlugin,
         TensorClass,
     )
-    from apr_core.family.rope import rope_frequencies
     from apr_core.format import AprFile, FormatSpec, TensorEntry, decode_tensor
     from apr_core.format.dtypes import FIRST_FILE_ID, number_formats
     from apr_core.format.values import from_float32, to_float32
