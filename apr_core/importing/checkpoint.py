@@ -139,9 +139,12 @@ class Checkpoint:
 
         Raises FormatError if the dtype is not a float.
         """
-        format, (rows, cols) = self.format_of(name), self.rows(name)
-        count = (rows if stop is None else stop) - start
-        return to_float32(self.read_raw(name, start, stop), format, (count, cols))
+        count = (self.rows(name)[0] if stop is None else stop) - start
+        return self.decode(name, self.read_raw(name, start, stop), count)
+
+    def decode(self, name: str, raw: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """Return `count` rows of a tensor, as `read_raw` gave them, as float32 [count, values]."""
+        return to_float32(raw, self.format_of(name), (count, self.rows(name)[1]))
 
 
 def _read_into(file: Any, view: memoryview) -> None:

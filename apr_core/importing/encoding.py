@@ -99,12 +99,11 @@ class Encoder:
             yield start, min(start + step, rows)
 
     def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
-        rows, _ = self.checkpoint.rows(a.rule.name)
-        source_bytes = a.source.nbytes * (stop - start) // max(rows, 1)
-        values = self.checkpoint.read_rows(a.rule.name, start, stop)
+        raw = self.checkpoint.read_raw(a.rule.name, start, stop)
+        values = self.checkpoint.decode(a.rule.name, raw, stop - start)
         check_finite(a.rule.name, values, start)
         if a.is_exact:
-            return _Encoded(self.checkpoint.read_raw(a.rule.name, start, stop), source_bytes)
+            return _Encoded(raw, raw.nbytes)
         if len(a.rule.shape) != 2:
             values = values.reshape(1, -1)
         try:
@@ -114,7 +113,7 @@ class Encoder:
                 f"tensor {a.rule.name!r}: {error.message}", error.hint
             ) from error
         miss = decoded - values
-        return _Encoded(encoded, source_bytes, _squares(miss), _squares(values))
+        return _Encoded(encoded, raw.nbytes, _squares(miss), _squares(values))
 
 
 def _convert(

@@ -111,17 +111,14 @@ class GgufCheckpoint(Checkpoint):
         rows = raw.reshape(int(wanted.max()) + 1 - first, -1)
         return np.ascontiguousarray(rows[wanted - first]).reshape(-1)
 
-    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Return rows [start, stop) as float32 [rows, values in a row]."""
+    def decode(self, name: str, raw: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """Return `count` rows of a tensor, as `read_raw` gave them, as float32 [count, values]."""
         format = self.format_of(name)
         if format in FLOATS.values():
-            return super().read_rows(name, start, stop)
-        rows, cols = self.rows(name)
-        count = (rows if stop is None else stop) - start
+            return super().decode(name, raw, count)
         codec = get_registry().make("quantizer", format)
-        values: NDArray[np.float32] = codec.decode(
-            self.read_raw(name, start, stop).reshape(count, -1), cols
-        )
+        _, cols = self.rows(name)
+        values: NDArray[np.float32] = codec.decode(raw.reshape(count, -1), cols)
         return values
 
     def _order(self, name: str) -> NDArray[np.int64] | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from apr_quant_q4k.hooks import IQ4_NL
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -71,9 +73,7 @@ def q8_0(raw: Bytes) -> Floats:
     return _half(raw[:, :2]) * raw[:, 2:].view(np.int8).astype(np.float32)
 
 
-LEVELS = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
+LEVELS = np.array(IQ4_NL, np.float32)
 
 
 def _halves(packed: Bytes) -> Bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from apr_quant_q4k.hooks import IQ4_NL
 from apr_quant_q4k.loops.compiling import serial
 from apr_quant_q4k.loops.half import half_bits, half_value, load_half, store_half
 from apr_quant_q4k.search.lanes import nearest
@@ -21,9 +22,7 @@ f32 = np.float32
 BLOCK, HALF = 32, 16
 LARGEST = f32(65504.0)
 SYMMETRIC, AFFINE, CODEBOOK = 0, 1, 2
-LEVELS = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
+LEVELS = np.array(IQ4_NL, np.float32)
 BETWEEN = ((LEVELS[1:] + LEVELS[:-1]) / 2).astype(np.float32)
 TRIES = 12  # first steps, of either sign
 # The largest value meets the outermost level times these.
