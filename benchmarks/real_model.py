@@ -1,11 +1,14 @@
 """apr and llama.cpp with one and the same file of a real model: SmolLM2-135M-Instruct, or another.
 
     python -m benchmarks.real_model [FILE.gguf] [--tokens 20480] [--prompts 20] [--threads 2]
+    python -m benchmarks.real_model --recipes q8_0,q6k,q4_k_m [--tokens 20480]
 
 Perplexity of `data/alice.txt` as llama.cpp measures it: pieces of 512 tokens, of which the second
 half counts. Greedy answers to `data/prompts.txt`, the first 64 tokens: how many are the same, and
 where they part, how far the two tokens' logits are from one another in each engine. `exact` is apr
 with the file's weights in float32 and activations that are not rounded. Needs llama-cpp-python.
+
+With `--recipes`, the model in each of them instead: bits, perplexity, and divergence from `exact`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core import Model, load
+from apr_core.cli.import_ import run_import
 from apr_core.registry import get_registry
 from benchmarks.agreement import divergence, exact_weights
 from benchmarks.demo_quality import log_softmax
@@ -99,6 +103,34 @@ def perplexities(models: dict[str, Model], peer: Peer, ids: list[int]) -> None:
     print(f"\n{len(ids) // PIECE * PIECE} tokens in pieces of {PIECE}\n")
 
 
+def recipes(source: Path, names: list[str], folder: Path, ids: list[int]) -> None:
+    """Print what each recipe does to the predictions of the file's decoded weights."""
+    print(
+        "| recipe | bits | perplexity | KL(exact, it) | first token as exact |\n" + "|---" * 5 + "|"
+    )
+    pieces = [ids[i : i + PIECE] for i in range(0, len(ids) - PIECE + 1, PIECE)]
+    with exact_weights(imported(source, folder / "exact.apr", "f32")) as exact:
+        wanted = [log_softmax(exact.logits(piece)[PIECE // 2 :]) for piece in pieces]
+    for name in names:
+        summary = run_import(str(source), folder / f"{name}.apr", name)
+        rows = []
+        with load(folder / f"{name}.apr") as model:
+            for piece, rows_of in zip(pieces, wanted, strict=True):
+                logits = model.logits(piece)
+                ours = log_softmax(logits[PIECE // 2 :])
+                same = float((ours.argmax(-1) == rows_of.argmax(-1)).mean())
+                loss = float(negative_log_likelihoods(logits, piece).mean())
+                rows.append((loss, divergence(rows_of, ours), same))
+        loss, far, same = np.mean(rows, axis=0)
+        cells = (
+            f"{summary.bits_per_weight:.2f}",
+            f"{np.exp(loss):.4f}",
+            f"{far:.2e}",
+            f"{same:.2%}",
+        )
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def parting(ours: list[int], theirs: list[int]) -> int | None:
     """Return the place of the first token that differs; None if the answers are the same."""
     places = range(max(len(ours), len(theirs)))
@@ -135,21 +167,23 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_480)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recipes", help="names with commas between")
     options = parser.parse_args()
     path = options.file or smollm2()
     with tempfile.TemporaryDirectory() as folder:
         file = imported(path, Path(folder) / "model.apr", "")
-        models = {"apr": load(file, threads=options.threads), "exact": exact_weights(file)}
-        peer = Peer(path, options.threads)
+        model = load(file, threads=options.threads)
         text = (DATA / "alice.txt").read_text("utf-8")
-        ids = models["apr"].tokenizer.encode(text)
-        print(
-            f"the text is {len(ids)} tokens, the same as llama.cpp's: {ids == peer.tokens(text)}\n"
-        )
+        ids = model.tokenizer.encode(text)
+        if options.recipes:
+            recipes(path, options.recipes.split(","), Path(folder), ids[: options.tokens])
+            return
+        peer = Peer(path, options.threads)
+        print(f"{len(ids)} tokens, the same as llama.cpp's: {ids == peer.tokens(text)}\n")
+        models = {"apr": model, "exact": exact_weights(file)}
         perplexities(models, peer, ids[: options.tokens])
-        answers(
-            models, peer, (DATA / "prompts.txt").read_text("utf-8").splitlines()[: options.prompts]
-        )
+        prompts = (DATA / "prompts.txt").read_text("utf-8").splitlines()
+        answers(models, peer, prompts[: options.prompts])
 
 
 def smollm2() -> Path:
