@@ -167,7 +167,7 @@ def test_one_sequence_too_many_is_refused(state):
 
 def test_precisions_that_no_kernel_reads_are_refused():
     with pytest.raises(BackendError, match="f32 and f16, not q8"):
-        makers("q8")
+        makers("q8").kv(HEADS, DIM)
 
 
 def test_states_that_kernels_do_not_find_are_refused():

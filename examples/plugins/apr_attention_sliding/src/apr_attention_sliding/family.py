@@ -37,7 +37,6 @@ class SlidingDemo(FamilyPlugin):
         c = ConfigReader(hf)
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
         c.refuse("use_sliding_window", [True], "apr-qwen2 is the family without windows")
-        c.refuse_rope_scaling()
         types, window = _layer_types(c, c.layers()), c.integer("sliding_window")
         return c.model(
             "sliding_demo",
