@@ -75,12 +75,7 @@ class KVState(State):
     growth = 256  # positions; capacity doubles from here
 
     def __init__(
-        self,
-        zeros: Zeros,
-        kv_heads: int,
-        head_dim: int,
-        dtype: KVType = "f32",
-        window: int = 0,
+        self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32", window: int = 0
     ) -> None:
         self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
         self.window, self.segments = window, not window

@@ -105,9 +105,7 @@ def add_rms_norm(
 
 
 @op
-def rope(
-    xp: Any, x: Array, positions: Array, inv_freq: Array, magnitude: float = 1.0
-) -> Array:
+def rope(xp: Any, x: Array, positions: Array, inv_freq: Array, magnitude: float = 1.0) -> Array:
     """Rotate pairs (i, i + n) of the first 2n dims (NeoX pairing); the rest pass through.
 
     x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D. What is rotated is multiplied by

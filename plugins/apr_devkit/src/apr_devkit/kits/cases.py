@@ -334,7 +334,7 @@ WINDOWED: dict[str, Steps] = {  # longer than any window, and than what is kept 
         Parts((0, 300, 0), (1, 3, 0)),
         Parts((1, 1, 3), (0, 290, 300)),
         *(Parts((0, 1, n), (1, 70, 70 * (n - 590) + 4)) for n in range(590, 594)),
-    ),
+    )
 }
 # heads, kv heads, head size, window
 HEADS = (

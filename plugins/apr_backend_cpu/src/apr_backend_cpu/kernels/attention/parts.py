@@ -210,8 +210,21 @@ def _clear(out):
 
 @helper
 def part(
-    methods, q, keys, values, stride, seen, window, scale, scores, tops, sums, out, stream, workspace
-):  # fmt: skip
+    methods,
+    q,
+    keys,
+    values,
+    stride,
+    seen,
+    window,
+    scale,
+    scores,
+    tops,
+    sums,
+    out,
+    stream,
+    workspace,
+):
     """Compute one part for some queries: q, out [n, D]; addresses of its first key and value.
 
     `workspace` holds queries rounded to int16, then weights times scales.
