@@ -307,7 +307,7 @@ def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
             model.forward([(slot, ids[start:stop])])
             chain.append(model.snapshot(slot, start))
         rows = [
-            part[0].shape[1]
+            part[1].shape[1]
             for _, parts in chain
             for part, in_rows in zip(parts, model.states_in_rows, strict=True)
             if in_rows
