@@ -16,7 +16,7 @@ API_VERSION = 1  # +1 only when an existing plugin would break
 SUPPORTED_APIS = frozenset({1})
 RUN = 32  # the group size of a layout is a multiple of this
 WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}  # bytes per number in a layout
-StateKind = Literal["kv", "recurrent", "window", "none"]
+StateKind = Literal["kv", "recurrent", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ class ModelConfig:
 
     `extra` holds what only this family has; integers in it are variables of the contract's shape
     expressions. `sampling` are the model's own defaults (temperature, top_k, top_p, min_p,
-    presence_penalty, repetition_penalty), empty if it has none.
+    presence_penalty, repetition_penalty), empty if it has none. `rope_scaling` is what
+    `rope_frequencies` takes.
     """
 
     family: str
@@ -40,6 +41,7 @@ class ModelConfig:
     layer_types: tuple[str, ...]
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def dims(self) -> dict[str, int]:

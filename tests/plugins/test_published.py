@@ -8,8 +8,9 @@ from apr_core.messages import index, published
 from apr_core.registry import get_registry
 
 SHIPPED = (
-    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gguf",
-    "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5", "apr-serve",
+    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gemma3",
+    "apr-gguf", "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3", "apr-qwen3-5",
+    "apr-serve",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Gemma 3, text: reads its config.json, contract and layer plan.
+"""Gemma 3, text: config reader, contract, layer plan. Knows no device and no number format.
 
 Published configurations omit values that are defaults of the architecture; defaults here are those
 of transformers' Gemma3TextConfig.
@@ -29,7 +29,7 @@ class Gemma3(FamilyPlugin):
 
     def contract(self) -> Contract:
         """Return the tensor contract of Gemma 3."""
-        return Contract.of_package("apr_family_gemma3")
+        return Contract.of_package("apr_gemma3")
 
     def config(
         self, hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None
@@ -41,7 +41,10 @@ class Gemma3(FamilyPlugin):
         c.refuse("attn_logit_softcapping", [], "that is Gemma 2")
         c.refuse("use_bidirectional_attention", [False], "this family generates text")
         layers = c.layers()
-        ropes = {kind: _rope(c, kind) for kind in (FULL, SLIDING)}
+        c.refuse("quantization_config", [], "import the unquantized checkpoint")
+        longest = c.integer("max_position_embeddings", 131_072)
+        ropes = {kind: _rope(c, kind, longest) for kind in (FULL, SLIDING)}
+        cap = c.block.get("final_logit_softcapping")
         return c.model(
             "gemma3",
             _layer_types(c, layers),
@@ -50,15 +53,17 @@ class Gemma3(FamilyPlugin):
             num_kv_heads=c.integer("num_key_value_heads", 4),
             head_dim=c.integer("head_dim", 256),
             vocab_size=c.integer("vocab_size", *([262_208] if "text_config" in hf else [])),
-            max_position_embeddings=c.integer("max_position_embeddings", 131_072),
+            max_position_embeddings=longest,
             rope_theta=ropes[FULL][0],
+            rope_scaling=ropes[FULL][1],
             rms_norm_eps=c.number("rms_norm_eps", 1e-6),
             tied_embeddings=c.flag("tie_word_embeddings", True),
+            architecture=c.architecture("Gemma3ForCausalLM"),
             extra={
                 "ropes": ropes,
                 "window": c.integer("sliding_window", 4096),
                 "query_scale": c.number("query_pre_attn_scalar", 256) ** -0.5,
-                "softcap": c.block.get("final_logit_softcapping"),
+                "softcap": None if cap is None else c.number("final_logit_softcapping"),
             },
         )
 
@@ -66,20 +71,20 @@ class Gemma3(FamilyPlugin):
         """Return the plan: norms around mixers and mlps, embedding scaled by sqrt(hidden)."""
         offset = self.contract().norm_offset
         common = {
+            "num_heads": config.num_heads,
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
+            "rotary_dim": config.head_dim,
+            "bias": False,
+            "qk_norm": (config.rms_norm_eps, offset),
             "scale": config.extra["query_scale"],
-            "norm_eps": config.rms_norm_eps,
-            "norm_offset": offset,
         }
 
         def block(kind: str) -> Block:
-            theta, factor = config.extra["ropes"][kind]
-            options = {**common, "rope_theta": theta, "rope_factor": factor}
-            if kind == FULL:
-                return Block("gemma3_attention", options, mlp="geglu", norm="sandwich")
-            options["window"] = config.extra["window"]
-            return Block("gemma3_local_attention", options, mlp="geglu", norm="sandwich")
+            theta, scaling = config.extra["ropes"][kind]
+            options = {**common, "rope_theta": theta, "rope_scaling": scaling}
+            options["window"] = config.extra["window"] if kind == SLIDING else 0
+            return Block("full_attention", options, mlp="geglu", norm="sandwich")
 
         return Plan(
             tuple(block(kind) for kind in config.layer_types),
@@ -113,20 +118,19 @@ def _layer_types(c: ConfigReader, layers: int) -> tuple[str, ...]:
         return tuple(FULL if (n + 1) % pattern == 0 else SLIDING for n in range(layers))
     if not isinstance(listed, list) or len(listed) != layers:
         raise ContractError(f"config.json: layer_types must list {layers} layers")
-    return tuple(Contract.of_package("apr_family_gemma3").layer_type(str(name)) for name in listed)
+    return tuple(Gemma3().contract().layer_type(str(name)) for name in listed)
 
 
-def _rope(c: ConfigReader, kind: str) -> tuple[float, float]:
-    """Return (base, linear factor) of a layer kind, from rope_parameters or the older keys."""
+def _rope(c: ConfigReader, kind: str, longest: int) -> tuple[float, dict[str, Any]]:
+    """Return base and scaling of a layer kind, from rope_parameters or the older keys."""
     key, default = THETA[kind]
     nested = c.block.get("rope_parameters") or {}
     scaling = c.block.get("rope_scaling") if kind == FULL else None
     part = nested.get(kind) if isinstance(nested, Mapping) else None
-    if not isinstance(nested, Mapping) or not isinstance(part or {}, Mapping):
+    if not all(isinstance(x or {}, Mapping) for x in (nested, part, scaling)):
         raise ContractError("config.json: rope_parameters must be an object of objects")
-    inner = ConfigReader({**(scaling or {}), **(part or {})})
-    form = inner.block.get("rope_type", inner.block.get("type", "default"))
-    if form not in ("default", "linear"):
-        raise ContractError(f"config.json: rope_type {form!r} is not supported: linear is")
-    theta = inner.number("rope_theta", c.number(key, default))
-    return theta, inner.number("factor") if form == "linear" else 1.0
+    inner = ConfigReader(
+        {"rope_parameters": {**(part or {}), **(scaling or {})}, "max_position_embeddings": longest}
+    )
+    theta = inner.rope("rope_theta", c.number(key, default))
+    return theta, inner.rope_scaling(linear="linear", yarn="yarn", llama3="wavelength")
