@@ -11,7 +11,7 @@ MODELS = {"sums": Path(__file__).parent / "checkpoint"}
 
 
 def fetch(
-    url: str, *, progress: Callable[[str, int], None] | None = None, force: bool = False
+    url: str, *, progress: Callable[[str, int, int], None] | None = None, force: bool = False
 ) -> Path:
     """Return the directory of demo://NAME. Raises NotFound listing the available names."""
     name = url.partition("://")[2].strip("/")

@@ -1,0 +1,182 @@
+"""The model store: a folder of .apr files that were imported to be run, found again by name.
+
+A file of it is called NAME.RECIPE.KEY.apr. The first half of KEY is a hash of where the model comes
+from; the second of sizes and times, if that is on this machine: what has changed is imported anew.
+There is no index. All else is read from the file's metadata, and its time is that of its last use.
+Whoever imports has locked a file, which the system unlocks when a process dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from apr_core.errors import NotFound, PluginNotFound, UsageError
+from apr_core.format.writer import naming
+from apr_core.importing.choosing import SOURCE
+from apr_core.importing.importer import plan_import, write_import
+from apr_core.importing.source import URL, find_source, openable, url_hint
+from apr_core.messages import did_you_mean, published, working
+from apr_core.registry import Registry, get_registry
+from apr_core.settings import store_dir
+
+Importer = Callable[[str, Path, str], object]  # (source, file to write, recipe)
+LONGEST = 120  # bytes of a name: what is added must fit into the 255 of a file's name
+STORED = re.compile(r"(.+)\.[^.]+\.[0-9a-f]{16}\.apr")
+
+
+def find_model(name: str | os.PathLike[str], importer: Importer | None = None) -> Path:
+    """Return the .apr file that a name means: a path, a name in the store, or a source.
+
+    A source (a checkpoint's directory, a file that a plugin opens, a URL) is imported into the
+    store at first. What a plugin opens keeps its number formats, all else gets the recommended
+    recipe. `importer` does the work; the default is silent, and downloads nothing. Raises NotFound,
+    UsageError (a name of several), PluginNotFound, InputOutputError, and what imports raise.
+    """
+    text, path, registry = os.fspath(name), Path(name), get_registry()
+    if URL.fullmatch(text):
+        origin, state, packed = text, "0" * 8, False
+    elif path.exists():
+        packed = openable(path, registry) is not None
+        if not (packed or path.is_dir()):
+            if path.suffix.lower() in published("source"):
+                find_source(text, registry)  # raises, and says which package opens it
+            return path
+        origin, state = str(path.resolve()), _state(path)
+    else:
+        return _find(text, f" Or give a path, or {url_hint(text, registry)}")
+    called = path.stem if path.is_file() else origin.rstrip("/").rpartition("/")[2]
+    recipe = SOURCE if packed else _recommended(text, registry)
+    stem = f"{_slug(called)}.{_slug(recipe).replace('.', '_')}.{_hash(origin)}"
+    target = store_dir() / f"{stem}{state}.apr"
+    if not target.exists():
+        _add(text, target, recipe, importer or _silently)
+    return _used(target)
+
+
+def entries() -> dict[str, Path]:
+    """Return the store's files, by their NAME, or NAME.RECIPE.KEY where several have that NAME.
+
+    What processes that died as they imported have left there is removed.
+    """
+    folder = store_dir()
+    for path in folder.glob(".*.lock"):
+        with suppress(OSError), _lock(path):
+            _tidy(path)
+    paths = [path for path in sorted(folder.glob("*.apr")) if STORED.fullmatch(path.name)]
+    names = [_name(path) for path in paths]
+    return {n if names.count(n) == 1 else p.stem: p for n, p in zip(names, paths, strict=True)}
+
+
+def remove(names: Iterable[str]) -> dict[Path, int]:
+    """Remove files of the store, and return the bytes that each took.
+
+    Raises NotFound or UsageError, before anything is removed, for a name of none or of several.
+    """
+    sizes = {path: path.stat().st_size for path in [_find(name) for name in names]}
+    for path in sizes:
+        path.unlink(missing_ok=True)
+    return sizes
+
+
+def _find(name: str, hint: str = "") -> Path:
+    """Return the file of that name, or from that URL. Raises NotFound, or UsageError if several."""
+    key, there = _hash(name) if URL.fullmatch(name) else "", entries()
+    found = [n for n, p in there.items() if name in (_name(p), p.stem) or p.stem[-16:-8] == key]
+    if len(found) == 1:
+        return there[found[0]]
+    if found:
+        raise UsageError(f"{name} means several models of the store", f"Say {' or '.join(found)}.")
+    if Path(name).exists():
+        raise UsageError(f"{name} is not in the model store, and nothing else is removed")
+    near = [*there, *map(str, Path(name).parent.glob("*.apr"))]
+    raise NotFound(
+        f"{name}: no such file, and no model in the store",
+        did_you_mean(name, near) or f"`apr list` shows the store.{hint}",
+    )
+
+
+def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
+    """Import into the store, unless another process has done that meanwhile."""
+    path = target.with_name(f".{target.name[:-12]}.lock")  # one for all states of the source
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        entries()
+        lock = _lock(path, f"waiting for another process that imports {name}")
+    with lock:
+        try:
+            if not target.exists():
+                importer(name, target, recipe)
+        finally:
+            _tidy(path)
+
+
+def _lock(path: Path, waiting: str = "") -> BinaryIO:
+    """Return the locked file; its last owner removes it. Raises OSError, or waits and says so."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                raise
+            working(waiting, 0, 1)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+
+
+def _tidy(lock: Path) -> None:
+    """Remove what is left of imports under this lock: parts, older states, and the lock."""
+    stem = lock.name[1:-5]
+    states = sorted(lock.parent.glob(f"{stem}*.apr"), key=lambda path: path.stat().st_mtime_ns)
+    for path in [*lock.parent.glob(f".{stem}*.part"), *states[:-1], lock]:
+        path.unlink(missing_ok=True)
+
+
+def _silently(source: str, target: Path, recipe: str) -> None:
+    found, registry = find_source(source, get_registry()), get_registry()
+    write_import(plan_import(found, recipe=recipe, arch=None, registry=registry), target)
+
+
+def _recommended(name: str, registry: Registry) -> str:
+    if recipe := registry.recommended_recipe():
+        return recipe
+    raise PluginNotFound(
+        f"{name} has to be imported, and no installed plugin recommends a recipe for that",
+        f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
+    )
+
+
+def _used(path: Path) -> Path:
+    with suppress(OSError):  # a store that is only read
+        os.utime(path)
+    return path
+
+
+def _name(path: Path) -> str:
+    return path.stem.rsplit(".", 2)[0]
+
+
+def _slug(text: str) -> str:
+    """Return the text as a part of a file's name."""
+    short = re.sub(r"[^\w.-]+", "_", text).encode()[:LONGEST].decode(errors="ignore")
+    return short.strip("._-") or "model"
+
+
+def _state(path: Path) -> str:
+    """Return a hash of the sizes and times of a file, or of all files in a folder."""
+    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return _hash(repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats]))
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
