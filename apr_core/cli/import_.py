@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_core.cli.console import (
-    download_progress,
-    human_bytes,
-    output_option,
-    print_json,
-    print_table,
-    progress,
-)
+from apr_core.cli import console
+from apr_core.cli.console import human_bytes, output_option, print_json, print_table, progress
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +71,7 @@ def run_import(
     if shard_bytes is None:
         check_target(output, force)
     registry = get_registry()
-    with download_progress() as fetching:
+    with console.download_progress() as fetching:
         found = find_source(source, registry, fetching)
     plan = plan_import(found, recipe=quantize, arch=arch, registry=registry)
     with progress(output.name, plan.source_bytes) as bar:
@@ -106,11 +100,6 @@ def print_summary(s: ImportSummary) -> None:
         for r in s.roles
     ]
     print_table(rows, ("role", "tensors", "format", "size", "error"))
-    print_result(s)
-
-
-def print_result(s: ImportSummary) -> None:
-    """Print the last lines of the summary: what was left out, and what was written."""
     for reason, row in s.skipped.items():
         click.echo(f"left out   {row['tensors']} tensors, {human_bytes(row['bytes'])}: {reason}")
     if s.carried:

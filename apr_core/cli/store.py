@@ -12,8 +12,6 @@ from apr_core.cli import console
 from apr_core.cli.console import human_bytes, print_json, printable
 from apr_core.errors import AprError
 
-COLUMNS = ("name", "family", "recipe", "size", "used")
-
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -27,8 +25,13 @@ def list_command(as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(store_dir()), "bytes": total, "models": models})
         return
-    if models:
-        console.print_table([_cells(model) for model in models], COLUMNS)
+    rows = [
+        [m["name"], m.get("family", "damaged"), m.get("recipe"), human_bytes(m["bytes"]), m["used"]]
+        for m in models
+    ]
+    if rows:
+        header = ("name", "family", "recipe", "size", "used")
+        console.print_table([[printable(cell or "") for cell in row] for row in rows], header)
     count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
     click.echo(f"{count}, {human_bytes(total)} in {printable(store_dir())}")
 
@@ -46,11 +49,6 @@ def _facts(path: Path) -> dict[str, Any]:
             return facts | {key: file.metadata.get(name) for key, name in keys.items()}
     except AprError as error:
         return facts | {"damaged": error.message}
-
-
-def _cells(model: dict[str, Any]) -> list[str]:
-    shown = {"family": "damaged"} | model | {"size": human_bytes(model["bytes"])}
-    return [printable(shown.get(column) or "") for column in COLUMNS]
 
 
 @click.command()
@@ -72,8 +70,8 @@ def stored(name: str) -> Path:
 
 
 def _import(source: str, target: Path, recipe: str) -> None:
-    from apr_core.cli.import_ import print_result, run_import
+    from apr_core.cli.import_ import print_summary, run_import
 
     click.echo(f"importing {printable(source)} into the model store, recipe {recipe}", err=True)
     with console.diverted():  # stdout is for what the command prints
-        print_result(run_import(source, target, recipe, force=True))
+        print_summary(run_import(source, target, recipe, force=True))

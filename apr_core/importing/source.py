@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from apr_core.errors import NotFound, PluginNotFound, UsageError
 from apr_core.importing.checkpoint import Checkpoint
-from apr_core.messages import published
+from apr_core.messages import Notice, did_you_mean, published
 from apr_core.registry import Owned, Registry
 
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)")
-Fetching = Callable[[str, int, int], None]  # (what is being fetched, bytes done, of how many)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class CheckpointSource:
 
 
 def find_source(
-    source: str, registry: Registry, progress: Fetching | None = None
+    source: str, registry: Registry, progress: Notice | None = None
 ) -> CheckpointSource:
     """Return what is at a path, or what a plugin fetches for `scheme://...`.
 
@@ -89,15 +88,15 @@ def _existing(path: Path, registry: Registry) -> Path:
             f"{path} is a file, expected the directory of a checkpoint",
             f"Give the directory where config.json and safetensors are: apr import {path.parent}",
         )
-    raise NotFound(f"{path}: no such directory", f"Give a directory, or {url_hint(path, registry)}")
+    raise nowhere(path, registry)
 
 
-def url_hint(name: str | Path, registry: Registry) -> str:
-    """Return what to write for a name that is nowhere: the schemes of sources there are."""
+def nowhere(path: Path, registry: Registry, near: Iterable[str] = ()) -> NotFound:
+    """Return the error for a name that means nothing; `near` are names it could mean."""
     declared = [o.declaration for o in registry.declarations("source")]
     names = {d.name for d in declared if not d.suffixes} | set(published("source"))
-    schemes = [f"{scheme}://" for scheme in sorted(names) if scheme[0] != "."]  # no suffix
-    hint = f"a URL that begins with {' or '.join(schemes)}."
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(name)):
-        hint += f" If that is a model of a hub, write {schemes[-1]}{name}."
-    return hint
+    schemes = [f"{name}://" for name in sorted(names) if name[0] != "."]  # no suffix
+    hint = f"Give a path, or a URL that begins with {' or '.join(schemes)}."
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):
+        hint += f" If that is a model of a hub, write {schemes[-1]}{path}."
+    return NotFound(f"{path}: no such file or directory", did_you_mean(str(path), near) or hint)

@@ -21,9 +21,9 @@ from apr_core.errors import NotFound, PluginNotFound, UsageError
 from apr_core.format.writer import naming
 from apr_core.importing.choosing import SOURCE
 from apr_core.importing.importer import plan_import, write_import
-from apr_core.importing.source import URL, find_source, openable, url_hint
+from apr_core.importing.source import URL, find_source, nowhere, openable
 from apr_core.messages import did_you_mean, published, working
-from apr_core.registry import Registry, get_registry
+from apr_core.registry import get_registry
 from apr_core.settings import store_dir
 
 Importer = Callable[[str, Path, str], object]  # (source, file to write, recipe)
@@ -40,19 +40,26 @@ def find_model(name: str | os.PathLike[str], importer: Importer | None = None) -
     UsageError (a name of several), PluginNotFound, InputOutputError, and what imports raise.
     """
     text, path, registry = os.fspath(name), Path(name), get_registry()
+    state, packed = "0" * 8, False
     if URL.fullmatch(text):
-        origin, state, packed = text, "0" * 8, False
+        origin, called = text, text.rstrip("/").rpartition("/")[2]
     elif path.exists():
         packed = openable(path, registry) is not None
-        if not (packed or path.is_dir()):
-            if path.suffix.lower() in published("source"):
-                find_source(text, registry)  # raises, and says which package opens it
+        if not (packed or path.is_dir() or path.suffix.lower() in published("source")):
             return path
         origin, state = str(path.resolve()), _state(path)
+        called = path.resolve().name if path.is_dir() else path.stem
+    elif stored := _find(text):
+        return _used(stored)
     else:
-        return _find(text, f" Or give a path, or {url_hint(text, registry)}")
-    called = path.stem if path.is_file() else origin.rstrip("/").rpartition("/")[2]
-    recipe = SOURCE if packed else _recommended(text, registry)
+        raise nowhere(path, registry, [*entries(), *map(str, path.parent.glob("*.apr"))])
+    recipe = SOURCE if packed else registry.recommended_recipe()
+    if not recipe:
+        find_source(text, registry)  # so that a source that is missing is said first
+        raise PluginNotFound(
+            f"{text} has to be imported, and no installed plugin recommends a recipe for that",
+            f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
+        )
     stem = f"{_slug(called)}.{_slug(recipe).replace('.', '_')}.{_hash(origin)}"
     target = store_dir() / f"{stem}{state}.apr"
     if not target.exists():
@@ -79,27 +86,24 @@ def remove(names: Iterable[str]) -> dict[Path, int]:
 
     Raises NotFound or UsageError, before anything is removed, for a name of none or of several.
     """
-    sizes = {path: path.stat().st_size for path in [_find(name) for name in names]}
+    sizes = {}
+    for name in names:
+        if not (path := _find(name)):
+            hint = did_you_mean(name, entries()) or "`apr list` shows what there is."
+            raise NotFound(f"{name} is not in the model store, and nothing else is removed", hint)
+        sizes[path] = path.stat().st_size
     for path in sizes:
         path.unlink(missing_ok=True)
     return sizes
 
 
-def _find(name: str, hint: str = "") -> Path:
-    """Return the file of that name, or from that URL. Raises NotFound, or UsageError if several."""
+def _find(name: str) -> Path | None:
+    """Return the file of that name, or from that URL. Raises UsageError if there are several."""
     key, there = _hash(name) if URL.fullmatch(name) else "", entries()
     found = [n for n, p in there.items() if name in (_name(p), p.stem) or p.stem[-16:-8] == key]
-    if len(found) == 1:
-        return there[found[0]]
-    if found:
+    if len(found) > 1:
         raise UsageError(f"{name} means several models of the store", f"Say {' or '.join(found)}.")
-    if Path(name).exists():
-        raise UsageError(f"{name} is not in the model store, and nothing else is removed")
-    near = [*there, *map(str, Path(name).parent.glob("*.apr"))]
-    raise NotFound(
-        f"{name}: no such file, and no model in the store",
-        did_you_mean(name, near) or f"`apr list` shows the store.{hint}",
-    )
+    return there[found[0]] if found else None
 
 
 def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
@@ -144,15 +148,6 @@ def _tidy(lock: Path) -> None:
 def _silently(source: str, target: Path, recipe: str) -> None:
     found, registry = find_source(source, get_registry()), get_registry()
     write_import(plan_import(found, recipe=recipe, arch=None, registry=registry), target)
-
-
-def _recommended(name: str, registry: Registry) -> str:
-    if recipe := registry.recommended_recipe():
-        return recipe
-    raise PluginNotFound(
-        f"{name} has to be imported, and no installed plugin recommends a recipe for that",
-        f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
-    )
 
 
 def _used(path: Path) -> Path:

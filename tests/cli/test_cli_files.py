@@ -248,7 +248,7 @@ def stored(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["inspect", "tensors", "validate", "export"])
 def test_a_name_in_the_store_is_as_good_as_a_path(tmp_path, capsys, stored, command):
-    options = "--format safetensors --dtype f32 -o".split() + [tmp_path / "x"]
+    options = ["--format", "safetensors", "--dtype", "f32", "-o", tmp_path / "x"]
     options = options if command == "export" else []
     assert apr(capsys, command, "toy", *options)[0] == 0
     code, _, err = apr(capsys, command, "tory", *options, "--force" if options else "--json")
