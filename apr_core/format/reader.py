@@ -166,10 +166,8 @@ def _map_file(path: Path) -> mmap.mmap:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise FormatError(
-                f"{path} is a directory, expected an .apr file",
-                f"If it is a checkpoint, import it first: apr import {path} -o model.apr",
-            )
+            hint = f"If it is a checkpoint, import it first: apr import {path} -o model.apr"
+            raise FormatError(f"{path} is a directory, expected an .apr file", hint)
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
             raise FormatError(f"{path} is not a regular file")
         with path.open("rb") as file:

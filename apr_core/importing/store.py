@@ -132,6 +132,7 @@ def _lock(path: Path, waiting: str = "") -> BinaryIO:
                 raise
             working(waiting, 0, 1)
             fcntl.flock(file, fcntl.LOCK_EX)
+            working(waiting, 1, 1)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
