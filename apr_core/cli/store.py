@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ def list_command(as_json: bool) -> None:
     from apr_core.importing.store import entries
     from apr_core.settings import store_dir
 
-    models = [{"name": name} | _facts(path) for name, path in entries().items()]
+    models = []
+    for name, path in entries().items():
+        with suppress(FileNotFoundError):  # removed meanwhile
+            models.append({"name": name} | _facts(path))
     total = sum(model["bytes"] for model in models)
     if as_json:
         print_json({"folder": str(store_dir()), "bytes": total, "models": models})

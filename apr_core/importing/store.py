@@ -2,8 +2,8 @@
 
 A file of it is called NAME.RECIPE.KEY.apr. The first half of KEY is a hash of where the model comes
 from; the second of sizes and times, if that is on this machine: what has changed is imported anew.
-There is no index. All else is read from the file's metadata, and its time is that of its last use.
-Whoever imports has locked a file, which the system unlocks when a process dies.
+All else is in the file's metadata; its time is that of its last use. Whoever imports has locked a
+file, which the system unlocks when a process dies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from apr_core.errors import NotFound, PluginNotFound, UsageError
+from apr_core.errors import NotFound, PluginNotFound, UsageError, reading
 from apr_core.format.writer import naming
 from apr_core.importing.choosing import SOURCE
 from apr_core.importing.importer import plan_import, write_import
@@ -27,8 +27,7 @@ from apr_core.registry import get_registry
 from apr_core.settings import store_dir
 
 Importer = Callable[[str, Path, str], object]  # (source, file to write, recipe)
-LONGEST = 120  # bytes of a name: what is added must fit into the 255 of a file's name
-STORED = re.compile(r"(.+)\.[^.]+\.[0-9a-f]{16}\.apr")
+STORED = re.compile(r".+\.[^.]+\.[0-9a-f]{16}\.apr")
 
 
 def find_model(name: str | os.PathLike[str], importer: Importer | None = None) -> Path:
@@ -91,7 +90,8 @@ def remove(names: Iterable[str]) -> dict[Path, int]:
         if not (path := _find(name)):
             hint = did_you_mean(name, entries()) or "`apr list` shows what there is."
             raise NotFound(f"{name} is not in the model store, and nothing else is removed", hint)
-        sizes[path] = path.stat().st_size
+        with reading(path):
+            sizes[path] = path.stat().st_size
     for path in sizes:
         path.unlink(missing_ok=True)
     return sizes
@@ -118,7 +118,8 @@ def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
             if not target.exists():
                 importer(name, target, recipe)
         finally:
-            _tidy(path)
+            with suppress(OSError):  # the next one tidies up
+                _tidy(path)
 
 
 def _lock(path: Path, waiting: str = "") -> BinaryIO:
@@ -162,9 +163,7 @@ def _name(path: Path) -> str:
 
 
 def _slug(text: str) -> str:
-    """Return the text as a part of a file's name."""
-    short = re.sub(r"[^\w.-]+", "_", text).encode()[:LONGEST].decode(errors="ignore")
-    return short.strip("._-") or "model"
+    return re.sub(r"[^\w.-]+", "_", text)[:48].strip("._-") or "model"
 
 
 def _state(path: Path) -> str:
