@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from apr_core.errors import NotFound, PluginNotFound, UsageError, reading
-from apr_core.format.writer import naming
-from apr_core.importing.choosing import SOURCE
-from apr_core.importing.importer import plan_import, write_import
 from apr_core.importing.source import URL, find_source, nowhere, openable
 from apr_core.messages import did_you_mean, published, working
 from apr_core.registry import get_registry
@@ -52,7 +49,7 @@ def find_model(name: str | os.PathLike[str], importer: Importer | None = None) -
         return _used(stored)
     else:
         raise nowhere(path, registry, [*entries(), *map(str, path.parent.glob("*.apr"))])
-    recipe = SOURCE if packed else registry.recommended_recipe()
+    recipe = "source" if packed else registry.recommended_recipe()
     if not recipe:
         find_source(text, registry)  # so that a source that is missing is said first
         raise PluginNotFound(
@@ -108,6 +105,8 @@ def _find(name: str) -> Path | None:
 
 def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
     """Import into the store, unless another process has done that meanwhile."""
+    from apr_core.format.writer import naming  # not needed where all is there already
+
     path = target.with_name(f".{target.name[:-12]}.lock")  # one for all states of the source
     with naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +147,8 @@ def _tidy(lock: Path) -> None:
 
 
 def _silently(source: str, target: Path, recipe: str) -> None:
+    from apr_core.importing.importer import plan_import, write_import
+
     found, registry = find_source(source, get_registry()), get_registry()
     write_import(plan_import(found, recipe=recipe, arch=None, registry=registry), target)
 
