@@ -118,7 +118,7 @@ def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
                 importer(name, target, recipe)
         finally:
             with suppress(OSError):  # the next one tidies up
-                _tidy(path)
+                _tidy(path, target)
 
 
 def _lock(path: Path, waiting: str = "") -> BinaryIO:
@@ -138,11 +138,12 @@ def _lock(path: Path, waiting: str = "") -> BinaryIO:
                 return file
 
 
-def _tidy(lock: Path) -> None:
-    """Remove what is left of imports under this lock: parts, older states, and the lock."""
-    stem = lock.name[1:-5]
-    states = sorted(lock.parent.glob(f"{stem}*.apr"), key=lambda path: path.stat().st_mtime_ns)
-    for path in [*lock.parent.glob(f".{stem}*.part"), *states[:-1], lock]:
+def _tidy(lock: Path, keep: Path | None = None) -> None:
+    """Remove what is left of imports under this lock: parts, all states but one, and the lock."""
+    folder, stem = lock.parent, lock.name[1:-5]
+    states = folder.glob(f"{stem}*.apr")
+    newest_last = sorted(states, key=lambda path: (path == keep, path.stat().st_mtime_ns))
+    for path in [*folder.glob(f".{stem}*.part"), *newest_last[:-1], lock]:
         path.unlink(missing_ok=True)
 
 
