@@ -155,6 +155,8 @@ def download_progress() -> Iterator[Callable[[str, int, int], None]]:
                 click.echo(f"downloading {human_bytes(total - done)}: {what}", err=True)
                 bars.append(shown.enter_context(progress(what, total)))
             bars[0].describe(what, done)
+            if done >= total:
+                shown.close()  # the next task has a bar of its own
 
         yield report
 

@@ -13,7 +13,7 @@ from apr_core.cli.console import human_bytes, output_option, print_json, print_t
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.importing import ImportSummary
+    from apr_core.importing import CheckpointSource, ImportSummary
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -54,7 +54,7 @@ def command(source: str, output: Path, as_json: bool, **options: Any) -> None:
 
 
 def run_import(
-    source: str,
+    source: str | CheckpointSource,
     output: Path,
     quantize: str | None = None,
     arch: str | None = None,
@@ -71,9 +71,10 @@ def run_import(
     if shard_bytes is None:
         check_target(output, force)
     registry = get_registry()
-    with console.download_progress() as fetching:
-        found = find_source(source, registry, fetching)
-    plan = plan_import(found, recipe=quantize, arch=arch, registry=registry)
+    if isinstance(source, str):
+        with console.download_progress() as fetching:
+            source = find_source(source, registry, fetching)
+    plan = plan_import(source, recipe=quantize, arch=arch, registry=registry)
     with progress(output.name, plan.source_bytes) as bar:
 
         def advance(name: str, nbytes: int) -> None:

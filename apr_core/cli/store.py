@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from apr_core.cli import console
 from apr_core.cli.console import human_bytes, print_json, printable
 from apr_core.errors import AprError
+
+if TYPE_CHECKING:
+    from apr_core.importing import CheckpointSource
 
 
 @click.command()
@@ -70,12 +73,14 @@ def stored(name: str) -> Path:
     from apr_core.importing.store import find_model
 
     console.show_notices()
-    return find_model(name, _import)
+    with console.download_progress() as progress:
+        return find_model(name, _import, progress)
 
 
-def _import(source: str, target: Path, recipe: str) -> None:
+def _import(source: CheckpointSource, target: Path, recipe: str) -> None:
     from apr_core.cli.import_ import print_summary, run_import
 
-    click.echo(f"importing {printable(source)} into the model store, recipe {recipe}", err=True)
+    name = printable(source.origin)
+    click.echo(f"importing {name} into the model store, recipe {recipe}", err=True)
     with console.diverted():  # stdout is for what the command prints
-        print_summary(run_import(source, target, recipe, force=True))
+        print_summary(run_import(source, target, recipe))

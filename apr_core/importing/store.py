@@ -18,49 +18,40 @@ from pathlib import Path
 from typing import BinaryIO
 
 from apr_core.errors import NotFound, PluginNotFound, UsageError, reading
-from apr_core.importing.source import URL, find_source, nowhere, openable
-from apr_core.messages import did_you_mean, published, working
-from apr_core.registry import get_registry
+from apr_core.importing.source import URL, CheckpointSource, find_source, nowhere, openable
+from apr_core.messages import Notice, did_you_mean, published, working
+from apr_core.registry import Registry, get_registry
 from apr_core.settings import store_dir
 
-Importer = Callable[[str, Path, str], object]  # (source, file to write, recipe)
+Importer = Callable[[CheckpointSource, Path, str], object]  # (source, file to write, recipe)
 STORED = re.compile(r".+\.[^.]+\.[0-9a-f]{16}\.apr")
 
 
-def find_model(name: str | os.PathLike[str], importer: Importer | None = None) -> Path:
+def find_model(
+    name: str | os.PathLike[str], importer: Importer | None = None, progress: Notice | None = None
+) -> Path:
     """Return the .apr file that a name means: a path, a name in the store, or a source.
 
     A source (a checkpoint's directory, a file that a plugin opens, a URL) is imported into the
     store at first. What a plugin opens keeps its number formats, all else gets the recommended
-    recipe. `importer` does the work; the default is silent, and downloads nothing. Raises NotFound,
-    UsageError (a name of several), PluginNotFound, InputOutputError, and what imports raise.
+    recipe. `importer` does the work, by default in silence; without `progress` nothing is
+    downloaded. Raises NotFound, UsageError (a name of several), PluginNotFound, InputOutputError,
+    and what imports raise.
     """
     text, path, registry = os.fspath(name), Path(name), get_registry()
-    state, packed = "0" * 8, False
     if URL.fullmatch(text):
-        origin, called = text, text.rstrip("/").rpartition("/")[2]
+        key, called = _hash(text) + "0" * 8, text.rstrip("/").rpartition("/")[2]
     elif path.exists():
-        packed = openable(path, registry) is not None
-        if not (packed or path.is_dir() or path.suffix.lower() in published("source")):
+        imported = openable(path, registry) or path.suffix.lower() in published("source")
+        if not (imported or path.is_dir()):
             return path
-        origin, state = str(path.resolve()), _state(path)
+        key = _hash(str(path.resolve())) + _state(path)
         called = path.resolve().name if path.is_dir() else path.stem
     elif stored := _find(text):
         return _used(stored)
     else:
         raise nowhere(path, registry, [*entries(), *map(str, path.parent.glob("*.apr"))])
-    recipe = "source" if packed else registry.recommended_recipe()
-    if not recipe:
-        find_source(text, registry)  # so that a source that is missing is said first
-        raise PluginNotFound(
-            f"{text} has to be imported, and no installed plugin recommends a recipe for that",
-            f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
-        )
-    stem = f"{_slug(called)}.{_slug(recipe).replace('.', '_')}.{_hash(origin)}"
-    target = store_dir() / f"{stem}{state}.apr"
-    if not target.exists():
-        _add(text, target, recipe, importer or _silently)
-    return _used(target)
+    return _used(_of_key(key) or _add(text, _slug(called), key, importer or _silently, progress))
 
 
 def entries() -> dict[str, Path]:
@@ -103,22 +94,40 @@ def _find(name: str) -> Path | None:
     return there[found[0]] if found else None
 
 
-def _add(name: str, target: Path, recipe: str, importer: Importer) -> None:
-    """Import into the store, unless another process has done that meanwhile."""
+def _of_key(key: str) -> Path | None:
+    return next(store_dir().glob(f"*.{key}.apr"), None)
+
+
+def _add(name: str, called: str, key: str, importer: Importer, progress: Notice | None) -> Path:
+    """Import into the store, unless another process has done that meanwhile; return the file."""
     from apr_core.format.writer import naming  # not needed where all is there already
 
-    path = target.with_name(f".{target.name[:-12]}.lock")  # one for all states of the source
-    with naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    folder, registry = store_dir(), get_registry()
+    lock = folder / f".{key[:8]}.lock"  # one for all states of the source
+    with naming(folder / called):
+        folder.mkdir(parents=True, exist_ok=True)
         entries()
-        lock = _lock(path, f"waiting for another process that imports {name}")
-    with lock:
+        locked = _lock(lock, f"waiting for another process that imports {name}")
+    with locked:
         try:
-            if not target.exists():
-                importer(name, target, recipe)
+            if not (target := _of_key(key)):
+                source = find_source(name, registry, progress)
+                recipe = "source" if source.checkpoint else _recommended(name, registry)
+                target = folder / f"{called}.{_slug(recipe).replace('.', '_')}.{key}.apr"
+                importer(source, target, recipe)
+            return target
         finally:
             with suppress(OSError):  # the next one tidies up
-                _tidy(path, target)
+                _tidy(lock, key)
+
+
+def _recommended(name: str, registry: Registry) -> str:
+    if recipe := registry.recommended_recipe():
+        return recipe
+    raise PluginNotFound(
+        f"{name} has to be imported, and no installed plugin recommends a recipe for that",
+        f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
+    )
 
 
 def _lock(path: Path, waiting: str = "") -> BinaryIO:
@@ -138,20 +147,19 @@ def _lock(path: Path, waiting: str = "") -> BinaryIO:
                 return file
 
 
-def _tidy(lock: Path, keep: Path | None = None) -> None:
+def _tidy(lock: Path, keep: str = "") -> None:
     """Remove what is left of imports under this lock: parts, all states but one, and the lock."""
-    folder, stem = lock.parent, lock.name[1:-5]
-    states = folder.glob(f"{stem}*.apr")
-    newest_last = sorted(states, key=lambda path: (path == keep, path.stat().st_mtime_ns))
-    for path in [*folder.glob(f".{stem}*.part"), *newest_last[:-1], lock]:
+    folder, origin = lock.parent, lock.name[1:-5]
+    states = folder.glob(f"[!.]*.{origin}*.apr")
+    newest_last = sorted(states, key=lambda p: (p.stem.endswith(keep), p.stat().st_mtime_ns))
+    for path in [*folder.glob(f".*.{origin}*.part"), *newest_last[:-1], lock]:
         path.unlink(missing_ok=True)
 
 
-def _silently(source: str, target: Path, recipe: str) -> None:
+def _silently(source: CheckpointSource, target: Path, recipe: str) -> None:
     from apr_core.importing.importer import plan_import, write_import
 
-    found, registry = find_source(source, get_registry()), get_registry()
-    write_import(plan_import(found, recipe=recipe, arch=None, registry=registry), target)
+    write_import(plan_import(source, recipe=recipe, arch=None, registry=get_registry()), target)
 
 
 def _used(path: Path) -> Path:

@@ -84,6 +84,10 @@ def test_packed_files_keep_their_formats(folder, checkpoint, tmp_path):
         (tmp_path / name).write_text(str(checkpoint))
         path = find_model(name)
         assert recipe_of(path) == "source" and path.name.startswith(f"{stem}.source.")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / name).rename(tmp_path / "folder" / "x.toy")
+    for name in ("folder", "zip://folder"):  # what there is, is known when it is there
+        assert find_model(name).name.startswith("folder.source.")
 
 
 def test_what_has_changed_is_imported_anew(folder, checkpoint):
