@@ -177,9 +177,9 @@ class Kernel(Declaration):
 class Source(Declaration):
     """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
 
-    `progress` is called with a file's name and its bytes so far. The target may have an
-    attribute `example_url`: a small checkpoint that its conformance kit fetches. With `suffixes` it
-    is no scheme, but a file format: the target is `open(path) -> Checkpoint`.
+    `progress` is called with what is fetched, its bytes so far and all bytes; without it nothing is
+    downloaded. The target may have an attribute `example_url`: a small checkpoint that its kit
+    fetches. With `suffixes` it is no scheme but a file format: `open(path) -> Checkpoint`.
     """
 
     _: KW_ONLY

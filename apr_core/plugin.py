@@ -80,7 +80,7 @@ if TYPE_CHECKING:
         Weight,
     )
     from apr_core.ops.reference import sigmoid, silu, softplus
-    from apr_core.settings import cache_dir, usable_folder
+    from apr_core.settings import cache_dir, store_dir, usable_folder
     from apr_core.text.tokenizer_files import unpack
 else:
     __getattr__, __dir__ = lazily(__name__)
@@ -98,6 +98,6 @@ __all__ = [
     "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
     "ValidationFailed", "Weight", "Weights", "Zeros", "cache_dir", "composite",
     "decode_tensor", "from_float32", "hookimpl", "layouts", "number_formats", "op", "plain",
-    "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
-    "toucher", "unpack", "usable_folder", "working",
+    "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "store_dir",
+    "to_float32", "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

