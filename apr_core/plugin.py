@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     )
     from apr_core.model.step import Segment, Step
     from apr_core.model.trial import Unread, plain, toucher
-    from apr_core.ops import CORE_OPS, Op, composite, layouts, op
+    from apr_core.ops import CORE_OPS, Op, composite, layouts, matrix_op, op
     from apr_core.ops.binding import (
         DENSE,
         GENERIC,
@@ -105,7 +105,7 @@ __all__ = [
     "Segment", "Source", "SourceTensor", "State", "StateKind", "StateMakers", "Step",
     "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
     "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
-    "decode_tensor", "from_float32", "hookimpl", "layouts", "number_formats", "op", "plain",
-    "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
+    "decode_tensor", "from_float32", "hookimpl", "layouts", "matrix_op", "number_formats", "op",
+    "plain", "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
     "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip
