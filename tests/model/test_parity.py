@@ -26,6 +26,8 @@ CASES = [
     hf_models.Case("qwen3_5", "flat", 1, True),
     hf_models.Case("qwen3_5", "flat", 2, False),
     hf_models.Case("qwen3_5", "flat", 3, True),
+    hf_models.Case("qwen3_5_moe", "published", tied=False),
+    hf_models.Case("qwen3_5_moe", "flat"),
     hf_models.Case("qwen2", tied=True),
     hf_models.Case("qwen2", tied=False),
     hf_models.Case("llama", tied=False),

@@ -59,11 +59,14 @@ class Qwen35Moe(FamilyPlugin):
         return {**_dense().metadata(config), "moe_hparams": experts}
 
     def tiny_config(self) -> dict[str, Any]:
-        """Return the config.json of a small test model: both layer types, rows of whole blocks."""
+        """Return the config.json of a small test model: both layer types, rows of whole blocks.
+
+        Rounding that changes the last of 4 experts changes little; the last of 2 would.
+        """
         hf = {k: v for k, v in _dense().tiny_config().items() if k != "intermediate_size"}
         return hf | {
             "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text",
-            "hidden_size": 256, "num_hidden_layers": 2, "num_experts": 6, "num_experts_per_tok": 2,
+            "hidden_size": 256, "num_hidden_layers": 2, "num_experts": 6, "num_experts_per_tok": 4,
             "moe_intermediate_size": 512, "shared_expert_intermediate_size": 160,
             "layer_types": ["linear_attention", "full_attention"],
         }  # fmt: skip
