@@ -110,6 +110,8 @@ class GgufCheckpoint(Checkpoint):
                 shape = t.shape
                 if t.name.endswith("ssm_conv1d.weight"):
                     shape = (*shape[:1], 1, *shape[1:])
+                if t.name.endswith("ffn_gate_inp_shexp.weight"):
+                    shape = (1, *shape)
                 tensors[name] = SourceTensor(
                     name, t.type.name, shape, file.path, t.offset, t.nbytes
                 )

@@ -38,7 +38,7 @@ def _route(logits, ids, weights, stride, experts, k, N: tl.constexpr, K: tl.cons
 
 
 @triton.jit
-def _group(ids, lists, counts, pairs, N: tl.constexpr):
+def _pairs_of(ids, lists, counts, pairs, N: tl.constexpr):
     """List the pairs of an expert, in order, and count them."""
     e, total = tl.program_id(0), 0
     for first in range(0, pairs, N):
@@ -52,7 +52,7 @@ def _group(ids, lists, counts, pairs, N: tl.constexpr):
 
 
 @triton.jit
-def _multiply(
+def _expert_products(
     x,
     out,
     lists,
@@ -146,10 +146,10 @@ def expert_linear(x: torch.Tensor, ids: torch.Tensor, w: Any) -> torch.Tensor:
     lists = torch.empty((experts, pairs), dtype=torch.int32, device=x.device)
     counts = torch.empty(experts, dtype=torch.int32, device=x.device)
     out = torch.empty((rows, k, size), dtype=torch.float32, device=x.device)
-    _group[(experts,)](ids, lists, counts, pairs, N=min(1024, triton.next_power_of_2(pairs)))
+    _pairs_of[(experts,)](ids, lists, counts, pairs, N=min(1024, triton.next_power_of_2(pairs)))
     tokens = next((t for t in SHAPES.tokens if t * experts >= pairs), SHAPES.tokens[-1])
     launch(
-        _multiply,
+        _expert_products,
         "experts",
         f"{m.kind} {tokens}",
         SHAPES.linear_of(size),
