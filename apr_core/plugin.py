@@ -106,6 +106,6 @@ __all__ = [
     "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
     "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
     "decode_tensor", "from_float32", "hookimpl", "layouts", "matrix_op", "number_formats", "op",
-    "plain", "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
-    "toucher", "unpack", "usable_folder", "working",
+    "plain", "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus",
+    "to_float32", "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

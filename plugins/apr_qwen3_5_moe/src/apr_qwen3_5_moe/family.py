@@ -39,19 +39,19 @@ class Qwen35Moe(FamilyPlugin):
             dense,
             family="qwen3_5_moe",
             architecture=c.architecture("Qwen3_5MoeForCausalLM"),
-            extra=dense.extra | extra,
+            extra={**dense.extra, **extra},
         )
 
     def checkpoint(self, config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
-        """Return the checkpoint with one tensor for all experts of a layer. Raises ContractError."""
+        """Return the checkpoint with all experts of a layer in one tensor. Raises ContractError."""
         return stacked(checkpoint, config.extra["num_experts"])
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the dense family's plan, with experts as feed-forward."""
         plan = _dense().plan(config)
-        experts = {"top_k": config.extra["num_experts_per_tok"]}
-        mlp = {"mlp": "shared_and_routed_experts", "mlp_options": experts}
-        return replace(plan, blocks=tuple(replace(block, **mlp) for block in plan.blocks))
+        name, options = "shared_and_routed_experts", {"top_k": config.extra["num_experts_per_tok"]}
+        blocks = (replace(block, mlp=name, mlp_options=options) for block in plan.blocks)
+        return replace(plan, blocks=tuple(blocks))
 
     def metadata(self, config: ModelConfig) -> Mapping[str, Any]:
         """Return the dense family's keys for other readers, and those of the experts."""

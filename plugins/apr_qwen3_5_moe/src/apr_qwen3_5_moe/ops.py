@@ -34,7 +34,7 @@ def expert_linear(xp: Any, x: Array, ids: Array, w: Weight) -> Array:
     rows, k = ids.shape
     flat = ids.reshape(-1)
     order = xp.argsort(flat, stable=True)  # products of an expert together
-    x = xp.take(x, order // k, axis=0) if x.ndim == 2 else xp.take(x.reshape(rows * k, -1), order, axis=0)
+    x = xp.take(x.reshape(-1, w.cols), order // k if x.ndim == 2 else order, axis=0)
     matrices, counts = w.data.reshape(*w.shape), Counter(flat.tolist())
     products, start = [], 0
     for expert in sorted(counts):

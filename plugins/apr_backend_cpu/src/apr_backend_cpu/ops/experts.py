@@ -31,7 +31,8 @@ class Stack(Group):
     """The matrices of all experts, [E, rows, cols], each in whole tiles."""
 
     def __init__(self, w: Any) -> None:
-        self.experts, self.size, _ = w.shape
+        self.experts: int = w.shape[0]
+        self.size: int = w.shape[1]
         self.tiles = -(-self.size // ROWS)
         if self.size % ROWS:  # copied, with rows of zeros after each matrix
             data = np.zeros((self.experts, self.tiles * ROWS, w.data.shape[1]), w.data.dtype)
@@ -92,8 +93,11 @@ def expert_linear(x: Floats, ids: Ids, w: Any) -> Floats:
 
 
 def whole_ids(ids: Any) -> Ids:
-    """Return contiguous int64; results of `route` are that."""
-    return ids if isinstance(ids, np.ndarray) and ids.flags.c_contiguous and ids.dtype == np.int64 else np.ascontiguousarray(ids, np.int64)
+    """Return contiguous int64, as results of `route` are."""
+    if ids.dtype == np.int64 and ids.flags.c_contiguous:
+        whole: Ids = ids
+        return whole
+    return np.ascontiguousarray(ids, np.int64)
 
 
 def route(logits: Floats, k: int) -> tuple[Ids, Floats]:

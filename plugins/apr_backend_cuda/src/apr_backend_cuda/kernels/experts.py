@@ -150,7 +150,7 @@ def expert_linear(x: torch.Tensor, ids: torch.Tensor, w: Any) -> torch.Tensor:
     tokens = next((t for t in SHAPES.tokens if t * experts >= pairs), SHAPES.tokens[-1])
     launch(
         _expert_products,
-        "experts",
+        "linear",  # the same work for each tile, and the same choices
         f"{m.kind} {tokens}",
         SHAPES.linear_of(size),
         lambda c: (triton.cdiv(size, c["ROWS"]), experts),

@@ -44,7 +44,8 @@ class PartRig:
             if role in part.vectors:
                 yield role, upload(values)
             else:
-                yield role, self.runner.weight(Matrix(values, (part.stacks.get(role, "linear"),)), role)
+                matrix = Matrix(values, (part.stacks.get(role, "linear"),))
+                yield role, self.runner.weight(matrix, role)
         for name, array in part.constants.items():
             yield name, upload(array)
 

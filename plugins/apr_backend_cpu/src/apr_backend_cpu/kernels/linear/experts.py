@@ -142,7 +142,19 @@ def _multiply(a, first, begin, end, pairs, scratch):
     out -= 4 * ROWS * (first + begin)  # run_tiles counts rows from the first expert's
     i = begin
     while i < end:
-        i += run_tiles(part, U(first + i), U(end - i), U(rows), U(rows), U(n), U(rows), U(count), U(cols), U(out), U(workspace))
+        i += run_tiles(
+            part,
+            U(first + i),
+            U(end - i),
+            U(rows),
+            U(rows),
+            U(n),
+            U(rows),
+            U(count),
+            U(cols),
+            U(out),
+            U(workspace),
+        )
     if not alone:
         _scatter(results, width, target, 4 * size, min(width, size - ROWS * begin), pairs)
 
