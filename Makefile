@@ -1,8 +1,8 @@
 # The README's commands. Everything happens in .venv; `make setup` makes it.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := . $(addprefix plugins/,apr_qwen2 apr_llama apr_gemma3 apr_qwen3 apr_qwen3_5 apr_quant_q4k \
-  apr_backend_cpu apr_serve apr_devkit apr_eval apr_hub apr_gguf apr_demo)
+PACKAGES := . $(addprefix plugins/,apr_qwen2 apr_llama apr_gemma3 apr_qwen3 apr_qwen3_5 apr_qwen3_5_moe \
+  apr_quant_q4k apr_backend_cpu apr_serve apr_devkit apr_eval apr_hub apr_gguf apr_demo)
 # needs torch, so it comes with what the tests need; there its kernels are interpreted
 CUDA := plugins/apr_backend_cuda
 CPU := plugins/apr_backend_cpu

@@ -10,7 +10,7 @@ from typing import Any
 from apr_core.errors import PluginBroken
 from apr_core.family.contract import Resolution, TensorRule
 from apr_core.family.modelspec import QuantizerPlugin, RecipePlugin, TensorClass
-from apr_core.format import NATIVE, FormatSpec
+from apr_core.format import NATIVE, FormatSpec, check_stack
 from apr_core.importing.checkpoint import Checkpoint, SourceTensor
 from apr_core.registry import Registry
 
@@ -71,6 +71,7 @@ class FormatChooser:
             )
             name = self.recipe.format_for(asked)
         spec, encoder = self._format(precision if name == SOURCE else name, rule)
+        check_stack(rule.name, rule.shape, spec.name, spec.block)
         source = checkpoint.tensors[rule.name]
         return Assignment(rule, source, spec, encoder, spec.name == precision)
 

@@ -64,7 +64,7 @@ def plan_import(
     generation = read_json(defaults) if defaults.exists() else None
     config, contract = family.config(hf, generation), family.contract()
     chooser = FormatChooser(recipe, config.num_layers, registry)
-    checkpoint = source.open()
+    checkpoint = family.checkpoint(config, source.open())
     resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
     assignments = chooser.choose(resolution, checkpoint)
     tokenizer = tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)

@@ -10,6 +10,7 @@ from apr_core.registry import get_registry
 SHIPPED = (
     "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gemma3",
     "apr-gguf", "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3", "apr-qwen3-5",
+    "apr-qwen3-5-moe",
     "apr-serve",
 )  # fmt: skip
 

@@ -23,6 +23,12 @@ KERNELS: dict[tuple[str, str], str] = {
     ("linear", "layout"): f"{HERE}.linear:linear",
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
+    **{
+        ("expert_linear", name): f"{HERE}.experts:expert_linear"
+        for name in (*PACKED_BLOCKS, *FLOATS, "layout")
+    },
+    ("route", "*"): f"{HERE}.experts:route",
+    ("mix_experts", "*"): f"{HERE}.experts:mix_experts",
     ("mlp", "*"): f"{HERE}.linear:mlp",
     ("add", "*"): f"{HERE}.elementwise:add",
     ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
@@ -100,7 +106,7 @@ class Cpu(BackendPlugin):
             return np.ascontiguousarray(matrix.raw)
         spec = matrix.layout
         assert spec is not None, "other formats are decoded"
-        blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
+        blocks = -(-(-(-matrix.shape[-1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 
