@@ -107,6 +107,8 @@ def print_summary(s: ImportSummary) -> None:
         click.echo(f"carried    {s.carried} tensors that running does not use yet")
     if s.absent:
         click.echo(f"absent     {len(s.absent)} tensors that config.json claims: {s.absent[0]} ..")
+    for note in s.notes:
+        click.echo(f"note       {note}")
     for path in s.paths:
         click.echo(f"wrote      {path} ({human_bytes(path.stat().st_size)})")
     click.echo(

@@ -143,5 +143,6 @@ def summarize(
         skipped=skipped_rows(plan.resolution, sizes),
         carried=sum(a.rule.group != "model" for a in plan.assignments),
         absent=plan.resolution.absent,
+        notes=plan.checkpoint.notes,
         seconds=seconds,
     )

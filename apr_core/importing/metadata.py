@@ -134,6 +134,7 @@ class ImportSummary:
     skipped: dict[str, dict[str, int]]  # reason -> {tensors, bytes}
     carried: int  # tensors the model's plan does not use
     absent: tuple[str, ...]  # carried tensors the configuration promises and the checkpoint lacks
+    notes: tuple[str, ...]  # what reading the checkpoint changed
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
