@@ -44,7 +44,7 @@ Pack = Callable[[Matrix, str], Matrix]  # (weight, its name)
 
 PACKED, PACKED_TWICE = 5e-4, 1.5e-3  # NMSE of one product, and of the three in `mlp`
 HALVES = 1e-5  # of float formats: a backend may multiply in half precision
-FLOAT_FORMATS = ("f16", "bf16")
+FLOAT_FORMATS, UNKNOWN = ("f16", "bf16"), "unknown"
 MOVED = 1e-10  # `embed` only decodes
 PACKABLE = ("linear", "embed")  # the ops that see packed weights
 WIDE = ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))  # rows, columns, rows of the weight
@@ -92,6 +92,18 @@ def in_floats(format: str) -> Pack:
         return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
 
     return in_format(format, encode, decode)
+
+
+def in_unknown() -> Pack:
+    """Return a function that packs weights in a format no backend knows: big-endian floats."""
+
+    def encode(rows: Floats) -> Raw:
+        return rows.astype(">f4").view(np.uint8)
+
+    def decode(raw: Raw, cols: int) -> Floats:
+        return np.ascontiguousarray(raw).view(">f4").astype(np.float32)
+
+    return in_format(UNKNOWN, encode, decode)
 
 
 def in_layout(name: str) -> Pack:
@@ -168,7 +180,8 @@ class Installed:
     @classmethod
     def of(cls, registry: Registry) -> Installed:
         """Collect everything usable; unusable plugins are named in `missing`."""
-        installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
+        floats = {name: in_floats(name) for name in FLOAT_FORMATS}
+        installed = cls(formats={**floats, UNKNOWN: in_unknown()})
         for owned in chain(*map(registry.declarations, ("attention", "mlp", "quantizer"))):
             try:
                 installed._add(owned, registry)
