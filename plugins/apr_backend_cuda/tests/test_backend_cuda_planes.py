@@ -50,7 +50,7 @@ def codes_in_order(m):
         codes = np.stack([halves & 15, halves >> 4], axis=2).reshape(ROWS, -1)
     codes = codes.astype(np.int32)
     if "upper" in m.extra:
-        width = {"q5_k": 1, "q6_k": 2}[m.kind]
+        width = {"q5_k": 1, "fives": 1, "q6_k": 2}[m.kind]
         packed = m.extra["upper"].numpy().reshape(ROWS, -1, 1, 32 * width)
         upper = packed >> np.arange(0, 8, width, dtype=np.uint8)[:, None] & (1 << width) - 1
         codes += upper.reshape(ROWS, -1).astype(np.int32) << 4

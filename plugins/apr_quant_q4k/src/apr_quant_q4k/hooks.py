@@ -41,6 +41,16 @@ def apr_quantizers() -> list[Quantizer]:
             block=32, bytes_per_block=20, layout=Layout(32, 4, 4, STEP, MINIMUM, order="halves"),
         ),
         Quantizer(
+            "q5_0", f"{HERE}.codecs:Q5_0", summary="5.5 bits: groups of 32 with a scale",
+            block=32, bytes_per_block=22,
+            layout=Layout(32, 6, 4, STEP, order="halves", zero=16, high=2),
+        ),
+        Quantizer(
+            "q5_1", f"{HERE}.codecs:Q5_1", summary="6 bits: groups of 32 with scale and minimum",
+            block=32, bytes_per_block=24,
+            layout=Layout(32, 8, 4, STEP, MINIMUM, order="halves", high=4),
+        ),
+        Quantizer(
             "iq4_nl", f"{HERE}.codecs:IQ4_NL", summary="4.5 bits: as q4_0 on uneven levels",
             block=32, bytes_per_block=18,
             layout=Layout(32, 2, 4, STEP, order="halves", codebook=IQ4_NL),

@@ -57,6 +57,7 @@ F16 = (Numbers(0, "f16"),)
 LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
     "4 bits in pairs, minima": (Layout(32, 4, 4, F16, (Numbers(2, "f16"),)), 32, 20),
     "4 bits in halves": (Layout(32, 2, 4, F16, order="halves", zero=8), 32, 18),
+    "5 bits": (Layout(32, 4, 4, F16, order="halves", zero=16, high=20), 64, 44),
     "4 bits in large blocks": (Layout(64, 32, 4, F16), 1024, 544),
     "a codebook": (
         Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=LEVELS), 256, 140,
