@@ -113,10 +113,9 @@ class Layout:
         if self.codebook and (self.bits != 4 or len(self.codebook) != 16):
             _refuse("a codebook has 16 levels for codes of 4 bits")
         if self.high is not None:
-            if (self.bits, self.order, self.codebook) != (4, "halves", ()):
-                _refuse("fifth bits go with codes of 4 bits in halves, without a codebook")
-            if not 0 <= self.high <= nbytes - block // 8:
-                _refuse(f"{block} fifth bits from byte {self.high} exceed {nbytes}")
+            fits = 0 <= self.high <= nbytes - block // 8
+            if not fits or (self.bits, self.order, self.codebook) != (4, "halves", ()):
+                _refuse(f"fifth bits at {self.high} need codes of 4 bits in halves, no codebook")
         if not self.scale:
             _refuse("there is no scale")
 

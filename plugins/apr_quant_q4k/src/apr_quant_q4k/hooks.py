@@ -61,9 +61,10 @@ def apr_quantizers() -> list[Quantizer]:
 @hookimpl
 def apr_recipes() -> list[Recipe]:
     """Declare the recipes: which format each class of tensor gets."""
+    blocks_of_32 = ("q5_0", "q5_1", "q8_0")  # for rows that blocks of 256 do not divide
     rows = (
-        ("q4k", "q4_k, and q6_k where it matters most", ("q4_k", "q6_k")),
-        ("q4_k_m", "llama.cpp's mix of that name", ("q4_k", "q5_k", "q6_k")),
+        ("q4k", "q4_k, and q6_k where it matters most", ("q4_k", "q6_k", "q5_0", "q8_0")),
+        ("q4_k_m", "llama.cpp's mix of that name", ("q4_k", "q5_k", "q6_k", *blocks_of_32)),
         ("q6k", "q6_k, and q8_0 where it matters most", ("q6_k", "q8_0")),
         ("q8_0", "q8_0 for all matrices", ("q8_0",)),
         ("f16", "matrices in half precision", ()),
