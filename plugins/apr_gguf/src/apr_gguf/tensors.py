@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from apr_core.plugin import AprError, AprFile, TensorEntry, decode_tensor
 from apr_gguf.architectures import GLOBAL, HEAD, LAYER
 
-PACKED = {"q4_k": "Q4_K", "q5_k": "Q5_K", "q6_k": "Q6_K", "q8_0": "Q8_0"}
+BLOCKS = {  # format -> values in a block; GGUF's names are in capitals
+    "q4_k": 256, "q5_k": 256, "q6_k": 256, "q8_0": 32, "q4_0": 32, "q4_1": 32, "q5_0": 32,
+    "q5_1": 32, "iq4_nl": 32,
+}  # fmt: skip
+PACKED = {name: name.upper() for name in BLOCKS}
 FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 
@@ -139,7 +143,7 @@ class TensorMap:
             raw = self.file.raw(entry.name).reshape(entry.shape[0], -1)
             return raw if rows is None else raw[rows]
 
-        if entry.format in PACKED and entry.shape[1] % (32 if entry.format == "q8_0" else 256):
+        if entry.format in PACKED and entry.shape[1] % BLOCKS[entry.format]:
             return self._decoded(name, entry, lambda x: x, "F16", "its rows end inside a block")
         nbytes = self.file.raw(entry.name).nbytes
         return Target(name, entry.name, entry.shape, GGMLQuantizationType[kind], nbytes, make)
@@ -147,8 +151,8 @@ class TensorMap:
     def _moved_columns(self, name: str, entry: TensorEntry) -> Target:
         assert self.heads is not None
         columns = self.heads.positions(self.heads.value_dim)
-        if entry.format in FLOATS or (entry.format == "q8_0" and self.heads.value_dim % 32 == 0):
-            unit = 1 if entry.format in FLOATS else 32
+        unit = 1 if entry.format in FLOATS else BLOCKS.get(entry.format, 0)
+        if unit and self.heads.value_dim % unit == 0:
             order = columns[::unit] // unit
             plain = self._matrix(name, entry, None)
 
