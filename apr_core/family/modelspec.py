@@ -206,8 +206,9 @@ class TensorClass:
 class RecipePlugin(Protocol):
     """A choice of formats: a `Recipe` declaration's target, called without arguments."""
 
-    def format_for(self, tensor: TensorClass) -> str:
+    def format_for(self, tensor: TensorClass) -> str | tuple[str, ...]:
         """Return a quantizer's name, `f32`, `f16`, `bf16`, or `source` for the stored precision.
 
+        Of several the first is taken whose blocks divide the tensor's rows, else the last.
         Tensors of class `keep` are never asked about: they always keep their precision.
         """
