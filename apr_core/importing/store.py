@@ -20,7 +20,7 @@ from typing import BinaryIO
 from apr_core.errors import NotFound, PluginNotFound, UsageError, reading
 from apr_core.importing.source import URL, CheckpointSource, find_source, nowhere, openable
 from apr_core.messages import Notice, did_you_mean, published, working
-from apr_core.registry import Registry, get_registry
+from apr_core.registry import get_registry
 from apr_core.settings import store_dir
 
 Importer = Callable[[CheckpointSource, Path, str], object]  # (source, file to write, recipe)
@@ -112,22 +112,18 @@ def _add(name: str, called: str, key: str, importer: Importer, progress: Notice 
         try:
             if not (target := _of_key(key)):
                 source = find_source(name, registry, progress)
-                recipe = "source" if source.checkpoint else _recommended(name, registry)
+                recipe = "source" if source.checkpoint else registry.recommended_recipe()
+                if not recipe:
+                    raise PluginNotFound(
+                        f"no installed plugin recommends a recipe to import {name} with",
+                        f"pip install {min(published('recipe').values())}",
+                    )
                 target = folder / f"{called}.{_slug(recipe).replace('.', '_')}.{key}.apr"
                 importer(source, target, recipe)
             return target
         finally:
             with suppress(OSError):  # the next one tidies up
                 _tidy(lock, key)
-
-
-def _recommended(name: str, registry: Registry) -> str:
-    if recipe := registry.recommended_recipe():
-        return recipe
-    raise PluginNotFound(
-        f"{name} has to be imported, and no installed plugin recommends a recipe for that",
-        f"pip install {min(published('recipe').values())}, or keep its precision: apr import.",
-    )
 
 
 def _lock(path: Path, waiting: str = "") -> BinaryIO:
