@@ -108,9 +108,10 @@ class KVState(State):
         if length - first <= held <= (self._room or held):
             return
         kept = max(first, self._begin(position))
-        capacity = self._capacity(length - kept)
-        for cache in (self.keys, self.values):
-            moved, old = self._zeros(capacity), cache[slot][:, kept - first :][:, :capacity]
+        capacity, caches = self._capacity(length - kept), (self.keys, self.values)
+        room = [self._zeros(capacity) for _ in caches]  # both, or an error changes nothing
+        for cache, moved in zip(caches, room, strict=True):
+            old = cache[slot][:, kept - first :][:, :capacity]
             moved[:, : old.shape[1]] = old
             cache[slot] = moved
         self.first[slot] = kept
