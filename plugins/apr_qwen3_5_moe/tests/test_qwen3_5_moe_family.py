@@ -118,5 +118,5 @@ def test_rows_that_end_inside_a_block_are_refused(tmp_path):
     config = HF | {"moe_intermediate_size": 96}
     checkpoint = tiny_checkpoint("qwen3_5_moe", tmp_path, config=config)
     source, registry = find_source(str(checkpoint), get_registry()), get_registry()
-    with pytest.raises(FormatError, match="experts.down_proj': its rows of 96 values end inside"):
+    with pytest.raises(FormatError, match=r"experts.down_proj': its rows of 96 values end inside"):
         plan_import(source, recipe="q4k", arch=None, registry=registry)
