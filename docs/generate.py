@@ -228,6 +228,7 @@ KEYS = {
 VARIABLES = {
     "APR_CONFIG": "the configuration file",
     "APR_CACHE": "the cache folder, before `[cache] dir`",
+    "APR_STORE": "the model store; by default `apr/models` in `$XDG_DATA_HOME` (`~/.local/share`)",
     "APR_PLUGINS": "use these distributions alone, separated by commas",
     "APR_PLUGINS_BLOCK": "do not use these distributions, separated by commas",
     "APR_NO_PLUGINS": "`1`: use no plugins, as `--no-plugins`",

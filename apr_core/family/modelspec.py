@@ -22,7 +22,8 @@ class ModelConfig:
 
     `extra` holds what only this family has; integers in it are variables of the contract's shape
     expressions. `sampling` are the model's own defaults (temperature, top_k, top_p, min_p,
-    presence_penalty, repetition_penalty), empty if it has none.
+    presence_penalty, repetition_penalty), empty if it has none. `rope_scaling` is what
+    `rope_frequencies` takes.
     """
 
     family: str
@@ -41,6 +42,7 @@ class ModelConfig:
     layer_types: tuple[str, ...]
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def dims(self) -> dict[str, int]:
@@ -204,8 +206,9 @@ class TensorClass:
 class RecipePlugin(Protocol):
     """A choice of formats: a `Recipe` declaration's target, called without arguments."""
 
-    def format_for(self, tensor: TensorClass) -> str:
+    def format_for(self, tensor: TensorClass) -> str | tuple[str, ...]:
         """Return a quantizer's name, `f32`, `f16`, `bf16`, or `source` for the stored precision.
 
+        Of several the first is taken whose blocks divide the tensor's rows, else the last.
         Tensors of class `keep` are never asked about: they always keep their precision.
         """

@@ -47,7 +47,7 @@ class Mixer(Part):
     """
 
     def new_state(self, states: StateMakers) -> State:
-        """Return one layer's state, from `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
+        """Return one layer's state, from `states.kv(...)` or `.recurrent(...)`."""
         raise NotImplementedError
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:

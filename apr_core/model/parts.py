@@ -158,7 +158,7 @@ def attention_types(config: ModelConfig, parts: Parts) -> set[str]:
     """Return the names a contract may use for these mixers' states and head counts."""
     makers = StateMakers(lambda *shape, **dtype: None)
     kinds = {mixer.new_state(makers).kind for mixer in parts.mixers}
-    looks_back, folds = kinds & {"kv", "window"}, "recurrent" in kinds
+    looks_back, folds = "kv" in kinds, "recurrent" in kinds
     if looks_back and folds:
         return {"hybrid"}
     if folds:

@@ -41,9 +41,10 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FOLLOWED = [p for p in PAGES if p.parent.name in ("tutorial", "how-to") or p.name == "README.md"]
 SHIPPED = (
-    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_gguf",
-    "plugins/apr_llama", "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3_5",
-    "plugins/apr_qwen3_5_moe", "plugins/apr_devkit", "plugins/apr_eval", "plugins/apr_hub",
+    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_gemma3", "plugins/apr_gguf",
+    "plugins/apr_llama", "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3",
+    "plugins/apr_qwen3_5", "plugins/apr_qwen3_5_moe", "plugins/apr_devkit", "plugins/apr_eval",
+    "plugins/apr_hub",
     "plugins/apr_serve",
 )  # fmt: skip
 FETCH = os.environ.get("APR_DOCS_FETCH") == "1"

@@ -35,6 +35,7 @@ HIDDEN = 4096
 WIDE = ("q4_k", "codebook", "bf16")  # formats whose products of many tokens are compiled, too
 HEADS = {"f16": ((256, 16, 4), (128, 28, 4)), "f32": ((256, 16, 4),)}  # D, H, Hkv
 SCALE = Numbers(0, "f16")
+FIVES = Layout(32, 6, 4, (SCALE,), order="halves", zero=16, high=2)
 CODEBOOK = Layout(32, 2, 4, (SCALE,), codebook=tuple(map(float, range(16))))
 
 
@@ -76,8 +77,8 @@ def empty_matrix(format: str, height: int, layout: BlockLayout | None = None) ->
 
 
 def products() -> None:
-    layouts = {"codebook": BlockLayout(CODEBOOK, 32, 18)}
-    for format in ("q4_k", "q5_k", "q6_k", "q8_0", "codebook", *WHOLE):
+    layouts = {"codebook": BlockLayout(CODEBOOK, 32, 18), "fives": BlockLayout(FIVES, 32, 22)}
+    for format in ("q4_k", "q5_k", "q6_k", "q8_0", "fives", "codebook", *WHOLE):
         matrix = empty_matrix(format, HIDDEN, layouts.get(format))
         for tokens in (1, 64) if format in WIDE else (1,):
             linear.multiply(torch.zeros(tokens, HIDDEN), matrix)

@@ -102,10 +102,9 @@ class Cpu(BackendPlugin):
         """Return the mapped bytes; copy only if a declared layout has truncated rows."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
-        if matrix.format in PACKED_BLOCKS:
-            return np.ascontiguousarray(matrix.raw)
         spec = matrix.layout
-        assert spec is not None, "other formats are decoded"
+        if matrix.format in PACKED_BLOCKS or spec is None:  # without a layout, `embed` decodes rows
+            return np.ascontiguousarray(matrix.raw)
         blocks = -(-(-(-matrix.shape[-1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw

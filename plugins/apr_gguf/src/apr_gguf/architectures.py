@@ -121,4 +121,4 @@ ARCHITECTURES = {
         ),
     )
 }  # fmt: skip
-OF_FAMILY = {a.family: a for a in ARCHITECTURES.values()} | {"mistral": ARCHITECTURES["llama"]}
+OF_FAMILY = {a.family: a for a in ARCHITECTURES.values()}

@@ -36,15 +36,17 @@ class Change:
         """Return a checkpoint's vector, or convolution, as GGUF has it."""
         x = x if self.rows is None else x[self.rows]
         x = x[:, 0] if self.squeezed else x
-        wide = x.astype(np.float64)
-        return (self.values[0](wide) if self.values else wide).astype(np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is found later, and named
+            wide = x.astype(np.float64)
+            return (self.values[0](wide) if self.values else wide).astype(np.float32)
 
     def undo(self, x: NDArray[np.float32]) -> Floats:
         """Return what `apply` turns into the same bits: float32 if that can be, else float64."""
-        wide = self.values[1](x.astype(np.float64)) if self.values else x
-        wide = wide[:, None] if self.squeezed else wide
-        wide = wide if self.rows is None else wide[np.argsort(self.rows)]
-        narrow = wide.astype(np.float32)
+        with np.errstate(all="ignore"):
+            wide = self.values[1](x.astype(np.float64)) if self.values else x
+            wide = wide[:, None] if self.squeezed else wide
+            wide = wide if self.rows is None else wide[np.argsort(self.rows)]
+            narrow = wide.astype(np.float32)
         return narrow if np.array_equal(self.apply(narrow), x) else wide
 
 
@@ -71,6 +73,20 @@ class Heads:
             c.get("linear_num_value_heads", 0),
             c.get("linear_key_head_dim", 0),
             c.get("linear_value_head_dim", 0),
+        )
+
+    @property
+    def usable(self) -> bool:
+        """False for numbers that no model has."""
+        linear = (
+            self.linear_keys,
+            self.linear_values,
+            self.linear_key_size,
+            self.linear_value_size,
+        )
+        even = min(self.queries, self.keys, self.size) > 0 and self.size % 2 == 0
+        return even and (
+            not any(linear) or (min(linear) > 0 and self.linear_values % self.linear_keys == 0)
         )
 
 
@@ -105,7 +121,7 @@ def delta_net(heads: Heads) -> dict[str, Change]:
     rows = value_heads(heads, size)
     before = 2 * heads.linear_keys * heads.linear_key_size
     fused = np.concatenate([np.arange(before), before + rows])
-    decay = Change(rows=one, values=(lambda x: -np.exp(x), _log_of_negative))
+    decay = Change(rows=one, values=(lambda x: -np.exp(x), lambda x: np.log(-x)))
     fixed = {"ssm_norm.weight": Change(), "ssm_a": decay}
     if count == heads.linear_keys:
         return fixed | {"ssm_conv1d.weight": Change(squeezed=True)}
@@ -126,11 +142,6 @@ def value_heads(heads: Heads, size: int) -> Order:
     ratio = max(heads.linear_values // max(heads.linear_keys, 1), 1)
     order = (j % max(heads.linear_keys, 1)) * ratio + j // max(heads.linear_keys, 1)
     return np.asarray((order[:, None] * size + np.arange(size)).ravel())
-
-
-def _log_of_negative(x: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.log(-x))
 
 
 def cuts(order: Order | None, block: int) -> bool:

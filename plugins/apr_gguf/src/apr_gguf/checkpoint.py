@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from apr_gguf.rope import FACTORS, llama3_of
 from apr_gguf.tokenizer import tokenizer_files
 
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-PACKED = {t: t.lower() for t in ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")}
+PACKED = {
+    t: t.lower() for t in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
+}
 PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_LAYERS = 4096
 UNPACKED = "f16"  # of a matrix whose blocks a change of columns cuts
@@ -85,8 +88,7 @@ class GgufCheckpoint(Checkpoint):
         self._back = {b: a for a, b in arch.names(layers, extra).items()}
         self._gguf: dict[str, str] = {}
         self._types: dict[str, GGMLQuantizationType] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="apr-gguf-")
-        super().__init__(Path(self._folder.name), self._listed(files), {})
+        super().__init__(Path(), self._listed(files), {})
         files_of = tokenizer_files(keys)
         rows = len(files_of["tokenizer.json"]["model"]["vocab"])
         embedding = self.tensors.get("model.embed_tokens.weight")
@@ -97,6 +99,9 @@ class GgufCheckpoint(Checkpoint):
             config |= llama3_of(keys, config, factors)
             del self.tensors[FACTORS]
         self._heads = Heads.of(config)
+        self.notes = self._on_cut_blocks()
+        self._folder = tempfile.TemporaryDirectory(prefix="apr-gguf-")
+        self.directory = Path(self._folder.name)
         for name, content in {"config.json": config, **files_of}.items():
             (self.directory / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
@@ -190,11 +195,26 @@ class GgufCheckpoint(Checkpoint):
         block, _ = GGML_QUANT_SIZES[self._types[name]]
         return cuts(self._change(name).columns, block)
 
+    def _on_cut_blocks(self) -> tuple[str, ...]:
+        """Return a sentence about the matrices whose blocks cannot stay whole, if there are any."""
+        cut = [name for name in self.tensors if self._is_cut(name)]
+        if not cut:
+            return ()
+        before = sum(self.tensors[name].nbytes for name in cut)
+        after = sum(2 * prod(self.tensors[name].shape) for name in cut)
+        kinds = ", ".join(sorted({self._stored(name) for name in cut}))
+        return (
+            f"{len(cut)} matrices like {cut[0]} are decoded, because value heads are in another "
+            f"order across their blocks of {kinds}: as {UNPACKED} they take "
+            f"{after / 2**20:.1f} instead of {before / 2**20:.1f} MiB; a recipe encodes them anew",
+        )
+
     @cached_property
     def _changes(self) -> dict[str, Change]:
         h, most = self._heads, max((t.nbytes for t in self.tensors.values()), default=0)
-        if max(h.queries, h.keys) * h.size > most or h.linear_values * h.linear_value_size > most:
-            raise FormatError(f"{self.keys.path}: has more heads than its tensors have rows")
+        rows = max(h.queries * h.size, h.keys * h.size, h.linear_values * h.linear_value_size)
+        if not h.usable or max(rows, h.linear_keys * h.linear_key_size) > most:
+            raise FormatError(f"{self.keys.path}: its numbers of heads fit none of its tensors")
         return changes(self.arch, h)
 
     def _change(self, name: str) -> Change:

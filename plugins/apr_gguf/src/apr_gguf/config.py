@@ -73,8 +73,8 @@ def keys_of(arch: Architecture, c: Config, next_layers: int = 0) -> dict[str, An
         "vocab_size": c["vocab_size"],
         **rope_keys(c),
     }
-    if arch.name == "llama" and c.get("sliding_window"):
-        values["attention.sliding_window"] = c["sliding_window"]
+    if window := _llama_window(arch, c):
+        values["attention.sliding_window"] = window
     if arch.name == "gemma3":
         values |= _gemma3_keys(c)
     if arch.is_hybrid:
@@ -125,10 +125,10 @@ def layers_of(keys: Keys) -> tuple[int, int]:
 def notes_on(arch: Architecture, c: Config) -> list[str]:
     """Return what llama.cpp will compute otherwise with this file."""
     notes = []
-    if arch.name == "llama" and c.get("sliding_window"):
+    if window := _llama_window(arch, c):
         notes.append(
-            f"llama.cpp attends to all positions, this model to the last {c['sliding_window']}: "
-            "longer texts differ"
+            f"llama.cpp attends to all positions, this model to the last {window}: longer texts "
+            "differ"
         )
     if arch.name == "gemma3" and "attention.scale" in _gemma3_keys(c):
         notes.append(
@@ -136,6 +136,13 @@ def notes_on(arch: Architecture, c: Config) -> list[str]:
             f"{c['query_pre_attn_scalar']}: its answers differ"
         )
     return notes
+
+
+def _llama_window(arch: Architecture, c: Config) -> int:
+    """Return the window of a Mistral, by default as transformers' MistralConfig has it, or 0."""
+    named = {c.get("model_type"), *(c.get("architectures") or ())}
+    mistral = arch.name == "llama" and named & {"mistral", "MistralForCausalLM"}
+    return int(c.get("sliding_window", 4096) or 0) if mistral else 0
 
 
 def _interval(types: list[str], interval: int, other: str) -> bool:

@@ -38,17 +38,16 @@ def export(file: AprFile, out: Path, *, progress: Any = None) -> dict[str, Any]:
     arch, config = OF_FAMILY[family], config_of(file.metadata)
     tensors = TensorMap(file, arch, config, partial(get_registry().make, "quantizer"))
     targets = list(tensors.targets())
-    keys = keys_of(arch, config, tensors.next_layers)
+    keys, notes = keys_of(arch, config, tensors.next_layers), notes_on(arch, config)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        _write(part, arch, keys, file, targets, progress)
+        notes += _write(part, arch, keys, file, targets, progress)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
     return {
         "path": str(out), "tensors": len(targets), "bytes": out.stat().st_size,
-        "skipped": tensors.skipped,
-        "warnings": [*notes_on(arch, config), *(t.note for t in targets if t.note)],
+        "skipped": tensors.skipped, "warnings": [*notes, *(t.note for t in targets if t.note)],
     }  # fmt: skip
 
 
@@ -59,7 +58,8 @@ def _write(
     file: AprFile,
     targets: list[Target],
     progress: Any,
-) -> None:
+) -> list[str]:
+    """Write the whole file; return warnings about its tokenizer."""
     writer = GGUFWriter(part, arch.name)
     try:
         writer.add_name(str(file.metadata.get("name") or "model"))
@@ -68,7 +68,7 @@ def _write(
             writer.add_file_type(mix)
         for key, value in keys.items():
             _add(writer, f"{arch.name}.{key}", value)
-        write_tokenizer(writer, file.metadata)
+        notes = write_tokenizer(writer, file.metadata)
         for t in targets:
             packed = t.type.name not in ("F32", "F16")
             rows = t.shape[:-1]
@@ -86,6 +86,7 @@ def _write(
                 file.drop_pages(t.source)
             if progress is not None:
                 progress.advance(t.nbytes)
+        return notes
     finally:
         writer.close()
 

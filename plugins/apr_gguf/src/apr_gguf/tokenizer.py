@@ -78,6 +78,7 @@ ENDS = {  # as llama.cpp knows them by their text
     "<|endoftext|>", "<|eom_id|>", "<EOT>", "<|end_of_text|>", "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
 }  # fmt: skip
+LONGEST = 4096  # characters of a token
 OTHERS = {"bert": "WordPiece ('bert')", "t5": "of unigrams ('t5')", "rwkv": "RWKV's ('rwkv')"}
 
 
@@ -104,8 +105,8 @@ def tokenizer_files(keys: Keys) -> dict[str, Any]:
         kind = OTHERS.get(model, f"of kind {model!r}")
         raise _unsupported(keys, f"tokenizer is {kind}, read are 'gpt2' and 'llama'")
     tokens = keys.get("tokenizer.ggml.tokens", list)
-    if len(set(tokens)) != len(tokens) or not all(tokens):
-        raise FormatError(f"{keys.path}: has tokens that are empty, or one twice")
+    if len(set(tokens)) != len(tokens) or not all(0 < len(t) <= LONGEST for t in tokens):
+        raise FormatError(f"{keys.path}: has tokens that are empty, very long, or there twice")
     types = keys.get("tokenizer.ggml.token_type", np.ndarray, None)
     kinds = [NORMAL] * len(tokens) if types is None else [int(kind) for kind in types]
     if len(kinds) != len(tokens):

@@ -216,17 +216,18 @@ def sigmoid_gate_task(arguments, i, scratch):
 def rope_task(arguments, i, scratch):
     """Rotate the heads of a token.
 
-    Arguments: x, its strides, H, D, positions, inverse frequencies, their number, out. Angles are
-    float32, as in the models' own code.
+    Arguments: x, its strides, H, D, positions, inverse frequencies, their number, out, magnitude.
+    Angles are float32, as in the models' own code.
     """
     a = ints_at(arguments, MOST)
     heads, dim, n = a[3], a[4], a[7]
     position = np.float32(ints_at(a[5], i + 1)[i])
     inv_freq = floats_at(a[6], n)
     cos, sin = floats_at(scratch, n), floats_at(scratch + 4 * n, n)
+    magnitude = as_float(a[9])
     for c in range(n):
         angle = position * inv_freq[c]
-        cos[c], sin[c] = np.cos(angle), np.sin(angle)
+        cos[c], sin[c] = np.cos(angle) * magnitude, np.sin(angle) * magnitude
     for h in range(heads):
         x, out = a[0] + i * a[1] + h * a[2], a[8] + 4 * dim * (i * heads + h)
         first, second = floats_at(x, n), floats_at(x + 4 * n, n)

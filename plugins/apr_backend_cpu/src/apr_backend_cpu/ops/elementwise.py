@@ -166,7 +166,9 @@ def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
     return out
 
 
-def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
+def rope(
+    x: Floats, positions: NDArray[np.int64], inv_freq: Floats, magnitude: float = 1.0
+) -> Floats:
     """Apply NeoX rotary embedding to the first 2 * len(inv_freq) dims of x [T, H, D]."""
     s = strided(x)
     out = new(x.shape)
@@ -183,6 +185,7 @@ def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
             address(inv_freq),
             inv_freq.size,
             address(out),
+            bits(magnitude),
             scratch=8 * inv_freq.size,
         )
     return out

@@ -44,7 +44,7 @@ Pack = Callable[[Matrix, str], Matrix]  # (weight, its name)
 
 PACKED, PACKED_TWICE = 5e-4, 1.5e-3  # NMSE of one product, and of the three in `mlp`
 HALVES = 1e-5  # of float formats: a backend may multiply in half precision
-FLOAT_FORMATS = ("f16", "bf16")
+FLOAT_FORMATS, UNKNOWN = ("f16", "bf16"), "unknown"
 MOVED = 1e-10  # `embed` only decodes
 WIDE = ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))  # rows, columns, rows of the weight
 READERS = {"linears": "linear", "mlp": "linear"}  # composites, and the op that reads their weights
@@ -56,6 +56,7 @@ F16 = (Numbers(0, "f16"),)
 LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
     "4 bits in pairs, minima": (Layout(32, 4, 4, F16, (Numbers(2, "f16"),)), 32, 20),
     "4 bits in halves": (Layout(32, 2, 4, F16, order="halves", zero=8), 32, 18),
+    "5 bits": (Layout(32, 4, 4, F16, order="halves", zero=16, high=20), 64, 44),
     "4 bits in large blocks": (Layout(64, 32, 4, F16), 1024, 544),
     "a codebook": (
         Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=LEVELS), 256, 140,
@@ -92,6 +93,18 @@ def in_floats(format: str) -> Pack:
         return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
 
     return in_format(format, encode, decode)
+
+
+def in_unknown() -> Pack:
+    """Return a function that packs weights in a format no backend knows: big-endian floats."""
+
+    def encode(rows: Floats) -> Raw:
+        return rows.astype(">f4").view(np.uint8)
+
+    def decode(raw: Raw, cols: int) -> Floats:
+        return np.ascontiguousarray(raw).view(">f4").astype(np.float32)
+
+    return in_format(UNKNOWN, encode, decode)
 
 
 def in_layout(name: str) -> Pack:
@@ -149,7 +162,8 @@ class Installed:
     @classmethod
     def of(cls, registry: Registry) -> Installed:
         """Collect everything usable; unusable plugins are named in `missing`."""
-        installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
+        floats = {name: in_floats(name) for name in FLOAT_FORMATS}
+        installed = cls(formats={**floats, UNKNOWN: in_unknown()})
         for owned in chain(*map(registry.declarations, ("attention", "mlp", "quantizer"))):
             try:
                 installed._add(owned, registry)
