@@ -8,11 +8,9 @@ from apr_devkit.kits.cases import Call, Matrix, OpCase, each, normal, uniform
 
 ELEMENTWISE = 1e-10
 PRODUCT = 1e-9
-# experts, inputs, outputs, rows, k: a row, a few, more than experts, many for some of the experts
-PRODUCTS = (
-    (4, 256, 32, 1, 2), (6, 256, 48, 3, 3), (40, 512, 64, 9, 4), (5, 256, 32, 70, 2),
-    (1, 512, 20, 2, 1),
-)  # fmt: skip
+# experts, inputs, outputs, rows, k: few rows, and many for some of the experts
+SHARED = ((4, 256, 32, 1, 2), (40, 512, 64, 9, 4), (5, 256, 32, 70, 2))  # a row for k experts
+OWN = ((6, 256, 48, 3, 3), (1, 512, 20, 2, 1), (5, 256, 32, 70, 2))  # a row for each
 
 
 def cases() -> list[OpCase]:
@@ -23,8 +21,8 @@ def cases() -> list[OpCase]:
         *each("route", ELEMENTWISE, routes, "{} rows, {} experts, {} of them", _route),
         *each("route", ELEMENTWISE, [(5, 9, 4)], "{} rows, {} equal experts, {} of them", _ties),
         *each("mix_experts", ELEMENTWISE, mixes, "{} rows, {} experts, {} values", _mix),
-        *each("expert_linear", PRODUCT, PRODUCTS, "{} experts, {} by {}, {} rows, {} each", _one),
-        *each("expert_linear", PRODUCT, PRODUCTS, "{} experts, {} by {}, {} rows for {}", _own),
+        *each("expert_linear", PRODUCT, SHARED, "{} experts, {} by {}, {} rows, {} each", _one),
+        *each("expert_linear", PRODUCT, OWN, "{} experts, {} by {}, {} rows for {}", _own),
     ]
 
 

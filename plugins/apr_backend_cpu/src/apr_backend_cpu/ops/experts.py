@@ -33,7 +33,7 @@ class Stack(Group):
     def __init__(self, w: Any) -> None:
         self.experts: int = w.shape[0]
         self.size: int = w.shape[1]
-        self.tiles = -(-self.size // ROWS)
+        self.tiles: int = -(-self.size // ROWS)
         if self.size % ROWS:  # copied, with rows of zeros after each matrix
             data = np.zeros((self.experts, self.tiles * ROWS, w.data.shape[1]), w.data.dtype)
             data[:, : self.size] = w.data.reshape(self.experts, self.size, -1)
