@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apr_core.errors import ContractError, FormatError
-from apr_core.format import AprFile
+from apr_core.format import AprFile, check_stack
 from apr_core.registry import get_registry
 from apr_core.runtime import find_source, plan_import, write_import
 from apr_devkit.tiny import random_weights, safetensors_bytes, tiny_checkpoint
@@ -115,8 +115,13 @@ def test_experts_that_do_not_fit_are_named(tmp_path, change, config, words):
 
 
 def test_rows_that_end_inside_a_block_are_refused(tmp_path):
-    config = HF | {"moe_intermediate_size": 96}
+    check_stack("experts.down_proj", (6, 32, 512), "q4_k", 256)
+    with pytest.raises(FormatError, match="its rows of 96 values end inside"):
+        check_stack("experts.down_proj", (6, 32, 96), "q4_k", 256)
+    config = HF | {"moe_intermediate_size": 96}  # recipes take a format that divides the rows
     checkpoint = tiny_checkpoint("qwen3_5_moe", tmp_path, config=config)
-    source, registry = find_source(str(checkpoint), get_registry()), get_registry()
-    with pytest.raises(FormatError, match=r"experts.down_proj': its rows of 96 values end inside"):
-        plan_import(source, recipe="q4k", arch=None, registry=registry)
+    registry = get_registry()
+    source = find_source(str(checkpoint), registry)
+    made = plan_import(source, recipe="q4k", arch=None, registry=registry)
+    down = next(a for a in made.assignments if a.rule.role == "experts_down")
+    assert 96 % down.spec.block == 0 and down.spec.block > 1
