@@ -20,6 +20,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -115,29 +117,40 @@ def _gemma3(case: Case) -> torch.nn.Module:
 
 
 def _qwen3_5(case: Case) -> torch.nn.Module:
+    config = Qwen3_5TextConfig(num_hidden_layers=8, intermediate_size=512, **_hybrid(case))
+    return Qwen3_5ForCausalLM(config)
+
+
+def _qwen3_5_moe(case: Case) -> torch.nn.Module:
+    experts = {
+        "num_hidden_layers": 4, "num_experts": 12, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 256, "shared_expert_intermediate_size": 192,
+    }  # fmt: skip
+    model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**experts, **_hybrid(case)))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".mlp." in name:
+                p.mul_(3)  # else what experts add, and which are chosen, would hardly show
+    return model
+
+
+def _hybrid(case: Case) -> dict[str, object]:
     rope = {
         "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [4, 2, 2],
         "mrope_interleaved": True, **ROPES[case.rope],
     }  # fmt: skip
-    return Qwen3_5ForCausalLM(
-        Qwen3_5TextConfig(
-            hidden_size=256,
-            num_hidden_layers=8,
-            intermediate_size=512,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            linear_num_key_heads=2,
-            linear_num_value_heads=2 * case.ratio,
-            linear_key_head_dim=32,
-            linear_value_head_dim=32,
-            head_dim=64,
-            tie_word_embeddings=case.tied,
-            vocab_size=VOCAB,
-            max_position_embeddings=262144,
-            eos_token_id=0,
-            rope_parameters=rope,
-        )
-    )
+    return {
+        "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2 * case.ratio,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64,
+        "tie_word_embeddings": case.tied, "vocab_size": VOCAB, "max_position_embeddings": 262144,
+        "eos_token_id": 0, "rope_parameters": rope,
+    }  # fmt: skip
+
+
+MODELS = {
+    "qwen2": _qwen2, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5_moe, "llama": _llama,
+}  # fmt: skip
 
 
 MODELS = {
@@ -147,7 +160,10 @@ MODELS = {
 
 
 def save(model: torch.nn.Module, case: Case, out: Path) -> None:
-    """Write the checkpoint in its layout, with a byte tokenizer."""
+    """Write the checkpoint in its layout, with a byte tokenizer.
+
+    Of a layer's experts, `published` has one tensor, and `flat` one for each expert.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if case.layout == "flat":
         model.save_pretrained(out)
@@ -180,9 +196,10 @@ def _save_published(model: torch.nn.Module, out: Path) -> None:
     text.pop("architectures", None)
     text |= {"full_attention_interval": 4, "attn_output_gate": True, "mtp_num_hidden_layers": 1}
     config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
-        "text_config": text, "tie_word_embeddings": tied,
-        "vision_config": {"model_type": "qwen3_5", "depth": 1, "hidden_size": 32},
+        "architectures": [type(model).__name__.replace("CausalLM", "ConditionalGeneration")],
+        "model_type": model.config.model_type.removesuffix("_text"), "text_config": text,
+        "tie_word_embeddings": tied,
+        "vision_config": {"depth": 1, "hidden_size": 32},
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config))
 

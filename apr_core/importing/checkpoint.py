@@ -56,10 +56,12 @@ class Checkpoint:
     """An open checkpoint: a directory with its configuration files, and tensors by their HF names.
 
     `open` makes one of safetensors; sources of other files derive from this. `metadata` is what the
-    files say about themselves, such as the `__metadata__` of safetensors.
+    files say about themselves, such as the `__metadata__` of safetensors. `notes` are sentences
+    about what reading changes, for the summary of an import.
     """
 
     file_format = "safetensors"
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, directory: Path, tensors: Mapping[str, SourceTensor], metadata: Mapping[str, str]

@@ -24,11 +24,15 @@ Array = Any  # numpy.ndarray, or what the backend's namespace works on
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """An operation. `body` takes `xp` first, or the bound ops `o` if it is a composite."""
+    """An operation. `body` takes `xp` first, or the bound ops `o` if it is a composite.
+
+    One that `reads_weight` has a Weight as its last argument, and a kernel for each format of it.
+    """
 
     name: str
     body: Callable[..., Any]
     is_composite: bool = False
+    reads_weight: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body itself, as tests and other references do."""
@@ -40,18 +44,23 @@ def op(body: Callable[..., Any]) -> Op:
     return Op(body.__name__, body)
 
 
+def matrix_op(body: Callable[..., Any]) -> Op:
+    """Declare an op `body(xp, ..., w)` on a Weight: what it sees packed, in any format."""
+    return Op(body.__name__, body, reads_weight=True)
+
+
 def composite(body: Callable[..., Any]) -> Op:
     """Declare a composite by its default body `body(o, ...)` in terms of other ops."""
     return Op(body.__name__, body, is_composite=True)
 
 
-@op
+@matrix_op
 def embed(xp: Any, ids: Array, w: Weight) -> Array:
     """Return rows of the embedding: ids [T] -> [T, D]."""
     return xp.take(w.data, ids, axis=0)
 
 
-@op
+@matrix_op
 def linear(xp: Any, x: Array, w: Weight) -> Array:
     """Multiply by a weight stored as [out, in]: x [T, in] -> [T, out]."""
     return xp.matmul(x, w.data.T)

@@ -29,12 +29,16 @@ def directory(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module", params=["f32", "q4k", "q6k", "q8_0", "bf16"])
+@pytest.fixture(scope="module", params=["f32", "q4k", "q6k", "q8_0", "bf16", "q4_k_m experts"])
 def apr_file(request, directory):
-    target = directory / f"{request.param}.apr"
+    recipe, _, experts = request.param.partition(" ")
+    checkpoint, target = directory / "checkpoint", directory / f"{recipe}.apr"
+    if experts:
+        case, checkpoint = hf_models.Case("qwen3_5_moe"), directory / experts
+        hf_models.save(hf_models.build(case), case, checkpoint)
     subprocess.run(
-        [sys.executable, "-m", "apr_core.cli", "import", directory / "checkpoint",
-         "--quantize", request.param, "-o", target],
+        [sys.executable, "-m", "apr_core.cli", "import", checkpoint, "--quantize", recipe,
+         "-o", target],
         check=True, capture_output=True,
     )  # fmt: skip
     return target

@@ -25,7 +25,7 @@ NUMBERS = {  # type of a value -> its NumPy dtype
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
     11: "<i8", 12: "<f8",
 }  # fmt: skip
-STRING, ARRAY = 8, 9
+FLOAT32, STRING, ARRAY = 6, 8, 9
 LEAST_KEY, LEAST_TENSOR = 13, 25  # bytes of a key and its value, and of a tensor's entry, at least
 MAX_DIMS = 4
 TYPES = {int(t) for t in GGML_QUANT_SIZES}
@@ -50,6 +50,33 @@ class GgufFile:
     path: Path
     keys: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+
+
+class Keys:
+    """The keys of a GGUF file, read with their types; those of the architecture without prefix."""
+
+    def __init__(self, path: object, values: Mapping[str, Any]) -> None:
+        self.path, self.values = path, values
+        self.architecture = str(self.get("general.architecture", str))
+
+    def get(self, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        """Return a value. Raises FormatError if it is missing or of another type."""
+        value = self.values.get(name, default)
+        if value is ...:
+            raise FormatError(f"{self.path}: the key {name!r} is missing")
+        if value is not default and not isinstance(value, kind):
+            raise FormatError(f"{self.path}: the key {name!r} is {value!r:.60}, of another type")
+        return value
+
+    def own(self, name: str, kind: type | tuple[type, ...] = int, default: Any = ...) -> Any:
+        """Return the value of a key of the architecture."""
+        return self.get(f"{self.architecture}.{name}", kind, default)
+
+    def listed(self, value: Any, count: int) -> list[Any]:
+        """Return the items of an array that must have so many. Raises FormatError."""
+        if not isinstance(value, list | np.ndarray) or len(value) != count:
+            raise FormatError(f"{self.path}: expected {count} values, found {value!r:.60}")
+        return list(value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 class _Header:
@@ -86,7 +113,8 @@ class _Header:
         if kind == STRING:
             return self.string(what)
         if kind in NUMBERS:
-            return self.numbers(kind, 1, what).tolist()[0]
+            (number,) = self.numbers(kind, 1, what)
+            return float(str(number)) if kind == FLOAT32 else number.item()  # 1e-05, not 9.99e-06
         if kind != ARRAY:
             raise self.fail(f"{what} has a value of unknown type {kind}")
         kind, count = self.number("I", what), self.number("Q", what)

@@ -1,63 +1,25 @@
-"""Maps each tensor to its name and bytes in GGUF.
-
-Sources: gguf's own tensor names, llama.cpp's convert_hf_to_gguf.py (classes Qwen2Model and
-Qwen3_5TextModel), and its pull request 19468 for the order of value heads.
-"""
+"""Maps each tensor of an .apr file to its name and bytes in GGUF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from apr_core.plugin import AprError, AprFile, TensorEntry, decode_tensor
-from apr_gguf.architectures import GLOBAL, HEAD, LAYER
+from apr_gguf.architectures import GATE_UP, HALVES, Architecture, plain
+from apr_gguf.changes import Change, Heads, changes, cuts, move_columns
+from apr_gguf.checkpoint import FLOATS, IDENTITY, PACKED
+from apr_gguf.rope import FACTORS, factors_of
 
-PACKED = {"q4_k": "Q4_K", "q5_k": "Q5_K", "q6_k": "Q6_K", "q8_0": "Q8_0"}
-FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-PREFIXES = ("model.language_model.", "language_model.model.", "model.")
-
-IN_LAYER = LAYER | {
-    "linear_attn.in_proj_qkv.weight": "attn_qkv.weight",
-    "linear_attn.in_proj_z.weight": "attn_gate.weight",
-    "linear_attn.in_proj_a.weight": "ssm_alpha.weight",
-    "linear_attn.in_proj_b.weight": "ssm_beta.weight",
-    "linear_attn.conv1d.weight": "ssm_conv1d.weight",
-    "linear_attn.A_log": "ssm_a",
-    "linear_attn.dt_bias": "ssm_dt.bias",
-    "linear_attn.norm.weight": "ssm_norm.weight",
-    "linear_attn.out_proj.weight": "ssm_out.weight",
-}
-POST_NORM = {"qwen35": "post_attention_norm.weight", "qwen2": "ffn_norm.weight"}
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """The heads of Qwen3.5's linear attention: key heads, value heads, and their sizes."""
-
-    keys: int
-    values: int
-    key_dim: int
-    value_dim: int
-
-    def order(self) -> NDArray[np.int64]:
-        """Return the checkpoint's value heads in GGUF's order: ggml pairs j with key j mod keys."""
-        ratio, j = self.values // self.keys, np.arange(self.values)
-        return (j % self.keys) * ratio + j // self.keys
-
-    def positions(self, size: int) -> NDArray[np.int64]:
-        """Return `order` for rows or columns, of which each head has `size`."""
-        return (self.order()[:, None] * size + np.arange(size)).ravel()
-
-    @property
-    def moved(self) -> bool:
-        """True if GGUF's order differs from the checkpoint's."""
-        return self.values != self.keys
+TYPES = {ours: GGMLQuantizationType[theirs] for theirs, ours in (FLOATS | PACKED).items()}
+F16, F32 = GGMLQuantizationType.F16, GGMLQuantizationType.F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,140 +39,92 @@ class TensorMap:
     """Makes targets of a file's tensors. `find` is quantizer name -> quantizer."""
 
     def __init__(
-        self, file: AprFile, arch: str, heads: Heads | None, find: Callable[[str], Any]
+        self,
+        file: AprFile,
+        arch: Architecture,
+        config: Mapping[str, Any],
+        find: Callable[[str], Any],
     ) -> None:
-        self.file, self.arch, self.heads, self.find = file, arch, heads, find
+        self.file, self.config, self.find = file, config, find
+        self.next_layers = int("mtp.fc.weight" in file.tensors)
+        self.names = arch.names(config["num_hidden_layers"], self.next_layers)
+        self.changes = changes(arch, Heads.of(config))
         self.skipped: list[str] = []
 
     def targets(self) -> Iterator[Target]:
         """Yield a target for each tensor GGUF has a place for; others go into `skipped`."""
+        factors = factors_of(self.config)
+        if factors is not None:
+            yield Target(FACTORS, "", factors.shape, F32, factors.nbytes, lambda: factors)
         for entry in self.file.tensors.values():
-            name = self._name(entry.name)
-            if name is None:
+            name = self.names.get(plain(entry.name))
+            if entry.name.endswith(GATE_UP):
+                yield from self._halves(entry)
+            elif name is None:
                 self.skipped.append(entry.name)
             else:
                 yield self._target(name, entry)
 
-    def _name(self, name: str) -> str | None:
-        if name in HEAD:
-            return HEAD[name]
-        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-        if prefix is None:
-            return None
-        rest = name[len(prefix) :]
-        if rest in GLOBAL:
-            return GLOBAL[rest]
-        kind, _, rest = rest.partition(".")
-        layer, _, rest = rest.partition(".")
-        if kind != "layers" or not layer.isdigit():
-            return None
-        table = {**IN_LAYER, "post_attention_layernorm.weight": POST_NORM[self.arch]}
-        return f"blk.{layer}.{table[rest]}" if rest in table else None
-
     def _target(self, name: str, entry: TensorEntry) -> Target:
-        part = name.split(".", 2)[-1] if name.startswith("blk.") else name
-        if len(entry.shape) != 2:
-            return self._vector(name, part, entry)
-        rows = self._row_order(part)
-        if part == "ssm_out.weight" and self.heads and self.heads.moved:
-            return self._moved_columns(name, entry)
-        return self._matrix(name, entry, rows)
-
-    def _row_order(self, part: str) -> NDArray[np.int64] | None:
-        h = self.heads
-        if h is None or not h.moved:
-            return None
-        if part == "attn_qkv.weight":
-            before = 2 * h.keys * h.key_dim
-            return np.concatenate([np.arange(before), before + h.positions(h.value_dim)])
-        if part == "attn_gate.weight":
-            return h.positions(h.value_dim)
-        return h.order() if part in ("ssm_alpha.weight", "ssm_beta.weight") else None
-
-    def _matrix(self, name: str, entry: TensorEntry, rows: NDArray[np.int64] | None) -> Target:
-        kind = PACKED.get(entry.format) or FLOATS.get(entry.format)
-        if kind is None:
+        part = name.split(".", 2)[2] if name.startswith("blk.") else name
+        change = self.changes.get(part, IDENTITY)
+        if len(entry.shape) == 1 or entry.shape[0] == 1 or change.squeezed:
+            return self._vector(name, entry, change)
+        type_ = TYPES.get(entry.format)
+        if type_ is None:
             raise AprError(
                 f"tensor {entry.name!r} has format {entry.format!r}, which GGUF does not know",
-                f"Import again with one of: {', '.join([*PACKED, *FLOATS])}.",
+                f"Import again with one of: {', '.join(TYPES)}.",
             )
+        block, nbytes = GGML_QUANT_SIZES[type_]
+        rows, cols = prod(entry.shape[:-1]), entry.shape[-1]
+        if cols % block:
+            return self._unpacked(name, entry, change, "its rows end inside a block")
+        if cuts(change.columns, block):
+            reason = f"value heads are reordered across blocks of {entry.format}"
+            return self._unpacked(name, entry, change, reason)
+        make = partial(self._moved, entry, change, block)
+        return Target(name, entry.name, entry.shape, type_, rows * cols // block * nbytes, make)
 
-        def make() -> NDArray[np.uint8]:
-            raw = self.file.raw(entry.name).reshape(entry.shape[0], -1)
-            return raw if rows is None else raw[rows]
+    def _halves(self, entry: TensorEntry) -> Iterator[Target]:
+        """Yield the first and the second half of each expert's rows."""
+        experts, rows, cols = entry.shape
+        whole = self._target("", entry)
+        for half, part in enumerate(HALVES):
 
-        if entry.format in PACKED and entry.shape[1] % (32 if entry.format == "q8_0" else 256):
-            return self._decoded(name, entry, lambda x: x, "F16", "its rows end inside a block")
-        nbytes = self.file.raw(entry.name).nbytes
-        return Target(name, entry.name, entry.shape, GGMLQuantizationType[kind], nbytes, make)
+            def make(half: int = half) -> NDArray[np.uint8]:
+                return np.ascontiguousarray(whole.make().reshape(experts, 2, -1)[:, half])
 
-    def _moved_columns(self, name: str, entry: TensorEntry) -> Target:
-        assert self.heads is not None
-        columns = self.heads.positions(self.heads.value_dim)
-        if entry.format in FLOATS or (entry.format == "q8_0" and self.heads.value_dim % 32 == 0):
-            unit = 1 if entry.format in FLOATS else 32
-            order = columns[::unit] // unit
-            plain = self._matrix(name, entry, None)
+            name = self.names[plain(entry.name).removesuffix(GATE_UP) + f"mlp.experts.{part}"]
+            shape = (experts, rows // 2, cols)
+            yield replace(whole, name=name, shape=shape, nbytes=whole.nbytes // 2, make=make)
 
-            def make() -> NDArray[np.uint8]:
-                raw = plain.make()
-                blocks = raw.reshape(raw.shape[0], order.size, -1)
-                return np.ascontiguousarray(blocks[:, order]).reshape(raw.shape)
+    def _moved(self, entry: TensorEntry, change: Change, block: int) -> NDArray[np.uint8]:
+        raw = self.file.raw(entry.name).reshape(prod(entry.shape[:-1]), -1)
+        if change.rows is not None:
+            raw = raw[change.rows]
+        return raw if change.columns is None else move_columns(raw, change.columns, block)
 
-            return Target(name, entry.name, plain.shape, plain.type, plain.nbytes, make)
-        reason = f"value heads are reordered across blocks of {entry.format}"
-        return self._decoded(name, entry, lambda x: x[:, columns], "F16", reason)
-
-    def _decoded(
-        self,
-        name: str,
-        entry: TensorEntry,
-        change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        kind: str,
-        note: str = "",
-    ) -> Target:
-        dtype = np.float16 if kind == "F16" else np.float32
-
-        def make() -> NDArray[Any]:
+    def _unpacked(self, name: str, entry: TensorEntry, change: Change, why: str) -> Target:
+        def make() -> NDArray[np.float16]:
             values = decode_tensor(entry, self.file.raw(entry.name), self.find)
-            return np.ascontiguousarray(change(values).astype(dtype))
+            values = values if change.rows is None else values[change.rows]
+            values = values if change.columns is None else values[:, change.columns]
+            return np.ascontiguousarray(values.astype(np.float16))
 
-        shape = tuple(n for i, n in enumerate(entry.shape) if n != 1 or i != 1)
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        remark = f"{entry.name}: stored as {kind}, because {note}" if note else ""
-        return Target(name, entry.name, shape, GGMLQuantizationType[kind], nbytes, make, remark)
+        note = f"{entry.name}: stored as F16, because {why}"
+        nbytes = 2 * prod(entry.shape)
+        return Target(name, entry.name, entry.shape, F16, nbytes, make, note)
 
-    def _vector(self, name: str, part: str, entry: TensorEntry) -> Target:
+    def _vector(self, name: str, entry: TensorEntry, change: Change) -> Target:
         """Return the target of a vector or the convolution: always float32."""
-        changes: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {}
-        if self.heads is not None:
-            changes = dict.fromkeys(
-                (
-                    "attn_norm.weight",
-                    "post_attention_norm.weight",
-                    "attn_q_norm.weight",
-                    "attn_k_norm.weight",
-                    "output_norm.weight",
-                ),
-                _plus_one,
-            )
-            changes["ssm_a"] = lambda x: -np.exp(x[self._heads()])
-            changes["ssm_dt.bias"] = lambda x: x[self._heads()]
-            changes["ssm_conv1d.weight"] = partial(_channels, self.heads)
-        return self._decoded(name, entry, changes.get(part, lambda x: x), "F32")
 
-    def _heads(self) -> NDArray[np.int64]:
-        assert self.heads is not None
-        return self.heads.order()
+        def make() -> NDArray[np.float32]:
+            raw = self.file.raw(entry.name)
+            if entry.format == "f64":
+                return change.apply(raw.view("<f8").reshape(entry.shape))
+            return change.apply(decode_tensor(entry, raw, self.find))
 
-
-def _plus_one(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return x + np.float32(1)
-
-
-def _channels(heads: Heads, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return conv1d [C, 1, K] as [C, K], value channels in GGUF's order."""
-    before = 2 * heads.keys * heads.key_dim
-    order = np.concatenate([np.arange(before), before + heads.positions(heads.value_dim)])
-    taps: NDArray[np.float32] = x[order, 0]
-    return taps
+        shape = entry.shape[:1] + entry.shape[2:] if change.squeezed else entry.shape
+        shape = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+        return Target(name, entry.name, shape, F32, 4 * prod(shape), make)

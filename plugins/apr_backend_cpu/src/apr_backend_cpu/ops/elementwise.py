@@ -125,12 +125,20 @@ def geglu(gate: Floats, up: Floats) -> Floats:
 
 
 def _gated(task: str, gate: Floats, up: Floats) -> Floats:
-    gate, up = strided(gate, whole=True).array, strided(up, whole=True).array
+    g, u = strided(gate), strided(up)  # halves of rows are read where they are
     tokens, size = gate.shape
     out = new(gate.shape)
-    with instructions(gate, up, out) as p:
+    with instructions(g.array, u.array, out) as p:
         p.add(
-            task, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size, address(out)
+            task,
+            tokens * -(-size // SUPERBLOCK),
+            0,
+            g.address,
+            g.outer,
+            u.address,
+            u.outer,
+            size,
+            address(out),
         )
         p.rounds(out, size)
     return out

@@ -66,7 +66,7 @@ class OpCase:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Matrix:
-    """A weight for `linear` or `embed`: float32 [rows, cols].
+    """A weight for `linear`, `embed` or another matrix op: float32 [rows, cols], or a stack.
 
     With `host` a backend gets those bytes, and `values` are what they decode to.
     """
@@ -276,7 +276,6 @@ def _rope(
     return [call, (*call, 1.1386)]  # plain, and as YaRN scales what is rotated
 
 
-PRODUCTS = ("embed", "linear", "linears", "mlp")
 SHAPES = ((1, 1), (3, 37), (130, 2048))
 POSITIONS = ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 1_009_999))  # early and late ones
 GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # 200 overflows exponentials
@@ -308,11 +307,6 @@ CORE: tuple[tuple[Any, ...], ...] = (
 def core_cases() -> list[OpCase]:
     """Return the cases of all ops of the core."""
     return [case for row in CORE for case in each(*row)] + attention_cases()
-
-
-def product_cases() -> list[OpCase]:
-    """Return the cases of products with dense weights."""
-    return [case for row in CORE if row[0] in PRODUCTS for case in each(*row)]
 
 
 Steps = tuple[Parts, ...]
