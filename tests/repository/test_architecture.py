@@ -22,6 +22,7 @@ ON_TORCH = {  # all that imports torch, by file or folder
     "tests/hf_models.py": "random checkpoints of the oracle",
     "tests/model/test_parity.py": "the oracle itself",
     "tests/model/test_determinism.py": "runs on those checkpoints",
+    "tests/serve/test_real_model.py": "the oracle of a real model",
     "benchmarks/engines.py": "transformers as a peer",
     "benchmarks/gpu/": "measures the backend, and what the device can do",
 }

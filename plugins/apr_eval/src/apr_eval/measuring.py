@@ -161,9 +161,9 @@ def state_bytes(model: Model, slots: Iterable[int]) -> int:
 
 
 def _nbytes(part: Any) -> int:
-    """Return the bytes of an array, or of the arrays in a mapping or a sequence of them."""
-    if hasattr(part, "nbytes"):
-        return int(part.nbytes)
+    """Return the bytes of an array, of the arrays in a mapping or a sequence, or of a number: 0."""
+    if hasattr(part, "nbytes") or isinstance(part, int):
+        return int(getattr(part, "nbytes", 0))
     return sum(map(_nbytes, part.values() if isinstance(part, Mapping) else part))
 
 
