@@ -1,8 +1,8 @@
 # The README's commands. Everything happens in .venv; `make setup` makes it.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := . $(addprefix plugins/,apr_qwen2 apr_llama apr_qwen3_5 apr_quant_q4k apr_backend_cpu apr_serve \
-  apr_devkit apr_eval apr_hub apr_gguf apr_demo)
+PACKAGES := . $(addprefix plugins/,apr_qwen2 apr_llama apr_gemma3 apr_qwen3 apr_qwen3_5 apr_qwen3_5_moe \
+  apr_quant_q4k apr_backend_cpu apr_serve apr_devkit apr_eval apr_hub apr_gguf apr_demo)
 # needs torch, so it comes with what the tests need; there its kernels are interpreted
 CUDA := plugins/apr_backend_cuda
 CPU := plugins/apr_backend_cpu
@@ -35,8 +35,9 @@ $(RUNTIME): $(REQUIREMENTS) pyproject.toml $(wildcard plugins/*/pyproject.toml) 
 	$(INSTALL) --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	touch $@
 
-$(TESTING): requirements/test.txt $(CUDA)/pyproject.toml $(RUNTIME)
+$(TESTING): requirements/test.txt requirements/models.txt $(CUDA)/pyproject.toml $(RUNTIME)
 	$(INSTALL) -r requirements/test.txt
+	$(INSTALL) --no-deps -r requirements/models.txt
 	$(INSTALL) --no-build-isolation -e $(CUDA)
 	touch $@
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from apr_core.errors import AprError
     from apr_core.format import AprFile
     from apr_core.generate.sampling import SamplingParams
+    from apr_core.importing.store import find_model
     from apr_core.model.model import Model, load
     from apr_core.text.tokenizer import Tokenizer
 else:
@@ -48,4 +49,7 @@ else:
 
 __version__ = "0.1.0"
 
-__all__ = ["AprError", "AprFile", "Model", "SamplingParams", "Tokenizer", "__version__", "load"]
+__all__ = [
+    "AprError", "AprFile", "Model", "SamplingParams", "Tokenizer", "__version__", "find_model",
+    "load",
+]  # fmt: skip

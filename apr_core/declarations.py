@@ -16,7 +16,7 @@ API_VERSION = 1  # +1 only when an existing plugin would break
 SUPPORTED_APIS = frozenset({1})
 RUN = 32  # the group size of a layout is a multiple of this
 WIDTH = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1, "i8": 1}  # bytes per number in a layout
-StateKind = Literal["kv", "recurrent", "window", "none"]
+StateKind = Literal["kv", "recurrent", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class Layout:
     zero: int = 0  # a level is the code less this
     signed: bool = False  # codes of 8 bits are int8
     codebook: tuple[float, ...] = ()  # 16 levels, for codes of 4 bits
+    high: int | None = None  # where fifth bits begin: bit i of each 32 belongs to value i
 
     def check(self, block: int, nbytes: int) -> None:
         """Raise PluginError unless the layout fits blocks of `block` values in `nbytes` bytes."""
@@ -111,6 +112,10 @@ class Layout:
                 _refuse(f"{numbers} exceeds the block of {nbytes} bytes")
         if self.codebook and (self.bits != 4 or len(self.codebook) != 16):
             _refuse("a codebook has 16 levels for codes of 4 bits")
+        if self.high is not None:
+            fits = 0 <= self.high <= nbytes - block // 8
+            if not fits or (self.bits, self.order, self.codebook) != (4, "halves", ()):
+                _refuse(f"fifth bits at {self.high} need codes of 4 bits in halves, no codebook")
         if not self.scale:
             _refuse("there is no scale")
 
@@ -177,9 +182,9 @@ class Kernel(Declaration):
 class Source(Declaration):
     """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
 
-    `progress` is called with a file's name and its bytes so far. The target may have an
-    attribute `example_url`: a small checkpoint that its conformance kit fetches. With `suffixes` it
-    is no scheme, but a file format: the target is `open(path) -> Checkpoint`.
+    `progress` is called with what is fetched, its bytes so far and all bytes; without it nothing is
+    downloaded. The target may have an attribute `example_url`: a small checkpoint that its kit
+    fetches. With `suffixes` it is no scheme but a file format: `open(path) -> Checkpoint`.
     """
 
     _: KW_ONLY

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import UsageError
-from apr_core.format import NATIVE, AprFile, TensorEntry, decode_tensor, from_float32
+from apr_core.format import NATIVE, AprFile, TensorEntry, decode_rows, from_float32
 from apr_core.format.writer import TensorSpec, split
 from apr_core.registry import get_registry
 from apr_core.text.tokenizer_files import unpack
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 SHARD = 5 << 30  # bytes
+PIECE = 1 << 22  # values decoded at a time
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -113,17 +115,24 @@ def _write_shard(file: AprFile, shard: Sequence[TensorSpec], path: Path, progres
             if progress is not None:
                 progress.describe(spec.name)
             entry = file.tensors[spec.name]
-            target.write(_bytes(entry, file.raw(spec.name), spec.format.name, find).data)
+            for piece in _pieces(entry, file.raw(spec.name), spec.format.name, find):
+                target.write(piece.data)
             file.drop_pages(spec.name)
             if progress is not None:
                 progress.advance(entry.nbytes)
 
 
-def _bytes(entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any) -> NDArray[np.uint8]:
+def _pieces(
+    entry: TensorEntry, raw: NDArray[np.uint8], kind: str, find: Any
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes in a float type, some rows at a time."""
     if entry.format == kind:
-        return np.ascontiguousarray(raw).reshape(-1)
-    values = from_float32(decode_tensor(entry, raw, find), kind)
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(raw).reshape(-1)
+        return
+    rows, step = (entry.shape or (1,))[0], max(1, PIECE // max(prod(entry.shape[1:]), 1))
+    for start in range(0, rows, step):
+        values = decode_rows(entry, raw, start, min(start + step, rows), find)
+        yield from_float32(values, kind)
 
 
 def _write_rest(metadata: Mapping[str, Any], out: Path) -> None:

@@ -35,9 +35,8 @@ def apr_attention() -> Iterable[d.Attention]:  # type: ignore[empty-body]
 
     @hookimpl
     def apr_attention():
-        return [Attention("sliding", "apr_sliding.mixer:Sliding", summary="sliding window",
-                          state="window",
-                          brings=(("window_attention", "apr_sliding.ops:window_attention"),))]
+        return [Attention("retention", "apr_retnet.mixer:Retention", summary="decays with distance",
+                          state="recurrent", brings=(("retain", "apr_retnet.ops:retain"),))]
     """
 
 

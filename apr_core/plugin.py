@@ -64,18 +64,10 @@ if TYPE_CHECKING:
     from apr_core.importing.choosing import SOURCE
     from apr_core.messages import working
     from apr_core.model.decoder import Decoder, FeedForward, Layer, Mixer, Weights
-    from apr_core.model.state import (
-        KVState,
-        KVType,
-        RecurrentState,
-        State,
-        StateMakers,
-        WindowState,
-        Zeros,
-    )
+    from apr_core.model.state import KVState, KVType, RecurrentState, State, StateMakers, Zeros
     from apr_core.model.step import Segment, Step
     from apr_core.model.trial import Unread, plain, toucher
-    from apr_core.ops import CORE_OPS, Op, composite, layouts, op
+    from apr_core.ops import CORE_OPS, Op, composite, layouts, matrix_op, op
     from apr_core.ops.binding import (
         DENSE,
         GENERIC,
@@ -88,7 +80,7 @@ if TYPE_CHECKING:
         Weight,
     )
     from apr_core.ops.reference import sigmoid, silu, softplus
-    from apr_core.settings import cache_dir, usable_folder
+    from apr_core.settings import cache_dir, store_dir, usable_folder
     from apr_core.text.tokenizer_files import unpack
 else:
     __getattr__, __dir__ = lazily(__name__)
@@ -104,8 +96,8 @@ __all__ = [
     "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin", "RecurrentState", "SamplingMetadata",
     "Segment", "Source", "SourceTensor", "State", "StateKind", "StateMakers", "Step",
     "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
-    "ValidationFailed", "Weight", "Weights", "WindowState", "Zeros", "cache_dir", "composite",
-    "decode_tensor", "from_float32", "hookimpl", "layouts", "number_formats", "op", "plain",
-    "reading", "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "to_float32",
-    "toucher", "unpack", "usable_folder", "working",
+    "ValidationFailed", "Weight", "Weights", "Zeros", "cache_dir", "composite", "decode_tensor",
+    "from_float32", "hookimpl", "layouts", "matrix_op", "number_formats", "op", "plain", "reading",
+    "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "store_dir",
+    "to_float32", "toucher", "unpack", "usable_folder", "working",
 ]  # fmt: skip

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from apr_core import lazily
 
 if TYPE_CHECKING:
-    from apr_core.cli import COMMANDS, apr
+    from apr_core.cli import COMMANDS, apr, model_file
     from apr_core.cli.console import (
         diverted,
+        download_progress,
         human_bytes,
         print_json,
         print_table,
@@ -76,10 +77,10 @@ __all__ = [
     "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer",
     "Trial", "TrialOps", "Usage", "Vocabulary", "allowed", "apr", "as_exception", "boundaries_of",
     "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
-    "diverted", "encode_chat", "find_source", "foreign_kernels", "generate", "get_registry",
-    "human_bytes", "installed", "kv_type_option", "limit_of", "load", "make_backend", "make_step",
-    "normalized", "normalized_id", "plan_import", "print_json", "print_table", "problems",
-    "progress", "read_settings", "resolve", "rows_called", "sample", "sample_tokens",
-    "show_notices", "sparing_collections", "state_makers", "stream", "token_logprob",
-    "tolerant_registry", "upload_progress", "write_import",
+    "diverted", "download_progress", "encode_chat", "find_source", "foreign_kernels", "generate",
+    "get_registry", "human_bytes", "installed", "kv_type_option", "limit_of", "load",
+    "make_backend", "make_step", "model_file", "normalized", "normalized_id", "plan_import",
+    "print_json", "print_table", "problems", "progress", "read_settings", "resolve", "rows_called",
+    "sample", "sample_tokens", "show_notices", "sparing_collections", "state_makers", "stream",
+    "token_logprob", "tolerant_registry", "upload_progress", "write_import",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The user's configuration file and its settings, and the cache folder.
+"""The user's configuration file and its settings, and the folders for caches and models.
 
 Knows no plugin: commands of plugins may have sections of their own, which they declare
 (`Command.settings`).
@@ -68,6 +68,13 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     except ConfigError:  # reported where the file matters; here only the cache is wanted
         configured = None
     return configured or Path(env.get("XDG_CACHE_HOME") or _home("APR_CACHE") / ".cache") / "apr"
+
+
+def store_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Return $APR_STORE, else apr/models in the XDG data folder."""
+    if env.get("APR_STORE"):
+        return Path(env["APR_STORE"])
+    return Path(env.get("XDG_DATA_HOME") or _home("APR_STORE") / ".local/share", "apr/models")
 
 
 def read_settings(path: Path | None = None) -> Settings:

@@ -123,6 +123,37 @@ class Qwen35(Size):
 
 
 @dataclass(frozen=True)
+class Qwen35Moe(Qwen35):
+    """Qwen3.5 with experts of `intermediate` rows, the `top` of them for a token."""
+
+    tied: bool = False
+    experts: int = 256
+    top: int = 8
+
+    def _mlp(self) -> Shapes:
+        h, f = self.hidden, self.intermediate
+        yield from ((n, s) for n, s in super()._mlp() if "norm" in n)
+        yield "mlp.gate.weight", (self.experts, h)
+        yield "mlp.experts.gate_up_proj", (self.experts, 2 * f, h)
+        yield "mlp.experts.down_proj", (self.experts, h, f)
+        yield "mlp.shared_expert_gate.weight", (1, h)
+        yield from ((f"mlp.shared_expert.{n}_proj.weight", (f, h)) for n in ("gate", "up"))
+        yield "mlp.shared_expert.down_proj.weight", (h, f)
+
+    def config(self) -> dict[str, Any]:
+        """See Size."""
+        dense = super().config()
+        text = dense["text_config"] | {
+            "model_type": "qwen3_5_moe_text", "moe_intermediate_size": self.intermediate,
+            "num_experts": self.experts, "num_experts_per_tok": self.top,
+            "shared_expert_intermediate_size": self.intermediate,
+        }  # fmt: skip
+        architectures = ["Qwen3_5MoeForConditionalGeneration"]
+        named = {"architectures": architectures, "model_type": "qwen3_5_moe"}
+        return dense | named | {"text_config": text}
+
+
+@dataclass(frozen=True)
 class Qwen2(Size):
     """A dense Qwen2 or Qwen2.5: full attention with biases on q, k and v."""
 
@@ -151,12 +182,13 @@ QWEN3_5 = {
     "4b": Qwen35(2560, 32, 9216, 16, 4, value_heads=32),
     "9b": Qwen35(4096, 32, 12288, 16, 4, value_heads=32, tied=False),
 }
+QWEN3_5_MOE = {"35b-a3b-tenth": Qwen35Moe(2048, 4, 512, 16, 2, value_heads=32)}  # 4 of 40 layers
 QWEN2 = {
     "qwen2-135m": Qwen2(576, 30, 1536, 9, 3, 64, 49152),  # a Qwen2 of the shape of SmolLM2-135M
     "qwen2-0.5b": Qwen2(896, 24, 4864, 14, 2, 64, 151936),
     "qwen2-1.5b": Qwen2(1536, 28, 8960, 12, 2, 128, 151936),
 }
-SIZES: dict[str, Size] = {**QWEN3_5, **QWEN2}
+SIZES: dict[str, Size] = {**QWEN3_5, **QWEN3_5_MOE, **QWEN2}
 
 
 def _values(

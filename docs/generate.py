@@ -144,11 +144,11 @@ def _described_op(entry: Any) -> list[str]:
 
 def _brought_ops() -> dict[str, list[str]]:
     """{package: targets} of the ops that plugins of this repository bring."""
-    from apr_core.declarations import Attention
+    from apr_core.declarations import Attention, Mlp
 
     ops: dict[str, list[str]] = {}
     for package, declarations in _declared().items():
-        brings = [each for d in declarations if isinstance(d, Attention) for each in d.brings]
+        brings = [p for d in declarations if isinstance(d, Attention | Mlp) for p in d.brings]
         ops[package] = list(dict.fromkeys(target for _, target in brings))
     return {package: targets for package, targets in ops.items() if targets}
 
@@ -228,6 +228,7 @@ KEYS = {
 VARIABLES = {
     "APR_CONFIG": "the configuration file",
     "APR_CACHE": "the cache folder, before `[cache] dir`",
+    "APR_STORE": "the model store; by default `apr/models` in `$XDG_DATA_HOME` (`~/.local/share`)",
     "APR_PLUGINS": "use these distributions alone, separated by commas",
     "APR_PLUGINS_BLOCK": "do not use these distributions, separated by commas",
     "APR_NO_PLUGINS": "`1`: use no plugins, as `--no-plugins`",

@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCAB = 2048
@@ -43,7 +52,7 @@ def build(case: Case, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = {"qwen2": _qwen2, "qwen3_5": _qwen3_5, "llama": _llama}[case.family](case)
+        model = MODELS[case.family](case)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -51,24 +60,6 @@ def build(case: Case, seed: int = 0) -> torch.nn.Module:
             if name.endswith(("norm.weight", "bias")) and "dt_bias" not in name:
                 p.add_(0.1 * torch.randn_like(p))
     return model.eval()
-
-
-def _qwen2(case: Case) -> torch.nn.Module:
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=256,
-            num_hidden_layers=4,
-            intermediate_size=512,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=case.tied,
-            vocab_size=VOCAB,
-            rope_theta=1e6,
-            max_position_embeddings=32768,
-            eos_token_id=0,
-            bos_token_id=None,
-        )
-    )
 
 
 ROPES = {  # the tests' prompts are longer than the old context
@@ -82,52 +73,97 @@ ROPES = {  # the tests' prompts are longer than the old context
 }  # fmt: skip
 
 
+def _common(case: Case, theta: float, **more: Any) -> dict[str, Any]:
+    """What the configurations of dense decoders share; `more` goes before it."""
+    return {
+        "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": case.tied,
+        "vocab_size": VOCAB, "max_position_embeddings": 512, "eos_token_id": 0,
+        "bos_token_id": None, "rope_parameters": {"rope_theta": theta, **ROPES[case.rope]}, **more,
+    }  # fmt: skip
+
+
+def _qwen2(case: Case) -> torch.nn.Module:
+    return Qwen2ForCausalLM(Qwen2Config(**_common(case, 1e6)))
+
+
 def _llama(case: Case) -> torch.nn.Module:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=288,
-            num_hidden_layers=4,
-            intermediate_size=512,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            tie_word_embeddings=case.tied,
-            vocab_size=VOCAB,
-            max_position_embeddings=512,
-            eos_token_id=0,
-            bos_token_id=None,
-            rope_parameters={"rope_theta": 1e4, **ROPES[case.rope]},
-        )
-    )
+    sizes = {"hidden_size": 288, "num_attention_heads": 9, "num_key_value_heads": 3}
+    return LlamaForCausalLM(LlamaConfig(**_common(case, 1e4, **sizes)))
+
+
+def _mistral(case: Case) -> torch.nn.Module:
+    more = {"sliding_window": 40, "head_dim": 32}
+    return MistralForCausalLM(MistralConfig(**_common(case, 1e4, **more)))
+
+
+def _qwen3(case: Case) -> torch.nn.Module:
+    return Qwen3ForCausalLM(Qwen3Config(**_common(case, 1e6, head_dim=96)))
+
+
+def _gemma3(case: Case) -> torch.nn.Module:
+    rope = {
+        "full_attention": {"rope_theta": 1e6, **ROPES[case.rope]},
+        "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    }
+    more = {
+        "head_dim": 32, "sliding_window": 40, "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 24, "rope_parameters": rope, "eos_token_id": [0, 1],
+        "pad_token_id": None,
+    }  # fmt: skip
+    if not case.tied:  # no published model has this, but configurations can say it
+        more["final_logit_softcapping"] = 5.0
+    return Gemma3ForCausalLM(Gemma3TextConfig(**_common(case, 1e6, **more)))
 
 
 def _qwen3_5(case: Case) -> torch.nn.Module:
-    rope = {
-        "rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
-        "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+    config = Qwen3_5TextConfig(num_hidden_layers=8, intermediate_size=512, **_hybrid(case))
+    return Qwen3_5ForCausalLM(config)
+
+
+def _qwen3_5_moe(case: Case) -> torch.nn.Module:
+    experts = {
+        "num_hidden_layers": 4, "num_experts": 12, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 256, "shared_expert_intermediate_size": 192,
     }  # fmt: skip
-    return Qwen3_5ForCausalLM(
-        Qwen3_5TextConfig(
-            hidden_size=256,
-            num_hidden_layers=8,
-            intermediate_size=512,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            linear_num_key_heads=2,
-            linear_num_value_heads=2 * case.ratio,
-            linear_key_head_dim=32,
-            linear_value_head_dim=32,
-            head_dim=64,
-            tie_word_embeddings=case.tied,
-            vocab_size=VOCAB,
-            max_position_embeddings=262144,
-            eos_token_id=0,
-            rope_parameters=rope,
-        )
-    )
+    model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**experts, **_hybrid(case)))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".mlp." in name:
+                p.mul_(3)  # else what experts add, and which are chosen, would hardly show
+    return model
+
+
+def _hybrid(case: Case) -> dict[str, object]:
+    rope = {
+        "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True, **ROPES[case.rope],
+    }  # fmt: skip
+    return {
+        "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2 * case.ratio,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64,
+        "tie_word_embeddings": case.tied, "vocab_size": VOCAB, "max_position_embeddings": 262144,
+        "eos_token_id": 0, "rope_parameters": rope,
+    }  # fmt: skip
+
+
+MODELS = {
+    "qwen2": _qwen2, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5_moe, "llama": _llama,
+}  # fmt: skip
+
+
+MODELS = {
+    "gemma3": _gemma3, "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3,
+    "qwen3_5": _qwen3_5,
+}  # fmt: skip
 
 
 def save(model: torch.nn.Module, case: Case, out: Path) -> None:
-    """Write the checkpoint in its layout, with a byte tokenizer."""
+    """Write the checkpoint in its layout, with a byte tokenizer.
+
+    Of a layer's experts, `published` has one tensor, and `flat` one for each expert.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if case.layout == "flat":
         model.save_pretrained(out)
@@ -160,9 +196,10 @@ def _save_published(model: torch.nn.Module, out: Path) -> None:
     text.pop("architectures", None)
     text |= {"full_attention_interval": 4, "attn_output_gate": True, "mtp_num_hidden_layers": 1}
     config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
-        "text_config": text, "tie_word_embeddings": tied,
-        "vision_config": {"model_type": "qwen3_5", "depth": 1, "hidden_size": 32},
+        "architectures": [type(model).__name__.replace("CausalLM", "ConditionalGeneration")],
+        "model_type": model.config.model_type.removesuffix("_text"), "text_config": text,
+        "tie_word_embeddings": tied,
+        "vision_config": {"depth": 1, "hidden_size": 32},
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config))
 

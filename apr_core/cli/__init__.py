@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,8 @@ COMMANDS: Table = {
     "export": ("apr_core.cli.export:command", "Write an .apr file in another format."),
     "run": ("apr_core.cli.generation:command", "Answer a prompt."),
     "chat": ("apr_core.cli.chat:command", "Chat interactively."),
+    "list": ("apr_core.cli.store:list_command", "List the models in the store."),
+    "rm": ("apr_core.cli.store:rm_command", "Remove models from the store."),
     "plugins": ("apr_core.cli.plugins:command", "List, check, enable, disable and create plugins."),
 }
 INTERRUPTED, TERMINATED, IO_ERROR = 130, 143, 7
@@ -88,6 +91,16 @@ class LazyGroup(click.Group):
         declared = [owned.declaration for owned in _registry().declarations("command")]
         ours = [d for d in declared if d.group == self.path and d.name not in self.table]
         return {d.name: d.summary for d in ours}
+
+
+def model_file(name: str) -> Path:
+    """Return the .apr file that a command's FILE means, imported if need be: see `find_model`."""
+    path = Path(name)
+    if path.suffix == ".apr" and path.is_file():  # then nothing more is loaded
+        return path
+    from apr_core.cli.store import stored
+
+    return stored(name)
 
 
 def _registry() -> Registry:

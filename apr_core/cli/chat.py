@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.generation import Printer, answered, collect, generation_options, loaded, thinking
 from apr_core.errors import UsageError
 
@@ -21,11 +22,11 @@ HELP = """/clear           forget the conversation
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @generation_options
 def command(file: str, **options: Any) -> None:
     """Chat interactively with the model in FILE. /help lists the commands."""
-    with loaded(file, options) as model:
+    with loaded(str(model_file(file)), options) as model:
         if sys.stdin.isatty():
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  (line editing and history for `input`)

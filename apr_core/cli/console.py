@@ -101,10 +101,10 @@ class Progress:
         if self._bar is not None:
             self._bar.advance(self._task, amount)
 
-    def describe(self, text: str) -> None:
-        """Show what is being done now."""
+    def describe(self, text: str, done: int | None = None) -> None:
+        """Show what is being done now, and how much is done."""
         if self._bar is not None:
-            self._bar.update(self._task, description=text)
+            self._bar.update(self._task, description=text, completed=done)
 
 
 @contextmanager
@@ -140,6 +140,23 @@ def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
             if bar is not None:
                 bar.advance(done - before)
                 before = done
+
+        yield report
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback for sources: it says how much is to come, and shows a bar on a terminal."""
+    with ExitStack() as shown:
+        bars: list[Progress] = []
+
+        def report(what: str, done: int, total: int) -> None:
+            if not bars:
+                click.echo(f"downloading {human_bytes(total - done)}: {what}", err=True)
+                bars.append(shown.enter_context(progress(what, total)))
+            bars[0].describe(what, done)
+            if done >= total:
+                shown.close()  # the next task has a bar of its own
 
         yield report
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.console import human_bytes, output_option, print_json, progress
 from apr_core.errors import UsageError
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option(
     "--format", "name", metavar="NAME", required=True, help="safetensors, or what a plugin brings."
 )
@@ -26,7 +27,7 @@ from apr_core.errors import UsageError
 )
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(file: Path, name: str, output: Path, as_json: bool, **options: Any) -> None:
+def command(file: str, name: str, output: Path, as_json: bool, **options: Any) -> None:
     """Write FILE in another format. Number formats both know pass through unchanged."""
     summary = run_export(file, name, output, **options)
     if as_json:
@@ -44,7 +45,7 @@ def command(file: Path, name: str, output: Path, as_json: bool, **options: Any) 
 
 
 def run_export(
-    file: Path, format_: str, output: Path, force: bool = False, dtype: str | None = None
+    file: str, format_: str, output: Path, force: bool = False, dtype: str | None = None
 ) -> Mapping[str, Any]:
     """Check, then export under a progress bar; return the exporter's summary."""
     from apr_core.format import AprFile
@@ -52,9 +53,10 @@ def run_export(
     export = _exporter(format_, dtype)
     if output.exists() and not force:
         raise UsageError(f"{output} exists", "Give another name, or --force to replace it.")
-    if output.resolve() == file.resolve():
+    path = model_file(file)
+    if output.resolve() == path.resolve():
         raise UsageError("the output would replace the file that is exported")
-    with AprFile.open(file) as source:
+    with AprFile.open(path) as source:
         total = sum(source.raw(name).nbytes for name in source.tensors)
         with progress(output.name, total) as bar:
             return export(source, output, progress=bar)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.console import (
     diverted,
     print_json,
@@ -66,7 +67,7 @@ def generation_options(function: Function) -> Function:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.argument("prompt", required=False)
 @generation_options
 @click.option("--raw", is_flag=True, help="No chat template: complete the text as it is.")
@@ -75,9 +76,11 @@ def generation_options(function: Function) -> Function:
 def command(file: str, prompt: str | None, as_json: bool, **options: Any) -> None:
     """Answer PROMPT with the model in FILE.
 
-    What is piped in comes before PROMPT. PROMPT - reads standard input from a terminal too.
+    FILE is an .apr file, a name that `apr list` shows, or what `apr import` takes, which is then
+    imported into the model store. What is piped in comes before PROMPT. PROMPT - reads standard
+    input from a terminal too.
     """
-    text = whole_prompt(prompt)
+    text, file = whole_prompt(prompt), str(model_file(file))
     import apr_core.model.model  # noqa: F401  (before the clock starts, as in `apr bench`)
 
     started = time.perf_counter()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli import console
 from apr_core.cli.console import human_bytes, output_option, print_json, print_table, progress
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.importing import ImportSummary
+    from apr_core.importing import CheckpointSource, ImportSummary
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -53,7 +54,7 @@ def command(source: str, output: Path, as_json: bool, **options: Any) -> None:
 
 
 def run_import(
-    source: str,
+    source: str | CheckpointSource,
     output: Path,
     quantize: str | None = None,
     arch: str | None = None,
@@ -70,7 +71,10 @@ def run_import(
     if shard_bytes is None:
         check_target(output, force)
     registry = get_registry()
-    plan = plan_import(find_source(source, registry), recipe=quantize, arch=arch, registry=registry)
+    if isinstance(source, str):
+        with console.download_progress() as fetching:
+            source = find_source(source, registry, fetching)
+    plan = plan_import(source, recipe=quantize, arch=arch, registry=registry)
     with progress(output.name, plan.source_bytes) as bar:
 
         def advance(name: str, nbytes: int) -> None:
@@ -97,6 +101,8 @@ def print_summary(s: ImportSummary) -> None:
         for r in s.roles
     ]
     print_table(rows, ("role", "tensors", "format", "size", "error"))
+    for reason, tensors in s.fallbacks.items():
+        click.echo(f"fell back  {tensors} tensors: {reason}")
     for reason, row in s.skipped.items():
         click.echo(f"left out   {row['tensors']} tensors, {human_bytes(row['bytes'])}: {reason}")
     if s.carried:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.console import human_bytes, print_json, print_table, printable, shortened
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.option("--full", is_flag=True, help="Print long values (vocabulary, templates) as they are.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: str, full: bool, as_json: bool) -> None:
@@ -35,7 +36,7 @@ def command(file: str, full: bool, as_json: bool) -> None:
     from apr_core.registry import get_registry
 
     get_registry()  # a wrong configuration file stops every command
-    with AprFile.open(file) as opened:
+    with AprFile.open(model_file(file)) as opened:
         facts = describe(opened, full)
     if as_json:
         print_json(facts)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.console import human_bytes, print_json, print_table, printable, progress
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ STATS = ("mean", "std", "min", "max", "nan", "inf", "zeros_share")
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.option("--stats", is_flag=True, help="Decode each tensor: mean, std, range, NaN, zeros.")
 @click.option("--filter", "text", default="", metavar="S", help="Only names that contain S.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N tensors.")
@@ -27,7 +28,7 @@ def command(file: str, stats: bool, text: str, limit: int | None, as_json: bool)
     from apr_core.registry import get_registry
 
     registry = get_registry()  # a wrong configuration file stops every command
-    with AprFile.open(file) as opened:
+    with AprFile.open(model_file(file)) as opened:
         matching = [e for name, e in opened.tensors.items() if text in name]
         shown = matching if limit is None else matching[:limit]
         rows: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from apr_core.cli import model_file
 from apr_core.cli.console import print_json, print_table, printable, progress, with_options
 from apr_core.errors import FormatError, ValidationFailed
 
@@ -17,7 +18,7 @@ WORST = 10
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.option("--quality", is_flag=True, help="Also measure the error against the source.")
 @click.option("--source", metavar="DIR", help="The checkpoint it was imported from, for --quality.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -43,8 +44,9 @@ def _check(file: str, quality: bool, source: str | None) -> Report:
     from apr_core.registry import get_registry
     from apr_core.validation import Report, check_file, work_bytes
 
+    path = model_file(file)
     try:
-        opened = AprFile.open(file)
+        opened = AprFile.open(path)
     except FormatError as error:
         report = Report(file, tensors=[] if quality else None)
         report.failed("structure", error.message)

@@ -97,10 +97,16 @@ class Contract:
         return name
 
     def variant_of(self, config: ModelConfig) -> str | None:
-        """Return the published variant with this hidden size and layer count, or None."""
-        size = (config.hidden_size, config.num_layers)
-        sizes = {name: (v["hidden_dim"], v["num_layers"]) for name, v in self.variants.items()}
-        return next((name for name in sizes if sizes[name] == size), None)
+        """Return the published variant with this hidden size and layer count, or None.
+
+        Of several, the one with the most numbers in common.
+        """
+        dims = config.dims()
+        alike = {name: v.items() & dims.items() for name, v in self.variants.items()}
+        fits = {
+            n: same for n, same in alike.items() if {"hidden_dim", "num_layers"} <= {*dict(same)}
+        }
+        return max(fits, key=lambda name: len(fits[name]), default=None)
 
     def detect_layout(self, names: Collection[str]) -> str:
         """Return the layout whose embedding is among the names. Raises ContractError if none is."""

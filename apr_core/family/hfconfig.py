@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, ...]] = {  # name -> numbers that it needs
         "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     ),
 }  # fmt: skip
+OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 class ConfigReader:
@@ -110,15 +111,20 @@ class ConfigReader:
         """Read a model by the names that most families use; `own` are other fields.
 
         Heads of keys and values are those of queries, and their size is hidden_size over their
-        number, where config.json does not say otherwise. Raises ContractError.
+        number, where config.json does not say otherwise. Scaled rotary positions are refused,
+        unless `own` has them; YaRN makes the context longer. Raises ContractError.
         """
         sizes = {name: self.integer(key) for name, key in SIZES.items() if name not in own} | own
         heads, hidden = sizes["num_heads"], sizes["hidden_size"]
+        if (scaling := own.get("rope_scaling") or {}).get("method") == "yarn":
+            longer = scaling["factor"] * scaling["original_max_position_embeddings"]
+            sizes["max_position_embeddings"] = max(sizes["max_position_embeddings"], int(longer))
         usual: dict[str, Callable[[], Any]] = {
             "architecture": lambda: self.architecture(family),
             "num_kv_heads": lambda: self.integer("num_key_value_heads", heads),
             "head_dim": lambda: self.integer("head_dim", hidden // heads),
             "rope_theta": lambda: self.rope("rope_theta"),
+            "rope_scaling": self.rope_scaling,
             "rms_norm_eps": lambda: self.number("rms_norm_eps"),
             "tied_embeddings": lambda: self.flag("tie_word_embeddings", False),
         }
@@ -140,42 +146,28 @@ class ConfigReader:
                 shown = value if isinstance(value, str | int | float) else "given"
                 raise ContractError(f"config.json: {key} = {shown!r} is not supported: {why}")
 
-    def refuse_rope_scaling(self) -> None:
-        """Raise ContractError for rope scaling: only the plain rotary embedding is supported."""
-        for key in ("rope_parameters", "rope_scaling"):
-            part = self._object(key)
-            kind = part.get("rope_type", part.get("type", "default"))
-            if kind != "default":
-                raise ContractError(
-                    f"config.json: {key} asks for {kind!r}, only plain rotary positions are "
-                    "supported",
-                    "Remove the scaling from config.json: the original context length then holds.",
-                )
-
-    def rope_scaling(self, **others: str) -> dict[str, Any]:
+    def rope_scaling(self, **kinds: str) -> dict[str, Any]:
         """Return the scaling of rotary positions, for `rope_frequencies`; {} if there is none.
 
-        `others` are a family's own names of methods: `rope_scaling(mine="wavelength")`. Raises
-        ContractError for a kind that is unknown, or lacks a number.
+        `kinds` are what config.json may ask for, and the METHODS that is:
+        `rope_scaling(linear="linear", mine="wavelength")`. Raises ContractError for another kind,
+        and for one that lacks a number.
         """
-        methods = {"linear": "linear", "yarn": "yarn"} | others
-        part = dict(self._object("rope_parameters") or self._object("rope_scaling"))
-        kind = part.get("rope_type", part.get("type", "default"))
+        part = dict(self._object("rope_scaling") or self._object("rope_parameters"))
+        kind = str(part.get("rope_type", part.get("type", "default")))
         if kind == "default":
             return {}
-        if kind not in methods:
+        if kind not in kinds:
             raise ContractError(
-                f"config.json: rope scaling {kind!r} is not supported, only {', '.join(methods)}",
+                f"config.json: rope scaling {kind!r} is not supported, only "
+                f"{', '.join(kinds) or 'plain rotary positions'}",
                 "Remove the scaling from config.json: the original context length then holds.",
             )
-        if kind == "yarn":
-            length = self._get("original_max_position_embeddings", None) or self.integer(
-                "max_position_embeddings"
-            )
-            part.setdefault("original_max_position_embeddings", length)
-        for key in METHODS[methods[kind]]:
+        before, now = "original_max_position_embeddings", "max_position_embeddings"
+        part[before] = self._get(before, None) or part.get(before) or self.block.get(now)
+        for key in (*METHODS[kinds[kind]], *(k for k in OPTIONAL if part.get(k) is not None)):
             _positive(f"rope scaling's {key}", part.get(key))
-        return part | {"method": methods[kind]}
+        return part | {"method": kinds[kind]}
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Return the union of eos_token_id over config, its block and generation_config."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apr_core.family.contract import Contract
+    from apr_core.importing.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class ModelConfig:
 
     `extra` holds what only this family has; integers in it are variables of the contract's shape
     expressions. `sampling` are the model's own defaults (temperature, top_k, top_p, min_p,
-    presence_penalty, repetition_penalty), empty if it has none.
+    presence_penalty, repetition_penalty), empty if it has none. `rope_scaling` is what
+    `rope_frequencies` takes.
     """
 
     family: str
@@ -40,6 +42,7 @@ class ModelConfig:
     layer_types: tuple[str, ...]
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def dims(self) -> dict[str, int]:
@@ -127,7 +130,7 @@ class MixerExample:
 class FamilyPlugin:
     """Base class of a family: a `Family` declaration's target, called without arguments.
 
-    The first three methods are required.
+    `contract`, `config` and `plan` are required.
     """
 
     def contract(self) -> Contract:
@@ -139,6 +142,13 @@ class FamilyPlugin:
     ) -> ModelConfig:
         """Read config.json (and generation_config.json). Raises ContractError."""
         raise NotImplementedError
+
+    def checkpoint(self, config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a checkpoint whose tensors are those of the contract, where others exist.
+
+        A family stacks, splits or renames tensors here. Raises ContractError naming what is wrong.
+        """
+        return checkpoint
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the layer plan of a model with this configuration."""
@@ -196,8 +206,9 @@ class TensorClass:
 class RecipePlugin(Protocol):
     """A choice of formats: a `Recipe` declaration's target, called without arguments."""
 
-    def format_for(self, tensor: TensorClass) -> str:
+    def format_for(self, tensor: TensorClass) -> str | tuple[str, ...]:
         """Return a quantizer's name, `f32`, `f16`, `bf16`, or `source` for the stored precision.
 
+        Of several the first is taken whose blocks divide the tensor's rows, else the last.
         Tensors of class `keep` are never asked about: they always keep their precision.
         """

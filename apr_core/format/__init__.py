@@ -7,6 +7,7 @@ from apr_core.format.dtypes import NATIVE, FormatSpec, tensor_nbytes
 from apr_core.format.reader import AprFile, TensorEntry
 from apr_core.format.values import (
     check_declared,
+    check_stack,
     decode_rows,
     decode_tensor,
     from_float32,
@@ -15,6 +16,6 @@ from apr_core.format.values import (
 )
 
 __all__ = [
-    "NATIVE", "AprFile", "FormatSpec", "TensorEntry", "check_declared", "decode_rows",
-    "decode_tensor", "from_float32", "quantizer_for", "tensor_nbytes", "to_float32",
+    "NATIVE", "AprFile", "FormatSpec", "TensorEntry", "check_declared", "check_stack",
+    "decode_rows", "decode_tensor", "from_float32", "quantizer_for", "tensor_nbytes", "to_float32",
 ]  # fmt: skip

@@ -162,25 +162,12 @@ def _finite(text: str) -> float:
     return value if value - value == 0 else float(_refuse(text))
 
 
-def _missing(path: str) -> NotFound:
-    """Return the error for a file that is not there, or for what only an import reads."""
-    if scheme := re.match(r"([a-z][a-z0-9+.-]+):/+", path):  # a Path has lost a slash
-        url = f"{scheme[1]}://{path[scheme.end() :]}"
-        return NotFound(
-            f"{url} is where a checkpoint comes from, expected an .apr file",
-            f"Import it first: apr import {url} -o model.apr",
-        )
-    return NotFound(f"{path}: no such file", "`apr import` makes an .apr file.")
-
-
 def _map_file(path: Path) -> mmap.mmap:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise FormatError(
-                f"{path} is a directory, expected an .apr file",
-                f"If it is a checkpoint, import it first: apr import {path} -o model.apr",
-            )
+            hint = f"If it is a checkpoint, import it first: apr import {path} -o model.apr"
+            raise FormatError(f"{path} is a directory, expected an .apr file", hint)
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
             raise FormatError(f"{path} is not a regular file")
         with path.open("rb") as file:
@@ -189,7 +176,8 @@ def _map_file(path: Path) -> mmap.mmap:
                 raise FormatError(f"{path}: file too small for APR v2 ({size} bytes)")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
-        raise _missing(str(path)) from None
+        hint = "`apr import` makes an .apr file; `find_model` of apr_core finds or makes one."
+        raise NotFound(f"{path}: no such file", hint) from None
     except OSError as error:
         raise InputOutputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -142,6 +142,15 @@ def check_declared(entry: TensorEntry, declaration: Quantizer) -> None:
         )
 
 
+def check_stack(name: str, shape: Sequence[int], format: str, block: int) -> None:
+    """Raise FormatError if rows of a stack of matrices end inside a block: such are stored flat."""
+    if len(shape) > 2 and shape[-1] % block:
+        raise FormatError(
+            f"tensor {name!r}: its rows of {shape[-1]} values end inside a block of {format}",
+            f"Import it in a format whose blocks divide its rows; those of {format} are {block}.",
+        )
+
+
 def decode_rows(
     entry: TensorEntry, raw: NDArray[np.uint8], start: int, stop: int, find: QuantizerFor
 ) -> NDArray[np.float32]:

@@ -37,6 +37,8 @@ from apr_core.format.header import (
 )
 from apr_core.format.shards import MAX_SHARDS, set_id, shard_metadata, shard_path
 
+ELSEWHERE = "Write elsewhere: give another `out`; for the model store, set APR_STORE."
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -86,11 +88,11 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason = error.strerror or error
-            raise InputOutputError(f"{path}: cannot be written: {reason}") from error
+            raise InputOutputError(f"{path}: cannot be written: {reason}", ELSEWHERE) from error
         free = shutil.disk_usage(path.parent).free
         raise InputOutputError(
             f"{path}: the disk is full ({free >> 20} MiB free)",
-            "Nothing was left behind. Free some space or write elsewhere with `out`.",
+            f"Nothing was left behind. Free some space. {ELSEWHERE}",
         ) from error
 
 
@@ -100,7 +102,7 @@ def check_space(path: Path, nbytes: int) -> None:
     if nbytes > free:
         raise InputOutputError(
             f"{path}: needs {nbytes >> 20} MiB, {free >> 20} MiB are free",
-            "Free some space or write elsewhere with `out`.",
+            f"Free some space. {ELSEWHERE}",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from apr_core.errors import PluginBroken
 from apr_core.family.contract import Resolution, TensorRule
 from apr_core.family.modelspec import QuantizerPlugin, RecipePlugin, TensorClass
-from apr_core.format import NATIVE, FormatSpec
+from apr_core.format import NATIVE, FormatSpec, check_stack
 from apr_core.importing.checkpoint import Checkpoint, SourceTensor
 from apr_core.registry import Registry
 
@@ -30,13 +30,14 @@ class KeepPrecision:
 class Assignment:
     """A tensor, its source and its new format. `encoder` is None for native formats.
 
-    `is_exact`: the bytes are copied unchanged.
+    `wanted` is the recipe's first choice; `is_exact`: the bytes are copied unchanged.
     """
 
     rule: TensorRule
     source: SourceTensor
     spec: FormatSpec
     encoder: QuantizerPlugin | None
+    wanted: str
     is_exact: bool
 
 
@@ -64,15 +65,21 @@ class FormatChooser:
         return [self._assign(rule, checkpoint) for rule in resolution.rules.values()]
 
     def _assign(self, rule: TensorRule, checkpoint: Checkpoint) -> Assignment:
-        precision, name = checkpoint.format_of(rule.name), SOURCE
+        precision = checkpoint.format_of(rule.name)
+        answer: str | tuple[str, ...] = SOURCE
         if rule.quant_class != KEEP:
             asked = TensorClass(
                 rule.name, rule.role, rule.quant_class, rule.shape, rule.layer, self.num_layers
             )
-            name = self.recipe.format_for(asked)
-        spec, encoder = self._format(precision if name == SOURCE else name, rule)
+            answer = self.recipe.format_for(asked)
+        names = answer if isinstance(answer, tuple) else (answer,)
+        wanted, *others = [precision if n == SOURCE else n for n in names] or [""]
+        spec, encoder = self._format(wanted, rule)
+        while others and rule.shape[-1] % spec.block:
+            spec, encoder = self._format(others.pop(0), rule)
+        check_stack(rule.name, rule.shape, spec.name, spec.block)
         source = checkpoint.tensors[rule.name]
-        return Assignment(rule, source, spec, encoder, spec.name == precision)
+        return Assignment(rule, source, spec, encoder, wanted, spec.name == precision)
 
     def _format(self, name: Any, rule: TensorRule) -> tuple[FormatSpec, QuantizerPlugin | None]:
         if not isinstance(name, str):
@@ -86,6 +93,13 @@ class FormatChooser:
             spec = FormatSpec(d.name, d.dtype_id, d.block, d.bytes_per_block, owned.distribution)
             self._known[name] = spec, self.registry.make("quantizer", name)
         return self._known[name]
+
+
+def fallback_rows(assignments: Iterable[Assignment]) -> dict[str, int]:
+    """Return {reason: tensors} of those that did not get the recipe's first choice."""
+    reason = "{} instead of {}, whose blocks do not divide rows of {} values"
+    others = (a for a in assignments if a.spec.name != a.wanted)
+    return Counter(reason.format(a.spec.name, a.wanted, a.rule.shape[-1]) for a in others)
 
 
 def main_format(assignments: Iterable[Assignment]) -> FormatSpec | None:

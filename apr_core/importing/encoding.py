@@ -92,8 +92,8 @@ class Encoder:
 
     def _blocks(self, a: Assignment) -> Iterator[tuple[int, int]]:
         rows, cols = self.checkpoint.rows(a.rule.name)
-        # Formats of blocks run flat over tensors of other than 2 dims, so those go in one piece.
-        whole = a.encoder is not None and len(a.rule.shape) != 2
+        # Formats of blocks run flat over tensors of other than 2 dims: cut between blocks or not.
+        whole = len(a.rule.shape) != 2 and cols % a.spec.block
         step = rows if whole else max(1, BLOCK_VALUES // max(cols, 1))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)

@@ -14,7 +14,7 @@ from apr_core.family.contract import Contract, Resolution
 from apr_core.family.modelspec import FamilyPlugin, ModelConfig
 from apr_core.format.writer import AprWriter, TensorSpec, check_target
 from apr_core.importing.checkpoint import Checkpoint
-from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser
+from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser, fallback_rows
 from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, role_rows, skipped_rows
 from apr_core.importing.source import CheckpointSource
@@ -64,7 +64,7 @@ def plan_import(
     generation = read_json(defaults) if defaults.exists() else None
     config, contract = family.config(hf, generation), family.contract()
     chooser = FormatChooser(recipe, config.num_layers, registry)
-    checkpoint = source.open()
+    checkpoint = family.checkpoint(config, source.open())
     resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
     assignments = chooser.choose(resolution, checkpoint)
     tokenizer = tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)
@@ -140,6 +140,7 @@ def summarize(
         file_bytes=sum(path.stat().st_size for path in paths),
         bits_per_weight=8 * sum(r.nbytes for r in roles) / parameters,
         roles=roles,
+        fallbacks=fallback_rows(plan.assignments),
         skipped=skipped_rows(plan.resolution, sizes),
         carried=sum(a.rule.group != "model" for a in plan.assignments),
         absent=plan.resolution.absent,

@@ -131,6 +131,7 @@ class ImportSummary:
     file_bytes: int
     bits_per_weight: float
     roles: tuple[RoleRow, ...]
+    fallbacks: dict[str, int]  # reason -> tensors without the recipe's first choice
     skipped: dict[str, dict[str, int]]  # reason -> {tensors, bytes}
     carried: int  # tensors the model's plan does not use
     absent: tuple[str, ...]  # carried tensors the configuration promises and the checkpoint lacks

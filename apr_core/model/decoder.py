@@ -24,10 +24,12 @@ class Part:
     """Common base of mixers and mlps.
 
     `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
-    arrays, `constants` further arrays that are uploaded with them under their own names.
+    arrays, `constants` further arrays that are uploaded with them under their own names. `stacks`
+    are the roles of several matrices in one tensor [.., rows, cols], and the matrix op of each.
     """
 
     matrices: tuple[str, ...] = ()
+    stacks: Mapping[str, str] = {}
     vectors: tuple[str, ...] = ()
     constants: Mapping[str, Any] = {}
 
@@ -45,7 +47,7 @@ class Mixer(Part):
     """
 
     def new_state(self, states: StateMakers) -> State:
-        """Return one layer's state, from `states.kv(...)`, `.recurrent(...)` or `.window(...)`."""
+        """Return one layer's state, from `states.kv(...)` or `.recurrent(...)`."""
         raise NotImplementedError
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: Any) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from apr_core.format import (
     AprFile,
     TensorEntry,
     check_declared,
+    check_stack,
     decode_tensor,
     quantizer_for,
     to_float32,
@@ -29,6 +31,7 @@ from apr_core.model.decoder import Decoder, Layer, Weights
 from apr_core.model.parts import Parts, check_claims, check_roles, plugin_ops
 from apr_core.model.state import KVType
 from apr_core.model.trial import ReferenceBackend, named, shapes_only, try_step
+from apr_core.ops import CORE_OPS
 from apr_core.ops.binding import (
     DENSE,
     BackendPlugin,
@@ -148,15 +151,13 @@ class WeightLoader:
         for role, uses in self.outside.items():
             yield self.entry(role), uses
         for index in range(len(self.parts.mixers)):
-            for role in self.parts.matrices(index):
-                yield self.entry(role, index), ("linear",)
+            for role, uses in self.parts.matrices(index).items():
+                yield self.entry(role, index), uses
 
     def expect(self) -> None:
         """Report the expected format of every matrix, before any is uploaded."""
         for entry, uses in self.matrices():
-            format, layout = self._read_as(entry)
-            shape = (entry.shape[0], entry.shape[1])
-            self.binder.expect(format, layout, shape, entry.nbytes, uses)
+            self.binder.expect(*self._read_as(entry), entry.shape, entry.nbytes, uses)
 
     def _decode(self, format: str, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
         """Decode rows to float32. The codec is imported only now; kernels need none."""
@@ -165,16 +166,15 @@ class WeightLoader:
         decoded: NDArray[np.float32] = self._quantizer(format).decode(raw, cols)
         return decoded
 
-    def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
-        """Upload a [rows, cols] tensor for `linear` and `embed`, packed if kernels read it."""
+    def matrix(self, role: str, layer: int | None, uses: Iterable[str]) -> Weight:
+        """Upload a tensor [.., rows, cols] for the ops in `uses`, packed if kernels read it."""
         entry = self.entry(role, layer)
-        rows, cols = entry.shape
-        raw = self.file.raw(entry.name)
+        raw, rows = self.file.raw(entry.name), prod(entry.shape[:-1])
         format, layout = self._read_as(entry)
         if entry.format in LEGACY:
             raw = decode_tensor(entry, raw, self._quantizer).view(np.uint8)
         decode = partial(self._decode, format)
-        matrix = HostMatrix(entry.name, format, (rows, cols), raw.reshape(rows, -1), decode, layout)
+        matrix = HostMatrix(entry.name, format, entry.shape, raw.reshape(rows, -1), decode, layout)
         weight = self.binder.weight(matrix, uses)
         self._report(entry.nbytes)
         return weight
@@ -188,6 +188,7 @@ class WeightLoader:
         find = partial(self.registry.get, "quantizer")
         declared: Quantizer = quantizer_for(entry, find).declaration
         check_declared(entry, declared)  # kernels trust the block size: a file may not redefine it
+        check_stack(entry.name, entry.shape, entry.format, declared.block)
         layout, block, nbytes = declared.layout, declared.block, declared.bytes_per_block
         if layout is None:
             return entry.format, None
@@ -209,7 +210,8 @@ class WeightLoader:
     def layer(self, index: int) -> Layer:
         """Upload all weights of one layer."""
         parts = self.parts
-        weights: dict[str, Any] = {r: self.matrix(r, index) for r in parts.matrices(index)}
+        matrices = parts.matrices(index).items()
+        weights: dict[str, Any] = {r: self.matrix(r, index, uses) for r, uses in matrices}
         weights |= {role: self.vector(role, index) for role in parts.vectors(index)}
         upload = self.binder.backend.upload
         weights |= {name: upload(array) for name, array in parts.constants(index).items()}
@@ -228,10 +230,11 @@ class WeightLoader:
 class ZeroLoader(WeightLoader):
     """A loader for trials: dense tensors are zeros, matrices only shapes."""
 
-    def matrix(self, role: str, layer: int | None, uses: Iterable[str] = ("linear",)) -> Weight:
+    def matrix(self, role: str, layer: int | None, uses: Iterable[str]) -> Weight:
         """Return a stand-in without values."""
         entry = self.entry(role, layer)
-        return shapes_only(entry.name, entry.shape)
+        brought = {use: self.binder.table[use] for use in uses if use not in CORE_OPS}
+        return shapes_only(entry.name, entry.shape, brought)
 
     def vector(self, role: str, layer: int | None = None) -> Any:
         """Return zeros."""

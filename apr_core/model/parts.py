@@ -69,11 +69,13 @@ class Parts:
         self.mixers: list[Mixer] = [make("attention", b.mixer, b.options) for b in blocks]
         self.mlps: list[FeedForward] = [make("mlp", b.mlp, b.mlp_options) for b in blocks]
 
-    def matrices(self, layer: int | None) -> tuple[str, ...]:
-        """Return the roles of a layer's matrices; None: of those outside the layers."""
+    def matrices(self, layer: int | None) -> Mapping[str, tuple[str, ...]]:
+        """Return a layer's matrices, and the ops of each; None: those outside the layers."""
         if layer is None:
-            return tuple(self.decoder.matrices)
-        return (*self.mixers[layer].matrices, *self.mlps[layer].matrices)
+            return self.decoder.matrices
+        pair = self.mixers[layer], self.mlps[layer]
+        ops = {role: ("linear",) for part in pair for role in part.matrices}
+        return ops | {role: (op,) for part in pair for role, op in part.stacks.items()}
 
     def norms(self, layer: int | None) -> tuple[str, ...]:
         """Return the roles of the decoder's own dense tensors, in a layer or outside."""
@@ -110,7 +112,8 @@ def check_roles(resolution: Resolution, parts: Parts, hidden_size: int) -> None:
                 "The plan's norms, mixers or feed-forwards are others than the contract means.",
             )
         of_rows = parts.decoder is Decoder and rule.role in parts.norms(rule.layer)
-        if rule.role in parts.matrices(rule.layer) and len(rule.shape) != 2:
+        uses = parts.matrices(rule.layer).get(rule.role)
+        if uses and (len(rule.shape) < 2 or ("linear" in uses and len(rule.shape) > 2)):
             expected = "two dimensions"
         elif of_rows and rule.shape != (hidden_size,):
             expected = f"[{hidden_size}]"
@@ -155,7 +158,7 @@ def attention_types(config: ModelConfig, parts: Parts) -> set[str]:
     """Return the names a contract may use for these mixers' states and head counts."""
     makers = StateMakers(lambda *shape, **dtype: None)
     kinds = {mixer.new_state(makers).kind for mixer in parts.mixers}
-    looks_back, folds = kinds & {"kv", "window"}, "recurrent" in kinds
+    looks_back, folds = "kv" in kinds, "recurrent" in kinds
     if looks_back and folds:
         return {"hybrid"}
     if folds:

@@ -62,10 +62,9 @@ def demand_of(loader: WeightLoader, config: ModelConfig, kv_type: KVType) -> Dem
     backend, parts = loader.binder.backend, loader.parts
     size, weights, values = backend.matrix_bytes, 0, 0
     for entry, uses in loader.matrices():
-        rows, cols = entry.shape
         format, layout = loader.kept_as(entry, uses)
-        weights += size(format, (rows, cols), layout)
-        values += rows * cols
+        weights += size(format, (prod(entry.shape[:-1]), entry.shape[-1]), layout)
+        values += prod(entry.shape)
     layers = [layer_shapes(loader, index) for index in range(len(parts.mixers))]
     outside = [loader.entry(role).shape for role in parts.decoder.vectors]
     for shape in (*outside, *(shape for layer in layers for shape in layer.dense)):

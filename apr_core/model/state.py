@@ -30,6 +30,8 @@ class State:
     segments = False
     # tokens: prompts that are cut at its multiples give the same bits however they are cut
     grid = 1
+    # positions that attention looks back over, the query's own included; 0: all
+    window = 0
 
     def open(self, slot: int) -> None:
         """Start an empty sequence in the slot."""
@@ -61,102 +63,130 @@ class State:
             self.close(slot)
 
 
-class _KeysAndValues(State):
-    """Keys and values, an array [Hkv, rows, D] of each per slot."""
+class KVState(State):
+    """Keys and values of attention: one growing array [Hkv, capacity, D] each per slot.
 
-    def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType) -> None:
+    With a `window` rows that no later query looks at go, `growth` at a time, so the room is
+    bounded: row 0 of a slot's arrays is position `first[slot]`, a multiple of `growth`. With `q8`
+    the last axis is bytes, as the backend lays them out: only its attention reads them.
+    """
+
+    kind: ClassVar[StateKind] = "kv"
+    growth = 256  # positions; capacity doubles from here
+
+    def __init__(
+        self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32", window: int = 0
+    ) -> None:
         self._make, self._heads, self._dim, self.dtype = zeros, kv_heads, head_dim, dtype
+        self.window, self.segments = window, not window
+        # most rows between steps, a quarter of them spare, so that rows are rarely moved
+        self._room = self._whole(window + window // 4 + self.growth) if window else 0
         self.keys: dict[int, Array] = {}
         self.values: dict[int, Array] = {}
+        self.first: dict[int, int] = {}
+        self._row_bytes = 0  # bytes of a position's keys, once looked up
 
     def _zeros(self, rows: int) -> Array:
         return self._make((self._heads, rows, self._dim), self.dtype)
 
+    def open(self, slot: int) -> None:
+        """Start an empty sequence in the slot."""
+        self.keys[slot], self.values[slot] = self._zeros(self.growth), self._zeros(self.growth)
+        self.first[slot] = 0
+
     def close(self, slot: int) -> None:
         """Forget the slot and give its memory back."""
-        del self.keys[slot], self.values[slot]
+        del self.keys[slot], self.values[slot], self.first[slot]
 
     def nbytes(self) -> int:
         """Return the bytes held now, over all slots."""
         return sum(a.nbytes for cache in (self.keys, self.values) for a in cache.values())
 
-
-class KVState(_KeysAndValues):
-    """Keys and values of full attention: one growing array [Hkv, capacity, D] each per slot.
-
-    With `q8` the last axis is bytes, as the backend lays them out: only its attention reads them.
-    """
-
-    kind: ClassVar[StateKind] = "kv"
-    segments = True
-    growth = 256  # positions; capacity doubles from here
-
-    def __init__(self, zeros: Zeros, kv_heads: int, head_dim: int, dtype: KVType = "f32") -> None:
-        super().__init__(zeros, kv_heads, head_dim, dtype)
-        self._row_bytes = 0  # bytes of a position's keys, once looked up
-
-    def open(self, slot: int) -> None:
-        """Start an empty sequence in the slot."""
-        self.keys[slot], self.values[slot] = self._zeros(self.growth), self._zeros(self.growth)
-
-    def reserve(self, slot: int, length: int) -> None:
-        """Make room for `length` positions."""
-        if length <= self.keys[slot].shape[1]:
+    def reserve(self, slot: int, length: int, position: int = 0) -> None:
+        """Make room for `length` positions. Rows that none from `position` on looks at may go."""
+        first, held = self.first[slot], self.keys[slot].shape[1]
+        if length - first <= held <= (self._room or held):
             return
-        capacity = self._capacity(length)
-        for cache in (self.keys, self.values):
-            grown = self._zeros(capacity)
-            grown[:, : cache[slot].shape[1]] = cache[slot]
-            cache[slot] = grown
+        kept = max(first, self._begin(position))
+        capacity, caches = self._capacity(length - kept), (self.keys, self.values)
+        room = [self._zeros(capacity) for _ in caches]  # both, or an error changes nothing
+        for cache, moved in zip(caches, room, strict=True):
+            old = cache[slot][:, kept - first :][:, :capacity]
+            moved[:, : old.shape[1]] = old
+            cache[slot] = moved
+        self.first[slot] = kept
 
-    def _capacity(self, length: int) -> int:
-        """Return how many positions a slot has room for once its sequence has grown to `length`."""
+    def _begin(self, position: int) -> int:
+        """Return a position, on the grid, from which on a row at `position` looks at rows."""
+        begin = max(0, position - self.window + 1) // self.growth * self.growth
+        return begin if self.window else 0
+
+    def _capacity(self, rows: int) -> int:
+        """Return how many rows a slot has room for that has grown to hold this many."""
         capacity = self.growth
-        while capacity < length:
+        while capacity < rows:
             capacity *= 2
-        return capacity
+        return min(capacity, max(self._whole(rows), self._room)) if self.window else capacity
+
+    def _whole(self, rows: int) -> int:
+        return -(-rows // self.growth) * self.growth
 
     def bytes_at(self, length: int) -> int:
-        """Return the bytes of a slot whose sequence has `length` tokens."""
+        """Return the bytes of a slot whose sequence has `length` tokens.
+
+        With a window, those between steps: a long step takes more until the next one.
+        """
         if not self._row_bytes:
             self._row_bytes = self._zeros(1).nbytes
-        return 2 * self._capacity(length) * self._row_bytes
+        rows = self._capacity(length)
+        return 2 * min(rows, self._room or rows) * self._row_bytes
 
     def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Write k, v [n, Hkv, D] at `position`; return all keys and values so far [Hkv, L, D]."""
+        """Write k, v [n, Hkv, D] at `position`; return the keys and values kept [Hkv, L, D].
+
+        These are the last L, the new ones included: all so far if there is no window.
+        """
         if self.dtype == "q8":
             raise BackendError(
                 "keys and values of 8 bits are read by a backend's own attention only",
                 "Load with kv_type='f16'.",
             )
         length = position + k.shape[0]
-        self.reserve(slot, length)
-        self.keys[slot][:, position:length] = k.swapaxes(0, 1)
-        self.values[slot][:, position:length] = v.swapaxes(0, 1)
+        self.reserve(slot, length, position)
+        here = slice(position - self.first[slot], length - self.first[slot])
+        self.keys[slot][:, here] = k.swapaxes(0, 1)
+        self.values[slot][:, here] = v.swapaxes(0, 1)
         return self.filled(slot, length)
 
     def filled(self, slot: int, length: int) -> tuple[Array, Array]:
-        """Return the first `length` keys and values, both [Hkv, length, D]."""
-        return self.keys[slot][:, :length], self.values[slot][:, :length]
+        """Return the keys and values kept of the first `length`, both [Hkv, L, D]."""
+        rows = length - self.first[slot]
+        return self.keys[slot][:, :rows], self.values[slot][:, :rows]
 
-    def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[Array, Array]:
-        """Return copies of the keys and values of positions `since` to `length`."""
+    def snapshot(self, slot: int, length: int, since: int = 0) -> tuple[int, Array, Array]:
+        """Return a position, and copies of the keys and values from there to `length`.
+
+        The position is `since`, or where a window begins.
+        """
+        first, since = self.first[slot], max(since, self._begin(length))
         keys, values = self._zeros(length - since), self._zeros(length - since)
-        keys[...] = self.keys[slot][:, since:length]
-        values[...] = self.values[slot][:, since:length]
-        return keys, values
+        keys[...] = self.keys[slot][:, since - first : length - first]
+        values[...] = self.values[slot][:, since - first : length - first]
+        return since, keys, values
 
-    def restore(self, slot: int, snapshot: tuple[Array, Array], since: int = 0) -> None:
-        """Put a snapshot back; what came before `since` is in its place."""
-        keys, values = snapshot
+    def restore(self, slot: int, snapshot: tuple[int, Array, Array], since: int = 0) -> None:
+        """Put a snapshot back; what came before it, and is looked at, is in its place."""
+        since, keys, values = snapshot
+        first = self.first[slot] = since if self.window else 0
         length = since + keys.shape[1]
         self.reserve(slot, length)
-        self.keys[slot][:, since:length], self.values[slot][:, since:length] = keys, values
+        here = slice(since - first, length - first)
+        self.keys[slot][:, here], self.values[slot][:, here] = keys, values
 
-    def shortened(self, snapshot: tuple[Array, Array], rows: int) -> tuple[Array, Array]:
+    def shortened(self, snapshot: tuple[int, Array, Array], rows: int) -> tuple[int, Array, Array]:
         """Return the first rows of a snapshot, as views."""
-        keys, values = snapshot
-        return keys[:, :rows], values[:, :rows]
+        since, keys, values = snapshot
+        return since, keys[:, :rows], values[:, :rows]
 
 
 class RecurrentState(State):
@@ -201,88 +231,6 @@ class RecurrentState(State):
         return sum(a.nbytes for arrays in self.arrays.values() for a in arrays.values())
 
 
-class WindowState(_KeysAndValues):
-    """The last keys and values of attention over a window, in room for two windows per slot.
-
-    `window` counts the query's own position. Rows are appended until the room is full; then the
-    last `window - 1` move to its front, so memory is bounded and a step rarely copies.
-    """
-
-    kind: ClassVar[StateKind] = "window"
-
-    def __init__(
-        self, zeros: Zeros, kv_heads: int, head_dim: int, window: int, dtype: KVType = "f32"
-    ) -> None:
-        if dtype == "q8":
-            raise BackendError(
-                "keys and values of a window are kept in f32 or f16, not in 8 bits",
-                "Load with kv_type='f16'.",
-            )
-        super().__init__(zeros, kv_heads, head_dim, dtype)
-        self.window, self.capacity = window, 2 * window
-        self.first: dict[int, int] = {}  # the position of a slot's row 0
-
-    def open(self, slot: int) -> None:
-        """Start an empty sequence in the slot."""
-        self.keys[slot], self.values[slot] = self._zeros(self.capacity), self._zeros(self.capacity)
-        self.first[slot] = 0
-
-    def close(self, slot: int) -> None:
-        """Forget the slot and give its memory back."""
-        super().close(slot)
-        del self.first[slot]
-
-    def append(self, slot: int, position: int, k: Array, v: Array) -> tuple[Array, Array, int]:
-        """Write k, v [n, Hkv, D] at `position`, the slot's length.
-
-        Returns all keys and values [Hkv, L, D] that the new rows may look at, and the position of
-        the first of them.
-        """
-        start = position - self.first[slot]
-        seen = max(0, start - self.window + 1)  # the oldest row that the first new row looks at
-        stop = start + k.shape[0]
-        if stop > self.capacity:
-            return self._slide(slot, seen, start, k, v)
-        for cache, rows in ((self.keys, k), (self.values, v)):
-            cache[slot][:, start:stop] = rows.swapaxes(0, 1)
-        first = self.first[slot] + seen
-        return self.keys[slot][:, seen:stop], self.values[slot][:, seen:stop], first
-
-    def _slide(
-        self, slot: int, seen: int, start: int, k: Array, v: Array
-    ) -> tuple[Array, Array, int]:
-        """Join rows that do not fit outside the room, which then keeps the last ones."""
-        length = start - seen + k.shape[0]
-        staying = min(length, self.window - 1)
-        joined = []
-        for cache, rows in ((self.keys, k), (self.values, v)):
-            whole = self._zeros(length)
-            whole[:, : start - seen] = cache[slot][:, seen:start]
-            whole[:, start - seen :] = rows.swapaxes(0, 1)
-            cache[slot][:, :staying] = whole[:, length - staying :]
-            joined.append(whole)
-        first = self.first[slot] + seen
-        self.first[slot] = first + length - staying
-        return joined[0], joined[1], first
-
-    def snapshot(self, slot: int, length: int) -> tuple[int, Array, Array]:
-        """Return the first position that a row at `length` may look at, and copies of k and v."""
-        stop = length - self.first[slot]
-        seen = max(0, stop - self.window + 1)
-        keys, values = self.keys[slot][:, seen:stop], self.values[slot][:, seen:stop]
-        return self.first[slot] + seen, keys + 0, values + 0
-
-    def restore(self, slot: int, snapshot: tuple[int, Array, Array]) -> None:
-        """Put a snapshot back."""
-        self.first[slot], keys, values = snapshot
-        length = keys.shape[1]
-        self.keys[slot][:, :length], self.values[slot][:, :length] = keys, values
-
-    def bytes_at(self, length: int) -> int:
-        """Return the bytes of a slot, independent of sequence length."""
-        return 2 * self.capacity * int(self._zeros(1).nbytes)
-
-
 class StateMakers:
     """The states that a mixer's `new_state` can make.
 
@@ -292,13 +240,12 @@ class StateMakers:
     def __init__(self, zeros: Zeros, kv_type: KVType = "f32") -> None:
         self.zeros, self.kv_type = zeros, kv_type
 
-    def kv(self, kv_heads: int, head_dim: int) -> State:
-        """Make a state of the keys and values of everything so far."""
-        return KVState(self.zeros, kv_heads, head_dim, self.kv_type)
+    def kv(self, kv_heads: int, head_dim: int, window: int = 0) -> State:
+        """Make a state of the keys and values of everything so far.
 
-    def window(self, kv_heads: int, head_dim: int, window: int) -> WindowState:
-        """Make a state of the last `window` positions, the query's own included."""
-        return WindowState(self.zeros, kv_heads, head_dim, window, self.kv_type)
+        With a `window`, of what attention over the last `window` positions needs.
+        """
+        return KVState(self.zeros, kv_heads, head_dim, self.kv_type, window)
 
     def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> RecurrentState:
         """Make a state of named float32 arrays of fixed shapes, zeros at first.

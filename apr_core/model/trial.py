@@ -9,7 +9,7 @@ also that of results whose values do not exist yet, which a backend gives that r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from apr_core.errors import AprError, ContractError
 from apr_core.model.decoder import Decoder
 from apr_core.model.state import StateMakers
 from apr_core.model.step import Step, make_step
+from apr_core.ops import Op
 from apr_core.ops.binding import BackendPlugin, Binder, BoundOps, HostMatrix, Weight, resolve
 
 ROWS = 3  # sequences of the step: other sizes are rarely 3, or half of it
@@ -317,9 +318,15 @@ def refuse(w: Weight, expected: str, why: str) -> NoReturn:
     raise ContractError(f"{w.name} has shape {shape}, expected {expected}: {why}", HINT)
 
 
-def shapes_only(name: str, shape: tuple[int, ...]) -> Weight:
-    """Return a matrix without values: its products and its rows are zeros."""
-    weight = Weight(name, "", (shape[0], shape[1]), None)
+def shapes_only(name: str, shape: tuple[int, ...], brought: Mapping[str, Op]) -> Weight:
+    """Return a matrix without values: its products and its rows are zeros.
+
+    Ops that a plugin brings run on one matrix of zeros in the place of each of a stack.
+    """
+    zeros = np.broadcast_to(np.zeros(shape[-2:], np.float32), shape) if brought else None
+    weight = Weight(name, "", shape, zeros)
+    for use, op in brought.items():
+        setattr(weight, use, partial(op.body, np))
     weight.linear = _product
     weight.embed = lambda ids, w: _watched(np.zeros((len(ids), w.cols), np.float32), w)
     return weight

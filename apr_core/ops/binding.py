@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -54,16 +55,18 @@ class BlockLayout:
     nbytes: int
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class Weight:
     """A matrix on a backend, [rows, cols]. `data` is packed bytes or a dense array.
 
-    `linear` and `embed` are bound here and not on the ops, because they depend on the format.
+    A stack of matrices has shape [.., rows, cols]; `rows` and `data` count the rows of all.
+    `linear`, `embed` and other matrix ops are bound here and not on the ops, because they depend on
+    the format.
     """
 
     name: str
     format: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     data: Array
     decode: Decode | None = None
     row_bytes: int = 0  # in the file, if `decode` is given
@@ -75,23 +78,26 @@ class Weight:
     cols: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows, self.cols = self.shape
+        self.rows, self.cols = prod(self.shape[:-1]), self.shape[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class HostMatrix:
-    """A matrix as stored: `raw` u8 [rows, row bytes], and how to decode its rows."""
+    """A matrix as stored: `raw` u8 [rows, row bytes], and how to decode its rows.
+
+    A stack of matrices has shape [.., rows, cols], and `raw` the rows of all.
+    """
 
     name: str
     format: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     raw: NDArray[np.uint8]
     decode: Decode
     layout: BlockLayout | None = None
 
     def dense(self) -> NDArray[np.float32]:
         """Return the whole matrix in float32 [rows, cols]."""
-        return self.decode(self.raw, self.shape[1])
+        return self.decode(self.raw, self.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,26 +308,24 @@ class Binder:
         self.ops = BoundOps(self._bind_op)
 
     def _bind_op(self, name: str) -> Callable[..., Any]:
-        """Bind an op to a kernel, composite or reference; weights bind `linear` and `embed`.
+        """Bind an op to a kernel, composite or reference; weights bind those that read them.
 
         Raises BackendError if nothing defines the op.
         """
-        if name == "linear":
-            return lambda x, w: w.linear(x, w)
-        if name == "embed":
-            return lambda ids, w: w.embed(ids, w)
         if name not in self.table:
             raise BackendError(
                 f"op {name!r} has no definition",
                 "A mixer or mlp that brings an op names it in its declaration's `brings`.",
             )
+        if self.table[name].reads_weight:
+            return lambda *args: getattr(args[-1], name)(*args)
         return self._bound(name)
 
     def expect(
         self,
         format: str,
         layout: BlockLayout | None,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         nbytes: int,
         uses: Iterable[str],
     ) -> None:
@@ -330,7 +334,7 @@ class Binder:
         uploaded = self.kept_as(format, layout, uses)
         if uploaded != format:
             before, after = self.report.expanded.get(format, (0, 0))
-            self.report.expanded[format] = before + nbytes, after + 4 * shape[0] * shape[1]
+            self.report.expanded[format] = before + nbytes, after + 4 * prod(shape)
         for name in uses:
             self._bound(name, uploaded, layout is not None and uploaded == format)
             self.report.weights[name, uploaded] += 1

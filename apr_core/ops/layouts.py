@@ -19,10 +19,10 @@ from apr_core.declarations import Layout, Numbers
 
 
 def levels(layout: Layout) -> NDArray[np.float32]:
-    """Return the level of each code, before scaling: float32 [16] or [256]."""
+    """Return the level of each code, before scaling: float32 [16], [32] or [256]."""
     if layout.codebook:
         return np.array(layout.codebook, np.float32)
-    codes = np.arange(1 << layout.bits)
+    codes = np.arange(1 << layout.bits + (layout.high is not None))
     if layout.signed:
         codes = codes.astype(np.uint8).view(np.int8).astype(int)
     return (codes - layout.zero).astype(np.float32)
@@ -39,7 +39,11 @@ def codes(layout: Layout, raw: NDArray[np.uint8], block: int) -> NDArray[np.uint
     else:
         halves = (*packed.shape[:2], -1, 1, RUN // 2)
         both = np.concatenate([low.reshape(halves), high.reshape(halves)], axis=-2)
-    return np.ascontiguousarray(both).reshape(raw.shape[0], -1)
+    whole = np.ascontiguousarray(both).reshape(raw.shape[0], -1)
+    if layout.high is not None:
+        fifth = raw[:, :, layout.high : layout.high + block // 8].reshape(raw.shape[0], -1)
+        whole |= np.unpackbits(fifth, axis=1, bitorder="little") << 4
+    return whole
 
 
 def products(

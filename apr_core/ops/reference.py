@@ -24,11 +24,15 @@ Array = Any  # numpy.ndarray, or what the backend's namespace works on
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """An operation. `body` takes `xp` first, or the bound ops `o` if it is a composite."""
+    """An operation. `body` takes `xp` first, or the bound ops `o` if it is a composite.
+
+    One that `reads_weight` has a Weight as its last argument, and a kernel for each format of it.
+    """
 
     name: str
     body: Callable[..., Any]
     is_composite: bool = False
+    reads_weight: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body itself, as tests and other references do."""
@@ -40,18 +44,23 @@ def op(body: Callable[..., Any]) -> Op:
     return Op(body.__name__, body)
 
 
+def matrix_op(body: Callable[..., Any]) -> Op:
+    """Declare an op `body(xp, ..., w)` on a Weight: what it sees packed, in any format."""
+    return Op(body.__name__, body, reads_weight=True)
+
+
 def composite(body: Callable[..., Any]) -> Op:
     """Declare a composite by its default body `body(o, ...)` in terms of other ops."""
     return Op(body.__name__, body, is_composite=True)
 
 
-@op
+@matrix_op
 def embed(xp: Any, ids: Array, w: Weight) -> Array:
     """Return rows of the embedding: ids [T] -> [T, D]."""
     return xp.take(w.data, ids, axis=0)
 
 
-@op
+@matrix_op
 def linear(xp: Any, x: Array, w: Weight) -> Array:
     """Multiply by a weight stored as [out, in]: x [T, in] -> [T, out]."""
     return xp.matmul(x, w.data.T)
@@ -105,14 +114,15 @@ def add_rms_norm(
 
 
 @op
-def rope(xp: Any, x: Array, positions: Array, inv_freq: Array) -> Array:
+def rope(xp: Any, x: Array, positions: Array, inv_freq: Array, magnitude: float = 1.0) -> Array:
     """Rotate pairs (i, i + n) of the first 2n dims (NeoX pairing); the rest pass through.
 
-    x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D.
+    x [T, H, D], positions [T], inv_freq [n] float32 with 2n <= D. What is rotated is multiplied by
+    `magnitude`.
     """
     n = inv_freq.shape[0]
     angle = xp.asarray(positions[:, None], dtype=inv_freq.dtype) * inv_freq[None, :]  # [T, n]
-    cos, sin = xp.cos(angle)[:, None, :], xp.sin(angle)[:, None, :]  # [T, 1, n]
+    cos, sin = (f(angle)[:, None, :] * magnitude for f in (xp.cos, xp.sin))  # [T, 1, n]
     a, b = x[..., :n], x[..., n : 2 * n]
     return xp.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * n :]], axis=-1)
 
@@ -123,25 +133,27 @@ def attention(
 ) -> Array:
     """Compute causal attention with grouped heads; append k and v to the cache first.
 
-    q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv).
+    q [T, H, D], k and v [T, Hkv, D] -> [T, H, D]. Query head h reads kv head h // (H / Hkv). If the
+    state has a `window`, a query sees that many positions at most, the last one its own.
     """
     outs = []
     for seg in step.segments:
         keys, values = state.append(
             seg.slot, seg.position, k[seg.start : seg.stop], v[seg.start : seg.stop]
-        )  # [Hkv, L, D] each, L = position + rows
-        outs.append(_attend(xp, q[seg.start : seg.stop], keys, values, seg.position, scale))
+        )  # [Hkv, L, D] each: the last L
+        outs.append(_attend(xp, q[seg.start : seg.stop], keys, values, state.window, scale))
     return xp.concatenate(outs, axis=0)
 
 
-def _attend(xp: Any, q: Array, keys: Array, values: Array, position: int, scale: float) -> Array:
-    """Compute attention for one sequence: q [n, H, D] over keys and values [Hkv, L, D]."""
+def _attend(xp: Any, q: Array, keys: Array, values: Array, window: int, scale: float) -> Array:
+    """Compute attention for one sequence: the last n of L rows, q [n, H, D], over [Hkv, L, D]."""
     n, heads, dim = q.shape
     kv_heads, length, _ = keys.shape
     grouped = xp.moveaxis(q.reshape(n, kv_heads, heads // kv_heads, dim), 0, 2)  # [Hkv, G, n, D]
     scores = xp.matmul(grouped, xp.swapaxes(keys, -1, -2)[:, None]) * scale  # [Hkv, G, n, L]
-    row, column = xp.arange(n)[:, None], xp.arange(length)[None, :]
-    scores = xp.where(column <= row + position, scores, -xp.inf)
+    row, column = xp.arange(n)[:, None] + (length - n), xp.arange(length)[None, :]
+    seen = (column <= row) & (column > row - (window or length))
+    scores = xp.where(seen, scores, -xp.inf)
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     out = xp.matmul(weights, values[:, None])  # [Hkv, G, n, D]

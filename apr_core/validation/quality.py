@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.errors import AprError, UsageError
+from apr_core.errors import AprError, FormatError, UsageError
 from apr_core.format import NATIVE, AprFile, TensorEntry
-from apr_core.importing.checkpoint import FLOATS, Checkpoint
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.source import find_source
 from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import read_json
@@ -84,9 +84,13 @@ class Comparison:
     _values: int = 0
 
     def has(self, entry: TensorEntry) -> bool:
-        """Return True if the source has this tensor as floats of this shape; note it if not."""
+        """Return True if the source has this tensor, of numbers and this shape; note it if not."""
         tensor = self.checkpoint.tensors.get(entry.name)
-        if tensor is None or tensor.dtype not in FLOATS:
+        try:
+            stored = tensor and self.checkpoint.format_of(entry.name)
+        except FormatError:  # integers
+            stored = None
+        if not tensor or not stored:
             self.missing.append(entry.name)
         elif tuple(tensor.shape) != entry.shape:
             self.misshapen.append(

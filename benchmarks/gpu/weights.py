@@ -69,11 +69,12 @@ class StandIn:
             return NATIVE["f32"]
         if rule.quant_class == KEEP:
             return NATIVE["bf16"]
-        name = self._recipe.format_for(
+        answer = self._recipe.format_for(
             TensorClass(
                 rule.name, rule.role, rule.quant_class, rule.shape, rule.layer, self._layers
             )
         )
+        name = answer if isinstance(answer, str) else answer[rule.shape[-1] % 256 > 0]
         if name in NATIVE:
             return NATIVE[name]
         owned = self._registry.get("quantizer", name)

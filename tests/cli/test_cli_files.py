@@ -22,7 +22,8 @@ UNKNOWN = FormatSpec("nf9", None, 8, 5, "apr-nf9")
 
 
 @pytest.fixture(autouse=True)
-def toy_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def toy_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("APR_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(registry_module, "get_registry", make_registry)
 
 
@@ -225,7 +226,7 @@ def test_help_and_bad_files(name: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "error:" in err
     assert apr(capsys, name, tmp_path / "none.apr")[0] == 3
     if name != "validate":
-        assert apr(capsys, name, tmp_path)[0] == 4
+        assert apr(capsys, name, tmp_path)[0] == 3  # no checkpoint either
 
 
 def test_modules_import_no_arrays() -> None:
@@ -238,9 +239,39 @@ def test_modules_import_no_arrays() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = tmp_path / "store" / f"toy.source.{16 * '0'}.apr"
+    path.parent.mkdir()
+    return save(path)
+
+
 @pytest.mark.parametrize("command", ["inspect", "tensors", "validate", "export"])
-def test_a_url_is_refused_with_the_import_it_needs(capsys, command):
-    options = ["--format", "safetensors", "-o", "x"] if command == "export" else []
-    code, _, err = apr(capsys, command, "demo://sums", *options)
-    assert code == 3 and "demo://sums is where a checkpoint comes from" in err
-    assert "apr import demo://sums -o model.apr" in err
+def test_a_name_in_the_store_is_as_good_as_a_path(tmp_path, capsys, stored, command):
+    options = ["--format", "safetensors", "--dtype", "f32", "-o", tmp_path / "x"]
+    options = options if command == "export" else []
+    assert apr(capsys, command, "toy", *options)[0] == 0
+    code, _, err = apr(capsys, command, "tory", *options, "--force" if options else "--json")
+    assert code == 3 and "tory: no such file" in err and "Did you mean toy?" in err
+
+
+def test_list_and_rm(capsys, stored):
+    used = stored.stat().st_mtime
+    bad = stored.with_name(f"evil\x1b.source.{16 * '1'}.apr")
+    bad.write_bytes(b"APR")
+    code, out, err = apr(capsys, "list")
+    assert (code, err) == (0, "") and "\x1b" not in out
+    assert out.startswith("name") and "damaged" in out and "2 models, " in out
+    listing = apr_json(capsys, "list")
+    assert [m["name"] for m in listing["models"]] == ["evil\x1b", "toy"]
+    assert (
+        listing["bytes"] == stored.stat().st_size + 3
+        and "too small" in listing["models"][0]["damaged"]
+    )
+    assert apr(capsys, "inspect", "toy")[0] == 0 and stored.stat().st_mtime >= used
+    code, _, err = apr(capsys, "rm", "toy", "Toy")
+    assert code == 3 and "Did you mean toy?" in err and stored.exists()
+    code, out, _ = apr(capsys, "rm", "toy", "evil\x1b")
+    assert code == 0 and out.count("freed") == 2 and not any(stored.parent.iterdir())
+    assert apr(capsys, "list")[1].startswith("0 models, 0 B in ")
+    assert apr(capsys, "rm")[0] == 2

@@ -66,6 +66,14 @@ def test_run_answers(sums):
     assert "tok/s" in done.stderr
 
 
+def test_what_is_no_apr_file_is_imported_once(tmp_path):
+    first = apr("run", "demo://sums", QUESTION, APR_STORE=str(tmp_path))
+    assert first.returncode == 0 and first.stdout == "4\n", first.stderr
+    assert first.stderr.startswith("importing demo://sums") and "recipe q4k: " in first.stderr
+    again = apr("chat", "sums", stdin=f"{QUESTION}\n", APR_STORE=str(tmp_path))
+    assert again.returncode == 0 and again.stdout == "4\n" and "import" not in again.stderr
+
+
 def test_run_json_and_verbose(sums):
     done = apr("run", sums, "-", "--json", "-v", "--strict", stdin=QUESTION)
     result = json.loads(done.stdout)

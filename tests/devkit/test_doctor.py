@@ -71,6 +71,7 @@ def home(tmp_path, monkeypatch):
     Good.folder = str(tmp_path / "kernels")
     monkeypatch.setenv("APR_CONFIG", str(tmp_path / "c.toml"))
     monkeypatch.setenv("APR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("APR_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(storage, "hub_caches", lambda: [tmp_path / "hub"])
     return tmp_path
 
@@ -208,13 +209,13 @@ def test_a_part_that_fails_says_so_itself(capsys, monkeypatch):
 def test_caches_are_measured_and_their_disks(monkeypatch, home):
     use(monkeypatch, backend("good"), backend("raises", "Raises"))
     monkeypatch.setattr(Raises, "caches", lambda self: [], raising=False)
-    for name, size in (("cache/a/x", 1000), ("kernels/k", 24)):
+    for name, size in (("cache/a/x", 1000), ("kernels/k", 24), ("store/m.apr", 9)):
         (home / name).parent.mkdir(parents=True)
         (home / name).write_bytes(bytes(size))
     (home / "cache" / "link").symlink_to(home / "kernels" / "k")
     finding = storage.storage()
     sizes = {each["label"]: each["bytes"] for each in finding.facts["caches"]}
-    assert sizes == {"pulled models": 0, "apr": 1000, "good: compiled": 24}
+    assert sizes == {"pulled models": 0, "model store": 9, "apr": 1000, "good: compiled": 24}
     assert finding.facts["free"][0]["bytes"] > 0
     assert finding.warnings == ["backend raises cannot say what it keeps: no driver"]
 

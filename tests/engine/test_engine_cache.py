@@ -12,7 +12,7 @@ import pytest
 
 from apr_core import load
 from apr_core.generate.boundaries import CHUNK, CLOSEST, ChunkBoundaries, Prefill, boundaries_of
-from apr_core.model.state import KVState, RecurrentState, StateMakers, WindowState
+from apr_core.model.state import KVState, RecurrentState, StateMakers
 from apr_core.plugin import State
 from apr_serve.engine.engine import Engine
 from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions
@@ -307,7 +307,7 @@ def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
             model.forward([(slot, ids[start:stop])])
             chain.append(model.snapshot(slot, start))
         rows = [
-            part[0].shape[1]
+            part[1].shape[1]
             for _, parts in chain
             for part, in_rows in zip(parts, model.states_in_rows, strict=True)
             if in_rows
@@ -373,8 +373,8 @@ def test_a_model_says_what_a_sequence_will_take(file, kv_type, length):
 
 def test_states_say_what_a_slot_takes():
     makers = StateMakers(lambda shape, dtype="f32": np.zeros(shape, np.float32))
-    for state in (makers.window(2, 16, 8), makers.recurrent(a=(3, 4), b=(5,)), makers.kv(2, 16)):
-        assert isinstance(state, KVState | RecurrentState | WindowState)
+    for state in (makers.kv(2, 16, 8), makers.recurrent(a=(3, 4), b=(5,)), makers.kv(2, 16)):
+        assert isinstance(state, KVState | RecurrentState)
         state.open(3)
         assert state.bytes_at(1) == state.nbytes()
     grown = makers.kv(2, 16)

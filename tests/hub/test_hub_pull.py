@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apr_core.runtime import human_bytes
+from tests import tiny_checkpoints
 from tests.hub.hub_server import COMMIT, Hub
 
 SHARD = "model.safetensors-00001-of-00002.safetensors"
@@ -67,7 +69,7 @@ def apr(hub, tmp_path):
 
 def test_pulls_what_is_needed_and_nothing_twice(hub, apr):
     first = apr("pull", "hf://org/model", "--json")
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 0 and first.stderr == "downloading 7.0 MiB: hf://org/model\n"
     result = json.loads(first.stdout)
     assert result["commit"] == COMMIT
     assert set(result["files"]) == {
@@ -101,6 +103,27 @@ def test_import_and_offline_find_it_without_the_network(hub, apr):
     assert apr("pull", "hf://org/model", HF_HUB_OFFLINE="1").returncode == 0
     refusal = apr("import", "hf://org/model", "-o", str(apr.home / "x.apr"))
     assert "no installed plugin reads architecture" in refusal.stderr
+
+
+@pytest.mark.needs_plugins
+def test_what_is_not_here_is_pulled_and_imported_by_the_command_that_needs_it(hub, apr, tmp_path):
+    checkpoint = tiny_checkpoints.write(tmp_path / "checkpoint")
+    hub.files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    needed = sum(map(len, hub.files.values()))
+    apr.env["APR_STORE"] = str(tmp_path / "store")
+    first = apr("inspect", "hf://org/model", "--json")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.startswith(
+        f"downloading {human_bytes(needed)}: hf://org/model\n"
+        "importing hf://org/model into the model store, recipe q4k\n"
+    )
+    hub.close()  # neither the hub nor its client is asked again
+    for name in ("hf://org/model", "model"):
+        again = apr("inspect", name, "--json")
+        assert (again.stdout, again.stderr) == (first.stdout, "")
+    unknown = apr("run", "hf://org/other", "x", HF_HUB_OFFLINE="1")
+    assert unknown.returncode == 3 and "not on this machine, and offline" in unknown.stderr
+    assert json.loads(first.stdout)["metadata"]["source"] == "hf://org/model"
 
 
 def test_offline_without_it(apr):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from apr_core.cli.import_ import parse_size, run_import
+from apr_core.cli.import_ import parse_size, print_summary, run_import
 from apr_core.declarations import Family, Quantizer, Recipe, Source
 from apr_core.errors import (
     ContractError,
@@ -50,6 +51,11 @@ class EverythingHalves:
         return "halves"
 
 
+class WideIfItFits:
+    def format_for(self, tensor):
+        return "source" if tensor.quant_class == "down" else ("wide", "halves")
+
+
 class Speechless:
     def format_for(self, tensor):
         return None
@@ -70,6 +76,8 @@ def registry(target="Halves"):
         "third": [
             Quantizer("halves", f"{HERE}:{target}", block=16, bytes_per_block=32),
             Recipe("halves", f"{HERE}:EverythingHalves", formats=("halves",)),
+            Quantizer("wide", f"{HERE}:{target}", block=512, bytes_per_block=1024),
+            Recipe("wide", f"{HERE}:WideIfItFits", formats=("wide", "halves")),
             Recipe("speechless", f"{HERE}:Speechless"),
         ],
     })  # fmt: skip
@@ -101,6 +109,18 @@ def test_third_party_format_end_to_end(tmp_path):
         assert kept.format == "f32"
     expected = tiny.random(tiny.Tiny())[GATE][1]
     np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_a_format_does_not_divide_get_another_and_the_summary_says_so(tmp_path, capsys):
+    import_plan = plan(tiny.write(tmp_path / "c"), "wide")
+    summary = write_import(import_plan, tmp_path / "m.apr")
+    asked = [a for a in import_plan.assignments if a.encoder]
+    assert {a.spec.name for a in asked if a.rule.shape[-1] % 512 == 0} <= {"wide"}
+    lengths = Counter(a.rule.shape[-1] for a in asked if a.spec.name == "halves")
+    reason = "halves instead of wide, whose blocks do not divide rows of {} values"
+    assert lengths and summary.fallbacks == {reason.format(n): k for n, k in lengths.items()}
+    print_summary(summary)
+    assert f"fell back  {lengths[256]} tensors: {reason.format(256)}" in capsys.readouterr().out
 
 
 def test_summary_counts_and_measures(tmp_path):
@@ -337,8 +357,8 @@ def test_interrupted_at_any_tensor_nothing_changes(tmp_path):
 @pytest.mark.parametrize(
     ("source", "kind", "words"),
     [
-        ("missing", NotFound, "no such directory"),
-        ("Qwen/Qwen3.5-9B", NotFound, "no such directory"),
+        ("missing", NotFound, "no such file or directory"),
+        ("Qwen/Qwen3.5-9B", NotFound, "no such file or directory"),
         ("zip://x", PluginNotFound, "zip"),
     ],
 )

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", reason="makes the random checkpoints")
 
 from apr_core import load
 from apr_core.errors import BackendError
+from apr_core.registry import get_registry
+from apr_devkit.tiny import tiny_apr
 from tests import hf_models, tiny_checkpoints
 
 pytestmark = pytest.mark.needs_plugins
@@ -27,12 +29,16 @@ def directory(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module", params=["f32", "q4k", "q6k", "q8_0", "bf16"])
+@pytest.fixture(scope="module", params=["f32", "q4k", "q6k", "q8_0", "bf16", "q4_k_m experts"])
 def apr_file(request, directory):
-    target = directory / f"{request.param}.apr"
+    recipe, _, experts = request.param.partition(" ")
+    checkpoint, target = directory / "checkpoint", directory / f"{recipe}.apr"
+    if experts:
+        case, checkpoint = hf_models.Case("qwen3_5_moe"), directory / experts
+        hf_models.save(hf_models.build(case), case, checkpoint)
     subprocess.run(
-        [sys.executable, "-m", "apr_core.cli", "import", directory / "checkpoint",
-         "--quantize", request.param, "-o", target],
+        [sys.executable, "-m", "apr_core.cli", "import", checkpoint, "--quantize", recipe,
+         "-o", target],
         check=True, capture_output=True,
     )  # fmt: skip
     return target
@@ -85,6 +91,35 @@ def test_same_bits_alone_batched_chunked_and_threaded(apr_file):
         assert tokens == batched[0]
         for ours, theirs in zip(logits, batched[1], strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "kv_type", "changes"),
+    [("gemma3", "q8", {}), ("llama", "f16", MISTRAL), ("qwen3", "f32", {}), ("llama", "q8", {})],
+)
+def test_other_families_give_the_same_bits_too(family, kv_type, changes, tmp_path):
+    """Beyond windows, and beyond where rows that a window has left begin to go."""
+    config = get_registry().make("family", family).tiny_config() | changes
+    path = tiny_apr(family, tmp_path, "q8_0", config=config | {"max_position_embeddings": 1024})
+    rng = np.random.default_rng(5)
+    ids = [rng.integers(0, config["vocab_size"], n).tolist() for n in (3, 70, 600)]
+    with load(path, threads=2, kv_type=kv_type) as model:
+        tokens, logits = run(model, ids)
+        for i, prompt in enumerate(ids):
+            alone = run(model, [prompt], chunk=64)
+            assert alone[0][0] == tokens[i]
+            np.testing.assert_array_equal(alone[1][0], logits[i])
+        slot, other = model.new_slot(), model.new_slot()
+        model.forward([(slot, ids[2])])
+        model.restore(other, model.snapshot(slot))
+        model.captures = False
+        for n, token in enumerate(tokens[2]):
+            np.testing.assert_array_equal(model.forward([(other, [token])])[0], logits[2][n + 1])
 
 
 def test_a_step_gives_the_same_bits_captured_or_not(apr_file):
@@ -243,7 +278,6 @@ def float_kernels(linear):
 
 def with_backend(backend):
     """The installed plugins, with another backend in the place of theirs."""
-    from apr_core.registry import get_registry
 
     class Patched:
         def __init__(self, registry):

@@ -26,10 +26,18 @@ CASES = [
     hf_models.Case("qwen3_5", "flat", 1, True),
     hf_models.Case("qwen3_5", "flat", 2, False),
     hf_models.Case("qwen3_5", "flat", 3, True),
-    hf_models.Case("qwen2", tied=True),
+    hf_models.Case("qwen3_5", "published", 2, rope="yarn"),
+    hf_models.Case("qwen3_5_moe", "published", tied=False),
+    hf_models.Case("qwen3_5_moe", "flat"),
+    hf_models.Case("qwen2", rope="yarn"),
     hf_models.Case("qwen2", tied=False),
+    hf_models.Case("qwen3", rope="linear"),
+    hf_models.Case("qwen3", tied=False),
     hf_models.Case("llama", tied=False),
     *(hf_models.Case("llama", rope=rope) for rope in ("linear", "llama3", "yarn")),
+    hf_models.Case("mistral", tied=False),
+    *(hf_models.Case("gemma3", rope=rope) for rope in ("linear", "yarn")),
+    hf_models.Case("gemma3", tied=False, rope="llama3"),
 ]  # fmt: skip
 LENGTHS = (1, 2, 3, 63, 64, 65, 200)
 DECODE = 50

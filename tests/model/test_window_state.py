@@ -1,14 +1,13 @@
-"""WindowState: two windows' room, rows that slide, and what a row may look at."""
+"""KVState with a window: bounded room, rows that go, and what a row may look at."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from apr_core.errors import BackendError
-from apr_core.model.state import StateMakers, WindowState
+from apr_core.model.state import KVState, StateMakers
 
-HEADS, DIM = 2, 4
+HEADS, DIM, GROWTH = 2, 4, KVState.growth
 
 
 def rows(start, count):
@@ -18,51 +17,52 @@ def rows(start, count):
 
 
 def opened(window):
-    state = StateMakers(lambda shape, dtype="f32": np.zeros(shape, np.float32)).window(
-        HEADS, DIM, window
-    )
+    makers = StateMakers(lambda shape, dtype="f32": np.full(shape, np.nan, np.float32))
+    state = makers.kv(HEADS, DIM, window)
     state.open(0)
     return state
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, 16])
-@pytest.mark.parametrize("sizes", [(1,) * 40, (3,) * 12, (40, 1, 1), (1, 30, 2), (2, 7, 1, 1, 33)])
+@pytest.mark.parametrize("window", [1, 2, 16, 255, 256, 300, 1024])
+@pytest.mark.parametrize("sizes", [(1,) * 900, (300,) * 12, (4000, 1, 1), (1, 30, 2000, 7, 1, 600)])
 def test_a_row_gets_all_that_its_window_holds(window, sizes):
     state, position = opened(window), 0
     for n in sizes:
         new = rows(position, n)
-        keys, values, first = state.append(0, position, new, -new)
-        positions = np.arange(first, position + n)
-        assert first <= max(0, position - window + 1)
+        keys, values = state.append(0, position, new, -new)
+        position += n
+        assert keys.shape[1] >= min(position, n + window - 1)
+        positions = np.arange(position - keys.shape[1], position)
         np.testing.assert_array_equal(keys[0, :, 0], positions)
         np.testing.assert_array_equal(values[1, :, 3], -positions)
-        position += n
+        assert state.first[0] % GROWTH == 0
 
 
-def test_memory_does_not_grow_and_comes_back():
-    state = opened(8)
-    held = state.nbytes()
-    for position in range(0, 200, 5):
+def test_memory_stops_growing_and_comes_back():
+    state = opened(1024)
+    assert state.nbytes() == 2 * GROWTH * HEADS * DIM * 4
+    held = []
+    for position in range(0, 4000, 5):
         state.append(0, position, rows(position, 5), rows(position, 5))
-    assert state.nbytes() == held == 2 * 2 * 8 * HEADS * DIM * 4
+        held.append(state.nbytes())
+    most = 2 * (1024 + 2 * GROWTH) * HEADS * DIM * 4
+    assert max(held) == held[-1] == most == state.bytes_at(4000) == state.bytes_at(10**6)
+    state.append(0, 4000, rows(4000, 3000), rows(4000, 3000))
+    assert state.nbytes() > most, "rows of one step look back from all of it"
+    state.append(0, 7000, rows(7000, 1), rows(7000, 1))
+    assert state.nbytes() == most
     state.close(0)
-    assert state.nbytes() == 0
+    assert state.nbytes() == 0 and not state.segments
 
 
-def test_a_snapshot_holds_the_window_and_nothing_else():
-    state = opened(8)
-    state.append(0, 0, rows(0, 30), rows(0, 30))
-    state.append(0, 30, rows(30, 3), rows(30, 3))
-    snapshot = state.snapshot(0, 33)
+def test_a_snapshot_holds_the_window_and_little_else():
+    state = opened(300)
+    state.append(0, 0, rows(0, 1000), rows(0, 1000))
+    snapshot = state.snapshot(0, 1000)
     first, keys, _ = snapshot
-    assert first == 26 and keys.shape == (HEADS, 7, DIM)
+    assert first == 512 and keys.shape == (HEADS, 488, DIM)
     state.open(1)
+    state.append(1, 0, rows(0, 20), rows(0, 20))  # the slot has held something else before
     state.restore(1, snapshot)
-    window, _, first = state.append(1, 33, rows(33, 1), rows(33, 1))
-    np.testing.assert_array_equal(window[0, :, 0], np.arange(26, 34))
-    assert first == 26
-
-
-def test_a_window_in_8_bits_is_refused():
-    with pytest.raises(BackendError, match="f32 or f16"):
-        WindowState(np.zeros, HEADS, DIM, 8, "q8")
+    window, _ = state.append(1, 1000, rows(1000, 1), rows(1000, 1))
+    np.testing.assert_array_equal(window[0, :, 0], np.arange(512, 1001))

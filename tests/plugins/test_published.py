@@ -8,17 +8,22 @@ from apr_core.messages import index, published
 from apr_core.registry import get_registry
 
 SHIPPED = (
-    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gguf",
-    "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3-5", "apr-serve",
+    "apr-backend-cpu", "apr-backend-cuda", "apr-demo", "apr-devkit", "apr-eval", "apr-gemma3",
+    "apr-gguf", "apr-hub", "apr-llama", "apr-quant-q4k", "apr-qwen2", "apr-qwen3", "apr-qwen3-5",
+    "apr-qwen3-5-moe",
+    "apr-serve",
 )  # fmt: skip
 
 
 def declared(kind):
     rows = get_registry().declarations(kind)
     ours = [o for o in rows if o.distribution in SHIPPED]
-    if kind == "source":  # in messages they are schemes
-        ours = [o for o in ours if not o.declaration.suffixes]
-    return {o.declaration.full_name: o.distribution for o in ours}
+    names = {o.declaration.full_name: o.distribution for o in ours}
+    for owned in ours if kind == "source" else ():  # in messages they are schemes, or suffixes
+        if owned.declaration.suffixes:
+            del names[owned.declaration.name]
+            names |= dict.fromkeys(owned.declaration.suffixes, owned.distribution)
+    return names
 
 
 @pytest.mark.needs_plugins

@@ -41,9 +41,11 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FOLLOWED = [p for p in PAGES if p.parent.name in ("tutorial", "how-to") or p.name == "README.md"]
 SHIPPED = (
-    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_gguf",
-    "plugins/apr_llama", "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3_5",
-    "plugins/apr_devkit", "plugins/apr_eval", "plugins/apr_hub", "plugins/apr_serve",
+    "", "plugins/apr_backend_cpu", "plugins/apr_demo", "plugins/apr_gemma3", "plugins/apr_gguf",
+    "plugins/apr_llama", "plugins/apr_quant_q4k", "plugins/apr_qwen2", "plugins/apr_qwen3",
+    "plugins/apr_qwen3_5", "plugins/apr_qwen3_5_moe", "plugins/apr_devkit", "plugins/apr_eval",
+    "plugins/apr_hub",
+    "plugins/apr_serve",
 )  # fmt: skip
 FETCH = os.environ.get("APR_DOCS_FETCH") == "1"
 NOT_RUN = {
@@ -119,14 +121,15 @@ def follow(page, reader):
 def test_the_tutorial_works_by_copy_and_paste(desk, tmp_path):
     reader = Reader(desk.env(in_venv=False), tmp_path)
     reader.go(ROOT)
-    desk.pip("uninstall", "-y", "apr-llama", "apr-qwen2", "apr-gguf", "apr-eval", "apr-hub")
+    families = ("apr-llama", "apr-qwen2", "apr-qwen3-5-moe")
+    desk.pip("uninstall", "-y", *families, "apr-gguf", "apr-eval", "apr-hub")
     try:
         follow(DOCS / "tutorial" / "first-quantizer.md", reader)
     finally:
         desk.pip(
             "install",
             "--no-deps",
-            *(part for n in (3, 4, 6, 9, 10) for part in ("-e", ROOT / SHIPPED[n])),
+            *(part for n in (3, 4, 6, 8, 10, 11) for part in ("-e", ROOT / SHIPPED[n])),
         )
 
 

@@ -124,9 +124,9 @@ def wait_until_ready(running):
 
 
 @contextmanager
-def serving(*arguments, **environment):
+def serving(*arguments, files=None, **environment):
     """A server that is ready, and is killed at the end."""
-    running = start(*arguments, **environment)
+    running = start(*arguments, files=files, **environment)
     try:
         yield wait_until_ready(running)
     finally:

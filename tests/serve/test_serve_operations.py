@@ -223,13 +223,15 @@ def test_what_cannot_be_served_is_said(tmp_path):
     ends(4, "broken.apr", files=[broken])
 
 
-def test_two_models_are_served_by_their_names(tmp_path):
-    other = tmp_path / "other.apr"
+def test_two_models_are_served_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("APR_STORE", str(tmp_path))
+    other = tmp_path / f"other-0.5B.q4k.{16 * '0'}.apr"
     other.write_bytes(demo_model().read_bytes())
-    arguments = ("--model-name", "first", "--alias", "gpt-4o=other")
-    with serving(*arguments, files=[demo_model(), other]) as server:
+    arguments = ("--model-name", "first", "--alias", "gpt-4o=other-0.5B")
+    with serving(*arguments, files=[demo_model(), "other-0.5B"]) as server:
         models = {m["id"]: m for m in server.get("/v1/models").json()["data"]}
-        assert list(models) == ["first", "other"] and models["other"]["aliases"] == ["gpt-4o"]
+        assert list(models) == ["first", "other-0.5B"]
+        assert models["other-0.5B"]["aliases"] == ["gpt-4o"]
         for name, status in (("first", 200), ("gpt-4o", 200), ("sums", 404), (None, 404)):
             assert server.post(CHAT, HELLO | {"model": name}).status_code == status
         limits = [

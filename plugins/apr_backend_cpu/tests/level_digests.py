@@ -94,8 +94,8 @@ def fused(rng):
 def attended(rng):
     heads, kv_heads = 8, 2
     for dtype in Cpu.kv_types:
-        for dim in (32, 96, 256):
-            state = KVState(Cpu(2).zeros, kv_heads, dim, dtype=dtype)
+        for dim, window in ((32, 0), (96, 0), (256, 0), (96, 100)):
+            state = KVState(Cpu(2).zeros, kv_heads, dim, dtype, window)
             state.open(0)
             state.open(1)
             outputs, lengths = [], [0, 0]
@@ -105,7 +105,7 @@ def attended(rng):
                 q, k, v = (normal(rng, rows, n, dim) for n in (heads, kv_heads, kv_heads))
                 outputs.append(attention.attention(q, k, v, state, step, dim**-0.5))
                 lengths = [a + b for a, b in zip(lengths, counts, strict=True)]
-            yield f"attention {dtype} {dim}", outputs
+            yield f"attention {dtype} {dim} {window}", outputs
 
 
 def recurrent(rng):

@@ -23,6 +23,11 @@ LAYOUTS = {  # name -> (layout, block, bytes)
     "q4_1": (
         Layout(32, 4, 4, (Numbers(0, "f16"),), (Numbers(2, "f16"),), order="halves"), 32, 20,
     ),
+    "q5_0": (Layout(32, 6, 4, (Numbers(0, "f16"),), order="halves", zero=16, high=2), 32, 22),
+    "five_far": (  # their fifth bits after their codes, at another distance in each run
+        Layout(64, 4, 4, (Numbers(0, "f16"),), (Numbers(164, "f32", True),), order="halves",
+               zero=-110, high=132), 256, 168,
+    ),
     "nf4": (
         Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=NF4), 256, 140,
     ),
@@ -170,6 +175,8 @@ def test_what_a_layout_means_is_known_for_q4_0():
         ({"scale": ()}, "no scale"),
         ({"scale": (Numbers(139, "f32", True),)}, "exceeds the block"),
         ({"codebook": (1.0,)}, "16 levels"),
+        ({"high": 0}, "no codebook"),
+        ({"high": 125, "codebook": (), "order": "halves"}, "fifth bits at 125"),
     ],
 )
 def test_impossible_layouts_are_refused(change, words):

@@ -122,18 +122,19 @@ def test_rope_leaves_the_other_dims_alone(rng):
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
 
 
-def kv_pair(kv_heads, dim, slots):
-    states = KVState(zeros, kv_heads, dim), KVState(zeros, kv_heads, dim)
+def kv_pair(kv_heads, dim, slots, window=0):
+    states = [KVState(zeros, kv_heads, dim, window=window) for _ in range(2)]
     for state in states:
         for slot in range(slots):
             state.open(slot)
     return states
 
 
-def test_attention_ragged_and_grown(rng):
-    ours, theirs = kv_pair(2, 16, 3)
+@pytest.mark.parametrize("window", [0, 7, 200])
+def test_attention_ragged_and_grown(rng, window):
+    ours, theirs = kv_pair(2, 16, 3, window)
     lengths = [0, 0, 0]
-    for counts in ([5, 1, 300], [1, 1, 1], [70, 2, 1]):
+    for counts in ([5, 1, 300], [1, 1, 1], [70, 2, 1], [1, 1, 260]):
         step = make_step([(s, n, lengths[s]) for s, n in enumerate(counts)])
         total = sum(counts)
         q, k, v = normal(rng, total, 8, 16), normal(rng, total, 2, 16), normal(rng, total, 2, 16)

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from apr_backend_cuda.kernels import attention, convolution, delta, linear, rows
+from apr_backend_cuda.kernels import attention, convolution, delta, experts, linear, rows
 from apr_backend_cuda.launching import tuning
 from apr_backend_cuda.launching.tables import TABLES, WHOLE
 from apr_backend_cuda.states import device as states
@@ -35,6 +35,7 @@ HIDDEN = 4096
 WIDE = ("q4_k", "codebook", "bf16")  # formats whose products of many tokens are compiled, too
 HEADS = {"f16": ((256, 16, 4), (128, 28, 4)), "f32": ((256, 16, 4),)}  # D, H, Hkv
 SCALE = Numbers(0, "f16")
+FIVES = Layout(32, 6, 4, (SCALE,), order="halves", zero=16, high=2)
 CODEBOOK = Layout(32, 2, 4, (SCALE,), codebook=tuple(map(float, range(16))))
 
 
@@ -76,14 +77,18 @@ def empty_matrix(format: str, height: int, layout: BlockLayout | None = None) ->
 
 
 def products() -> None:
-    layouts = {"codebook": BlockLayout(CODEBOOK, 32, 18)}
-    for format in ("q4_k", "q5_k", "q6_k", "q8_0", "codebook", *WHOLE):
+    layouts = {"codebook": BlockLayout(CODEBOOK, 32, 18), "fives": BlockLayout(FIVES, 32, 22)}
+    for format in ("q4_k", "q5_k", "q6_k", "q8_0", "fives", "codebook", *WHOLE):
         matrix = empty_matrix(format, HIDDEN, layouts.get(format))
         for tokens in (1, 64) if format in WIDE else (1,):
             linear.multiply(torch.zeros(tokens, HIDDEN), matrix)
         pair = (SimpleNamespace(data=matrix), SimpleNamespace(data=copy(matrix)))
         linear.linears(torch.zeros(1, HIDDEN), pair)
         linear.embed(torch.zeros(4, dtype=torch.int64), SimpleNamespace(data=matrix))
+        stack = SimpleNamespace(data=matrix, shape=(8, HIDDEN // 8, HIDDEN))
+        for tokens in (1, 512) if format in WIDE else (1,):
+            ids, _ = experts.route(torch.zeros(tokens, 8), 2)
+            experts.expert_linear(torch.zeros(tokens, HIDDEN), ids, stack)
     for height in (HIDDEN, 6 * HIDDEN):  # in parts, and whole
         matrix = empty_matrix("q4_k", height)
         for tokens in (512, 4096):
@@ -99,6 +104,7 @@ def by_rows() -> None:
     for op in (rows.sigmoid, rows.silu, rows.softplus):
         op(x)
     rows.swiglu(x, x)
+    experts.mix_experts(torch.zeros(7, 2, HIDDEN), torch.zeros(7, 2), x, torch.zeros(7, 1))
     rows.sigmoid_gate(x, x)
     rows.rope(torch.zeros(7, 16, 256), torch.arange(7), torch.zeros(32))
     delta.delta_gates(torch.zeros(9, 32), torch.zeros(9, 32), torch.zeros(32), torch.zeros(32))

@@ -14,7 +14,7 @@ SHARED = {90: 232448, 89: 101376}  # bytes that a block may have on Hopper and o
 KERNELS = {
     "_linear", "_linears", "_add_parts", "_embed", "_shrink", "_decode", "_matmul", "_norm",
     "_gate", "_rope", "_append", "_attend", "_join_ranges", "_conv", "_conv_state", "_gates",
-    "_token", "_prepare", "_scan",
+    "_token", "_prepare", "_scan", "_route", "_pairs_of", "_expert_products", "_mix",
 }  # fmt: skip
 
 

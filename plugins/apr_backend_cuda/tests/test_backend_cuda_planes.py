@@ -12,10 +12,11 @@ import torch
 from apr_backend_cuda.backend import Cuda
 from apr_backend_cuda.weights.matrices import form_of, uploaded
 from apr_backend_cuda.weights.upload import uploader
-from apr_core.plugin import BackendError
+from apr_core.plugin import DENSE, BackendError
 from apr_core.registry import get_registry
+from apr_core.runtime import Binder
 from apr_devkit.kits.cases import Matrix
-from apr_devkit.kits.ops import LAYOUTS, Installed, in_floats, in_layout
+from apr_devkit.kits.ops import LAYOUTS, UNKNOWN, Installed, in_floats, in_layout
 
 CPU = torch.device("cpu")
 FLOATS = {name: in_floats(name) for name in ("f16", "bf16")}
@@ -23,7 +24,7 @@ DECLARED = {name: in_layout(name) for name in LAYOUTS}
 INSTALLED = {
     name: pack
     for name, pack in Installed.of(get_registry()).formats.items()
-    if name not in ("f32", *FLOATS)
+    if name not in (UNKNOWN, *FLOATS)
 }
 PACKS = FLOATS | INSTALLED | DECLARED
 ROWS = 7
@@ -49,7 +50,7 @@ def codes_in_order(m):
         codes = np.stack([halves & 15, halves >> 4], axis=2).reshape(ROWS, -1)
     codes = codes.astype(np.int32)
     if "upper" in m.extra:
-        width = {"q5_k": 1, "q6_k": 2}[m.kind]
+        width = {"q5_k": 1, "fives": 1, "q6_k": 2}[m.kind]
         packed = m.extra["upper"].numpy().reshape(ROWS, -1, 1, 32 * width)
         upper = packed >> np.arange(0, 8, width, dtype=np.uint8)[:, None] & (1 << width) - 1
         codes += upper.reshape(ROWS, -1).astype(np.int32) << 4
@@ -139,6 +140,8 @@ def test_a_dense_matrix_takes_four_bytes_a_value():
     assert Cuda().matrix_bytes("f32", (1, 1)) == 512
 
 
-def test_a_format_that_nobody_described_is_refused():
+def test_a_format_that_nobody_described_is_decoded_before():
+    for op in ("linear", "embed"):
+        assert Binder(Cuda(), {}).kept_as("mystery", None, [op]) == DENSE
     with pytest.raises(BackendError, match="no kernel here reads weights in mystery"):
         form_of("mystery", 256, None)

@@ -112,6 +112,27 @@ def test_the_first_rows_of_a_snapshot_are_one():
     assert torch.equal(filled(state, 1, 65), torch.stack([k, v])[:, :65])
 
 
+def test_pages_that_a_window_has_left_go():
+    maker, (k, v) = makers(), rows(250)
+    state, everything = maker.kv(HEADS, DIM, 70), maker.kv(HEADS, DIM)
+    assert state.pool is maker.kv(HEADS, DIM, 70).pool is not everything.pool
+    for slot in (0, 1):
+        state.open(slot)
+    for start, stop in ((0, 100), (100, 200), (200, 249)):
+        state.append(0, start, k[start:stop], v[start:stop])
+    assert state.pool.held() == 2 and state.nbytes() == state.bytes_at(201)
+    kept = state.snapshot(0, 249)  # the next row looks at positions from 180 on
+    assert (kept.since, len(kept.pages)) == (2 * PAGE, 2) and not state.segments
+    state.append(1, 0, *rows(9, 1))  # the slot has held something else before
+    state.restore(1, kept)
+    for slot in (0, 1):
+        found = torch.stack(state.append(slot, 249, k[249:], v[249:])).swapaxes(1, 2)
+        assert torch.equal(found, torch.stack([k, v])[:, 2 * PAGE :])
+    state.close(0)
+    state.close(1)
+    assert state.nbytes() == 0
+
+
 def test_memory_goes_with_the_last_who_holds_it():
     first, second = paged(0, layers=2)
     first.append(0, 0, *rows(70))
@@ -167,7 +188,7 @@ def test_one_sequence_too_many_is_refused(state):
 
 def test_precisions_that_no_kernel_reads_are_refused():
     with pytest.raises(BackendError, match="f32 and f16, not q8"):
-        makers("q8")
+        makers("q8").kv(HEADS, DIM)
 
 
 def test_states_that_kernels_do_not_find_are_refused():

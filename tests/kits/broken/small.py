@@ -58,7 +58,7 @@ def fetch(url, *, progress=None, force=False):
     if url.partition("://")[2] != "small":
         raise NotFound(f"there is no {url}")
     if progress:
-        progress("config.json", 2)
+        progress("config.json", 2, 9)
     return write(FILES)
 
 
@@ -123,7 +123,7 @@ def changes_when_forced(url, *, progress=None, force=False):
 
 def reports_a_share(url, *, progress=None, force=False):
     if progress:
-        progress("config.json", 0.5)
+        progress("config.json", 0.5, 1)
     return fetch(url)
 
 

@@ -23,6 +23,12 @@ KERNELS: dict[tuple[str, str], str] = {
     ("linear", "layout"): f"{HERE}.linear:linear",
     ("embed", "*"): f"{HERE}.linear:embed",
     ("linears", "*"): f"{HERE}.linear:linears",
+    **{
+        ("expert_linear", name): f"{HERE}.experts:expert_linear"
+        for name in (*PACKED_BLOCKS, *FLOATS, "layout")
+    },
+    ("route", "*"): f"{HERE}.experts:route",
+    ("mix_experts", "*"): f"{HERE}.experts:mix_experts",
     ("mlp", "*"): f"{HERE}.linear:mlp",
     ("add", "*"): f"{HERE}.elementwise:add",
     ("rms_norm", "*"): f"{HERE}.elementwise:rms_norm",
@@ -96,11 +102,10 @@ class Cpu(BackendPlugin):
         """Return the mapped bytes; copy only if a declared layout has truncated rows."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
-        if matrix.format in PACKED_BLOCKS:
-            return np.ascontiguousarray(matrix.raw)
         spec = matrix.layout
-        assert spec is not None, "other formats are decoded"
-        blocks = -(-(-(-matrix.shape[1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
+        if matrix.format in PACKED_BLOCKS or spec is None:  # without a layout, `embed` decodes rows
+            return np.ascontiguousarray(matrix.raw)
+        blocks = -(-(-(-matrix.shape[-1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw
 

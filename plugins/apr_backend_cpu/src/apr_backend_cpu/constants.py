@@ -55,6 +55,10 @@ PART_COLUMNS = 10
 # unpacked block, then addresses of functions.
 KIND, BLOCK, TILE_BYTES, ONE, FEW_2, FEW_4, FEW_6, FEW_8, UNPACK, MANY = range(10)
 METHOD_COLUMNS = 10
+# Products of experts: the pairs of row and expert that are multiplied together, and where a task's
+# memory has their numbers, then a part, then their rows.
+TOGETHER = 48
+PART_AT, GATHERED_AT = 8 * TOGETHER, 8 * TOGETHER + 128
 # Kinds of formats; ARRANGED are declared layouts that take activations in another order.
 PACKED, DECLARED, ARRANGED, DENSE = range(4)
 

@@ -26,10 +26,18 @@ from apr_core.plugin import BackendPlugin, BlockLayout, HostMatrix, KVType, Samp
 HERE = "apr_backend_cuda"
 
 KERNELS: dict[tuple[str, str], str] = {
-    **{("linear", name): f"{HERE}.kernels.linear:linear" for name in (*FORMATS, *FLOATS)},
-    ("linear", "layout"): f"{HERE}.kernels.linear:linear",
-    ("embed", "*"): f"{HERE}.kernels.linear:embed",
+    **{
+        (op, name): f"{HERE}.kernels.linear:{op}"
+        for op in ("linear", "embed")
+        for name in (*FORMATS, *FLOATS, "layout")
+    },
     ("linears", "*"): f"{HERE}.kernels.linear:linears",
+    **{
+        ("expert_linear", name): f"{HERE}.kernels.experts:expert_linear"
+        for name in (*FORMATS, *FLOATS, "layout")
+    },
+    ("route", "*"): f"{HERE}.kernels.experts:route",
+    ("mix_experts", "*"): f"{HERE}.kernels.experts:mix_experts",
     ("attention", "*"): f"{HERE}.kernels.attention:attention",
     ("causal_conv1d", "*"): f"{HERE}.kernels.convolution:causal_conv1d",
     ("delta_gates", "*"): f"{HERE}.kernels.delta:delta_gates",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def random_values(
     """Return random values: matrices keep scale, norms are near `norm`, biases are not zero."""
     values: Floats = rng.standard_normal(shape, np.float32)
     if len(shape) > 1:
-        return values * np.float32(gain * prod(shape[1:]) ** -0.5)
+        return values * np.float32(gain * shape[-1] ** -0.5)
     if "norm" in name.lower():
         return values * np.float32(NORM_SPREAD) + np.float32(norm)
     return values * np.float32(BIAS_SPREAD)

@@ -14,6 +14,7 @@ from apr_core.runtime import (
     diverted,
     human_bytes,
     kv_type_option,
+    model_file,
     print_json,
     print_table,
     progress,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.option(
     "--warmup",
     type=click.IntRange(0),
@@ -101,11 +102,12 @@ def run_bench(
 
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     plan = Plan(**options)
+    path = model_file(file)
     show_notices()
     with diverted(), sparing_collections(), upload_progress() as uploaded:
         started = time.perf_counter()
         length = plan.prompt_tokens + plan.max_tokens  # a device needs no room for more
-        model = load(file, **loading, max_len=length, progress=uploaded)
+        model = load(path, **loading, max_len=length, progress=uploaded)
         load_s = time.perf_counter() - started
     with model:
         plan.check(model)

@@ -42,6 +42,18 @@ DELTA_NET = {
     "linear_attn.norm.weight": "ssm_norm.weight",
     "linear_attn.out_proj.weight": "ssm_out.weight",
 }
+GATE_UP, HALVES = "mlp.experts.gate_up_proj", ("gate_proj.weight", "up_proj.weight")
+EXPERTS = {  # GGUF has the halves of gate_up_proj in two tensors
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "mlp.experts.gate_proj.weight": "ffn_gate_exps.weight",
+    "mlp.experts.up_proj.weight": "ffn_up_exps.weight",
+    "mlp.experts.down_proj": "ffn_down_exps.weight",
+    "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
+    **{
+        f"mlp.shared_expert.{x}_proj.weight": f"ffn_{x}_shexp.weight"
+        for x in ("gate", "up", "down")
+    },
+}
 NEXT = {  # the layer that predicts one token more stands behind the others
     "mtp.fc.weight": "nextn.eh_proj.weight",
     "mtp.pre_fc_norm_embedding.weight": "nextn.enorm.weight",
@@ -61,6 +73,11 @@ class Architecture:
     model_type: str  # of config.json
     class_name: str
     layer: Names
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if it is a Qwen3.5, with or without experts."""
+        return "ssm_a" in self.layer.values()
 
     def names(self, layers: int, extra: int = 0) -> dict[str, str]:
         """Return GGUF's name of every tensor that a checkpoint can have.
@@ -97,6 +114,10 @@ ARCHITECTURES = {
         Architecture(
             "qwen35", "qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM",
             ATTENTION | NORMS | DELTA_NET | MLP,
+        ),
+        Architecture(
+            "qwen35moe", "qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM",
+            ATTENTION | NORMS | DELTA_NET | EXPERTS,
         ),
     )
 }  # fmt: skip

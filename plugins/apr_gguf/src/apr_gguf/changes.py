@@ -99,7 +99,7 @@ def changes(arch: Architecture, heads: Heads) -> dict[str, Change]:
     shifted = {b.removeprefix("blk.0.").removeprefix("blk.1."): PLUS_ONE for b in norms}
     if arch.name == "gemma3":
         return shifted
-    return shifted | delta_net(heads) if arch.name == "qwen35" else {}
+    return shifted | delta_net(heads) if arch.is_hybrid else {}
 
 
 def pairs(count: int, size: int) -> Order:

@@ -31,7 +31,9 @@ from apr_gguf.rope import FACTORS, llama3_of
 from apr_gguf.tokenizer import tokenizer_files
 
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-PACKED = {t: t.lower() for t in ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")}
+PACKED = {
+    t: t.lower() for t in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
+}
 PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_LAYERS = 4096
 UNPACKED = "f16"  # of a matrix whose blocks a change of columns cuts
@@ -113,6 +115,8 @@ class GgufCheckpoint(Checkpoint):
                 shape = t.shape
                 if t.name.endswith("ssm_conv1d.weight"):
                     shape = (*shape[:1], 1, *shape[1:])
+                if t.name.endswith("ffn_gate_inp_shexp.weight"):
+                    shape = (1, *shape)
                 tensors[name] = SourceTensor(
                     name, t.type.name, shape, file.path, t.offset, t.nbytes
                 )

@@ -30,6 +30,12 @@ DELTA_NET: Pairs = (
     ("ssm.group_count", "linear_num_key_heads", int),
     ("ssm.time_step_rank", "linear_num_value_heads", int),
 )
+EXPERTS: Pairs = (
+    ("expert_count", "num_experts", int),
+    ("expert_used_count", "num_experts_per_tok", int),
+    ("expert_feed_forward_length", "moe_intermediate_size", int),
+    ("expert_shared_feed_forward_length", "shared_expert_intermediate_size", int),
+)
 METADATA = {  # keys of an .apr file, and config.json's
     "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads", "hidden_size": "hidden_size", "head_dim": "head_dim",
@@ -71,14 +77,16 @@ def keys_of(arch: Architecture, c: Config, next_layers: int = 0) -> dict[str, An
         values["attention.sliding_window"] = window
     if arch.name == "gemma3":
         values |= _gemma3_keys(c)
-    if arch.name == "qwen35":
+    if arch.is_hybrid:
         values |= _qwen35_keys(c, next_layers)
-    return values
+    return values | ({key: c[ours] for key, ours, _ in EXPERTS} if arch.name == "qwen35moe" else {})
 
 
 def config_from(keys: Keys, arch: Architecture, tied: bool, vocabulary: int) -> dict[str, Any]:
     """Return config.json by a file's keys. Raises FormatError for what is missing or unknown."""
-    c: dict[str, Any] = {ours: keys.own(key, kind) for key, ours, kind in SIZES}
+    experts = EXPERTS if arch.name == "qwen35moe" else ()
+    sizes = [s for s in SIZES if not experts or s[0] != "feed_forward_length"]
+    c: dict[str, Any] = {ours: keys.own(key, kind) for key, ours, kind in (*sizes, *experts)}
     heads = c["num_attention_heads"]
     size = keys.own("attention.key_length", int, c["hidden_size"] // max(heads, 1))
     if keys.own("attention.value_length", int, size) != size:
@@ -103,7 +111,7 @@ def config_from(keys: Keys, arch: Architecture, tied: bool, vocabulary: int) -> 
     if arch.name == "llama" and (window := keys.own("attention.sliding_window", int, None)):
         c |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
         c["sliding_window"] = window
-    return c | _qwen35(keys, c) if arch.name == "qwen35" else c
+    return c | _qwen35(keys, c) if arch.is_hybrid else c
 
 
 def layers_of(keys: Keys) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def _write(
         notes = write_tokenizer(writer, file.metadata)
         for t in targets:
             packed = t.type.name not in ("F32", "F16")
-            shape = (t.shape[0], t.nbytes // t.shape[0]) if packed else t.shape
+            rows = t.shape[:-1]
+            shape = (*rows, t.nbytes // prod(rows)) if packed else t.shape
             dtype = np.dtype(np.uint8 if packed else f"f{4 if t.type.name == 'F32' else 2}")
             writer.add_tensor_info(t.name, shape, dtype, t.nbytes, t.type if packed else None)
         writer.write_header_to_file()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from apr_core.plugin import AprError, AprFile, TensorEntry, decode_tensor
-from apr_gguf.architectures import Architecture, plain
+from apr_gguf.architectures import GATE_UP, HALVES, Architecture, plain
 from apr_gguf.changes import Change, Heads, changes, cuts, move_columns
 from apr_gguf.checkpoint import FLOATS, IDENTITY, PACKED
 from apr_gguf.rope import FACTORS, factors_of
@@ -57,7 +58,9 @@ class TensorMap:
             yield Target(FACTORS, "", factors.shape, F32, factors.nbytes, lambda: factors)
         for entry in self.file.tensors.values():
             name = self.names.get(plain(entry.name))
-            if name is None:
+            if entry.name.endswith(GATE_UP):
+                yield from self._halves(entry)
+            elif name is None:
                 self.skipped.append(entry.name)
             else:
                 yield self._target(name, entry)
@@ -65,7 +68,7 @@ class TensorMap:
     def _target(self, name: str, entry: TensorEntry) -> Target:
         part = name.split(".", 2)[2] if name.startswith("blk.") else name
         change = self.changes.get(part, IDENTITY)
-        if len(entry.shape) != 2:
+        if len(entry.shape) == 1 or entry.shape[0] == 1 or change.squeezed:
             return self._vector(name, entry, change)
         type_ = TYPES.get(entry.format)
         if type_ is None:
@@ -74,7 +77,7 @@ class TensorMap:
                 f"Import again with one of: {', '.join(TYPES)}.",
             )
         block, nbytes = GGML_QUANT_SIZES[type_]
-        rows, cols = entry.shape
+        rows, cols = prod(entry.shape[:-1]), entry.shape[-1]
         if cols % block:
             return self._unpacked(name, entry, change, "its rows end inside a block")
         if cuts(change.columns, block):
@@ -83,8 +86,21 @@ class TensorMap:
         make = partial(self._moved, entry, change, block)
         return Target(name, entry.name, entry.shape, type_, rows * cols // block * nbytes, make)
 
+    def _halves(self, entry: TensorEntry) -> Iterator[Target]:
+        """Yield the first and the second half of each expert's rows."""
+        experts, rows, cols = entry.shape
+        whole = self._target("", entry)
+        for half, part in enumerate(HALVES):
+
+            def make(half: int = half) -> NDArray[np.uint8]:
+                return np.ascontiguousarray(whole.make().reshape(experts, 2, -1)[:, half])
+
+            name = self.names[plain(entry.name).removesuffix(GATE_UP) + f"mlp.experts.{part}"]
+            shape = (experts, rows // 2, cols)
+            yield replace(whole, name=name, shape=shape, nbytes=whole.nbytes // 2, make=make)
+
     def _moved(self, entry: TensorEntry, change: Change, block: int) -> NDArray[np.uint8]:
-        raw = self.file.raw(entry.name).reshape(entry.shape[0], -1)
+        raw = self.file.raw(entry.name).reshape(prod(entry.shape[:-1]), -1)
         if change.rows is not None:
             raw = raw[change.rows]
         return raw if change.columns is None else move_columns(raw, change.columns, block)
@@ -97,7 +113,7 @@ class TensorMap:
             return np.ascontiguousarray(values.astype(np.float16))
 
         note = f"{entry.name}: stored as F16, because {why}"
-        nbytes = 2 * entry.shape[0] * entry.shape[1]
+        nbytes = 2 * prod(entry.shape)
         return Target(name, entry.name, entry.shape, F16, nbytes, make, note)
 
     def _vector(self, name: str, entry: TensorEntry, change: Change) -> Target:
@@ -110,4 +126,5 @@ class TensorMap:
             return change.apply(decode_tensor(entry, raw, self.find))
 
         shape = entry.shape[:1] + entry.shape[2:] if change.squeezed else entry.shape
-        return Target(name, entry.name, shape, F32, 4 * int(np.prod(shape)), make)
+        shape = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+        return Target(name, entry.name, shape, F32, 4 * prod(shape), make)

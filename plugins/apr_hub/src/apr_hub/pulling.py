@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from apr_core.plugin import AprError, InputOutputError, NotFound
 from apr_hub.choosing import INDEX, small_files, weight_files
 from apr_hub.downloading import RemoteFile, check_space, download
 from apr_hub.ids import HubId, parse_id
 
+Progress = Callable[[str, int, int], None]  # (what is pulled, bytes that are there, all bytes)
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may read it."
 
 
@@ -26,41 +27,23 @@ class PulledModel:
     files: dict[str, int]
 
 
-class Reporter(Protocol):
-    """Callbacks by which a caller follows a pull."""
-
-    def start(self, total: int) -> None:
-        """Receive the total in bytes."""
-
-    def advance(self, name: str, amount: int) -> None:
-        """Receive `amount` more bytes of a file; after a restart, fewer."""
-
-
-class _Silent:
-    def start(self, total: int) -> None:
-        """Nothing to show."""
-
-    def advance(self, name: str, amount: int) -> None:
-        """Nothing to show."""
-
-
 def pull(
-    text: str, *, offline: bool = False, force: bool = False, reporter: Reporter | None = None
+    text: str, *, offline: bool = False, force: bool = False, progress: Progress | None = None
 ) -> PulledModel:
     """Pull hf://ORG/NAME[@REVISION]: only what is needed, resumed, verified.
 
+    `progress` is called before the first byte of what is not here, and as bytes arrive.
     Raises UsageError (no id), NotFound (repository, revision, no safetensors, not there offline)
     or InputOutputError (access denied, network, disk).
     """
     id_ = parse_id(text)
-    reporter = reporter or _Silent()
     if offline or _offline():
         folder = resolve_local(text)
         if folder is None:
             raise NotFound(f"{id_} is not on this machine, and offline", "Pull it online first.")
         return PulledModel(folder, folder.name, _sizes(folder))
     with _explained(id_):
-        return _Pull(id_, force, reporter).run()
+        return _Pull(id_, force, progress).run()
 
 
 def _offline() -> bool:
@@ -72,11 +55,15 @@ def _offline() -> bool:
 class _Pull:
     """One pull: list, choose, fetch, link."""
 
-    def __init__(self, id_: HubId, force: bool, reporter: Reporter) -> None:
+    def __init__(self, id_: HubId, force: bool, progress: Progress | None) -> None:
         from huggingface_hub import HfApi
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.file_download import repo_folder_name
 
         client: Any = import_module("huggingface_hub.utils")
-        self.id, self.force, self.reporter = id_, force, reporter
+        self.folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=id_.repo, repo_type="model")
+        self.id, self.force, self.progress = id_, force, progress
+        self.done = self.total = 0
         info = HfApi().model_info(id_.repo, revision=id_.revision, files_metadata=True)
         self.commit: str = info.sha or id_.revision
         self.siblings = {s.rfilename: s for s in info.siblings or []}
@@ -86,14 +73,17 @@ class _Pull:
         small = small_files(self.siblings)
         if "config.json" not in small:
             raise NotFound(f"{self.id}: the repository has no config.json")
-        self.reporter.start(sum(self._size(n) for n in small))
-        paths = {name: self._fetch(name) for name in small}
+        paths = {n: self._fetch(n) for n in small if n == INDEX}  # it says what the weights are
         weights = weight_files(self.siblings, paths.get(INDEX))
-        self.reporter.start(sum(self._size(n) for n in [*small, *weights]))
+        sizes = {n: self._size(n) for n in [*small, *weights]}
+        there = paths if self.force else [n for n in sizes if self._snapshot(n).exists()]
+        self.total, self.done = sum(sizes.values()), sum(sizes[n] for n in there)
+        if self.done < self.total:
+            self._advance(str(self.id), 0)
+        paths |= {n: self._fetch(n) for n in small if n not in paths}
         folder = paths["config.json"].parent
-        missing = [n for n in weights if self.force or not (folder / n).exists()]
-        check_space(folder, sum(self._size(n) for n in missing))
-        paths |= {name: self._fetch(name) for name in weights}
+        check_space(folder, self.total - self.done)
+        paths |= {n: self._fetch(n) for n in weights}
         self._remember_revision(folder)
         return PulledModel(folder, self.commit, {n: p.stat().st_size for n, p in paths.items()})
 
@@ -107,29 +97,33 @@ class _Pull:
     def _size(self, name: str) -> int:
         return int(self.siblings[name].size or 0)
 
+    def _advance(self, name: str, amount: int) -> None:
+        self.done += amount
+        if self.progress and self.total:
+            self.progress(name, self.done, self.total)
+
+    def _snapshot(self, name: str) -> Path:
+        """Return where the hub's client keeps a file of this commit."""
+        return self.folder / "snapshots" / self.commit / name
+
     def _fetch(self, name: str) -> Path:
         """Return a file of the snapshot folder, downloaded if it is missing."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.constants import HF_HUB_CACHE
-        from huggingface_hub.file_download import repo_folder_name
 
-        folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=self.id.repo, repo_type="model")
-        snapshot = folder / "snapshots" / self.commit / name
-        if snapshot.exists() and not self.force:
-            self.reporter.advance(name, self._size(name))
-            return snapshot
+        if self._snapshot(name).exists() and not self.force:
+            return self._snapshot(name)
         url = hf_hub_url(self.id.repo, name, revision=self.commit)
         etag = get_hf_file_metadata(url, headers=self.headers).etag
         if not etag or "/" in etag:
             raise InputOutputError(f"{name}: the hub gives no usable ETag")
-        blob = folder / "blobs" / etag
+        blob = self.folder / "blobs" / etag
         blob.parent.mkdir(parents=True, exist_ok=True)
         if self.force:
             blob.unlink(missing_ok=True)
         if not blob.exists():
-            download(self._remote(name, url), blob, self.headers, self.reporter.advance)
+            download(self._remote(name, url), blob, self.headers, self._advance)
         else:
-            self.reporter.advance(name, self._size(name))
+            self._advance(name, self._size(name))
         return Path(hf_hub_download(self.id.repo, name, revision=self.commit))
 
     def _remote(self, name: str, url: str) -> RemoteFile:

@@ -1,1 +1,1 @@
-"""Llama 2 and 3, and models like them, for apr."""
+"""Llama 2 and 3, Mistral, and models like them, for apr."""

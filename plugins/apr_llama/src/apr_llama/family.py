@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and models like them: config reader, contract, layer plan.
+"""Llama 2 and 3, Mistral, and models like them: config reader, contract, layer plan.
 
 Attention is `full_attention` of apr-qwen2, without biases.
 """
@@ -6,14 +6,13 @@ Attention is `full_attention` of apr-qwen2, without biases.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from apr_core.plugin import Block, ConfigReader, Contract, FamilyPlugin, ModelConfig, Plan
 
 
 class Llama(FamilyPlugin):
-    """The family of Llama, SmolLM2 and TinyLlama."""
+    """The family of Llama, SmolLM2, TinyLlama and Mistral."""
 
     def contract(self) -> Contract:
         """Return the tensor contract of Llama."""
@@ -24,32 +23,41 @@ class Llama(FamilyPlugin):
     ) -> ModelConfig:
         """Read config.json. Raises ContractError for what is missing or not supported.
 
-        Defaults are those of transformers' LlamaConfig.
+        Defaults are those of transformers' LlamaConfig, or MistralConfig.
         """
         c = ConfigReader(hf)
+        mistral = hf.get("model_type") == "mistral"
+        architecture = c.architecture("MistralForCausalLM" if mistral else "LlamaForCausalLM")
+        extra, own = {"window": 0}, {}
+        if mistral or architecture == "MistralForCausalLM":
+            extra["window"] = _window(c)
+            own["num_kv_heads"] = c.integer("num_key_value_heads", 8)
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
         c.refuse("attention_bias", [False], "this family has no biases")
         c.refuse("mlp_bias", [False], "this family has no biases")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
-        config = c.model(
+        return c.model(
             "llama",
-            ("full_attention",) * c.layers(),
+            ("sliding_attention" if extra["window"] else "full_attention",) * c.layers(),
             generation,
-            architecture=c.architecture("LlamaForCausalLM"),
+            architecture=architecture,
             rope_theta=c.rope("rope_theta", 10_000.0),
+            rope_scaling=c.rope_scaling(linear="linear", yarn="yarn", llama3="wavelength"),
             rms_norm_eps=c.number("rms_norm_eps", 1e-6),
+            extra=extra,
+            **own,
         )
-        return replace(config, extra={"rope_scaling": c.rope_scaling(llama3="wavelength")})
 
     def plan(self, config: ModelConfig) -> Plan:
-        """Return the plan: full attention in every layer, plain norms."""
+        """Return the plan: the same attention in every layer, plain norms."""
         options = {
             "num_heads": config.num_heads,
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
             "rope_theta": config.rope_theta,
             "rotary_dim": config.head_dim,
-            "rope_scaling": config.extra["rope_scaling"],
+            "rope_scaling": config.rope_scaling,
+            "window": config.extra["window"],
             "bias": False,
         }
         blocks = (Block("full_attention", options),) * config.num_layers
@@ -72,3 +80,10 @@ class Llama(FamilyPlugin):
             },
             "tie_word_embeddings": True, "eos_token_id": 258, "dtype": "bfloat16",
         }  # fmt: skip
+
+
+def _window(c: ConfigReader) -> int:
+    """Return the positions that a query looks at, 0 for all: `sliding_window` is null then."""
+    if "sliding_window" in c.block and c.block["sliding_window"] is None:
+        return 0
+    return c.integer("sliding_window", 4096)

@@ -7,13 +7,13 @@ from apr_core.plugin import Family, hookimpl
 
 @hookimpl
 def apr_families() -> list[Family]:
-    """Declare the family of Llama."""
+    """Declare the family of Llama and Mistral."""
     return [
         Family(
             "llama",
             "apr_llama.family:Llama",
-            summary="Llama 2 and 3, SmolLM2, TinyLlama, dense",
-            architectures=("LlamaForCausalLM",),
-            model_types=("llama",),
+            summary="Llama 2 and 3, SmolLM2, TinyLlama, Mistral, dense",
+            architectures=("LlamaForCausalLM", "MistralForCausalLM"),
+            model_types=("llama", "mistral"),
         )
     ]

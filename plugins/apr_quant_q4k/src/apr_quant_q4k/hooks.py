@@ -41,6 +41,16 @@ def apr_quantizers() -> list[Quantizer]:
             block=32, bytes_per_block=20, layout=Layout(32, 4, 4, STEP, MINIMUM, order="halves"),
         ),
         Quantizer(
+            "q5_0", f"{HERE}.codecs:Q5_0", summary="5.5 bits: groups of 32 with a scale",
+            block=32, bytes_per_block=22,
+            layout=Layout(32, 6, 4, STEP, order="halves", zero=16, high=2),
+        ),
+        Quantizer(
+            "q5_1", f"{HERE}.codecs:Q5_1", summary="6 bits: groups of 32 with scale and minimum",
+            block=32, bytes_per_block=24,
+            layout=Layout(32, 8, 4, STEP, MINIMUM, order="halves", high=4),
+        ),
+        Quantizer(
             "iq4_nl", f"{HERE}.codecs:IQ4_NL", summary="4.5 bits: as q4_0 on uneven levels",
             block=32, bytes_per_block=18,
             layout=Layout(32, 2, 4, STEP, order="halves", codebook=IQ4_NL),
@@ -51,9 +61,10 @@ def apr_quantizers() -> list[Quantizer]:
 @hookimpl
 def apr_recipes() -> list[Recipe]:
     """Declare the recipes: which format each class of tensor gets."""
+    blocks_of_32 = ("q5_0", "q5_1", "q8_0")  # for rows that blocks of 256 do not divide
     rows = (
-        ("q4k", "q4_k, and q6_k where it matters most", ("q4_k", "q6_k")),
-        ("q4_k_m", "llama.cpp's mix of that name", ("q4_k", "q5_k", "q6_k")),
+        ("q4k", "q4_k, and q6_k where it matters most", ("q4_k", "q6_k", "q5_0", "q8_0")),
+        ("q4_k_m", "llama.cpp's mix of that name", ("q4_k", "q5_k", "q6_k", *blocks_of_32)),
         ("q6k", "q6_k, and q8_0 where it matters most", ("q6_k", "q8_0")),
         ("q8_0", "q8_0 for all matrices", ("q8_0",)),
         ("f16", "matrices in half precision", ()),

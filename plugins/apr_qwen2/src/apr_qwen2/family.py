@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from apr_core.plugin import Block, ConfigReader, Contract, FamilyPlugin, ModelConfig, Plan
@@ -24,14 +23,13 @@ class Qwen2(FamilyPlugin):
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
         c.refuse("use_sliding_window", [False], "attention is over the whole context")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
-        c.refuse_rope_scaling()
-        config = c.model(
+        return c.model(
             "qwen2",
             ("full_attention",) * c.layers(),
             generation,
             architecture=c.architecture("Qwen2ForCausalLM"),
+            rope_scaling=c.rope_scaling(linear="linear", yarn="yarn", llama3="wavelength"),
         )
-        return replace(config, extra={"rotary_dim": config.head_dim})
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: full attention in every layer, plain norms."""
@@ -40,7 +38,8 @@ class Qwen2(FamilyPlugin):
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.head_dim,
             "rope_theta": config.rope_theta,
-            "rotary_dim": config.extra["rotary_dim"],
+            "rotary_dim": config.head_dim,
+            "rope_scaling": config.rope_scaling,
             "bias": True,
         }
         blocks = (Block("full_attention", options),) * config.num_layers

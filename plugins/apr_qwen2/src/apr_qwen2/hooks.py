@@ -21,12 +21,12 @@ def apr_families() -> list[Family]:
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Declare grouped-query attention with biases on q, k and v."""
+    """Declare grouped-query attention."""
     return [
         Attention(
             "full_attention",
             "apr_qwen2.mixers:FullAttention",
-            summary="grouped-query attention, rotary positions over the whole head",
+            summary="grouped-query attention; biases, q/k norms or a window as asked",
             state="kv",
         )
     ]

@@ -38,7 +38,6 @@ class Qwen35(FamilyPlugin):
         c.refuse("attn_output_gate", [True], "q_proj is read as query and gate")
         c.refuse("quantization_config", [], "import the unquantized checkpoint")
         c.refuse("num_experts", [0], "mixture of experts is another family")
-        c.refuse_rope_scaling()
         head_dim = c.integer("head_dim")
         layers = c.layers()
         extra: dict[str, Any] = {key: c.integer(key) for key in LINEAR_INTEGERS}
@@ -56,6 +55,7 @@ class Qwen35(FamilyPlugin):
             num_kv_heads=kv_heads,
             extra=extra,
             architecture=c.architecture("Qwen3_5ForCausalLM"),
+            rope_scaling=c.rope_scaling(linear="linear", yarn="yarn", llama3="wavelength"),
         )
 
     def _layer_types(self, c: ConfigReader, layers: int) -> tuple[str, ...]:
@@ -82,6 +82,7 @@ class Qwen35(FamilyPlugin):
                 "head_dim": config.head_dim,
                 "rope_theta": config.rope_theta,
                 "rotary_dim": x["rotary_dim"],
+                "rope_scaling": config.rope_scaling,
                 "norm_eps": config.rms_norm_eps,
                 "norm_offset": self.contract().norm_offset,
             },

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from apr_core.plugin import BoundOps, Mixer, RecurrentState, State, StateMakers, Step, Weights
+from apr_core.plugin import (
+    BoundOps,
+    Mixer,
+    RecurrentState,
+    State,
+    StateMakers,
+    Step,
+    Weights,
+    rope_frequencies,
+)
 from apr_qwen3_5.ops import CHUNK
 
 Array = Any
@@ -28,11 +36,12 @@ class GatedAttention(Mixer):
         rotary_dim: int,
         norm_eps: float,
         norm_offset: float,
+        rope_scaling: Mapping[str, Any] | None = None,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.eps, self.offset = norm_eps, norm_offset
-        exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-        self.constants = {"inv_freq": (1.0 / np.float32(rope_theta) ** exponent).astype(np.float32)}
+        inv_freq, self.magnitude = rope_frequencies(rope_theta, rotary_dim, rope_scaling)
+        self.constants = {"inv_freq": inv_freq}
 
     def new_state(self, states: StateMakers) -> State:
         """Make the state of keys and values; `states` makes the core's state kinds."""
@@ -46,8 +55,8 @@ class GatedAttention(Mixer):
         q = o.rms_norm(q, w.q_norm, self.eps, self.offset)
         k = k.reshape(-1, self.kv_heads, self.head_dim)
         k = o.rms_norm(k, w.k_norm, self.eps, self.offset)
-        q = o.rope(q, step.positions, w.inv_freq)
-        k = o.rope(k, step.positions, w.inv_freq)
+        q = o.rope(q, step.positions, w.inv_freq, self.magnitude)
+        k = o.rope(k, step.positions, w.inv_freq, self.magnitude)
         v = v.reshape(-1, self.kv_heads, self.head_dim)
         out = o.attention(q, k, v, state, step, self.head_dim**-0.5)  # [T, H, D]
         out = o.sigmoid_gate(out, gate).reshape(-1, self.heads * self.head_dim)

@@ -37,7 +37,6 @@ class SlidingDemo(FamilyPlugin):
         c = ConfigReader(hf)
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
         c.refuse("use_sliding_window", [True], "apr-qwen2 is the family without windows")
-        c.refuse_rope_scaling()
         types, window = _layer_types(c, c.layers()), c.integer("sliding_window")
         return c.model(
             "sliding_demo",
@@ -70,7 +69,7 @@ class SlidingDemo(FamilyPlugin):
             "architectures": ["SlidingDemoForCausalLM"], "model_type": "sliding_demo",
             "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
-            "max_position_embeddings": 512, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 1024, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
             "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0,
             "layer_types": [SLIDING] * 3 + [FULL], "tie_word_embeddings": True,
         }  # fmt: skip

@@ -7,15 +7,13 @@ from apr_core.plugin import Attention, Family, hookimpl
 
 @hookimpl
 def apr_attention() -> list[Attention]:
-    """Declare sliding-window attention, and the op that it brings."""
+    """Declare sliding-window attention."""
     return [
         Attention(
             "sliding_attention",
             "apr_attention_sliding.mixer:SlidingAttention",
             summary="grouped-query attention over a window of positions, in bounded memory",
-            state="window",
-            brings=(("window_attention", "apr_attention_sliding.ops:window_attention"),),
-            cases="apr_attention_sliding.cases:cases",
+            state="kv",
         )
     ]
 

@@ -36,7 +36,7 @@ class SlidingAttention(Mixer):
 
     def new_state(self, states: StateMakers) -> State:
         """Make the state of the window's keys and values."""
-        return states.window(self.kv_heads, self.dim, self.window)
+        return states.kv(self.kv_heads, self.dim, self.window)
 
     def __call__(self, o: BoundOps, w: Weights, x: Array, step: Step, state: State) -> Array:
         """Map x [T, hidden] to [T, hidden]."""
@@ -44,5 +44,5 @@ class SlidingAttention(Mixer):
         q, k, v = o.linears(x, (w.q_proj, w.k_proj, w.v_proj), biases)
         q, k, v = (y.reshape(len(x), -1, self.dim) for y in (q, k, v))  # [T, H or Hkv, D]
         q, k = (o.rope(y, step.positions, w.inv_freq) for y in (q, k))
-        out = o.window_attention(q, k, v, state, step, self.dim**-0.5)  # [T, H, D]
+        out = o.attention(q, k, v, state, step, self.dim**-0.5)  # [T, H, D]
         return o.linear(out.reshape(len(x), -1), w.o_proj)

@@ -29,7 +29,6 @@ class UNetDemo(FamilyPlugin):
         """Read config.json. Raises ContractError for what is missing or not supported."""
         c = ConfigReader(hf)
         c.refuse("hidden_act", ["silu"], "the feed-forward is gated by silu")
-        c.refuse_rope_scaling()
         layers = c.layers()
         if layers % 2:
             raise ContractError(f"config.json: {layers} layers cannot be halved")

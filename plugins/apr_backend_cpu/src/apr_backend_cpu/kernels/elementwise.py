@@ -130,21 +130,43 @@ def pad_task(arguments, i, scratch):
         out[c] = x[c] if c < x.size else f32(0.0)
 
 
+@helper
+def _rest(size, block):
+    """Return the values of a block: 256, or fewer in a row's last one."""
+    return min(size - block * SUPERBLOCK, SUPERBLOCK)
+
+
+@helper
+def _gated_rows(a, t, first, n):
+    """Return n values of gate, up and out in row t, from `first` on."""
+    skip = 4 * first
+    gate, up = floats_at(a[1] + t * a[2] + skip, n), floats_at(a[3] + t * a[4] + skip, n)
+    return gate, up, floats_at(a[6] + 4 * t * a[5] + skip, n)
+
+
+@helper
+def _round_block(a, t, block, scratch):
+    """Write the record of a block of out if it is needed."""
+    if a[0] != 0:
+        records = a[0] + t * row_of_records(_blocks(a[5]))
+        quantize_block(a[6] + 4 * t * a[5], a[5], block, records, scratch)
+
+
 @kernel()
 def swiglu_task(arguments, i, scratch):
-    """Compute silu(gate) * up for 256 values. Arguments: records, gate, up, size, out."""
+    """Compute silu(gate) * up for 256 values.
+
+    Arguments: records, gate and its bytes per row, up and its bytes per row, size, out.
+    """
     a = ints_at(arguments, MOST)
-    size, blocks = a[3], _blocks(a[3])
-    t, block = i // blocks, i % blocks
-    first = block * SUPERBLOCK
-    n, skip = min(size - first, SUPERBLOCK), 4 * (t * size + first)
-    gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
+    blocks = _blocks(a[5])
+    t, first, n = i // blocks, i % blocks * SUPERBLOCK, _rest(a[5], i % blocks)
+    gate, up, out = _gated_rows(a, t, first, n)
     weights = floats_at(scratch, n)
     sigmoids(gate, weights)
     for c in range(n):
         out[c] = gate[c] * weights[c] * up[c]
-    if a[0] != 0:
-        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * row_of_records(blocks), scratch)
+    _round_block(a, t, i % blocks, scratch)
 
 
 @kernel()
@@ -154,11 +176,9 @@ def geglu_task(arguments, i, scratch):
     The tanh form of gelu is x sigmoid(2 u).
     """
     a = ints_at(arguments, MOST)
-    size, blocks = a[3], _blocks(a[3])
-    t, block = i // blocks, i % blocks
-    first = block * SUPERBLOCK
-    n, skip = min(size - first, SUPERBLOCK), 4 * (t * size + first)
-    gate, up, out = floats_at(a[1] + skip, n), floats_at(a[2] + skip, n), floats_at(a[4] + skip, n)
+    blocks = _blocks(a[5])
+    t, first, n = i // blocks, i % blocks * SUPERBLOCK, _rest(a[5], i % blocks)
+    gate, up, out = _gated_rows(a, t, first, n)
     weights = floats_at(scratch, n)
     for c in range(n):  # 2 u = 2 sqrt(2 / pi) (x + 0.044715 x^3)
         x = gate[c]
@@ -166,8 +186,7 @@ def geglu_task(arguments, i, scratch):
     sigmoids(out, weights)
     for c in range(n):
         out[c] = gate[c] * weights[c] * up[c]
-    if a[0] != 0:
-        quantize_block(a[4] + 4 * t * size, size, block, a[0] + t * row_of_records(blocks), scratch)
+    _round_block(a, t, i % blocks, scratch)
 
 
 @kernel()
@@ -197,17 +216,18 @@ def sigmoid_gate_task(arguments, i, scratch):
 def rope_task(arguments, i, scratch):
     """Rotate the heads of a token.
 
-    Arguments: x, its strides, H, D, positions, inverse frequencies, their number, out. Angles are
-    float32, as in the models' own code.
+    Arguments: x, its strides, H, D, positions, inverse frequencies, their number, out, magnitude.
+    Angles are float32, as in the models' own code.
     """
     a = ints_at(arguments, MOST)
     heads, dim, n = a[3], a[4], a[7]
     position = np.float32(ints_at(a[5], i + 1)[i])
     inv_freq = floats_at(a[6], n)
     cos, sin = floats_at(scratch, n), floats_at(scratch + 4 * n, n)
+    magnitude = as_float(a[9])
     for c in range(n):
         angle = position * inv_freq[c]
-        cos[c], sin[c] = np.cos(angle), np.sin(angle)
+        cos[c], sin[c] = np.cos(angle) * magnitude, np.sin(angle) * magnitude
     for h in range(heads):
         x, out = a[0] + i * a[1] + h * a[2], a[8] + 4 * dim * (i * heads + h)
         first, second = floats_at(x, n), floats_at(x + 4 * n, n)

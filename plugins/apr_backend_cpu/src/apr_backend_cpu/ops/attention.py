@@ -1,9 +1,12 @@
-"""Causal attention over the cache, without a [T, T] array.
+"""Causal attention over the cache, or over a window of it, without a [T, T] array.
 
 Positions are cut into parts of 256 on a fixed grid. A part and some queries of one key head give
 scores, their maximum, exponentials, sums and weighted values; parts are then merged in order. So
 memory does not grow with the context, and a query's result does not depend on its batch, on the
 cut of the prompt or on threads. A task is some queries, or, where there are few, a part for one.
+
+A window's cache begins at a multiple of 256 that grows. Kernels get the address at which position 0
+would be.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from apr_core.plugin import CORE_OPS, plain
 
 Floats = NDArray[np.float32]
 KINDS = {"f32": (F32, 4), "f16": (F16, 2), "q8": (Q8, 1)}  # kind, bytes of a value
+ALL = 1 << 40  # positions of a window that has all
 FEW = 4  # segments with fewer rows are split into parts, not queries
 MOST_QUERIES = 240  # queries in a task, all of one key head
 
@@ -78,8 +82,14 @@ class _Layout:
         single = [(i, t) for i in np.flatnonzero(sizes < FEW) for t in range(sizes[i])]
         self.single = np.array(single, np.int64).reshape(-1, 2)
         self.positions = self.segments[self.single[:, 0], 2] + self.single[:, 1]
-        counts = self.positions // PART + 1
-        self.first_parts, self.parts = np.cumsum(counts) - counts, int(counts.sum())
+        self._parts: dict[int, tuple[NDArray[np.int64], int]] = {}
+
+    def parts(self, window: int) -> tuple[NDArray[np.int64], int]:
+        """Return the first part of each single token, in the order of tasks, and how many parts."""
+        if window not in self._parts:
+            counts = self.positions // PART - np.maximum(0, self.positions + 1 - window) // PART + 1
+            self._parts[window] = np.cumsum(counts) - counts, int(counts.sum())
+        return self._parts[window]
 
 
 _latest: _Layout | None = None
@@ -101,19 +111,22 @@ class _Segments:
         self._state = state
         self.table = np.zeros((len(layout.segments), SEGMENT), np.int64)
         self.table[:, [START, STOP]] = layout.segments[:, :2]
-        self._seen: list[Any] = [lambda: None] * len(self.table)  # weak: slots are freed
+        # keys, weakly as slots are freed, and the position of their first row
+        self._seen: list[Any] = [(lambda: None, 0)] * len(self.table)
 
     def refresh(self, layout: _Layout) -> bool:
         """Make room in the caches; return whether any cache array changed."""
         state, moved = self._state, False
         self.table[:, POSITION] = layout.segments[:, 2]
         for i, seg in enumerate(layout.step.segments):
-            state.reserve(seg.slot, seg.position + seg.stop - seg.start)
-            keys = state.keys[seg.slot]
-            if keys is not self._seen[i]():
-                where = address(keys), address(state.values[seg.slot]), keys.shape[1]
+            state.reserve(seg.slot, seg.position + seg.stop - seg.start, seg.position)
+            keys, first = state.keys[seg.slot], state.first[seg.slot]
+            seen, before = self._seen[i]
+            if keys is not seen() or first != before:
+                skip = first * keys.strides[1]
+                where = address(keys) - skip, address(state.values[seg.slot]) - skip, keys.shape[1]
                 self.table[i, KEYS_AT : CAPACITY + 1] = where
-                self._seen[i], moved = weakref.ref(keys), True
+                self._seen[i], moved = (weakref.ref(keys), first), True
         return moved
 
 
@@ -123,7 +136,7 @@ class _Few:
     def __init__(
         self, p: Program, layout: _Layout, numbers: tuple[int, ...], q: Floats, out: Floats
     ) -> None:
-        heads, kv_heads, dim, *_ = numbers
+        heads, kv_heads, dim, *_, self._window = numbers
         count = len(layout.single)
         self._segments = layout.single[:, 0]
         self._table = np.zeros((count, SEGMENT), np.int64)
@@ -141,13 +154,13 @@ class _Few:
     def refresh(self, layout: _Layout, table: NDArray[np.int64], moved: bool) -> None:
         """Rebuild the parts of every token from the table of segments and caches."""
         self._table[:, POSITION] = layout.positions
-        self._table[:, FIRST_PART] = layout.first_parts
+        self._table[:, FIRST_PART], parts = layout.parts(self._window)
         if moved:
             caches = slice(KEYS_AT, CAPACITY + 1)
             self._table[:, caches] = table[self._segments, caches]
-        if layout.parts != self._parts:
-            self._parts = layout.parts
-            self._grow_workspace(self._kv_heads * layout.parts)
+        if parts != self._parts:
+            self._parts = parts
+            self._grow_workspace(self._kv_heads * parts)
 
     def _grow_workspace(self, tasks: int) -> None:
         queries = tasks * self._group
@@ -155,7 +168,7 @@ class _Few:
             self._workspace = np.empty(2 * queries * (self._dim + 2), np.float32)
         tops = address(self._workspace)
         for arguments in self._arguments:
-            arguments[8:12] = self._parts, tops, tops + 4 * queries, tops + 8 * queries
+            arguments[9:13] = self._parts, tops, tops + 4 * queries, tops + 8 * queries
         self._program.set_tasks(self._number, tasks)
 
 
@@ -208,7 +221,7 @@ def attention(q: Floats, k: Floats, v: Floats, state: Any, step: Any, scale: flo
     kv_heads, layout, out = k.shape[1], _layout(step), new(q.shape)
     segments = _Segments(layout, state)
     table, kind = segments.table, address(_methods()[KINDS[state.dtype][0]])
-    numbers = (heads, kv_heads, dim, bits(scale), kind)
+    numbers = (heads, kv_heads, dim, bits(scale), kind, state.window or ALL)
     with instructions(q, k, v, table, out) as p:
         p.add(
             "append_task",

@@ -125,12 +125,20 @@ def geglu(gate: Floats, up: Floats) -> Floats:
 
 
 def _gated(task: str, gate: Floats, up: Floats) -> Floats:
-    gate, up = strided(gate, whole=True).array, strided(up, whole=True).array
+    g, u = strided(gate), strided(up)  # halves of rows are read where they are
     tokens, size = gate.shape
     out = new(gate.shape)
-    with instructions(gate, up, out) as p:
+    with instructions(g.array, u.array, out) as p:
         p.add(
-            task, tokens * -(-size // SUPERBLOCK), 0, address(gate), address(up), size, address(out)
+            task,
+            tokens * -(-size // SUPERBLOCK),
+            0,
+            g.address,
+            g.outer,
+            u.address,
+            u.outer,
+            size,
+            address(out),
         )
         p.rounds(out, size)
     return out
@@ -158,7 +166,9 @@ def sigmoid_gate(x: Floats, gate: Floats) -> Floats:
     return out
 
 
-def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
+def rope(
+    x: Floats, positions: NDArray[np.int64], inv_freq: Floats, magnitude: float = 1.0
+) -> Floats:
     """Apply NeoX rotary embedding to the first 2 * len(inv_freq) dims of x [T, H, D]."""
     s = strided(x)
     out = new(x.shape)
@@ -175,6 +185,7 @@ def rope(x: Floats, positions: NDArray[np.int64], inv_freq: Floats) -> Floats:
             address(inv_freq),
             inv_freq.size,
             address(out),
+            bits(magnitude),
             scratch=8 * inv_freq.size,
         )
     return out

@@ -28,7 +28,7 @@ PACKED_BLOCKS = {
 }  # fmt: skip
 FLOATS = {"f32": (LANES, 4 * LANES), "f16": (LANES, 2 * LANES), "bf16": (LANES, 2 * LANES)}
 BLOCKS = PACKED_BLOCKS | FLOATS
-NO_DIGITS = str.maketrans("", "", "48")  # functions on unpacked tiles do not depend on code width
+NO_DIGITS = str.maketrans("", "", "458")  # functions on unpacked tiles do not depend on code width
 
 
 @cache

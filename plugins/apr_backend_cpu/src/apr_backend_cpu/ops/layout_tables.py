@@ -33,7 +33,8 @@ class LayoutTables:
         blocks, per_block = raw.shape[1], block // layout.group
         self.runs: int = blocks * block // layouts.RUN  # in a row
         superblocks = -(-w.cols // SUPERBLOCK)
-        self._offsets = _offsets(layout, block, nbytes, superblocks * SUPERBLOCK // layouts.RUN)
+        runs = superblocks * SUPERBLOCK // layouts.RUN
+        self._offsets, self._high = _offsets(layout, block, nbytes, runs)
         self._levels, unit, added = _levels(layout)
         scales = TileNumbers(layout.scale, layout, raw, block, float(unit))
         tables = [scales]
@@ -41,11 +42,13 @@ class LayoutTables:
             tables.append(_minima(layout, raw, block, np.float32(unit * added)))
         self._tables = tables
         self.arranged = layout.bits == 4 and layout.order == "pairs"
-        self.codes = f"levels{layout.bits}{'_minima' if len(tables) > 1 else ''}"
+        bits = layout.bits + (layout.high is not None)
+        self.codes = f"levels{bits}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
             [
                 address(self._offsets),
+                address(self._high),
                 address(self._levels),
                 layout.group // layouts.RUN,
                 per_block,
@@ -116,17 +119,19 @@ def _ones(rows: int, columns: int) -> NDArray[np.float32]:
     return np.ones((rows, columns), np.float32)
 
 
-def _offsets(layout: Layout, block: int, nbytes: int, runs: int) -> NDArray[np.int64]:
-    """Return the bytes from a row's start to the codes of each 32 values."""
+def _offsets(
+    layout: Layout, block: int, nbytes: int, runs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return, for each 32 values, the bytes from a row's start to codes, and on to fifth bits."""
     number, inside = np.divmod(layouts.RUN * np.arange(runs, dtype=np.int64), block)
-    offsets: NDArray[np.int64] = number * nbytes + layout.codes + inside * layout.bits // 8
-    return offsets
+    codes = layout.codes + inside * layout.bits // 8
+    return number * nbytes + codes, (layout.high or 0) + inside // 8 - codes
 
 
 def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
     """Return levels as bytes, offset by 128; the value of a byte's step; steps to add to values.
 
-    For 8-bit codes the levels are the offset that makes a code such a byte, 16 times.
+    For codes of 5 or 8 bits the levels are the offset that makes a code such a byte, 16 times.
     """
     one = np.float32(1)
     if layout.bits == 8:
@@ -134,9 +139,10 @@ def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
         return np.full(16, 128 - added, np.uint8), one, added - layout.zero
     values = layouts.levels(layout).astype(np.float64)
     if not layout.codebook:
-        fits = 15 - LARGEST <= layout.zero <= 128
+        fits = len(values) - 1 - LARGEST <= layout.zero <= 128
         first, left = (128 - layout.zero, 0) if fits else (128, -layout.zero)
-        return (np.arange(16) + first).astype(np.uint8), one, left
+        codes = np.arange(16) * (layout.high is None)
+        return (codes + first).astype(np.uint8), one, left
     top = np.abs(values).max() or 1.0
     steps = np.arange(64, LARGEST + 1) / top  # the step that fits the levels best
     errors = [np.abs(np.rint(values * s) / s - values).max() for s in steps]

@@ -5,6 +5,9 @@ through the context in ranges of RANGE positions, with an online softmax in each
 in order. One token of a long context is not enough work for the device: then every range has its
 own program, and a second kernel joins them by the same arithmetic. So a row's result does not
 depend on how the work was divided (Dao et al., "Flash-Decoding", 2023).
+
+With a window a program begins at the first position that its rows look at. Then there are as many
+parts as a window has ranges: range n is part n modulo that.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from apr_backend_cuda.states.pages import PAGE
 from apr_core.plugin import Step
 
 RANGE = 1024  # positions per online softmax
+ALL = 1 << 30  # positions of a window that has all
 SPLIT_BYTES = 1 << 28  # of partial results before ranges are joined, at most
 
 
@@ -109,6 +113,7 @@ def _range(
     end,
     last,
     seen,
+    window,
     head,
     dim,
     ROWS: tl.constexpr,
@@ -119,7 +124,7 @@ def _range(
 ):
     """Return the softmax of rows over positions [begin, end): (acc, m, l).
 
-    `seen` is each row's own position.
+    `seen` is each row's own position, the last of the `window` that it looks at.
     """
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
@@ -132,7 +137,8 @@ def _range(
         at = _rows_at(page, keys_at, first, dim, KEYS, DIM, F16)
         key = tl.load(at, mask=inside, other=0.0)
         scores = _times(q, tl.trans(key), tl.zeros((ROWS, KEYS), tl.float32), F16)
-        scores = tl.where(position[None, :] <= seen[:, None], scores, float("-inf"))
+        back = seen[:, None] - position[None, :]
+        scores = tl.where((back >= 0) & (back < window), scores, float("-inf"))
         new = tl.maximum(m, tl.max(scores, axis=1))
         safe = tl.where(new == float("-inf"), 0.0, new)
         weights = tl.exp(scores - safe[:, None])
@@ -143,6 +149,12 @@ def _range(
         l = l * old + tl.sum(weights, axis=1)
         m = new
     return acc, m, l
+
+
+@triton.jit
+def _range_of(part, first, ranges):
+    """Return the range from `first` on whose results are those of a part: its number, modulo."""
+    return first + (part + ranges - first % ranges) % ranges
 
 
 @triton.jit
@@ -162,6 +174,8 @@ def _attend(
     dim,
     scale,
     all_rows,
+    window,
+    ranges,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
@@ -185,17 +199,19 @@ def _attend(
     at = q + row[:, None] * q_row + query[:, None] * q_head + d[None, :]
     queries = tl.load(at, mask=inside, other=0.0) * scale
     seen = position + tl.where(valid, token, 0)
+    low = tl.maximum(position + 1 - window, 0)  # the first row looks at nothing before
     if SPLIT:
-        begin = part * RANGE
+        begin = _range_of(part, low // RANGE, ranges) * RANGE
         total, total_m, total_l = _range(
             queries,
             table,
             keys_at,
             values_at,
-            begin,
+            tl.maximum(begin, low // KEYS * KEYS),
             tl.minimum(begin + RANGE, last),
             last,
             seen,
+            window,
             head,
             dim,
             ROWS,
@@ -211,16 +227,17 @@ def _attend(
         total_m = tl.full((ROWS,), float("-inf"), tl.float32)
         total_l = tl.zeros((ROWS,), tl.float32)
         total = tl.zeros((ROWS, DIM), tl.float32)
-        for begin in range(0, last, RANGE):
+        for begin in range(low // RANGE * RANGE, last, RANGE):
             acc, m, l = _range(
                 queries,
                 table,
                 keys_at,
                 values_at,
-                begin,
+                tl.maximum(begin, low // KEYS * KEYS),
                 tl.minimum(begin + RANGE, last),
                 last,
                 seen,
+                window,
                 head,
                 dim,
                 ROWS,
@@ -246,6 +263,8 @@ def _join_ranges(
     heads,
     dim,
     all_rows,
+    window,
+    ranges,
     RANGE: tl.constexpr,
     DIM: tl.constexpr,
 ):
@@ -258,8 +277,8 @@ def _join_ranges(
     total_m = tl.full((1,), float("-inf"), tl.float32)
     total_l = tl.zeros((1,), tl.float32)
     total = tl.zeros((1, DIM), tl.float32)
-    for part in range(0, seen // RANGE + 1):
-        at = part * all_rows * heads + row.to(tl.int64) * heads + head
+    for number in range(tl.maximum(seen + 1 - window, 0) // RANGE, seen // RANGE + 1):
+        at = (number % ranges) * all_rows * heads + row.to(tl.int64) * heads + head
         acc = tl.load(parts + at * dim + d, mask=d < dim, other=0.0)[None, :]
         m, l = tl.load(maxima + at + one), tl.load(sums + at + one)
         total, total_m, total_l = _join(total, total_m, total_l, acc, m, l)
@@ -303,7 +322,8 @@ def attention(
     while tile < group:
         tile *= 2
     tiles = tables.tiles_of(tile // group)
-    ranges = triton.cdiv(tables.end, RANGE)
+    window = state.window or ALL
+    ranges = min(triton.cdiv(tables.end, RANGE), (window + tile) // RANGE + 2)  # of a tile
     split = (
         ranges > 1
         and len(tiles) * kv_heads < SHAPES.programs
@@ -334,6 +354,8 @@ def attention(
         dim,
         scale,
         rows,
+        window,
+        ranges,
         GROUP=group,
         ROWS=tile,
         RANGE=RANGE,
@@ -341,13 +363,13 @@ def attention(
         SPLIT=split,
         **shared,
     )
-    return _joined(out, maxima, sums, tables) if split else out
+    return _joined(out, maxima, sums, tables, window) if split else out
 
 
 def _joined(
-    parts: torch.Tensor, maxima: torch.Tensor, sums: torch.Tensor, tables: Any
+    parts: torch.Tensor, maxima: torch.Tensor, sums: torch.Tensor, tables: Any, window: int
 ) -> torch.Tensor:
-    _, rows, heads, dim = parts.shape
+    ranges, rows, heads, dim = parts.shape
     out = torch.empty((rows, heads, dim), dtype=torch.float32, device=parts.device)
     _join_ranges[(rows, heads)](
         parts,
@@ -359,6 +381,8 @@ def _joined(
         heads,
         dim,
         rows,
+        window,
+        ranges,
         RANGE=RANGE,
         DIM=max(16, triton.next_power_of_2(dim)),
     )

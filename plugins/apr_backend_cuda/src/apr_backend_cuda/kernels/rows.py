@@ -121,10 +121,11 @@ def _rope(
     n,
     outer_stride,
     inner_stride,
+    magnitude,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Rotate pairs (i, i + n) in the heads of tokens; copy the rest."""
+    """Rotate pairs (i, i + n) in the heads of tokens, times magnitude; copy the rest."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     token, head = row // heads, row % heads
     at = x + (token * outer_stride + head * inner_stride)[:, None]
@@ -137,7 +138,7 @@ def _rope(
     position = tl.load(positions + token, mask=row < rows, other=0).to(tl.float32)
     angle = position[:, None] * freq[None, :]
     sign = tl.where(k < n, -1.0, 1.0)[None, :]
-    turned = value * tl.cos(angle) + sign * other * tl.sin(angle)
+    turned = (value * tl.cos(angle) + sign * other * tl.sin(angle)) * magnitude
     to = out + row[:, None] * dim + k[None, :]
     tl.store(to, tl.where((k < 2 * n)[None, :], turned, value), mask=inside)
 
@@ -304,7 +305,9 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return _elementwise("sigmoid_gate", x, gate)
 
 
-def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rope(
+    x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, magnitude: float = 1.0
+) -> torch.Tensor:
     """Apply rotary embedding to x [T, H, D] by positions [T] and inv_freq [n]."""
     x, heads, outer_stride, inner_stride, dim = _strides(x)
     out = torch.empty((x.shape[0], heads, dim), dtype=torch.float32, device=x.device)
@@ -321,6 +324,7 @@ def rope(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> to
         inv_freq.shape[0],
         outer_stride,
         inner_stride,
+        magnitude,
         **shape,
     )
     return out

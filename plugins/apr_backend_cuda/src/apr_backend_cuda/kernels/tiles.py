@@ -4,7 +4,8 @@ A tile is half a superblock of some rows: [rows, 128]. The value of a code:
 
     q4_k, q5_k         d * scale[g] * code - dmin * min[g]   u8 scales and minima, f16 d and dmin
     q6_k               d * scale[g] * (code - 32)            i8 scales, f16 d
-    nibbles, bytes     scale[g] * (code - zero) + min[g]     f32 scales and minima
+    nibbles, fives, bytes
+                       scale[g] * (code - zero) + min[g]     f32 scales and minima
     codebook           scale[g] * level[code] + min[g]
     f32, f16, bf16     the value itself
 """
@@ -73,7 +74,7 @@ def upper_of(
     upper, rows, inside, stride, block, half: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr
 ):
     """Load the bits above the lower four, shifted into place: i32 [rows, 128]."""
-    WIDTH: tl.constexpr = 1 if KIND == "q5_k" else 2
+    WIDTH: tl.constexpr = 2 if KIND == "q6_k" else 1
     BYTES: tl.constexpr = 32 * WIDTH
     j, part = tl.arange(0, BYTES), tl.arange(0, 4 // WIDTH)
     at = upper + rows[:, None] * stride + block * BYTES + j[None, :]
@@ -123,7 +124,7 @@ def tile(
     RUN: tl.constexpr = 16 if GROUP == 16 else 32
     width: tl.constexpr = 256 if KIND == "bytes" else 128
     code = codes_of(codes, rows, inside, blocks * width, block, half, KIND)
-    if KIND == "q5_k":
+    if KIND == "q5_k" or KIND == "fives":
         code += upper_of(upper, rows, inside, blocks * 32, block, half, KIND, ROWS)
     if KIND == "q6_k":
         code += upper_of(upper, rows, inside, blocks * 64, block, half, KIND, ROWS)

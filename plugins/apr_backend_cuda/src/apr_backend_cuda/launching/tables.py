@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PACKED = ("q4_k", "q5_k", "q6_k", "bytes", "nibbles", "codebook")
+PACKED = ("q4_k", "q5_k", "q6_k", "bytes", "nibbles", "fives", "codebook")
 WHOLE = ("f32", "f16", "bf16")
 Choice = Mapping[str, int]
 Launch = tuple[int, int]  # warps and stages

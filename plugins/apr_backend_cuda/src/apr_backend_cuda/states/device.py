@@ -9,6 +9,7 @@ may write and none reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -57,11 +58,13 @@ class DeviceStates(StateMakers):
     ) -> None:
         super().__init__(zeros, kv_type)
         self._device, self._spare = device, Spare(device)
-        self._pool = PagePool(device, kv_type, max_len or CONTEXT, self._spare)
+        self._pool = partial(PagePool, device, kv_type, max_len or CONTEXT, self._spare)
+        self._pools: dict[int, PagePool] = {}  # by window
 
-    def kv(self, kv_heads: int, head_dim: int) -> PagedKV:
-        """Return a state of all keys and values so far, in pages that all layers share."""
-        return PagedKV(self._pool, kv_heads, head_dim)
+    def kv(self, kv_heads: int, head_dim: int, window: int = 0) -> PagedKV:
+        """Return a state of keys and values, in pages that all layers of this window share."""
+        pool = self._pools.get(window) or self._pools.setdefault(window, self._pool(window))
+        return PagedKV(pool, kv_heads, head_dim)
 
     def recurrent(self, grid: int = 1, /, **shapes: tuple[int, ...]) -> SlotArrays:
         """Return a state of named float32 arrays of fixed shapes, zeros at first."""

@@ -1,7 +1,8 @@
 """Keys and values in pages of PAGE positions (Kwon et al., "PagedAttention", 2023).
 
 A page holds some positions of one sequence for all layers, so sequences of any length share memory
-without gaps. Snapshots and forks share pages with the sequence they come from; writing to a shared
+without gaps. Layers with a window share pages of their own, which go when the window has left them.
+Snapshots and forks share pages with the sequence they come from; writing to a shared
 page writes to a copy. Pages come from torch's allocator, which caches freed memory.
 
     page     u8, for each layer keys then values, both [Hkv, PAGE, D] in f16 or f32
@@ -11,7 +12,7 @@ page writes to a copy. Pages come from torch's allocator, which caches freed mem
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -33,18 +34,21 @@ class Page:
 
 
 class PagePool:
-    """The pages of one model: those of every open slot, for all layers."""
+    """The pages of one model: those of every open slot, for all layers with the same window."""
 
-    def __init__(self, device: torch.device, kv_type: KVType, max_len: int, spare: Spare) -> None:
+    def __init__(
+        self, device: torch.device, kv_type: KVType, max_len: int, spare: Spare, window: int = 0
+    ) -> None:
         if kv_type not in TYPES:
             raise BackendError(
                 f"the cuda backend keeps keys and values in {' and '.join(TYPES)}, not {kv_type}",
                 "Choose another kv_type.",
             )
         self.kv_type, self.dtype, self._device, self._spare = kv_type, TYPES[kv_type], device, spare
+        self.window = window
         self.page_bytes = 0  # for all layers
         self.table = torch.zeros((SLOTS + 1, -(-max_len // PAGE)), dtype=torch.int64, device=device)
-        self._pages: dict[int, list[Page]] = {}
+        self._pages: dict[int, dict[int, Page]] = {}  # by slot, then by number
         self._open: Counter[int] = Counter()  # how many layers have each slot open
 
     def add_layer(self, kv_heads: int, head_dim: int) -> int:
@@ -58,14 +62,14 @@ class PagePool:
         """Open a slot for a layer."""
         check_slot(slot)
         self._open[slot] += 1
-        self._pages.setdefault(slot, [])
+        self._pages.setdefault(slot, {})
 
     def close(self, slot: int) -> None:
         """Close a slot for a layer; the last one frees its pages."""
         self._open[slot] -= 1
         if not self._open[slot]:
             del self._open[slot]
-            drop(self._pages.pop(slot))
+            drop(self._pages.pop(slot).values())
 
     def held(self) -> int:
         """Return the pages of all slots; shared ones count for each slot."""
@@ -73,38 +77,54 @@ class PagePool:
 
     def pages(self, slot: int, since: int, length: int) -> list[Page]:
         """Return the slot's pages that hold positions `since` to `length`."""
-        return self._pages[slot][since // PAGE : -(-length // PAGE)]
+        return [self._pages[slot][i] for i in range(since // PAGE, -(-length // PAGE))]
+
+    def first(self, slot: int) -> int:
+        """Return the first position whose page the slot still has."""
+        return min(self._pages[slot], default=0) * PAGE if self.window else 0
+
+    def begin(self, position: int) -> int:
+        """Return the first position of a page from which on a row at `position` looks at pages."""
+        return max(0, position + 1 - self.window) // PAGE * PAGE if self.window else 0
 
     def reserve(self, slot: int, position: int, stop: int) -> None:
         """Allocate pages up to `stop`; those from `position` on may be written to.
 
-        Raises BackendError if the device has no memory left.
+        Pages that no row from `position` on looks at are dropped. Raises BackendError if the device
+        has no memory left.
         """
-        pages, first, needed = self._pages[slot], position // PAGE, -(-stop // PAGE)
+        pages, seen = self._pages[slot], self.begin(position) // PAGE
+        if self.window:
+            drop(pages.pop(i) for i in [i for i in pages if i < seen])
+        missing = max(seen, self.first(slot) // PAGE + len(pages))
         changed = []
         try:
-            for i in range(first, min(needed, len(pages))):
-                if pages[i].holders > 1:
+            for i in range(min(position // PAGE, missing), -(-stop // PAGE)):
+                if i not in pages:
+                    pages[i] = self._new()
+                elif pages[i].holders > 1:
                     copy = self._new()
                     copy.data.copy_(pages[i].data)
                     drop([pages[i]])
                     pages[i] = copy
-                    changed.append(i)
-            while len(pages) < needed:
-                pages.append(self._new())
-                changed.append(len(pages) - 1)
-        finally:  # even after an error: the next step relies on the slot's list
+                else:
+                    continue
+                changed.append(i)
+        finally:  # even after an error: the next step relies on the slot's pages
             self._publish(slot, changed)
 
     def share(self, slot: int, first: int, pages: list[Page]) -> None:
-        """Put pages of another holder into a slot, from its page `first` on."""
-        own = self._pages[slot]
-        if own[first : first + len(pages)] == pages:  # another layer has done it
+        """Put pages of another holder into a slot, from its page `first` on.
+
+        With a window it then has no others.
+        """
+        own, new = self._pages[slot], dict(enumerate(pages, first))
+        if all(own.get(i) is page for i, page in new.items()):  # another layer has done it
             return
         hold(pages)
-        drop(own[first : first + len(pages)])
-        own[first : first + len(pages)] = pages
-        self._publish(slot, list(range(first, first + len(pages))))
+        drop(own.pop(i) for i in list(own) if i in new or self.window)
+        own |= new
+        self._publish(slot, list(new))
 
     def reserve_for(self, segments: tuple[Segment, ...]) -> None:
         """Reserve pages for the rows of a step."""
@@ -130,7 +150,7 @@ class PagePool:
         """Write the addresses of changed pages to the kernels' table."""
         if changed:
             first, last = changed[0], changed[-1] + 1
-            pointers = [page.data.data_ptr() for page in self._pages[slot][first:last]]
+            pointers = [self._pages[slot][i].data.data_ptr() for i in range(first, last)]
             addresses = torch.tensor(pointers, dtype=torch.int64)
             self.table[slot, first:last].copy_(addresses, non_blocking=True)
 
@@ -141,7 +161,7 @@ def hold(pages: list[Page]) -> None:
         page.holders += 1
 
 
-def drop(pages: list[Page]) -> None:
+def drop(pages: Iterable[Page]) -> None:
     """Remove a holder from these pages."""
     for page in pages:
         page.holders -= 1
@@ -169,10 +189,10 @@ class PagedKV(State):
     """Keys and values of one layer, in the shared pages."""
 
     kind: ClassVar[StateKind] = "kv"
-    segments = True
 
     def __init__(self, pool: PagePool, kv_heads: int, head_dim: int) -> None:
         self.pool, self._heads, self._dim, self.dtype = pool, kv_heads, head_dim, pool.kv_type
+        self.window, self.segments = pool.window, not pool.window
         self.keys_at = pool.add_layer(kv_heads, head_dim)  # byte offset in a page
         self.values_at = (self.keys_at + pool.page_bytes) // 2
         self._row_bytes = (pool.page_bytes - self.keys_at) // PAGE
@@ -191,7 +211,7 @@ class PagedKV(State):
 
     def bytes_at(self, length: int) -> int:
         """Return the bytes of a slot whose sequence has `length` tokens."""
-        return -(-length // PAGE) * PAGE * self._row_bytes
+        return (-(-length // PAGE) * PAGE - self.pool.begin(length - 1)) * self._row_bytes
 
     def nbytes(self) -> int:
         """Return the bytes held now by all slots."""
@@ -220,34 +240,40 @@ class PagedKV(State):
     def append(
         self, slot: int, position: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k, v [n, Hkv, D] at `position`; return all keys and values so far [Hkv, L, D]."""
+        """Write k, v [n, Hkv, D] at `position`; return the last L keys and values [Hkv, L, D].
+
+        These are all so far, or those that a window still has.
+        """
         length = position + k.shape[0]
         self.pool.reserve(slot, position, length)
-        pages = self.pool.pages(slot, 0, length)
+        pages = self.pool.pages(slot, position, length)
         for page, inside, rows in self._stretches(position, length):
-            for cache, new in zip(self._of(pages[page]), (k, v), strict=True):
+            for cache, new in zip(self._of(pages[page - position // PAGE]), (k, v), strict=True):
                 cache[:, inside] = new[rows].swapaxes(0, 1)
         return self.filled(slot, length)
 
     def filled(self, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return copies of the first `length` keys and values, both [Hkv, length, D]."""
-        copies = torch.empty(
-            (2, self._heads, length, self._dim),
-            dtype=self.pool.dtype,
-            device=self.pool.table.device,
-        )
-        pages = self.pool.pages(slot, 0, length)
-        for page, inside, rows in self._stretches(0, length):
-            for to, cache in zip(copies, self._of(pages[page]), strict=True):
+        """Return copies of the keys and values kept of the first `length`, both [Hkv, L, D]."""
+        first = self.pool.first(slot)
+        shape = (2, self._heads, length - first, self._dim)
+        copies = torch.empty(shape, dtype=self.pool.dtype, device=self.pool.table.device)
+        pages = self.pool.pages(slot, first, length)
+        for page, inside, rows in self._stretches(first, length):
+            for to, cache in zip(copies, self._of(pages[page - first // PAGE]), strict=True):
                 to[:, rows] = cache[:, inside]
         return copies[0], copies[1]
 
     def snapshot(self, slot: int, length: int, since: int = 0) -> PagedRows:
-        """Return keys and values of positions `since` to `length`, shared with the slot."""
+        """Return keys and values of positions `since` to `length`, shared with the slot.
+
+        With a window, from its beginning.
+        """
+        since = max(since, self.pool.begin(length))
         return PagedRows(self.pool.pages(slot, since, length), since, length, self._row_bytes)
 
     def restore(self, slot: int, snapshot: PagedRows, since: int = 0) -> None:
         """Put back a snapshot; positions before `since` are already in place."""
+        since = snapshot.since
         pages, first = snapshot.pages, since // PAGE
         if since % PAGE and pages:
             self.pool.reserve(slot, since, min((first + 1) * PAGE, snapshot.length))

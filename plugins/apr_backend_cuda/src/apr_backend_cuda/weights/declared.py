@@ -23,9 +23,11 @@ def declared_form(spec: BlockLayout, cols: int) -> Form:
     groups = -(-padded // layout.group)
     widths: Widths = {
         "codes": (padded if layout.bits == 8 else padded // 2, torch.uint8),
+        **({"upper": (padded // 8, torch.uint8)} if layout.high is not None else {}),
         **{name: (groups, torch.float32) for name, parts in _numbers_of(layout) if parts},
     }
     kind = "bytes" if layout.bits == 8 else "codebook" if layout.codebook else "nibbles"
+    kind = kind if layout.high is None else "fives"
     zero = layout.zero + (128 if _signed(layout) else 0)
     codebook = tuple(layout.codebook or ())
     return Form(kind, cols, layout.group, widths, partial(_fill, spec), zero, codebook)
@@ -46,6 +48,8 @@ def _fill(spec: BlockLayout, raw: torch.Tensor, into: Tensors) -> None:
     count = raw.shape[1] // spec.nbytes
     blocks = raw[:, : count * spec.nbytes].view(rows, count, spec.nbytes)
     _fill_codes(layout, blocks[..., layout.codes :], spec.block, into["codes"])
+    if layout.high is not None:
+        _fill_fifth(blocks[..., layout.high : layout.high + spec.block // 8], into["upper"])
     for name, parts in _numbers_of(layout):
         if parts:
             _fill_columns(_products(parts, blocks, spec.block // layout.group), into[name])
@@ -62,6 +66,16 @@ def _fill_codes(layout: Layout, blocks: torch.Tensor, block: int, plane: torch.T
     _fill_columns(_unpacked(layout, packed), codes)
     first, second = codes.view(len(codes), -1, 2, SUPERBLOCK // 2).unbind(2)
     plane.view(first.shape).copy_(first | second << 4)
+
+
+def _fill_fifth(packed: torch.Tensor, plane: torch.Tensor) -> None:
+    """Write 32 bits for each 32 values, of blocks [R, n, bytes], to a plane of bits."""
+    words = torch.empty((len(packed), plane.shape[1]), dtype=torch.uint8, device=plane.device)
+    _fill_columns(packed.reshape(len(packed), -1), words)
+    count = torch.arange(8, dtype=torch.uint8, device=plane.device)
+    bits = words.view(len(words), -1, 8, 4, 1) >> count & 1  # [R, superblocks, 8 runs, 4 bytes, 8]
+    ones = (bits.flatten(3) << count[:, None]).sum(2, dtype=torch.uint8)
+    plane.view(ones.shape).copy_(ones)
 
 
 def _unpacked(layout: Layout, packed: torch.Tensor) -> torch.Tensor:

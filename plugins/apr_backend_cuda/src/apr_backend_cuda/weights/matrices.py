@@ -76,7 +76,7 @@ def form_of(format: str, cols: int, layout: BlockLayout | None) -> Form:
 
 def uploaded(matrix: HostMatrix, device: torch.device, sent_by: Uploader) -> Matrix:
     """Return the matrix in planes on the device, repacked there piece by piece."""
-    rows, cols = matrix.shape
+    rows, cols = len(matrix.raw), matrix.shape[-1]
     form = form_of(matrix.format, cols, matrix.layout)
     planes = form.empty(rows, device)
 

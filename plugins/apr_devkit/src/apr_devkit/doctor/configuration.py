@@ -23,6 +23,7 @@ DEFAULT = "default"
 SECRET = ("HF_TOKEN",)
 # environment variables that core reads, and what applies where they are not set
 VARIABLES: dict[str, str] = {
+    "APR_STORE": "apr/models in the XDG data folder",
     "APR_NO_PLUGINS": "plugins are used",
     "APR_PLUGINS": "all installed plugins",
     "APR_PLUGINS_BLOCK": "none",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apr_core.plugin import cache_dir
+from apr_core.plugin import cache_dir, store_dir
 from apr_core.runtime import human_bytes, tolerant_registry
 from apr_devkit.doctor.finding import Finding
 
@@ -17,14 +17,14 @@ LITTLE = 1 << 30  # bytes left, below which a pull or an import is likely to fai
 
 
 def storage() -> Finding:
-    """Report every cache with its size, and the free space of their disks."""
+    """Report the model store and every cache with its size, and the free space of their disks."""
     finding = Finding(facts={"caches": [], "free": []})
     for label, folder in _caches(finding):
         used = _size(folder)
         finding.facts["caches"].append({"label": label, "path": str(folder), "bytes": used})
         there = human_bytes(used) if folder.exists() else "not there yet"
         finding.rows.append((label, f"{there}  {folder}"))
-    existing = [_existing(folder) for folder in (*hub_caches(), cache_dir())]
+    existing = [_existing(folder) for folder in (*hub_caches(), store_dir(), cache_dir())]
     for folder in {path.stat().st_dev: path for path in existing}.values():
         _free(folder, finding)
     finding.problems += [
@@ -45,8 +45,9 @@ def hub_caches() -> list[Path]:
 
 
 def _caches(finding: Finding) -> Iterator[tuple[str, Path]]:
-    """Yield (label, folder): the hub client's, apr's own, and those of backends."""
+    """Yield (label, folder): the hub client's, the store, apr's own, and those of backends."""
     yield from (("pulled models", folder) for folder in hub_caches())
+    yield "model store", store_dir()
     yield "apr", cache_dir()
     registry = tolerant_registry()
     for owned in registry.declarations("backend"):

@@ -1,15 +1,15 @@
 """Cases of an op: arguments made from a seed, and the error that a kernel may have.
 
     def cases() -> list[OpCase]:
-        return [OpCase("window_attention", "a prompt of 70", partial(prompt, 70))]
+        return [OpCase("my_attention", "a prompt of 70", partial(prompt, 70))]
 
     def prompt(tokens: int, rng: np.random.Generator) -> list[Call]:
         q, k, v = (normal(rng, tokens, 2, 64) for _ in range(3))
         return [(q, k, v, KV(kv_heads=2, head_dim=64), Parts((0, tokens, 0)), 0.125)]
 
 A call is the op's arguments without the leading `xp` or `o`. Arrays are activations: rows first,
-uploaded, and passed as views too. `Vector` and `Matrix` are weights, `KV`, `Window` and `Recurrent`
-are states, `Parts` is a step; anything else is passed as it is. Calls of a case run one after the
+uploaded, and passed as views too. `Vector` and `Matrix` are weights, `KV` and `Recurrent` are
+states, `Parts` is a step; anything else is passed as it is. Calls of a case run one after the
 other; a state that several of them name is one state.
 
 Cases of the core's ops follow: shapes are 1, odd and large, values are what models have. Tolerances
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from apr_core.plugin import HostMatrix, KVState, KVType, RecurrentState, StateMakers, WindowState
+from apr_core.plugin import HostMatrix, KVState, KVType, RecurrentState, StateMakers
 from apr_core.runtime import make_step
 
 Floats = NDArray[np.float32]
@@ -66,7 +66,7 @@ class OpCase:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Matrix:
-    """A weight for `linear` or `embed`: float32 [rows, cols].
+    """A weight for `linear`, `embed` or another matrix op: float32 [rows, cols], or a stack.
 
     With `host` a backend gets those bytes, and `values` are what they decode to.
     """
@@ -102,7 +102,7 @@ class Parts:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class KV:
-    """Keys and values of full attention.
+    """Keys and values of attention over all positions, or over the last `window`.
 
     A state of another kind is an object with these three methods: `new` makes it, no slot open,
     `spoil` writes NaN where an open slot has no value yet, and `read` returns the slot's arrays, as
@@ -112,10 +112,11 @@ class KV:
     kv_heads: int
     head_dim: int
     dtype: KVType = "f32"
+    window: int = 0
 
     def new(self, states: StateMakers) -> Any:
         """Return the state of the backend's choice: a `KVState` by default."""
-        return states.kv(self.kv_heads, self.head_dim)
+        return states.kv(self.kv_heads, self.head_dim, self.window)
 
     def spoil(self, state: Any, slot: int) -> None:
         """Write NaN at many positions: an empty sequence has no values."""
@@ -128,35 +129,16 @@ class KV:
         state.append(slot, 0, keys.swapaxes(0, 1), values.swapaxes(0, 1))
 
     def read(self, state: Any, slot: int, length: int) -> dict[str, Any]:
-        """Return keys and values [Hkv, length, D]; {} where the backend stores them as bytes."""
+        """Return keys and values [Hkv, length, D]; {} where the backend stores them as bytes.
+
+        With a window, of the last positions: those that the next query may see.
+        """
         if state.dtype == "q8":
             return {}
-        state.reserve(slot, length)
-        keys, values = state.filled(slot, length)
-        return {"keys": keys, "values": values}
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Window:
-    """Keys and values of the last `window` positions."""
-
-    kv_heads: int
-    head_dim: int
-    window: int
-    dtype: KVType = "f32"
-
-    def new(self, states: StateMakers) -> WindowState:
-        """Return a `WindowState`."""
-        return states.window(self.kv_heads, self.head_dim, self.window)
-
-    def spoil(self, state: WindowState, slot: int) -> None:
-        """Write NaN at every position: an empty sequence has no values."""
-        state.keys[slot][...] = np.nan
-        state.values[slot][...] = np.nan
-
-    def read(self, state: WindowState, slot: int, length: int) -> dict[str, Any]:
-        """Return keys and values [Hkv, up to window - 1, D] that the next token may attend to."""
-        _, keys, values = state.snapshot(slot, length)
+        if not state.window or length == 1:
+            state.reserve(slot, length)
+        rows = min(length, self.window - 1 if self.window else length)
+        keys, values = (x[:, x.shape[1] - rows :] for x in state.filled(slot, length))
         return {"keys": keys, "values": values}
 
 
@@ -290,12 +272,12 @@ def _rope(
 ) -> list[Call]:
     exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
     inv_freq = (1.0 / np.float32(1e7) ** exponent).astype(np.float32)
-    return [(normal(rng, rows, 3, dim), np.array(positions, np.int64), Vector(inv_freq))]
+    call = normal(rng, rows, 3, dim), np.array(positions, np.int64), Vector(inv_freq)
+    return [call, (*call, 1.1386)]  # plain, and as YaRN scales what is rotated
 
 
-PRODUCTS = ("embed", "linear", "linears", "mlp")
 SHAPES = ((1, 1), (3, 37), (130, 2048))
-POSITIONS = ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 262_143))  # early and late ones
+POSITIONS = ((0,), (1, 2, 3), (0, 1, 7, 4096, 70_000, 1_009_999))  # early and late ones
 GATED = [(shape, top) for shape in SHAPES for top in (8.0, 200.0)]  # 200 overflows exponentials
 # (op, tolerance, rows of arguments, name of a case, function that makes the calls)
 CORE: tuple[tuple[Any, ...], ...] = (
@@ -327,11 +309,6 @@ def core_cases() -> list[OpCase]:
     return [case for row in CORE for case in each(*row)] + attention_cases()
 
 
-def product_cases() -> list[OpCase]:
-    """Return the cases of products with dense weights."""
-    return [case for row in CORE if row[0] in PRODUCTS for case in each(*row)]
-
-
 Steps = tuple[Parts, ...]
 STEPS: dict[str, Steps] = {  # name -> the steps that come one after the other
     "one token": (Parts((0, 1, 0)),),
@@ -346,7 +323,24 @@ STEPS: dict[str, Steps] = {  # name -> the steps that come one after the other
 LONG: dict[str, Steps] = {
     "a long context": (Parts((0, 1100, 0)), Parts((0, 1, 1100)), Parts((0, 5, 1101)))
 }
-HEADS = (((1, 1, 16), STEPS), ((6, 2, 32), STEPS), ((8, 1, 64), STEPS), ((2, 2, 64), LONG))
+WINDOWED: dict[str, Steps] = {  # longer than any window, and than what is kept of it
+    "two prompts in chunks, then tokens": (
+        Parts((0, 300, 0), (1, 3, 0)),
+        Parts((1, 1, 3), (0, 290, 300)),
+        *(Parts((0, 1, n), (1, 70, 70 * (n - 590) + 4)) for n in range(590, 594)),
+    )
+}
+# heads, kv heads, head size, window
+HEADS = (
+    ((1, 1, 16, 0), STEPS),
+    ((6, 2, 32, 0), STEPS),
+    ((8, 1, 64, 0), STEPS),
+    ((2, 2, 64, 0), LONG),
+    ((6, 2, 32, 24), STEPS),
+    ((1, 1, 16, 1), STEPS),
+    ((2, 1, 32, 24), WINDOWED),
+    ((2, 1, 32, 300), LONG),
+)
 
 
 def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
@@ -357,14 +351,21 @@ def attention_cases(kv_type: KVType = "f32") -> list[OpCase]:
         for name, parts in steps.items()
         if kv_type != "q8" or shape[2] % 32 == 0
     ]
-    name = "{}, {} heads over {} of {}, {} cache"
+    name = "{}, {} heads over {} of {}, window {}, {} cache"
     return each("attention", KV_TOLERANCE[kv_type], table, name, _attention)
 
 
 def _attention(
-    _: str, heads: int, kv_heads: int, dim: int, kv_type: KVType, steps: Steps, rng: Generator
+    _: str,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int,
+    kv_type: KVType,
+    steps: Steps,
+    rng: Generator,
 ) -> list[Call]:
-    state, calls = KV(kv_heads, dim, kv_type), []
+    state, calls = KV(kv_heads, dim, kv_type, window), []
     for step in steps:
         rows = sum(count for _, count, _ in step.parts)
         q = normal(rng, rows, heads, dim, scale=2.0)

@@ -142,8 +142,8 @@ class SourceConformance(PluginConformance):
         text = printed.getvalue()
         assert not text, f"fetch prints {text[:80]!r}: `apr import --json` prints JSON alone"
         for call in calls:
-            assert [type(part) for part in call] == [str, int], (
-                f"progress was called with {call}, expected a name and a number of bytes"
+            assert [type(part) for part in call] == [str, int, int] and call[1] <= call[2], (
+                f"progress was called with {call}, expected a name, bytes so far and all bytes"
             )
 
 

@@ -26,9 +26,9 @@ from apr_core.runtime import (
 from apr_devkit.kits import ops
 from apr_devkit.kits.cases import Matrix, OpCase, flat, with_others
 from apr_devkit.kits.checks import PluginConformance, no, shared, skip
-from apr_devkit.kits.ops import PACKABLE, READERS, Array, Installed, Outcome, Runner, Upload
+from apr_devkit.kits.ops import Array, Installed, Outcome, Runner, Upload
 
-NEVER = f"is never looked up: only {' and '.join(PACKABLE)} have formats, others use '*'"
+NEVER = "is never looked up: only {} have formats, others use '*'"
 
 
 @contextmanager
@@ -215,16 +215,17 @@ class KernelConformance(CaseChecks):
         (op, format), formats = self.key, self.installed.formats
         if self.installed.op(op) is None:
             skip(f"no plugin is installed that brings the op {op!r}")
-        uses = [each for each, read_by in READERS.items() if read_by == op] or [op]
+        readers, packed_cases = self.installed.readers, self.installed.packed_cases
+        uses = [each for each, read_by in readers.items() if read_by == op] or [op]
         dense = self.installed.cases_of(*uses)
-        if op not in PACKABLE or format == DENSE:
+        if op not in self.installed.packable or format == DENSE:
             return dense
         if format == GENERIC:
-            return ops.layout_cases(uses)
+            return self.installed.layout_cases(uses)
         wanted = list(formats) if format == "*" else [format]
         if not set(wanted) <= set(formats):
             skip(f"no quantizer is installed for {format!r}")
-        packed = [c for name in wanted for c in ops.packed_cases(name, formats[name], uses)]
+        packed = [c for name in wanted for c in packed_cases(name, formats[name], uses)]
         return packed + (dense if format == "*" else [])
 
     def test_declaration_can_be_looked_up(self) -> None:
@@ -232,8 +233,9 @@ class KernelConformance(CaseChecks):
         declared: Kernel = self.declaration
         for field in ("backend", "op"):
             assert getattr(declared, field), f"kernel {self.name!r} names no {field}"
-        used = declared.weight == "*" or declared.op in PACKABLE
-        assert used, f"{declared.op}[{declared.weight}] {NEVER}"
+        packable = self.installed.packable
+        used = declared.weight == "*" or declared.op in packable
+        assert used, f"{declared.op}[{declared.weight}] {NEVER.format(' and '.join(packable))}"
         known = foreign_kernels(self.registry, declared.backend)
         assert self.key in known, f"{self.key} is not among the kernels {sorted(known)}"
 
@@ -256,14 +258,14 @@ class OpChecks(CaseChecks):
         for name, pack in installed.formats.items():
             wanted = {name, "*", *([GENERIC] if name in installed.generic else [])}
             uses = self._reading(wanted)
-            cases += ops.packed_cases(name, pack, uses)
+            cases += installed.packed_cases(name, pack, uses)
             several += [pack] if "linears" in uses else []
-        return cases + ops.mixed_cases(several) + ops.layout_cases(self._reading({GENERIC}))
+        return cases + ops.mixed_cases(several) + installed.layout_cases(self._reading({GENERIC}))
 
     def _reading(self, formats: set[str]) -> list[str]:
         """Return the ops for which the kernel table claims one of these formats."""
         claimed = {op for op, format in self.device.kernels if format in formats}
-        return [op for op, reader in READERS.items() if reader in claimed]
+        return [op for op, reader in self.installed.readers.items() if reader in claimed]
 
     @property
     def viewed_cases(self) -> Sequence[OpCase]:
@@ -294,12 +296,12 @@ class OpChecks(CaseChecks):
 
     def test_kernel_table_can_be_loaded(self) -> None:
         """Every key can be looked up and every target is a function that can be imported."""
-        kernels = self.device.kernels
+        kernels, packable = self.device.kernels, self.installed.packable
         assert isinstance(kernels, Mapping), f"kernels is {type(kernels).__name__}, not a mapping"
         problems = []
         for (op, format), target in kernels.items():
-            if format != "*" and op not in PACKABLE:
-                problems.append(f"({op!r}, {format!r}) {NEVER}")
+            if format != "*" and op not in packable:
+                problems.append(f"({op!r}, {format!r}) {NEVER.format(' and '.join(packable))}")
             try:
                 if not callable(resolve(target)):
                     problems.append(f"({op!r}, {format!r}): {target} cannot be called")

@@ -35,7 +35,7 @@ class PartRig:
 
     def _weights(self, example: MixerExample) -> Iterator[tuple[str, Any]]:
         rng, part, upload = np.random.default_rng(0), self.part, self.binder.backend.upload
-        for role in (*part.matrices, *part.vectors):
+        for role in (*part.matrices, *part.stacks, *part.vectors):
             assert role in example.shapes, (
                 f"it names the role {role!r}, but its example has shapes for "
                 f"{', '.join(example.shapes)} only"
@@ -44,7 +44,8 @@ class PartRig:
             if role in part.vectors:
                 yield role, upload(values)
             else:
-                yield role, self.runner.weight(Matrix(values), role)
+                matrix = Matrix(values, (part.stacks.get(role, "linear"),))
+                yield role, self.runner.weight(matrix, role)
         for name, array in part.constants.items():
             yield name, upload(array)
 
@@ -114,7 +115,7 @@ class PartConformance(PluginConformance):
     def test_roles_are_named(self) -> None:
         """Weights are named by roles that nothing else in a layer has."""
         part = self.rig.part
-        names = [*part.matrices, *part.vectors, *part.constants]
+        names = [*part.matrices, *part.stacks, *part.vectors, *part.constants]
         assert all(isinstance(name, str) for name in names), f"roles must be strings: {names}"
         twice = sorted({n for n in names if names.count(n) > 1} | {*names} & {*self.taken})
         assert not twice, f"roles {twice} are taken: every role of a layer needs its own name"
@@ -238,7 +239,7 @@ class AttentionConformance(PartConformance, SequenceChecks):
 
     def test_unwritten_state_does_not_leak(self) -> None:
         """What no token has written is never read: it is NaN here, and outputs are not."""
-        if self.declaration.state not in ("kv", "window"):
+        if self.declaration.state != "kv":
             skip(f"a {self.declaration.state} state begins with zeros, which count")
         for n in LENGTHS:
             rows, session = self.inputs(n + 2), MixerSession(self.rig, 0, zeros=_nan)

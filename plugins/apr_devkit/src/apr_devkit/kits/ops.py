@@ -44,11 +44,10 @@ Pack = Callable[[Matrix, str], Matrix]  # (weight, its name)
 
 PACKED, PACKED_TWICE = 5e-4, 1.5e-3  # NMSE of one product, and of the three in `mlp`
 HALVES = 1e-5  # of float formats: a backend may multiply in half precision
-FLOAT_FORMATS = ("f16", "bf16")
+FLOAT_FORMATS, UNKNOWN = ("f16", "bf16"), "unknown"
 MOVED = 1e-10  # `embed` only decodes
-PACKABLE = ("linear", "embed")  # the ops that see packed weights
 WIDE = ((1, 1024, 300), (11, 512, 37), (70, 1280, 64))  # rows, columns, rows of the weight
-READERS = {"linear": "linear", "linears": "linear", "embed": "embed", "mlp": "linear"}
+READERS = {"linears": "linear", "mlp": "linear"}  # composites, and the op that reads their weights
 LEVELS = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
@@ -57,6 +56,7 @@ F16 = (Numbers(0, "f16"),)
 LAYOUTS = {  # name -> (layout, values of a block, bytes of a block)
     "4 bits in pairs, minima": (Layout(32, 4, 4, F16, (Numbers(2, "f16"),)), 32, 20),
     "4 bits in halves": (Layout(32, 2, 4, F16, order="halves", zero=8), 32, 18),
+    "5 bits": (Layout(32, 4, 4, F16, order="halves", zero=16, high=20), 64, 44),
     "4 bits in large blocks": (Layout(64, 32, 4, F16), 1024, 544),
     "a codebook": (
         Layout(64, 12, 4, (Numbers(0, "u8"), Numbers(8, "f32", True)), codebook=LEVELS), 256, 140,
@@ -75,9 +75,10 @@ def in_format(
     """Return a function that packs weights by a quantizer."""
 
     def pack(matrix: Matrix, name: str) -> Matrix:
-        raw = encode(matrix.values)
-        host = HostMatrix(name, format, matrix.values.shape, raw, decode, layout)
-        return replace(matrix, values=host.dense(), host=host)
+        shape = matrix.values.shape
+        raw = encode(matrix.values.reshape(-1, shape[-1]))
+        host = HostMatrix(name, format, shape, raw, decode, layout)
+        return replace(matrix, values=host.dense().reshape(shape), host=host)
 
     return pack
 
@@ -92,6 +93,18 @@ def in_floats(format: str) -> Pack:
         return to_float32(raw.reshape(-1), format, (raw.shape[0], cols))
 
     return in_format(format, encode, decode)
+
+
+def in_unknown() -> Pack:
+    """Return a function that packs weights in a format no backend knows: big-endian floats."""
+
+    def encode(rows: Floats) -> Raw:
+        return rows.astype(">f4").view(np.uint8)
+
+    def decode(raw: Raw, cols: int) -> Floats:
+        return np.ascontiguousarray(raw).view(">f4").astype(np.float32)
+
+    return in_format(UNKNOWN, encode, decode)
 
 
 def in_layout(name: str) -> Pack:
@@ -113,25 +126,6 @@ def in_layout(name: str) -> Pack:
 
     decode, spec = partial(layouts.decode, *LAYOUTS[name]), BlockLayout(*LAYOUTS[name])
     return in_format(f"layout of {name}", encode, decode, spec)
-
-
-def packed_cases(format: str, pack: Pack, ops: Sequence[str] = tuple(READERS)) -> list[OpCase]:
-    """Return the core's product cases and wider ones, with packed weights."""
-    wide = cases.each("linear", PACKED, WIDE, "[{}, {}] by {} rows", cases.linear)
-    once, twice = (HALVES, HALVES) if format in FLOAT_FORMATS else (PACKED, PACKED_TWICE)
-    limits = {"embed": MOVED, "linear": once, "linears": once, "mlp": twice}
-    return [
-        OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), limits[c.op])
-        for c in (*cases.product_cases(), *wide)
-        if c.op in ops
-    ]
-
-
-def layout_cases(ops: Sequence[str]) -> list[OpCase]:
-    """Return the cases that read one weight in every one of `LAYOUTS`, and all in the first."""
-    few = {name: [each for each in ops if each in PACKABLE] for name in LAYOUTS}
-    few[next(iter(LAYOUTS))] = list(ops)
-    return [c for name, uses in few.items() for c in packed_cases(name, in_layout(name), uses)]
 
 
 def _packed(case: OpCase, pack: Pack, rng: np.random.Generator) -> list[Call]:
@@ -168,7 +162,8 @@ class Installed:
     @classmethod
     def of(cls, registry: Registry) -> Installed:
         """Collect everything usable; unusable plugins are named in `missing`."""
-        installed = cls(formats={name: in_floats(name) for name in FLOAT_FORMATS})
+        floats = {name: in_floats(name) for name in FLOAT_FORMATS}
+        installed = cls(formats={**floats, UNKNOWN: in_unknown()})
         for owned in chain(*map(registry.declarations, ("attention", "mlp", "quantizer"))):
             try:
                 installed._add(owned, registry)
@@ -190,6 +185,34 @@ class Installed:
     def op(self, name: str) -> Op | None:
         """Return an op by name, of a plugin or of the core."""
         return self.ops.get(name) or CORE_OPS.get(name)
+
+    @property
+    def packable(self) -> list[str]:
+        """The ops that see packed weights."""
+        return [name for name, op in (CORE_OPS | self.ops).items() if op.reads_weight]
+
+    @property
+    def readers(self) -> dict[str, str]:
+        """The ops with packed weights in their cases, and those that read them."""
+        return {**READERS, **{name: name for name in self.packable}}
+
+    def packed_cases(self, format: str, pack: Pack, ops: Sequence[str]) -> list[OpCase]:
+        """Return the cases of products and wider ones, with packed weights."""
+        wide = cases.each("linear", PACKED, WIDE, "[{}, {}] by {} rows", cases.linear)
+        once, twice = (HALVES, HALVES) if format in FLOAT_FORMATS else (PACKED, PACKED_TWICE)
+        limits = {"embed": MOVED, "mlp": twice}
+        return [
+            OpCase(c.op, f"{c.name}, {format}", partial(_packed, c, pack), limits.get(c.op, once))
+            for c in (*self.cases, *wide)
+            if c.op in ops
+        ]
+
+    def layout_cases(self, ops: Sequence[str]) -> list[OpCase]:
+        """Return the cases that read one weight in every one of `LAYOUTS`, and all in the first."""
+        few = {name: [each for each in ops if each in self.packable] for name in LAYOUTS}
+        few[next(iter(LAYOUTS))] = list(ops)
+        made = [(name, in_layout(name), uses) for name, uses in few.items()]
+        return [c for each in made for c in self.packed_cases(*each)]
 
     def cases_of(self, *ops: str) -> list[OpCase]:
         """Return the installed cases of these ops."""

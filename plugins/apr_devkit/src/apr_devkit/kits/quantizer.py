@@ -328,7 +328,8 @@ class RecipeConformance(PluginConformance):
         recipe = self.registry.make("recipe", self.name)
         for tensor in questions():
             answer = recipe.format_for(tensor)
-            assert isinstance(answer, str) and answer in known, (
+            names = answer if isinstance(answer, tuple) else (answer,)
+            assert names and all(isinstance(n, str) and n in known for n in names), (
                 f"{_text(tensor)} gets {answer!r}, expected one of {', '.join(sorted(known))}"
             )
 
@@ -365,7 +366,7 @@ def questions() -> Iterator[TensorClass]:
 def answers(target: str, step: int = 1) -> list[str]:
     """Return what a new object of a recipe's "module:Attr" answers, forwards or backwards."""
     recipe = attribute(target)()
-    return [recipe.format_for(tensor) for tensor in list(questions())[::step]]
+    return [str(recipe.format_for(tensor)) for tensor in list(questions())[::step]]
 
 
 def _text(tensor: TensorClass) -> str:

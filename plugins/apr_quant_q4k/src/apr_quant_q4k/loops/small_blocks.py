@@ -4,9 +4,8 @@ A block has d, in some formats m, in those of 5 bits 32 fifth bits, and nibbles:
 values 0 to 15, the high ones 16 to 31. Values are d * (q - 8) in q4_0, d * (q - 16) in q5_0,
 d * q + m in q4_1 and q5_1, d * LEVELS[q] in iq4_nl.
 
-Each search tries several first steps, fits d (and m) by least squares to the codes that a step
-gives, rounds them to float16 and chooses the codes anew; what has the least sum of squared errors
-is kept. Only the first `count` values of a block are real.
+The search tries several first steps (`search.block_search`). Only the first `count` values of a
+block are real.
 """
 
 from __future__ import annotations
@@ -16,19 +15,14 @@ import numpy as np
 from apr_quant_q4k.hooks import IQ4_NL
 from apr_quant_q4k.loops.compiling import serial
 from apr_quant_q4k.loops.half import half_bits, half_value, load_half, store_half
+from apr_quant_q4k.search.block_search import best_line, best_step, best_step_of_levels
 from apr_quant_q4k.search.lanes import nearest
 
 f32 = np.float32
 BLOCK, HALF = 32, 16
-LARGEST = f32(65504.0)
 SYMMETRIC, AFFINE, CODEBOOK = 0, 1, 2
 LEVELS = np.array(IQ4_NL, np.float32)
 BETWEEN = ((LEVELS[1:] + LEVELS[:-1]) / 2).astype(np.float32)
-TRIES = 12  # first steps, of either sign
-# The largest value meets the outermost level times these.
-LEAST, MOST = f32(0.72), f32(1.12)
-FEWER = f32(-2.5)  # the first affine steps are span / (levels + FEWER + k / 4)
-AFFINE_TRIES = 16
 
 
 @serial
@@ -63,54 +57,21 @@ def _error(x, count, d, m, kind, levels):
 
 
 @serial
-def _through_zero(x, count, inverse, kind, levels):
-    """Return the least-squares step for the codes that `inverse` gives; 0 if there is none."""
-    qx, qq = f32(0), f32(0)
-    for i in range(count):
-        level = _level(_code(x[i] * inverse, kind, levels), kind, levels)
-        qx += level * x[i]
-        qq += level * level
-    return qx / qq if qq > 0 else f32(0)
-
-
-@serial
 def _step(x, count, kind, levels):
     """Return the bits of d for formats without a minimum."""
     top = f32(0)
     for i in range(count):
         if abs(x[i]) > abs(top):
             top = x[i]
-    best, best_bits = _error(x, count, f32(0), f32(0), kind, levels), np.uint16(0)
     if top == 0:
-        return best_bits
-    for side in range(2):
-        outermost = _level(0 if side == 0 else levels, kind, levels)
-        for k in range(TRIES):
-            times = LEAST + (MOST - LEAST) * f32(k) / f32(TRIES - 1)
-            d = _through_zero(x, count, outermost * times / top, kind, levels)
-            bits = half_bits(min(max(d, -LARGEST), LARGEST))
-            error = _error(x, count, half_value(bits), f32(0), kind, levels)
-            if error < best:
-                best, best_bits = error, bits
-    return best_bits
-
-
-@serial
-def _line(x, count, low, inverse, levels):
-    """Return least-squares (step, minimum) for the codes of x - low over a step; step 0: none."""
-    q, qq, y, qy = f32(0), f32(0), f32(0), f32(0)
-    for i in range(count):
-        above = x[i] - low
-        code = min(max(nearest(above * inverse), f32(0)), f32(levels))
-        q += code
-        qq += code * code
-        y += above
-        qy += code * above
-    n = f32(count)
-    det = n * qq - q * q
-    if det <= 0:
-        return f32(0), low
-    return (n * qy - q * y) / det, low + (qq * y - q * qy) / det
+        return np.uint16(0)
+    if kind == CODEBOOK:
+        error, d = best_step_of_levels(x, 0, count, top)
+    else:
+        low = -f32((levels + 1) // 2)
+        error, d = best_step(x, 0, count, top, low, low + f32(levels))
+    better = error < _error(x, count, f32(0), f32(0), kind, levels)
+    return half_bits(d) if better else np.uint16(0)
 
 
 @serial
@@ -125,16 +86,10 @@ def _step_and_minimum(x, count, levels):
     error = _error(x, count, half_value(d), half_value(m), AFFINE, levels)
     if error < best:
         best, best_d, best_m = error, d, m
-    for k in range(AFFINE_TRIES if high > low else 0):
-        step, minimum = (high - low) / (f32(levels) + FEWER + f32(0.25) * f32(k)), low
-        for _ in range(2):
-            step, minimum = _line(x, count, minimum, f32(1.0) / step, levels)
-            if not (step > 0 and step < LARGEST and abs(minimum) < LARGEST):
-                break
-            d, m = half_bits(step), half_bits(minimum)
-            error = _error(x, count, half_value(d), half_value(m), AFFINE, levels)
-            if error < best:
-                best, best_d, best_m = error, d, m
+    if high > low:
+        error, step, minimum = best_line(x, 0, count, low, high, f32(levels))
+        if error < best:
+            best_d, best_m = half_bits(step), half_bits(minimum)
     return best_d, best_m
 
 

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_core.plugin import AprError, NotFound, UsageError
-from apr_core.runtime import human_bytes, show_notices, sparing_collections, upload_progress
+from apr_core.runtime import (
+    human_bytes,
+    model_file,
+    show_notices,
+    sparing_collections,
+    upload_progress,
+)
 from apr_serve.cli.options import serve_options, show_config
 
 if TYPE_CHECKING:
@@ -32,10 +38,10 @@ GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1)
 @serve_options
 @click.pass_context
-def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> None:
+def command(ctx: click.Context, /, files: tuple[str, ...], **options: Any) -> None:
     """Serve models over HTTP.
 
     The API is OpenAI's, at /v1 of the address that is printed; /docs has all of it. SIGTERM lets
@@ -46,21 +52,21 @@ def command(ctx: click.Context, /, files: tuple[Path, ...], **options: Any) -> N
         return
     if not files:
         raise UsageError("no file to serve", "Give an .apr file: apr serve model.apr")
-    names = _names(files, options["model_name"])
+    paths = [model_file(file) for file in files]
+    names = _names(files, paths, options["model_name"])
     server_options = _server_options(options, names)
-    _serve(dict(zip(names, files, strict=True)), options, server_options)
+    _serve(dict(zip(names, paths, strict=True)), options, server_options)
 
 
-def _names(files: Sequence[Path], model_names: Sequence[str]) -> list[str]:
-    """Return one name a file. Raises UsageError for duplicates, and what opening a file raises."""
-    for file in files:
-        if not file.exists():
-            from apr_core.plugin import AprFile  # imports NumPy
-
-            AprFile.open(file)  # raises
+def _names(files: Sequence[str], paths: Sequence[Path], model_names: Sequence[str]) -> list[str]:
+    """Return one name a file. Raises UsageError for duplicates."""
     if len(model_names) > len(files):
         raise UsageError(f"{len(model_names)} model names for {len(files)} files")
-    names = [*model_names, *(file.stem for file in files[len(model_names) :])]
+    own = [  # a model of the store is called NAME.RECIPE.KEY.apr
+        path.stem if Path(file) == path else path.name.rsplit(".", 3)[0]
+        for file, path in zip(files, paths, strict=True)
+    ]
+    names = [*model_names, *own[len(model_names) :]]
     if not all(name.strip() for name in names):
         raise UsageError("a model's name is empty", "Name it by --model-name.")
     double = next((name for name in names if names.count(name) > 1), None)

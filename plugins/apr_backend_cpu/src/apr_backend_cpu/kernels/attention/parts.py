@@ -44,8 +44,8 @@ def row_bytes(methods, dim):
 
 
 @helper
-def _scores(methods, q, keys, values, stride, count, scores, stream, workspace):
-    """Write q [n, D] times `count` keys at an address to scores [n, 256].
+def _scores(methods, q, keys, values, stride, low, count, scores, stream, workspace):
+    """Write q [n, D] times keys `low` to `count` at an address to scores [n, 256].
 
     With `stream`, prefetch the values that are needed next.
     """
@@ -55,7 +55,7 @@ def _scores(methods, q, keys, values, stride, count, scores, stream, workspace):
         qp, qs = U(workspace), U(2 * q.shape[1] + 64)
         for i in range(q.shape[0]):
             round_q8(U(q[i].ctypes.data), qp + U(i) * qs, n)
-    for first in range(0, count, KEYS):
+    for first in range(low, count, KEYS):
         kp, out, i = keys + U(first) * stride, op + U(4 * first), U(0)
         ahead = values + U(first) * stride if stream else kp
         while i < U(q.shape[0]):
@@ -100,7 +100,9 @@ def _mix(methods, p, ps, v, vs, op, os_, queries, dims, count, ahead, workspace)
 
 
 @helper
-def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, workspace):
+def _scores_tiled(
+    methods, arranged, queries, dim, keys, values, stride, low, count, scores, workspace
+):
     """Write scores as `_scores` does, for many queries; keys are unpacked.
 
     Queries are arranged for `dense_many`. The next keys and values are prefetched meanwhile.
@@ -108,7 +110,7 @@ def _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, 
     n, out = U(dim // LANES), U(scores.ctypes.data)
     nbytes = U(LANES) * stride
     lines = nbytes // U(CACHE_LINE * ((queries + TOKENS - 1) // TOKENS)) + U(1)
-    for first in range(0, count, LANES):  # capacities are whole parts
+    for first in range(low, count, LANES):  # capacities are whole parts
         kp, skip = keys + U(first) * stride, U(first) * stride
         call(methods[UNPACK_KEYS], (kp, stride, U(LANES), U(workspace), n))
         for t in range(0, queries, TOKENS):
@@ -144,10 +146,10 @@ def _mix_square(p, v, vs, op, os_, queries, dims, count):
 
 
 @helper
-def _mix_tiled(methods, scores, values, stride, count, out, workspace):
+def _mix_tiled(methods, scores, values, stride, low, count, out, workspace):
     """Add weights times values as `_mix` does, for many queries, unpacking square by square."""
     op, wide = U(out.ctypes.data), U(4 * out.shape[1])
-    for first in range(0, count, SQUARE):
+    for first in range(low // SQUARE * SQUARE, count, SQUARE):
         some, weights = U(min(SQUARE, count - first)), U(scores.ctypes.data) + U(4 * first)
         for d in range(0, out.shape[1], SQUARE):
             dims = U(min(SQUARE, out.shape[1] - d))
@@ -159,8 +161,8 @@ def _mix_tiled(methods, scores, values, stride, count, out, workspace):
 
 
 @helper
-def _exponentials(scores, seen, scale, count, tops, sums):
-    """Replace scores [n, 256] by weights; query i sees the first seen[i] positions.
+def _exponentials(scores, seen, window, scale, count, tops, sums):
+    """Replace scores [n, 256] by weights; query i sees the last `window` of seen[i] positions.
 
     Only `count` of each row are used, rounded up to whole vectors.
     """
@@ -170,6 +172,8 @@ def _exponentials(scores, seen, scale, count, tops, sums):
         rest = line[max(seen[i], 0) :]
         for p in range(rest.size):
             rest[p] = f32(-np.inf)
+        for p in range(min(line.size, seen[i] - window)):
+            line[p] = f32(-np.inf)
         tops[i] = largest(U(line.ctypes.data), U(n)) * scale
         if tops[i] == f32(-np.inf):  # this query sees no position of this part
             for p in range(line.size):
@@ -189,6 +193,15 @@ def _most(seen):
 
 
 @helper
+def _least(seen, window):
+    """Return how many positions of a part no query sees, as they left its window: whole blocks."""
+    low = PART
+    for i in range(seen.size):
+        low = min(low, max(0, seen[i] - window))
+    return low // BLOCK * BLOCK
+
+
+@helper
 def _clear(out):
     for i in range(out.shape[0]):
         for d in range(out.shape[1]):
@@ -196,17 +209,32 @@ def _clear(out):
 
 
 @helper
-def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out, stream, workspace):
+def part(
+    methods,
+    q,
+    keys,
+    values,
+    stride,
+    seen,
+    window,
+    scale,
+    scores,
+    tops,
+    sums,
+    out,
+    stream,
+    workspace,
+):
     """Compute one part for some queries: q, out [n, D]; addresses of its first key and value.
 
     `workspace` holds queries rounded to int16, then weights times scales.
     """
-    count = _most(seen)
-    _scores(methods, q, keys, values, stride, count, scores, stream, workspace)
-    _exponentials(scores, seen, scale, count, tops, sums)
+    count, low = _most(seen), _least(seen, window)
+    _scores(methods, q, keys, values, stride, low, count, scores, stream, workspace)
+    _exponentials(scores, seen, window, scale, count, tops, sums)
     _clear(out)
     queries, dims = U(q.shape[0]), U(q.shape[1])
-    for first in range(0, count, BLOCK):
+    for first in range(low, count, BLOCK):
         some, here = U(min(BLOCK, count - first)), values + U(first) * stride
         ahead = keys + U(PART + first) * stride if stream else here  # the next part's keys
         weights, op = U(scores.ctypes.data) + U(4 * first), U(out.ctypes.data)
@@ -228,14 +256,16 @@ def part(methods, q, keys, values, stride, seen, scale, scores, tops, sums, out,
 
 @helper
 def tiled_part(
-    methods, arranged, keys, values, stride, seen, scale, scores, tops, sums, out, workspace
+    methods, arranged, keys, values, stride, seen, window, scale, scores, tops, sums, out, workspace
 ):
     """Compute a part as `part` does, for many queries of a float cache, unpacking it once."""
-    count, (queries, dim) = _most(seen), out.shape
-    _scores_tiled(methods, arranged, queries, dim, keys, values, stride, count, scores, workspace)
-    _exponentials(scores, seen, scale, count, tops, sums)
+    count, low, (queries, dim) = _most(seen), _least(seen, window), out.shape
+    _scores_tiled(
+        methods, arranged, queries, dim, keys, values, stride, low, count, scores, workspace
+    )
+    _exponentials(scores, seen, window, scale, count, tops, sums)
     _clear(out)
-    _mix_tiled(methods, scores, values, stride, count, out, workspace)
+    _mix_tiled(methods, scores, values, stride, low, count, out, workspace)
 
 
 @helper

@@ -22,7 +22,7 @@ from apr_backend_cpu.constants import (
 )
 from apr_backend_cpu.kernels.attention.parts import finish, merge, part, row_bytes, tiled_part
 from apr_backend_cpu.kernels.linear.dense import arrange
-from apr_backend_cpu.kernels.source import kernel
+from apr_backend_cpu.kernels.source import helper, kernel
 from apr_backend_cpu.kernels.vector.memory import (
     as_float,
     call,
@@ -35,6 +35,12 @@ from apr_backend_cpu.kernels.vector.memory import (
 MOST = 32  # arguments of an instruction, at most
 f32 = np.float32
 U = np.uint64
+
+
+@helper
+def first_part(position, window):
+    """Return the number of the first part that a query sees."""
+    return max(0, position + 1 - window) // PART
 
 
 @kernel()
@@ -61,11 +67,11 @@ def append_task(arguments, i, scratch):
 def attend_many_task(arguments, i, scratch):
     """Attend with some queries of one key head of a segment.
 
-    Arguments: q, out, segment, H, Hkv, D, scale, methods, tiles, queries per task. Queries of a key
-    head count token by token: number n is token n // G, head n % G of its group.
+    Arguments: q, out, segment, H, Hkv, D, scale, methods, window, tiles, queries per task. Queries
+    of a key head count token by token: number n is token n // G, head n % G of its group.
     """
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, tiles, most = a[3], a[4], a[5], a[8], a[9]
+    heads, kv_heads, dim, window, tiles, most = a[3], a[4], a[5], a[8], a[9], a[10]
     methods, scale = words_at(a[7], CACHE_COLUMNS), as_float(a[6])
     eight = methods[CACHE_KIND] == U(Q8)
     seg, group, h = ints_at(a[2], SEGMENT), heads // kv_heads, i // tiles
@@ -94,7 +100,8 @@ def attend_many_task(arguments, i, scratch):
         else:
             arrange(U(a[0] + place[j]), U(arranged + 4 * dim * j), U(dim // LANES))
         tops[j], sums[j] = f32(-np.inf), f32(0.0)
-    for start in range(0, seg[POSITION] + (first + n - 1) // group + 1, PART):
+    begin = first_part(seg[POSITION] + first // group, window) * PART
+    for start in range(begin, seg[POSITION] + (first + n - 1) // group + 1, PART):
         for j in range(n):
             seen[j] = seg[POSITION] + (first + j) // group + 1 - start
         offset = U(h * seg[CAPACITY] + start) * stride
@@ -107,6 +114,7 @@ def attend_many_task(arguments, i, scratch):
                 values,
                 stride,
                 seen,
+                window,
                 scale,
                 scores,
                 part_tops,
@@ -123,6 +131,7 @@ def attend_many_task(arguments, i, scratch):
                 values,
                 stride,
                 seen,
+                window,
                 scale,
                 scores,
                 part_tops,
@@ -139,17 +148,18 @@ def attend_many_task(arguments, i, scratch):
 def attend_few_task(arguments, i, scratch):
     """Compute one part for a token and a key head.
 
-    Arguments: q, tokens, their number, H, Hkv, D, scale, methods, parts, tops, sums, results.
+    Arguments: q, tokens, their number, H, Hkv, D, scale, methods, window, parts, tops, sums,
+    results.
     """
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
+    heads, kv_heads, dim, window, parts = a[3], a[4], a[5], a[8], a[9]
     methods = words_at(a[7], CACHE_COLUMNS)
     group, h, number = heads // kv_heads, i // parts, i % parts
     t = 0
     while t + 1 < a[2] and number >= ints_at(a[1] + 8 * SEGMENT * (t + 1), SEGMENT)[FIRST_PART]:
         t += 1
     token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
-    start = (number - token[FIRST_PART]) * PART
+    start = (first_part(token[POSITION], window) + number - token[FIRST_PART]) * PART
     stride = U(row_bytes(methods, dim))
     offset = U(h * token[CAPACITY] + start) * stride
     scores, seen = matrix_at(scratch, group, PART), ints_at(scratch + 4 * PART * group, group)
@@ -164,11 +174,12 @@ def attend_few_task(arguments, i, scratch):
         U(token[VALUES_AT]) + offset,
         stride,
         seen,
+        window,
         as_float(a[6]),
         scores,
-        floats_at(a[9] + 4 * group * i, group),
         floats_at(a[10] + 4 * group * i, group),
-        matrix_at(a[11] + 4 * group * dim * i, group, dim),
+        floats_at(a[11] + 4 * group * i, group),
+        matrix_at(a[12] + 4 * group * dim * i, group, dim),
         True,
         workspace,
     )
@@ -181,7 +192,7 @@ def merge_task(arguments, i, scratch):
     Arguments: those of `attend_few_task`, then out.
     """
     a = ints_at(arguments, MOST)
-    heads, kv_heads, dim, parts = a[3], a[4], a[5], a[8]
+    heads, kv_heads, dim, window, parts = a[3], a[4], a[5], a[8], a[9]
     group, h, t = heads // kv_heads, i // a[2], i % a[2]
     token = ints_at(a[1] + 8 * SEGMENT * t, SEGMENT)
     result = matrix_at(scratch, group, dim)
@@ -193,17 +204,17 @@ def merge_task(arguments, i, scratch):
         for d in range(dim):
             result[j, d] = f32(0.0)
         top[j], total[j] = f32(-np.inf), f32(0.0)
-    first = token[FIRST_PART]
-    for number in range(first, first + token[POSITION] // PART + 1):
+    first, skipped = token[FIRST_PART], first_part(token[POSITION], window)
+    for number in range(first, first + token[POSITION] // PART + 1 - skipped):
         at = h * parts + number
         merge(
             top,
             total,
             result,
-            floats_at(a[9] + 4 * group * at, group),
             floats_at(a[10] + 4 * group * at, group),
-            matrix_at(a[11] + 4 * group * dim * at, group, dim),
+            floats_at(a[11] + 4 * group * at, group),
+            matrix_at(a[12] + 4 * group * dim * at, group, dim),
         )
-    out = a[12] + 4 * dim * (token[START] * heads + h * group)
+    out = a[13] + 4 * dim * (token[START] * heads + h * group)
     for j in range(group):
         finish(total[j], result[j], floats_at(out + 4 * dim * j, dim))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from llvmlite import ir
 
@@ -25,7 +26,7 @@ from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import columns4
 from apr_backend_cpu.kernels.vector.rows import Rows, Values, number
-from apr_backend_cpu.layout_constants import LEVELS, OFFSETS
+from apr_backend_cpu.layout_constants import HIGH, LEVELS, OFFSETS
 
 V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
 # shuffles of bytes within 16, by register size in bytes
@@ -54,19 +55,20 @@ class Format:
     only one) of a block in several rows. `head(b, rows, workspace, sums_only)` writes what HEAD
     lists, or only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the
     code of 0, and `minimum` says that blocks have one. In `declared` layouts, a table says
-    where blocks and their numbers are.
+    where blocks and their numbers are; with `fifth` bits, r and j are the bytes from codes to them.
     """
 
     name: str
     nbytes: int
     bits: int
-    row: Callable[[Builder, Value, int], Value]
+    row: Callable[[Builder, Value, Any], Value]
     chunk: Callable[[Builder, Rows, Value, Value], Chunk]
     group: int = 0
     head: Callable[[Builder, Values, Value, bool], None] | None = None
     zero: int = 0
     minimum: bool = False
     declared: bool = False
+    fifth: bool = False
 
     @property
     def has_minima(self) -> bool:
@@ -95,7 +97,7 @@ class Blocks:
         self._b, self._format = b, format
         if format.declared:
             params, *self._numbers = args
-            self._offsets = b.read(b.at(params, 8 * OFFSETS), I64)
+            self._offsets, self._high = (b.read(b.at(params, 8 * k), I64) for k in (OFFSETS, HIGH))
             levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
             b.levels = b.shuffle(levels, list(range(16)) * 4)
 
@@ -105,6 +107,11 @@ class Blocks:
         if self._format.declared:
             return b.read(b.advance(self._offsets, g, 8), I64)
         return b.mul(g, number(self._format.nbytes))
+
+    def fifth(self, g: Value) -> Value:
+        """Return the bytes from the codes of a row's g-th block to its fifth bits, if any."""
+        b = self._b
+        return b.read(b.advance(self._high, g, 8), I64) if self._format.fifth else number(0)
 
     def numbers(self, g: Value, rows: Values, first: Value) -> tuple[Value, Value | None]:
         """Return scales, and minima or None, of the g-th block of rows at these addresses.
@@ -352,6 +359,19 @@ def _levels4(b: Builder, p: Value, r: int) -> Value:
     return look_up(b, b.join(nibble(b, packed, 0), nibble(b, packed, 1)))
 
 
+def _levels5(b: Builder, p: Value, r: Value) -> Value:
+    """Read 16 bytes of nibbles and, r bytes further on, 32 fifth bits."""
+    packed = b.read(p, vector_of(I8, 16))
+    low = b.join(nibble(b, packed, 0), nibble(b, packed, 1))
+    return _with_fifth(b, low, b.bitcast(b.read(b.add(p, r), I32), vector_of(ir.IntType(1), 32)))
+
+
+def _with_fifth(b: Builder, low: Value, fifth: Value) -> Value:
+    """Return the levels of codes, from their low four bits and whether the fifth is set."""
+    level = b.add(low, b.shuffle(b.levels, list(range(low.type.count))))
+    return b.add(level, b.select(fifth, const(low.type, 16), const(low.type, 0)))
+
+
 def _levels8(b: Builder, p: Value, r: int) -> Value:
     return b.add(b.read(p, V32B), b.shuffle(b.levels, list(range(32))))
 
@@ -360,6 +380,23 @@ def _chunk_levels4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     columns = [_bytes(b, c) for c in packed_columns(b, rows(b), 0)]
     return [(number(0), [partial(lambda c, h: look_up(b, nibble(b, c, h)), c, h)
                          for h in (0, 1) for c in columns])]  # fmt: skip
+
+
+def _chunk_levels5(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
+    here = rows(b)
+    columns = [_bytes(b, c) for c in packed_columns(b, here, 0)]
+    words = ir.Constant(vector_of(I32, len(here)), ir.Undefined)
+    for r, p in enumerate(here):
+        words = b.insert_element(words, b.read(b.add(p, j), I32), ir.Constant(I32, r))
+
+    def code(c: int, h: int) -> Value:
+        low, k = nibble(b, columns[c], h), 4 * h + c  # values 4 k to 4 k + 3 of each row
+        lanes = [4 * (lane // 4) + k // 2 for lane in range(low.type.count)]
+        bits = ir.Constant(low.type, [1 << k % 2 * 4 + lane % 4 for lane in range(len(lanes))])
+        fifth = b.and_(b.shuffle(_bytes(b, words), lanes), bits)
+        return _with_fifth(b, low, b.icmp_unsigned("!=", fifth, const(low.type, 0)))
+
+    return [(number(0), [partial(code, c, h) for h in (0, 1) for c in range(4)])]
 
 
 def _chunk_levels8(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
@@ -385,9 +422,11 @@ FORMATS = {
                 zero=128,
                 minimum=low,
                 declared=True,
+                fifth=name == "levels5",
             )
             for name, nbytes, row, chunk in (
                 ("levels4", 16, _levels4, _chunk_levels4),
+                ("levels5", 20, _levels5, _chunk_levels5),
                 ("levels8", 32, _levels8, _chunk_levels8),
             )
             for low in (False, True)

@@ -123,11 +123,11 @@ def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]
     return b.add(b.shuffle(dots, low), b.shuffle(dots, [lane + 8 for lane in low]))
 
 
-def _block_sums(b: Builder, format: Format, blocks: Values, x: Value) -> Value:
-    """Return the dot products of 8 blocks at these addresses with 256 values: int32 x 8."""
+def _block_sums(b: Builder, format: Format, blocks: list[tuple[Value, Value]], x: Value) -> Value:
+    """Return the dot products of 8 blocks, as `format.row` takes them, with 256 values."""
     dots = []
     for runs in runs_of(b, format):
-        codes = b.joined([format.row(b, blocks[r], 0) for r in runs])
+        codes = b.joined([format.row(b, *blocks[r]) for r in runs])
         dots.append(_dot(b, format, codes, [(x, r) for r in runs]))
     return group_sums(b, dots)
 
@@ -255,17 +255,19 @@ def _leave_blocks(
 
     def superblock(i: Value, values: Values) -> Values:
         eight = b.shl(i, number(3))
-        here = [b.add(first, blocks.offset(b.add(eight, number(r)))) for r in range(RUNS)]
-        b.prefetch(b.at(here[0], AHEAD), 8 * format.nbytes + 64 * format.declared)
+        which = [b.add(eight, number(r)) for r in range(RUNS)]
+        here = [(b.add(first, blocks.offset(g)), blocks.fifth(g)) for g in which]
+        b.prefetch(b.at(here[0][0], AHEAD), 8 * format.nbytes + 64 * format.declared)
         sums = _block_sums(b, format, here, b.advance(xp, i, RECORD))
         b.write(sums, b.advance(out, i, 32 * ROWS))
         return values
 
     def block(g: Value, values: Values) -> Values:
-        p = b.add(first, blocks.offset(b.add(b.shl(whole, number(3)), g)))
+        i = b.add(b.shl(whole, number(3)), g)
+        p = b.add(first, blocks.offset(i))
         b.prefetch(b.at(p, AHEAD), format.nbytes)
         x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
-        dots = _dot(b, format, format.row(b, p, 0), [(x, 0)])
+        dots = _dot(b, format, format.row(b, p, blocks.fifth(i)), [(x, 0)])
         total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
         b.write(total, b.advance(b.advance(out, whole, 32 * ROWS), g, 4))
         return values

@@ -212,7 +212,7 @@ def _add_bias(bias, op, os_, rows, tokens):
 
 
 @helper
-def _run(part, index, count, xp, arranged, n, dense, tokens, cols, out, workspace):
+def run_tiles(part, index, count, xp, arranged, n, dense, tokens, cols, out, workspace):
     """Multiply tiles of a part by all rows; return how many. `workspace` is for unpacked tiles."""
     row_bytes, methods = part[ROW_BYTES], words_at(part[METHODS], METHOD_COLUMNS)
     first = part[FIRST_ROW] + index * U(ROWS)
@@ -265,7 +265,7 @@ def product_task(arguments, number, scratch):
         while m + 1 < parts and i >= ints_at(a[0] + size * (m + 1), PART_COLUMNS)[FIRST_TILE]:
             m += 1
         part = words_at(a[0] + size * m, PART_COLUMNS)
-        i += _run(
+        i += run_tiles(
             part,
             U(i) - part[FIRST_TILE],
             U(last - i),

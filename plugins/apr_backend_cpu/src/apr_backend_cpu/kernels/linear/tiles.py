@@ -237,7 +237,7 @@ def make_few(name: str, format: Format, size: int) -> None:
                 here = Rows(rows, blocks.offset(i))
                 i8, g = _of_run(b, i)
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
-                ((_, codes),) = format.chunk(b, here, workspace, i)
+                ((_, codes),) = format.chunk(b, here, workspace, blocks.fifth(i))
                 xs = Rows(records, b.mul(i8, number(RECORD)))
                 numbers = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 return _added(_block(b, format, [_codes(b, format, codes)], [numbers], xs, g), ys)
@@ -300,7 +300,7 @@ def make_unpack(name: str, format: Format) -> None:
                 size, at_scale = _sizes(b, format)
                 here, target = Rows(rows, blocks.offset(i)), b.advance(out, i, size)
                 b.prefetch(b.add(following, b.mul(i, share)), b.lanes * format.nbytes)
-                ((_, codes),) = format.chunk(b, here, workspace, i)
+                ((_, codes),) = format.chunk(b, here, workspace, blocks.fifth(i))
                 columns = [make() for make in _codes(b, format, codes)]
                 put(columns, target)
                 if _is_wide(b, format):

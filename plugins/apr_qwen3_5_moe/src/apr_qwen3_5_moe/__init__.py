@@ -1,0 +1,1 @@
+"""Qwen3.5 with a mixture of experts, for apr."""
