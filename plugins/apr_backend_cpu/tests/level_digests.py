@@ -25,7 +25,7 @@ from apr_backend_cpu.constants import (
     AT_SUM16,
     AT_SUM32,
 )
-from apr_backend_cpu.ops import attention, delta, elementwise, linear
+from apr_backend_cpu.ops import attention, delta, elementwise, experts, linear
 from apr_backend_cpu.ops.formats import FLOATS, PACKED_BLOCKS
 from apr_core.declarations import Layout, Numbers
 from apr_core.messages import show_with
@@ -142,9 +142,22 @@ def gates(rng):
     yield "exponentials", [wide]
 
 
+def mixtures(rng):
+    of_floats, _ = float_weight(rng, "f16", 6 * 32, COLS)
+    packed = weight("q4_k", 6 * 32, COLS, random_bytes(rng, "q4_k", 6 * 32, COLS))
+    for w in (of_floats, packed):
+        w.shape = (6, 32, COLS)
+        for rows in (1, 3, 60):
+            x, logits = normal(rng, rows, COLS), 4 * normal(rng, rows, 6)
+            ids, weights = experts.route(logits, 2)
+            y = experts.expert_linear(x, ids, w)
+            mixed = experts.mix_experts(y, weights, x[:, :32], logits[:, :1])
+            yield f"experts {w.format} {rows}", [ids, weights, y, mixed]
+
+
 def parts():
     """Names and arrays, the same in every process."""
-    for number, part in enumerate((products, fused, attended, recurrent, gates)):
+    for number, part in enumerate((products, fused, attended, recurrent, gates, mixtures)):
         yield from part(np.random.default_rng(number))
 
 
