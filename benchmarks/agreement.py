@@ -1,8 +1,9 @@
-"""apr and llama.cpp with the same q4_k_m weights of the demo model, on held-out text.
+"""apr and llama.cpp with the same weights: of the demo model on held-out text, or of a GGUF file.
 
 How often both put the same token first; how far each is from the float32 model (KL divergence, both
 ways); and how far from the same weights computed in float32, which is the engines' own share.
-`python -m benchmarks.agreement`; needs llama-cpp-python.
+`python -m benchmarks.agreement [FILE.gguf]`; needs llama-cpp-python. The text for a file is this
+repository's README, in pieces of 256 tokens; its weights in float32 stand for the float32 model.
 
 llama.cpp gets `out_proj` in float16 in q4_k_m and q4k: its order of value heads cannot be kept in
 blocks of 256. So it rounds no activations there, and apr does.
@@ -10,6 +11,7 @@ blocks of 256. So it rounds no activations there, and apr does.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from benchmarks.engines import LlamaCpp
 from benchmarks.files import exported, imported
 
 SEED = 1
+TEXT, PIECE = Path(__file__).parents[1] / "README.md", 256  # and tokens of a piece
 
 
 def divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -82,8 +85,17 @@ def rows(file: Path, texts: list[list[int]], f32: list[NDArray[np.float64]]) -> 
         print(f"| {file.stem}, {kv_type} | {same.mean():.2%} | " + " | ".join(cells) + " |")
 
 
+def of_file(gguf: str, folder: Path) -> None:
+    """Print the lines of a GGUF file, imported as it is and exported again."""
+    file = imported(gguf, folder / "file.apr", "source")
+    with load(file) as model:
+        ids = model.tokenizer.encode(TEXT.read_text("utf-8"))
+    texts = [ids[i : i + PIECE] for i in range(0, len(ids) - PIECE, PIECE)]
+    rows(file, texts, logits_of(exact_weights(file), texts))
+
+
 def main() -> None:
-    """Print the comparison for the recipes llama.cpp has a name for."""
+    """Print the comparison for a file, or for the recipes llama.cpp has a name for."""
     print(
         "| recipe, keys and values | same first token | KL(f32, apr) | KL(f32, llama.cpp) "
         "| 95 % of their difference | KL(apr, f32) | KL(llama.cpp, f32) | KL(weights, apr) "
@@ -91,6 +103,9 @@ def main() -> None:
     )
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as folder:
+        if sys.argv[1:]:
+            of_file(sys.argv[1], Path(folder))
+            return
         full = imported("demo://sums", Path(folder) / "f32.apr", "f32")
         with load(full) as model:
             texts = [[*ids, *model.tokenizer.encode(answer)] for ids, answer in prompts(model)]

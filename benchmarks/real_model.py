@@ -150,7 +150,8 @@ def answers(models: dict[str, Model], peer: Peer, prompts: list[str]) -> None:
         for prompt in prompts:
             ids = model.chat_ids([{"role": "user", "content": prompt}])
             theirs = peer.answer(ids, model.config.stop_ids)
-            place = parting(model.generate(ids, max_tokens=ANSWER).ids, theirs)
+            ours = model.generate(ids, max_tokens=ANSWER).ids
+            place = parting([t for t in ours if t not in model.config.stop_ids], theirs)
             if place is None:
                 equal += 1
                 continue

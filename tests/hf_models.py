@@ -149,13 +149,8 @@ def _hybrid(case: Case) -> dict[str, object]:
 
 
 MODELS = {
-    "qwen2": _qwen2, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5_moe, "llama": _llama,
-}  # fmt: skip
-
-
-MODELS = {
     "gemma3": _gemma3, "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3,
-    "qwen3_5": _qwen3_5,
+    "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5_moe,
 }  # fmt: skip
 
 

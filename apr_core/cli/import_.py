@@ -102,7 +102,7 @@ def print_summary(s: ImportSummary) -> None:
     ]
     print_table(rows, ("role", "tensors", "format", "size", "error"))
     for reason, tensors in s.fallbacks.items():
-        click.echo(f"fell back  {tensors} tensors: {reason}")
+        click.echo(f"fell back  {tensors} tensor{'s' * (tensors > 1)}: {reason}")
     for reason, row in s.skipped.items():
         click.echo(f"left out   {row['tensors']} tensors, {human_bytes(row['bytes'])}: {reason}")
     if s.carried:

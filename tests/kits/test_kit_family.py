@@ -280,8 +280,8 @@ WITH_ORACLE.add(
 def losing(base):
     class Losing(base):
         def snapshot(self, slot, length):
-            keys, values = super().snapshot(slot, length)
-            return keys, values * np.float32(0.5)
+            since, keys, values = super().snapshot(slot, length)
+            return since, keys, values * np.float32(0.5)
 
     return Losing
 

@@ -85,8 +85,8 @@ def halved_in_place(o, x):
     return x * 0.5
 
 
-def foreign_rope(x, positions, inv_freq):
-    return CORE_OPS["rope"](np, x, positions, inv_freq)
+def foreign_rope(*call):
+    return CORE_OPS["rope"](np, *call)
 
 
 class Biased(FullAttention):

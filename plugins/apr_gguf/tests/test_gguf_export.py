@@ -28,7 +28,9 @@ CASES = {  # name -> family, and what its tiny model has otherwise
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 32}),
+    "qwen35moe": ("qwen3_5_moe", {}),
     "llama": ("llama", {}),
+    "mistral": ("llama", {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}),
     "llama-yarn": ("llama", {"rope_scaling": YARN}),
     "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
 }

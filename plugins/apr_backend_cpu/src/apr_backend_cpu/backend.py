@@ -102,9 +102,9 @@ class Cpu(BackendPlugin):
         """Return the mapped bytes; copy only if a declared layout has truncated rows."""
         if matrix.format in FLOATS:
             return _padded(matrix.raw, 2 * LANES)
-        spec = matrix.layout
-        if matrix.format in PACKED_BLOCKS or spec is None:  # without a layout, `embed` decodes rows
+        if matrix.format in PACKED_BLOCKS or matrix.layout is None:  # `embed` decodes what it reads
             return np.ascontiguousarray(matrix.raw)
+        spec = matrix.layout
         blocks = -(-(-(-matrix.shape[-1] // SUPERBLOCK) * SUPERBLOCK) // spec.block)
         missing = blocks * spec.nbytes - matrix.raw.shape[1]
         return np.pad(matrix.raw, ((0, 0), (0, missing))) if missing > 0 else matrix.raw

@@ -10,4 +10,6 @@ OFFSETS, HIGH, LEVELS, RUNS, GROUPS, BLOCKS, NUMBERS = range(7)
 AT_NUMBERS, NUMBER_KIND, TILE_STEP, AT_FACTORS, FACTORS_STEP, BLOCK_STEP = range(6)
 COLUMNS_OF_NUMBERS = 6
 PARAMETERS = NUMBERS + 2 * COLUMNS_OF_NUMBERS
-UNSIGNED, SIGNED, HALF, SINGLE = range(4)  # kinds of numbers
+UNSIGNED, SIGNED, HALF, SINGLE, IN_PLACE = range(5)  # kinds of numbers
+# Numbers in place are float16 in blocks of 32: AT_NUMBERS is the bytes from codes to the scale,
+# TILE_STEP a factor as a float32's bits. A minimum follows its scale.

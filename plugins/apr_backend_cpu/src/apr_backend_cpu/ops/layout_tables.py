@@ -1,8 +1,9 @@
 """Tables of one weight for the kernels of declared layouts.
 
-Codes stay in the mapped file. Numbers are copied once, at first use, into the order that tiles of
-16 rows need: those of groups in the narrowest exact type (a byte, float16 or float32), those of
-whole blocks multiplied in float32. A byte for each 64 weights is an eighth of a bit per weight.
+Codes stay in the mapped file, and so do the float16 scales of blocks of 32. Other numbers are
+copied once, at first use, into the order that tiles of 16 rows need: those of groups in the
+narrowest exact type (a byte, float16 or float32), those of whole blocks multiplied in float32. A
+byte for each 64 weights is an eighth of a bit per weight.
 """
 
 from __future__ import annotations
@@ -13,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_backend_cpu.constants import LANES, SUPERBLOCK, VECTOR
-from apr_backend_cpu.layout_constants import COLUMNS_OF_NUMBERS, HALF, SIGNED, SINGLE, UNSIGNED
-from apr_backend_cpu.run.arrays import address
+from apr_backend_cpu.layout_constants import (
+    COLUMNS_OF_NUMBERS,
+    HALF,
+    IN_PLACE,
+    SIGNED,
+    SINGLE,
+    UNSIGNED,
+)
+from apr_backend_cpu.run.arrays import address, bits
 from apr_core.plugin import Layout, Numbers, layouts
 
 STORED = {UNSIGNED: np.uint8, SIGNED: np.int8, HALF: np.float16, SINGLE: np.float32}
@@ -36,14 +44,18 @@ class LayoutTables:
         runs = superblocks * SUPERBLOCK // layouts.RUN
         self._offsets, self._high = _offsets(layout, block, nbytes, runs)
         self._levels, unit, added = _levels(layout)
-        scales = TileNumbers(layout.scale, layout, raw, block, float(unit))
-        tables = [scales]
-        if added or layout.minimum:
-            tables.append(_minima(layout, raw, block, np.float32(unit * added)))
+        tables: list[TileNumbers] | list[InPlace]
+        if _in_place(layout, block, added):
+            tables = [InPlace(layout, float(unit))]
+            tables += [InPlace(layout, MINIMUM_UNIT)] * bool(layout.minimum)
+        else:
+            tables = [TileNumbers(layout.scale, layout, raw, block, float(unit))]
+            if added or layout.minimum:
+                tables.append(_minima(layout, raw, block, np.float32(unit * added)))
         self._tables = tables
         self.arranged = layout.bits == 4 and layout.order == "pairs"
-        bits = layout.bits + (layout.high is not None)
-        self.codes = f"levels{bits}{'_minima' if len(tables) > 1 else ''}"
+        width = layout.bits + (layout.high is not None)
+        self.codes = f"levels{width}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
             [
@@ -63,6 +75,22 @@ class LayoutTables:
     def workspace_bytes(self) -> int:
         """Bytes that a thread needs for a tile's numbers: scales and minima of every run."""
         return 2 * VECTOR * self.runs
+
+
+def _in_place(layout: Layout, block: int, added: int) -> bool:
+    """Return whether blocks of 32 have a float16 scale, and any minimum right after it."""
+    (scale, *more), minimum = layout.scale, layout.minimum
+    if more or added or scale.dtype != "f16" or block != layouts.RUN:
+        return False
+    return not minimum or minimum == (Numbers(scale.offset + 2, "f16", scale.per_block),)
+
+
+class InPlace:
+    """Numbers that kernels read in the blocks."""
+
+    def __init__(self, layout: Layout, factor: float) -> None:
+        distance = (layout.scale[0].offset - layout.codes) % 2**64
+        self.columns = [distance, IN_PLACE, bits(factor), 0, 0, 0]
 
 
 class TileNumbers:

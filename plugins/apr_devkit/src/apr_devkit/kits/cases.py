@@ -336,10 +336,10 @@ HEADS = (
     ((6, 2, 32, 0), STEPS),
     ((8, 1, 64, 0), STEPS),
     ((2, 2, 64, 0), LONG),
-    ((6, 2, 32, 24), STEPS),
-    ((1, 1, 16, 1), STEPS),
+    ((6, 2, 32, 24), {"a ragged batch": STEPS["a ragged batch"]}),
+    ((1, 1, 16, 1), {"a prompt in chunks": STEPS["a prompt in chunks"]}),
     ((2, 1, 32, 24), WINDOWED),
-    ((2, 1, 32, 300), LONG),
+    ((1, 1, 32, 300), LONG),
 )
 
 

@@ -17,7 +17,7 @@ sum, exactly, as all these integers are below 2^22.
 from __future__ import annotations
 
 from apr_backend_cpu.constants import AT_CROSS, AT_Q16, GROUP, SUPERBLOCK
-from apr_backend_cpu.kernels.linear.formats import Codes
+from apr_backend_cpu.kernels.linear.packed import Codes
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import F32, I16, I32, ROUND_BITS, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.lanes import across

@@ -19,31 +19,37 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llvmlite import ir
-
 from apr_backend_cpu.constants import VECTOR
+from apr_backend_cpu.kernels.linear.levels import (
+    chunk_levels4,
+    chunk_levels5,
+    chunk_levels8,
+    four_levels4,
+    four_levels5,
+    levels4,
+    levels5,
+    levels8,
+)
+from apr_backend_cpu.kernels.linear.packed import (
+    V32B,
+    Chunk,
+    Codes,
+    bytes_of,
+    columns8,
+    halves,
+    lazy,
+    nibble,
+    nibbles,
+    packed_columns,
+)
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
-from apr_backend_cpu.kernels.vector.lanes import columns4
+from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.rows import Rows, Values, number
-from apr_backend_cpu.layout_constants import HIGH, LEVELS, OFFSETS
 
-V32B, V16S, V4I = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 4)
-# shuffles of bytes within 16, by register size in bytes
-SHUFFLES = {
-    16: "llvm.x86.ssse3.pshuf.b.128",
-    32: "llvm.x86.avx2.pshuf.b",
-    64: "llvm.x86.avx512.pshuf.b.512",
-}
 # The buffer for reading superblocks across rows: a vector for each group's scale, for pairs of
 # minima or of scales, for d and dmin; then, while a superblock is read, the upper bits of codes.
 SCALES, PAIRS, D, DMIN, HEAD, TOPS = 0, 1024, 1536, 1600, 1664, 1664
 HEAD_AND_TOPS = TOPS + 16 * VECTOR
-
-
-# Functions that make a vector on demand, as registers are few: 8 for the codes of 32 values.
-Codes = list[Callable[[], Value]]
-Chunk = list[tuple[Value, Codes]]  # number of a run, and its codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Format:
     lists, or only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the
     code of 0, and `minimum` says that blocks have one. In `declared` layouts, a table says
     where blocks and their numbers are; with `fifth` bits, r and j are the bytes from codes to them.
+    `four(b, places)` returns the first halves of four blocks' codes, and the second ones; a place
+    is the p and r of `row`.
     """
 
     name: str
@@ -69,67 +77,12 @@ class Format:
     minimum: bool = False
     declared: bool = False
     fifth: bool = False
+    four: Callable[[Builder, list[tuple[Value, Value]]], tuple[Value, Value]] | None = None
 
     @property
     def has_minima(self) -> bool:
         """Whether a superblock's head has minima."""
         return self.group == 32
-
-
-def superblocks(b: Builder, runs: Value) -> Value:
-    """Return the superblocks in `runs` runs of 32 values; the last may have fewer than 8."""
-    return b.lshr(b.add(runs, number(7)), number(3))
-
-
-def blocks_in(b: Builder, format: Format, runs: Value) -> Value:
-    """Return how many of the format's blocks, of 256 values or of 32, `runs` runs have."""
-    return superblocks(b, runs) if format.group else runs
-
-
-class Blocks:
-    """Where a weight's blocks of 32 values are, with their scales and minima.
-
-    For a declared layout, `args` are addresses of its parameters and of a tile's scales and minima,
-    float32 [blocks][16 rows].
-    """
-
-    def __init__(self, b: Builder, format: Format, args: tuple[Value, ...]) -> None:
-        self._b, self._format = b, format
-        if format.declared:
-            params, *self._numbers = args
-            self._offsets, self._high = (b.read(b.at(params, 8 * k), I64) for k in (OFFSETS, HIGH))
-            levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
-            b.levels = b.shuffle(levels, list(range(16)) * 4)
-
-    def offset(self, g: Value) -> Value:
-        """Return the bytes from a row's start to its g-th block."""
-        b = self._b
-        if self._format.declared:
-            return b.read(b.advance(self._offsets, g, 8), I64)
-        return b.mul(g, number(self._format.nbytes))
-
-    def fifth(self, g: Value) -> Value:
-        """Return the bytes from the codes of a row's g-th block to its fifth bits, if any."""
-        b = self._b
-        return b.read(b.advance(self._high, g, 8), I64) if self._format.fifth else number(0)
-
-    def numbers(self, g: Value, rows: Values, first: Value) -> tuple[Value, Value | None]:
-        """Return scales, and minima or None, of the g-th block of rows at these addresses.
-
-        `first` is the first row's number in its tile.
-        """
-        b, vectors = self._b, []
-        if not self._format.declared:
-            return halves(b, rows), None
-        for table in self._numbers[: 1 + self._format.minimum]:
-            here = b.advance(b.advance(table, g, VECTOR), first, 4)
-            vectors.append(b.read(here, vector_of(F32, len(rows))))
-        return vectors[0], vectors[1] if self._format.minimum else None
-
-
-def nibble(b: Builder, packed: Value, high: int) -> Value:
-    """Return the low or the high four bits of each byte."""
-    return b.lshr(packed, const(packed.type, 4)) if high else b.and_(packed, const(packed.type, 15))
 
 
 def _moved(b: Builder, packed: Value, first: int, mask: int) -> Value:
@@ -187,30 +140,6 @@ def _q8_0(b: Builder, p: Value, r: int) -> Value:
 # Across rows
 
 
-def packed_columns(b: Builder, rows: Values, offset: int) -> Values:
-    """Return 16 bytes of every row, transposed: 4 vectors of 4 bytes per row."""
-    return columns4(b, [b.read(b.at(p, offset), V4I) for p in rows])
-
-
-def _columns(b: Builder, rows: Rows, j: Value, offset: int) -> Values:
-    """Return 32 bytes of every row, from j * 32 + offset on."""
-    here = rows.advance(b, j, 32)(b)
-    return packed_columns(b, here, offset) + packed_columns(b, here, offset + 16)
-
-
-def _nibbles(b: Builder, column: Value, high: int) -> Value:
-    moved = b.lshr(column, const(column.type, 4)) if high else column
-    return b.and_(moved, const(column.type, 0x0F0F0F0F))
-
-
-def _bytes(b: Builder, column: Value) -> Value:
-    return b.bitcast(column, vector_of(I8, 4 * column.type.count))
-
-
-def _lazy(function: Callable[[Value], Value], columns: Values) -> Codes:
-    return [partial(function, column) for column in columns]
-
-
 def _with_tops(
     b: Builder, columns: Values, tops: Callable[[int], Value], high: int, left: int, mask: int
 ) -> Codes:
@@ -220,7 +149,7 @@ def _with_tops(
         top = tops(c)
         moved = b.shl(top, const(top.type, left)) if left else top
         upper = b.and_(moved, const(top.type, mask * 0x01010101))
-        return _bytes(b, b.or_(_nibbles(b, columns[c], high), upper))
+        return bytes_of(b, b.or_(nibbles(b, columns[c], high), upper))
 
     return [partial(code, c) for c in range(len(columns))]
 
@@ -233,22 +162,22 @@ def _tops(b: Builder, workspace: Value, first: Value, shift: Value) -> Callable[
 
 
 def _half_bytes(b: Builder, half: int) -> Callable[[Value], Value]:
-    return lambda column: _bytes(b, _nibbles(b, column, half))
+    return lambda column: bytes_of(b, nibbles(b, column, half))
 
 
 def _chunk_q4_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns, first = _columns(b, rows, j, 16), b.shl(j, number(1))
-    return [(b.or_(first, number(h)), _lazy(_half_bytes(b, h), columns)) for h in (0, 1)]
+    columns, first = columns8(b, rows, j, 16), b.shl(j, number(1))
+    return [(b.or_(first, number(h)), lazy(_half_bytes(b, h), columns)) for h in (0, 1)]
 
 
 def _chunk_q5_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns, first = _columns(b, rows, j, 48), b.shl(j, number(1))
+    columns, first = columns8(b, rows, j, 48), b.shl(j, number(1))
     tops = _tops(b, workspace, number(0), first)
     return [(b.or_(first, number(h)), _with_tops(b, columns, tops, h, 4 - h, 0x10)) for h in (0, 1)]
 
 
 def _chunk_q6_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns, half = _columns(b, rows, j, 0), b.lshr(j, number(1))
+    columns, half = columns8(b, rows, j, 0), b.lshr(j, number(1))
     odd = b.and_(j, number(1))
     tops = _tops(b, workspace, b.shl(half, number(3)), b.shl(odd, number(1)))
     first = b.or_(b.shl(half, number(2)), odd)  # run: 0, 1, 4, 5; high nibbles: 2 further
@@ -259,8 +188,8 @@ def _chunk_q6_k(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
 
 
 def _chunk_q8_0(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 2)]
-    return [(number(0), _lazy(lambda c: b.xor(c, const(c.type, 0x80)), columns))]
+    columns = [bytes_of(b, c) for c in columns8(b, rows, number(0), 2)]
+    return [(number(0), lazy(lambda c: b.xor(c, const(c.type, 0x80)), columns))]
 
 
 # Heads of superblocks
@@ -325,86 +254,6 @@ def _head_q6_k(b: Builder, rows: Values, workspace: Value, sums_only: bool) -> N
     _put(b, tops, workspace, TOPS)
 
 
-def halves(b: Builder, addresses: Values) -> Value:
-    """Load a float16 at each address as float32, one per lane."""
-    bits = ir.Constant(vector_of(I16, len(addresses)), ir.Undefined)
-    for r, address in enumerate(addresses):
-        bits = b.insert_element(bits, b.read(address, I16), ir.Constant(I32, r))
-    return b.from_half(bits)
-
-
-# Codes of declared layouts: `b.levels` is their table of levels, 64 bytes
-
-
-def look_up(b: Builder, codes: Value) -> Value:
-    """Return the levels of codes below 16."""
-    if b.level.dot == "sdot":
-        name = "llvm.aarch64.neon.tbl1.v16i8"
-    elif b.level.dot:
-        name = SHUFFLES[b.level.vector if codes.type.count >= b.level.vector else codes.type.count]
-    else:
-        result = const(codes.type, 0)
-        for code in range(16):
-            level = b.extract_element(b.levels, ir.Constant(I32, code))
-            is_it = b.icmp_unsigned("==", codes, const(codes.type, code))
-            result = b.select(is_it, b.splat(level, codes.type.count), result)
-        return result
-    wide = b.shuffle(b.levels, list(range(codes.type.count)))
-    return b.in_registers(lambda w, c: b.intrinsic(name, w.type, w, c), wide, codes)
-
-
-def _levels4(b: Builder, p: Value, r: int) -> Value:
-    """Read 16 bytes: low nibbles, then high ones."""
-    packed = b.read(p, vector_of(I8, 16))
-    return look_up(b, b.join(nibble(b, packed, 0), nibble(b, packed, 1)))
-
-
-def _levels5(b: Builder, p: Value, r: Value) -> Value:
-    """Read 16 bytes of nibbles and, r bytes further on, 32 fifth bits."""
-    packed = b.read(p, vector_of(I8, 16))
-    low = b.join(nibble(b, packed, 0), nibble(b, packed, 1))
-    return _with_fifth(b, low, b.bitcast(b.read(b.add(p, r), I32), vector_of(ir.IntType(1), 32)))
-
-
-def _with_fifth(b: Builder, low: Value, fifth: Value) -> Value:
-    """Return the levels of codes, from their low four bits and whether the fifth is set."""
-    level = b.add(low, b.shuffle(b.levels, list(range(low.type.count))))
-    return b.add(level, b.select(fifth, const(low.type, 16), const(low.type, 0)))
-
-
-def _levels8(b: Builder, p: Value, r: int) -> Value:
-    return b.add(b.read(p, V32B), b.shuffle(b.levels, list(range(32))))
-
-
-def _chunk_levels4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns = [_bytes(b, c) for c in packed_columns(b, rows(b), 0)]
-    return [(number(0), [partial(lambda c, h: look_up(b, nibble(b, c, h)), c, h)
-                         for h in (0, 1) for c in columns])]  # fmt: skip
-
-
-def _chunk_levels5(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    here = rows(b)
-    columns = [_bytes(b, c) for c in packed_columns(b, here, 0)]
-    words = ir.Constant(vector_of(I32, len(here)), ir.Undefined)
-    for r, p in enumerate(here):
-        words = b.insert_element(words, b.read(b.add(p, j), I32), ir.Constant(I32, r))
-
-    def code(c: int, h: int) -> Value:
-        low, k = nibble(b, columns[c], h), 4 * h + c  # values 4 k to 4 k + 3 of each row
-        lanes = [4 * (lane // 4) + k // 2 for lane in range(low.type.count)]
-        bits = ir.Constant(low.type, [1 << k % 2 * 4 + lane % 4 for lane in range(len(lanes))])
-        fifth = b.and_(b.shuffle(_bytes(b, words), lanes), bits)
-        return _with_fifth(b, low, b.icmp_unsigned("!=", fifth, const(low.type, 0)))
-
-    return [(number(0), [partial(code, c, h) for h in (0, 1) for c in range(4)])]
-
-
-def _chunk_levels8(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
-    columns = [_bytes(b, c) for c in _columns(b, rows, number(0), 0)]
-    wide = b.shuffle(b.levels, list(range(b.level.vector)))
-    return [(number(0), _lazy(lambda c: b.add(c, wide), columns))]
-
-
 FORMATS = {
     f.name: f
     for f in (
@@ -423,11 +272,12 @@ FORMATS = {
                 minimum=low,
                 declared=True,
                 fifth=name == "levels5",
+                four=four,
             )
-            for name, nbytes, row, chunk in (
-                ("levels4", 16, _levels4, _chunk_levels4),
-                ("levels5", 20, _levels5, _chunk_levels5),
-                ("levels8", 32, _levels8, _chunk_levels8),
+            for name, nbytes, row, chunk, four in (
+                ("levels4", 16, levels4, chunk_levels4, four_levels4),
+                ("levels5", 20, levels5, chunk_levels5, four_levels5),
+                ("levels8", 32, levels8, chunk_levels8, None),
             )
             for low in (False, True)
         ),

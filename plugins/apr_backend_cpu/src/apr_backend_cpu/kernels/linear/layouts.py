@@ -29,6 +29,7 @@ from apr_backend_cpu.layout_constants import (
     FACTORS_STEP,
     GROUPS,
     HALF,
+    IN_PLACE,
     NUMBER_KIND,
     NUMBERS,
     PARAMETERS,
@@ -139,13 +140,15 @@ def _by_count(
 
 @helper
 def expand_numbers(params, tile, workspace):
-    """Expand the scales and any minima of a tile: float32 [runs][16] each.
+    """Expand the scales and any minima of a tile: float32 [runs][16] each; not those in place.
 
     `params` is the address of the weight's parameters. Returns the address of the minima, or 0.
     """
     words = words_at(params, PARAMETERS)
     blocks, groups, runs = words[BLOCKS], words[GROUPS], words[RUNS]
     columns = params + U(8 * NUMBERS)
+    if words_at(columns, NUMBER_KIND + 1)[NUMBER_KIND] == U(IN_PLACE):
+        return U(0)
     expand(columns, tile, blocks, groups, runs, workspace)
     columns += U(8 * COLUMNS_OF_NUMBERS)
     if words_at(columns, 1)[AT_NUMBERS] == U(0):

@@ -10,6 +10,8 @@ any batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from apr_backend_cpu.constants import (
@@ -22,25 +24,26 @@ from apr_backend_cpu.constants import (
     AT_SUM16,
     AT_SUM32,
     RECORD,
+    ROW_WORKSPACE,
     ROWS,
     VECTOR,
 )
+from apr_backend_cpu.kernels.linear.blocks import Blocks, superblocks
 from apr_backend_cpu.kernels.linear.formats import (
     DMIN,
     FORMATS,
     HEAD_AND_TOPS,
     PAIRS,
-    Blocks,
     D,
     Format,
     six_bit,
-    superblocks,
 )
+from apr_backend_cpu.kernels.linear.packed import halves
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.chain import Chain
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
-from apr_backend_cpu.kernels.vector.lanes import across, columns4, group_sums
+from apr_backend_cpu.kernels.vector.lanes import across, columns4, four_sums, group_sums
 from apr_backend_cpu.kernels.vector.rows import Values, number
 
 AHEAD = 16 << 10  # bytes to prefetch ahead; hardware prefetching ends at a page boundary
@@ -123,13 +126,33 @@ def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]
     return b.add(b.shuffle(dots, low), b.shuffle(dots, [lane + 8 for lane in low]))
 
 
-def _block_sums(b: Builder, format: Format, blocks: list[tuple[Value, Value]], x: Value) -> Value:
-    """Return the dot products of 8 blocks, as `format.row` takes them, with 256 values."""
+def _block_sums(
+    b: Builder, format: Format, place: Callable[[int], tuple[Value, Value]], x: Value
+) -> Value:
+    """Return the dot products of 8 blocks with 256 values; `place(r)` is what `format.row` takes.
+
+    Places are made just before they are needed, as registers are few.
+    """
+    if format.four and b.level.dot == "vnni":
+        return four_sums(b, *(_four_dots(b, format, place, x, first) for first in (0, 4)))
     dots = []
     for runs in runs_of(b, format):
-        codes = b.joined([format.row(b, *blocks[r]) for r in runs])
+        codes = b.joined([format.row(b, *place(r)) for r in runs])
         dots.append(_dot(b, format, codes, [(x, r) for r in runs]))
     return group_sums(b, dots)
+
+
+def _four_dots(
+    b: Builder, format: Format, place: Callable[[int], tuple[Value, Value]], x: Value, first: int
+) -> Value:
+    """Return the dot products of 4 blocks, the `first` and following, in 4 sums each."""
+    assert format.four
+    kind, chain = vector_of(I8, 64), Chain(b, 8)
+    values = [b.read(b.at(x, 32 * (first + k)), kind) for k in (0, 2)]
+    for half, codes in enumerate(format.four(b, [place(first + k) for k in range(4)])):
+        lanes = [32 * k + 16 * half + lane for k in range(4) for lane in range(16)]
+        chain.add(codes, b.shuffle(values[0], lanes, values[1]))
+    return chain.total()
 
 
 def finish_superblock(
@@ -219,10 +242,10 @@ def _finish_blocks(
     """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8]."""
     count, kind = len(rows), vector_of(F32, b.lanes)
     sums = vector_of(I32, count)
-    turned = b.stack(8 * 4 * count)
+    turned, copies = b.stack(8 * 4 * count), b.stack(2 * 8 * VECTOR)
 
     def superblock(i: Value, ys: Values) -> Values:
-        left, x = b.advance(workspace, i, 32 * ROWS), b.advance(xp, i, RECORD)
+        left, x = b.advance(workspace, i, ROW_WORKSPACE), b.advance(xp, i, RECORD)
         for half in (0, 1):
             quads = [
                 b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)
@@ -231,11 +254,19 @@ def _finish_blocks(
                 b.write(column, b.at(turned, 4 * count * (4 * half + k)))
         first = b.shl(i, number(3))
         some = b.least(b.sub(n, first), number(8))
+        if format.declared:
+            with b.if_then(blocks.in_place):
+                _unpack_numbers(b, format, blocks, b.at(left, 32 * ROWS), copies, count)
+            places = blocks.at_numbers(first, first_row, copies)
 
         def block(g: Value, ys: Values) -> Values:
-            which = b.add(first, g)
-            offset, here = blocks.offset(which), b.advance(x, g, 4)
-            numbers = blocks.numbers(which, [b.add(p, offset) for p in rows], number(first_row))
+            here = b.advance(x, g, 4)
+            if format.declared:
+                scale, *low = [b.read(b.advance(p, g, VECTOR), kind) for p in places]
+                numbers = scale, low[0] if low else None
+            else:
+                offset = blocks.offset(b.add(first, g))
+                numbers = halves(b, [b.add(p, offset) for p in rows]), None
             total = b.read(b.advance(turned, g, 4 * count), sums)
             if not b.sums_pairs:
                 shift = shift_of(b, format, b.at(here, AT_SHIFT32))
@@ -247,19 +278,51 @@ def _finish_blocks(
     return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
 
 
+def _unpack_numbers(
+    b: Builder, format: Format, blocks: Blocks, left: Value, out: Value, count: int
+) -> None:
+    """Write scales, then minima, float32 [8][count], from what `count` rows left at `left`."""
+    for half in range(1 + format.minimum):
+        quads = [b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)]
+        for c, column in enumerate(columns4(b, quads)):
+            for k, value in enumerate(blocks.both(column)):
+                block = 4 * half + c + 8 * k if format.minimum else 2 * c + k
+                b.write(value, b.at(out, VECTOR * block))
+
+
+def _leave_numbers(
+    b: Builder, format: Format, blocks: Blocks, p: Value, out: Value, g: Value
+) -> None:
+    """Copy the float16 scale of a block, and any minimum, to the g-th place at `out`.
+
+    Where numbers are not in place, `distance` is 0, and nobody reads the copies.
+    """
+    kind = I32 if format.minimum else I16
+    b.write(b.read(b.add(p, blocks.distance), kind), b.advance(out, g, kind.width // 8))
+
+
 def _leave_blocks(
     b: Builder, format: Format, blocks: Blocks, first: Value, xp: Value, out: Value, n: Value
 ) -> None:
-    """Write the dot products of a row's blocks: int32 [superblocks][8], `ROWS` rows apart."""
+    """Write the dot products of a row's blocks: int32 [superblocks][8], then numbers in place.
+
+    Superblocks are ROW_WORKSPACE apart, numbers 32 * ROWS after dot products.
+    """
     whole = b.lshr(n, number(3))
 
     def superblock(i: Value, values: Values) -> Values:
-        eight = b.shl(i, number(3))
-        which = [b.add(eight, number(r)) for r in range(RUNS)]
-        here = [(b.add(first, blocks.offset(g)), blocks.fifth(g)) for g in which]
-        b.prefetch(b.at(here[0][0], AHEAD), 8 * format.nbytes + 64 * format.declared)
-        sums = _block_sums(b, format, here, b.advance(xp, i, RECORD))
-        b.write(sums, b.advance(out, i, 32 * ROWS))
+        left = b.advance(out, i, ROW_WORKSPACE)
+
+        def place(r: int) -> tuple[Value, Value]:
+            g = b.add(b.shl(i, number(3)), number(r))
+            p = b.add(first, blocks.offset(g))
+            if r == 0:
+                b.prefetch(b.at(p, AHEAD), 8 * format.nbytes + 64 * format.declared)
+            if format.declared:
+                _leave_numbers(b, format, blocks, p, b.at(left, 32 * ROWS), number(r))
+            return p, blocks.fifth(g)
+
+        b.write(_block_sums(b, format, place, b.advance(xp, i, RECORD)), left)
         return values
 
     def block(g: Value, values: Values) -> Values:
@@ -269,7 +332,10 @@ def _leave_blocks(
         x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
         dots = _dot(b, format, format.row(b, p, blocks.fifth(i)), [(x, 0)])
         total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
-        b.write(total, b.advance(b.advance(out, whole, 32 * ROWS), g, 4))
+        left = b.advance(out, whole, ROW_WORKSPACE)
+        b.write(total, b.advance(left, g, 4))
+        if format.declared:
+            _leave_numbers(b, format, blocks, p, b.at(left, 32 * ROWS), g)
         return values
 
     with b.if_then(b.icmp_unsigned("!=", whole, number(0))):

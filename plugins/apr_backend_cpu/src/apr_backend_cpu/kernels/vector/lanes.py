@@ -84,6 +84,13 @@ def across(b: Builder, vectors: list[Value]) -> Value:
     return b.joined(fours)
 
 
+def four_sums(b: Builder, first: Value, second: Value) -> Value:
+    """Return the sums of the quarters of two vectors of 16 lanes, in 8 lanes."""
+    pairs = b.add(mix(b, first, second, LOW_WORDS), mix(b, first, second, HIGH_WORDS))
+    lanes = [4 * quarter + k for k in (0, 1) for quarter in range(4)]
+    return b.add(b.shuffle(pairs, lanes), b.shuffle(pairs, [lane + 2 for lane in lanes]))
+
+
 def group_sums(b: Builder, vectors: list[Value]) -> Value:
     """Return the sums of 8 groups in 8 lanes; a group is a run of 8 lanes."""
     fours = quarter_sums(b, vectors)
