@@ -14,9 +14,12 @@ import pytest
 gguf = pytest.importorskip("gguf", reason="the package that writes what is damaged here")
 
 from apr_core.errors import AprError, ContractError, FormatError, NotFound
+from apr_core.format import AprFile
 from apr_core.importing import find_source, plan_import
 from apr_core.registry import get_registry
+from apr_devkit.tiny import tiny_apr
 from apr_gguf.checkpoint import open_checkpoint
+from apr_gguf.export import export
 from apr_gguf.reader import Keys, read_header
 from apr_gguf.tokenizer import PRE, tokenizer_files
 
@@ -134,6 +137,20 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
     path = write(tmp_path / "m.gguf", **{"blk.0.ffn_up": (8, 9), "blk.0.ffn_norm": None})
     with pytest.raises(ContractError, match=r"missing \(1\)(.|\n)*wrong shape \(1\)"):
         plan(path)
+
+
+def test_experts_that_do_not_match_the_router_are_named(tmp_path):
+    if "qwen3_5_moe" not in {o.declaration.name for o in get_registry().declarations("family")}:
+        pytest.skip("no family with experts is installed")
+    with AprFile.open(tiny_apr("qwen3_5_moe", tmp_path, "f16")) as file:
+        export(file, tmp_path / "m.gguf")
+    raw = bytearray((tmp_path / "m.gguf").read_bytes())
+    put(b"blk.0.ffn_gate_inp.weight", "Q", 5, 12)(raw)
+    (tmp_path / "bad.gguf").write_bytes(raw)
+    with pytest.raises(
+        ContractError, match=r"mlp\.gate\.weight has shape \[5, 256\], expected \[6,"
+    ):
+        plan(tmp_path / "bad.gguf")
 
 
 def test_an_architecture_that_nobody_provides_is_named(tmp_path):

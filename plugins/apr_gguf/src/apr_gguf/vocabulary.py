@@ -49,6 +49,9 @@ def write_tokenizer(w: GGUFWriter, metadata: Mapping[str, Any]) -> list[str]:
     for name in ("eos", "padding", "bos"):
         if (number := metadata.get(f"tokenizer.{name}_token_id")) is not None:
             w.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
+    unknown = (metadata.get("special_tokens") or {}).get("unk_token")
+    if unknown in tokens:
+        w.add_unk_token_id(tokens.index(unknown))
     eos = metadata.get("tokenizer.eos_token_id")
     others = [i for i in metadata.get("apr.stop_ids", ()) if i != eos]
     for name, number in zip(STOPS[1:], others, strict=False):
@@ -109,8 +112,6 @@ def _write_scores(w: GGUFWriter, content: Mapping[str, Any], tokens: list[str]) 
     w.add_token_scores(scores)
     w.add_token_types(types)
     w.add_add_space_prefix(_prefixed(content))
-    if (unknown := model.get("unk_token")) in model["vocab"]:
-        w.add_unk_token_id(model["vocab"][unknown])
     normal = {t: s for t, s, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
     if {tuple(m) for m in merges_of(normal)} - {tuple(p) for p in pairs}:
         return ["llama.cpp merges tokens that this tokenizer does not: some texts may be split "
