@@ -266,7 +266,7 @@ def float_kernels(linear):
     """A CPU backend that reads no packed format: such weights are decoded to f32."""
     from apr_backend_cpu.backend import KERNELS, Cpu
 
-    packed = ("q4_k", "q5_k", "q6_k", "q8_0")
+    packed = ("q4_k", "q5_k", "q6_k", "q8_0", "layout")
     table = {key: target for key, target in KERNELS.items() if key[1] not in packed}
     table["linear", "f32"] = f"{__name__}:{linear}"
 

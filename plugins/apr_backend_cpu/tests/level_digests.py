@@ -45,6 +45,8 @@ LAYOUTS = (
     Layout(64, 0, 4, ONE, LOW, order="halves", codebook=tuple(float(i * i) for i in range(16))),
     Layout(32, 0, 8, ONE),
     Layout(128, 0, 8, ONE, LOW, signed=True),
+    Layout(32, 0, 4, ONE, order="halves", zero=16, high=200),
+    Layout(32, 4, 4, (Numbers(0, "f16"),), (Numbers(2, "f16"),), order="halves", high=100),
 )
 
 
@@ -65,6 +67,8 @@ def products(rng):
         for block in (32, 128):
             if block % layout.group == 0:
                 raw = rng.integers(0, 256, (ROWS, COLS // block * 255), dtype=np.uint8)
+                raw[:, 1::255] &= 0x3F  # float16 that are finite
+                raw[:, 3::255] &= 0x3F
                 w = weight(f"layout {i} {block}", ROWS, COLS, raw)
                 w.name, w.layout = w.format, BlockLayout(layout, block, 255)
                 weights[w.name] = w
