@@ -9,8 +9,8 @@ import pytest
 
 PACKAGES = {
     "apr_devkit": (
-        "cli/test_plugins_commands.py", "devkit", "kits", "model/test_generate.py",
-        "model/test_recording.py", "repository/test_public_api.py",
+        "cli/test_plugins_commands.py", "devkit", "kits", "model/test_determinism.py",
+        "model/test_generate.py", "model/test_recording.py", "repository/test_public_api.py",
     ),
     "apr_eval": ("eval",),
     "apr_hub": ("hub",),

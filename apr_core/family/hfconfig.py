@@ -166,7 +166,7 @@ class ConfigReader:
         before, now = "original_max_position_embeddings", "max_position_embeddings"
         part[before] = self._get(before, None) or part.get(before) or self.block.get(now)
         for key in (*METHODS[kinds[kind]], *(k for k in OPTIONAL if part.get(k) is not None)):
-            _positive(f"rope scaling's {key}", part.get(key))
+            _positive(f"{kind} rope scaling's {key}", part.get(key))
         return part | {"method": kinds[kind]}
 
     def stop_ids(self, generation: Mapping[str, Any] | None) -> tuple[int, ...]:

@@ -250,7 +250,8 @@ def stored(tmp_path: Path) -> Path:
 def test_a_name_in_the_store_is_as_good_as_a_path(tmp_path, capsys, stored, command):
     options = ["--format", "safetensors", "--dtype", "f32", "-o", tmp_path / "x"]
     options = options if command == "export" else []
-    assert apr(capsys, command, "toy", *options)[0] == 0
+    code, _, err = apr(capsys, command, "toy", *options)
+    assert code == 0, err
     code, _, err = apr(capsys, command, "tory", *options, "--force" if options else "--json")
     assert code == 3 and "tory: no such file" in err and "Did you mean toy?" in err
 
