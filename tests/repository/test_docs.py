@@ -128,11 +128,7 @@ def test_the_tutorial_works_by_copy_and_paste(desk, tmp_path):
     try:
         follow(DOCS / "tutorial" / "first-quantizer.md", reader)
     finally:
-        desk.pip(
-            "install",
-            "--no-deps",
-            *(part for path in unseen for part in ("-e", ROOT / path)),
-        )
+        desk.pip("install", "--no-deps", *(part for path in unseen for part in ("-e", ROOT / path)))
 
 
 @pytest.mark.parametrize("page", [p for p in FOLLOWED if p.parent.name != "tutorial"], ids=name_of)
