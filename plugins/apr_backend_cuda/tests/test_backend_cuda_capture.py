@@ -77,7 +77,7 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch):
     output = recorded(torch.tensor([2]), one_each((1, 0)))
     plain = opened(1)
     assert torch.equal(output, attending(plain)(torch.tensor([2]), one_each((1, 0))))
-    assert not state.pool.pages(0, 0, 1), "nobody wrote to the slot of the step that failed"
+    assert not state.pool._pages.get(0), "nobody wrote to the slot of the step that failed"
 
 
 def full():
