@@ -25,6 +25,8 @@ UNKNOWN = FormatSpec("nf9", None, 8, 5, "apr-nf9")
 def toy_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("APR_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(registry_module, "get_registry", make_registry)
+    # a module that other tests have imported holds the real one
+    monkeypatch.setattr("apr_core.exporting.get_registry", make_registry)
 
 
 def apr(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
