@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,16 @@ def asked_for(path):
             yield from (a.value.split(".")[0] for a in named if isinstance(a, ast.Constant))
 
 
+@cache
+def asked_by_file():
+    """{path within the repository: the packages that the file imports}."""
+    sources = [p for p in ROOT.rglob("*.py") if not p.relative_to(ROOT).parts[0].startswith(".")]
+    return {p.relative_to(ROOT).as_posix(): set(asked_for(p)) for p in sources}
+
+
 def importers(package):
     """Files of the repository, as paths within it, that import a package."""
-    sources = [p for p in ROOT.rglob("*.py") if not p.relative_to(ROOT).parts[0].startswith(".")]
-    return {p.relative_to(ROOT).as_posix() for p in sources if package in asked_for(p)}
+    return {path for path, packages in asked_by_file().items() if package in packages}
 
 
 def test_only_what_is_listed_imports_torch_and_the_list_is_no_longer_than_it_need_be():
