@@ -69,28 +69,43 @@ class Peer:
         return answer
 
 
-def negative_log_likelihoods(logits: NDArray[np.float32], ids: list[int]) -> NDArray[np.float64]:
-    """Return those of the second half of a piece, each token given all before it."""
-    half = len(ids) // 2
-    rows = log_softmax(logits[half:-1])
-    return -rows[np.arange(rows.shape[0]), ids[half + 1 :]]
+Rows = NDArray[np.float64]  # log-probabilities [tokens, vocabulary]
+
+
+def pieces_of(ids: list[int]) -> list[list[int]]:
+    """Return the whole pieces of a text."""
+    return [ids[i : i + PIECE] for i in range(0, len(ids) - PIECE + 1, PIECE)]
+
+
+def second_half(logits: NDArray[np.float32]) -> Rows:
+    """Return the log-probabilities of the half of a piece that counts."""
+    return log_softmax(logits[len(logits) // 2 :])
+
+
+def measured(ours: Rows, exact: Rows, ids: list[int]) -> tuple[Rows, float, float]:
+    """Return the second half's losses, KL(exact, ours), and how often the first tokens agree.
+
+    Losses are negative log-likelihoods, each token given all before it.
+    """
+    told = ids[len(ids) - len(ours) + 1 :]
+    losses = -ours[np.arange(len(told)), told]
+    same = float((exact.argmax(-1) == ours.argmax(-1)).mean())
+    return losses, divergence(exact, ours), same
 
 
 def perplexities(models: dict[str, Model], peer: Peer, ids: list[int]) -> None:
     """Print each engine's perplexity, with its standard error, and its divergence from `exact`."""
-    losses: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*models, "llama.cpp")}
+    losses: dict[str, list[Rows]] = {name: [] for name in (*models, "llama.cpp")}
     far: dict[str, list[float]] = {name: [] for name in losses}
     same: dict[str, list[float]] = {name: [] for name in losses}
-    for start in range(0, len(ids) - PIECE + 1, PIECE):
-        piece = ids[start : start + PIECE]
-        logits = {name: model.logits(piece) for name, model in models.items()}
-        logits["llama.cpp"] = peer.logits(piece)
-        exact = log_softmax(logits["exact"][PIECE // 2 :])
-        for name, values in logits.items():
-            losses[name].append(negative_log_likelihoods(values, piece))
-            ours = log_softmax(values[PIECE // 2 :])
-            far[name].append(divergence(exact, ours))
-            same[name].append(float((exact.argmax(-1) == ours.argmax(-1)).mean()))
+    for piece in pieces_of(ids):
+        rows = {name: second_half(model.logits(piece)) for name, model in models.items()}
+        rows["llama.cpp"] = second_half(peer.logits(piece))
+        for name, ours in rows.items():
+            loss, distance, share = measured(ours, rows["exact"], piece)
+            losses[name].append(loss)
+            far[name].append(distance)
+            same[name].append(share)
     base = np.concatenate(losses["llama.cpp"])
     print("| engine | perplexity | of llama.cpp's | KL(exact, it) | first token as exact |")
     print("|---" * 5 + "|")
@@ -108,19 +123,16 @@ def recipes(source: Path, names: list[str], folder: Path, ids: list[int]) -> Non
     print(
         "| recipe | bits | perplexity | KL(exact, it) | first token as exact |\n" + "|---" * 5 + "|"
     )
-    pieces = [ids[i : i + PIECE] for i in range(0, len(ids) - PIECE + 1, PIECE)]
+    pieces = pieces_of(ids)
     with exact_weights(imported(source, folder / "exact.apr", "f32")) as exact:
-        wanted = [log_softmax(exact.logits(piece)[PIECE // 2 :]) for piece in pieces]
+        wanted = [second_half(exact.logits(piece)) for piece in pieces]
     for name in names:
         summary = run_import(str(source), folder / f"{name}.apr", name)
         rows = []
         with load(folder / f"{name}.apr") as model:
             for piece, rows_of in zip(pieces, wanted, strict=True):
-                logits = model.logits(piece)
-                ours = log_softmax(logits[PIECE // 2 :])
-                same = float((ours.argmax(-1) == rows_of.argmax(-1)).mean())
-                loss = float(negative_log_likelihoods(logits, piece).mean())
-                rows.append((loss, divergence(rows_of, ours), same))
+                losses, far, same = measured(second_half(model.logits(piece)), rows_of, piece)
+                rows.append((float(losses.mean()), far, same))
         loss, far, same = np.mean(rows, axis=0)
         cells = (
             f"{summary.bits_per_weight:.2f}",

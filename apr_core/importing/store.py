@@ -100,7 +100,8 @@ def _of_key(key: str) -> Path | None:
 
 def _add(name: str, called: str, key: str, importer: Importer, progress: Notice | None) -> Path:
     """Import into the store, unless another process has done that meanwhile; return the file."""
-    from apr_core.format.writer import naming  # not needed where all is there already
+    from apr_core.format.writer import naming  # neither is needed where all is there already
+    from apr_core.importing.choosing import SOURCE
 
     folder, registry = store_dir(), get_registry()
     lock = folder / f".{key[:8]}.lock"  # one for all states of the source
@@ -112,7 +113,7 @@ def _add(name: str, called: str, key: str, importer: Importer, progress: Notice 
         try:
             if not (target := _of_key(key)):
                 source = find_source(name, registry, progress)
-                recipe = "source" if source.checkpoint else registry.recommended_recipe()
+                recipe = SOURCE if source.checkpoint else registry.recommended_recipe()
                 if not recipe:
                     raise PluginNotFound(
                         f"no installed plugin recommends a recipe to import {name} with",

@@ -74,7 +74,10 @@ class StandIn:
                 rule.name, rule.role, rule.quant_class, rule.shape, rule.layer, self._layers
             )
         )
-        name = answer if isinstance(answer, str) else answer[rule.shape[-1] % 256 > 0]
+        specs = [self._format(n) for n in ([answer] if isinstance(answer, str) else answer)]
+        return next((s for s in specs if not rule.shape[-1] % s.block), specs[-1])
+
+    def _format(self, name: str) -> FormatSpec:
         if name in NATIVE:
             return NATIVE[name]
         owned = self._registry.get("quantizer", name)

@@ -34,8 +34,8 @@ from apr_quant_q4k.search.lanes import (
     splat,
     table,
 )
+from apr_quant_q4k.search.line_search import FIRST, ONE, PASSES, ZERO
 
-ZERO, ONE = table([0] * LANES), table([1] * LANES)
 MOST = table([65504] * LANES)
 TRIES = 12  # first steps of either sign
 # The value furthest from zero meets the outermost level times these.
@@ -44,9 +44,6 @@ TIMES = [
     float(LEAST + (LARGEST - LEAST) * np.float32(min(k, TRIES - 1)) / np.float32(TRIES - 1))
     for k in range(LANES)
 ]
-# The first affine steps are span / (levels + these).
-FIRST = [-2.5 + 0.25 * k for k in range(LANES)]
-PASSES = 2
 WORDS = ir.VectorType(I32, LANES)
 Level = Callable[[Value], Value]  # a value over its step -> the nearest level
 
