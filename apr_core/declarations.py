@@ -37,22 +37,28 @@ class Declaration:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Declaration):
-    """A model family. `architectures` and `model_types` are matched against config.json."""
+    """A model family. `architectures` and `model_types` are matched against config.json.
 
-    _: KW_ONLY
+    Family("mine", "apr_mine.family:Mine", summary="Mine 1 and 2",
+           architectures=("MineForCausalLM",))
+    """
+
     architectures: tuple[str, ...] = ()  # of config.json
     model_types: tuple[str, ...] = ()  # where no installed family has the architecture
 
     kind: ClassVar[str] = "family"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention(Declaration):
-    """An attention variant (mixer). Every backend's conformance kit runs the cases of its ops."""
+    """An attention variant (mixer). Every backend's conformance kit runs the cases of its ops.
 
-    _: KW_ONLY
+    Attention("retention", "apr_retnet.mixer:Retention", summary="decays with distance",
+              state="recurrent", brings=(("retain", "apr_retnet.ops:retain"),))
+    """
+
     state: StateKind = "kv"  # the state it keeps of a sequence between steps
     brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
     cases: str = ""  # "module:function" -> list of apr_devkit.kits.OpCase for the ops it brings
@@ -60,11 +66,14 @@ class Attention(Declaration):
     kind: ClassVar[str] = "attention"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp(Declaration):
-    """A feed-forward variant. Every backend's conformance kit runs the cases of its ops."""
+    """A feed-forward variant. Every backend's conformance kit runs the cases of its ops.
 
-    _: KW_ONLY
+    Mlp("reglu", "apr_reglu.mlp:ReGLU", summary="gated by relu",
+        brings=(("reglu", "apr_reglu.ops:reglu"),))
+    """
+
     brings: tuple[tuple[str, str], ...] = ()  # (op name, "module:op") of its own ops
     cases: str = ""  # "module:function" -> list of apr_devkit.kits.OpCase for the ops it brings
 
@@ -124,15 +133,17 @@ def _refuse(reason: str) -> NoReturn:
     raise PluginError(f"a quantizer's layout is impossible: {reason}", "Correct its declaration.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer(Declaration):
     """A block number format: `block` values become `bytes_per_block` bytes.
 
     `dtype_id` is the APR v2 id if the format has one; others get ids from 192 up in each file.
     With a `layout` it needs no kernels of its own to run at speed.
+
+    Quantizer("mine4", "apr_mine.codec:Mine4", summary="4.25 bits: 64 with a scale",
+              block=64, bytes_per_block=34)
     """
 
-    _: KW_ONLY
     block: int = 0  # values in a block
     bytes_per_block: int = 0  # scales and everything else included
     dtype_id: int | None = None  # None unless APR v2 itself gives the format an id
@@ -141,36 +152,44 @@ class Quantizer(Declaration):
     kind: ClassVar[str] = "quantizer"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe(Declaration):
-    """A choice of format per tensor class. `formats` are the quantizers it may pick."""
+    """A choice of format per tensor class. `formats` are the quantizers it may pick.
 
-    _: KW_ONLY
+    Recipe("mine4", "apr_mine.recipes:mine4", summary="all matrices mine4",
+           formats=("mine4",))
+    """
+
     formats: tuple[str, ...] = ()  # quantizers it may answer with; floats need no listing
     recommended: bool = False  # suggested where no recipe was asked for
 
     kind: ClassVar[str] = "recipe"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend(Declaration):
     """A device. `requires` names modules that must be importable; `probe` scores this machine.
 
     Lists ask the probe too, so it should be quick and import nothing heavy.
+
+    Backend("npu", "apr_npu.backend:Npu", summary="the NPU of a phone",
+            requires=("npu_runtime",), probe="apr_npu.probe:probe")
     """
 
-    _: KW_ONLY
     requires: tuple[str, ...] = ()  # modules that must be installed; found, not imported
     probe: str = ""  # "module:function" -> (score, reason); score 0 means it cannot run here
 
     kind: ClassVar[str] = "backend"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel(Declaration):
-    """An implementation of an op for one backend and one weight format, or `*` for any."""
+    """An implementation of an op for one backend and one weight format, or `*` for any.
 
-    _: KW_ONLY
+    Kernel("npu/linear/mine4", "apr_mine.kernels:linear", summary="mine4 on the NPU",
+           backend="npu", op="linear", weight="mine4")
+    """
+
     backend: str = ""  # the name of the backend it is for
     op: str = ""  # the name of the op it computes
     weight: str = "*"  # a quantizer's name, f32, "layout" for all declared layouts, or *
@@ -178,42 +197,46 @@ class Kernel(Declaration):
     kind: ClassVar[str] = "kernel"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source(Declaration):
     """A URL scheme; the target is `fetch(url, *, progress=None, force=False) -> Path`.
 
     `progress` is called with what is fetched, its bytes so far and all bytes; without it nothing is
     downloaded. The target may have an attribute `example_url`: a small checkpoint that its kit
     fetches. With `suffixes` it is no scheme but a file format: `open(path) -> Checkpoint`.
+
+    Source("s3", "apr_s3.source:fetch", summary="S3 buckets")
     """
 
-    _: KW_ONLY
     suffixes: tuple[str, ...] = ()  # of files that it opens, such as ".gguf"
 
     kind: ClassVar[str] = "source"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter(Declaration):
     """A file format to export to.
 
     The target is `export(file, out, *, progress=None) -> mapping`: an open AprFile, the path to
     write, and a Progress to report bytes to. It writes beside `out` and renames, and returns
     `path`, `tensors` (how many), `bytes`, `skipped` (names) and `warnings` (sentences).
+
+    Exporter("npz", "apr_npz.export:export", summary="NumPy archives")
     """
 
     kind: ClassVar[str] = "exporter"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command(Declaration):
     """A command of `apr`; the target is a click command.
 
     With a `group`, as "plugins", it is a subcommand: `apr plugins NAME`. `settings` are the keys of
     the section of the configuration file that is called like the command, and their types.
+
+    Command("merge", "apr_merge.cli:merge", summary="merge models")
     """
 
-    _: KW_ONLY
     group: str = ""  # a command of the core that it belongs to; none: `apr NAME`
     settings: tuple[tuple[str, str], ...] = ()  # (key, "str", "int", "float", "bool" or "list")
 

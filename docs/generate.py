@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -50,37 +50,36 @@ PROTOCOLS = {
 
 def hooks() -> str:
     """Every hook: signature, meaning, an example that runs."""
-    from apr_core import hookspecs
+    from apr_core.declarations import HOOKS
 
     lines = [
         "# Hooks\n",
         "A plugin's hooks module implements any of these. Each takes nothing and returns",
         "[declarations](declarations.md); each may be called any number of times, in any order.\n",
     ]
-    for name, function in _public_functions(hookspecs):
-        text, _, example = doc(function).partition("\n\n")
-        names = sorted(set(re.findall(r"\b[A-Z]\w+(?=\()", example)))
-        signature = str(inspect.signature(function)).replace("d.", "").replace("'", "")
-        lines += [f"## {name}\n", f"`{name}{signature}`\n", f"{text}\n"]
+    for hook, cls in HOOKS.items():
+        text, example = _with_example(cls)
+        lines += [f"## {hook}\n", f"`{hook}() -> Iterable[{cls.__name__}]`\n", f"{text}\n"]
         lines += [
             "```python",
-            f"from apr_core.plugin import {', '.join([*names, 'hookimpl'])}",
-            "",
-            "",
+            f"from apr_core.plugin import {cls.__name__}, hookimpl",
+            "\n\n@hookimpl",
+            f"def {hook}():",
+            textwrap.indent(f"return [{textwrap.indent(example, ' ' * 8).strip()}]", " " * 4),
+            "```\n",
         ]
-        lines += [example, "```\n"]
     return "\n".join(lines)
+
+
+def _with_example(declaration: type) -> tuple[str, str]:
+    """What a declaration's docstring says, and the example that is its last paragraph."""
+    text, _, example = doc(declaration).rpartition("\n\n")
+    return text, example
 
 
 def by_name(name: str) -> tuple[str, str]:
     """In the order of an index; of `Op` and `op`, always the same one first."""
     return name.lower(), name
-
-
-def _public_functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
-    """Functions called apr_..., in the order of the source."""
-    functions = [(n, f) for n, f in vars(module).items() if n.startswith("apr_")]
-    return sorted(functions, key=lambda item: item[1].__code__.co_firstlineno)
 
 
 def declarations() -> str:
@@ -98,7 +97,7 @@ def declarations() -> str:
     ]
     for hook, cls in module.HOOKS.items():
         lines += [f"## {cls.__name__}\n", f"Returned by [`{hook}`](hooks.md).\n"]
-        lines += [f"{doc(cls)}\n", *field_table(module, cls, common)]
+        lines += [f"{_with_example(cls)[0]}\n", *field_table(module, cls, common)]
         lines += _target(cls.kind)
     for cls in (module.Layout, module.Numbers):
         lines += [f"## {cls.__name__}\n", f"{doc(cls)}\n", *field_table(module, cls, ())]
@@ -379,7 +378,7 @@ def _described(name: str, value: Any) -> Iterator[str]:
 
 
 PAGES: dict[str, tuple[str, Callable[[], str]]] = {
-    "hooks.md": ("apr_core/hookspecs.py", hooks),
+    "hooks.md": ("apr_core/declarations.py", hooks),
     "declarations.md": ("apr_core/declarations.py", declarations),
     "ops.md": ("apr_core/ops and the plugins' ops", ops),
     "errors.md": ("apr_core/errors.py", errors),

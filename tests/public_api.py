@@ -14,7 +14,7 @@ from typing import Any
 
 import apr_core.plugin
 import apr_core.runtime
-from apr_core import declarations, hookspecs
+from apr_core import declarations
 from apr_devkit import kits as testing
 from apr_devkit.kits.checks import checks_of
 
@@ -22,8 +22,8 @@ from apr_devkit.kits.checks import checks_of
 def lines() -> Iterator[str]:
     """One line a name, with its fields or signature."""
     yield f"API {declarations.API_VERSION}, supported {sorted(declarations.SUPPORTED_APIS)}"
-    for name in sorted(n for n in vars(hookspecs) if n.startswith("apr_")):
-        yield f"hook {name}{inspect.signature(getattr(hookspecs, name))}"
+    for name, cls in sorted(declarations.HOOKS.items()):
+        yield f"hook {name}() -> Iterable[{cls.__name__}]"
     for module in (apr_core, apr_core.plugin, apr_core.runtime):
         for name in sorted(module.__all__):
             yield from described(f"{module.__name__}.{name}", getattr(module, name))

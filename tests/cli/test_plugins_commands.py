@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_core.cli.plugins_switch import change_disabled
+from apr_core.cli.plugins import change_disabled
 from apr_core.errors import ConfigError, InputOutputError
 from apr_devkit.cli.freeze import direct_reference
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from apr_core.cli import plugins_switch
-from apr_core.cli.plugins_switch import change_disabled
+from apr_core.cli import plugins
+from apr_core.cli.plugins import change_disabled
 from apr_core.errors import ConfigError
 from apr_core.settings import read_settings
 
@@ -95,7 +95,7 @@ def test_links_in_a_circle_are_refused(tmp_path):
 
 def test_the_null_device_is_no_settings_and_is_not_replaced(monkeypatch):
     null, written = Path(os.devnull), []
-    monkeypatch.setattr(plugins_switch, "write_whole", lambda *what: written.append(what))
+    monkeypatch.setattr(plugins, "write_whole", lambda *what: written.append(what))
     assert read_settings(null).disable == ()
     with pytest.raises(ConfigError, match="keeps nothing"):
         change_disabled(add=["one"], path=null)
