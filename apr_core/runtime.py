@@ -55,7 +55,8 @@ if TYPE_CHECKING:
         sample_tokens,
         token_logprob,
     )
-    from apr_core.importing import find_source, plan_import, write_import
+    from apr_core.importing.importer import plan_import, write_import
+    from apr_core.importing.source import find_source
     from apr_core.model.loading import foreign_kernels, make_backend
     from apr_core.model.model import Model, Snapshot, load
     from apr_core.model.state import state_makers

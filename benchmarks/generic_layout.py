@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from apr_core import Model, load
-from apr_core.importing import find_source, plan_import, write_import
+from apr_core.importing.importer import plan_import, write_import
+from apr_core.importing.source import find_source
 from apr_core.plugin import TensorClass
 from apr_core.registry import get_registry
 from benchmarks.checkpoints import write

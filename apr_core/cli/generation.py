@@ -7,8 +7,8 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model
 
 Function = Callable[..., Any]
+Answer = Generator["Delta", None, None]
 
 kv_type_option = click.option(
     "--kv-type",
@@ -122,9 +123,7 @@ def answer(
             click.echo(click.style(line, dim=True), err=True)
 
 
-def answered(
-    model: Model, ids: list[int], timings: Timings, options: Mapping[str, Any]
-) -> Iterator[Delta]:
+def answered(model: Model, ids: list[int], timings: Timings, options: Mapping[str, Any]) -> Answer:
     """Yield the answer to a prompt in pieces, by the options of the command line."""
     limits = {name: options[name] for name in ("max_tokens", "stop")}
     return model.stream(ids, params=sampling_params(model, options), timings=timings, **limits)
@@ -243,16 +242,12 @@ class Printer:
         click.echo()
 
 
-def collect(pieces: Iterator[Delta], result: Generation, show: Callable[[Delta], None]) -> None:
+def collect(pieces: Answer, result: Generation, show: Callable[[Delta], None]) -> None:
     """Show and gather pieces as they come; an interruption ends the generation."""
-    try:
+    with closing(pieces):  # frees the slot now, not when the generator is collected
         for piece in pieces:
             show(piece)
             result.add(piece)
-    finally:
-        close = getattr(pieces, "close", None)
-        if close:
-            close()  # frees the slot now, not when the generator is collected
 
 
 def speed(t: Timings, load_s: float, reason: str) -> str:

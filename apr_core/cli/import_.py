@@ -13,7 +13,8 @@ from apr_core.cli.console import human_bytes, output_option, print_json, print_t
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr_core.importing import CheckpointSource, ImportSummary
+    from apr_core.importing.metadata import ImportSummary
+    from apr_core.importing.source import CheckpointSource
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -64,7 +65,8 @@ def run_import(
 ) -> ImportSummary:
     """Check everything, then import under a progress bar; return the summary."""
     from apr_core.format.writer import check_target
-    from apr_core.importing import find_source, plan_import, write_import
+    from apr_core.importing.importer import plan_import, write_import
+    from apr_core.importing.source import find_source
     from apr_core.registry import get_registry
 
     shard_bytes = parse_size(shard_size) if shard_size else None

@@ -14,7 +14,7 @@ from apr_core.cli.console import human_bytes, print_json, printable
 from apr_core.errors import AprError
 
 if TYPE_CHECKING:
-    from apr_core.importing import CheckpointSource
+    from apr_core.importing.source import CheckpointSource
 
 
 @click.command()

@@ -48,7 +48,7 @@ def _add_stats(
 ) -> None:
     """Add statistics to the rows, or a note where the format cannot be decoded."""
     from apr_core.errors import AprError
-    from apr_core.validation import TensorReader, tensor_stats
+    from apr_core.validation.values import TensorReader, tensor_stats
 
     reader = TensorReader(file, registry)
     with progress("Decoding", sum(e.nbytes for e in entries)) as bar:

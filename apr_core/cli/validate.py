@@ -11,7 +11,7 @@ from apr_core.cli.console import print_json, print_table, printable, progress, w
 from apr_core.errors import FormatError, ValidationFailed
 
 if TYPE_CHECKING:
-    from apr_core.validation import Report
+    from apr_core.validation.report import Report
 
 MARKS = {"passed": ("ok", "green"), "failed": ("FAILED", "red"), "not_run": ("not run", "yellow")}
 WORST = 10
@@ -42,7 +42,8 @@ def command(file: str, quality: bool, source: str | None, as_json: bool) -> None
 def _check(file: str, quality: bool, source: str | None) -> Report:
     from apr_core.format import AprFile
     from apr_core.registry import get_registry
-    from apr_core.validation import Report, check_file, work_bytes
+    from apr_core.validation.report import Report
+    from apr_core.validation.validate import check_file, work_bytes
 
     path = model_file(file)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -80,7 +80,7 @@ def stream(
     chunk: int = CHUNK,
     timings: Timings | None = None,
     detect_repetition: bool = True,
-) -> Iterator[Delta]:
+) -> Generator[Delta, None, None]:
     """Generate until a stop id, a stop string, `max_tokens` or the end of the context.
 
     `params` None means the model's defaults. Text that repeats itself without end is ended unless

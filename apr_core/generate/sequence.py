@@ -40,17 +40,9 @@ AFTER_THOUGHT = "\n\n"  # between reasoning and answer in templates
 TIMES = 4  # repetitions after which nothing new comes
 LEAST = 2048  # repeated tokens needed
 LEAST_IN_THOUGHT = 1024
-LONGEST = 512  # tokens; every period up to this is watched
 FARTHEST = 8192  # tokens; up to this, the answer is searched for its own end
-LOOKS, FAR_LOOKS = 32, 256  # tokens between looks at the counts, and searches
-WORD = 32  # tokens of the end that is searched for
-TRIED = 64  # matches tried at most
-
-PERIODS = np.arange(1, LONGEST + 1)
-NEEDED = {  # tokens equal to those one period before, by whether in a thought
-    thinking: np.maximum(least, TIMES * PERIODS) - PERIODS
-    for thinking, least in ((False, LEAST), (True, LEAST_IN_THOUGHT))
-}
+LOOKS = 32  # tokens between searches, and of the end that is searched for
+TRIED = 512  # matches tried at most, the nearest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,45 +303,37 @@ def _floor(value: float) -> float:
 class Repetition:
     """Detects an answer that repeats itself without end.
 
-    Counts, for every short period, how many tokens in a row equal those one period before; only
-    exact repetition counts. Tables, matrices of zeros, or a line wanted a hundred times are not
-    endless, so many repetitions are needed; fewer in a thought, which has no required form.
+    Searches it for its own end: the tokens since an earlier place where it stands are a period, if
+    all before repeat them. Only exact repetition counts. Tables, matrices of zeros, or a line
+    wanted a hundred times are not endless, so many repetitions are needed; fewer in a thought,
+    which has no required form.
     """
 
     def __init__(self) -> None:
-        self._tokens = np.full(2 * LONGEST, -1, np.int64)  # [..], LONGEST of them before the first
-        self._stop = LONGEST
-        self._counts = np.zeros(LONGEST, np.int64)
+        self._buffer = np.empty(1024, np.int64)
+        self._count = 0
 
     def push(self, token: int, thinking: bool = False) -> bool:
-        """Take a token; return True if the answer repeats itself endlessly.
+        """Take a token; return True if the answer repeats itself endlessly, exact to LOOKS tokens.
 
-        Exact to LOOKS tokens, or to FAR_LOOKS for what is longer than LONGEST.
+        A period longer than TRIED may take as many more as it has, if its end repeats by itself.
         """
-        before = self._tokens[self._stop - LONGEST : self._stop][::-1]
-        self._counts += 1
-        self._counts *= before == token
-        if self._stop == self._tokens.size:
-            self._tokens = np.resize(self._tokens, 2 * self._stop)
-        self._tokens[self._stop] = token
-        self._stop += 1
-        seen = self._stop - LONGEST
-        if seen % LOOKS == 0 and (self._counts >= NEEDED[thinking]).any():
-            return True
-        return seen % FAR_LOOKS == 0 and self._repeats_from_afar()
+        if self._count == self._buffer.size:
+            self._buffer = np.resize(self._buffer, 2 * self._count)
+        self._buffer[self._count] = token
+        self._count += 1
+        return self._count % LOOKS == 0 and self._repeats(LEAST_IN_THOUGHT if thinking else LEAST)
 
-    def _repeats_from_afar(self) -> bool:
+    def _repeats(self, least: int) -> bool:
         """Return True if the last tokens came before, and the same tokens after each time."""
-        tokens, last = self._tokens, self._stop - 1
-        first = max(LONGEST + WORD, last - FARTHEST)
-        places = first + np.flatnonzero(tokens[first : last - LONGEST] == tokens[last])
-        for back in range(1, WORD):
+        tokens, last = self._buffer[: self._count], self._count - 1
+        first = max(LOOKS, last - FARTHEST)
+        places = first + np.flatnonzero(tokens[first:last] == tokens[last])
+        for back in range(1, LOOKS):
             places = places[tokens[places - back] == tokens[last - back]]
-        return any(self._is_period(last - int(place)) for place in places[: -TRIED - 1 : -1])
+        return any(self._is_period(last - int(p), least) for p in places[: -TRIED - 1 : -1])
 
-    def _is_period(self, period: int) -> bool:
-        start = self._stop - (TIMES - 1) * period
-        if start - period < LONGEST:
-            return False
-        now, before = self._tokens[start : self._stop], self._tokens[start - period :]
-        return np.array_equal(now, before[: now.size])
+    def _is_period(self, period: int, least: int) -> bool:
+        start = self._count - max(least, TIMES * period)
+        repeated = self._buffer[max(start, 0) : self._count]
+        return start >= 0 and np.array_equal(repeated[period:], repeated[:-period])

@@ -5,41 +5,50 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr_core.family.contract import Contract, Resolution
-from apr_core.family.modelspec import FamilyPlugin, ModelConfig
+from apr_core.family.modelspec import FamilyPlugin
 from apr_core.format.writer import AprWriter, TensorSpec, check_target
-from apr_core.importing.checkpoint import Checkpoint
-from apr_core.importing.choosing import SOURCE, Assignment, FormatChooser, fallback_rows
+from apr_core.importing.choosing import SOURCE, FormatChooser, fallback_rows
 from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, role_rows, skipped_rows
 from apr_core.importing.source import CheckpointSource
-from apr_core.registry import Registry
+from apr_core.registry import Owned, Registry
 from apr_core.text.tokenizer_files import read_json, tokenizer_metadata
 
+NO_CONFIG = "A checkpoint has config.json beside its weights."
 MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit sooner
 
 
-@dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """A checked import: only values, the disk and time can still make it fail."""
+    """A checked import: only values, the disk and time can still make it fail.
 
-    source: CheckpointSource
-    family: FamilyPlugin
-    family_distribution: str
-    config: ModelConfig
-    contract: Contract
-    hf_config: Mapping[str, Any]
-    generation: Mapping[str, Any] | None
-    checkpoint: Checkpoint
-    resolution: Resolution
-    recipe: str
-    assignments: tuple[Assignment, ...]
-    tokenizer: Mapping[str, Any]
+    Made by `plan_import`, which says what is read and raised.
+    """
+
+    def __init__(
+        self, source: CheckpointSource, recipe: str, arch: str | None, registry: Registry
+    ) -> None:
+        self.source, self.recipe = source, recipe
+        directory = source.directory
+        self.hf_config = read_json(directory / "config.json", NO_CONFIG)
+        owned = find_family(self.hf_config, arch, registry)
+        self.family: FamilyPlugin = registry.make("family", owned.qualified)
+        self.family_distribution = owned.distribution
+        defaults = directory / "generation_config.json"
+        self.generation = read_json(defaults) if defaults.exists() else None
+        self.config = config = self.family.config(self.hf_config, self.generation)
+        self.contract = self.family.contract()
+        chooser = FormatChooser(recipe, config.num_layers, registry)
+        self.checkpoint = self.family.checkpoint(config, source.open())
+        shapes = {name: tensor.shape for name, tensor in self.checkpoint.tensors.items()}
+        self.resolution = self.contract.check(config, shapes)
+        self.assignments = chooser.choose(self.resolution, self.checkpoint)
+        self.tokenizer = tokenizer_metadata(
+            directory, config.vocab_size, self.contract.pre_type, config.stop_ids
+        )
 
     @property
     def source_bytes(self) -> int:
@@ -55,36 +64,10 @@ def plan_import(
     `recipe` None keeps the checkpoint's precision; `arch` None detects the family from
     config.json. Raises NotFound, FormatError, ContractError or PluginError.
     """
-    directory = source.directory
-    hf = read_json(directory / "config.json", "A checkpoint has config.json beside its weights.")
-    owned = find_family(hf, arch, registry)
-    recipe = recipe or SOURCE
-    family: FamilyPlugin = registry.make("family", owned.qualified)
-    defaults = directory / "generation_config.json"
-    generation = read_json(defaults) if defaults.exists() else None
-    config, contract = family.config(hf, generation), family.contract()
-    chooser = FormatChooser(recipe, config.num_layers, registry)
-    checkpoint = family.checkpoint(config, source.open())
-    resolution = contract.check(config, {n: t.shape for n, t in checkpoint.tensors.items()})
-    assignments = chooser.choose(resolution, checkpoint)
-    tokenizer = tokenizer_metadata(directory, config.vocab_size, contract.pre_type, config.stop_ids)
-    return ImportPlan(
-        source,
-        family,
-        owned.distribution,
-        config,
-        contract,
-        hf,
-        generation,
-        checkpoint,
-        resolution,
-        recipe,
-        tuple(assignments),
-        tokenizer,
-    )
+    return ImportPlan(source, recipe or SOURCE, arch, registry)
 
 
-def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Any:
+def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Owned:
     """Return the declaration of the family for this config.json, or of the family named."""
     if arch is not None:
         return registry.get("family", arch)

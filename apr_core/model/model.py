@@ -292,7 +292,7 @@ class Model:
 
     def stream(
         self, prompt: str | Sequence[int], **options: Unpack[StreamOptions]
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """Complete a text, or token ids, piece by piece: see `apr_core.generate.generate.stream`.
 
         A string is completed as it is; `chat` asks a model that was trained to answer.

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from apr_core.errors import AprError, FormatError, NotFound
-from apr_core.importing import Checkpoint
-from apr_core.importing.checkpoint import FLOATS
+from apr_core.importing.checkpoint import FLOATS, Checkpoint
 from tests import tiny_checkpoints as tiny
 
 INDEX = "model.safetensors.index.json"

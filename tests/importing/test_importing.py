@@ -22,9 +22,10 @@ from apr_core.errors import (
     UsageError,
 )
 from apr_core.format import AprFile, to_float32
-from apr_core.importing import find_source, plan_import, write_import
 from apr_core.importing.choosing import FormatChooser
 from apr_core.importing.encoding import ErrorTally
+from apr_core.importing.importer import plan_import, write_import
+from apr_core.importing.source import find_source
 from apr_core.registry import Registry, get_registry
 from tests import tiny_checkpoints as tiny
 

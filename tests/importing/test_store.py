@@ -15,7 +15,8 @@ import pytest
 from apr_core.declarations import Quantizer, Recipe, Source
 from apr_core.errors import InputOutputError, NotFound, PluginNotFound, UsageError
 from apr_core.format import AprFile
-from apr_core.importing import Checkpoint, store
+from apr_core.importing import store
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.store import entries, find_model, remove
 from apr_core.registry import Registry, get_registry
 from tests import tiny_checkpoints as tiny

@@ -19,8 +19,9 @@ from apr_core.family.contract import Resolution, TensorRule
 from apr_core.family.modelspec import ModelConfig
 from apr_core.format import NATIVE, AprFile, FormatSpec
 from apr_core.registry import Registry
-from apr_core.validation import Report, check_file, tensor_stats, work_bytes
-from apr_core.validation.report import score
+from apr_core.validation.report import Report, score
+from apr_core.validation.validate import check_file, work_bytes
+from apr_core.validation.values import tensor_stats
 from tests.apr_files import write
 
 HIDDEN, ROWS = 32, 24
@@ -490,8 +491,7 @@ def test_statistics_of_nothing_and_of_nan() -> None:
 
 
 def test_huge_rows_are_decoded_in_pieces(tmp_path: Path) -> None:
-    from apr_core.validation import TensorReader
-    from apr_core.validation.values import PIECE
+    from apr_core.validation.values import PIECE, TensorReader
 
     cols = PIECE + 16
     raw = Toy8().encode(np.ones((1, cols), np.float32)).tobytes()

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 
 from apr_core.errors import NotFound
-from apr_core.importing import Checkpoint
+from apr_core.importing.checkpoint import Checkpoint
 from apr_core.registry import get_registry
 from apr_demo import source
 

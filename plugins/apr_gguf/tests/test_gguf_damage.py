@@ -15,7 +15,8 @@ gguf = pytest.importorskip("gguf", reason="the package that writes what is damag
 
 from apr_core.errors import AprError, ContractError, FormatError, NotFound
 from apr_core.format import AprFile
-from apr_core.importing import find_source, plan_import
+from apr_core.importing.importer import plan_import
+from apr_core.importing.source import find_source
 from apr_core.registry import get_registry
 from apr_devkit.tiny import tiny_apr
 from apr_gguf.checkpoint import open_checkpoint

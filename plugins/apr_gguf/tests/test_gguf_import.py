@@ -11,8 +11,8 @@ from apr_core import load
 from apr_core.cli.import_ import run_import
 from apr_core.errors import UsageError
 from apr_core.format import AprFile, decode_tensor
-from apr_core.importing import find_source
 from apr_core.importing.metadata import NUMBERS
+from apr_core.importing.source import find_source
 from apr_core.registry import get_registry
 from apr_core.validation.quality import open_source
 from apr_devkit.tiny import tiny_checkpoint
