@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
     from apr_core.generate.requests import (
         Channel,
-        Constraint,
         Delta,
         EndedBy,
         FinishReason,
@@ -47,13 +46,12 @@ if TYPE_CHECKING:
         Usage,
         as_exception,
     )
-    from apr_core.generate.sampling import Sampler, SamplingParams, sample
+    from apr_core.generate.sampling import Sampler, SamplingParams, finite, largest, sample
     from apr_core.generate.sequence import (
         GenerationSequence,
         Vocabulary,
         decode_step,
         sample_tokens,
-        token_logprob,
     )
     from apr_core.importing.importer import plan_import, write_import
     from apr_core.importing.source import find_source
@@ -66,22 +64,24 @@ if TYPE_CHECKING:
     from apr_core.registry import Owned, Registry, get_registry, tolerant_registry
     from apr_core.settings import Settings, config_content, config_path, problems, read_settings
     from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
+    from apr_core.text.detokenize import MAX_PENDING
     from apr_core.text.tokenizer import Tokenizer
 else:
     __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
-    "CHUNK", "COMMANDS", "EVERY", "GRID", "Binder", "Channel", "ChatTemplate", "Choice",
-    "ChunkBoundaries", "Constraint", "Delta", "EndedBy", "FinishReason", "ForeignKernel",
+    "CHUNK", "COMMANDS", "EVERY", "GRID", "MAX_PENDING", "Binder", "Channel", "ChatTemplate",
+    "Choice", "ChunkBoundaries", "Delta", "EndedBy", "FinishReason", "ForeignKernel",
     "Generation", "GenerationRequest", "GenerationSequence", "LastLogits", "Model", "Owned",
-    "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong", "ReferenceBackend",
-    "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer",
-    "Trial", "TrialOps", "Usage", "Vocabulary", "allowed", "apr", "as_exception", "boundaries_of",
-    "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
-    "diverted", "download_progress", "encode_chat", "find_source", "foreign_kernels", "generate",
-    "get_registry", "human_bytes", "installed", "kv_type_option", "limit_of", "load",
-    "make_backend", "make_step", "model_file", "normalized", "normalized_id", "plan_import",
-    "print_json", "print_table", "problems", "progress", "read_settings", "resolve", "rows_called",
-    "sample", "sample_tokens", "show_notices", "sparing_collections", "state_makers", "stream",
-    "token_logprob", "tolerant_registry", "upload_progress", "write_import",
+    "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong",
+    "ReferenceBackend", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
+    "TokenLogprob", "Tokenizer", "Trial", "TrialOps", "Usage", "Vocabulary", "allowed", "apr",
+    "as_exception", "boundaries_of", "chat_pieces", "check_prompt", "collect", "config_content",
+    "config_path", "decode_step", "diverted", "download_progress", "encode_chat", "find_source",
+    "finite", "foreign_kernels", "generate", "get_registry", "human_bytes", "installed",
+    "kv_type_option", "largest", "limit_of", "load", "make_backend", "make_step", "model_file",
+    "normalized", "normalized_id", "plan_import", "print_json", "print_table", "problems",
+    "progress", "read_settings", "resolve", "rows_called", "sample", "sample_tokens",
+    "show_notices", "sparing_collections", "state_makers", "stream", "tolerant_registry",
+    "upload_progress", "write_import",
 ]  # fmt: skip

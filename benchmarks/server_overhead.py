@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from apr_core import Model, load
-from apr_core.generate.requests import Delta, GenerationRequest, Usage
-from apr_serve.engine.interface import EngineStats
+from apr_core.generate.requests import Delta, Usage
+from apr_serve.engine.interface import EngineRequest, EngineStats
 
 TOKENS = 400  # a stream
 STEP_S = 0.005
@@ -55,7 +55,7 @@ class SteadyEngine:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Any) -> Any:
+    def submit(self, request: EngineRequest, deliver: Any) -> Any:
         """Queue a request."""
         self._new.append((deliver, [0]))
         return self
@@ -107,7 +107,7 @@ def alone(streams: int) -> float:
 
     started = time.process_time()
     for _ in range(streams):
-        engine.submit(GenerationRequest([1]), deliver)
+        engine.submit(EngineRequest([1]), deliver)
     for _ in range(streams):
         left.acquire()
     spent = time.process_time() - started

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from apr_core import Model, load
-from apr_core.generate.requests import Delta, GenerationRequest
+from apr_core.generate.requests import Delta
 from apr_serve.engine.engine import Engine
+from apr_serve.engine.interface import EngineRequest
 from benchmarks.checkpoints import write
 from benchmarks.files import imported
 
@@ -36,7 +37,7 @@ class Stream:
         self.ids: list[int] = []
         self.cached = 0
         self.ended = threading.Event()
-        request = GenerationRequest(
+        request = EngineRequest(
             ids,
             max_tokens=tokens,
             ignore_stop_tokens=True,

@@ -5,16 +5,12 @@ Knows no chats, tools or HTTP: a request is ids in, pieces of text with their id
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 from apr_core.errors import AprError
 from apr_core.generate.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Channel = Literal["reasoning", "text"]
 # `tool_calls` is what servers make of a stop after calls; nothing here does
@@ -33,29 +29,12 @@ EndedBy = Literal[
 ]
 
 
-class Constraint(Protocol):
-    """A limit on which tokens may come next; one object per answer."""
-
-    def mask(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [vocab], with forbidden tokens at -inf. May write in place."""
-
-    def accept(self, token: int) -> None:
-        """Take note of a chosen token."""
-
-    @property
-    def complete(self) -> bool:
-        """True if nothing may follow but the end of the answer."""
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and how to answer it. `n` answers are drawn; answer i has seed `seed + i`.
+    """One prompt and how to answer it.
 
     Before `min_tokens` no token that ends answers is chosen, and no stop string looked for;
-    `skip_special_tokens` leaves control tokens out of the text. `thinking_budget` are reasoning
-    tokens, after which the thought is closed with `budget_text`. `constraint` makes what limits the
-    answer; it applies from the end of the reasoning on. `top_logprobs` None means none, 0 those of
-    the chosen tokens only. Owners take turns, however many requests each has waiting.
+    `skip_special_tokens` leaves control tokens out of the text.
     """
 
     prompt_ids: Sequence[int]
@@ -63,17 +42,10 @@ class GenerationRequest:
     max_tokens: int | None = None
     min_tokens: int = 0
     stop: Sequence[str] = ()
-    n: int = 1
-    top_logprobs: int | None = None
-    thinking_budget: int | None = None
-    budget_text: str = ""
-    constraint: Callable[[], Constraint] | None = None
     detect_repetition: bool = True
     ignore_stop_tokens: bool = False
     skip_special_tokens: bool = True
     plain: bool = False  # all is text as it was written, tags of thinking too
-    use_cache: bool = True  # of prefixes
-    tenant: str = ""
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
+from apr_serve.engine.interface import EngineRequest
 from tests import tiny_checkpoints
 
 FAMILIES = {
@@ -55,7 +55,7 @@ class Client:
     """Submits one request and keeps what comes."""
 
     def __init__(self, engine, ids, params=None, on_delta=None, **options):
-        self.request = GenerationRequest(ids, params or SamplingParams(), **options)
+        self.request = EngineRequest(ids, params or SamplingParams(), **options)
         self.deltas, self._on_delta, self._engine = [], on_delta, engine
         self._ended = threading.Event()
         self.ticket = engine.submit(self.request, self._deliver)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from apr_core.errors import UsageError
-from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
-from apr_core.generate.sequence import GenerationSequence, Vocabulary
+from apr_core.generate.sequence import Vocabulary
 from apr_serve.engine.engine import Engine
+from apr_serve.engine.interface import EngineRequest
+from apr_serve.engine.sequence import AnswerSequence
 from tests.engine.engine_rig import (
     ENDLESS,
     Client,
@@ -107,7 +108,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(model):
             (random_ids(900), {"n": 2, "max_tokens": 100}, r"2 x 999 tokens need \d+ MiB .* 1 MiB"),
         ):
             with pytest.raises(UsageError, match=words):
-                engine.submit(GenerationRequest(ids, **options), lambda deltas: None)
+                engine.submit(EngineRequest(ids, **options), lambda deltas: None)
         assert_nothing_left(engine)
     finally:
         engine.close()
@@ -164,8 +165,8 @@ class Scripted:
         tokenizer = model.tokenizer
         self.vocabulary = Vocabulary.of(model)
         self.says = tokenizer.encode(says, allow_special=True)
-        request = GenerationRequest(tokenizer.encode(prompt, allow_special=True), **options)
-        self.answer = GenerationSequence(
+        request = EngineRequest(tokenizer.encode(prompt, allow_special=True), **options)
+        self.answer = AnswerSequence(
             self.vocabulary,
             request,
             0,
@@ -224,7 +225,7 @@ def test_a_thinking_budget_waits_for_no_character_that_never_ends(model):
     begun = model.tokenizer.encode("☃")[0]
     for _ in range(20):
         run.feed(begun)
-    assert run.vocabulary.end_think in run.fed
+    assert run.answer.end_think in run.fed
 
 
 def test_a_budget_of_nothing_and_one_that_is_not_reached(model):

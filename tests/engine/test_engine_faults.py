@@ -12,9 +12,9 @@ import pytest
 
 from apr_core.errors import AprError, UsageError
 from apr_core.generate.boundaries import CHUNK, GRID
-from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.groups import GenerationGroup
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.engine.memory import _groups, available
 from apr_serve.engine.prefill import take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
@@ -54,7 +54,7 @@ def test_a_caller_who_panics_is_dropped(engine):
     def broken(deltas):
         raise Panic("gone")
 
-    engine.submit(GenerationRequest(random_ids(10), max_tokens=900), broken)
+    engine.submit(EngineRequest(random_ids(10), max_tokens=900), broken)
     assert ask(engine, random_ids(30), max_tokens=3).last().finish_reason == "length"
 
 
@@ -100,7 +100,7 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(token_budget, tenant
     number = itertools.count()
 
     def group(length, tenant):
-        request = GenerationRequest(random_ids(length), tenant=tenant)
+        request = EngineRequest(random_ids(length), tenant=tenant)
         return GenerationGroup(request, print, print, 1, "max_tokens")
 
     long, waited = group(2000, "long"), 0

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from apr_core.errors import AprError
-from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
-from apr_serve.engine.interface import Busy
+from apr_serve.engine.interface import Busy, EngineRequest
 from tests.engine.engine_rig import (
     ENDLESS,
     Client,
@@ -285,7 +284,7 @@ def test_a_caller_who_cannot_be_told_is_dropped(model, engine_by_hand):
 
     engine = engine_by_hand
     alone = model.generate(random_ids(30), params=SamplingParams(), max_tokens=30).ids
-    engine.submit(GenerationRequest(random_ids(10), max_tokens=900, **ENDLESS), broken)
+    engine.submit(EngineRequest(random_ids(10), max_tokens=900, **ENDLESS), broken)
     assert ask(engine, random_ids(30), max_tokens=30).ids() == alone
     while engine.turn():
         pass

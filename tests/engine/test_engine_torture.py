@@ -13,9 +13,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from apr_core.generate.requests import GenerationRequest
 from apr_core.generate.sampling import SamplingParams
 from apr_serve.engine.engine import Engine
+from apr_serve.engine.interface import EngineRequest
 from tests.engine.engine_rig import by_hand, chat, random_ids
 
 pytestmark = pytest.mark.needs_plugins
@@ -75,7 +75,7 @@ class Asked:
         self.deaf = rng.random() < 0.05
         drawn = rng.random() < 0.3
         params = SamplingParams(temperature=1.5, top_k=30, presence_penalty=1.0, seed=self.at)
-        self.request = GenerationRequest(
+        self.request = EngineRequest(
             prompts[self.at],
             params if drawn else SamplingParams(),
             max_tokens=rng.choice([1, 6, 12]),
@@ -177,7 +177,7 @@ def plain(model, ids, params):
     engine = Engine(model, slots=1, cache_bytes=0)
     deltas = []
     try:
-        request = GenerationRequest(ids, params, max_tokens=12, ignore_stop_tokens=True)
+        request = EngineRequest(ids, params, max_tokens=12, ignore_stop_tokens=True)
         engine.submit(request, deltas.extend)
         assert engine.drain(60)
     finally:

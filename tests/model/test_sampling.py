@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from apr_core.errors import AprError, UsageError
 from apr_core.generate.sampling import Sampler, SamplingParams, Seen, largest, pick
-from apr_core.generate.sequence import token_logprob
+from apr_serve.engine.sequence import token_logprob
 
 
 def draws(logits, n=4000, **params):

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from apr_core.errors import BackendError
-from apr_core.generate.requests import Delta, GenerationRequest, Usage
+from apr_core.generate.requests import Delta, Usage
 from apr_serve.anthropic import routes as anthropic
 from apr_serve.anthropic.events import MessageEvents
 from apr_serve.chat.connection import noting
 from apr_serve.chat.service import ChatService
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.http.errors import ApiError
 from apr_serve.http.sse import EventStream
 from apr_serve.responses import routes as responses
@@ -78,7 +79,7 @@ def sent_by(protocol, deliveries, leaves_after=1000, **options):
             await left.wait()
             return {"type": "http.disconnect"}
 
-        steps = await service.stream(GenerationRequest([1]), ended=noting(request, "m"))
+        steps = await service.stream(EngineRequest([1]), ended=noting(request, "m"))
         error = None
         try:
             await protocol(steps, **options)({}, receive, send)

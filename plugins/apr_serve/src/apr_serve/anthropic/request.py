@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from apr_core.runtime import GenerationRequest
 from apr_serve.anthropic.thinking import recalled
 from apr_serve.chat.protocol_fields import (
     BY_FORM,
@@ -32,6 +31,7 @@ from apr_serve.chat.protocol_fields import (
 from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolChoice, ToolUse
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.openai.chat_request import MAX_STOPS, StopString
 
 USER_BLOCKS = ("text", "tool_result")
@@ -325,10 +325,10 @@ class MessagesRequest(PromptRequest, MoreSampling):
         """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         return sampling_of(self)
 
-    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+    def generation(self, prompt_ids: Sequence[int]) -> EngineRequest:
         """Return the request for the engine, without sampling and constraint."""
         stop = tuple(self.stop_sequences or ())
-        return GenerationRequest(prompt_ids, max_tokens=self.max_tokens, stop=stop)
+        return EngineRequest(prompt_ids, max_tokens=self.max_tokens, stop=stop)
 
     @property
     def hides_thinking(self) -> bool:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from apr_core.runtime import Delta, GenerationRequest, TokenLogprob
-from apr_serve.engine.interface import GenerationEngine, Ticket
+from apr_core.runtime import Delta, TokenLogprob
+from apr_serve.engine.interface import EngineRequest, GenerationEngine, Ticket
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ class Bridge:
         self._arrived: deque[tuple[Callable[[Any], None], Any]] = deque()
         engine.flushed = self._flushed
 
-    def submit(self, request: GenerationRequest) -> Deliveries:
+    def submit(self, request: EngineRequest) -> Deliveries:
         """Queue a request from within the event loop. Raises Busy or UsageError."""
         self._loop = asyncio.get_running_loop()
         deliveries = Deliveries(request.n, len(request.prompt_ids))

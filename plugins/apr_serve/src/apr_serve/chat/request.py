@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from apr_core.runtime import GenerationRequest
+from apr_serve.engine.interface import EngineRequest
 
 ToolChoice = Literal["auto", "none", "required"]
 
@@ -56,9 +56,9 @@ class ChatBody:
         """Return the conversation in OpenAI's form: content as a string or as parts."""
         raise NotImplementedError
 
-    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+    def generation(self, prompt_ids: Sequence[int]) -> EngineRequest:
         """Return the request for the engine, without sampling, thinking and constraint."""
-        return GenerationRequest(prompt_ids)
+        return EngineRequest(prompt_ids)
 
     def tool_use(self) -> ToolUse:
         """Return the tools, and how they may be called."""

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from apr_core.plugin import AprError, FormatError
 from apr_core.runtime import (
     ChatTemplate,
-    Constraint,
     Delta,
-    GenerationRequest,
     PromptTooLong,
     SamplingParams,
     TokenLogprob,
@@ -27,7 +25,7 @@ from apr_serve.chat.bridge import Bridge, Deliveries
 from apr_serve.chat.collected import CollectedAnswer, collect, failure
 from apr_serve.chat.events import ChatEvent
 from apr_serve.chat.request import NO_TOOLS, ChatBody, Tool, ToolUse
-from apr_serve.engine.interface import GenerationEngine
+from apr_serve.engine.interface import Constraint, EngineRequest, GenerationEngine
 from apr_serve.http.errors import ApiError, as_api_error
 from apr_serve.tools.messages import normalized, template_tools
 from apr_serve.tools.tool_calls import Form, form_of
@@ -99,7 +97,7 @@ class ChatService:
         except AprError as error:
             raise self._refused(error, "messages") from error
 
-    async def request(self, body: ChatBody, tenant: str) -> GenerationRequest:
+    async def request(self, body: ChatBody, tenant: str) -> EngineRequest:
         """Return the engine's request for a chat."""
         ids = await asyncio.to_thread(self.prompt_ids, body)
         constraint = await asyncio.to_thread(self._constraint, body)
@@ -114,7 +112,7 @@ class ChatService:
 
     async def stream(
         self,
-        request: GenerationRequest,
+        request: EngineRequest,
         tools: ToolUse = NO_TOOLS,
         ended: Ended = _nothing,
         param: str = "messages",
@@ -132,7 +130,7 @@ class ChatService:
         return steps
 
     async def _events(
-        self, request: GenerationRequest, tools: ToolUse, ended: Ended, param: str, watch: Stopwatch
+        self, request: EngineRequest, tools: ToolUse, ended: Ended, param: str, watch: Stopwatch
     ) -> AsyncGenerator[list[ChatEvent], None]:
         """Yield an empty list once the request is queued, then the events of each step."""
         parsers = [AnswerParser(tools.shown, index, tools.parallel) for index in range(request.n)]
@@ -158,7 +156,7 @@ class ChatService:
             deliveries.close()
 
     async def complete(
-        self, request: GenerationRequest, tools: ToolUse, ended: Ended, since: float
+        self, request: EngineRequest, tools: ToolUse, ended: Ended, since: float
     ) -> list[CollectedAnswer]:
         """Return all answers, whole. Raises ApiError if one fails."""
         answers = [CollectedAnswer(index) for index in range(request.n)]
@@ -167,7 +165,7 @@ class ChatService:
                 collect(answers, events)
         return answers
 
-    def _submit(self, request: GenerationRequest, param: str) -> Deliveries:
+    def _submit(self, request: EngineRequest, param: str) -> Deliveries:
         try:
             deliveries = self._bridge.submit(request)
         except AprError as error:

@@ -24,7 +24,6 @@ from apr_core.runtime import (
     ChunkBoundaries,
     Delta,
     EndedBy,
-    GenerationRequest,
     TokenLogprob,
     Vocabulary,
     as_exception,
@@ -33,7 +32,7 @@ from apr_core.runtime import (
     limit_of,
 )
 from apr_serve.engine.groups import EmbeddingGroup, GenerationGroup, ScoringGroup, SequenceGroup
-from apr_serve.engine.interface import Busy, EngineStats, Ticket
+from apr_serve.engine.interface import Busy, EngineRequest, EngineStats, Ticket
 from apr_serve.engine.memory import MemoryBudget, default_limit
 from apr_serve.engine.prefix_cache import PrefixCache, snapshot_positions
 from apr_serve.engine.scheduler import Scheduler
@@ -109,7 +108,7 @@ class Engine:
             self._thread = threading.Thread(target=self._run, name="apr-engine", daemon=True)
             self._thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
+    def submit(self, request: EngineRequest, deliver: Deliver) -> Ticket:
         """Queue a request. Raises Busy, or UsageError if it can never run."""
         limit, reason = self._limit(request)
         if not 1 <= request.n <= self.slots:
@@ -147,7 +146,7 @@ class Engine:
         group.boundaries = self._boundaries(ids)
         return self._enqueue(group)
 
-    def _limit(self, request: GenerationRequest) -> tuple[int, EndedBy]:
+    def _limit(self, request: EngineRequest) -> tuple[int, EndedBy]:
         """Return the most tokens an answer may have, and the end reason when it has them.
 
         A request without a limit gets what its share of the memory holds, less a part for prefixes:

@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from apr_core.plugin import AprError
-from apr_core.runtime import (
-    Delta,
-    EndedBy,
-    GenerationRequest,
-    GenerationSequence,
-    Prefill,
-    TokenLogprob,
-    Usage,
-    Vocabulary,
-    token_logprob,
-)
+from apr_core.runtime import Delta, EndedBy, Prefill, TokenLogprob, Usage, Vocabulary
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.engine.prefix_cache import Node
+from apr_serve.engine.sequence import AnswerSequence, token_logprob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,11 +82,11 @@ class SequenceGroup(Prefill):
 
 
 class GenerationGroup(SequenceGroup):
-    """A request for answers, each with the limit and the reason of a `GenerationSequence`."""
+    """A request for answers, each with the limit and the reason of an `AnswerSequence`."""
 
     def __init__(
         self,
-        request: GenerationRequest,
+        request: EngineRequest,
         deliver: Callable[[Sequence[Delta]], None],
         wake: Callable[[], None],
         limit: int,
@@ -107,12 +99,12 @@ class GenerationGroup(SequenceGroup):
         make = request.constraint
         self._constraints = [make() if make else None for _ in range(request.n)]
         self.use_cache = request.use_cache
-        self.sequences: list[GenerationSequence] = []
+        self.sequences: list[AnswerSequence] = []
         self._deltas: list[Delta] = []
 
-    def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> GenerationSequence:
+    def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> AnswerSequence:
         """Return answer `index` as a sequence, in a slot that holds the prompt."""
-        return GenerationSequence(
+        return AnswerSequence(
             vocabulary,
             self.request,
             index,

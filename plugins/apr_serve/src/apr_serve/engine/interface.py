@@ -18,6 +18,39 @@ class Busy(AprError):
     """The queue is full, or the server is about to stop: the request may work a little later."""
 
 
+class Constraint(Protocol):
+    """A limit on which tokens may come next; one object per answer."""
+
+    def mask(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [vocab], with forbidden tokens at -inf. May write in place."""
+
+    def accept(self, token: int) -> None:
+        """Take note of a chosen token."""
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing may follow but the end of the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest(GenerationRequest):
+    """One prompt and how to answer it. `n` answers are drawn; answer i has seed `seed + i`.
+
+    `thinking_budget` are reasoning tokens, after which the thought is closed with `budget_text`.
+    `constraint` makes what limits the answer; it applies from the end of the reasoning on.
+    `top_logprobs` None means none, 0 those of the chosen tokens only. Tenants take turns, however
+    many requests each has waiting.
+    """
+
+    n: int = 1
+    top_logprobs: int | None = None
+    thinking_budget: int | None = None
+    budget_text: str = ""
+    constraint: Callable[[], Constraint] | None = None
+    use_cache: bool = True  # of prefixes
+    tenant: str = ""
+
+
 class Ticket(Protocol):
     """A request that the engine has accepted."""
 
@@ -58,9 +91,7 @@ class GenerationEngine(Protocol):
 
     flushed: Callable[[], None]
 
-    def submit(
-        self, request: GenerationRequest, deliver: Callable[[Sequence[Delta]], None]
-    ) -> Ticket:
+    def submit(self, request: EngineRequest, deliver: Callable[[Sequence[Delta]], None]) -> Ticket:
         """Queue a request. Raises Busy, or UsageError if it can never run."""
 
     def embed(

@@ -7,20 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr_core.runtime import (
-    CHUNK,
-    GenerationSequence,
-    LastLogits,
-    Vocabulary,
-    as_exception,
-    decode_step,
-    sample_tokens,
-)
+from apr_core.runtime import CHUNK, LastLogits, Vocabulary, as_exception, decode_step, sample_tokens
 from apr_serve.engine.groups import GenerationGroup, HiddenStatesGroup, SequenceGroup
 from apr_serve.engine.memory import MemoryBudget
 from apr_serve.engine.prefill import Forward, PrefillController, take_turns
 from apr_serve.engine.prefix_cache import PrefixCache
 from apr_serve.engine.queue import FairQueue
+from apr_serve.engine.sequence import AnswerSequence
 from apr_serve.engine.shared_prefixes import readers
 
 if TYPE_CHECKING:
@@ -63,7 +56,7 @@ class Scheduler:
         self.slots, self._on_end, self._clock = slots, on_end, clock
         self.queue: FairQueue[SequenceGroup] = FairQueue(lambda group: group.tenant)
         self.prefilling: list[SequenceGroup] = []  # in the order of their turns
-        self.decoding: dict[GenerationSequence, GenerationGroup] = {}
+        self.decoding: dict[AnswerSequence, GenerationGroup] = {}
         self.totals = Totals()
         self._forward: Forward | None = None
         self._left: list[

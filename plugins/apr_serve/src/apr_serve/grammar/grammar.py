@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from apr_core.plugin import UsageError
-from apr_core.runtime import Constraint
+from apr_serve.engine.interface import Constraint
 from apr_serve.grammar.call_grammar import calls_grammar
 from apr_serve.grammar.schemas import checked, multiplies, property_count
 from apr_serve.grammar.trial import compiles_in_time

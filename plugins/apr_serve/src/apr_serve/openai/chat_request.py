@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from apr_core.runtime import GenerationRequest
 from apr_serve.chat.protocol_fields import Exact, MoreSampling, of_kinds, only, sampling_of
 from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolUse
 from apr_serve.chat.request_body import Body
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.http.errors import ApiError
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1024
@@ -120,7 +120,7 @@ class Sampled(MoreSampling):
         """Return how many alternatives of each token to report; None for no log probabilities."""
         raise NotImplementedError
 
-    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+    def generation(self, prompt_ids: Sequence[int]) -> EngineRequest:
         """Return the request for the engine, without sampling and constraint.
 
         Raises ApiError if it wants more tokens than it allows.
@@ -128,7 +128,7 @@ class Sampled(MoreSampling):
         least, most = self.min_tokens or 0, self.wanted_tokens()
         if most is not None and least > most:
             raise ApiError(400, f"min_tokens is {least}, more than the limit, {most}", "min_tokens")
-        return GenerationRequest(
+        return EngineRequest(
             prompt_ids,
             max_tokens=most,
             min_tokens=least,

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from apr_core.runtime import GenerationRequest
 from apr_serve.chat.protocol_fields import (
     BY_FORM,
     LIST_FORM,
@@ -30,6 +29,7 @@ from apr_serve.chat.protocol_fields import (
 from apr_serve.chat.request import ChatBody, ResponseFormat, Tool, ToolUse
 from apr_serve.chat.request_body import Body
 from apr_serve.chat.thinking import by_effort, template_variables
+from apr_serve.engine.interface import EngineRequest
 from apr_serve.http.errors import ApiError
 from apr_serve.responses.items import Item, MessageItem, messages_of
 from apr_serve.responses.tools import AnyTool, KnownTool, ignored_tools, known_tools
@@ -213,9 +213,9 @@ class ResponsesRequest(Body, MoreSampling, ChatBody):
         """Return the sampling parameters of the request, by the names of `SamplingParams`."""
         return sampling_of(self)
 
-    def generation(self, prompt_ids: Sequence[int]) -> GenerationRequest:
+    def generation(self, prompt_ids: Sequence[int]) -> EngineRequest:
         """Return the request for the engine, without sampling and constraint."""
-        return GenerationRequest(
+        return EngineRequest(
             prompt_ids, max_tokens=self.max_output_tokens, top_logprobs=self.wanted_logprobs
         )
 
