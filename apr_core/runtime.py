@@ -35,17 +35,16 @@ if TYPE_CHECKING:
         Prefill,
         boundaries_of,
     )
-    from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
-    from apr_core.generate.requests import (
+    from apr_core.generate.deltas import (
         Channel,
         Delta,
         EndedBy,
         FinishReason,
-        GenerationRequest,
         TokenLogprob,
         Usage,
         as_exception,
     )
+    from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
     from apr_core.generate.sampling import Sampler, SamplingParams, finite, largest, sample
     from apr_core.generate.sequence import (
         GenerationSequence,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         decode_step,
         sample_tokens,
     )
+    from apr_core.generate.writer import Writer
     from apr_core.importing.importer import plan_import, write_import
     from apr_core.importing.source import find_source
     from apr_core.model.loading import foreign_kernels, make_backend
@@ -71,17 +71,16 @@ else:
 
 __all__ = [
     "CHUNK", "COMMANDS", "EVERY", "GRID", "MAX_PENDING", "Binder", "Channel", "ChatTemplate",
-    "Choice", "ChunkBoundaries", "Delta", "EndedBy", "FinishReason", "ForeignKernel",
-    "Generation", "GenerationRequest", "GenerationSequence", "LastLogits", "Model", "Owned",
-    "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong",
-    "ReferenceBackend", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
-    "TokenLogprob", "Tokenizer", "Trial", "TrialOps", "Usage", "Vocabulary", "allowed", "apr",
-    "as_exception", "boundaries_of", "chat_pieces", "check_prompt", "collect", "config_content",
-    "config_path", "decode_step", "diverted", "download_progress", "encode_chat", "find_source",
-    "finite", "foreign_kernels", "generate", "get_registry", "human_bytes", "installed",
-    "kv_type_option", "largest", "limit_of", "load", "make_backend", "make_step", "model_file",
-    "normalized", "normalized_id", "plan_import", "print_json", "print_table", "problems",
-    "progress", "read_settings", "resolve", "rows_called", "sample", "sample_tokens",
-    "show_notices", "sparing_collections", "state_makers", "stream", "tolerant_registry",
-    "upload_progress", "write_import",
+    "Choice", "ChunkBoundaries", "Delta", "EndedBy", "FinishReason", "ForeignKernel", "Generation",
+    "GenerationSequence", "LastLogits", "Model", "Owned", "PluginConflict", "PluginNotFound",
+    "PluginRow", "Prefill", "PromptTooLong", "ReferenceBackend", "Registry", "Sampler",
+    "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer", "Trial", "TrialOps",
+    "Usage", "Vocabulary", "Writer", "allowed", "apr", "as_exception", "boundaries_of",
+    "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
+    "diverted", "download_progress", "encode_chat", "find_source", "finite", "foreign_kernels",
+    "generate", "get_registry", "human_bytes", "installed", "kv_type_option", "largest", "limit_of",
+    "load", "make_backend", "make_step", "model_file", "normalized", "normalized_id", "plan_import",
+    "print_json", "print_table", "problems", "progress", "read_settings", "resolve", "rows_called",
+    "sample", "sample_tokens", "show_notices", "sparing_collections", "state_makers", "stream",
+    "tolerant_registry", "upload_progress", "write_import",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from apr_core import Model, load
-from apr_core.generate.requests import Delta, Usage
+from apr_core.generate.deltas import Delta, Usage
 from apr_serve.engine.interface import EngineRequest, EngineStats
 
 TOKENS = 400  # a stream

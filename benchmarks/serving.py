@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from apr_core import Model, load
-from apr_core.generate.requests import Delta
+from apr_core.generate.deltas import Delta
 from apr_serve.engine.engine import Engine
 from apr_serve.engine.interface import EngineRequest
 from benchmarks.checkpoints import write

@@ -24,8 +24,8 @@ from apr_core.cli.console import (
 from apr_core.errors import UsageError
 
 if TYPE_CHECKING:
+    from apr_core.generate.deltas import Delta
     from apr_core.generate.generate import Generation, Timings
-    from apr_core.generate.requests import Delta
     from apr_core.generate.sampling import SamplingParams
     from apr_core.model.model import Model
 

@@ -87,20 +87,17 @@ def show(name: str, as_json: bool) -> None:
     with diverted():
         rows = rows_called(name, get_registry().rows_here())
     if as_json:
-        print_json([_as_dict(row) | {"declarations": _details(row)} for row in rows])
+        details = ([record_of(d) for d in row.declarations] for row in rows)
+        print_json([_as_dict(r) | {"declarations": d} for r, d in zip(rows, details, strict=True)])
         return
     for row in rows:
         _print(row)
 
 
-def _details(row: PluginRow) -> list[dict[str, Any]]:
-    return [record_of(d) for d in row.declarations]
-
-
 def _print(row: PluginRow) -> None:
     click.echo(f"{row.distribution} {row.version}  (entry point {row.entry_point} = {row.module})")
     click.echo(f"  status   {row.status}{': ' + row.reason if row.reason else ''}")
-    for record in _details(row):
+    for record in map(record_of, row.declarations):
         click.echo(f"  {record['kind']} {record['name']}: {record['summary']}")
         for key, value in record.items():
             if key not in ("kind", "name", "summary") and value not in ("", [], None):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from apr_core.errors import PromptTooLong, UsageError
 from apr_core.generate.boundaries import CHUNK, GRID, Prefill, boundaries_of
-from apr_core.generate.requests import Delta, EndedBy, GenerationRequest
+from apr_core.generate.deltas import Delta, EndedBy
 from apr_core.generate.sampling import SamplingParams
 from apr_core.generate.sequence import GenerationSequence, Vocabulary, decode_step, sample_tokens
+from apr_core.generate.writer import Writer
 
 if TYPE_CHECKING:
     from apr_core.model.model import Model
@@ -92,15 +93,18 @@ def stream(
         raise UsageError(f"chunk must be a multiple of {GRID}, found {chunk}")
     params = params or SamplingParams.from_defaults(model.config.sampling)
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    request = GenerationRequest(
-        prompt_ids, params, max_tokens, stop=stops, detect_repetition=detect_repetition
-    )
-    limit, reason = limit_of(model, request)
+    limit, reason = limit_of(model, prompt_ids, max_tokens)
     timings = timings if timings is not None else Timings()
     slot = model.new_slot()
     try:
         sequence = GenerationSequence(
-            Vocabulary.of(model), request, 0, slot=slot, limit=limit, limit_reason=reason
+            Vocabulary.of(model),
+            params,
+            Writer(model.tokenizer, prompt_ids, stops),
+            slot=slot,
+            limit=limit,
+            limit_reason=reason,
+            detect_repetition=detect_repetition,
         )
         _prefill(model, sequence, chunk, timings)
         while True:
@@ -118,16 +122,20 @@ def stream(
         model.free_slot(slot)
 
 
-def limit_of(model: Model, request: GenerationRequest) -> tuple[int, EndedBy]:
+def limit_of(
+    model: Model, prompt_ids: Sequence[int], max_tokens: int | None
+) -> tuple[int, EndedBy]:
     """Return an answer's token limit, and the reason for ending when it is reached.
 
     Raises UsageError as `check_prompt` does, and for a limit below 1.
     """
-    check_prompt(model, request.prompt_ids)
-    limit, left = request.max_tokens, model.max_len - len(request.prompt_ids)
-    if limit is not None and limit < 1:
-        raise UsageError(f"max_tokens must be at least 1, found {limit}")
-    return (left, "context") if limit is None or limit > left else (limit, "max_tokens")
+    check_prompt(model, prompt_ids)
+    left = model.max_len - len(prompt_ids)
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens must be at least 1, found {max_tokens}")
+    if max_tokens is None or max_tokens > left:
+        return left, "context"
+    return max_tokens, "max_tokens"
 
 
 def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
@@ -141,7 +149,7 @@ def check_prompt(model: Model, prompt_ids: Sequence[int]) -> None:
 
 def _prefill(model: Model, sequence: GenerationSequence, chunk: int, timings: Timings) -> None:
     """Read the prompt of a sequence and sample its first token."""
-    started, ids = time.perf_counter(), sequence.request.prompt_ids
+    started, ids = time.perf_counter(), sequence.writer.prompt_ids
     prefill = Prefill(ids, boundaries_of(model)(ids))
     while not prefill.done:
         start, prefill.position = prefill.position, prefill.stop_within(chunk)

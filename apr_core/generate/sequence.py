@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apr_core.generate.requests import (
-    Delta,
-    EndedBy,
-    FinishReason,
-    GenerationRequest,
-    TokenLogprob,
-    Usage,
-    as_exception,
-)
-from apr_core.generate.sampling import Sampler
+from apr_core.generate.deltas import Delta, EndedBy, FinishReason, Usage, as_exception
+from apr_core.generate.sampling import Sampler, SamplingParams
 from apr_core.generate.writer import Writer
 
 if TYPE_CHECKING:
@@ -54,7 +46,7 @@ class Vocabulary:
 
 
 class GenerationSequence:
-    """Text `index` of a request, in a slot that its caller opens and frees.
+    """A text that is generated, in a slot that its caller opens and frees.
 
     `token` goes into the next step; `deltas` collects what is to be delivered. It ends by
     `limit_reason` when it has `limit` tokens. What further limits a text overrides `metadata`,
@@ -66,36 +58,28 @@ class GenerationSequence:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        request: GenerationRequest,
-        index: int = 0,
+        params: SamplingParams,
+        writer: Writer,
         *,
         slot: int,
         limit: int,
         limit_reason: EndedBy,
+        detect_repetition: bool = True,
         cached: int = 0,
     ) -> None:
-        self.index, self.slot, self.request, self.vocabulary = index, slot, request, vocabulary
+        self.vocabulary, self.writer, self.slot = vocabulary, writer, slot
         self.deltas: list[Delta] = []
         self.ended: FinishReason | None = None
         self.token = -1
         self._limit, self._limit_reason, self._cached = limit, limit_reason, cached
-        self.writer = Writer(vocabulary.tokenizer, request, index)
-        params = request.params
-        if index and params.seed is not None:
-            params = replace(params, seed=params.seed + index)
-        prompt: Sequence[int] = request.prompt_ids if params.repetition_penalty != 1.0 else ()
+        prompt: Sequence[int] = writer.prompt_ids if params.repetition_penalty != 1.0 else ()
         self.sampler = Sampler(params, vocabulary.valid, prompt)
-        self._repetition = Repetition() if request.detect_repetition else None
-        self._count = self.reasoning_tokens = 0
-
-    @property
-    def _must_go_on(self) -> bool:
-        """True if a token that ends the text would come too early."""
-        return self._count < self.request.min_tokens
+        self._repetition = Repetition() if detect_repetition else None
+        self.count = self.reasoning_tokens = 0
 
     def metadata(self) -> SamplingMetadata | None:
         """Return how to sample the next token; None if the logits are needed here."""
-        return None if self._must_go_on else self.sampler.metadata()
+        return self.sampler.metadata()
 
     def advance(self, choice: Choice) -> None:
         """Run `take`; any failure ends this sequence with the error."""
@@ -109,19 +93,18 @@ class GenerationSequence:
     def take(self, choice: Choice) -> None:
         """Take the next token: the one sampled, or one from logits [vocab], left unchanged."""
         self.token = self.choose(choice)
-        self._count += 1
-        logprob = self.logprob(choice)
+        self.count += 1
         if self.stops(self.token):
-            self._finish("stop", "stop_token", token=self.token, logprob=logprob)
+            self._finish("stop", "stop_token", token=self.token)
             return
-        self.write(self.token, logprob)
+        self.write(self.token)
         thinking = self.writer.channel == "reasoning"
         repeats = self._repetition is not None and self._repetition.push(self.token, thinking)
         if self.writer.stopped is not None:
             self._finish("stop", "stop_string")
         elif self.complete:
             self._finish("stop", "grammar")
-        elif self._count >= self._limit:
+        elif self.count >= self._limit:
             self._finish("length", self._limit_reason)
         elif repeats:
             self._finish("length", "repetition")
@@ -131,23 +114,16 @@ class GenerationSequence:
         if isinstance(choice, int):
             self.sampler.accept(choice)
             return choice
-        if self._must_go_on:
-            choice = choice.copy()
-            choice[list(self.vocabulary.stops)] = -np.inf
         return self.sampler(choice)
-
-    def logprob(self, choice: Choice) -> TokenLogprob | None:
-        """Return the log probability of the token just chosen, if deltas shall have it."""
-        return None
 
     def stops(self, token: int) -> bool:
         """Return True if the token ends the text."""
-        return token in self.vocabulary.stops and not self.request.ignore_stop_tokens
+        return token in self.vocabulary.stops
 
-    def write(self, token: int, logprob: TokenLogprob | None) -> None:
+    def write(self, token: int) -> None:
         """Add a token to the text."""
         before = self.writer.channel
-        self.deltas += self.writer.push(token, logprob)
+        self.deltas += self.writer.push(token)
         if "reasoning" in (before, self.writer.channel):
             self.reasoning_tokens += 1
 
@@ -167,13 +143,12 @@ class GenerationSequence:
         *,
         error: Exception | None = None,
         token: int | None = None,
-        logprob: TokenLogprob | None = None,
     ) -> None:
         """Deliver the last delta; `token` ended the text without being part of it."""
         try:
-            last = self.writer.finish(token, logprob)
+            last = self.writer.finish(token)
         except BaseException as broken:
-            last = Delta(self.index, "", self.writer.channel)
+            last = Delta(self.writer.index, "", self.writer.channel)
             reason, ended_by, error = "error", "error", error or as_exception(broken)
         stop_string = self.writer.stopped
         if reason == "length" and stop_string is not None:  # in text that was held back
@@ -193,8 +168,8 @@ class GenerationSequence:
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
-        prompt = len(self.request.prompt_ids)
-        return Usage(prompt, self._cached, self._count, self.reasoning_tokens)
+        prompt = len(self.writer.prompt_ids)
+        return Usage(prompt, self._cached, self.count, self.reasoning_tokens)
 
 
 def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:

@@ -43,12 +43,7 @@ class ErrorTally:
         return (self.errors / self.values) ** 0.5 if self.values else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    raw: NDArray[np.uint8]
-    source_bytes: int
-    errors: float = 0.0
-    values: float = 0.0
+Encoded = tuple[NDArray[np.uint8], int, ErrorTally]  # a block, bytes of its source, its error
 
 
 @dataclass(slots=True)
@@ -73,7 +68,7 @@ class Encoder:
         """Yield a tensor's bytes in order. Raises QuantizationError naming it, or FormatError."""
         assert self._pool is not None
         tally = ErrorTally()
-        waiting: deque[Future[_Encoded]] = deque()
+        waiting: deque[Future[Encoded]] = deque()
         for start, stop in self._blocks(a):
             waiting.append(self._pool.submit(self._encode, a, start, stop))
             if len(waiting) > self.threads:
@@ -83,12 +78,12 @@ class Encoder:
         if not a.is_exact:
             self.tallies[a.rule.name] = tally
 
-    def _take(self, a: Assignment, tally: ErrorTally, job: Future[_Encoded]) -> NDArray[np.uint8]:
-        block = job.result()
-        tally.add(block.errors, block.values)
+    def _take(self, a: Assignment, tally: ErrorTally, job: Future[Encoded]) -> NDArray[np.uint8]:
+        raw, source_bytes, error = job.result()
+        tally.add(error.errors, error.values)
         if self.progress:
-            self.progress(a.rule.name, block.source_bytes)
-        return block.raw
+            self.progress(a.rule.name, source_bytes)
+        return raw
 
     def _blocks(self, a: Assignment) -> Iterator[tuple[int, int]]:
         rows, cols = self.checkpoint.rows(a.rule.name)
@@ -98,12 +93,12 @@ class Encoder:
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
-    def _encode(self, a: Assignment, start: int, stop: int) -> _Encoded:
+    def _encode(self, a: Assignment, start: int, stop: int) -> Encoded:
         raw = self.checkpoint.read_raw(a.rule.name, start, stop)
         values = self.checkpoint.decode(a.rule.name, raw, stop - start)
         check_finite(a.rule.name, values, start)
         if a.is_exact:
-            return _Encoded(raw, raw.nbytes)
+            return raw, raw.nbytes, ErrorTally()
         if len(a.rule.shape) != 2:
             values = values.reshape(1, -1)
         try:
@@ -113,7 +108,7 @@ class Encoder:
                 f"tensor {a.rule.name!r}: {error.message}", error.hint
             ) from error
         miss = decoded - values
-        return _Encoded(encoded, raw.nbytes, _squares(miss), _squares(values))
+        return encoded, raw.nbytes, ErrorTally(_squares(miss), _squares(values))
 
 
 def _convert(

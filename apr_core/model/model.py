@@ -24,8 +24,8 @@ from apr_core.ops.binding import BackendPlugin, BindReport, BoundOps, StepFuncti
 from apr_core.registry import Registry, get_registry
 
 if TYPE_CHECKING:
+    from apr_core.generate.deltas import Delta
     from apr_core.generate.generate import Generation, StreamOptions
-    from apr_core.generate.requests import Delta
     from apr_core.text.tokenizer import Tokenizer
 
 Parts = Sequence[tuple[int, Sequence[int]]]  # (slot, next token ids)
@@ -160,16 +160,6 @@ class Model:
         _, parts = snapshot
         states = zip(self._states, parts, strict=True)
         return length, [state.shortened(part, length - since) for state, part in states]  # type: ignore[attr-defined]
-
-    def fork(self, slot: int) -> int:
-        """Open a new slot with a copy of another's sequence."""
-        copy = self.new_slot()
-        try:
-            self.restore(copy, self.snapshot(slot))
-        except BaseException:
-            self.free_slot(copy)
-            raise
-        return copy
 
     def sequence_bytes(self, length: int) -> int:
         """Return the bytes of state of a slot whose sequence has `length` tokens.

@@ -14,7 +14,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def try_step(binder: Binder, decoder: Callable[[BoundOps], Decoder], owner: Owne
     """
     trial = Trial(owner, binder.backend.captures_arithmetic)
     ops = TrialOps(trial, binder)
-    whole = trial.run(decoder(cast("BoundOps", ops)))
+    whole = trial.run(decoder(ops))
     if binder.backend.has("capture"):
         for line in (*strange_ops(binder, owner), *trial.lines):
             binder.report.note(line)
@@ -132,27 +132,25 @@ class Trial:
         return True
 
 
-class TrialOps:
+class TrialOps(BoundOps):
     """The ops on NumPy, bound as the backend's are. A composite's parts belong to the step.
 
     `used` are the names of all that were called.
     """
 
     def __init__(self, trial: Trial, binder: Binder) -> None:
+        super().__init__(self._tried)
         self._trial, self._binder = trial, binder
         self._references = Binder(ReferenceBackend(), binder.table).ops
         self.used: set[str] = set()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def _tried(self, name: str) -> Callable[..., Any]:
         getattr(self._binder.ops, name)
         self.used.add(name)
         bound = self._binder.report.bound.get((name, "*"))
         if bound and bound.via == "composite":
-            function: Callable[..., Any] = partial(self._binder.table[name].body, self)
-        else:
-            function = self._trial.closed(name, getattr(self._references, name))
-        setattr(self, name, function)
-        return function
+            return partial(self._binder.table[name].body, self)
+        return self._trial.closed(name, getattr(self._references, name))
 
 
 def _read(name: str) -> Callable[..., Any]:

@@ -125,11 +125,6 @@ class TensorStats:
         """Standard deviation of the finite values."""
         return sqrt(self._squares / self.finite) if self.finite else 0.0
 
-    @property
-    def constant(self) -> bool:
-        """True if all finite values are the same."""
-        return self.finite > 0 and self.minimum == self.maximum
-
     def add(self, piece: NDArray[np.float32]) -> None:
         """Add a float32 [rows, cols] piece."""
         self.rows += piece.shape[0]
@@ -202,7 +197,7 @@ def _one(contract: Contract, rule: TensorRule, stats: TensorStats) -> Iterator[s
 
 
 def _matrix(rule: TensorRule, stats: TensorStats) -> Iterator[str]:
-    if stats.constant:
+    if stats.minimum == stats.maximum:
         yield "is all zero" if stats.minimum == 0 else f"is {stats.minimum:g} everywhere"
         return
     if rule.role in LOOKUPS:

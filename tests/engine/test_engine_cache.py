@@ -318,7 +318,8 @@ def test_a_chain_of_snapshots_restores_what_one_whole_does(file, kv_type):
         assert model.length(copy) == 600
         whole = model.forward([(slot, ids[600:])])
         np.testing.assert_array_equal(model.forward([(copy, ids[600:])]), whole)
-        fork = model.fork(slot)
+        fork = model.new_slot()
+        model.restore(fork, model.snapshot(slot))
         expected = model.forward([(slot, [7])])
         np.testing.assert_array_equal(model.forward([(fork, [7])]), expected)
         for each in (slot, copy, fork):

@@ -29,7 +29,7 @@ SLOTS = 5
 class Trouble:
     """Makes some of a model's calls fail, for a while."""
 
-    PLACES = ("forward_last", "forward_slices", "snapshot", "restore_slices", "new_slot", "fork")
+    PLACES = ("forward_last", "forward_slices", "snapshot", "restore_slices", "new_slot")
 
     def __init__(self, model, rng):
         self.model, self.rng, self.share, self.met = model, rng, 0.0, 0

@@ -9,8 +9,8 @@ import pytest
 
 from apr_core.cli.generation import Printer, collect
 from apr_core.errors import AprError, UsageError
+from apr_core.generate.deltas import Delta
 from apr_core.generate.generate import Generation, Timings, generate, stream
-from apr_core.generate.requests import Delta
 from apr_core.model.step import LastLogits
 from apr_core.runtime import ReferenceBackend
 from tests.model.test_text import make_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apr_core.errors import UsageError
-from apr_core.generate.requests import Delta
+from apr_core.generate.deltas import Delta
 from apr_serve.chat.answer_parser import AnswerParser
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 from apr_serve.chat.request import Tool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_core.generate.requests import Delta, Usage
+from apr_core.generate.deltas import Delta, Usage
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart
 
 USAGE = Usage(prompt_tokens=12, cached_tokens=8, completion_tokens=5, reasoning_tokens=2)

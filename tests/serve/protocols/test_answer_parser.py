@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apr_core.generate.requests import Delta, TokenLogprob, Usage
+from apr_core.generate.deltas import Delta, TokenLogprob, Usage
 from apr_core.text.chat import ChatTemplate
 from apr_serve.chat.answer_parser import AnswerParser, call_id
 from apr_serve.chat.events import ToolCallArguments, ToolCallStart

@@ -6,7 +6,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
-from apr_core.generate.requests import Delta, TokenLogprob
+from apr_core.generate.deltas import Delta, TokenLogprob
 from apr_serve.http.error_responses import invalid
 from apr_serve.http.errors import ApiError
 from apr_serve.responses.events import ResponseEvents, response_head

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from apr_core.errors import BackendError
-from apr_core.generate.requests import Delta, Usage
+from apr_core.generate.deltas import Delta, Usage
 from apr_serve.anthropic import routes as anthropic
 from apr_serve.anthropic.events import MessageEvents
 from apr_serve.chat.connection import noting

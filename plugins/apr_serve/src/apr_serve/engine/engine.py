@@ -152,7 +152,7 @@ class Engine:
         A request without a limit gets what its share of the memory holds, less a part for prefixes:
         otherwise all prefixes would be dropped whenever all slots are taken.
         """
-        limit, reason = limit_of(self.model, request)
+        limit, reason = limit_of(self.model, request.prompt_ids, request.max_tokens)
         if request.max_tokens is not None:
             return limit, reason
         prompt = len(request.prompt_ids)

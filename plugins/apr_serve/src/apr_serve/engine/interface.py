@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from apr_core.plugin import AprError
-from apr_core.runtime import Delta, GenerationRequest, TokenLogprob
+from apr_core.runtime import Delta, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,20 +33,30 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineRequest(GenerationRequest):
+class EngineRequest:
     """One prompt and how to answer it. `n` answers are drawn; answer i has seed `seed + i`.
 
-    `thinking_budget` are reasoning tokens, after which the thought is closed with `budget_text`.
-    `constraint` makes what limits the answer; it applies from the end of the reasoning on.
-    `top_logprobs` None means none, 0 those of the chosen tokens only. Tenants take turns, however
-    many requests each has waiting.
+    Before `min_tokens` no token that ends answers is chosen, and no stop string looked for;
+    `skip_special_tokens` leaves control tokens out of the text. `thinking_budget` are reasoning
+    tokens, after which the thought is closed with `budget_text`. `constraint` makes what limits the
+    answer; it applies from the end of the reasoning on. `top_logprobs` None means none, 0 those of
+    the chosen tokens only. Tenants take turns, however many requests each has waiting.
     """
 
+    prompt_ids: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: Sequence[str] = ()
     n: int = 1
     top_logprobs: int | None = None
     thinking_budget: int | None = None
     budget_text: str = ""
     constraint: Callable[[], Constraint] | None = None
+    detect_repetition: bool = True
+    ignore_stop_tokens: bool = False
+    skip_special_tokens: bool = True
+    plain: bool = False  # all is text as it was written, tags of thinking too
     use_cache: bool = True  # of prefixes
     tenant: str = ""
 

@@ -303,7 +303,8 @@ class Scheduler:
         slots: list[int] = []
         try:
             for _ in range(group.request.n - 1):
-                slots.append(self.model.fork(group.slot))
+                slots.append(self.model.new_slot())
+                self.model.restore(slots[-1], self.model.snapshot(group.slot))
             group.sequences = [
                 group.sequence(self._vocabulary, index, slot)
                 for index, slot in enumerate([*slots, group.slot])

@@ -6,6 +6,8 @@ How its tokens are sampled and written is the core's.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import numpy as np
 from apr_core.plugin import AprError, SamplingMetadata
 from apr_core.runtime import (
     MAX_PENDING,
+    Channel,
     Choice,
+    Delta,
     GenerationSequence,
     TokenLogprob,
     Vocabulary,
+    Writer,
     finite,
     largest,
 )
@@ -29,10 +34,27 @@ IMPOSSIBLE = -9999.0  # for a token whose logit is not finite, as clients expect
 AFTER_THOUGHT = "\n\n"  # between reasoning and answer in templates
 
 
+class ScoredWriter(Writer):
+    """Gives deltas the log probabilities of their tokens, which `scores` collects."""
+
+    def __init__(self, *prompt: Any, **options: Any) -> None:
+        super().__init__(*prompt, **options)
+        self.scores: list[TokenLogprob] = []
+
+    def delta(self, text: str, channel: Channel | None = None) -> Delta:
+        """Return a delta, without the log probabilities of a stop string after its text."""
+        scores = tuple(self.scores)
+        self.scores.clear()
+        if scores and self.stopped is not None:
+            sizes = (len(self.tokenizer.decode([s.id], self.skip_special)) for s in scores)
+            before = accumulate(sizes, initial=0)
+            scores = tuple(s for s, size in zip(scores, before, strict=False) if size < len(text))
+        delta = super().delta(text, channel)
+        return replace(delta, logprobs=scores) if scores else delta
+
+
 class AnswerSequence(GenerationSequence):
     """Answer `index` of a request. What is forced comes before what the model would say."""
-
-    request: EngineRequest
 
     def __init__(
         self,
@@ -43,8 +65,22 @@ class AnswerSequence(GenerationSequence):
         constraint: Constraint | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(vocabulary, request, index, **options)
-        tokenizer = vocabulary.tokenizer
+        """Take where it runs and ends, `options`, as GenerationSequence does."""
+        tokenizer, params = vocabulary.tokenizer, request.params
+        if index and params.seed is not None:
+            params = replace(params, seed=params.seed + index)
+        writer = ScoredWriter(
+            tokenizer,
+            request.prompt_ids,
+            request.stop,
+            index,
+            skip_special=request.skip_special_tokens,
+            min_tokens=request.min_tokens,
+            plain=request.plain,
+        )
+        options["detect_repetition"] = request.detect_repetition
+        super().__init__(vocabulary, params, writer, **options)
+        self.request, self._scores = request, writer.scores
         tag = tokenizer.added.get(tokenizer.reasoning[1]) if tokenizer.reasoning else None
         self.end_think = tag.id if tag else None
         self._after_thought = tokenizer.encode(AFTER_THOUGHT)
@@ -57,17 +93,33 @@ class AnswerSequence(GenerationSequence):
     def _constrained(self) -> bool:
         return self._constraint is not None and self.writer.channel == "text"
 
+    @property
+    def _must_go_on(self) -> bool:
+        """True if a token that ends the answer would come too early."""
+        return self.count < self.request.min_tokens
+
     def metadata(self) -> SamplingMetadata | None:
         """Return how to sample the next token; None if the logits are needed here."""
         needed = self._forced or self._constrained or self.request.top_logprobs is not None
-        return None if needed else super().metadata()
+        return None if needed or self._must_go_on else super().metadata()
 
     def choose(self, choice: Choice) -> int:
         """Return the next token: what is forced, or what the constraint allows."""
         self._was_forced = bool(self._forced)
-        if self._was_forced:
-            return self._forced.popleft()
-        if self._constraint is None or not self._constrained or isinstance(choice, int):
+        token = self._forced.popleft() if self._was_forced else self._chosen(choice)
+        if self.request.top_logprobs is not None:
+            assert not isinstance(choice, int), "log probabilities need the logits"
+            valid = choice[: self.vocabulary.valid]
+            self._scores.append(token_logprob(valid, token, self.request.top_logprobs))
+        return token
+
+    def _chosen(self, choice: Choice) -> int:
+        if isinstance(choice, int):
+            token = super().choose(choice)
+        elif self._constraint is None or not self._constrained:
+            if self._must_go_on:
+                choice = choice.copy()
+                choice[list(self.vocabulary.stops)] = -np.inf
             token = super().choose(choice)
         else:
             scores = self._constraint.mask(choice.copy())
@@ -80,22 +132,15 @@ class AnswerSequence(GenerationSequence):
             return self.end_think
         return token
 
-    def logprob(self, choice: Choice) -> TokenLogprob | None:
-        """Return the log probability of the token just chosen, if it is wanted."""
-        if self.request.top_logprobs is None:
-            return None
-        assert not isinstance(choice, int), "log probabilities need the logits"
-        valid = choice[: self.vocabulary.valid]
-        return token_logprob(valid, self.token, self.request.top_logprobs)
-
     def stops(self, token: int) -> bool:
         """Return True if the token ends the answer, which none does that is forced."""
-        return not self._was_forced and super().stops(token)
+        ends = not self._was_forced and not self.request.ignore_stop_tokens
+        return ends and super().stops(token)
 
-    def write(self, token: int, logprob: TokenLogprob | None) -> None:
+    def write(self, token: int) -> None:
         """Add a token to the answer; close the thought, or begin what is constrained."""
         before, constrained = self.writer.channel, self._constrained and not self._was_forced
-        super().write(token, logprob)
+        super().write(token)
         if before == "reasoning" and self._constrained and not self._forced:
             self._forced.extend(self._after_thought)
         self._close_thought()

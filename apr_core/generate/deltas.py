@@ -1,16 +1,11 @@
-"""Requests to a model and their answers, alone or in an engine.
-
-Knows no chats, tools or HTTP: a request is ids in, pieces of text with their ids out.
-"""
+"""Answers as they are generated, alone or in an engine: pieces of text with their ids."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from apr_core.errors import AprError
-from apr_core.generate.sampling import SamplingParams
 
 Channel = Literal["reasoning", "text"]
 # `tool_calls` is what servers make of a stop after calls; nothing here does
@@ -27,25 +22,6 @@ EndedBy = Literal[
     "cancelled",
     "error",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One prompt and how to answer it.
-
-    Before `min_tokens` no token that ends answers is chosen, and no stop string looked for;
-    `skip_special_tokens` leaves control tokens out of the text.
-    """
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    stop: Sequence[str] = ()
-    detect_repetition: bool = True
-    ignore_stop_tokens: bool = False
-    skip_special_tokens: bool = True
-    plain: bool = False  # all is text as it was written, tags of thinking too
 
 
 def as_exception(error: BaseException) -> Exception:
