@@ -201,9 +201,10 @@ class Registry:
         recipes = (o.declaration for o in self.declarations("recipe"))
         return next((recipe.name for recipe in recipes if recipe.recommended), None)
 
-    def family_for(self, architectures: Iterable[str], model_type: str) -> Owned:
+    def family_for(self, architectures: object, model_type: object) -> Owned:
         """Return the family that reads a config.json with this `architectures` and `model_type`."""
-        wanted = [a for a in architectures if isinstance(a, str)]
+        listed = architectures if isinstance(architectures, list) else []
+        wanted, model_type = [a for a in listed if isinstance(a, str)], str(model_type or "")
         families = self.declarations("family")
         matches = [o for o in families if set(wanted) & set(o.declaration.architectures)]
         matches = matches or [o for o in families if model_type in o.declaration.model_types]

@@ -130,16 +130,15 @@ def upload_progress() -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     with ExitStack() as shown:
-        bar, began, before = None, 0.0, 0
+        bar, began = None, 0.0
 
         def report(done: int, total: int) -> None:
-            nonlocal bar, began, before
+            nonlocal bar, began
             began = began or time.monotonic()
             if bar is None and done < total and time.monotonic() - began > PATIENCE:
                 bar = shown.enter_context(progress("Loading", total))
             if bar is not None:
-                bar.advance(done - before)
-                before = done
+                bar.describe("Loading", done)
 
         yield report
 

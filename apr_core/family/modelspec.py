@@ -59,6 +59,12 @@ class ModelConfig:
         integers = {k: v for k, v in self.extra.items() if type(v) is int}
         return dims | integers
 
+    def attention(self, **own: Any) -> dict[str, Any]:
+        """Return options of a mixer of rotary attention over the whole head; `own` come on top."""
+        names = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "rope_scaling")
+        options = {name: getattr(self, name) for name in names}
+        return {**options, "rotary_dim": self.head_dim, **own}
+
 
 # where a block has norms, and the roles of their weights: before the mixer, after it, before the
 # mlp, after it

@@ -119,16 +119,6 @@ def in_index_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
     return [replace(spec, format=formats[spec.format.name]) for spec in ordered]
 
 
-def describe(
-    metadata: Mapping[str, Any], specs: Iterable[TensorSpec]
-) -> tuple[dict[str, Any], int]:
-    """Return the metadata with its format table, and the flags the contents imply."""
-    rows = format_table(spec.format for spec in specs)
-    rest = {key: value for key, value in metadata.items() if key != TABLE}
-    flags = (QUANTIZED if rows else 0) | (HAS_VOCAB if metadata.get("tokenizer.vocabulary") else 0)
-    return (rest | {TABLE: rows} if rows else rest), ROW_MAJOR | flags
-
-
 class _Part:
     """One file being written: `.<name>.<random>.part` beside its target, until published."""
 
@@ -235,8 +225,11 @@ class AprWriter:
         flags: int = ROW_MAJOR,
     ) -> None:
         ordered = in_index_order(specs)
-        full, implied = describe(metadata, ordered)
-        flags |= implied
+        rows = format_table(spec.format for spec in ordered)
+        full = {key: value for key, value in metadata.items() if key != TABLE}
+        full |= {TABLE: rows} if rows else {}
+        flags |= ROW_MAJOR | (QUANTIZED if rows else 0)
+        flags |= HAS_VOCAB if metadata.get("tokenizer.vocabulary") else 0
         if shard_bytes is None:
             self._parts = [_Part(Path(path), full, ordered, flags)]
         else:

@@ -54,6 +54,7 @@ class GenerationSequence:
     """
 
     complete = False  # nothing may follow but the end of the text
+    cached = 0  # tokens of the prompt that were not computed for it
 
     def __init__(
         self,
@@ -65,13 +66,12 @@ class GenerationSequence:
         limit: int,
         limit_reason: EndedBy,
         detect_repetition: bool = True,
-        cached: int = 0,
     ) -> None:
         self.vocabulary, self.writer, self.slot = vocabulary, writer, slot
         self.deltas: list[Delta] = []
         self.ended: FinishReason | None = None
         self.token = -1
-        self._limit, self._limit_reason, self._cached = limit, limit_reason, cached
+        self._limit, self._limit_reason = limit, limit_reason
         prompt: Sequence[int] = writer.prompt_ids if params.repetition_penalty != 1.0 else ()
         self.sampler = Sampler(params, vocabulary.valid, prompt)
         self._repetition = Repetition() if detect_repetition else None
@@ -169,7 +169,7 @@ class GenerationSequence:
     def usage(self) -> Usage:
         """Token counts so far."""
         prompt = len(self.writer.prompt_ids)
-        return Usage(prompt, self._cached, self.count, self.reasoning_tokens)
+        return Usage(prompt, self.cached, self.count, self.reasoning_tokens)
 
 
 def decode_step(model: Model, sequences: Sequence[GenerationSequence]) -> None:

@@ -48,29 +48,20 @@ Encoded = tuple[NDArray[np.uint8], int, ErrorTally]  # a block, bytes of its sou
 
 @dataclass(slots=True)
 class Encoder:
-    """Encodes the tensors of one checkpoint; a context manager over its threads."""
+    """Encodes the tensors of one checkpoint, a few blocks at a time on the pool's threads."""
 
     checkpoint: Checkpoint
-    threads: int
+    pool: ThreadPoolExecutor
+    threads: int  # of the pool
     progress: Progress | None = None
     tallies: dict[str, ErrorTally] = field(default_factory=dict)  # by tensor; no exact copies
-    _pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> Encoder:
-        self._pool = ThreadPoolExecutor(self.threads, "encode")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        assert self._pool is not None
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def chunks(self, a: Assignment) -> Iterator[NDArray[np.uint8]]:
         """Yield a tensor's bytes in order. Raises QuantizationError naming it, or FormatError."""
-        assert self._pool is not None
         tally = ErrorTally()
         waiting: deque[Future[Encoded]] = deque()
         for start, stop in self._blocks(a):
-            waiting.append(self._pool.submit(self._encode, a, start, stop))
+            waiting.append(self.pool.submit(self._encode, a, start, stop))
             if len(waiting) > self.threads:
                 yield self._take(a, tally, waiting.popleft())
         while waiting:

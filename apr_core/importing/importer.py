@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from apr_core.family.modelspec import FamilyPlugin
 from apr_core.format.writer import AprWriter, TensorSpec, check_target
@@ -15,7 +14,7 @@ from apr_core.importing.choosing import SOURCE, FormatChooser, fallback_rows
 from apr_core.importing.encoding import Encoder, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, role_rows, skipped_rows
 from apr_core.importing.source import CheckpointSource
-from apr_core.registry import Owned, Registry
+from apr_core.registry import Registry
 from apr_core.text.tokenizer_files import read_json, tokenizer_metadata
 
 NO_CONFIG = "A checkpoint has config.json beside its weights."
@@ -33,13 +32,16 @@ class ImportPlan:
     ) -> None:
         self.source, self.recipe = source, recipe
         directory = source.directory
-        self.hf_config = read_json(directory / "config.json", NO_CONFIG)
-        owned = find_family(self.hf_config, arch, registry)
+        self.hf_config = hf = read_json(directory / "config.json", NO_CONFIG)
+        if arch is not None:
+            owned = registry.get("family", arch)
+        else:
+            owned = registry.family_for(hf.get("architectures"), hf.get("model_type"))
         self.family: FamilyPlugin = registry.make("family", owned.qualified)
         self.family_distribution = owned.distribution
         defaults = directory / "generation_config.json"
         self.generation = read_json(defaults) if defaults.exists() else None
-        self.config = config = self.family.config(self.hf_config, self.generation)
+        self.config = config = self.family.config(hf, self.generation)
         self.contract = self.family.contract()
         chooser = FormatChooser(recipe, config.num_layers, registry)
         self.checkpoint = self.family.checkpoint(config, source.open())
@@ -67,15 +69,6 @@ def plan_import(
     return ImportPlan(source, recipe or SOURCE, arch, registry)
 
 
-def find_family(hf: Mapping[str, Any], arch: str | None, registry: Registry) -> Owned:
-    """Return the declaration of the family for this config.json, or of the family named."""
-    if arch is not None:
-        return registry.get("family", arch)
-    listed = hf.get("architectures")
-    names = listed if isinstance(listed, list) else []
-    return registry.family_for(names, str(hf.get("model_type") or ""))
-
-
 def write_import(
     plan: ImportPlan,
     out: Path,
@@ -98,21 +91,15 @@ def write_import(
     writer = AprWriter(out, metadata, specs, shard_bytes=shard_bytes, force=force)
     by_name = {a.rule.name: a for a in plan.assignments}
     workers = threads or min(os.cpu_count() or 1, MAX_THREADS)
-    with writer, Encoder(plan.checkpoint, workers, progress) as encoder:
+    with writer, ThreadPoolExecutor(workers, "encode") as pool:
+        encoder = Encoder(plan.checkpoint, pool, workers, progress)
         for name in writer.names:
             writer.add(name, encoder.chunks(by_name[name]))
-    return summarize(plan, encoder, writer.paths, time.monotonic() - began)
-
-
-def summarize(
-    plan: ImportPlan, encoder: Encoder, paths: list[Path], seconds: float
-) -> ImportSummary:
-    """Return the summary of a finished import."""
     roles = role_rows(plan.assignments, encoder.tallies)
     parameters = sum(prod(a.rule.shape) for a in plan.assignments)
     sizes = {name: t.nbytes for name, t in plan.checkpoint.tensors.items()}
     return ImportSummary(
-        paths=tuple(paths),
+        paths=tuple(writer.paths),
         source=plan.source.origin,
         family=plan.config.family,
         variant=plan.contract.variant_of(plan.config),
@@ -120,7 +107,7 @@ def summarize(
         recipe=plan.recipe,
         parameters=parameters,
         source_bytes=plan.source_bytes,
-        file_bytes=sum(path.stat().st_size for path in paths),
+        file_bytes=sum(path.stat().st_size for path in writer.paths),
         bits_per_weight=8 * sum(r.nbytes for r in roles) / parameters,
         roles=roles,
         fallbacks=fallback_rows(plan.assignments),
@@ -128,5 +115,5 @@ def summarize(
         carried=sum(a.rule.group != "model" for a in plan.assignments),
         absent=plan.resolution.absent,
         notes=plan.checkpoint.notes,
-        seconds=seconds,
+        seconds=time.monotonic() - began,
     )

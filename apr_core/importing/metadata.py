@@ -36,6 +36,8 @@ def build_metadata(plan: ImportPlan) -> dict[str, Any]:
 
 def identity(plan: ImportPlan) -> dict[str, Any]:
     """Return the model's name, origin and size."""
+    # SOURCE_DATE_EPOCH makes two imports equal byte for byte
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     origin = plan.source.origin
     name = origin.rpartition("://")[2].partition("@")[0].rstrip("/").rpartition("/")[2]
     return {
@@ -43,7 +45,7 @@ def identity(plan: ImportPlan) -> dict[str, Any]:
         "name": name or plan.source.directory.name,
         "source": origin,
         "original_format": plan.checkpoint.file_format,
-        "created_at": _timestamp(),
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)),
         "total_size": sum(tensor_nbytes(a.spec, a.rule.shape) for a in plan.assignments),
         "param_count": sum(prod(a.rule.shape) for a in plan.assignments),
     }
@@ -96,12 +98,6 @@ def quantization(assignments: Sequence[Assignment]) -> dict[str, Mapping[str, An
             "symmetric": False,  # required by other readers; none of our formats promises symmetry
         }
     }
-
-
-def _timestamp() -> str:
-    """Return the time in UTC; SOURCE_DATE_EPOCH makes two imports equal byte for byte."""
-    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from apr_core.errors import FormatError, UsageError
@@ -17,6 +18,15 @@ FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, R
 PRIVATE_USE = (0xF0000, 0x10FFFE)  # characters used as stand-ins while a template runs
 
 Message = Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """What changes a prompt besides its messages."""
+
+    add_generation_prompt: bool  # end with the header of an answer: by default
+    enable_thinking: bool | None  # None leaves it to the template
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None  # further names that the template may use
 
 
 class ChatTemplate:
@@ -32,7 +42,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
@@ -40,29 +50,18 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError, MemoryError) as error:
             raise FormatError(f"the chat template in the file is broken: {error}") from None
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        enable_thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Render the prompt. Raises UsageError with the template's own words if it refuses.
-
-        `variables` are further names the template may use, such as `bos_token`.
-        """
+    def render(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> str:
+        """Render the prompt. Raises UsageError with the template's own words if it refuses."""
         import jinja2
 
         values: dict[str, Any] = {
-            **(variables or {}),
+            **(options.get("variables") or {}),
             "messages": [dict(m) for m in messages],
-            "add_generation_prompt": add_generation_prompt,
-            "tools": tools,
+            "add_generation_prompt": options.get("add_generation_prompt", True),
+            "tools": options.get("tools"),
         }
-        if enable_thinking is not None:
-            values["enable_thinking"] = enable_thinking
+        if (thinking := options.get("enable_thinking")) is not None:
+            values["enable_thinking"] = thinking
         parts, size = [], 0
         try:
             for part in self._template.generate(**values):
@@ -75,10 +74,6 @@ class ChatTemplate:
         except (jinja2.TemplateError, *FAULTS) as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from None
         return "".join(parts)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise_exception(message: str) -> None:
@@ -128,21 +123,13 @@ def _any_of(spellings: Sequence[str], group: bool = False) -> re.Pattern[str]:
     return re.compile(f"({form})" if group else form)
 
 
-class ChatOptions(TypedDict, total=False):
-    """The options of `chat_pieces` that change a prompt for an answer."""
-
-    enable_thinking: bool | None
-    tools: Sequence[Mapping[str, Any]] | None
-    variables: Mapping[str, Any] | None
-
-
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
     **options: Unpack[ChatOptions],
 ) -> list[int]:
-    """Return the prompt's ids for an answer to `messages`; parameters are as in `chat_pieces`."""
+    """Return the ids of the prompt that `chat_pieces` returns."""
     ids: list[int] = []
     for piece in chat_pieces(tokenizer, template, messages, **options):
         ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
@@ -153,29 +140,21 @@ def chat_pieces(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Message],
-    *,
-    enable_thinking: bool | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] | None = None,
-    add_generation_prompt: bool = True,
+    **options: Unpack[ChatOptions],
 ) -> Iterator[int | str]:
     """Return the prompt in pieces: ids of control tokens, and the plain text between them.
 
-    `variables` are more names for the template; `add_generation_prompt` ends the prompt with the
-    header of an answer. Control tokens come from the template only: their spellings in a message's
-    content, or in names and arguments of tools, are plain text. In assistant messages the thinking
-    tags keep their meaning, because templates take reasoning out of history by them.
+    Control tokens come from the template only: their spellings in a message's content, or in names
+    and arguments of tools, are plain text. In assistant messages the thinking tags keep their
+    meaning, because templates take reasoning out of history by them.
     """
+    tools, variables = options.get("tools"), options.get("variables") or {}
     guard = _Guard(tokenizer, messages, tools, variables)
     tags = tokenizer.reasoning
     protected = [{k: _protected(guard, m, k, tags) for k in m} for m in messages]
-    text = template.render(
-        protected,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=enable_thinking,
-        tools=guard.protect(tools) if tools else None,
-        variables={**guard.protect(variables or {}), **tokenizer.special_tokens},
-    )
+    options["tools"] = guard.protect(tools) if tools else None
+    options["variables"] = {**guard.protect(variables), **tokenizer.special_tokens}
+    text = template.render(protected, **options)
     for piece, token in tokenizer.split(text):
         yield token.id if token else guard.restore(piece)
 

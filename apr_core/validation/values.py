@@ -155,12 +155,9 @@ class TensorStats:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Return the statistics as a JSON object; null for what an empty tensor does not have."""
-        some = self.finite > 0
+        spread = {"mean": self.mean, "std": self.std, "min": self.minimum, "max": self.maximum}
         return {
-            "mean": self.mean if some else None,
-            "std": self.std if some else None,
-            "min": self.minimum if some else None,
-            "max": self.maximum if some else None,
+            **(spread if self.finite else dict.fromkeys(spread)),
             "nan": self.nan,
             "inf": self.inf,
             "zeros_share": self.zeros / self.count if self.count else None,

@@ -70,20 +70,17 @@ class Gemma3(FamilyPlugin):
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: norms around mixers and mlps, embedding scaled by sqrt(hidden)."""
         offset = self.contract().norm_offset
-        common = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "rotary_dim": config.head_dim,
-            "bias": False,
-            "qk_norm": (config.rms_norm_eps, offset),
-            "scale": config.extra["query_scale"],
-        }
 
         def block(kind: str) -> Block:
             theta, scaling = config.extra["ropes"][kind]
-            options = {**common, "rope_theta": theta, "rope_scaling": scaling}
-            options["window"] = config.extra["window"] if kind == SLIDING else 0
+            options = config.attention(
+                rope_theta=theta,
+                rope_scaling=scaling,
+                window=config.extra["window"] if kind == SLIDING else 0,
+                bias=False,
+                qk_norm=(config.rms_norm_eps, offset),
+                scale=config.extra["query_scale"],
+            )
             return Block("full_attention", options, mlp="geglu", norm="sandwich")
 
         return Plan(

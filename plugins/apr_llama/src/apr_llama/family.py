@@ -50,16 +50,7 @@ class Llama(FamilyPlugin):
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: the same attention in every layer, plain norms."""
-        options = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "rope_theta": config.rope_theta,
-            "rotary_dim": config.head_dim,
-            "rope_scaling": config.rope_scaling,
-            "window": config.extra["window"],
-            "bias": False,
-        }
+        options = config.attention(bias=False, window=config.extra["window"])
         blocks = (Block("full_attention", options),) * config.num_layers
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
 

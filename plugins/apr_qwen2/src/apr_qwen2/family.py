@@ -33,16 +33,7 @@ class Qwen2(FamilyPlugin):
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: full attention in every layer, plain norms."""
-        options = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "rope_theta": config.rope_theta,
-            "rotary_dim": config.head_dim,
-            "rope_scaling": config.rope_scaling,
-            "bias": True,
-        }
-        blocks = (Block("full_attention", options),) * config.num_layers
+        blocks = (Block("full_attention", config.attention(bias=True)),) * config.num_layers
         return Plan(blocks, config.rms_norm_eps, self.contract().norm_offset)
 
     def metadata(self, config: ModelConfig) -> dict[str, Any]:

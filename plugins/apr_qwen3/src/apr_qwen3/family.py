@@ -36,16 +36,7 @@ class Qwen3(FamilyPlugin):
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: the same attention in every layer, plain norms."""
         offset = self.contract().norm_offset
-        options = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "rope_theta": config.rope_theta,
-            "rotary_dim": config.head_dim,
-            "rope_scaling": config.rope_scaling,
-            "bias": False,
-            "qk_norm": (config.rms_norm_eps, offset),
-        }
+        options = config.attention(bias=False, qk_norm=(config.rms_norm_eps, offset))
         blocks = (Block("full_attention", options),) * config.num_layers
         return Plan(blocks, config.rms_norm_eps, offset)
 

@@ -76,16 +76,11 @@ class Qwen35(FamilyPlugin):
         x = config.extra
         full = Block(
             "gated_attention",
-            {
-                "num_heads": config.num_heads,
-                "num_kv_heads": config.num_kv_heads,
-                "head_dim": config.head_dim,
-                "rope_theta": config.rope_theta,
-                "rotary_dim": x["rotary_dim"],
-                "rope_scaling": config.rope_scaling,
-                "norm_eps": config.rms_norm_eps,
-                "norm_offset": self.contract().norm_offset,
-            },
+            config.attention(
+                rotary_dim=x["rotary_dim"],
+                norm_eps=config.rms_norm_eps,
+                norm_offset=self.contract().norm_offset,
+            ),
         )
         linear = Block(
             "gated_delta_net",

@@ -37,16 +37,8 @@ class UNetDemo(FamilyPlugin):
 
     def plan(self, config: ModelConfig) -> Plan:
         """Return the plan: the same block in every layer; the decoder connects them."""
-        options = {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "rope_theta": config.rope_theta,
-            "rotary_dim": config.head_dim,
-            "bias": False,
-        }
         return Plan(
-            (Block("full_attention", options),) * config.num_layers,
+            (Block("full_attention", config.attention(bias=False)),) * config.num_layers,
             config.rms_norm_eps,
             self.contract().norm_offset,
             decoder="apr_decoder_unet.decoder:UNetDecoder",

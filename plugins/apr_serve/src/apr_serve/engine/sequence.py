@@ -63,6 +63,7 @@ class AnswerSequence(GenerationSequence):
         index: int,
         *,
         constraint: Constraint | None = None,
+        cached: int = 0,
         **options: Any,
     ) -> None:
         """Take where it runs and ends, `options`, as GenerationSequence does."""
@@ -80,7 +81,7 @@ class AnswerSequence(GenerationSequence):
         )
         options["detect_repetition"] = request.detect_repetition
         super().__init__(vocabulary, params, writer, **options)
-        self.request, self._scores = request, writer.scores
+        self.request, self.cached, self._scores = request, cached, writer.scores
         tag = tokenizer.added.get(tokenizer.reasoning[1]) if tokenizer.reasoning else None
         self.end_think = tag.id if tag else None
         self._after_thought = tokenizer.encode(AFTER_THOUGHT)
