@@ -225,17 +225,20 @@ def _temporary(name: str) -> Path | None:
     """
     import tempfile
 
-    user = os.getuid() if hasattr(os, "getuid") else 0  # where st_uid is 0 as well
     try:
-        own = Path(tempfile.gettempdir()) / f"apr-{user}"
+        own = Path(tempfile.gettempdir()) / f"apr-{_user()}"
         own.mkdir(mode=0o700, exist_ok=True)
         status = own.lstat()
     except OSError:
         return None
     shared = status.st_mode & 0o077 and os.name == "posix"
-    if not stat.S_ISDIR(status.st_mode) or shared or status.st_uid != user:
+    if not stat.S_ISDIR(status.st_mode) or shared or status.st_uid != _user():
         return None
     return own / name
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0  # where st_uid is 0 as well
 
 
 @cache

@@ -38,7 +38,7 @@ class Bar:
     """Remembers what it is told."""
 
     def __init__(self):
-        self.totals, self.amounts, self.open = [], [], False
+        self.totals, self.places, self.open = [], [], False
 
     @contextmanager
     def __call__(self, description, total):
@@ -48,8 +48,9 @@ class Bar:
         yield self
         self.open = False
 
-    def advance(self, amount):
-        self.amounts.append(amount)
+    def describe(self, text, done):
+        assert text == "Loading"
+        self.places.append(done)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_slow_load_shows_a_bar_from_where_it_is(clock, bar):
             clock.now += 0.4
             assert bar.open == (done >= 50)
     assert not bar.open
-    assert (bar.totals, bar.amounts) == ([60], [50, 10])
+    assert (bar.totals, bar.places) == ([60], [50, 60])
 
 
 def test_time_before_the_first_matrix_does_not_count(clock, bar):
