@@ -32,8 +32,9 @@ FEW = 17  # from this many rows of activations, unpacking a tile pays
 SIDE_BY_SIDE = 4  # tiles that are unpacked together
 TOKENS = 24  # rows of activations multiplied by an unpacked tile in a call
 TILE_SUPERBLOCK = 5824  # bytes of a superblock in an unpacked tile with integer scales
-# bytes of 32 columns in an unpacked tile with floating-point scales; codes are bytes or int16
-TILE_GROUP, TILE_GROUP_WIDE = 640, 1216
+# bytes of 32 columns in an unpacked tile with floating-point scales; codes are bytes or int16, or
+# bytes that come with the code of 0
+TILE_GROUP, TILE_GROUP_WIDE, TILE_GROUP_ZERO = 640, 1216, 704
 ROW_WORKSPACE = VECTOR * ROWS  # bytes per superblock: 16 weight rows times one row of activations
 # Columns of a table of parts. A part is the whole tiles of a matrix, or its remaining rows
 # copied into a buffer of 16 rows. Results are [tokens, rows], one matrix after another. METHODS is

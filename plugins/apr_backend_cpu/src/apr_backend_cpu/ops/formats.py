@@ -17,6 +17,7 @@ from apr_backend_cpu.constants import (
     SUPERBLOCK,
     TILE_GROUP,
     TILE_GROUP_WIDE,
+    TILE_GROUP_ZERO,
     TILE_SUPERBLOCK,
 )
 from apr_backend_cpu.native import address, library
@@ -28,14 +29,14 @@ PACKED_BLOCKS = {
 }  # fmt: skip
 FLOATS = {"f32": (LANES, 4 * LANES), "f16": (LANES, 2 * LANES), "bf16": (LANES, 2 * LANES)}
 BLOCKS = PACKED_BLOCKS | FLOATS
-NO_DIGITS = str.maketrans("", "", "458")  # functions on unpacked tiles do not depend on code width
+NO_DIGITS = str.maketrans("", "", "48")  # functions on unpacked levels do not depend on code width
 
 
 @cache
 def methods(name: str, arranged: bool = False) -> NDArray[np.uint64]:
     """Return a format's methods: its kind, its blocks, addresses of functions (`constants`).
 
-    Those of declared layouts are named after their codes: `levels4`, `levels8_minima`, ...;
+    Those of declared layouts are named after their codes: `codes4`, `levels8_minima`, ...;
     `arranged` means that activations are taken in another order.
     """
     group = TILE_GROUP_WIDE if library().level.sums_pairs else TILE_GROUP
@@ -51,5 +52,10 @@ def methods(name: str, arranged: bool = False) -> NDArray[np.uint64]:
         names = (f"one_row_{name}", *few, f"unpack_{name}", f"many_{name}")
     else:
         kind, block, tile = ARRANGED if arranged else DECLARED, GROUP, group
-        names = (f"one_row_{name}", *few, f"unpack_{name}", f"many_{name.translate(NO_DIGITS)}")
+        many = name
+        if name.startswith("codes"):
+            tile = TILE_GROUP_ZERO
+        else:
+            many = name.translate(NO_DIGITS)
+        names = (f"one_row_{name}", *few, f"unpack_{name}", f"many_{many}")
     return np.array([kind, block, tile, *(address(n) if n else 0 for n in names)], np.uint64)

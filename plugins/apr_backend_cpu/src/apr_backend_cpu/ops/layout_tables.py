@@ -43,7 +43,7 @@ class LayoutTables:
         superblocks = -(-w.cols // SUPERBLOCK)
         runs = superblocks * SUPERBLOCK // layouts.RUN
         self._offsets, self._high = _offsets(layout, block, nbytes, runs)
-        self._levels, unit, added = _levels(layout)
+        self._levels, zero, unit, added = _levels(layout)
         tables: list[TileNumbers] | list[InPlace]
         if _in_place(layout, block, added):
             tables = [InPlace(layout, float(unit))]
@@ -55,13 +55,15 @@ class LayoutTables:
         self._tables = tables
         self.arranged = layout.bits == 4 and layout.order == "pairs"
         width = layout.bits + (layout.high is not None)
-        self.codes = f"levels{width}{'_minima' if len(tables) > 1 else ''}"
+        codes = "codes" if layout.bits == 4 and not layout.codebook else "levels"
+        self.codes = f"{codes}{width}{'_minima' if len(tables) > 1 else ''}"
         none = [0] * (COLUMNS_OF_NUMBERS * (2 - len(tables)))
         self.params = np.array(
             [
                 address(self._offsets),
                 address(self._high),
                 address(self._levels),
+                bits(zero / 128),
                 layout.group // layouts.RUN,
                 per_block,
                 blocks,
@@ -156,26 +158,26 @@ def _offsets(
     return number * nbytes + codes, (layout.high or 0) + inside // 8 - codes
 
 
-def _levels(layout: Layout) -> tuple[NDArray[np.uint8], np.float32, int]:
-    """Return levels as bytes, offset by 128; the value of a byte's step; steps to add to values.
+def _levels(layout: Layout) -> tuple[NDArray[np.uint8], int, np.float32, int]:
+    """Return levels as bytes, the code of 0, the value of a level's step, steps to add to values.
 
-    For codes of 5 or 8 bits the levels are the offset that makes a code such a byte, 16 times.
+    Levels are offset by 128; those of 8 bits are what makes a code such a byte, 16 times. Codes of
+    4 or 5 bits that are numbers need no levels.
     """
     one = np.float32(1)
     if layout.bits == 8:
         added = 0 if layout.signed else 128  # unsigned codes need no offset
-        return np.full(16, 128 - added, np.uint8), one, added - layout.zero
+        return np.full(16, 128 - added, np.uint8), 0, one, added - layout.zero
     values = layouts.levels(layout).astype(np.float64)
     if not layout.codebook:
         fits = len(values) - 1 - LARGEST <= layout.zero <= 128
-        first, left = (128 - layout.zero, 0) if fits else (128, -layout.zero)
-        codes = np.arange(16) * (layout.high is None)
-        return (codes + first).astype(np.uint8), one, left
+        zero, left = (layout.zero, 0) if fits else (0, -layout.zero)
+        return np.zeros(16, np.uint8), zero, one, left
     top = np.abs(values).max() or 1.0
     steps = np.arange(64, LARGEST + 1) / top  # the step that fits the levels best
     errors = [np.abs(np.rint(values * s) / s - values).max() for s in steps]
     best = steps[int(np.argmin(errors))]
-    return (np.rint(values * best) + 128).astype(np.uint8), np.float32(1 / best), 0
+    return (np.rint(values * best) + 128).astype(np.uint8), 0, np.float32(1 / best), 0
 
 
 def _by_tile(numbers: NDArray[Any]) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from apr_backend_cpu.layout_constants import (
     NUMBERS,
     OFFSETS,
     TILE_STEP,
+    ZERO,
 )
 
 
@@ -35,16 +36,19 @@ class Blocks:
     """Where a weight's blocks of 32 values are, with their scales and minima.
 
     For a declared layout, `args` are addresses of its parameters and of a tile's scales and minima,
-    float32 [blocks][16 rows].
+    float32 [blocks][16 rows]. `zero` is what `add_block` takes.
     """
 
     def __init__(self, b: Builder, format: Format, args: tuple[Value, ...]) -> None:
-        self._b, self._format = b, format
+        self._b, self._format, self.zero = b, format, None
         if format.declared:
             params, *self._numbers = args
             self._offsets, self._high = (b.read(b.at(params, 8 * k), I64) for k in (OFFSETS, HIGH))
-            levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
-            b.levels = b.shuffle(levels, list(range(16)) * 4)
+            if format.has_zero:
+                self.zero = b.splat(b.read(b.at(params, 8 * ZERO), F32), b.lanes)
+            else:
+                levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
+                b.levels = b.shuffle(levels, list(range(16)) * 4)
             columns = [b.at(params, 8 * (NUMBERS + k * COLUMNS_OF_NUMBERS)) for k in (0, 1)]
             kind = b.read(b.at(columns[0], 8 * NUMBER_KIND), I64)
             self.in_place = b.icmp_unsigned("==", kind, number(IN_PLACE))

@@ -21,13 +21,16 @@ from typing import Any
 
 from apr_backend_cpu.constants import VECTOR
 from apr_backend_cpu.kernels.linear.levels import (
+    chunk_codes4,
+    chunk_codes5,
     chunk_levels4,
-    chunk_levels5,
     chunk_levels8,
+    codes4,
+    codes5,
+    four_codes4,
+    four_codes5,
     four_levels4,
-    four_levels5,
     levels4,
-    levels5,
     levels8,
 )
 from apr_backend_cpu.kernels.linear.packed import (
@@ -62,6 +65,7 @@ class Format:
     lists, or only what finishes sums: pairs, d and dmin. In formats without a group `zero` is the
     code of 0, and `minimum` says that blocks have one. In `declared` layouts, a table says
     where blocks and their numbers are; with `fifth` bits, r and j are the bytes from codes to them.
+    Where codes are numbers of 4 or 5 bits (`has_zero`), the code of 0 is a parameter of the weight.
     `four(b, places)` returns the first halves of four blocks' codes, and the second ones; a place
     is the p and r of `row`.
     """
@@ -83,6 +87,15 @@ class Format:
     def has_minima(self) -> bool:
         """Whether a superblock's head has minima."""
         return self.group == 32
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether a weight says what the code of 0 is."""
+        return self.declared and not self.zero
+
+    def is_wide(self, b: Builder) -> bool:
+        """Return whether sums of two products in 16 bits leave no room for a third."""
+        return self.bits == 8 and b.sums_pairs
 
 
 def _moved(b: Builder, packed: Value, first: int, mask: int) -> Value:
@@ -265,19 +278,20 @@ FORMATS = {
             Format(
                 f"{name}_minima" if low else name,
                 nbytes,
-                8,
+                bits,
                 row,
                 chunk,
-                zero=128,
+                zero=128 if bits == 8 else 0,
                 minimum=low,
                 declared=True,
-                fifth=name == "levels5",
+                fifth=bits == 5,
                 four=four,
             )
-            for name, nbytes, row, chunk, four in (
-                ("levels4", 16, levels4, chunk_levels4, four_levels4),
-                ("levels5", 20, levels5, chunk_levels5, four_levels5),
-                ("levels8", 32, levels8, chunk_levels8, None),
+            for name, nbytes, bits, row, chunk, four in (
+                ("codes4", 16, 4, codes4, chunk_codes4, four_codes4),
+                ("codes5", 20, 5, codes5, chunk_codes5, four_codes5),
+                ("levels4", 16, 8, levels4, chunk_levels4, four_levels4),
+                ("levels8", 32, 8, levels8, chunk_levels8, None),
             )
             for low in (False, True)
         ),

@@ -1,6 +1,6 @@
-"""Codes of declared layouts as levels: unsigned bytes, see `layouts`.
+"""Codes of declared layouts: numbers of 4 or 5 bits, or levels, which are unsigned bytes.
 
-`b.levels` is a layout's table of levels, 64 bytes.
+`b.levels` is a layout's table of levels, 64 bytes. See `layouts`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from apr_backend_cpu.kernels.linear.packed import (
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.ir import I8, I16, I32, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.rows import Rows, number
+
+V8I = vector_of(I32, 8)
 
 # shuffles of bytes within 16, by register size in bytes
 SHUFFLES = {
@@ -48,40 +50,45 @@ def look_up(b: Builder, codes: Value) -> Value:
     return b.in_registers(lambda w, c: b.intrinsic(name, w.type, w, c), wide, codes)
 
 
-def levels4(b: Builder, p: Value, r: int) -> Value:
+def codes4(b: Builder, p: Value, r: int) -> Value:
     """Read 16 bytes: low nibbles, then high ones."""
-    packed = b.read(p, vector_of(I8, 16))
-    return look_up(b, b.join(nibble(b, packed, 0), nibble(b, packed, 1)))
+    words = b.bitcast(b.shuffle(b.read(p, vector_of(I8, 16)), [*range(16)] * 2), V8I)
+    moved = b.lshr(words, ir.Constant(V8I, [0] * 4 + [4] * 4))
+    return b.and_(b.bitcast(moved, V32B), const(V32B, 15))
 
 
-def levels5(b: Builder, p: Value, r: Value) -> Value:
+def codes5(b: Builder, p: Value, r: Value) -> Value:
     """Read 16 bytes of nibbles and, r bytes further on, 32 fifth bits."""
-    packed = b.read(p, vector_of(I8, 16))
-    low = b.join(nibble(b, packed, 0), nibble(b, packed, 1))
-    return _with_fifth(b, low, b.bitcast(b.read(b.add(p, r), I32), vector_of(ir.IntType(1), 32)))
+    fifth = b.bitcast(b.read(b.add(p, r), I32), vector_of(ir.IntType(1), 32))
+    return _with_fifth(b, codes4(b, p, 0), fifth)
+
+
+def levels4(b: Builder, p: Value, r: int) -> Value:
+    """Read what `codes4` reads."""
+    return look_up(b, codes4(b, p, r))
 
 
 def _with_fifth(b: Builder, low: Value, fifth: Value) -> Value:
-    """Return the levels of codes, from their low four bits and whether the fifth is set."""
-    level = b.add(low, b.shuffle(b.levels, list(range(low.type.count))))
-    return b.add(level, b.select(fifth, const(low.type, 16), const(low.type, 0)))
+    """Return codes from their low four bits and whether the fifth is set."""
+    return b.or_(low, b.select(fifth, const(low.type, 16), const(low.type, 0)))
 
 
-def _four_nibbles(b: Builder, places: list[tuple[Value, Value]]) -> list[Value]:
+def four_codes4(b: Builder, places: list[tuple[Value, Value]]) -> tuple[Value, Value]:
+    """Read four blocks' nibbles: all low ones, then all high ones."""
     packed = b.joined([b.read(p, vector_of(I8, 16)) for p, _ in places])
-    return [nibble(b, packed, 0), nibble(b, packed, 1)]
+    return nibble(b, packed, 0), nibble(b, packed, 1)
 
 
 def four_levels4(b: Builder, places: list[tuple[Value, Value]]) -> tuple[Value, Value]:
-    """Read four blocks' nibbles: all low ones, then all high ones."""
-    low, high = _four_nibbles(b, places)
+    """Read what `four_codes4` reads."""
+    low, high = four_codes4(b, places)
     return look_up(b, low), look_up(b, high)
 
 
-def four_levels5(b: Builder, places: list[tuple[Value, Value]]) -> tuple[Value, Value]:
+def four_codes5(b: Builder, places: list[tuple[Value, Value]]) -> tuple[Value, Value]:
     """Read four blocks' nibbles and fifth bits: first halves, then second ones."""
     halves = []
-    for half, low in enumerate(_four_nibbles(b, places)):
+    for half, low in enumerate(four_codes4(b, places)):
         fifth = number(0)
         for k, (p, r) in enumerate(places):
             some = b.zext(b.read(b.at(b.add(p, r), 2 * half), I16), I64)
@@ -95,14 +102,19 @@ def levels8(b: Builder, p: Value, r: int) -> Value:
     return b.add(b.read(p, V32B), b.shuffle(b.levels, list(range(32))))
 
 
-def chunk_levels4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
+def chunk_codes4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     """Read 16 bytes of every row."""
     columns = [bytes_of(b, c) for c in packed_columns(b, rows(b), 0)]
-    return [(number(0), [partial(lambda c, h: look_up(b, nibble(b, c, h)), c, h)
-                         for h in (0, 1) for c in columns])]  # fmt: skip
+    return [(number(0), [partial(nibble, b, c, h) for h in (0, 1) for c in columns])]
 
 
-def chunk_levels5(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
+def chunk_levels4(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
+    """Read what `chunk_codes4` reads."""
+    ((run, codes),) = chunk_codes4(b, rows, workspace, j)
+    return [(run, [partial(lambda code: look_up(b, code()), code) for code in codes])]
+
+
+def chunk_codes5(b: Builder, rows: Rows, workspace: Value, j: Value) -> Chunk:
     """Read 16 bytes of every row and, j bytes further on, its 32 fifth bits."""
     here = rows(b)
     columns = [bytes_of(b, c) for c in packed_columns(b, here, 0)]

@@ -18,7 +18,6 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
     AT_Q,
-    AT_Q16,
     AT_SHIFT32,
     AT_STEP,
     AT_SUM16,
@@ -112,18 +111,20 @@ def _superblock(b: Builder, format: Format, p: Value, x: Value) -> Value:
 def _dot(b: Builder, format: Format, codes: Value, runs: list[tuple[Value, int]]) -> Value:
     """Return the dot products of blocks, in 8 sums each; a run is (address of a record, number).
 
-    Where activations are int16, codes are signed, and there is no `shift_of`.
+    Where levels are signed bytes, there is no `shift_of`. Sums may be pairs of int16: see
+    `group_sums`.
     """
-    if not b.sums_pairs:
+    values = b.joined([b.read(b.at(x, AT_Q + 32 * r), V32B) for x, r in runs])
+    if not format.is_wide(b):
+        if b.sums_pairs:
+            return b.multiply_pairs(codes, values)
         chain = Chain(b, 8)
-        chain.add(codes, b.joined([b.read(b.at(x, AT_Q + 32 * r), V32B) for x, r in runs]))
+        chain.add(codes, values)
         return chain.total()
-    kind, count = vector_of(I16, 32), codes.type.count
-    values = b.joined([b.read(b.at(x, AT_Q16 + 64 * r), kind) for x, r in runs])
-    signed = vector_of(I16, count)
-    dots = b.add_pairs(b.sub(b.zext(codes, signed), const(signed, format.zero)), values)
-    low = [16 * run + lane for run in range(len(runs)) for lane in range(8)]
-    return b.add(b.shuffle(dots, low), b.shuffle(dots, [lane + 8 for lane in low]))
+    if not format.declared:
+        codes = b.xor(codes, const(codes.type, format.zero))
+    pairs = b.multiply_pairs(b.magnitude(codes), b.with_sign(values, codes))
+    return b.add_pairs(pairs, const(pairs.type, 1))
 
 
 def _block_sums(
@@ -194,19 +195,26 @@ def shift_of(b: Builder, format: Format, x: Value) -> Value:
 
 
 def add_block(
-    b: Builder, numbers: tuple[Value, Value | None], total: Value, x: Value, y: Value
+    b: Builder,
+    numbers: tuple[Value, Value | None],
+    zero: Value | None,
+    total: Value,
+    x: Value,
+    y: Value,
 ) -> Value:
     """Add a block: y + d * dx * `total`, then its minimum's part. x is the address of dx.
 
-    Minima multiply the sum of activations times -128.
+    Minima multiply the sum of activations times -128, and so does `zero`, a part of the total: the
+    code of 0 over 128. The total is an integer below 2^24 before and after.
     """
     (d, minimum), count = numbers, y.type.count
     dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
+    if zero is not None or minimum is not None:
+        shift = b.sitofp(b.splat(b.read(b.at(x, AT_SHIFT32), I32), count), y.type)
+    if zero is not None:
+        total = b.fma(shift, zero, total)
     y = b.fma(total, b.fmul(d, dx), y)
-    if minimum is None:
-        return y
-    shift = b.splat(b.read(b.at(x, AT_SHIFT32), I32), count)
-    return b.fma(b.sitofp(shift, y.type), b.fmul(minimum, dx), y)
+    return y if minimum is None else b.fma(shift, b.fmul(minimum, dx), y)
 
 
 def _finish_superblocks(
@@ -268,10 +276,10 @@ def _finish_blocks(
                 offset = blocks.offset(b.add(first, g))
                 numbers = halves(b, [b.add(p, offset) for p in rows]), None
             total = b.read(b.advance(turned, g, 4 * count), sums)
-            if not b.sums_pairs:
+            if format.zero and not b.sums_pairs:
                 shift = shift_of(b, format, b.at(here, AT_SHIFT32))
                 total = b.add(total, b.splat(shift, count))
-            return [add_block(b, numbers, b.sitofp(total, kind), here, ys[0])]
+            return [add_block(b, numbers, blocks.zero, b.sitofp(total, kind), here, ys[0])]
 
         return b.count_loop(some, ys, block)
 
@@ -329,8 +337,10 @@ def _leave_blocks(
         i = b.add(b.shl(whole, number(3)), g)
         p = b.add(first, blocks.offset(i))
         b.prefetch(b.at(p, AHEAD), format.nbytes)
-        x = b.advance(b.advance(xp, whole, RECORD), g, 64 if b.sums_pairs else 32)
+        x = b.advance(b.advance(xp, whole, RECORD), g, 32)
         dots = _dot(b, format, format.row(b, p, blocks.fifth(i)), [(x, 0)])
+        if dots.type.element == I16:
+            dots = b.add_pairs(dots, const(dots.type, 1))
         total = b.intrinsic("llvm.vector.reduce.add.v8i32", I32, dots)
         left = b.advance(out, whole, ROW_WORKSPACE)
         b.write(total, b.advance(left, g, 4))
@@ -356,6 +366,8 @@ def make_one_row(name: str, format: Format) -> None:
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         wp, row_bytes, xp, op, n, workspace, *more = args
         blocks = Blocks(b, format, tuple(more))
+        if format.declared and format.is_wide(b):
+            b.levels = b.xor(b.levels, const(b.levels.type, format.zero))  # signed here
         size = 4 * 8 * len(runs_of(b, format)[0])  # bytes that a row leaves for each superblock
 
         def superblock_row(r: Value, values: Values) -> Values:

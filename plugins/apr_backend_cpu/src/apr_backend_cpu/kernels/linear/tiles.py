@@ -29,6 +29,7 @@ from apr_backend_cpu.constants import (
     SIDE_BY_SIDE,
     TILE_GROUP,
     TILE_GROUP_WIDE,
+    TILE_GROUP_ZERO,
     TILE_SUPERBLOCK,
     TOKENS,
     VECTOR,
@@ -49,14 +50,9 @@ Addition = Callable[[Value], Value]  # y -> y plus a block's contribution
 RunStep = Callable[[Value, list[Codes], Values], Values]  # (run, its codes, totals) -> totals
 
 
-def _is_wide(b: Builder, format: Format) -> bool:
-    """Return whether codes of 8 bits are multiplied with activations as int16."""
-    return format.bits == 8 and b.sums_pairs
-
-
 def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
     """Return a run's codes in the form for products: 8 vectors, or 16 of signed int16."""
-    if not _is_wide(b, format):
+    if not format.is_wide(b):
         return columns
     zero = const(vector_of(I16, b.level.vector // 2), format.zero)
     return [
@@ -69,10 +65,13 @@ def _codes(b: Builder, format: Format, columns: Codes) -> Codes:
 def _sizes(b: Builder, format: Format) -> tuple[int, int]:
     """Return the bytes of an unpacked block, and of its codes.
 
-    After these come its scale, its minimum and, for wide codes, the starting values of sums.
+    After these come its scale, its minimum and, for wide codes, the starting values of sums, or
+    what the code of 0 is.
     """
-    if _is_wide(b, format):
+    if format.is_wide(b):
         return TILE_GROUP_WIDE, TILE_GROUP_WIDE - 3 * VECTOR
+    if format.has_zero:
+        return TILE_GROUP_ZERO, TILE_GROUP_ZERO - 3 * VECTOR
     return TILE_GROUP, TILE_GROUP - 2 * VECTOR
 
 
@@ -150,21 +149,24 @@ def _block(
     format: Format,
     codes: list[Codes],
     numbers: list[tuple[Value, Value | None]],
+    zero: Value | None,
     xs: Rows,
     g: Value,
     starts: Values | None = None,
 ) -> list[Addition]:
     """Return the additions of a block. `xs` are the records with run g; see `_superblock`."""
     here, kind = xs.advance(b, g, 4)(b), vector_of(F32, b.lanes)
-    if _is_wide(b, format):
+    if format.is_wide(b):
         totals = crossed_dots(b, codes, starts, xs, g)
     else:
-        shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
+        shifts: list[Value | None] = [None] * len(here)
+        if format.zero:
+            shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
         chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
         totals = [[b.sitofp(chain.total(), kind) for chain in some] for some in chains]
     return [
-        partial(add_block, b, numbers[k], total, x)
+        partial(add_block, b, numbers[k], zero, total, x)
         for x, mine in zip(here, totals, strict=True)
         for k, total in enumerate(mine)
     ]
@@ -233,7 +235,8 @@ def make_few(name: str, format: Format, size: int) -> None:
                 ((_, codes),) = format.chunk(b, here, workspace, blocks.fifth(i))
                 xs = Rows(records, b.mul(i8, number(RECORD)))
                 numbers = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
-                return _added(_block(b, format, [_codes(b, format, codes)], [numbers], xs, g), ys)
+                wide = [_codes(b, format, codes)]
+                return _added(_block(b, format, wide, [numbers], blocks.zero, xs, g), ys)
 
             zeros = [const(vector_of(F32, b.lanes), 0.0)] * size
             body = superblock if format.group else block
@@ -296,8 +299,10 @@ def make_unpack(name: str, format: Format) -> None:
                 ((_, codes),) = format.chunk(b, here, workspace, blocks.fifth(i))
                 columns = [make() for make in _codes(b, format, codes)]
                 put(columns, target)
-                if _is_wide(b, format):
+                if format.is_wide(b):
                     b.write(start_of(b, columns), b.at(target, at_scale + 2 * VECTOR))
+                elif blocks.zero is not None:
+                    b.write(blocks.zero, b.at(target, at_scale + 2 * VECTOR))
                 d, low = blocks.numbers(i, here(b), b.mul(k, number(b.lanes)))
                 b.write(d, b.at(target, at_scale))
                 if low is not None:
@@ -313,7 +318,7 @@ def make_unpack(name: str, format: Format) -> None:
 
 
 def _unpacked_codes(b: Builder, format: Format, p: Value) -> Codes:
-    if _is_wide(b, format):
+    if format.is_wide(b):
         kind, count = vector_of(I16, b.level.vector // 2), 16
     else:
         kind, count = vector_of(I8, b.level.vector), 8
@@ -332,7 +337,7 @@ def make_many(name: str, format: Format) -> None:
 
     def emit(b: Builder, args: tuple[Value, ...]) -> None:
         tile, xp, x_stride, tokens, op, out_stride, n, ahead = args
-        first, last = (AT_CROSS, RECORD) if _is_wide(b, format) else (0, AT_Q16)  # bytes read
+        first, last = (AT_CROSS, RECORD) if format.is_wide(b) else (0, AT_Q16)  # bytes read
         nbytes = last - first if format.group else (last - first) // 8
         count, kind = min(2, ROWS // b.lanes), vector_of(F32, b.lanes)
         some, part_bytes = 8 // count, b.level.vector * count
@@ -371,12 +376,12 @@ def make_many(name: str, format: Format) -> None:
                 for s in starts
             ]
             codes = [_unpacked_codes(b, format, s) for s in starts]
-            begin = (
-                [b.read(b.at(s, at_scale + 2 * VECTOR), vector_of(I32, b.lanes)) for s in starts]
-                if _is_wide(b, format)
-                else None
-            )
-            return _block(b, format, codes, numbers, xs, g, begin)
+            at_last, begin, zero = at_scale + 2 * VECTOR, None, None
+            if format.is_wide(b):
+                begin = [b.read(b.at(s, at_last), vector_of(I32, b.lanes)) for s in starts]
+            elif format.has_zero:
+                zero = b.read(b.at(here, at_last), kind)
+            return _block(b, format, codes, numbers, zero, xs, g, begin)
 
         def each(i: Value, values: Values) -> Values:
             of_record, g = (i, number(0)) if format.group else _of_run(b, i)
@@ -427,5 +432,5 @@ for _format in FORMATS.values():
     make_unpack(f"unpack_{_format.name}", _format)
     for _size in FEW_SIZES:
         make_few(f"few_{_size}_{_format.name}", _format, _size)
-for _format in (*(f for f in FORMATS.values() if not f.declared), *UNPACKED):
+for _format in (*(f for f in FORMATS.values() if not f.declared or f.has_zero), *UNPACKED):
     make_many(f"many_{_format.name}", _format)

@@ -138,6 +138,17 @@ class Builder(ir.IRBuilder):
         wide = ir.VectorType(I16, w.type.count)
         return self.fold(self.mul(self.zext(w, wide), self.sext(x, wide)))
 
+    def magnitude(self, x: Value) -> Value:
+        """Return the magnitudes of signed bytes, as unsigned ones."""
+        return self.select(self.icmp_signed("<", x, const(x.type, 0)), self.neg(x), x)
+
+    def with_sign(self, x: Value, sign: Value) -> Value:
+        """Return signed bytes, negated where `sign` is negative; any value where it is 0."""
+        if self.level.vector == 32:
+            name = "llvm.x86.avx2.psign.b"
+            return self.in_registers(lambda x, s: self.intrinsic(name, x.type, x, s), x, sign)
+        return self.select(self.icmp_signed("<", sign, const(sign.type, 0)), self.neg(x), x)
+
     def add_pairs(self, x: Value, y: Value) -> Value:
         """Multiply int16 by int16 and add neighbours in int32."""
         if self.level.dot in ("vnni", "maddubs"):

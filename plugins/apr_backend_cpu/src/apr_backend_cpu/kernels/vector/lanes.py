@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from apr_backend_cpu.constants import LANES
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import Value
+from apr_backend_cpu.kernels.vector.ir import I16, I32, Value, const, vector_of
 
 
 def _within(picks: list[int], count: int) -> list[int]:
@@ -53,13 +53,28 @@ def transpose(b: Builder, rows: list[Value]) -> list[Value]:
 
 
 def quarter_sums(b: Builder, vectors: list[Value]) -> list[Value]:
-    """Return a vector for each four, whose quarters hold the sums of their quarters."""
+    """Return a vector for each four, whose quarters hold the sums of their quarters.
+
+    A vector may hold pairs of int16 instead, which are added up at the end.
+    """
+    given = vectors[0].type
+    pairs = given.element == I16
+    if pairs:
+        vectors = [b.bitcast(v, vector_of(I32, given.count // 2)) for v in vectors]
+
+    def added(x: Value, y: Value) -> Value:
+        if not pairs:
+            return b.add(x, y)
+        return b.bitcast(b.add(b.bitcast(x, given), b.bitcast(y, given)), x.type)
+
     for low, high in ((LOW_WORDS, HIGH_WORDS), (LOW_PAIRS, HIGH_PAIRS)):
         vectors = [
-            b.add(mix(b, x, y, low), mix(b, x, y, high))
+            added(mix(b, x, y, low), mix(b, x, y, high))
             for x, y in zip(vectors[::2], vectors[1::2], strict=True)
         ]
-    return vectors
+    if not pairs:
+        return vectors
+    return [b.add_pairs(b.bitcast(v, given), const(given, 1)) for v in vectors]
 
 
 def _halves_added(b: Builder, v: Value) -> Value:
@@ -92,7 +107,10 @@ def four_sums(b: Builder, first: Value, second: Value) -> Value:
 
 
 def group_sums(b: Builder, vectors: list[Value]) -> Value:
-    """Return the sums of 8 groups in 8 lanes; a group is a run of 8 lanes."""
+    """Return the sums of 8 groups in 8 lanes; a group is a run of 8 lanes, or of 8 pairs of int16.
+
+    Four pairs are added up in 16 bits.
+    """
     fours = quarter_sums(b, vectors)
     if fours[0].type.count == LANES:  # lane k of quarters 0 and 1 belongs to group 2k, then 2k + 1
         parts = [
