@@ -15,24 +15,21 @@ import numpy as np
 from apr_quant_q4k.hooks import IQ4_NL
 from apr_quant_q4k.loops.compiling import serial
 from apr_quant_q4k.loops.half import half_bits, half_value, load_half, store_half
-from apr_quant_q4k.search.block_search import best_line, best_step, best_step_of_levels
+from apr_quant_q4k.search.block_search import best_line, best_step
 from apr_quant_q4k.search.lanes import nearest
+from apr_quant_q4k.search.uneven import best_step_of_levels, level_code
 
 f32 = np.float32
 BLOCK, HALF = 32, 16
 SYMMETRIC, AFFINE, CODEBOOK = 0, 1, 2
 LEVELS = np.array(IQ4_NL, np.float32)
-BETWEEN = ((LEVELS[1:] + LEVELS[:-1]) / 2).astype(np.float32)
 
 
 @serial
 def _code(scaled, kind, levels):
     """Return the code of a value over its step; of the affine kinds, less the minimum before."""
     if kind == CODEBOOK:
-        code = 0
-        for i in range(15):
-            code += scaled > BETWEEN[i]
-        return code
+        return level_code(scaled)
     zero = f32((levels + 1) // 2) if kind == SYMMETRIC else f32(0)
     return int(min(max(nearest(scaled) + zero, f32(0)), f32(levels)))
 
@@ -48,8 +45,12 @@ def _level(code, kind, levels):
 @serial
 def _error(x, count, d, m, kind, levels):
     """Return the sum of squared errors with the best codes for d and m."""
-    inverse = f32(1.0) / d if d != 0 else f32(0)
     total = f32(0)
+    if d == 0 and m == 0:
+        for i in range(count):
+            total += x[i] * x[i]
+        return total
+    inverse = f32(1.0) / d if d != 0 else f32(0)
     for i in range(count):
         miss = x[i] - (d * _level(_code((x[i] - m) * inverse, kind, levels), kind, levels) + m)
         total += miss * miss

@@ -7,7 +7,6 @@ float16; the lane whose best codes for these have the least squared error wins.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from apr_quant_q4k.hooks import IQ4_NL
 from apr_quant_q4k.search.lanes import (
     I32,
     INFINITY,
@@ -45,7 +43,7 @@ TIMES = [
     for k in range(LANES)
 ]
 WORDS = ir.VectorType(I32, LANES)
-Level = Callable[[Value], Value]  # a value over its step -> the nearest level
+Nearest = Callable[[ir.IRBuilder, Value, Value], Value]  # (value, 1 / step) -> the nearest level
 
 
 def _word(value: int) -> Value:
@@ -64,12 +62,12 @@ def _half(b: ir.IRBuilder, x: Value) -> Value:
     return b.bitcast(b.or_(b.select(is_small, small, normal), sign), VECTOR)
 
 
-def _one_side(b: ir.IRBuilder, group: Group, outermost: Value, top: Value, level: Level) -> Any:
+def _one_side(b: ir.IRBuilder, group: Group, outermost: Value, top: Value, nearest: Nearest) -> Any:
     """Return (error, d) of the best step for which `top` is near d * outermost."""
     inverse = b.fdiv(b.fmul(outermost, table(TIMES)), top)
 
     def products(value: Value) -> list[Value]:
-        q = level(b.fmul(value, inverse))
+        q = nearest(b, value, inverse)
         return [b.fmul(q, value), b.fmul(q, q)]
 
     qx, qq = group.sums(2, products)
@@ -79,15 +77,16 @@ def _one_side(b: ir.IRBuilder, group: Group, outermost: Value, top: Value, level
     again = reciprocal(b, d)
 
     def misses(value: Value) -> list[Value]:
-        miss = b.fsub(value, b.fmul(d, level(b.fmul(value, again))))
+        miss = b.fsub(value, b.fmul(d, nearest(b, value, again)))
         return [b.fmul(miss, miss)]
 
     return best_lane(b, [*group.sums(1, misses), d])
 
 
-def _either_side(context: Any, b: Any, sig: Any, args: Any, ends: Any, level: Level) -> Any:
+def either_side(context: Any, b: Any, sig: Any, args: Any, ends: Any, nearest: Nearest) -> Any:
+    """Return (error, d) of the best step for which `top` is near one of the outermost levels."""
     group, top = Group(context, b, sig, args), splat(b, args[3])
-    (error, d), (other, d2) = (_one_side(b, group, end, top, level) for end in ends)
+    (error, d), (other, d2) = (_one_side(b, group, end, top, nearest) for end in ends)
     less = b.fcmp_ordered("<", other, error)
     return make_tuple(context, b, sig, [b.select(less, other, error), b.select(less, d2, d)])
 
@@ -102,30 +101,12 @@ def best_step(typing: Any, x: Any, start: Any, count: Any, top: Any, low: Any, h
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         low, high = (splat(b, a) for a in args[4:])
 
-        def level(scaled: Value) -> Value:
-            return rounded(b, scaled, low, high)
+        def nearest(b: ir.IRBuilder, value: Value, inverse: Value) -> Value:
+            return rounded(b, b.fmul(value, inverse), low, high)
 
-        return _either_side(context, b, sig, args, (low, high), level)
+        return either_side(context, b, sig, args, (low, high), nearest)
 
     return types.UniTuple(f32, 2)(x, i64, i64, f32, f32, f32), codegen
-
-
-@intrinsic
-def best_step_of_levels(typing: Any, x: Any, start: Any, count: Any, top: Any) -> Any:
-    """Return (error, d) of the best d for x[start : start + count] and iq4_nl's levels."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        def level(scaled: Value) -> Value:
-            result = table([IQ4_NL[0]] * LANES)
-            for below, above in pairwise(IQ4_NL):
-                is_above = b.fcmp_ordered(">", scaled, table([(below + above) / 2] * LANES))
-                result = b.select(is_above, table([above] * LANES), result)
-            return result
-
-        ends = [table([end] * LANES) for end in (IQ4_NL[0], IQ4_NL[-1])]
-        return _either_side(context, b, sig, args, ends, level)
-
-    return types.UniTuple(f32, 2)(x, i64, i64, f32), codegen
 
 
 @intrinsic

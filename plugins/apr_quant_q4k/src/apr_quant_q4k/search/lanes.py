@@ -35,7 +35,8 @@ def splat(b: ir.IRBuilder, scalar: Value) -> Value:
     return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
-def _call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
+def call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
+    """Call an LLVM intrinsic by its mangled name."""
     function = b.module.globals.get(name) or ir.Function(
         b.module, ir.FunctionType(result, [a.type for a in args]), name
     )
@@ -55,7 +56,7 @@ def larger(b: ir.IRBuilder, x: Value, y: Value) -> Value:
 def rounded(b: ir.IRBuilder, x: Value, low: Value, high: Value) -> Value:
     """Return the nearest integer (ties to even) within [low, high]."""
     name = "llvm.rint.v16f32" if isinstance(x.type, ir.VectorType) else "llvm.rint.f32"
-    return smaller(b, larger(b, _call(b, name, x.type, x), low), high)
+    return smaller(b, larger(b, call(b, name, x.type, x), low), high)
 
 
 def reciprocal(b: ir.IRBuilder, step: Value) -> Value:
@@ -133,6 +134,6 @@ def nearest(typing: Any, x: Any) -> Any:
     """Return the nearest integer, ties to even, as float32."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        return _call(b, "llvm.rint.f32", F32, args[0])
+        return call(b, "llvm.rint.f32", F32, args[0])
 
     return f32(f32), codegen
