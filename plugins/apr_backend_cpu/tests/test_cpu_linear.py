@@ -134,6 +134,6 @@ def test_the_records_sums_are_those_of_their_codes(rng):
     np.testing.assert_array_equal(shorts[..., AT_SUM16 // 2 :][..., :16], sums)
     totals = codes.reshape(2, 2, 8, 32).sum(-1)
     np.testing.assert_array_equal(shorts[..., AT_SUM32 // 2 :][..., :8], steps * totals)
-    np.testing.assert_array_equal(ints[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)
+    np.testing.assert_array_equal(floats[..., AT_SHIFT32 // 4 :][..., :8], -128 * totals)
     d, scaled = floats[..., AT_D // 4], floats[..., AT_GROUP_D // 4 :][..., :8]
     np.testing.assert_allclose(scaled, d[..., None] * steps, rtol=1e-6)

@@ -21,8 +21,10 @@ AT_SUM32 = 288  # 8 int16: s_j times the sum of 32 values
 AT_STEP = 304  # 8 int16: s_j
 AT_STEP_PAIR = 320  # 8 pairs of int16: s_j twice
 AT_STEP32 = 352  # 8 int32: s_j
-AT_CROSS = 384  # 8 float32, one per 32 values: see kernels/linear/crossed.py
-AT_SHIFT32 = 416  # 8 int32: -128 times the sum of 32 values
+# 8 float32, one per 32 values: see kernels/linear/crossed.py; at levels without these, 8 int32, the
+# same as at AT_SHIFT32
+AT_CROSS = AT_SHIFT = 384
+AT_SHIFT32 = 416  # 8 float32: -128 times the sum of 32 values
 AT_GROUP_D, AT_D = 448, 480  # 8 float32: d * s_j; then d
 AT_Q16 = 512  # 256 int16: the codes at AT_Q, widened
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 # Columns of a row of parameters, uint64. OFFSETS is the address of int64 [runs]: where in a row
 # the codes of each 32 values are; HIGH of as many, bytes from these to the fifth bits; LEVELS is
 # the address of 16 bytes; ZERO, where codes are numbers, the code of 0 over 128, a float32's bits.
-OFFSETS, HIGH, LEVELS, ZERO, RUNS, GROUPS, BLOCKS, NUMBERS = range(8)
+# DENSE is 1 where blocks of 32 are a float16 scale, any minimum, any fifth bits, and then codes.
+OFFSETS, HIGH, LEVELS, ZERO, DENSE, RUNS, GROUPS, BLOCKS, NUMBERS = range(9)
 # Columns of NUMBERS: the scales, then the minima; address 0 if there are none. Steps in bytes.
 AT_NUMBERS, NUMBER_KIND, TILE_STEP, AT_FACTORS, FACTORS_STEP, BLOCK_STEP = range(6)
 COLUMNS_OF_NUMBERS = 6

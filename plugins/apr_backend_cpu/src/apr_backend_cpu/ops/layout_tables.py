@@ -64,6 +64,7 @@ class LayoutTables:
                 address(self._high),
                 address(self._levels),
                 bits(zero / 128),
+                _is_dense(layout, block, nbytes, added),
                 layout.group // layouts.RUN,
                 per_block,
                 blocks,
@@ -85,6 +86,18 @@ def _in_place(layout: Layout, block: int, added: int) -> bool:
     if more or added or scale.dtype != "f16" or block != layouts.RUN:
         return False
     return not minimum or minimum == (Numbers(scale.offset + 2, "f16", scale.per_block),)
+
+
+def _is_dense(layout: Layout, block: int, nbytes: int, added: int) -> bool:
+    """Return whether nothing else is in the blocks, in the order of GGML's."""
+    numbers, fifths = 2 + 2 * bool(layout.minimum), 4 * (layout.high is not None)
+    return (
+        _in_place(layout, block, added)
+        and layout.scale[0].offset == 0
+        and layout.high in (None, numbers)
+        and layout.codes == numbers + fifths
+        and nbytes == layout.codes + block * layout.bits // 8
+    )
 
 
 class InPlace:

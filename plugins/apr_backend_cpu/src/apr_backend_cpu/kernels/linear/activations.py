@@ -22,6 +22,7 @@ from apr_backend_cpu.constants import (
     AT_GROUP_D,
     AT_Q,
     AT_Q16,
+    AT_SHIFT,
     AT_SHIFT32,
     AT_STEP,
     AT_STEP32,
@@ -173,7 +174,10 @@ def _store_integers(b: Builder, record: Value, sums: Value, steps: Value) -> Val
     b.write(b.trunc(steps, V8H), b.at(record, AT_STEP))
     b.write(b.mul(steps, const(V8I, 0x10001)), b.at(record, AT_STEP_PAIR))
     b.write(steps, b.at(record, AT_STEP32))
-    b.write(b.mul(pairs, const(V8I, -128)), b.at(record, AT_SHIFT32))
+    shifts = b.mul(pairs, const(V8I, -128))
+    b.write(b.sitofp(shifts, V8F), b.at(record, AT_SHIFT32))
+    if not b.sums_pairs:
+        b.write(shifts, b.at(record, AT_SHIFT))
     tops = [
         b.intrinsic(f"llvm.vector.reduce.umax.v{v.type.count}i32", I32, _absolute(b, v))
         for v in (weighed, halves)

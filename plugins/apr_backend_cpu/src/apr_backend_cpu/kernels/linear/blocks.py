@@ -6,11 +6,12 @@ from apr_backend_cpu.constants import VECTOR
 from apr_backend_cpu.kernels.linear.formats import Format
 from apr_backend_cpu.kernels.linear.packed import halves, words
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I64, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import F32, I1, I8, I16, I64, Value, const, vector_of
 from apr_backend_cpu.kernels.vector.rows import Values, number
 from apr_backend_cpu.layout_constants import (
     AT_NUMBERS,
     COLUMNS_OF_NUMBERS,
+    DENSE,
     HIGH,
     IN_PLACE,
     LEVELS,
@@ -50,6 +51,7 @@ class Blocks:
                 levels = b.read(b.read(b.at(params, 8 * LEVELS), I64), vector_of(I8, 16))
                 b.levels = b.shuffle(levels, list(range(16)) * 4)
             columns = [b.at(params, 8 * (NUMBERS + k * COLUMNS_OF_NUMBERS)) for k in (0, 1)]
+            self.dense = b.trunc(b.read(b.at(params, 8 * DENSE), I64), I1)
             kind = b.read(b.at(columns[0], 8 * NUMBER_KIND), I64)
             self.in_place = b.icmp_unsigned("==", kind, number(IN_PLACE))
             distance = b.read(b.at(columns[0], 8 * AT_NUMBERS), I64)

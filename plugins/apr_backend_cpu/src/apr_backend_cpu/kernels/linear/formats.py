@@ -93,6 +93,16 @@ class Format:
         """Whether a weight says what the code of 0 is."""
         return self.declared and not self.zero
 
+    @property
+    def code_nbytes(self) -> int:
+        """Bytes of a declared layout's 32 codes, without fifth bits."""
+        return self.nbytes - 4 * self.fifth
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of a block that is scale, any minimum, any fifth bits, and then codes."""
+        return 2 + 2 * self.minimum + self.nbytes
+
     def is_wide(self, b: Builder) -> bool:
         """Return whether sums of two products in 16 bits leave no room for a third."""
         return self.bits == 8 and b.sums_pairs

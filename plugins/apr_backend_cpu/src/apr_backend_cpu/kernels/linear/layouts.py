@@ -13,7 +13,7 @@ from functools import partial
 
 from llvmlite import ir
 
-from apr_backend_cpu.constants import AT_Q, AT_Q16, AT_SHIFT32, LANES, RECORD, VECTOR
+from apr_backend_cpu.constants import AT_CROSS, AT_Q, AT_Q16, LANES, RECORD, VECTOR
 from apr_backend_cpu.kernels.linear.activations import row_of_records
 from apr_backend_cpu.kernels.linear.crossed import write_cross_sums
 from apr_backend_cpu.kernels.source import helper, kernel, vector
@@ -169,7 +169,8 @@ def _arrange(b: Builder, args: tuple[Value, ...]) -> None:
 
     def body(i: Value, values: list[Value]) -> list[Value]:
         x, target = b.advance(records, i, RECORD), b.advance(out, i, RECORD)
-        b.write(b.read(b.at(x, AT_SHIFT32), V64B), b.at(target, AT_SHIFT32))
+        for k in (AT_CROSS, AT_CROSS + 64):
+            b.write(b.read(b.at(x, k), V64B), b.at(target, k))
         for at_, kind in ((AT_Q, V64B), (AT_Q16, ir.VectorType(I16, 64))):
             size = kind.element.width // 8
             for k in range(at_, at_ + 256 * size, 64 * size):

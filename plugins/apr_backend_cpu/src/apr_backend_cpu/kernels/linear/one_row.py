@@ -11,6 +11,7 @@ any batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from llvmlite import ir
 
@@ -18,6 +19,7 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_GROUP_D,
     AT_Q,
+    AT_SHIFT,
     AT_SHIFT32,
     AT_STEP,
     AT_SUM16,
@@ -210,7 +212,7 @@ def add_block(
     (d, minimum), count = numbers, y.type.count
     dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
     if zero is not None or minimum is not None:
-        shift = b.sitofp(b.splat(b.read(b.at(x, AT_SHIFT32), I32), count), y.type)
+        shift = b.splat(b.read(b.at(x, AT_SHIFT32), F32), count)
     if zero is not None:
         total = b.fma(shift, zero, total)
     y = b.fma(total, b.fmul(d, dx), y)
@@ -277,7 +279,7 @@ def _finish_blocks(
                 numbers = halves(b, [b.add(p, offset) for p in rows]), None
             total = b.read(b.advance(turned, g, 4 * count), sums)
             if format.zero and not b.sums_pairs:
-                shift = shift_of(b, format, b.at(here, AT_SHIFT32))
+                shift = shift_of(b, format, b.at(here, AT_SHIFT))
                 total = b.add(total, b.splat(shift, count))
             return [add_block(b, numbers, blocks.zero, b.sitofp(total, kind), here, ys[0])]
 
@@ -298,15 +300,10 @@ def _unpack_numbers(
                 b.write(value, b.at(out, VECTOR * block))
 
 
-def _leave_numbers(
-    b: Builder, format: Format, blocks: Blocks, p: Value, out: Value, g: Value
-) -> None:
-    """Copy the float16 scale of a block, and any minimum, to the g-th place at `out`.
-
-    Where numbers are not in place, `distance` is 0, and nobody reads the copies.
-    """
+def _leave_numbers(b: Builder, format: Format, p: Value, out: Value, g: Value) -> None:
+    """Copy the float16 scale of a block at p, and any minimum, to the g-th place at `out`."""
     kind = I32 if format.minimum else I16
-    b.write(b.read(b.add(p, blocks.distance), kind), b.advance(out, g, kind.width // 8))
+    b.write(b.read(p, kind), b.advance(out, g, kind.width // 8))
 
 
 def _leave_blocks(
@@ -314,21 +311,31 @@ def _leave_blocks(
 ) -> None:
     """Write the dot products of a row's blocks: int32 [superblocks][8], then numbers in place.
 
-    Superblocks are ROW_WORKSPACE apart, numbers 32 * ROWS after dot products.
+    Superblocks are ROW_WORKSPACE apart, numbers 32 * ROWS after dot products. Nobody reads numbers
+    that were not in place.
     """
     whole = b.lshr(n, number(3))
 
-    def superblock(i: Value, values: Values) -> Values:
+    def superblock(dense: bool, i: Value, values: Values) -> Values:
         left = b.advance(out, i, ROW_WORKSPACE)
+        near = b.advance(first, i, 8 * format.dense_nbytes)
+        if dense:
+            b.prefetch(b.at(near, AHEAD), 8 * format.dense_nbytes)
 
         def place(r: int) -> tuple[Value, Value]:
             g = b.add(b.shl(i, number(3)), number(r))
-            p = b.add(first, blocks.offset(g))
-            if r == 0:
-                b.prefetch(b.at(p, AHEAD), 8 * format.nbytes + 64 * format.declared)
+            if dense:
+                numbers = b.at(near, r * format.dense_nbytes)
+                p, fifth = b.at(numbers, format.dense_nbytes - format.code_nbytes), number(-4)
+            else:
+                p, fifth = b.add(first, blocks.offset(g)), blocks.fifth(g)
+                if r == 0:
+                    b.prefetch(b.at(p, AHEAD), 8 * format.nbytes + 64 * format.declared)
+                if format.declared:
+                    numbers = b.add(p, blocks.distance)
             if format.declared:
-                _leave_numbers(b, format, blocks, p, b.at(left, 32 * ROWS), number(r))
-            return p, blocks.fifth(g)
+                _leave_numbers(b, format, numbers, b.at(left, 32 * ROWS), number(r))
+            return p, fifth
 
         b.write(_block_sums(b, format, place, b.advance(xp, i, RECORD)), left)
         return values
@@ -345,11 +352,18 @@ def _leave_blocks(
         left = b.advance(out, whole, ROW_WORKSPACE)
         b.write(total, b.advance(left, g, 4))
         if format.declared:
-            _leave_numbers(b, format, blocks, p, b.at(left, 32 * ROWS), g)
+            _leave_numbers(b, format, b.add(p, blocks.distance), b.at(left, 32 * ROWS), g)
         return values
 
     with b.if_then(b.icmp_unsigned("!=", whole, number(0))):
-        b.count_loop(whole, [], superblock)
+        if format.declared:
+            with b.if_else(blocks.dense) as (dense, other):
+                with dense:
+                    b.count_loop(whole, [], partial(superblock, True))
+                with other:
+                    b.count_loop(whole, [], partial(superblock, False))
+        else:
+            b.count_loop(whole, [], partial(superblock, False))
     rest = b.and_(n, number(7))
     with b.if_then(b.icmp_unsigned("!=", rest, number(0))):
         b.count_loop(rest, [], block)

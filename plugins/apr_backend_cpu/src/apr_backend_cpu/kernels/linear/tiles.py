@@ -21,7 +21,7 @@ from apr_backend_cpu.constants import (
     AT_D,
     AT_Q,
     AT_Q16,
-    AT_SHIFT32,
+    AT_SHIFT,
     AT_STEP32,
     AT_STEP_PAIR,
     RECORD,
@@ -161,7 +161,7 @@ def _block(
     else:
         shifts: list[Value | None] = [None] * len(here)
         if format.zero:
-            shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT32)), b.lanes) for p in here]
+            shifts = [b.splat(shift_of(b, format, b.at(p, AT_SHIFT)), b.lanes) for p in here]
         chains = [[Chain(b, format.bits, shift) for _ in codes] for shift in shifts]
         _meet(b, chains, codes, xs.advance(b, g, 32)(b), AT_Q)
         totals = [[b.sitofp(chain.total(), kind) for chain in some] for some in chains]

@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from apr_backend_cpu.constants import LANES
 
-I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I1, I8, I16, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32 = ir.HalfType(), ir.FloatType()
 V16F, V16I, V64B = (ir.VectorType(F32, LANES), ir.VectorType(I32, LANES),
                     ir.VectorType(I8, 4 * LANES))  # fmt: skip
