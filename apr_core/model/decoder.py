@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import SimpleNamespace
 from typing import Any, Literal
 
 from apr_core.family.modelspec import NORMS, Block, MixerExample, Plan
 from apr_core.model.state import State, StateMakers
 from apr_core.model.step import Step
-from apr_core.ops.binding import BoundOps
+from apr_core.ops.binding import BoundOps, Weight
 
 Array = Any
 Weights = SimpleNamespace  # uploaded weights of a layer, one attribute per role
@@ -25,11 +26,13 @@ class Part:
 
     `matrices` are the roles it hands to `linear`, `vectors` the roles it needs as dense float32
     arrays, `constants` further arrays that are uploaded with them under their own names. `stacks`
-    are the roles of several matrices in one tensor [.., rows, cols], and the matrix op of each.
+    are the roles of several matrices in one tensor [.., rows, cols], and the matrix op of each. A
+    row is multiplied by `chosen` matrices of each stack; 0: by all.
     """
 
     matrices: tuple[str, ...] = ()
     stacks: Mapping[str, str] = {}
+    chosen = 0
     vectors: tuple[str, ...] = ()
     constants: Mapping[str, Any] = {}
 
@@ -89,6 +92,18 @@ class Layer:
     mixer: Mixer
     mlp: FeedForward
     weights: Weights
+
+    def bytes_read(self, rows: int) -> float:
+        """Return the bytes of matrices that a step of so many rows reads.
+
+        Of a stack, those of the matrices that are expected to be chosen if all are equally likely.
+        """
+        total, chosen = 0.0, {s: p.chosen for p in (self.mixer, self.mlp) for s in p.stacks}
+        for role, w in vars(self.weights).items():
+            if isinstance(w, Weight):
+                left = 1 - chosen[role] / prod(w.shape[:-2]) if chosen.get(role) else 0
+                total += w.data.nbytes * (1 - left**rows)
+        return total
 
 
 class Decoder:

@@ -95,6 +95,11 @@ class Model:
         weights = [w for layer in self._decoder.layers for w in vars(layer.weights).values()]
         return [w for w in [*weights, self._decoder.head] if isinstance(w, Weight)]
 
+    def bytes_read(self, rows: int) -> int:
+        """Return the bytes of matrices that a step of so many rows reads, on average."""
+        head = self._decoder.head.data.nbytes
+        return round(head + sum(layer.bytes_read(rows) for layer in self._decoder.layers))
+
     def new_slot(self) -> int:
         """Open a slot for a new sequence."""
         slot = next(i for i in range(len(self._lengths) + 1) if i not in self._lengths)

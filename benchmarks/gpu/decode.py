@@ -16,7 +16,7 @@ from typing import Any
 
 from apr_core import Model
 from apr_core.model.model import Snapshot
-from apr_eval.measuring import prefill, weight_bytes
+from apr_eval.measuring import prefill
 from benchmarks.engines import random_tokens
 from benchmarks.gpu.arithmetic import seconds, share
 from benchmarks.gpu.bench import Bench
@@ -46,7 +46,7 @@ def run(bench: Bench) -> None:
         f"Decode: medians of {a.rounds} rounds of {a.steps} steps after {a.warm_steps} to compile "
         f"and capture. The likeliest token is chosen on the device and fed back; beside it, the "
         "same with all logits brought to the host. Weights of a step: "
-        f"{weight_bytes(built.model) / GIB:.2f} GiB."
+        f"{built.model.bytes_read(1) / GIB:.2f} GiB for one sequence."
     )
     speeds: dict[tuple[int, int], float] = {}
     for context in a.contexts:
@@ -158,7 +158,7 @@ def _row(
     bench: Bench, model: Model, batch: int, end: int, rounds: list[float], with_logits: float
 ) -> dict[str, Any]:
     took, rate = statistics.median(rounds), bench.machine.copy_rate
-    weights, states = weight_bytes(model), batch * model.sequence_bytes(end)
+    weights, states = model.bytes_read(batch), batch * model.sequence_bytes(end)
     floor = seconds(weights, rate)
     return {
         "tok_s": batch / took, "ms": 1e3 * took,

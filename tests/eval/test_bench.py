@@ -11,8 +11,9 @@ import pytest
 from apr_backend_cpu.backend import Cpu
 from apr_core import load
 from apr_core.errors import UsageError
+from apr_devkit.tiny import tiny_checkpoint
 from apr_eval import bench, measuring
-from apr_eval.measuring import Plan, Spread, measure, memory_bandwidth, state_bytes, weight_bytes
+from apr_eval.measuring import Plan, Spread, measure, memory_bandwidth, state_bytes
 from apr_eval.profiling import profiled
 from tests.cli.test_journeys import apr, fails
 
@@ -74,8 +75,22 @@ def test_weight_bytes_are_those_of_every_matrix_but_the_embedding(model):
         for name, entry in model.file.tensors.items()
         if len(entry.shape) == 2 and (model.config.tied_embeddings or "embed_tokens" not in name)
     )
-    assert weight_bytes(model) == expected
+    assert model.bytes_read(1) == model.bytes_read(8) == expected
     assert layers > 1
+
+
+def test_of_experts_only_the_chosen_ones_are_counted(tmp_path):
+    """A token chooses 4 of 6; two tokens choose 6 * (1 - (1/3)^2) of them on average."""
+    checkpoint = tiny_checkpoint("qwen3_5_moe", tmp_path / "checkpoint")
+    assert apr("import", checkpoint, "--quantize", "q8_0", "-o", tmp_path / "m.apr").returncode == 0
+    with load(tmp_path / "m.apr") as model:
+        weights = model.matrices()
+        stacks = sum(w.data.nbytes for w in weights if len(w.shape) == 3)
+        others = sum(w.data.nbytes for w in weights if len(w.shape) == 2)
+        assert stacks > others / 10 and len(weights) > 10
+        assert model.bytes_read(1) == round(others + stacks * 4 / 6)
+        assert model.bytes_read(2) == round(others + stacks * 8 / 9)
+        assert measure(model, Plan(4, 1, 2, 0, 1)).weight_bytes == model.bytes_read(2)
 
 
 def entry_bytes(model, name):

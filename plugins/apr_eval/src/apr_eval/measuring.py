@@ -73,7 +73,7 @@ class Measurement:
     ttft_s: Spread
     prefill_tok_s: Spread
     decode_tok_s: Spread
-    weight_bytes: int  # read by one step
+    weight_bytes: int  # read by one step; of experts, those of as many as rows choose on average
     state_bytes: int  # KV, recurrent and conv state that a step reads at the end, over the batch
     batch: int
 
@@ -101,7 +101,7 @@ def measure(model: Model, plan: Plan, done: Callable[[], None] = lambda: None) -
         Spread.of([run.ttft_s for run in runs]),
         Spread.of([plan.prompt_tokens / run.prefill_s for run in runs]),
         Spread.of([plan.batch / s for s in steps]),
-        weight_bytes(model),
+        model.bytes_read(plan.batch),
         state,
         plan.batch,
     )
@@ -144,11 +144,6 @@ def prefill(model: Model, slot: int, ids: list[int]) -> NDArray[np.float32]:
         logits = model.forward([(slot, ids[i : i + CHUNK])])
     row: NDArray[np.float32] = logits[0]
     return row
-
-
-def weight_bytes(model: Model) -> int:
-    """Return the bytes of all matrices that every step reads, without embedding rows."""
-    return sum(int(w.data.nbytes) for w in model.matrices())
 
 
 def state_bytes(model: Model, slots: Iterable[int]) -> int:

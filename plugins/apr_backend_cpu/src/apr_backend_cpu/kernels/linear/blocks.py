@@ -1,12 +1,23 @@
-"""Where the blocks of a weight are, with their scales and minima."""
+"""Where the blocks of a weight are, with their scales and minima, and the sum of their products."""
 
 from __future__ import annotations
 
-from apr_backend_cpu.constants import VECTOR
+from llvmlite import ir
+
+from apr_backend_cpu.constants import (
+    AT_GROUP_D,
+    AT_SHIFT,
+    AT_SHIFT32,
+    RECORD,
+    ROW_WORKSPACE,
+    ROWS,
+    VECTOR,
+)
 from apr_backend_cpu.kernels.linear.formats import Format
 from apr_backend_cpu.kernels.linear.packed import halves, words
 from apr_backend_cpu.kernels.vector.builder import Builder
-from apr_backend_cpu.kernels.vector.ir import F32, I1, I8, I16, I64, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.ir import F32, I1, I8, I16, I32, I64, Value, const, vector_of
+from apr_backend_cpu.kernels.vector.lanes import columns4
 from apr_backend_cpu.kernels.vector.rows import Values, number
 from apr_backend_cpu.layout_constants import (
     AT_NUMBERS,
@@ -109,6 +120,21 @@ class Blocks:
     def _scaled(self, value: Value, k: int) -> Value:
         return self._b.fmul(value, self._b.splat(self._factors[k], value.type.count))
 
+    def left(self, place: Value, count: int) -> Values:
+        """Return 8 scales, then any minima, of what `count` rows left: 32 bytes of float16 each.
+
+        They are neighbours: the scales of 8 blocks, or each with its minimum.
+        """
+        b, minimum = self._b, self._format.minimum
+        first: list[Value] = []
+        second: list[Value] = []
+        for half in range(1 + minimum):
+            for column in columns4(b, quads(b, b.at(place, 16 * half), count)):
+                low, high = self.both(column)
+                first += [low] if minimum else [low, high]
+                second += [high] * minimum
+        return first + second
+
     def at_numbers(self, which: Value, first: int, copies: Value) -> list[Value]:
         """Return where a superblock's first scales, and minima if any, of a tile's rows are.
 
@@ -119,3 +145,109 @@ class Blocks:
             there = b.at(b.advance(table, which, VECTOR), 4 * first)
             places.append(b.select(self.in_place, b.at(copies, k * 8 * VECTOR), there))
         return places
+
+
+def quads(b: Builder, place: Value, count: int) -> Values:
+    """Read four words of each row: int32 [count][4], 32 bytes apart."""
+    return [b.read(b.at(place, 32 * r), vector_of(I32, 4)) for r in range(count)]
+
+
+def shift_of(b: Builder, format: Format, x: Value) -> Value:
+    """Return the correction for the codes' offset in a block's dot product: int32.
+
+    `x` is the address of 8 of them.
+    """
+    shift = b.read(x, I32)  # -128 times the sum
+    return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
+
+
+def add_block(
+    b: Builder,
+    numbers: tuple[Value, Value | None],
+    zero: Value | None,
+    total: Value,
+    x: Value,
+    y: Value,
+) -> Value:
+    """Add a block: y + d * dx * `total`, then its minimum's part. x is the address of dx.
+
+    Minima multiply the sum of activations times -128, and so does `zero`, a part of the total: the
+    code of 0 over 128. The total is an integer below 2^24 before and after.
+    """
+    (d, minimum), count = numbers, y.type.count
+    dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
+    if zero is not None or minimum is not None:
+        shift = b.splat(b.read(b.at(x, AT_SHIFT32), F32), count)
+    if zero is not None:
+        total = b.fma(shift, zero, total)
+    y = b.fma(total, b.fmul(d, dx), y)
+    return y if minimum is None else b.fma(shift, b.fmul(minimum, dx), y)
+
+
+def _totals(b: Builder, format: Format, left: Value, x: Value, count: int) -> Values:
+    """Return a superblock's 8 dot products, as float32, from what `count` rows left."""
+    columns = columns4(b, quads(b, left, count)) + columns4(b, quads(b, b.at(left, 16), count))
+    if format.zero and not b.sums_pairs:
+        for g, column in enumerate(columns):
+            shift = shift_of(b, format, b.at(x, AT_SHIFT + 4 * g))
+            columns[g] = b.add(column, b.splat(shift, count))
+    return [b.sitofp(column, vector_of(F32, count)) for column in columns]
+
+
+def finish_blocks(
+    b: Builder,
+    format: Format,
+    blocks: Blocks,
+    rows: Values,
+    first_row: int,
+    xp: Value,
+    workspace: Value,
+    n: Value,
+) -> Value:
+    """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8].
+
+    Numbers that were in place lie 32 * ROWS after them.
+    """
+    count, kind = len(rows), vector_of(F32, b.lanes)
+    turned, copies = b.stack(8 * 4 * count), b.stack(2 * 8 * VECTOR)
+    places = lambda i: (b.advance(workspace, i, ROW_WORKSPACE), b.advance(xp, i, RECORD))
+
+    def whole(i: Value, ys: Values) -> Values:
+        (left, x), y = places(i), ys[0]
+        totals, numbers = (
+            _totals(b, format, left, x, count),
+            blocks.left(b.at(left, 32 * ROWS), count),
+        )
+        for g, total in enumerate(totals):
+            mine = numbers[g], numbers[8 + g] if format.minimum else None
+            y = add_block(b, mine, blocks.zero, total, b.at(x, 4 * g), y)
+        return [y]
+
+    def superblock(i: Value, ys: Values) -> Values:
+        left, x = places(i)
+        for g, total in enumerate(_totals(b, format, left, x, count)):
+            b.write(total, b.at(turned, 4 * count * g))
+        first = b.shl(i, number(3))
+        if format.declared:
+            with b.if_then(blocks.in_place):
+                for k, value in enumerate(blocks.left(b.at(left, 32 * ROWS), count)):
+                    b.write(value, b.at(copies, VECTOR * k))
+            tables = blocks.at_numbers(first, first_row, copies)
+
+        def block(g: Value, ys: Values) -> Values:
+            if format.declared:
+                scale, *low = [b.read(b.advance(p, g, VECTOR), kind) for p in tables]
+                numbers = scale, low[0] if low else None
+            else:
+                offset = blocks.offset(b.add(first, g))
+                numbers = halves(b, [b.add(p, offset) for p in rows]), None
+            total = b.read(b.advance(turned, g, 4 * count), kind)
+            return [add_block(b, numbers, blocks.zero, total, b.advance(x, g, 4), ys[0])]
+
+        return b.count_loop(b.least(b.sub(n, first), number(8)), ys, block)
+
+    zero, done = const(kind, 0.0), number(0)
+    if format.declared:
+        done = b.select(blocks.in_place, b.lshr(n, number(3)), number(0))
+        zero = b.loop_from(number(0), done, [zero], whole)[0]
+    return b.loop_from(done, superblocks(b, n), [zero], superblock)[0]

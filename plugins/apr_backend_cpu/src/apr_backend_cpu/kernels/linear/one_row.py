@@ -13,14 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from llvmlite import ir
-
 from apr_backend_cpu.constants import (
     AT_D,
-    AT_GROUP_D,
     AT_Q,
-    AT_SHIFT,
-    AT_SHIFT32,
     AT_STEP,
     AT_SUM16,
     AT_SUM32,
@@ -29,7 +24,7 @@ from apr_backend_cpu.constants import (
     ROWS,
     VECTOR,
 )
-from apr_backend_cpu.kernels.linear.blocks import Blocks, superblocks
+from apr_backend_cpu.kernels.linear.blocks import Blocks, finish_blocks, superblocks
 from apr_backend_cpu.kernels.linear.formats import (
     DMIN,
     FORMATS,
@@ -39,12 +34,11 @@ from apr_backend_cpu.kernels.linear.formats import (
     Format,
     six_bit,
 )
-from apr_backend_cpu.kernels.linear.packed import halves
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder
 from apr_backend_cpu.kernels.vector.chain import Chain
 from apr_backend_cpu.kernels.vector.ir import F32, I8, I16, I32, I64, Value, const, vector_of
-from apr_backend_cpu.kernels.vector.lanes import across, columns4, four_sums, group_sums
+from apr_backend_cpu.kernels.vector.lanes import across, four_sums, group_sums
 from apr_backend_cpu.kernels.vector.rows import Values, number
 
 AHEAD = 16 << 10  # bytes to prefetch ahead; hardware prefetching ends at a page boundary
@@ -187,38 +181,6 @@ def low_sums(b: Builder, format: Format, head: Value, x: Value) -> Value:
     return low
 
 
-def shift_of(b: Builder, format: Format, x: Value) -> Value:
-    """Return the correction for the codes' offset in a block's dot product: int32.
-
-    `x` is the address of 8 of them.
-    """
-    shift = b.read(x, I32)  # -128 times the sum
-    return b.ashr(shift, ir.Constant(I32, (128 // format.zero).bit_length() - 1))
-
-
-def add_block(
-    b: Builder,
-    numbers: tuple[Value, Value | None],
-    zero: Value | None,
-    total: Value,
-    x: Value,
-    y: Value,
-) -> Value:
-    """Add a block: y + d * dx * `total`, then its minimum's part. x is the address of dx.
-
-    Minima multiply the sum of activations times -128, and so does `zero`, a part of the total: the
-    code of 0 over 128. The total is an integer below 2^24 before and after.
-    """
-    (d, minimum), count = numbers, y.type.count
-    dx = b.splat(b.read(b.at(x, AT_GROUP_D), F32), count)
-    if zero is not None or minimum is not None:
-        shift = b.splat(b.read(b.at(x, AT_SHIFT32), F32), count)
-    if zero is not None:
-        total = b.fma(shift, zero, total)
-    y = b.fma(total, b.fmul(d, dx), y)
-    return y if minimum is None else b.fma(shift, b.fmul(minimum, dx), y)
-
-
 def _finish_superblocks(
     b: Builder, format: Format, rows: Values, xp: Value, workspace: Value, size: int, n: Value
 ) -> Value:
@@ -237,67 +199,6 @@ def _finish_superblocks(
         return [finish_superblock(b, format, head, total, low, dx, ys[0])]
 
     return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
-
-
-def _finish_blocks(
-    b: Builder,
-    format: Format,
-    blocks: Blocks,
-    rows: Values,
-    first_row: int,
-    xp: Value,
-    workspace: Value,
-    n: Value,
-) -> Value:
-    """Return float32 [rows] from the blocks' dot products, int32 [superblocks][16 rows][8]."""
-    count, kind = len(rows), vector_of(F32, b.lanes)
-    sums = vector_of(I32, count)
-    turned, copies = b.stack(8 * 4 * count), b.stack(2 * 8 * VECTOR)
-
-    def superblock(i: Value, ys: Values) -> Values:
-        left, x = b.advance(workspace, i, ROW_WORKSPACE), b.advance(xp, i, RECORD)
-        for half in (0, 1):
-            quads = [
-                b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)
-            ]
-            for k, column in enumerate(columns4(b, quads)):
-                b.write(column, b.at(turned, 4 * count * (4 * half + k)))
-        first = b.shl(i, number(3))
-        some = b.least(b.sub(n, first), number(8))
-        if format.declared:
-            with b.if_then(blocks.in_place):
-                _unpack_numbers(b, format, blocks, b.at(left, 32 * ROWS), copies, count)
-            places = blocks.at_numbers(first, first_row, copies)
-
-        def block(g: Value, ys: Values) -> Values:
-            here = b.advance(x, g, 4)
-            if format.declared:
-                scale, *low = [b.read(b.advance(p, g, VECTOR), kind) for p in places]
-                numbers = scale, low[0] if low else None
-            else:
-                offset = blocks.offset(b.add(first, g))
-                numbers = halves(b, [b.add(p, offset) for p in rows]), None
-            total = b.read(b.advance(turned, g, 4 * count), sums)
-            if format.zero and not b.sums_pairs:
-                shift = shift_of(b, format, b.at(here, AT_SHIFT))
-                total = b.add(total, b.splat(shift, count))
-            return [add_block(b, numbers, blocks.zero, b.sitofp(total, kind), here, ys[0])]
-
-        return b.count_loop(some, ys, block)
-
-    return b.count_loop(superblocks(b, n), [const(kind, 0.0)], superblock)[0]
-
-
-def _unpack_numbers(
-    b: Builder, format: Format, blocks: Blocks, left: Value, out: Value, count: int
-) -> None:
-    """Write scales, then minima, float32 [8][count], from what `count` rows left at `left`."""
-    for half in range(1 + format.minimum):
-        quads = [b.read(b.at(left, 32 * r + 16 * half), vector_of(I32, 4)) for r in range(count)]
-        for c, column in enumerate(columns4(b, quads)):
-            for k, value in enumerate(blocks.both(column)):
-                block = 4 * half + c + 8 * k if format.minimum else 2 * c + k
-                b.write(value, b.at(out, VECTOR * block))
 
 
 def _leave_numbers(b: Builder, format: Format, p: Value, out: Value, g: Value) -> None:
@@ -408,7 +309,7 @@ def make_one_row(name: str, format: Format) -> None:
             if format.group:
                 result = _finish_superblocks(b, format, rows, xp, left, size, n)
             else:
-                result = _finish_blocks(b, format, blocks, rows, first, xp, left, n)
+                result = finish_blocks(b, format, blocks, rows, first, xp, left, n)
             b.write(result, b.at(op, 4 * first))
 
     vector(name, "p" * (9 if format.declared else 6), emit)

@@ -34,10 +34,10 @@ from apr_backend_cpu.constants import (
     TOKENS,
     VECTOR,
 )
-from apr_backend_cpu.kernels.linear.blocks import Blocks, blocks_in
+from apr_backend_cpu.kernels.linear.blocks import Blocks, add_block, blocks_in, shift_of
 from apr_backend_cpu.kernels.linear.crossed import crossed_dots, start_of
 from apr_backend_cpu.kernels.linear.formats import FORMATS, HEAD, HEAD_AND_TOPS, SCALES, Format
-from apr_backend_cpu.kernels.linear.one_row import add_block, finish_superblock, low_sums, shift_of
+from apr_backend_cpu.kernels.linear.one_row import finish_superblock, low_sums
 from apr_backend_cpu.kernels.linear.packed import Codes
 from apr_backend_cpu.kernels.source import vector
 from apr_backend_cpu.kernels.vector.builder import Builder

@@ -284,6 +284,24 @@ class Builder(ir.IRBuilder):
         step = ir.Constant(I64, stride) if isinstance(stride, int) else stride
         return self.add(base, self.mul(index, step))
 
+    def loop_from(
+        self,
+        first: Value,
+        n: Value,
+        start: list[Value],
+        body: Callable[[Value, list[Value]], list[Value]],
+    ) -> list[Value]:
+        """Run `count_loop` from i = `first` on, which may be no time at all."""
+        before = self.block
+        with self.if_then(self.icmp_unsigned("<", first, n)):
+            moved = lambda i, values: body(self.add(i, first), values)
+            results, after = self.count_loop(self.sub(n, first), start, moved), self.block
+        values = [self.phi(v.type) for v in start]
+        for phi, value, result in zip(values, start, results, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(result, after)
+        return values
+
     def count_loop(
         self, n: Value, start: list[Value], body: Callable[[Value, list[Value]], list[Value]]
     ) -> list[Value]:
