@@ -112,9 +112,11 @@ class Blocks:
 
     def both(self, pairs: Value) -> Values:
         """Return scales and minima, or two blocks' scales, of pairs of float16 in each lane."""
-        b, half = self._b, vector_of(I16, pairs.type.count)
-        parts = (pairs, b.lshr(pairs, const(pairs.type, 16)))
-        values = [b.from_half(b.trunc(part, half)) for part in parts]
+        b, count = self._b, pairs.type.count
+        bits = b.bitcast(pairs, vector_of(I16, 2 * count))
+        lanes = [lane + k for k in (0, 1) for lane in range(0, 2 * count, 2)]
+        both = b.from_half(b.shuffle(bits, lanes))
+        values = [b.shuffle(both, [*range(k * count, k * count + count)]) for k in (0, 1)]
         return [self._scaled(v, k * self._format.minimum) for k, v in enumerate(values)]
 
     def _scaled(self, value: Value, k: int) -> Value:
