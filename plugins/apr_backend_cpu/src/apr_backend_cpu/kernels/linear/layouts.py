@@ -1,9 +1,10 @@
 """Declared layouts: `scale * level + minimum` over groups (apr_core.ops.layouts).
 
-Levels are unsigned bytes, offset by 128: exact for integers, rounded for a codebook (by at most
-1 / 254 of its largest level). Products are then those of q8_0, with a float32 scale for each 32
-values. This module adds what they need: the numbers of a tile expanded to a scale for each 32
-values of a row, and activations in the order of the codes.
+Codes of 4 or 5 bits that are numbers are multiplied as they are. Others become levels, unsigned
+bytes offset by 128: exact for integers, rounded for a codebook (by at most 1 / 254 of its largest
+level). Products are then those of q8_0, with a float32 scale for each 32 values. This module adds
+what they need: the numbers of a tile expanded to a scale for each 32 values of a row, and
+activations in the order of the codes.
 """
 
 from __future__ import annotations
