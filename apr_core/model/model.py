@@ -97,7 +97,7 @@ class Model:
 
     def bytes_read(self, rows: int) -> int:
         """Return the bytes of matrices that a step of so many rows reads, on average."""
-        head = self._decoder.head.data.nbytes
+        head: int = self._decoder.head.data.nbytes
         return round(head + sum(layer.bytes_read(rows) for layer in self._decoder.layers))
 
     def new_slot(self) -> int:
