@@ -46,12 +46,7 @@ if TYPE_CHECKING:
     )
     from apr_core.generate.generate import Generation, check_prompt, generate, limit_of, stream
     from apr_core.generate.sampling import Sampler, SamplingParams, finite, largest, sample
-    from apr_core.generate.sequence import (
-        GenerationSequence,
-        Vocabulary,
-        decode_step,
-        sample_tokens,
-    )
+    from apr_core.generate.sequence import GenerationSequence, decode_step, sample_tokens
     from apr_core.generate.writer import Writer
     from apr_core.importing.importer import plan_import, write_import
     from apr_core.importing.source import find_source
@@ -75,7 +70,7 @@ __all__ = [
     "GenerationSequence", "LastLogits", "Model", "Owned", "PluginConflict", "PluginNotFound",
     "PluginRow", "Prefill", "PromptTooLong", "ReferenceBackend", "Registry", "Sampler",
     "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer", "Trial", "TrialOps",
-    "Usage", "Vocabulary", "Writer", "allowed", "apr", "as_exception", "boundaries_of",
+    "Usage", "Writer", "allowed", "apr", "as_exception", "boundaries_of",
     "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
     "diverted", "download_progress", "encode_chat", "find_source", "finite", "foreign_kernels",
     "generate", "get_registry", "human_bytes", "installed", "kv_type_option", "largest", "limit_of",

@@ -79,18 +79,14 @@ class Conversation:
             click.echo(f"no such command: {name}; /help lists them", err=True)
         return True
 
-    def messages(self) -> list[dict[str, str]]:
-        """Return the system message and the history."""
-        head = [{"role": "system", "content": self.system}] if self.system else []
-        return head + self.history
-
     def _turn(self, text: str) -> None:
         from apr_core.generate.generate import Generation
 
         self.history.append({"role": "user", "content": text})
+        head = [{"role": "system", "content": self.system}] if self.system else []
         result, printer = Generation(), Printer()
         try:
-            ids = self.model.chat_ids(self.messages(), thinking(self.options))
+            ids = self.model.chat_ids(head + self.history, thinking(self.options))
             pieces = answered(self.model, ids, result.timings, self.options)
             collect(pieces, result, printer.show)
         except UsageError as error:  # the context is full, or the template refuses

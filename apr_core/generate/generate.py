@@ -11,7 +11,7 @@ from apr_core.errors import PromptTooLong, UsageError
 from apr_core.generate.boundaries import CHUNK, GRID, Prefill, boundaries_of
 from apr_core.generate.deltas import Delta, EndedBy
 from apr_core.generate.sampling import SamplingParams
-from apr_core.generate.sequence import GenerationSequence, Vocabulary, decode_step, sample_tokens
+from apr_core.generate.sequence import GenerationSequence, decode_step, sample_tokens
 from apr_core.generate.writer import Writer
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def stream(
     slot = model.new_slot()
     try:
         sequence = GenerationSequence(
-            Vocabulary.of(model),
+            model,
             params,
             Writer(model.tokenizer, prompt_ids, stops),
             slot=slot,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from apr_core.model.model import Model
     from apr_core.model.step import Choice, LastLogits
     from apr_core.ops.binding import SamplingMetadata
-    from apr_core.text.tokenizer import Tokenizer
 
 TIMES = 4  # repetitions after which nothing new comes
 LEAST = 2048  # repeated tokens needed
@@ -27,22 +26,6 @@ LEAST_IN_THOUGHT = 1024
 FARTHEST = 8192  # tokens; up to this, the answer is searched for its own end
 LOOKS = 32  # tokens between searches, and of the end that is searched for
 TRIED = 512  # matches tried at most, the nearest first
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """A model's token facts that sequences need."""
-
-    tokenizer: Tokenizer
-    valid: int  # ids from here on are padding
-    stops: frozenset[int]
-
-    @classmethod
-    def of(cls, model: Model) -> Vocabulary:
-        """Return the vocabulary of a model."""
-        tokenizer = model.tokenizer
-        stops = frozenset((*tokenizer.stop_ids, *model.config.stop_ids))
-        return cls(tokenizer, tokenizer.valid_size, stops)
 
 
 class GenerationSequence:
@@ -58,7 +41,7 @@ class GenerationSequence:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        model: Model,
         params: SamplingParams,
         writer: Writer,
         *,
@@ -67,13 +50,14 @@ class GenerationSequence:
         limit_reason: EndedBy,
         detect_repetition: bool = True,
     ) -> None:
-        self.vocabulary, self.writer, self.slot = vocabulary, writer, slot
+        self.writer, self.slot = writer, slot
+        self.stop_ids = frozenset((*writer.tokenizer.stop_ids, *model.config.stop_ids))
         self.deltas: list[Delta] = []
         self.ended: FinishReason | None = None
         self.token = -1
         self._limit, self._limit_reason = limit, limit_reason
         prompt: Sequence[int] = writer.prompt_ids if params.repetition_penalty != 1.0 else ()
-        self.sampler = Sampler(params, vocabulary.valid, prompt)
+        self.sampler = Sampler(params, writer.tokenizer.valid_size, prompt)
         self._repetition = Repetition() if detect_repetition else None
         self.count = self.reasoning_tokens = 0
 
@@ -118,7 +102,7 @@ class GenerationSequence:
 
     def stops(self, token: int) -> bool:
         """Return True if the token ends the text."""
-        return token in self.vocabulary.stops
+        return token in self.stop_ids
 
     def write(self, token: int) -> None:
         """Add a token to the text."""

@@ -9,7 +9,6 @@ import pytest
 
 from apr_core.errors import UsageError
 from apr_core.generate.sampling import SamplingParams
-from apr_core.generate.sequence import Vocabulary
 from apr_serve.engine.engine import Engine
 from apr_serve.engine.interface import EngineRequest
 from apr_serve.engine.sequence import AnswerSequence
@@ -163,17 +162,10 @@ class Scripted:
 
     def __init__(self, model, says, prompt="hi", constraint=None, limit=10_000, **options):
         tokenizer = model.tokenizer
-        self.vocabulary = Vocabulary.of(model)
         self.says = tokenizer.encode(says, allow_special=True)
         request = EngineRequest(tokenizer.encode(prompt, allow_special=True), **options)
         self.answer = AnswerSequence(
-            self.vocabulary,
-            request,
-            0,
-            slot=0,
-            limit=limit,
-            limit_reason="max_tokens",
-            constraint=constraint,
+            model, request, 0, slot=0, limit=limit, limit_reason="max_tokens", constraint=constraint
         )
         self.fed = []
 

@@ -25,7 +25,6 @@ from apr_core.runtime import (
     Delta,
     EndedBy,
     TokenLogprob,
-    Vocabulary,
     as_exception,
     boundaries_of,
     check_prompt,
@@ -91,9 +90,7 @@ class Engine:
         self.clock = clock
         self._budget = budget = MemoryBudget(memory_bytes, cache_bytes)
         self._cache = PrefixCache(model, lambda: budget.for_cache)
-        self._scheduler = Scheduler(
-            model, Vocabulary.of(model), budget, self._cache, slots, self._group_ended, clock
-        )
+        self._scheduler = Scheduler(model, budget, self._cache, slots, self._group_ended, clock)
         self._lock = threading.Lock()  # guards what follows
         self._inbox: list[SequenceGroup] = []
         self._waiting = self._live = 0  # requests without a slot, and all that have not ended

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from apr_core.plugin import AprError
-from apr_core.runtime import Delta, EndedBy, Prefill, TokenLogprob, Usage, Vocabulary
+from apr_core.runtime import Delta, EndedBy, Prefill, TokenLogprob, Usage
 from apr_serve.engine.interface import EngineRequest
 from apr_serve.engine.prefix_cache import Node
 from apr_serve.engine.sequence import AnswerSequence, token_logprob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from apr_core.runtime import Model
 
 SCORED_AT_ONCE = 64  # rows of logits in memory at a time
 
@@ -102,10 +104,10 @@ class GenerationGroup(SequenceGroup):
         self.sequences: list[AnswerSequence] = []
         self._deltas: list[Delta] = []
 
-    def sequence(self, vocabulary: Vocabulary, index: int, slot: int) -> AnswerSequence:
+    def sequence(self, model: Model, index: int, slot: int) -> AnswerSequence:
         """Return answer `index` as a sequence, in a slot that holds the prompt."""
         return AnswerSequence(
-            vocabulary,
+            model,
             self.request,
             index,
             slot=slot,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr_core.runtime import CHUNK, LastLogits, Vocabulary, as_exception, decode_step, sample_tokens
+from apr_core.runtime import CHUNK, LastLogits, as_exception, decode_step, sample_tokens
 from apr_serve.engine.groups import GenerationGroup, HiddenStatesGroup, SequenceGroup
 from apr_serve.engine.memory import MemoryBudget
 from apr_serve.engine.prefill import Forward, PrefillController, take_turns
@@ -45,14 +45,13 @@ class Scheduler:
     def __init__(
         self,
         model: Model,
-        vocabulary: Vocabulary,
         budget: MemoryBudget,
         cache: PrefixCache,
         slots: int,
         on_end: Callable[[SequenceGroup], None],
         clock: Callable[[], float],
     ) -> None:
-        self.model, self._vocabulary, self.budget, self.cache = model, vocabulary, budget, cache
+        self.model, self.budget, self.cache = model, budget, cache
         self.slots, self._on_end, self._clock = slots, on_end, clock
         self.queue: FairQueue[SequenceGroup] = FairQueue(lambda group: group.tenant)
         self.prefilling: list[SequenceGroup] = []  # in the order of their turns
@@ -306,7 +305,7 @@ class Scheduler:
                 slots.append(self.model.new_slot())
                 self.model.restore(slots[-1], self.model.snapshot(group.slot))
             group.sequences = [
-                group.sequence(self._vocabulary, index, slot)
+                group.sequence(self.model, index, slot)
                 for index, slot in enumerate([*slots, group.slot])
             ]
             sample_tokens(logits, group.sequences)

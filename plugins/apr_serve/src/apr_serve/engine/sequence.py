@@ -20,7 +20,6 @@ from apr_core.runtime import (
     Delta,
     GenerationSequence,
     TokenLogprob,
-    Vocabulary,
     Writer,
     finite,
     largest,
@@ -29,6 +28,8 @@ from apr_serve.engine.interface import Constraint, EngineRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from apr_core.runtime import Model
 
 IMPOSSIBLE = -9999.0  # for a token whose logit is not finite, as clients expect
 AFTER_THOUGHT = "\n\n"  # between reasoning and answer in templates
@@ -58,7 +59,7 @@ class AnswerSequence(GenerationSequence):
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        model: Model,
         request: EngineRequest,
         index: int,
         *,
@@ -67,7 +68,7 @@ class AnswerSequence(GenerationSequence):
         **options: Any,
     ) -> None:
         """Take where it runs and ends, `options`, as GenerationSequence does."""
-        tokenizer, params = vocabulary.tokenizer, request.params
+        tokenizer, params = model.tokenizer, request.params
         if index and params.seed is not None:
             params = replace(params, seed=params.seed + index)
         writer = ScoredWriter(
@@ -80,7 +81,7 @@ class AnswerSequence(GenerationSequence):
             plain=request.plain,
         )
         options["detect_repetition"] = request.detect_repetition
-        super().__init__(vocabulary, params, writer, **options)
+        super().__init__(model, params, writer, **options)
         self.request, self.cached, self._scores = request, cached, writer.scores
         tag = tokenizer.added.get(tokenizer.reasoning[1]) if tokenizer.reasoning else None
         self.end_think = tag.id if tag else None
@@ -110,7 +111,7 @@ class AnswerSequence(GenerationSequence):
         token = self._forced.popleft() if self._was_forced else self._chosen(choice)
         if self.request.top_logprobs is not None:
             assert not isinstance(choice, int), "log probabilities need the logits"
-            valid = choice[: self.vocabulary.valid]
+            valid = choice[: self.writer.tokenizer.valid_size]
             self._scores.append(token_logprob(valid, token, self.request.top_logprobs))
         return token
 
@@ -120,11 +121,11 @@ class AnswerSequence(GenerationSequence):
         elif self._constraint is None or not self._constrained:
             if self._must_go_on:
                 choice = choice.copy()
-                choice[list(self.vocabulary.stops)] = -np.inf
+                choice[list(self.stop_ids)] = -np.inf
             token = super().choose(choice)
         else:
             scores = self._constraint.mask(choice.copy())
-            if not np.isfinite(scores[: self.vocabulary.valid].max()):
+            if not np.isfinite(scores[: self.writer.tokenizer.valid_size].max()):
                 raise AprError("the constraint of this answer allows no token here")
             token = self.sampler(scores)
         # the model would end in thought, before an answer of a required form
@@ -158,7 +159,7 @@ class AnswerSequence(GenerationSequence):
             return
         if self.writer.channel == "reasoning":
             text = "" if self._budget_spent else self.request.budget_text
-            words = self.vocabulary.tokenizer.encode(text)
+            words = self.writer.tokenizer.encode(text)
             self._forced.extend((*words, end, *self._after_thought))
             self._budget_spent = True
 
