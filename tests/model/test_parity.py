@@ -28,7 +28,7 @@ CASES = [
     hf_models.Case("qwen3_5", "flat", 3, True),
     hf_models.Case("qwen3_5", "published", 2, rope="yarn"),
     hf_models.Case("qwen3_5_moe", "published", tied=False),
-    hf_models.Case("qwen3_5_moe", "flat"),
+    hf_models.Case("qwen3_5_moe", "flat", rope="yarn"),
     hf_models.Case("qwen2", rope="yarn"),
     hf_models.Case("qwen2", tied=False),
     hf_models.Case("qwen3", rope="linear"),

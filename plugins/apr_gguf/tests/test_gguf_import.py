@@ -97,6 +97,17 @@ def _bytes(file, tensor):
         return stream.read(tensor.nbytes)
 
 
+def test_what_a_file_says_of_its_origin_is_kept(exported, tmp_path):
+    told = {"general.name": "Tiny", "general.license": "mit", "general.author": "Ann"}
+    original, _ = exported("f16")
+    with AprFile.open(original) as file:
+        file.metadata["source_metadata"] = told
+        export(file, tmp_path / "told.gguf")
+    run_import(str(tmp_path / "told.gguf"), tmp_path / "told.apr")
+    with AprFile.open(tmp_path / "told.apr") as file:
+        assert file.metadata["source_metadata"] == told
+
+
 def test_a_directory_of_a_gguf_file_is_opened_too(exported):
     _, gguf = exported("q8_0")
     folder = gguf.parent

@@ -26,7 +26,7 @@ from apr_core.runtime import get_registry
 from apr_gguf.architectures import ARCHITECTURES, Architecture
 from apr_gguf.changes import Change, Heads, changes, cuts, move_columns
 from apr_gguf.config import config_from, layers_of
-from apr_gguf.reader import GgufFile, Keys, read_header
+from apr_gguf.reader import GgufFile, Keys, described, read_header
 from apr_gguf.rope import FACTORS, llama3_of
 from apr_gguf.tokenizer import tokenizer_files
 
@@ -88,7 +88,7 @@ class GgufCheckpoint(Checkpoint):
         self._back = {b: a for a, b in arch.names(layers, extra).items()}
         self._gguf: dict[str, str] = {}
         self._types: dict[str, GGMLQuantizationType] = {}
-        super().__init__(Path(), self._listed(files), {})
+        super().__init__(Path(), self._listed(files), described(keys.values))
         files_of = tokenizer_files(keys)
         rows = len(files_of["tokenizer.json"]["model"]["vocab"])
         embedding = self.tensors.get("model.embed_tokens.weight")

@@ -15,6 +15,7 @@ from apr_core.plugin import AprError, AprFile
 from apr_core.runtime import get_registry
 from apr_gguf.architectures import OF_FAMILY, Architecture
 from apr_gguf.config import config_of, keys_of, notes_on
+from apr_gguf.reader import described
 from apr_gguf.tensors import Target, TensorMap
 from apr_gguf.vocabulary import write_tokenizer
 
@@ -62,7 +63,10 @@ def _write(
     """Write the whole file; return warnings about its tokenizer."""
     writer = GGUFWriter(part, arch.name)
     try:
-        writer.add_name(str(file.metadata.get("name") or "model"))
+        name = str(file.metadata.get("name") or "model")
+        texts = {"general.name": name} | described(file.metadata.get("source_metadata") or {})
+        for key, text in texts.items():
+            writer.add_string(key, text)
         writer.add_quantization_version(2)
         if (mix := FILE_TYPES.get(str(file.metadata.get("apr.recipe")))) is not None:
             writer.add_file_type(mix)

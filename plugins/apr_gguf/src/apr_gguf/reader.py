@@ -29,6 +29,7 @@ FLOAT32, STRING, ARRAY = 6, 8, 9
 LEAST_KEY, LEAST_TENSOR = 13, 25  # bytes of a key and its value, and of a tensor's entry, at least
 MAX_DIMS = 4
 TYPES = {int(t) for t in GGML_QUANT_SIZES}
+OF_THE_FILE = ("general.architecture", "general.type")
 CUT_OFF = "The file is cut off or damaged: download it again."
 
 
@@ -77,6 +78,14 @@ class Keys:
         if not isinstance(value, list | np.ndarray) or len(value) != count:
             raise FormatError(f"{self.path}: expected {count} values, found {value!r:.60}")
         return list(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def described(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts that say what a model is called and whose it is: author, license, URL."""
+    return {
+        key: value for key, value in values.items()
+        if key.startswith("general.") and key not in OF_THE_FILE and isinstance(value, str)
+    }  # fmt: skip
 
 
 class _Header:
