@@ -218,6 +218,7 @@ def _complaints(
 EXACT, ROUNDED = 1e-7, 3e-2  # NMSE of logits, with dense and with packed weights
 DEEP = 0.1  # how much a gain may differ from 1: rounding in many layers is no longer mere noise
 PROMPT, LENGTH = 70, 250  # tokens; the second is just below where a cache grows
+SHORT = 5
 
 
 class ModelChecks(OpComparison):
@@ -273,21 +274,21 @@ class ModelChecks(OpComparison):
         if not recipes:
             skip("its kernel table reads no format of any recipe")
         for family, path in self.families(recipes[0], some=True):
-            no([f"{family}, {recipes[0]}: {c}" for c in self._compared(path, ROUNDED)])
+            no([f"{family}, {recipes[0]}: {c}" for c in self._compared(path, ROUNDED, SHORT)])
 
-    def ran(self, path: Path) -> tuple[list[Floats], int]:
+    def ran(self, path: Path, length: int = LENGTH) -> tuple[list[Floats], int]:
         """Return a tiny model's logits, computed once, and the bytes of state it leaves."""
 
         def run() -> tuple[list[Floats], int]:
             with self.open(path) as model:
-                return run_model(model), model.state_bytes()
+                return run_model(model, length), model.state_bytes()
 
         return self.once(f"logits of {path}", run)
 
-    def _compared(self, path: Path, tolerance: float) -> list[str]:
-        logits, state = self.ran(path)
+    def _compared(self, path: Path, tolerance: float, length: int = LENGTH) -> list[str]:
+        logits, state = self.ran(path, length)
         with self.open(path) as model, self.open(path, REFERENCE, kv_type=model.kv_type) as other:
-            pairs = enumerate(zip(logits, run_model(other), strict=True), 1)
+            pairs = enumerate(zip(logits, run_model(other, length), strict=True), 1)
         wrong = ((i, difference(a, b, tolerance, DEEP)) for i, (a, b) in pairs)
         held = [f"{state} bytes of state are held after all slots were freed"] if state else []
         return [f"logits of step {i} differ: {c}" for i, c in wrong if c] + held
@@ -326,15 +327,15 @@ class ModelChecks(OpComparison):
             no(problems)
 
 
-def run_model(model: Model) -> list[Floats]:
+def run_model(model: Model, length: int = LENGTH) -> list[Floats]:
     """Return logits of a prompt, of decoding while the cache grows, and of two sequences."""
     rng = np.random.default_rng(5)
-    ids = [int(i) for i in rng.integers(0, model.config.vocab_size, LENGTH + 20)]
+    ids = [int(i) for i in rng.integers(0, model.config.vocab_size, PROMPT + length + 8)]
     logits: list[Floats] = [model.logits(ids[:PROMPT], chunk=64)]
     first = model.new_slot()
-    for start in range(0, LENGTH, 128):
-        logits.append(model.forward([(first, ids[start : min(start + 128, LENGTH)])]))
-    logits += [model.forward([(first, [i])]) for i in ids[LENGTH : LENGTH + 8]]
+    for start in range(0, length, 128):
+        logits.append(model.forward([(first, ids[start : min(start + 128, length)])]))
+    logits += [model.forward([(first, [i])]) for i in ids[length : length + 8]]
     second = model.new_slot()
     logits.append(model.forward([(first, ids[:1]), (second, ids[:5])]))
     logits += [model.forward([(first, [i]), (second, [i])]) for i in ids[:3]]
