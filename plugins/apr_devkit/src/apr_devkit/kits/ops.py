@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha1
 from itertools import chain
 from typing import Any
 from zlib import crc32
@@ -72,13 +73,19 @@ def in_format(
     decode: Callable[[Raw, int], Floats],
     layout: BlockLayout | None = None,
 ) -> Pack:
-    """Return a function that packs weights by a quantizer."""
+    """Return a function that packs weights by a quantizer, each once: checks share cases."""
+    packed: dict[tuple[bytes, tuple[int, ...]], tuple[Raw, Floats]] = {}
 
     def pack(matrix: Matrix, name: str) -> Matrix:
         shape = matrix.values.shape
-        raw = encode(matrix.values.reshape(-1, shape[-1]))
+        key = (sha1(matrix.values.tobytes()).digest(), shape)
+        if key not in packed:
+            raw = encode(matrix.values.reshape(-1, shape[-1]))
+            dense = HostMatrix(name, format, shape, raw, decode, layout).dense().reshape(shape)
+            packed[key] = raw, dense
+        raw, dense = packed[key]
         host = HostMatrix(name, format, shape, raw, decode, layout)
-        return replace(matrix, values=host.dense().reshape(shape), host=host)
+        return replace(matrix, values=dense, host=host)
 
     return pack
 
