@@ -14,8 +14,8 @@ WHEELING := .venv/.wheeling
 # modules are compiled when they are first imported: most never are
 INSTALL := $(BIN)/python -m pip install -q --no-compile
 KERNELS := PYTHONPATH=$(CPU)/src $(BIN)/python -m apr_backend_cpu.build
-WORKERS ?= 2  # processes that run tests; a file's tests stay together
-PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+WORKERS ?= 3  # processes that run tests, for two cores: many wait for servers and for other processes
+PARALLEL = --dist loadfile --no-loadscope-reorder  # a file's tests stay together
 
 .PHONY: setup demo test kernels levels wheels test-all lint types bench docs clean help
 
@@ -55,8 +55,8 @@ demo: kernels    ## the main job, end to end, on the bundled model
 	$(BIN)/apr demo
 
 test: $(TESTING) levels  ## the tests; Triton's kernels are interpreted, in a process of their own
-	$(BIN)/python -m pytest $(PARALLEL)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(CUDA)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PARALLEL)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PARALLEL) $(CUDA)
 
 wheels: $(WHEELING)  ## wheels of all packages into dist/, the CPU backend's for three platforms
 	for package in $(filter-out $(CPU),$(PACKAGES)) $(CUDA); do \
