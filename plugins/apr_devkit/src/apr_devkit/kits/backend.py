@@ -224,10 +224,13 @@ SHORT = 5
 class ModelChecks(OpComparison):
     """Whole models: every installed family's tiny one, in all kinds of steps."""
 
-    def families(self, recipe: str = "f32", some: bool = False) -> Iterator[tuple[str, Path]]:
+    def families(
+        self, recipe: str = "f32", some: Callable[[Model], bool] | None = None
+    ) -> Iterator[tuple[str, Path]]:
         """Yield (name, tiny model) of every family. Skips at the end if some have none.
 
-        With `some`, yield those that together bind every op and format that any of them does.
+        With `some`, of the models for which it is true, those that together bind every op and
+        format that any of them does.
         """
         missing, declared, _ = [], self.registry.declarations("family"), self.device
         made: list[tuple[str, Path]] = []
@@ -241,15 +244,18 @@ class ModelChecks(OpComparison):
                 missing.append(f"{name}: {error.message}")
             else:
                 made.append((name, path))
-        yield from self._covering(made) if some else made
+        yield from self._covering(made, some) if some else made
         if missing or not declared:
             skip("; ".join(missing) or "no family is installed")
 
-    def _covering(self, made: list[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+    def _covering(
+        self, made: list[tuple[str, Path]], some: Callable[[Model], bool]
+    ) -> Iterator[tuple[str, Path]]:
         bound: list[tuple[set[tuple[str, str]], tuple[str, Path]]] = []
         for one in made:
             with self.open(one[1]) as model:
-                bound.append((set(model.report.bound), one))
+                if some(model):
+                    bound.append((set(model.report.bound), one))
         seen: set[tuple[str, str]] = set()
         for ops, one in sorted(bound, key=lambda each: -len(each[0])):
             if not ops <= seen:
@@ -273,7 +279,7 @@ class ModelChecks(OpComparison):
         recipes = [d.name for d in declared if read & set(d.formats)]
         if not recipes:
             skip("its kernel table reads no format of any recipe")
-        for family, path in self.families(recipes[0], some=True):
+        for family, path in self.families(recipes[0], some=lambda model: True):
             no([f"{family}, {recipes[0]}: {c}" for c in self._compared(path, ROUNDED, SHORT)])
 
     def ran(self, path: Path, length: int = LENGTH) -> tuple[list[Floats], int]:
@@ -298,13 +304,14 @@ class ModelChecks(OpComparison):
         if not self.device.has("capture"):
             skip("it has no capture()")
         obstacles: list[str] = []
-        for family, path in self.families():
-            with self.open(path) as model:
-                obstacles += [f"{family}: {line}" for line in model.report.unrecorded[:1]]
-        for family, path in self.families(some=True):
+
+        def recorded(model: Model) -> bool:
+            why = model.report.unrecorded[:1]
+            obstacles.extend(f"{model.config.family}: {line}" for line in why)
+            return not why
+
+        for family, path in self.families(some=recorded):
             with self.open(path) as plain:
-                if plain.report.unrecorded:
-                    continue
                 plain.captures = False
                 pairs = zip(self.ran(path)[0], run_model(plain), strict=True)
                 for i, (a, b) in enumerate(pairs, 1):
