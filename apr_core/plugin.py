@@ -46,9 +46,11 @@ if TYPE_CHECKING:
     from apr_core.family.contract import Contract, TensorRule
     from apr_core.family.hfconfig import ConfigReader, rope_frequencies, sampling_defaults
     from apr_core.family.modelspec import (
+        FEEDBACK,
         NORMS,
         Block,
         FamilyPlugin,
+        Inputs,
         MixerExample,
         ModelConfig,
         Plan,
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
         RecipePlugin,
         TensorClass,
     )
-    from apr_core.format import AprFile, FormatSpec, TensorEntry, decode_tensor
+    from apr_core.format import AprFile, FormatSpec, TensorEntry, decode_rows, decode_tensor
     from apr_core.format.dtypes import FIRST_FILE_ID, number_formats
     from apr_core.format.values import from_float32, to_float32
     from apr_core.hookspecs import hookimpl
@@ -86,18 +88,19 @@ else:
     __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
-    "API_VERSION", "CORE_OPS", "DENSE", "FIRST_FILE_ID", "GENERIC", "NORMS", "SOURCE",
+    "API_VERSION", "CORE_OPS", "DENSE", "FEEDBACK", "FIRST_FILE_ID", "GENERIC", "NORMS", "SOURCE",
     "SUPPORTED_APIS", "AprError", "AprFile", "Attention", "Backend", "BackendError",
     "BackendPlugin", "BackendUnavailable", "Block", "BlockLayout", "BoundOps", "Checkpoint",
-    "Command", "ConfigError", "ConfigReader", "Contract", "ContractError", "Declaration", "Decoder",
-    "Exporter", "Family", "FamilyPlugin", "FeedForward", "FormatError", "FormatSpec", "HostMatrix",
-    "InputOutputError", "KVState", "KVType", "Kernel", "Layer", "Layout", "Mixer", "MixerExample",
-    "Mlp", "ModelConfig", "NotFound", "Numbers", "Op", "Plan", "PluginError", "QuantizationError",
-    "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin", "RecurrentState", "SamplingMetadata",
-    "Segment", "Source", "SourceTensor", "State", "StateKind", "StateMakers", "Step",
-    "StepFunction", "TensorClass", "TensorEntry", "TensorRule", "Unread", "UsageError",
-    "ValidationFailed", "Weight", "Weights", "Zeros", "cache_dir", "composite", "decode_tensor",
-    "from_float32", "hookimpl", "layouts", "matrix_op", "number_formats", "op", "plain", "reading",
-    "rope_frequencies", "sampling_defaults", "sigmoid", "silu", "softplus", "store_dir",
-    "to_float32", "toucher", "unpack", "usable_folder", "working",
+    "Command", "ConfigError", "ConfigReader", "Contract", "ContractError", "Declaration",
+    "Decoder", "Exporter", "Family", "FamilyPlugin", "FeedForward", "FormatError", "FormatSpec",
+    "HostMatrix", "InputOutputError", "Inputs", "KVState", "KVType", "Kernel", "Layer", "Layout",
+    "Mixer", "MixerExample", "Mlp", "ModelConfig", "NotFound", "Numbers", "Op", "Plan",
+    "PluginError", "QuantizationError", "Quantizer", "QuantizerPlugin", "Recipe", "RecipePlugin",
+    "RecurrentState", "SamplingMetadata", "Segment", "Source", "SourceTensor", "State",
+    "StateKind", "StateMakers", "Step", "StepFunction", "TensorClass", "TensorEntry",
+    "TensorRule", "Unread", "UsageError", "ValidationFailed", "Weight", "Weights", "Zeros",
+    "cache_dir", "composite", "decode_rows", "decode_tensor", "from_float32", "hookimpl",
+    "layouts", "matrix_op", "number_formats", "op", "plain", "reading", "rope_frequencies",
+    "sampling_defaults", "sigmoid", "silu", "softplus", "store_dir", "to_float32", "toucher",
+    "unpack", "usable_folder", "working",
 ]  # fmt: skip

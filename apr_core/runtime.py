@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         diverted,
         download_progress,
         human_bytes,
+        output_option,
         print_json,
         print_table,
+        printable,
         progress,
         show_notices,
         sparing_collections,
@@ -48,10 +50,19 @@ if TYPE_CHECKING:
     from apr_core.generate.sampling import Sampler, SamplingParams, finite, largest, sample
     from apr_core.generate.sequence import GenerationSequence, decode_step, sample_tokens
     from apr_core.generate.writer import Writer
-    from apr_core.importing.importer import plan_import, write_import
+    from apr_core.importing.checkpoint import read_header
+    from apr_core.importing.importer import ImportPlan, plan_import, write_import
+    from apr_core.importing.metadata import build_metadata
     from apr_core.importing.source import find_source
-    from apr_core.model.loading import foreign_kernels, make_backend
+    from apr_core.model.loading import (
+        WeightLoader,
+        checked_loader,
+        family_config,
+        foreign_kernels,
+        make_backend,
+    )
     from apr_core.model.model import Model, Snapshot, load
+    from apr_core.model.parts import plugin_ops
     from apr_core.model.state import state_makers
     from apr_core.model.step import Choice, LastLogits, make_step
     from apr_core.model.trial import ReferenceBackend, Trial, TrialOps
@@ -66,16 +77,18 @@ else:
 
 __all__ = [
     "CHUNK", "COMMANDS", "EVERY", "GRID", "MAX_PENDING", "Binder", "Channel", "ChatTemplate",
-    "Choice", "ChunkBoundaries", "Delta", "EndedBy", "FinishReason", "ForeignKernel", "Generation",
-    "GenerationSequence", "LastLogits", "Model", "Owned", "PluginConflict", "PluginNotFound",
-    "PluginRow", "Prefill", "PromptTooLong", "ReferenceBackend", "Registry", "Sampler",
-    "SamplingParams", "Settings", "Snapshot", "TokenLogprob", "Tokenizer", "Trial", "TrialOps",
-    "Usage", "Writer", "allowed", "apr", "as_exception", "boundaries_of",
-    "chat_pieces", "check_prompt", "collect", "config_content", "config_path", "decode_step",
-    "diverted", "download_progress", "encode_chat", "find_source", "finite", "foreign_kernels",
-    "generate", "get_registry", "human_bytes", "installed", "kv_type_option", "largest", "limit_of",
-    "load", "make_backend", "make_step", "model_file", "normalized", "normalized_id", "plan_import",
-    "print_json", "print_table", "problems", "progress", "read_settings", "resolve", "rows_called",
+    "Choice", "ChunkBoundaries", "Delta", "EndedBy", "FinishReason", "ForeignKernel",
+    "Generation", "GenerationSequence", "ImportPlan", "LastLogits", "Model", "Owned",
+    "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong",
+    "ReferenceBackend", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
+    "TokenLogprob", "Tokenizer", "Trial", "TrialOps", "Usage", "WeightLoader", "Writer",
+    "allowed", "apr", "as_exception", "boundaries_of", "build_metadata", "chat_pieces",
+    "check_prompt", "checked_loader", "collect", "config_content", "config_path", "decode_step",
+    "diverted", "download_progress", "encode_chat", "family_config", "find_source", "finite",
+    "foreign_kernels", "generate", "get_registry", "human_bytes", "installed", "kv_type_option",
+    "largest", "limit_of", "load", "make_backend", "make_step", "model_file", "normalized",
+    "normalized_id", "output_option", "plan_import", "plugin_ops", "print_json", "print_table",
+    "printable", "problems", "progress", "read_header", "read_settings", "resolve", "rows_called",
     "sample", "sample_tokens", "show_notices", "sparing_collections", "state_makers", "stream",
     "tolerant_registry", "upload_progress", "write_import",
 ]  # fmt: skip

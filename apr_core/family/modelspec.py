@@ -172,6 +172,22 @@ class FamilyPlugin:
         raise NotImplementedError
 
 
+FEEDBACK = 128  # columns that take over each other's errors
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a matrix [R, C] is multiplied with: each column's mean square, float32 [C].
+
+    `feedback`, float32 [ceil(C / 128), 128, 128]: after column j of a run of 128 was rounded, its
+    value less what it became, times `feedback[run, j, k]`, is added to each later column k of the
+    run (GPTQ, arXiv 2210.17323: the Cholesky factor of the inverse of X^T X, over its diagonal).
+    """
+
+    mean_square: NDArray[np.float32]
+    feedback: NDArray[np.float32] | None = None
+
+
 class QuantizerPlugin:
     """A number format's codec: base of what a `Quantizer` names, called without arguments.
 
@@ -187,6 +203,10 @@ class QuantizerPlugin:
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Encode f32 [R, C] to u8 [R, row bytes]. Raises QuantizationError on NaN or Inf."""
         raise NotImplementedError
+
+    def encode_for(self, rows: NDArray[np.float32], inputs: Inputs) -> NDArray[np.uint8]:
+        """Encode as `encode`, so that products with such inputs are near; by default the same."""
+        return self.encode(rows)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
         """Decode u8 [R, row bytes] to f32 [R, cols]. Raises FormatError if they do not fit."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apr_core.errors import QuantizationError
+from apr_core.family.modelspec import Inputs
 from apr_core.format import from_float32, to_float32
 from apr_core.importing.checkpoint import Checkpoint
 from apr_core.importing.choosing import Assignment
@@ -23,6 +24,7 @@ from apr_core.importing.choosing import Assignment
 BLOCK_VALUES = 1 << 20
 
 Progress = Callable[[str, int], None]  # (tensor name, source bytes done)
+InputsOf = Callable[[str, int], Inputs | None]  # (tensor name, which matrix of a stack)
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class Encoder:
     pool: ThreadPoolExecutor
     threads: int  # of the pool
     progress: Progress | None = None
+    inputs_of: InputsOf | None = None
     tallies: dict[str, ErrorTally] = field(default_factory=dict)  # by tensor; no exact copies
 
     def chunks(self, a: Assignment) -> Iterator[NDArray[np.uint8]]:
@@ -90,27 +93,30 @@ class Encoder:
         check_finite(a.rule.name, values, start)
         if a.is_exact:
             return raw, raw.nbytes, ErrorTally()
-        if len(a.rule.shape) != 2:
-            values = values.reshape(1, -1)
         try:
-            encoded, decoded = _convert(a, values)
+            encoded, decoded = self._converted(a, values, start)
         except QuantizationError as error:
             raise QuantizationError(
                 f"tensor {a.rule.name!r}: {error.message}", error.hint
             ) from error
-        miss = decoded - values
+        miss = decoded.reshape(values.shape) - values
         return encoded, raw.nbytes, ErrorTally(_squares(miss), _squares(values))
 
-
-def _convert(
-    a: Assignment, values: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the block in its new format, and its values decoded from that."""
-    if a.encoder is None:
-        native = from_float32(values, a.spec.name)
-        return native, to_float32(native, a.spec.name, values.shape)
-    encoded = np.ascontiguousarray(a.encoder.encode(values))
-    return encoded, a.encoder.decode(encoded, values.shape[1])
+    def _converted(
+        self, a: Assignment, values: NDArray[np.float32], start: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return rows from `start` on in their new format, and their values decoded from that."""
+        if a.encoder is None:
+            native = from_float32(values, a.spec.name)
+            return native, to_float32(native, a.spec.name, values.shape)
+        shape, inputs_of = a.rule.shape, self.inputs_of or (lambda name, matrix: None)
+        rows = values.reshape(-1, shape[-1]) if len(shape) > 1 else values.reshape(1, -1)
+        encoded = []
+        for i, matrix in enumerate(np.split(rows, len(values) if len(shape) > 2 else 1)):
+            inputs, codec = inputs_of(a.rule.name, start + i), a.encoder
+            encoded.append(codec.encode_for(matrix, inputs) if inputs else codec.encode(matrix))
+        raw = np.ascontiguousarray(np.concatenate(encoded))
+        return raw, a.encoder.decode(raw, rows.shape[1])
 
 
 def _squares(values: NDArray[np.float32]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from apr_core.family.modelspec import FamilyPlugin
 from apr_core.format.writer import AprWriter, TensorSpec, check_target
 from apr_core.importing.choosing import SOURCE, FormatChooser, fallback_rows
-from apr_core.importing.encoding import Encoder, Progress
+from apr_core.importing.encoding import Encoder, InputsOf, Progress
 from apr_core.importing.metadata import ImportSummary, build_metadata, role_rows, skipped_rows
 from apr_core.importing.source import CheckpointSource
 from apr_core.registry import Registry
@@ -22,15 +22,16 @@ MAX_THREADS = 8  # each holds a few blocks of 4 MiB; reading is the limit sooner
 
 
 class ImportPlan:
-    """A checked import: only values, the disk and time can still make it fail.
+    """A checked import: what is read fits the family's contract; only values and time can fail it.
 
-    Made by `plan_import`, which says what is read and raised.
+    `recipe` None keeps the checkpoint's precision; `arch` None detects the family from config.json.
+    Raises NotFound, FormatError, ContractError or PluginError.
     """
 
     def __init__(
-        self, source: CheckpointSource, recipe: str, arch: str | None, registry: Registry
+        self, source: CheckpointSource, *, recipe: str | None, arch: str | None, registry: Registry
     ) -> None:
-        self.source, self.recipe = source, recipe
+        self.source, self.recipe = source, recipe or SOURCE
         directory = source.directory
         self.hf_config = hf = read_json(directory / "config.json", NO_CONFIG)
         if arch is not None:
@@ -43,7 +44,7 @@ class ImportPlan:
         self.generation = read_json(defaults) if defaults.exists() else None
         self.config = config = self.family.config(hf, self.generation)
         self.contract = self.family.contract()
-        chooser = FormatChooser(recipe, config.num_layers, registry)
+        chooser = FormatChooser(self.recipe, config.num_layers, registry)
         self.checkpoint = self.family.checkpoint(config, source.open())
         shapes = {name: tensor.shape for name, tensor in self.checkpoint.tensors.items()}
         self.resolution = self.contract.check(config, shapes)
@@ -58,15 +59,7 @@ class ImportPlan:
         return sum(a.source.nbytes for a in self.assignments)
 
 
-def plan_import(
-    source: CheckpointSource, *, recipe: str | None, arch: str | None, registry: Registry
-) -> ImportPlan:
-    """Read configuration, tokenizer and headers, and check them against the family's contract.
-
-    `recipe` None keeps the checkpoint's precision; `arch` None detects the family from
-    config.json. Raises NotFound, FormatError, ContractError or PluginError.
-    """
-    return ImportPlan(source, recipe or SOURCE, arch, registry)
+plan_import = ImportPlan
 
 
 def write_import(
@@ -77,10 +70,12 @@ def write_import(
     shard_bytes: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    inputs_of: InputsOf | None = None,
 ) -> ImportSummary:
     """Write the file, or shards of about `shard_bytes` at most, and return a summary.
 
-    `progress` is called with a tensor's name and the source bytes done. Raises UsageError (the
+    `progress` is called with a tensor's name and the source bytes done; `inputs_of` says what a
+    matrix is multiplied with, for encoders that use it. Raises UsageError (the
     target exists), NotFound, QuantizationError or InputOutputError; then, and when interrupted, the
     target is as it was before.
     """
@@ -92,7 +87,7 @@ def write_import(
     by_name = {a.rule.name: a for a in plan.assignments}
     workers = threads or min(os.cpu_count() or 1, MAX_THREADS)
     with writer, ThreadPoolExecutor(workers, "encode") as pool:
-        encoder = Encoder(plan.checkpoint, pool, workers, progress)
+        encoder = Encoder(plan.checkpoint, pool, workers, progress, inputs_of)
         for name in writer.names:
             writer.add(name, encoder.chunks(by_name[name]))
     roles = role_rows(plan.assignments, encoder.tallies)

@@ -122,7 +122,12 @@ class Decoder:
         self, ops: BoundOps, plan: Plan, layers: Sequence[Layer], weights: Weights
     ) -> None:
         self.ops, self.plan, self.layers, self.weights = ops, plan, tuple(layers), weights
-        self.head = getattr(weights, "lm_head", weights.embedding)
+
+    @property
+    def head(self) -> Weight:
+        """The output matrix; a tied one is the embedding."""
+        head: Weight | None = getattr(self.weights, "lm_head", None)
+        return self.weights.embedding if head is None else head
 
     @classmethod
     def layer_vectors(cls, plan: Plan, index: int) -> tuple[str, ...]:

@@ -264,6 +264,28 @@ def choose_kv_type(
     return kv_type
 
 
+def checked_loader(
+    file: AprFile,
+    contract: Contract,
+    config: ModelConfig,
+    plan: Plan,
+    registry: Registry,
+    binder: Binder,
+    progress: Progress | None = None,
+) -> WeightLoader:
+    """Return a loader, after a trial of the plan on shapes. Raises ContractError."""
+    resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
+    parts, tied = Parts(registry, plan), config.tied_embeddings
+    check_roles(resolution, parts, config.hidden_size)
+    loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
+    loader.expect()
+    fresh, trial = Parts(registry, plan), Binder(ReferenceBackend(), binder.table)
+    zeros = ZeroLoader(file, resolution, registry, trial, fresh, tied)
+    used = try_step(binder, partial(zeros.decoder, only=fresh.kinds()), registry.owner_of)
+    check_claims(contract, config, parts, used)
+    return loader
+
+
 def build_decoder(
     file: AprFile,
     contract: Contract,
@@ -283,16 +305,8 @@ def build_decoder(
     raises ContractError (also for a claim that the plan contradicts), and BackendError if weights
     and `context` tokens do not fit the device, or if `strict` and something is slow or large.
     """
-    resolution = contract.check(config, {name: e.shape for name, e in file.tensors.items()})
-    parts, brought, tied = Parts(registry, plan), plugin_ops(registry, plan), config.tied_embeddings
-    check_roles(resolution, parts, config.hidden_size)
-    binder = Binder(backend, brought, foreign_kernels(registry, backend_name))
-    loader = WeightLoader(file, resolution, registry, binder, parts, tied, progress)
-    loader.expect()
-    fresh = Parts(registry, plan)
-    zeros = ZeroLoader(file, resolution, registry, Binder(ReferenceBackend(), brought), fresh, tied)
-    used = try_step(binder, partial(zeros.decoder, only=fresh.kinds()), registry.owner_of)
-    check_claims(contract, config, parts, used)
+    binder = Binder(backend, plugin_ops(registry, plan), foreign_kernels(registry, backend_name))
+    loader = checked_loader(file, contract, config, plan, registry, binder, progress)
     if strict:
         binder.report.refuse_fallbacks()
     embedding, _ = loader.kept_as(loader.entry("embedding"), loader.outside["embedding"])
