@@ -6,7 +6,8 @@
 Perplexity of `data/alice.txt` as llama.cpp measures it: pieces of 512 tokens, of which the second
 half counts. Greedy answers to `data/prompts.txt`, the first 64 tokens: how many are the same, and
 where they part, how far the two tokens' logits are from one another in each engine. `exact` is apr
-with the file's weights in float32 and activations that are not rounded. Needs llama-cpp-python.
+with the file's weights in float32 and activations that are not rounded. The last line is llama.cpp
+against itself, which tells how far that comparison can go. Needs llama-cpp-python.
 
 With `--recipes`, the model in each of them instead: bits, perplexity, and divergence from `exact`.
 """
@@ -50,22 +51,27 @@ class Peer:
         ids: list[int] = self.model.tokenize(text.encode(), add_bos=False, special=False)
         return ids
 
+    def read(self, ids: Sequence[int], step: int = PIECE) -> None:
+        """Forget everything, then read ids, `step` of them at a time."""
+        self.model.reset()
+        for start in range(0, len(ids), step):
+            self.model.eval(list(ids[start : start + step]))
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits of every token [tokens, vocabulary]."""
-        self.model.reset()
-        self.model.eval(list(ids))
+        self.read(ids)
         return np.array(self.model.scores[: len(ids)], np.float32)
 
-    def answer(self, ids: Sequence[int], stop: Sequence[int]) -> list[int]:
-        """Return the greedy continuation."""
-        self.model.reset()
-        new, answer = list(ids), list[int]()
+    def answer(self, ids: Sequence[int], stop: Sequence[int], step: int = PIECE) -> list[int]:
+        """Return the greedy continuation of a prompt that is read `step` ids at a time."""
+        self.read(ids, step)
+        answer: list[int] = []
         while len(answer) < ANSWER:
-            self.model.eval(new)
             new = [int(np.argmax(self.model.scores[self.model.n_tokens - 1]))]
             if new[0] in stop:
                 break
             answer += new
+            self.model.eval(new)
         return answer
 
 
@@ -171,6 +177,11 @@ def answers(models: dict[str, Model], peer: Peer, prompts: list[str]) -> None:
             gaps = gap(model.logits(read)[-1]), gap(peer.logits(read)[-1])
             print(f"{name}: token {place} of {prompt!r}: gaps {gaps[0]:.3f} and {gaps[1]:.3f}")
         print(f"{name}: {equal} of {len(prompts)} answers of {ANSWER} tokens are llama.cpp's")
+    equal, stop = 0, model.config.stop_ids
+    for prompt in prompts:
+        ids = model.chat_ids([{"role": "user", "content": prompt}])
+        equal += peer.answer(ids, stop) == peer.answer(ids, stop, step=1)
+    print(f"llama.cpp that reads prompts token by token: {equal} of {len(prompts)} are its own")
 
 
 def main() -> None:
