@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from apr_core.plugin import FormatError, QuantizationError, QuantizerPlugin
+from apr_core.plugin import FEEDBACK, FormatError, Inputs, QuantizationError, QuantizerPlugin
 
 SHARE = 1 << 16  # values worth a thread of their own
 
@@ -55,18 +55,45 @@ def thread_count(values: int) -> int:
 
 
 def spread(
-    run: Callable[..., None], source: NDArray[np.generic], out: NDArray[np.generic], *rest: int
+    run: Callable[..., None],
+    source: NDArray[np.generic],
+    out: NDArray[np.generic],
+    parts: int,
+    *rest: Any,
 ) -> None:
-    """Call run(source, out, start, stop, ...) over all blocks, in one piece for each thread."""
-    blocks, threads = len(out), thread_count(max(source.size, out.size))
+    """Call run(source, out, start, stop, ...) over all parts, in one piece for each thread."""
+    threads = thread_count(max(source.size, out.size))
     if threads == 1:
-        run(source, out, 0, blocks, *rest)
+        run(source, out, 0, parts, *rest)
         return
-    cuts = [blocks * i // threads for i in range(threads + 1)]
+    cuts = [parts * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads, "codec") as pool:
         jobs = [pool.submit(run, source, out, *cut, *rest) for cut in pairwise(cuts)]
     for job in jobs:
         job.result()
+
+
+def later_columns(
+    feedback: NDArray[np.float32] | None, cols: int, runs: int
+) -> NDArray[np.float32]:
+    """Return feedback [parts, runs * 128, 128] to later columns only, of which there are `cols`.
+
+    Raises QuantizationError if the given one is not for so many columns.
+    """
+    known, shape = -(-cols // FEEDBACK), (FEEDBACK, FEEDBACK)
+    out = np.zeros((-(-known // runs), runs, *shape), np.float32)
+    if feedback is None:
+        return out.reshape(len(out), -1, FEEDBACK)
+    if feedback.shape != (known, *shape):
+        raise QuantizationError(
+            f"error feedback for rows of {cols} values has the shape {[known, *shape]}, "
+            f"found {list(feedback.shape)}"
+        )
+    runwise = out.reshape(-1, *shape)
+    runwise[:known] = np.triu(feedback, 1)
+    if cols % FEEDBACK:
+        runwise[known - 1, :, cols % FEEDBACK :] = 0
+    return out.reshape(len(out), -1, FEEDBACK)
 
 
 class BlockCodec(QuantizerPlugin):
@@ -91,6 +118,20 @@ class BlockCodec(QuantizerPlugin):
 
     def encode(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Encode f32 [R, C] to u8 [R, ceil(C / block) * nbytes]. Raises QuantizationError."""
+        return self._encode(rows, self._loops.encode_blocks)
+
+    def encode_for(self, rows: NDArray[np.float32], inputs: Inputs) -> NDArray[np.uint8]:
+        """Encode as `encode`, with error feedback. Raises QuantizationError."""
+        runs = max(self.block // FEEDBACK, 1)  # that are encoded together
+        feedback = later_columns(inputs.feedback, rows.shape[1], runs)
+        return self._encode(rows, self._loops.encode_for, feedback)
+
+    def _encode(
+        self,
+        rows: NDArray[np.float32],
+        run: Callable[..., None],
+        feedback: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.uint8]:
         rows = np.ascontiguousarray(rows, np.float32)
         check_values(rows, self.smallest, self.largest, self.name)
         count, cols = rows.shape
@@ -100,7 +141,10 @@ class BlockCodec(QuantizerPlugin):
         out = np.zeros((count * across, self.nbytes), np.uint8)
         last = cols - (across - 1) * self.block  # values in a row's last block
         blocks = rows.reshape(-1, self.block)
-        spread(self._loops.encode_blocks, blocks, out, across, last, *self.kind)
+        if feedback is None:
+            spread(run, blocks, out, len(out), across, last, *self.kind)
+        else:
+            spread(run, blocks, out, count * len(feedback), across, last, feedback, *self.kind)
         return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
@@ -113,5 +157,5 @@ class BlockCodec(QuantizerPlugin):
             )
         packed = np.ascontiguousarray(raw).reshape(-1, self.nbytes)
         out = np.empty((len(packed), self.block), np.float32)
-        spread(self._loops.decode_blocks, packed, out, *self.kind)
+        spread(self._loops.decode_blocks, packed, out, len(out), *self.kind)
         return out.reshape(len(raw), across * self.block)[:, :cols]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.feedback import round_blocks
 from apr_quant_q4k.loops.half import half_bits, half_value, scale_bits
 from apr_quant_q4k.search.lanes import nearest
 from apr_quant_q4k.search.line_search import best_pair, fit_line
@@ -119,6 +120,23 @@ def search(x, count, levels, sc, mn):
             best, best_d, best_m = error, d_bits, m_bits
             _take(trial_sc, trial_mn, sc, mn)
     return best_d, best_m
+
+
+@serial
+def search_in_turn(x, count, levels, feedback, sc, mn):
+    """Fill sc, mn [N, 8] for blocks x [N, 256]; return the bits of d and dmin [N, 2].
+
+    The values become what error feedback makes them.
+    """
+    bits = np.empty((len(x), 2), np.uint16)
+    steps, offsets = np.empty(sc.shape, np.float32), np.empty(sc.shape, np.float32)
+    for n in range(len(x)):
+        bits[n, 0], bits[n, 1] = search(x[n], count, levels, sc[n], mn[n])
+        d, dmin = half_value(bits[n, 0]), half_value(bits[n, 1])
+        for g in range(GROUPS):
+            steps[n, g], offsets[n, g] = d * f32(sc[n, g]), dmin * f32(mn[n, g])
+    round_blocks(x, count, steps, offsets, f32(0), levels, feedback)
+    return bits
 
 
 @serial

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_quant_q4k.loops.affine import codes, pack_scales, search, unpack_scales
+from apr_quant_q4k.loops.affine import codes, pack_scales, search, search_in_turn, unpack_scales
 from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.feedback import ROWS, part_of
 from apr_quant_q4k.loops.half import half_value, load_half, store_half
 
 LEVELS = np.float32(31)
 
 
 @serial
-def _encode_block(x, count, block):
-    sc, mn, q = np.zeros(8, np.int64), np.zeros(8, np.int64), np.empty(256, np.uint8)
-    d_bits, m_bits = search(x, count, LEVELS, sc, mn)
+def _store(x, d_bits, m_bits, sc, mn, block):
+    """Write a block with the codes nearest to its values."""
+    q = np.empty(256, np.uint8)
     codes(x, half_value(d_bits), half_value(m_bits), LEVELS, sc, mn, q)
     store_half(block, 0, d_bits)
     store_half(block, 2, m_bits)
@@ -24,6 +25,13 @@ def _encode_block(x, count, block):
             low, high = q[64 * j + i], q[64 * j + 32 + i]
             block[48 + 32 * j + i] = (low & 15) | ((high & 15) << 4)
             block[16 + i] |= ((low >> 4) << (2 * j)) | ((high >> 4) << (2 * j + 1))
+
+
+@serial
+def _encode_block(x, count, block):
+    sc, mn = np.zeros(8, np.int64), np.zeros(8, np.int64)
+    d_bits, m_bits = search(x, count, LEVELS, sc, mn)
+    _store(x, d_bits, m_bits, sc, mn, block)
 
 
 @serial
@@ -48,6 +56,21 @@ def encode_blocks(values, out, start, stop, across, last):
     """
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
+
+
+@serial
+def encode_for(values, out, start, stop, across, last, feedback):
+    """Encode as `encode_blocks`, with feedback [across, 2 * 128, 128]."""
+    rows, n = len(values) // across, start
+    while n < stop:
+        part, row, many = part_of(n, stop, rows, ROWS)
+        at, count = row * across + part, last if part == across - 1 else 256
+        x = values[at : at + many * across : across].copy()
+        sc, mn = np.zeros((many, 8), np.int64), np.zeros((many, 8), np.int64)
+        bits = search_in_turn(x, count, LEVELS, feedback[part], sc, mn)
+        for r in range(many):
+            _store(x[r], bits[r, 0], bits[r, 1], sc[r], mn[r], out[at + r * across])
+        n += many
 
 
 @serial

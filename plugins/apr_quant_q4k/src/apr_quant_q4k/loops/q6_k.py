@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.feedback import ROWS, part_of, round_blocks
 from apr_quant_q4k.loops.half import half_bits, half_value, load_half, scale_bits, store_half
 from apr_quant_q4k.search.lanes import nearest
 from apr_quant_q4k.search.scale_search import best_scale
@@ -123,9 +124,9 @@ def _codes(x, d, scales, q):
 
 
 @serial
-def _encode_block(x, count, block):
-    scales, q = np.zeros(GROUPS, np.int64), np.empty(256, np.uint8)
-    bits = _search(x, count, scales)
+def _store(x, bits, scales, block):
+    """Write a block with the codes nearest to its values."""
+    q = np.empty(256, np.uint8)
     _codes(x, half_value(bits), scales, q)
     for g in range(GROUPS):
         block[192 + g] = np.uint8(scales[g] & 255)
@@ -138,6 +139,12 @@ def _encode_block(x, count, block):
             block[64 * h + i] = (a & 15) | ((c & 15) << 4)
             block[64 * h + 32 + i] = (b & 15) | ((e & 15) << 4)
             block[128 + 32 * h + i] = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6)
+
+
+@serial
+def _encode_block(x, count, block):
+    scales = np.zeros(GROUPS, np.int64)
+    _store(x, _search(x, count, scales), scales, block)
 
 
 @serial
@@ -162,6 +169,26 @@ def encode_blocks(values, out, start, stop, across, last):
     """Encode values [N, 256] to out [N, 210]; each `across`-th block has only `last` values."""
     for n in range(start, stop):
         _encode_block(values[n], last if n % across == across - 1 else 256, out[n])
+
+
+@serial
+def encode_for(values, out, start, stop, across, last, feedback):
+    """Encode as `encode_blocks`, with feedback [across, 2 * 128, 128]."""
+    rows, n = len(values) // across, start
+    while n < stop:
+        part, row, many = part_of(n, stop, rows, ROWS)
+        at, count = row * across + part, last if part == across - 1 else 256
+        x = values[at : at + many * across : across].copy()
+        bits, scales = np.empty(many, np.uint16), np.zeros((many, GROUPS), np.int64)
+        steps = np.empty((many, GROUPS), np.float32)
+        for r in range(many):
+            bits[r] = _search(x[r], count, scales[r])
+            for g in range(GROUPS):
+                steps[r, g] = half_value(bits[r]) * f32(scales[r, g])
+        round_blocks(x, count, steps, np.zeros_like(steps), LOW, HIGH, feedback[part])
+        for r in range(many):
+            _store(x[r], bits[r], scales[r], out[at + r * across])
+        n += many
 
 
 @serial

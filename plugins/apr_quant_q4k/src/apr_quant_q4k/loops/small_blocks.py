@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_quant_q4k.hooks import IQ4_NL
 from apr_quant_q4k.loops.compiling import serial
+from apr_quant_q4k.loops.feedback import LEVELS, ROWS, RUN, part_of, round_in_turn
 from apr_quant_q4k.loops.half import half_bits, half_value, load_half, store_half
 from apr_quant_q4k.search.block_search import best_line, best_step
 from apr_quant_q4k.search.lanes import nearest
@@ -21,8 +21,8 @@ from apr_quant_q4k.search.uneven import best_step_of_levels, level_code
 
 f32 = np.float32
 BLOCK, HALF = 32, 16
+PARTS = RUN // BLOCK  # of a run
 SYMMETRIC, AFFINE, CODEBOOK = 0, 1, 2
-LEVELS = np.array(IQ4_NL, np.float32)
 
 
 @serial
@@ -95,12 +95,16 @@ def _step_and_minimum(x, count, levels):
 
 
 @serial
-def _encode_block(x, count, block, kind, levels):
-    m_bits = np.uint16(0)
+def _scales(x, count, kind, levels):
+    """Return the bits of d and of m."""
     if kind == AFFINE:
-        d_bits, m_bits = _step_and_minimum(x, count, levels)
-    else:
-        d_bits = _step(x, count, kind, levels)
+        return _step_and_minimum(x, count, levels)
+    return _step(x, count, kind, levels), np.uint16(0)
+
+
+@serial
+def _store(x, d_bits, m_bits, block, kind, levels):
+    """Write a block with the codes nearest to its values."""
     store_half(block, 0, d_bits)
     at = 2
     if kind == AFFINE:
@@ -139,11 +143,52 @@ def _decode_block(block, x, kind, levels):
 
 
 @serial
+def _encode_runs(y, blocks, last, feedback, out, across, kind, levels):
+    """Encode the runs of several rows: up to four blocks, the last one of `last` values.
+
+    y [rows, 128] changes. Blocks of the next row are `across` further on in out [N, bytes].
+    """
+    rows = len(y)
+    bits = np.empty((rows, 2), np.uint16)
+    steps, offsets = np.empty((rows, PARTS), np.float32), np.empty((rows, PARTS), np.float32)
+    low, high, uneven = _level(0, kind, levels), _level(levels, kind, levels), kind == CODEBOOK
+    for k in range(blocks):
+        count, first = last if k == blocks - 1 else BLOCK, BLOCK * k
+        for r in range(rows):
+            x = y[r, first : first + BLOCK]
+            bits[r, 0], bits[r, 1] = _scales(x, count, kind, levels)
+            steps[r, k], offsets[r, k] = half_value(bits[r, 0]), -half_value(bits[r, 1])
+        round_in_turn(
+            y, (first + count,), first, steps, offsets, BLOCK, low, high, feedback, uneven
+        )
+        for r in range(rows):
+            x = y[r, first : first + BLOCK]
+            _store(x, bits[r, 0], bits[r, 1], out[r * across + k], kind, levels)
+
+
+@serial
 def encode_blocks(values, out, start, stop, across, last, kind, levels):
     """Encode values [N, 32] to out [N, bytes], zeros before; a row's last block has `last`."""
     for n in range(start, stop):
         count = last if n % across == across - 1 else BLOCK
-        _encode_block(values[n], count, out[n], kind, levels)
+        d_bits, m_bits = _scales(values[n], count, kind, levels)
+        _store(values[n], d_bits, m_bits, out[n], kind, levels)
+
+
+@serial
+def encode_for(values, out, start, stop, across, last, feedback, kind, levels):
+    """Encode as `encode_blocks`, with feedback [runs, 128, 128]: up to four blocks are one part."""
+    rows, n = len(values) // across, start
+    while n < stop:
+        run, row, many = part_of(n, stop, rows, 2 * ROWS)
+        first, blocks = row * across + PARTS * run, min(PARTS, across - PARTS * run)
+        y = np.zeros((many, RUN), np.float32)
+        for r in range(many):
+            for i in range(BLOCK * blocks):
+                y[r, i] = values[first + r * across + i // BLOCK, i % BLOCK]
+        inside = last if PARTS * run + blocks == across else BLOCK
+        _encode_runs(y, blocks, inside, feedback[run], out[first:], across, kind, levels)
+        n += many
 
 
 @serial
