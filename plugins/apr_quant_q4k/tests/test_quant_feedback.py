@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -124,6 +128,18 @@ def test_products_with_correlated_inputs_are_nearer(golden, name):
     assert error(codec.encode_for(x, inputs)) < 0.75 * error(codec.encode(x))
 
 
+@pytest.mark.parametrize("cols", [40, 300, 512])
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_with_large_inputs_are_nearer(golden, name, cols):
+    codec, x = golden.CODECS[name], weights(64, cols)
+    mean_square = np.exp(2 * np.random.default_rng(4).standard_normal(cols)).astype(f32)
+
+    def error(raw):
+        return np.sum(mean_square * (codec.decode(raw, cols) - x) ** 2)
+
+    assert error(codec.encode_for(x, Inputs(mean_square))) < 0.85 * error(codec.encode(x))
+
+
 @pytest.mark.parametrize("cols", [96, 300, 512])
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_that_do_not_depend_on_one_another_change_nothing(golden, name, cols):
@@ -149,6 +165,43 @@ def test_the_same_bytes_in_any_chunks_and_on_any_threads(golden, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_of_other_columns_are_refused(golden, name):
-    feedback = np.zeros((2, FEEDBACK, FEEDBACK), f32)
+    encode, x, squares = golden.CODECS[name].encode_for, weights(cols=300), np.ones(300, f32)
     with pytest.raises(QuantizationError, match=r"rows of 300 values.*\[3, 128, 128\]"):
-        golden.CODECS[name].encode_for(weights(cols=300), Inputs(np.ones(300, f32), feedback))
+        encode(x, Inputs(squares, np.zeros((2, FEEDBACK, FEEDBACK), f32)))
+    with pytest.raises(QuantizationError, match=r"rows of 300 values.*\[300\]"):
+        encode(x, Inputs(squares[:299], np.zeros((3, FEEDBACK, FEEDBACK), f32)))
+
+
+def test_the_same_bytes_on_a_processor_without_wide_vectors(golden, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import quant_golden as g, numpy as np; from apr_core.plugin import Inputs\n"
+        "inputs = Inputs(*np.load(sys.argv[2]).values())\n"
+        "print(*(g.digest(g.CODECS[n].encode_for(g.exact_sample(9), inputs))"
+        " for n in sys.argv[3:]))\n"
+    )
+    inputs = inputs_of(correlated(768))
+    np.savez(tmp_path / "inputs.npz", inputs.mean_square, inputs.feedback)
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": tmp_path}
+    arguments = [golden.PATH.parent.parent, tmp_path / "inputs.npz", *NAMES]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {k: str(v) for k, v in plain.items()}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    x = golden.exact_sample(9)
+    here = [golden.digest(golden.CODECS[name].encode_for(x, inputs)) for name in NAMES]
+    assert done.stdout.split() == here
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rows_and_no_columns(golden, name):
+    codec = golden.CODECS[name]
+    assert codec.encode_for(np.zeros((0, 256), f32), Inputs(np.ones(256, f32))).shape[0] == 0
+    none = np.zeros((0, FEEDBACK, FEEDBACK), f32)
+    assert codec.encode_for(np.zeros((3, 0), f32), Inputs(none[:, 0, 0], none)).shape == (3, 0)
+
+
+def test_q8_0_is_encoded_as_ever(golden):
+    codec, x = golden.CODECS["q8_0"], weights()
+    np.testing.assert_array_equal(codec.encode_for(x, inputs_of(correlated())), codec.encode(x))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from apr_core.plugin import FEEDBACK, FormatError, Inputs, QuantizationError, QuantizerPlugin
 
+FLOOR = 0.01  # of the mean weight: what a calibration has hardly seen may still be there
 SHARE = 1 << 16  # values worth a thread of their own
 
 
@@ -81,9 +82,9 @@ def later_columns(
     Raises QuantizationError if the given one is not for so many columns.
     """
     known, shape = -(-cols // FEEDBACK), (FEEDBACK, FEEDBACK)
-    out = np.zeros((-(-known // runs), runs, *shape), np.float32)
+    out = np.zeros((-(-known // runs), runs * FEEDBACK, FEEDBACK), np.float32)
     if feedback is None:
-        return out.reshape(len(out), -1, FEEDBACK)
+        return out
     if feedback.shape != (known, *shape):
         raise QuantizationError(
             f"error feedback for rows of {cols} values has the shape {[known, *shape]}, "
@@ -93,7 +94,27 @@ def later_columns(
     runwise[:known] = np.triu(feedback, 1)
     if cols % FEEDBACK:
         runwise[known - 1, :, cols % FEEDBACK :] = 0
-    return out.reshape(len(out), -1, FEEDBACK)
+    return out
+
+
+def column_weights(mean_square: NDArray[np.float32], cols: int, width: int) -> NDArray[np.float32]:
+    """Return weights [parts, width] of columns, on average 1 in each part; 0 beyond `cols`.
+
+    Raises QuantizationError if the given ones are not for so many columns.
+    """
+    if mean_square.shape != (cols,):
+        raise QuantizationError(
+            f"mean squares for rows of {cols} values have the shape {[cols]}, "
+            f"found {list(mean_square.shape)}"
+        )
+    out = np.zeros(-(-cols // width) * width)
+    out[:cols] = mean_square
+    parts = out.reshape(-1, width)
+    inside = np.minimum(cols - width * np.arange(len(parts)), width)[:, None]
+    mean = parts.sum(1, keepdims=True) / inside
+    parts[:] = np.where(mean > 0, (parts / np.where(mean > 0, mean, 1) + FLOOR) / (1 + FLOOR), 1)
+    out[cols:] = 0
+    return parts.astype(np.float32)
 
 
 class BlockCodec(QuantizerPlugin):
@@ -121,16 +142,14 @@ class BlockCodec(QuantizerPlugin):
         return self._encode(rows, self._loops.encode_blocks)
 
     def encode_for(self, rows: NDArray[np.float32], inputs: Inputs) -> NDArray[np.uint8]:
-        """Encode as `encode`, with error feedback. Raises QuantizationError."""
+        """Encode with a weighted search and error feedback. Raises QuantizationError."""
         runs = max(self.block // FEEDBACK, 1)  # that are encoded together
         feedback = later_columns(inputs.feedback, rows.shape[1], runs)
-        return self._encode(rows, self._loops.encode_for, feedback)
+        weights = column_weights(inputs.mean_square, rows.shape[1], runs * FEEDBACK)
+        return self._encode(rows, self._loops.encode_for, weights, feedback)
 
     def _encode(
-        self,
-        rows: NDArray[np.float32],
-        run: Callable[..., None],
-        feedback: NDArray[np.float32] | None = None,
+        self, rows: NDArray[np.float32], run: Callable[..., None], *inputs: NDArray[np.float32]
     ) -> NDArray[np.uint8]:
         rows = np.ascontiguousarray(rows, np.float32)
         check_values(rows, self.smallest, self.largest, self.name)
@@ -141,10 +160,8 @@ class BlockCodec(QuantizerPlugin):
         out = np.zeros((count * across, self.nbytes), np.uint8)
         last = cols - (across - 1) * self.block  # values in a row's last block
         blocks = rows.reshape(-1, self.block)
-        if feedback is None:
-            spread(run, blocks, out, len(out), across, last, *self.kind)
-        else:
-            spread(run, blocks, out, count * len(feedback), across, last, feedback, *self.kind)
+        parts = count * len(inputs[0]) if inputs else len(out)
+        spread(run, blocks, out, parts, across, last, *inputs, *self.kind)
         return out.reshape(count, across * self.nbytes)
 
     def decode(self, raw: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@
    then d and dmin are fitted by least squares to those codes, and this repeats while it helps. The
    better of the two searches is kept.
 
-The error is the plain sum of squares. Every comparison uses the rounded d and dmin. Only the first
-`count` values of a block are real: the others are padding, and nothing reads them.
+The error is the sum of squares, weighed by `w` unless that is None. Every comparison uses the
+rounded d and dmin. Only the first `count` values of a block are real: the others are padding, and
+nothing reads them.
 """
 
 from __future__ import annotations
@@ -30,41 +31,41 @@ STARTS = ((f32(63), f32(60)), (f32(58), f32(63)))
 
 
 @serial
-def _fit_group(x, start, count, levels):
+def _fit_group(x, w, start, count, levels):
     """Return (step >= 0, offset >= 0) of one group."""
-    low, span, y, yy = extent(x, start, count)
+    low, span, y, yy = extent(x, w, start, count)
     if span <= 0:
         return f32(0), -low
-    error, step, offset = fit_line(x, start, count, low, span, y, yy, levels)
+    error, step, offset = fit_line(x, w, start, count, low, span, y, yy, levels)
     if error < f32(np.inf):
         return step, max(-offset, f32(0))
     return span / levels, -low
 
 
 @serial
-def _choose(x, count, d, dmin, levels, sc, mn):
+def _choose(x, w, count, d, dmin, levels, sc, mn):
     """Choose each group's best (sc, mn) among neighbours of the present ones; return the error."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
-        error, s, m = best_pair(x, WIDTH * g, inside, d, dmin, f32(sc[g]), f32(mn[g]), levels)
+        error, s, m = best_pair(x, w, WIDTH * g, inside, d, dmin, f32(sc[g]), f32(mn[g]), levels)
         sc[g], mn[g] = int(s), int(m)
         total += error
     return total
 
 
 @serial
-def _refit(x, count, d, dmin, levels, sc, mn):
+def _refit(x, w, count, d, dmin, levels, sc, mn):
     """Return least-squares d and dmin for the codes given by the present d, dmin, sc and mn."""
     aa, ab, bb, ax, bx = 0.0, 0.0, 0.0, 0.0, 0.0
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
         step, offset = d * f32(sc[g]), dmin * f32(mn[g])
-        q, qq, qx, sx = code_sums_32(x, WIDTH * g, inside, step, offset, f32(0), levels)
+        q, qq, qx, sx, size = code_sums_32(x, w, WIDTH * g, inside, step, offset, f32(0), levels)
         s, m = float(sc[g]), float(mn[g])
         aa += s * s * qq
         ab += s * m * q
-        bb += m * m * inside
+        bb += m * m * size
         ax += s * qx
         bx += m * sx
     det = aa * bb - ab * ab
@@ -81,18 +82,18 @@ def _take(trial_sc, trial_mn, sc, mn):
 
 
 @serial
-def _refine(x, count, levels, d_bits, m_bits, sc, mn):
+def _refine(x, w, count, levels, d_bits, m_bits, sc, mn):
     """Return (error, bits of d, bits of dmin) after step 3; sc and mn change with them."""
     d, dmin = half_value(d_bits), half_value(m_bits)
-    error = _choose(x, count, d, dmin, levels, sc, mn)
+    error = _choose(x, w, count, d, dmin, levels, sc, mn)
     trial_sc, trial_mn = sc.copy(), mn.copy()
     for _ in range(ROUNDS):
-        new_d, new_m = _refit(x, count, d, dmin, levels, trial_sc, trial_mn)
+        new_d, new_m = _refit(x, w, count, d, dmin, levels, trial_sc, trial_mn)
         if not (new_d > 0 and new_m >= 0 and new_d < f32(65504) and new_m < f32(65504)):
             break
         trial_d, trial_m = half_bits(new_d), half_bits(new_m)
         d, dmin = half_value(trial_d), half_value(trial_m)
-        trial = _choose(x, count, d, dmin, levels, trial_sc, trial_mn)
+        trial = _choose(x, w, count, d, dmin, levels, trial_sc, trial_mn)
         if trial >= error:
             break
         error, d_bits, m_bits = trial, trial_d, trial_m
@@ -101,12 +102,12 @@ def _refine(x, count, levels, d_bits, m_bits, sc, mn):
 
 
 @serial
-def search(x, count, levels, sc, mn):
+def search(x, w, count, levels, sc, mn):
     """Fill sc, mn (int64 [8]) for `count` values; return the float16 bits of d and dmin."""
     steps, offsets = np.zeros(GROUPS, np.float32), np.zeros(GROUPS, np.float32)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
-        steps[g], offsets[g] = _fit_group(x, WIDTH * g, inside, levels)
+        steps[g], offsets[g] = _fit_group(x, w, WIDTH * g, inside, levels)
     best, best_d, best_m = f32(np.inf), np.uint16(0), np.uint16(0)
     trial_sc, trial_mn = np.empty(GROUPS, np.int64), np.empty(GROUPS, np.int64)
     for top_sc, top_mn in STARTS:
@@ -115,7 +116,7 @@ def search(x, count, levels, sc, mn):
         for g in range(GROUPS):
             trial_sc[g] = min(63, int(steps[g] / d + f32(0.5))) if d > 0 else 0
             trial_mn[g] = min(63, int(offsets[g] / dmin + f32(0.5))) if dmin > 0 else 0
-        error, d_bits, m_bits = _refine(x, count, levels, d_bits, m_bits, trial_sc, trial_mn)
+        error, d_bits, m_bits = _refine(x, w, count, levels, d_bits, m_bits, trial_sc, trial_mn)
         if error < best:
             best, best_d, best_m = error, d_bits, m_bits
             _take(trial_sc, trial_mn, sc, mn)
@@ -123,7 +124,7 @@ def search(x, count, levels, sc, mn):
 
 
 @serial
-def search_in_turn(x, count, levels, feedback, sc, mn):
+def search_in_turn(x, w, count, levels, feedback, sc, mn):
     """Fill sc, mn [N, 8] for blocks x [N, 256]; return the bits of d and dmin [N, 2].
 
     The values become what error feedback makes them.
@@ -131,7 +132,7 @@ def search_in_turn(x, count, levels, feedback, sc, mn):
     bits = np.empty((len(x), 2), np.uint16)
     steps, offsets = np.empty(sc.shape, np.float32), np.empty(sc.shape, np.float32)
     for n in range(len(x)):
-        bits[n, 0], bits[n, 1] = search(x[n], count, levels, sc[n], mn[n])
+        bits[n, 0], bits[n, 1] = search(x[n], w, count, levels, sc[n], mn[n])
         d, dmin = half_value(bits[n, 0]), half_value(bits[n, 1])
         for g in range(GROUPS):
             steps[n, g], offsets[n, g] = d * f32(sc[n, g]), dmin * f32(mn[n, g])

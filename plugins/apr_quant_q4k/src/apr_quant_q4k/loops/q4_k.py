@@ -28,7 +28,7 @@ def _store(x, d_bits, m_bits, sc, mn, block):
 @serial
 def _encode_block(x, count, block):
     sc, mn = np.zeros(8, np.int64), np.zeros(8, np.int64)
-    d_bits, m_bits = search(x, count, LEVELS, sc, mn)
+    d_bits, m_bits = search(x, None, count, LEVELS, sc, mn)
     _store(x, d_bits, m_bits, sc, mn, block)
 
 
@@ -54,7 +54,7 @@ def encode_blocks(values, out, start, stop, across, last):
 
 
 @serial
-def encode_for(values, out, start, stop, across, last, feedback):
+def encode_for(values, out, start, stop, across, last, weights, feedback):
     """Encode as `encode_blocks`, with feedback [across, 2 * 128, 128]."""
     rows, n = len(values) // across, start
     while n < stop:
@@ -62,7 +62,7 @@ def encode_for(values, out, start, stop, across, last, feedback):
         at, count = row * across + part, last if part == across - 1 else 256
         x = values[at : at + many * across : across].copy()
         sc, mn = np.zeros((many, 8), np.int64), np.zeros((many, 8), np.int64)
-        bits = search_in_turn(x, count, LEVELS, feedback[part], sc, mn)
+        bits = search_in_turn(x, weights[part], count, LEVELS, feedback[part], sc, mn)
         for r in range(many):
             _store(x[r], bits[r, 0], bits[r, 1], sc[r], mn[r], out[at + r * across])
         n += many

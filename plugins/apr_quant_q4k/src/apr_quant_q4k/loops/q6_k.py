@@ -27,7 +27,7 @@ STARTS = (f32(122), f32(112))  # the largest scale at first, with room for a lar
 
 
 @serial
-def _first_scales(x, count, tops, d, scales):
+def _first_scales(x, w, count, tops, d, scales):
     """Choose each group's best scale near those that map its largest value to -32 or 31."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
@@ -38,33 +38,33 @@ def _first_scales(x, count, tops, d, scales):
             minus -= f32(7)
         if plus < 0:
             plus -= f32(7)
-        error, scale = best_scale(x, WIDTH * g, inside, d, minus, plus)
+        error, scale = best_scale(x, w, WIDTH * g, inside, d, minus, plus)
         scales[g] = int(scale)
         total += error
     return total
 
 
 @serial
-def _choose(x, count, d, scales):
+def _choose(x, w, count, d, scales):
     """Choose each group's best scale around the present one; return the total error."""
     total = f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
         present = f32(scales[g])
-        error, scale = best_scale(x, WIDTH * g, inside, d, present - f32(8), present)
+        error, scale = best_scale(x, w, WIDTH * g, inside, d, present - f32(8), present)
         scales[g] = int(scale)
         total += error
     return total
 
 
 @serial
-def _refit(x, count, d, scales):
+def _refit(x, w, count, d, scales):
     """Return the least-squares d for the codes given by the present d and scales."""
     aa, ax = 0.0, 0.0
     for g in range((count + WIDTH - 1) // WIDTH):
         inside = min(count - WIDTH * g, WIDTH)
         step = d * f32(scales[g])
-        _, qq, qx, _ = code_sums_16(x, WIDTH * g, inside, step, f32(0), LOW, HIGH)
+        _, qq, qx, _, _ = code_sums_16(x, w, WIDTH * g, inside, step, f32(0), LOW, HIGH)
         aa += float(scales[g]) ** 2 * qq
         ax += float(scales[g]) * qx
     return f32(ax / aa) if aa > 0 else d
@@ -78,17 +78,17 @@ def _take(trial, scales):
 
 
 @serial
-def _refine(x, count, tops, bits, scales):
+def _refine(x, w, count, tops, bits, scales):
     """Return (error, bits of d) of the search that starts from d; fill scales."""
     d = half_value(bits)
-    error = _first_scales(x, count, tops, d, scales)
+    error = _first_scales(x, w, count, tops, d, scales)
     trial = scales.copy()
     for _ in range(ROUNDS):
-        new = half_bits(_refit(x, count, d, trial))
+        new = half_bits(_refit(x, w, count, d, trial))
         d = half_value(new)
         if not (d > 0 and d <= f32(65504)):
             break
-        trial_error = _choose(x, count, d, trial)
+        trial_error = _choose(x, w, count, d, trial)
         if trial_error >= error:
             break
         error, bits = trial_error, new
@@ -97,7 +97,7 @@ def _refine(x, count, tops, bits, scales):
 
 
 @serial
-def _search(x, count, scales):
+def _search(x, w, count, scales):
     """Fill scales (int64 [16]); return the float16 bits of d >= 0."""
     tops, top = np.zeros(GROUPS, np.float32), f32(0)
     for g in range((count + WIDTH - 1) // WIDTH):
@@ -105,7 +105,7 @@ def _search(x, count, scales):
         top = max(top, abs(tops[g]))
     best, best_bits, trial = f32(np.inf), np.uint16(0), np.zeros(GROUPS, np.int64)
     for largest_scale in STARTS:
-        error, bits = _refine(x, count, tops, scale_bits(top / f32(32), largest_scale), trial)
+        error, bits = _refine(x, w, count, tops, scale_bits(top / f32(32), largest_scale), trial)
         if error < best:
             best, best_bits = error, bits
             _take(trial, scales)
@@ -144,7 +144,7 @@ def _store(x, bits, scales, block):
 @serial
 def _encode_block(x, count, block):
     scales = np.zeros(GROUPS, np.int64)
-    _store(x, _search(x, count, scales), scales, block)
+    _store(x, _search(x, None, count, scales), scales, block)
 
 
 @serial
@@ -172,7 +172,7 @@ def encode_blocks(values, out, start, stop, across, last):
 
 
 @serial
-def encode_for(values, out, start, stop, across, last, feedback):
+def encode_for(values, out, start, stop, across, last, weights, feedback):
     """Encode as `encode_blocks`, with feedback [across, 2 * 128, 128]."""
     rows, n = len(values) // across, start
     while n < stop:
@@ -182,7 +182,7 @@ def encode_for(values, out, start, stop, across, last, feedback):
         bits, scales = np.empty(many, np.uint16), np.zeros((many, GROUPS), np.int64)
         steps = np.empty((many, GROUPS), np.float32)
         for r in range(many):
-            bits[r] = _search(x[r], count, scales[r])
+            bits[r] = _search(x[r], weights[part], count, scales[r])
             for g in range(GROUPS):
                 steps[r, g] = half_value(bits[r]) * f32(scales[r, g])
         round_blocks(x, count, steps, np.zeros_like(steps), LOW, HIGH, feedback[part])

@@ -43,22 +43,28 @@ def _level(code, kind, levels):
 
 
 @serial
-def _error(x, count, d, m, kind, levels):
+def _weight(w, i):
+    """Return a value's weight."""
+    return f32(1) if w is None else w[i]
+
+
+@serial
+def _error(x, w, count, d, m, kind, levels):
     """Return the sum of squared errors with the best codes for d and m."""
     total = f32(0)
     if d == 0 and m == 0:
         for i in range(count):
-            total += x[i] * x[i]
+            total += _weight(w, i) * x[i] * x[i]
         return total
     inverse = f32(1.0) / d if d != 0 else f32(0)
     for i in range(count):
         miss = x[i] - (d * _level(_code((x[i] - m) * inverse, kind, levels), kind, levels) + m)
-        total += miss * miss
+        total += _weight(w, i) * miss * miss
     return total
 
 
 @serial
-def _step(x, count, kind, levels):
+def _step(x, w, count, kind, levels):
     """Return the bits of d for formats without a minimum."""
     top = f32(0)
     for i in range(count):
@@ -67,39 +73,39 @@ def _step(x, count, kind, levels):
     if top == 0:
         return np.uint16(0)
     if kind == CODEBOOK:
-        error, d = best_step_of_levels(x, 0, count, top)
+        error, d = best_step_of_levels(x, w, 0, count, top)
     else:
         low = -f32((levels + 1) // 2)
-        error, d = best_step(x, 0, count, top, low, low + f32(levels))
-    better = error < _error(x, count, f32(0), f32(0), kind, levels)
+        error, d = best_step(x, w, 0, count, top, low, low + f32(levels))
+    better = error < _error(x, w, count, f32(0), f32(0), kind, levels)
     return half_bits(d) if better else np.uint16(0)
 
 
 @serial
-def _step_and_minimum(x, count, levels):
+def _step_and_minimum(x, w, count, levels):
     """Return the bits of d and of m."""
     low, high = x[0], x[0]
     for i in range(count):
         low, high = min(low, x[i]), max(high, x[i])
     best_d, best_m = np.uint16(0), np.uint16(0)
-    best = _error(x, count, f32(0), f32(0), AFFINE, levels)
+    best = _error(x, w, count, f32(0), f32(0), AFFINE, levels)
     d, m = half_bits((high - low) / f32(levels)), half_bits(low)
-    error = _error(x, count, half_value(d), half_value(m), AFFINE, levels)
+    error = _error(x, w, count, half_value(d), half_value(m), AFFINE, levels)
     if error < best:
         best, best_d, best_m = error, d, m
     if high > low:
-        error, step, minimum = best_line(x, 0, count, low, high, f32(levels))
+        error, step, minimum = best_line(x, w, 0, count, low, high, f32(levels))
         if error < best:
             best_d, best_m = half_bits(step), half_bits(minimum)
     return best_d, best_m
 
 
 @serial
-def _scales(x, count, kind, levels):
+def _scales(x, w, count, kind, levels):
     """Return the bits of d and of m."""
     if kind == AFFINE:
-        return _step_and_minimum(x, count, levels)
-    return _step(x, count, kind, levels), np.uint16(0)
+        return _step_and_minimum(x, w, count, levels)
+    return _step(x, w, count, kind, levels), np.uint16(0)
 
 
 @serial
@@ -143,7 +149,7 @@ def _decode_block(block, x, kind, levels):
 
 
 @serial
-def _encode_runs(y, blocks, last, feedback, out, across, kind, levels):
+def _encode_runs(y, w, blocks, last, feedback, out, across, kind, levels):
     """Encode the runs of several rows: up to four blocks, the last one of `last` values.
 
     y [rows, 128] changes. Blocks of the next row are `across` further on in out [N, bytes].
@@ -156,11 +162,12 @@ def _encode_runs(y, blocks, last, feedback, out, across, kind, levels):
         count, first = last if k == blocks - 1 else BLOCK, BLOCK * k
         for r in range(rows):
             x = y[r, first : first + BLOCK]
-            bits[r, 0], bits[r, 1] = _scales(x, count, kind, levels)
+            bits[r, 0], bits[r, 1] = _scales(x, w[first : first + BLOCK], count, kind, levels)
             steps[r, k], offsets[r, k] = half_value(bits[r, 0]), -half_value(bits[r, 1])
         round_in_turn(
-            y, (first + count,), first, steps, offsets, BLOCK, low, high, feedback, uneven
-        )
+            y, (first + count,), first, first + BLOCK, steps, offsets, BLOCK, low, high, feedback,
+            uneven,
+        )  # fmt: skip
         for r in range(rows):
             x = y[r, first : first + BLOCK]
             _store(x, bits[r, 0], bits[r, 1], out[r * across + k], kind, levels)
@@ -171,12 +178,12 @@ def encode_blocks(values, out, start, stop, across, last, kind, levels):
     """Encode values [N, 32] to out [N, bytes], zeros before; a row's last block has `last`."""
     for n in range(start, stop):
         count = last if n % across == across - 1 else BLOCK
-        d_bits, m_bits = _scales(values[n], count, kind, levels)
+        d_bits, m_bits = _scales(values[n], None, count, kind, levels)
         _store(values[n], d_bits, m_bits, out[n], kind, levels)
 
 
 @serial
-def encode_for(values, out, start, stop, across, last, feedback, kind, levels):
+def encode_for(values, out, start, stop, across, last, weights, feedback, kind, levels):
     """Encode as `encode_blocks`, with feedback [runs, 128, 128]: up to four blocks are one part."""
     rows, n = len(values) // across, start
     while n < stop:
@@ -187,7 +194,9 @@ def encode_for(values, out, start, stop, across, last, feedback, kind, levels):
             for i in range(BLOCK * blocks):
                 y[r, i] = values[first + r * across + i // BLOCK, i % BLOCK]
         inside = last if PARTS * run + blocks == across else BLOCK
-        _encode_runs(y, blocks, inside, feedback[run], out[first:], across, kind, levels)
+        _encode_runs(
+            y, weights[run], blocks, inside, feedback[run], out[first:], across, kind, levels
+        )
         n += many
 
 

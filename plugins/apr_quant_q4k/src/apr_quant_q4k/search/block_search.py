@@ -85,40 +85,44 @@ def _one_side(b: ir.IRBuilder, group: Group, outermost: Value, top: Value, neare
 
 def either_side(context: Any, b: Any, sig: Any, args: Any, ends: Any, nearest: Nearest) -> Any:
     """Return (error, d) of the best step for which `top` is near one of the outermost levels."""
-    group, top = Group(context, b, sig, args), splat(b, args[3])
+    group, top = Group(context, b, sig, args), splat(b, args[4])
     (error, d), (other, d2) = (_one_side(b, group, end, top, nearest) for end in ends)
     less = b.fcmp_ordered("<", other, error)
     return make_tuple(context, b, sig, [b.select(less, other, error), b.select(less, d2, d)])
 
 
 @intrinsic
-def best_step(typing: Any, x: Any, start: Any, count: Any, top: Any, low: Any, high: Any) -> Any:
+def best_step(
+    typing: Any, x: Any, w: Any, start: Any, count: Any, top: Any, low: Any, high: Any
+) -> Any:
     """Return (error, d) of the best d for x[start : start + count] and levels low to high.
 
     `top` is the value furthest from 0, which it is not.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        low, high = (splat(b, a) for a in args[4:])
+        low, high = (splat(b, a) for a in args[5:])
 
         def nearest(b: ir.IRBuilder, value: Value, inverse: Value) -> Value:
             return rounded(b, b.fmul(value, inverse), low, high)
 
         return either_side(context, b, sig, args, (low, high), nearest)
 
-    return types.UniTuple(f32, 2)(x, i64, i64, f32, f32, f32), codegen
+    return types.UniTuple(f32, 2)(x, w, i64, i64, f32, f32, f32), codegen
 
 
 @intrinsic
-def best_line(typing: Any, x: Any, start: Any, count: Any, low: Any, high: Any, levels: Any) -> Any:
+def best_line(
+    typing: Any, x: Any, w: Any, start: Any, count: Any, low: Any, high: Any, levels: Any
+) -> Any:
     """Return (error, d, m) of the best line through x[start : start + count].
 
     low < high are the smallest and the largest value. The error is infinite if there is none.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        group, (low, high, levels) = Group(context, b, sig, args), (splat(b, a) for a in args[3:])
-        n, most = splat(b, b.sitofp(args[2], args[3].type)), MOST
+        group, (low, high, levels) = Group(context, b, sig, args), (splat(b, a) for a in args[4:])
+        n, most = group.size(), MOST
         step, m = b.fdiv(b.fsub(high, low), b.fadd(levels, table(FIRST))), low
         usable, best = b.fcmp_ordered("==", ZERO, ZERO), [INFINITY, ONE, ZERO]
         for _ in range(PASSES):
@@ -154,4 +158,4 @@ def best_line(typing: Any, x: Any, start: Any, count: Any, low: Any, high: Any, 
             best = [b.select(better, new, old) for new, old in pairs]
         return make_tuple(context, b, sig, best_lane(b, best))
 
-    return types.UniTuple(f32, 3)(x, i64, i64, f32, f32, f32), codegen
+    return types.UniTuple(f32, 3)(x, w, i64, i64, f32, f32, f32), codegen

@@ -92,25 +92,41 @@ def extreme(b: ir.IRBuilder, v: Value, pick: Callable[..., Value]) -> Value:
     return b.extract_element(v, I32(0))
 
 
+def pointers(context: Any, b: ir.IRBuilder, kinds: Any, args: Any) -> list[Value]:
+    """Return pointers to the values of those of the first arguments that are arrays."""
+    pairs = [(t, a) for t, a in zip(kinds, args, strict=False) if isinstance(t, types.Array)]
+    return [context.make_array(t)(context, b, value=a).data for t, a in pairs]
+
+
 class Group:
-    """A run of `count` values of a float32 array, inside an intrinsic's code."""
+    """A run of `count` values of a float32 array and of its weights, inside an intrinsic's code.
+
+    Where there are None, all weigh the same.
+    """
 
     def __init__(self, context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> None:
-        data = context.make_array(sig.args[0])(context, b, value=args[0]).data
-        self.b, self.pointer, self.count = b, b.gep(data, [args[1]]), args[2]
+        self.b, self.count, arrays = b, args[3], pointers(context, b, sig.args, args[:2])
+        self.pointers = [b.gep(array, [args[2]]) for array in arrays]
 
     def sums(self, lanes: int, terms: Callable[[Value], list[Value]]) -> list[Value]:
-        """Return `lanes` vectors: `terms(value in all lanes)`, summed over the values."""
+        """Return `lanes` vectors: `terms(value in all lanes)`, weighed, summed over the values."""
         b = self.b
         zero = table([0] * LANES)
         slots = [cgutils.alloca_once_value(b, zero) for _ in range(lanes)]
         for slot in slots:
             b.store(zero, slot)  # the alloca is at the function's start; this may be in a loop
         with cgutils.for_range(b, self.count, intp=I64) as loop:
-            value = splat(b, b.load(b.gep(self.pointer, [loop.index])))
+            value, *weight = [splat(b, b.load(b.gep(p, [loop.index]))) for p in self.pointers]
             for slot, term in zip(slots, terms(value), strict=True):
-                b.store(b.fadd(b.load(slot), term), slot)
+                weighed = b.fmul(term, weight[0]) if weight else term
+                b.store(b.fadd(b.load(slot), weighed), slot)
         return [b.load(slot) for slot in slots]
+
+    def size(self) -> Value:
+        """Return the sum of the weights, in all lanes."""
+        if len(self.pointers) > 1:
+            return self.sums(1, lambda _: [table([1] * LANES)])[0]
+        return splat(self.b, self.b.sitofp(self.count, F32))
 
 
 def best_lane(b: ir.IRBuilder, vectors: list[Value]) -> list[Value]:

@@ -64,7 +64,16 @@ def _least_squares(
 
 @intrinsic
 def fit_line(
-    typing: Any, x: Any, start: Any, count: Any, low: Any, span: Any, y: Any, yy: Any, levels: Any
+    typing: Any,
+    x: Any,
+    w: Any,
+    start: Any,
+    count: Any,
+    low: Any,
+    span: Any,
+    y: Any,
+    yy: Any,
+    levels: Any,
 ) -> Any:
     """Return (error, step, offset) of the best line through x[start : start + count].
 
@@ -74,8 +83,8 @@ def fit_line(
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         group = Group(context, b, sig, args)
-        low, span, y, yy, levels = (splat(b, a) for a in args[3:])
-        all_of = splat(b, b.sitofp(args[2], args[3].type)), y, yy
+        low, span, y, yy, levels = (splat(b, a) for a in args[4:])
+        all_of = group.size(), y, yy
         inverse, offset = b.fdiv(b.fadd(levels, table(FIRST)), span), ZERO
         for _ in range(PASSES):
 
@@ -89,18 +98,27 @@ def fit_line(
         return make_tuple(context, b, sig, best_lane(b, [error, step, b.fadd(low, offset)]))
 
     result = types.UniTuple(f32, 3)
-    return result(x, i64, i64, f32, f32, f32, f32, f32), codegen
+    return result(x, w, i64, i64, f32, f32, f32, f32, f32), codegen
 
 
 @intrinsic
 def best_pair(
-    typing: Any, x: Any, start: Any, count: Any, d: Any, dmin: Any, sc: Any, mn: Any, levels: Any
+    typing: Any,
+    x: Any,
+    w: Any,
+    start: Any,
+    count: Any,
+    d: Any,
+    dmin: Any,
+    sc: Any,
+    mn: Any,
+    levels: Any,
 ) -> Any:
     """Return (error, sc, mn) of the best neighbour of (sc, mn) for x[start : start + count]."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         group = Group(context, b, sig, args)
-        d, dmin, sc, mn, levels = (splat(b, a) for a in args[3:])
+        d, dmin, sc, mn, levels = (splat(b, a) for a in args[4:])
         top = table([63] * LANES)
         s = smaller(b, larger(b, b.fadd(sc, table([p[0] for p in WINDOW])), ZERO), top)
         m = smaller(b, larger(b, b.fadd(mn, table([p[1] for p in WINDOW])), ZERO), top)
@@ -116,4 +134,4 @@ def best_pair(
         return make_tuple(context, b, sig, best_lane(b, [error, s, m]))
 
     result = types.UniTuple(f32, 3)
-    return result(x, i64, i64, f32, f32, f32, f32, f32), codegen
+    return result(x, w, i64, i64, f32, f32, f32, f32, f32), codegen

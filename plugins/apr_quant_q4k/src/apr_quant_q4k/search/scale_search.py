@@ -28,7 +28,9 @@ LOW, HIGH = table([-32] * LANES), table([31] * LANES)
 
 
 @intrinsic
-def best_scale(typing: Any, x: Any, start: Any, count: Any, d: Any, first: Any, other: Any) -> Any:
+def best_scale(
+    typing: Any, x: Any, w: Any, start: Any, count: Any, d: Any, first: Any, other: Any
+) -> Any:
     """Return (error, scale) of the best of 8 scales from `first` on and 8 from `other` on.
 
     For x[start : start + count]; all scales are whole numbers, kept within int8.
@@ -36,7 +38,7 @@ def best_scale(typing: Any, x: Any, start: Any, count: Any, d: Any, first: Any, 
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         group = Group(context, b, sig, args)
-        d, first, other = (splat(b, a) for a in args[3:])
+        d, first, other = (splat(b, a) for a in args[4:])
         half = LANES // 2
         is_first = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * half + [0] * half)
         scale = b.fadd(b.select(is_first, first, other), table(2 * list(range(half))))
@@ -51,4 +53,4 @@ def best_scale(typing: Any, x: Any, start: Any, count: Any, d: Any, first: Any, 
 
         return make_tuple(context, b, sig, best_lane(b, [*group.sums(1, terms), scale]))
 
-    return types.UniTuple(f32, 2)(x, i64, i64, f32, f32, f32), codegen
+    return types.UniTuple(f32, 2)(x, w, i64, i64, f32, f32, f32), codegen

@@ -94,11 +94,11 @@ def level_code(typing: Any, scaled: Any) -> Any:
 
 
 @intrinsic
-def best_step_of_levels(typing: Any, x: Any, start: Any, count: Any, top: Any) -> Any:
+def best_step_of_levels(typing: Any, x: Any, w: Any, start: Any, count: Any, top: Any) -> Any:
     """Return (error, d) of the best d for x[start : start + count] and these levels."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         ends = [table([end] * LANES) for end in (IQ4_NL[0], IQ4_NL[-1])]
         return either_side(context, b, sig, args, ends, _nearest)
 
-    return types.UniTuple(f32, 2)(x, i64, i64, f32), codegen
+    return types.UniTuple(f32, 2)(x, w, i64, i64, f32), codegen
