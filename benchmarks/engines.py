@@ -194,7 +194,7 @@ class Process:
         self._process.join()
 
 
-def random_tokens(count: int, vocab: int = 100_000) -> list[int]:
-    """The same ids for every engine."""
+def random_tokens(count: int, vocab: int = 49_152) -> list[int]:
+    """The same ids for every engine, by default such as SmolLM2 has, too."""
     ids: list[int] = np.random.default_rng(SEED).integers(0, vocab, count).tolist()
     return ids
