@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         RecipePlugin,
         TensorClass,
     )
-    from apr_core.format import AprFile, FormatSpec, TensorEntry, decode_rows, decode_tensor
+    from apr_core.format import AprFile, FormatSpec, TensorEntry, decode_tensor
     from apr_core.format.dtypes import FIRST_FILE_ID, number_formats
     from apr_core.format.values import from_float32, to_float32
     from apr_core.hookspecs import hookimpl
@@ -99,8 +99,8 @@ __all__ = [
     "RecurrentState", "SamplingMetadata", "Segment", "Source", "SourceTensor", "State",
     "StateKind", "StateMakers", "Step", "StepFunction", "TensorClass", "TensorEntry",
     "TensorRule", "Unread", "UsageError", "ValidationFailed", "Weight", "Weights", "Zeros",
-    "cache_dir", "composite", "decode_rows", "decode_tensor", "from_float32", "hookimpl",
-    "layouts", "matrix_op", "number_formats", "op", "plain", "reading", "rope_frequencies",
-    "sampling_defaults", "sigmoid", "silu", "softplus", "store_dir", "to_float32", "toucher",
-    "unpack", "usable_folder", "working",
+    "cache_dir", "composite", "decode_tensor", "from_float32", "hookimpl", "layouts", "matrix_op",
+    "number_formats", "op", "plain", "reading", "rope_frequencies", "sampling_defaults",
+    "sigmoid", "silu", "softplus", "store_dir", "to_float32", "toucher", "unpack",
+    "usable_folder", "working",
 ]  # fmt: skip

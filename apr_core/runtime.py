@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from apr_core.text.chat import ChatTemplate, chat_pieces, encode_chat
     from apr_core.text.detokenize import MAX_PENDING
     from apr_core.text.tokenizer import Tokenizer
+    from apr_core.validation.values import TensorReader
 else:
     __getattr__, __dir__ = lazily(__name__)
 
@@ -81,8 +82,8 @@ __all__ = [
     "Generation", "GenerationSequence", "ImportPlan", "LastLogits", "Model", "Owned",
     "PluginConflict", "PluginNotFound", "PluginRow", "Prefill", "PromptTooLong",
     "ReferenceBackend", "Registry", "Sampler", "SamplingParams", "Settings", "Snapshot",
-    "TokenLogprob", "Tokenizer", "Trial", "TrialOps", "Usage", "WeightLoader", "Writer",
-    "allowed", "apr", "as_exception", "boundaries_of", "build_metadata", "chat_pieces",
+    "TensorReader", "TokenLogprob", "Tokenizer", "Trial", "TrialOps", "Usage", "WeightLoader",
+    "Writer", "allowed", "apr", "as_exception", "boundaries_of", "build_metadata", "chat_pieces",
     "check_prompt", "checked_loader", "collect", "config_content", "config_path", "decode_step",
     "diverted", "download_progress", "encode_chat", "family_config", "find_source", "finite",
     "foreign_kernels", "generate", "get_registry", "human_bytes", "installed", "kv_type_option",

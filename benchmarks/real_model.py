@@ -163,13 +163,15 @@ def gap(logits: NDArray[np.float32]) -> float:
 
 def answers(models: dict[str, Model], peer: Peer, prompts: list[str]) -> None:
     """Print how many greedy answers are llama.cpp's, and where the others part from them."""
+    first = next(iter(models.values()))
+    stop = first.config.stop_ids
+    asked = [first.chat_ids([{"role": "user", "content": prompt}]) for prompt in prompts]
+    answered = [peer.answer(ids, stop) for ids in asked]
     for name, model in models.items():
         equal = 0
-        for prompt in prompts:
-            ids = model.chat_ids([{"role": "user", "content": prompt}])
-            theirs = peer.answer(ids, model.config.stop_ids)
+        for prompt, ids, theirs in zip(prompts, asked, answered, strict=True):
             ours = model.generate(ids, max_tokens=ANSWER).ids
-            place = parting([t for t in ours if t not in model.config.stop_ids], theirs)
+            place = parting([t for t in ours if t not in stop], theirs)
             if place is None:
                 equal += 1
                 continue
@@ -177,10 +179,8 @@ def answers(models: dict[str, Model], peer: Peer, prompts: list[str]) -> None:
             gaps = gap(model.logits(read)[-1]), gap(peer.logits(read)[-1])
             print(f"{name}: token {place} of {prompt!r}: gaps {gaps[0]:.3f} and {gaps[1]:.3f}")
         print(f"{name}: {equal} of {len(prompts)} answers of {ANSWER} tokens are llama.cpp's")
-    equal, stop = 0, model.config.stop_ids
-    for prompt in prompts:
-        ids = model.chat_ids([{"role": "user", "content": prompt}])
-        equal += peer.answer(ids, stop) == peer.answer(ids, stop, step=1)
+    again = [peer.answer(ids, stop, step=1) for ids in asked]
+    equal = sum(one == other for one, other in zip(answered, again, strict=True))
     print(f"llama.cpp that reads prompts token by token: {equal} of {len(prompts)} are its own")
 
 

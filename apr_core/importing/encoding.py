@@ -109,14 +109,14 @@ class Encoder:
         if a.encoder is None:
             native = from_float32(values, a.spec.name)
             return native, to_float32(native, a.spec.name, values.shape)
-        shape, inputs_of = a.rule.shape, self.inputs_of or (lambda name, matrix: None)
+        shape, codec, encoded = a.rule.shape, a.encoder, []
         rows = values.reshape(-1, shape[-1]) if len(shape) > 1 else values.reshape(1, -1)
-        encoded = []
-        for i, matrix in enumerate(np.split(rows, len(values) if len(shape) > 2 else 1)):
-            inputs, codec = inputs_of(a.rule.name, start + i), a.encoder
+        matrices = len(values) if self.inputs_of and len(shape) > 2 else 1
+        for i, matrix in enumerate(np.split(rows, matrices)):
+            inputs = self.inputs_of(a.rule.name, start + i) if self.inputs_of else None
             encoded.append(codec.encode_for(matrix, inputs) if inputs else codec.encode(matrix))
         raw = np.ascontiguousarray(np.concatenate(encoded))
-        return raw, a.encoder.decode(raw, rows.shape[1])
+        return raw, codec.decode(raw, rows.shape[1])
 
 
 def _squares(values: NDArray[np.float32]) -> float:

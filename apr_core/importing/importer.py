@@ -75,9 +75,8 @@ def write_import(
     """Write the file, or shards of about `shard_bytes` at most, and return a summary.
 
     `progress` is called with a tensor's name and the source bytes done; `inputs_of` says what a
-    matrix is multiplied with, for encoders that use it. Raises UsageError (the
-    target exists), NotFound, QuantizationError or InputOutputError; then, and when interrupted, the
-    target is as it was before.
+    matrix is multiplied with. Raises UsageError (the target exists), NotFound, QuantizationError or
+    InputOutputError; then, and when interrupted, the target is as it was before.
     """
     began = time.monotonic()
     check_target(out, force)

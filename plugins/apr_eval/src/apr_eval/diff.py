@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,9 @@ import numpy as np
 from apr_core.runtime import print_json, print_table, printable, progress, show_notices
 
 if TYPE_CHECKING:
-    from apr_core.plugin import AprFile, TensorEntry
+    from apr_core.plugin import AprFile
     from apr_eval.divergence import Divergence
-    from apr_eval.layerwise import SourceFile
 
-    File = AprFile | SourceFile
-
-VALUES = 1 << 22  # that are decoded at once
 SHOWN = 100  # characters of a value of the metadata
 
 
@@ -109,9 +105,10 @@ def run_diff(first: str, second: str) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def compare(a: File, b: File, name: str) -> TensorDiff:
+def compare(a: AprFile, b: AprFile, name: str) -> TensorDiff:
     """Compare one tensor of both."""
     from apr_core.plugin import AprError
+    from apr_core.runtime import TensorReader, get_registry
 
     x, y = a.tensors[name], b.tensors[name]
     diff = partial(TensorDiff, name, (x.format, y.format), (x.shape, y.shape))
@@ -120,8 +117,9 @@ def compare(a: File, b: File, name: str) -> TensorDiff:
     if x.format == y.format and np.array_equal(a.raw(name), b.raw(name)):
         return diff(identical=True, relative=0.0, cosine=1.0)
     error = one = other = both = 0.0
+    pieces = (TensorReader(f, get_registry()).rows(e) for f, e in ((a, x), (b, y)))
     try:
-        for u, v in zip(_decoded(a, x), _decoded(b, y), strict=True):
+        for (_, u), (_, v) in zip(*pieces, strict=True):
             error += float(np.sum(np.square(u - v), dtype=np.float64))
             one += float(np.sum(np.square(u), dtype=np.float64))
             other += float(np.sum(np.square(v), dtype=np.float64))
@@ -130,18 +128,6 @@ def compare(a: File, b: File, name: str) -> TensorDiff:
         return diff(note=problem.message)
     relative = sqrt(error / one) if one else float(error > 0)
     return diff(relative=relative, cosine=both / sqrt(one * other) if one and other else None)
-
-
-def _decoded(file: File, entry: TensorEntry) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-    """Yield a tensor's values, some rows at a time."""
-    from apr_core.plugin import decode_rows
-    from apr_core.runtime import get_registry
-
-    raw, find = file.raw(entry.name), partial(get_registry().make, "quantizer")
-    rows = entry.shape[0] if entry.shape else 1
-    step = max(1, VALUES // max(1, prod(entry.shape[1:])))
-    for start in range(0, rows, step):
-        yield decode_rows(entry, raw, start, min(start + step, rows), find)
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -58,6 +58,9 @@ class SourceFile:
         raw: NDArray[np.uint8] = self.checkpoint.read_raw(name)
         return raw
 
+    def drop_pages(self, name: str) -> None:
+        """Do nothing: what was read is no page of a file."""
+
 
 class Watching(Binder):
     """A binder that tells what every matrix is multiplied with.
@@ -153,9 +156,7 @@ class _States:
 class LayerWise:
     """A model that is run layer by layer. Make one with `open_layerwise`."""
 
-    def __init__(
-        self, file: AprFile | SourceFile, config: Any, binder: Watching, loader: WeightLoader
-    ) -> None:
+    def __init__(self, file: AprFile, config: Any, binder: Watching, loader: WeightLoader) -> None:
         self.file, self.config, self.binder, self.loader = file, config, binder, loader
         self.backend, self.held = binder.backend, _Held(loader)
         parts = loader.parts
@@ -198,7 +199,7 @@ class LayerWise:
 
 
 @contextmanager
-def opened(model: str) -> Iterator[tuple[AprFile | SourceFile, ImportPlan | None]]:
+def opened(model: str) -> Iterator[tuple[AprFile, ImportPlan | None]]:
     """Open an .apr file, or a checkpoint: a directory, a file that a plugin opens, or a URL.
 
     Yields what has its tensors and metadata, and how a checkpoint would be imported as it is.
@@ -211,7 +212,7 @@ def opened(model: str) -> Iterator[tuple[AprFile | SourceFile, ImportPlan | None
         registry = get_registry()
         source = find_source(model, registry)
         plan = plan_import(source, recipe=None, arch=None, registry=registry)
-        yield SourceFile(plan), plan
+        yield cast("AprFile", SourceFile(plan)), plan  # of which tensors and metadata are read
 
 
 @contextmanager
@@ -228,7 +229,6 @@ def open_layerwise(
         if plan:
             family, config = plan.family, plan.config
         else:
-            assert isinstance(file, AprFile)
             name = str(file.metadata.get("apr.family") or file.metadata.get("architecture"))
             family = registry.make("family", name)
             config = family_config(family, file)
@@ -238,6 +238,5 @@ def open_layerwise(
         layout = family.plan(config)
         binder = Watching(device, plugin_ops(registry, layout), foreign)
         binder.watch = watch
-        tensors = cast("AprFile", file)  # a loader reads tensors of it, and no more
-        loader = checked_loader(tensors, family.contract(), config, layout, registry, binder)
+        loader = checked_loader(file, family.contract(), config, layout, registry, binder)
         yield LayerWise(file, config, binder, loader)
